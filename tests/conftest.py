@@ -1,0 +1,30 @@
+"""What all tests share: one thread a worker, and where the real images lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure(config):
+    # Workers of pytest-xdist already fill the cores; more threads only make them wait.
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_home():
+    """The folder that holds ``fashion-mnist/``, from ``FLATMIN_DATA``."""
+    home = os.environ.get("FLATMIN_DATA")
+    if home is None:
+        found = "FLATMIN_DATA is not set"
+    elif (Path(home) / "fashion-mnist" / "train-images-idx3-ubyte.gz").is_file():
+        return Path(home)
+    else:
+        found = f"FLATMIN_DATA={home} has no fashion-mnist/train-images-idx3-ubyte.gz"
+    pytest.skip(
+        f"needs Fashion-MNIST, and {found}. Put the four .gz files of "
+        "https://github.com/zalandoresearch/fashion-mnist (data/fashion) into a folder "
+        "named fashion-mnist and set FLATMIN_DATA to the folder around it."
+    )
