@@ -1,0 +1,1 @@
+"""What every floor may use: random states, parameter checks, progress bars."""

@@ -1,0 +1,62 @@
+"""One ``random_state`` in, independent seeds and generators out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+__all__ = ["make_generator", "spawn_seeds"]
+
+
+def spawn_seeds(
+    random_state: int | np.random.RandomState | None, names: Sequence[str]
+) -> dict[str, int]:
+    """Draw one seed for each named use of a ``random_state``.
+
+    Parameters
+    ----------
+    random_state : int, RandomState instance or None
+        ``None`` draws from NumPy's global state, as scikit-learn does.
+    names : sequence of str
+        The uses, for example ``("init", "noise")``. A name keeps its seed when
+        names are added behind it.
+
+    Returns
+    -------
+    dict of str to int
+        Seeds in ``[0, 2**31 - 1)``.
+
+    Examples
+    --------
+    >>> spawn_seeds(0, ("init", "noise"))
+    {'init': 209652396, 'noise': 398764591}
+    """
+    rng = check_random_state(random_state)
+    return {name: int(rng.randint(np.iinfo(np.int32).max)) for name in names}
+
+
+def make_generator(
+    seed: int | torch.Generator | None, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Return a generator on a device; ``None`` is truly random.
+
+    Parameters
+    ----------
+    seed : int, torch.Generator or None
+        A generator is handed through; ``None`` seeds from the operating system.
+    device : torch.device or str, default="cpu"
+        Where the numbers are drawn.
+
+    Returns
+    -------
+    torch.Generator
+    """
+    if isinstance(seed, torch.Generator):
+        return seed
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(int(seed))
+    return generator

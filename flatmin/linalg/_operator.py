@@ -1,0 +1,199 @@
+"""The symmetric linear operator, its algebra and its exports."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+
+__all__ = ["LinearOperator"]
+
+
+class LinearOperator(ABC):
+    """A symmetric matrix known by its products.
+
+    Leading dimensions are a batch of matrices: an operator of shape
+    ``(*batch, D, D)`` multiplies vectors of shape ``(*batch, D)``. A subclass
+    writes ``_matvec``; sums, multiples and exports come with it.
+
+    Parameters
+    ----------
+    size : int
+        D, the number of rows and of columns.
+    batch_shape : tuple of int, default=()
+        Leading dimensions.
+    dtype : torch.dtype
+        Of the vectors it takes and returns.
+    device : torch.device
+        Of the vectors it takes and returns.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(*batch_shape, D, D)``.
+    n_matvecs : int
+        Products with one vector taken so far (a batch counts once).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        batch_shape: tuple[int, ...] = (),
+    ) -> None:
+        self.shape = (*batch_shape, size, size)
+        self.dtype = dtype
+        self.device = device
+        self.n_matvecs = 0
+
+    @abstractmethod
+    def _matvec(self, v: Tensor) -> Tensor:
+        """Return A v for ``v`` of shape (\\*batch, D)."""
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Return the product with one vector.
+
+        Parameters
+        ----------
+        v : Tensor of shape (\\*batch, D)
+            In the operator's dtype and on its device.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D)
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        """
+        if v.shape != self.shape[:-1]:
+            raise ValueError(
+                f"A vector for this operator must have shape {tuple(self.shape[:-1])}. "
+                f"Got {tuple(v.shape)}; use matmat for a matrix of columns."
+            )
+        self.n_matvecs += 1
+        return self._matvec(v)
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """Return the product with a matrix, column by column.
+
+        Parameters
+        ----------
+        V : Tensor of shape (\\*batch, D, k)
+            Columns are vectors.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D, k)
+        """
+        return torch.stack([self.matvec(v) for v in V.unbind(-1)], dim=-1)
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix itself, by D products.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D, D)
+        """
+        eye = torch.eye(self.shape[-1], dtype=self.dtype, device=self.device)
+        return self.matmat(eye.expand(self.shape))
+
+    def trace(self) -> Tensor:
+        """Return the exact trace; D products unless a subclass knows better.
+
+        :func:`flatmin.linalg.trace` estimates it where that is too dear.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch)
+        """
+        return self.to_dense().diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
+        """Return the operator for SciPy's solvers, on NumPy arrays.
+
+        Returns
+        -------
+        scipy.sparse.linalg.LinearOperator
+
+        Raises
+        ------
+        ValueError
+            If the operator is a batch: SciPy knows single matrices only.
+        """
+        if len(self.shape) != 2:
+            raise ValueError(
+                f"SciPy takes one matrix. Got a batch of shape {self.shape}; "
+                "export its members one by one."
+            )
+
+        def matvec(x: np.ndarray) -> np.ndarray:
+            # A copy: SciPy may hand in its workspace, and an array that is read-only.
+            v = torch.tensor(x.ravel(), dtype=self.dtype, device=self.device)
+            return self.matvec(v).cpu().numpy()
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return scipy.sparse.linalg.LinearOperator(
+            self.shape, matvec=matvec, rmatvec=matvec, dtype=dtype
+        )
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return self.matvec(other)
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        return _Combination((1.0, 1.0), (self, other))
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return _Combination((1.0, -1.0), (self, other))
+
+    def __mul__(self, scalar: float) -> LinearOperator:
+        return _Combination((scalar,), (self,))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: float) -> LinearOperator:
+        return self * (1 / scalar)
+
+    def __neg__(self) -> LinearOperator:
+        return self * -1.0
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"<{type(self).__name__} {shape}, {self.dtype}, {self.device}>"
+
+
+class _Combination(LinearOperator):
+    """Σ cᵢ Aᵢ of operators of one shape."""
+
+    def __init__(
+        self, coefficients: tuple[float, ...], terms: tuple[LinearOperator, ...]
+    ) -> None:
+        first = terms[0]
+        for term in terms[1:]:
+            if (term.shape, term.dtype) != (first.shape, first.dtype):
+                raise ValueError(
+                    "Operators in a sum must agree in shape and dtype. Got "
+                    f"{first!r} and {term!r}."
+                )
+        super().__init__(
+            first.shape[-1],
+            batch_shape=first.shape[:-2],
+            dtype=first.dtype,
+            device=first.device,
+        )
+        self.coefficients = coefficients
+        self.terms = terms
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        pairs = zip(self.coefficients, self.terms, strict=True)
+        return torch.stack([c * term.matvec(v) for c, term in pairs]).sum(0)
+
+    def trace(self) -> Tensor:
+        pairs = zip(self.coefficients, self.terms, strict=True)
+        return torch.stack([c * term.trace() for c, term in pairs]).sum(0)

@@ -1,0 +1,233 @@
+"""Operators with a closed form, each able to draw from N(0, A)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flatmin.linalg._operator import LinearOperator
+
+__all__ = [
+    "DenseOperator",
+    "DiagonalOperator",
+    "FunctionOperator",
+    "LowRankOperator",
+    "ScaledIdentityOperator",
+]
+
+
+class FunctionOperator(LinearOperator):
+    """Any function ``v -> A v`` as an operator.
+
+    Parameters
+    ----------
+    function : callable
+        Takes and returns a Tensor of shape (D,).
+    size : int
+        D.
+    dtype : torch.dtype, default=torch.float32
+        Of the vectors.
+    device : torch.device or str, default="cpu"
+        Of the vectors.
+
+    Examples
+    --------
+    >>> A = FunctionOperator(lambda v: 3 * v, 2)
+    >>> A @ torch.ones(2)
+    tensor([3., 3.])
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(size, dtype=dtype, device=torch.device(device))
+        self.function = function
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.function(v)
+
+
+class DenseOperator(LinearOperator):
+    """A matrix that is there in full.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (\\*batch, D, D)
+        Symmetric; not checked.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(
+            matrix.shape[-1],
+            batch_shape=tuple(matrix.shape[:-2]),
+            dtype=matrix.dtype,
+            device=matrix.device,
+        )
+        self.matrix = matrix
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return (self.matrix @ v.unsqueeze(-1)).squeeze(-1)
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """See :meth:`LinearOperator.matmat`."""
+        self.n_matvecs += V.shape[-1]
+        return self.matrix @ V
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearOperator.to_dense`."""
+        return self.matrix
+
+    def trace(self) -> Tensor:
+        """See :meth:`LinearOperator.trace`."""
+        return self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+class ScaledIdentityOperator(LinearOperator):
+    """s I.
+
+    Parameters
+    ----------
+    scale : Tensor of shape (\\*batch)
+        s, in the dtype of the vectors.
+    size : int
+        D.
+    """
+
+    def __init__(self, scale: Tensor, size: int) -> None:
+        super().__init__(
+            size,
+            batch_shape=tuple(scale.shape),
+            dtype=scale.dtype,
+            device=scale.device,
+        )
+        self.scale = scale
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.scale.unsqueeze(-1) * v
+
+    def trace(self) -> Tensor:
+        """See :meth:`LinearOperator.trace`."""
+        return self.scale * self.shape[-1]
+
+    def sample(self, rng: torch.Generator) -> Tensor:
+        """Draw from N(0, s I).
+
+        Parameters
+        ----------
+        rng : torch.Generator
+            On the operator's device.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D)
+        """
+        z = _standard_normal(self, self.shape[:-1], rng)
+        return z * self.scale.sqrt().unsqueeze(-1)
+
+
+class DiagonalOperator(LinearOperator):
+    """diag(d).
+
+    Parameters
+    ----------
+    diagonal : Tensor of shape (\\*batch, D)
+        d.
+    """
+
+    def __init__(self, diagonal: Tensor) -> None:
+        super().__init__(
+            diagonal.shape[-1],
+            batch_shape=tuple(diagonal.shape[:-1]),
+            dtype=diagonal.dtype,
+            device=diagonal.device,
+        )
+        self.diagonal = diagonal
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.diagonal * v
+
+    def trace(self) -> Tensor:
+        """See :meth:`LinearOperator.trace`."""
+        return self.diagonal.sum(-1)
+
+    def sample(self, rng: torch.Generator) -> Tensor:
+        """Draw from N(0, diag(d)); d must not be negative.
+
+        Parameters
+        ----------
+        rng : torch.Generator
+            On the operator's device.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D)
+        """
+        return _standard_normal(self, self.shape[:-1], rng) * self.diagonal.sqrt()
+
+
+class LowRankOperator(LinearOperator):
+    """U diag(λ) Uᵀ with orthonormal columns.
+
+    Parameters
+    ----------
+    eigenvalues : Tensor of shape (\\*batch, k)
+        λ.
+    eigenvectors : Tensor of shape (\\*batch, D, k)
+        U, columns are vectors.
+
+    Examples
+    --------
+    >>> A = LowRankOperator(torch.tensor([2.0]), torch.tensor([[0.6], [0.8]]))
+    >>> A.trace(), A @ torch.tensor([0.6, 0.8])
+    (tensor(2.), tensor([1.2000, 1.6000]))
+    """
+
+    def __init__(self, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
+        super().__init__(
+            eigenvectors.shape[-2],
+            batch_shape=tuple(eigenvectors.shape[:-2]),
+            dtype=eigenvectors.dtype,
+            device=eigenvectors.device,
+        )
+        self.eigenvalues = eigenvalues.to(eigenvectors.dtype)
+        self.eigenvectors = eigenvectors
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        U = self.eigenvectors
+        coefficients = self.eigenvalues * (U.mT @ v.unsqueeze(-1)).squeeze(-1)
+        return (U @ coefficients.unsqueeze(-1)).squeeze(-1)
+
+    def trace(self) -> Tensor:
+        """See :meth:`LinearOperator.trace`."""
+        return self.eigenvalues.sum(-1)
+
+    def sample(self, rng: torch.Generator) -> Tensor:
+        """Draw from N(0, U diag(λ) Uᵀ); λ must not be negative.
+
+        Parameters
+        ----------
+        rng : torch.Generator
+            On the operator's device.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D)
+        """
+        z = _standard_normal(self, self.eigenvalues.shape, rng)
+        coefficients = z * self.eigenvalues.sqrt()
+        return (self.eigenvectors @ coefficients.unsqueeze(-1)).squeeze(-1)
+
+
+def _standard_normal(
+    operator: LinearOperator, shape: tuple[int, ...], rng: torch.Generator
+) -> Tensor:
+    return torch.randn(
+        shape, generator=rng, dtype=operator.dtype, device=operator.device
+    )
