@@ -1,0 +1,20 @@
+"""The empirical risk: the only floor that differentiates."""
+
+from flatmin.risk.analytic import AnalyticRisk, LinearRegressionRisk, QuadraticRisk
+from flatmin.risk.empirical import EmpiricalRisk
+from flatmin.risk.interface import LinearizedRisk, Risk
+from flatmin.risk.layout import ParameterLayout
+from flatmin.risk.losses import LOSSES, ExampleLoss, resolve_loss
+
+__all__ = [
+    "LOSSES",
+    "AnalyticRisk",
+    "EmpiricalRisk",
+    "ExampleLoss",
+    "LinearRegressionRisk",
+    "LinearizedRisk",
+    "ParameterLayout",
+    "QuadraticRisk",
+    "Risk",
+    "resolve_loss",
+]

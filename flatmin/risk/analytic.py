@@ -1,0 +1,318 @@
+"""Risks with closed-form H and Σ, whose θ may be many chains at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["AnalyticRisk", "LinearRegressionRisk", "QuadraticRisk"]
+
+
+class AnalyticRisk(ABC):
+    """L(θ) = (1/N) Σ ℓᵢ(θ) given by formulas; θ has shape ``(*batch, D)``.
+
+    A subclass writes the per-example losses and gradients, H and the roots of G; all
+    words of the risk follow. Every (N, D) array is held in full: meant for small D.
+
+    Attributes
+    ----------
+    n_params : int
+        D.
+    n_examples : int
+        N.
+    dtype : torch.dtype
+    device : torch.device
+    gauss_newton_traces_exact : bool
+        Always True.
+    """
+
+    n_params: int
+    n_examples: int
+    dtype: torch.dtype
+    device: torch.device
+    gauss_newton_traces_exact = True
+
+    @abstractmethod
+    def example_losses(self, theta: Tensor) -> Tensor:
+        """Return ℓᵢ(θ), shape (\\*batch, N)."""
+
+    @abstractmethod
+    def example_gradients(self, theta: Tensor) -> Tensor:
+        """Return gᵢ, shape (\\*batch, N, D)."""
+
+    @abstractmethod
+    def hessian(self, theta: Tensor) -> Tensor:
+        """Return H, shape (\\*batch, D, D)."""
+
+    @abstractmethod
+    def gauss_newton_roots(self, theta: Tensor) -> Tensor:
+        """Return R of shape (\\*batch, r, D) with G = RᵀR."""
+
+    def gauss_newton(self, theta: Tensor) -> Tensor:
+        """Return G.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (\\*batch, D)
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D, D)
+        """
+        roots = self.gauss_newton_roots(theta)
+        return roots.mT @ roots
+
+    def gradient_covariance(self, theta: Tensor) -> Tensor:
+        """Return Σ, with the divisor N.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (\\*batch, D)
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D, D)
+        """
+        rows = self.example_gradients(theta)
+        rows = rows - rows.mean(-2, keepdim=True)
+        return rows.mT @ rows / self.n_examples
+
+    def value(self, theta: Tensor) -> Tensor:
+        """Return L(θ), shape (\\*batch)."""
+        return self.example_losses(theta).mean(-1)
+
+    def values(self, thetas: Tensor) -> Tensor:
+        """Return L at several points: leading dimensions are free, as in value."""
+        return self.value(thetas)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Return ∇L(θ), shape (\\*batch, D)."""
+        return self.example_gradients(theta).mean(-2)
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and ∇L(θ)."""
+        return self.value(theta), self.gradient(theta)
+
+    def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return Σ vᵢgᵢ / N; ``v`` of shape (\\*batch, N)."""
+        rows = self.example_gradients(theta)
+        return (v.unsqueeze(-2) @ rows).squeeze(-2) / self.n_examples
+
+    def value_and_weighted_gradient(
+        self, theta: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the unweighted L(θ) and Σ vᵢgᵢ / N."""
+        return self.value(theta), self.weighted_gradient(theta, v)
+
+    def value_and_batch_gradient(
+        self, theta: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return means of ℓᵢ and gᵢ over ``indices`` of shape (\\*batch, m)."""
+        losses = self.example_losses(theta).gather(-1, indices)
+        return losses.mean(-1), self.batch_gradient(theta, indices)
+
+    def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
+        """Return the mean of gᵢ over ``indices`` of shape (\\*batch, m)."""
+        rows = self.example_gradients(theta)
+        chosen = rows.take_along_dim(indices.unsqueeze(-1), dim=-2)
+        return chosen.mean(-2)
+
+    def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
+        """Return the mean gradients; (\\*batch, b, m) to (\\*batch, b, D)."""
+        rows = self.example_gradients(theta).unsqueeze(-3)
+        return rows.take_along_dim(batches.unsqueeze(-1), dim=-2).mean(-2)
+
+    def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
+        """Yield all gᵢ at once, shape (\\*batch, N, D)."""
+        yield self.example_gradients(theta)
+
+    def squared_norms(self, theta: Tensor, center: Tensor | None = None) -> Tensor:
+        """Return ‖gᵢ - c‖² in float64, shape (\\*batch, N)."""
+        return self._centred(theta, center).square().sum(-1)
+
+    def squared_gradient_sum(
+        self, theta: Tensor, center: Tensor | None = None
+    ) -> Tensor:
+        """Return Σᵢ (gᵢ - c)² by coordinate in float64, shape (\\*batch, D)."""
+        return self._centred(theta, center).square().sum(-2)
+
+    def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return gᵢᵀv, shape (\\*batch, N)."""
+        return (self.example_gradients(theta) @ v.unsqueeze(-1)).squeeze(-1)
+
+    def value_and_gauss_newton_draw(
+        self, theta: Tensor, scale: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀ + s ε with ε ~ N(0, G)."""
+        roots = self.gauss_newton_roots(theta)
+        z = torch.randn(
+            (*theta.shape[:-1], 1, roots.shape[-2]),
+            generator=rng,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        noise = (z @ roots).squeeze(-2)
+        value, gradient = self.value_and_gradient(theta)
+        return value, gradient + scale.unsqueeze(-1) * noise
+
+    def gauss_newton_traces(
+        self, theta: Tensor, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """Return Tr(G) for every example, exactly, shape (\\*batch, N)."""
+        del rng  # the closed form needs no draw
+        trace = self.gauss_newton(theta).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return trace.double().unsqueeze(-1).expand(*theta.shape[:-1], self.n_examples)
+
+    def linearize(self, theta: Tensor) -> DenseLinearization:
+        """Prepare θ for products with H and G."""
+        return DenseLinearization(self.hessian(theta), self.gauss_newton(theta))
+
+    def _centred(self, theta: Tensor, center: Tensor | None) -> Tensor:
+        rows = self.example_gradients(theta).double()
+        return rows if center is None else rows - center.unsqueeze(-2)
+
+
+@dataclass(frozen=True)
+class DenseLinearization:
+    """H and G in full at one θ."""
+
+    hessian: Tensor  # (*batch, D, D)
+    gauss_newton: Tensor  # (*batch, D, D)
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Return H v, shape (\\*batch, D)."""
+        return (self.hessian @ v.unsqueeze(-1)).squeeze(-1)
+
+    def ggn(self, v: Tensor) -> Tensor:
+        """Return G v, shape (\\*batch, D)."""
+        return (self.gauss_newton @ v.unsqueeze(-1)).squeeze(-1)
+
+
+class QuadraticRisk(AnalyticRisk):
+    """ℓᵢ(θ) = ½ (θ - θ*)ᵀ A (θ - θ*) + bᵢᵀ(θ - θ*) with Σ bᵢ = 0.
+
+    H = A everywhere and Σ = (1/N) Σ bᵢbᵢᵀ everywhere. G = A, so the Gauss-Newton
+    words need a positive semi-definite A.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (D, D)
+        A, symmetric.
+    slopes : Tensor of shape (N, D)
+        bᵢ; centred here.
+    minimum : Tensor of shape (D,), default=None
+        θ*; None is 0.
+
+    Examples
+    --------
+    >>> A = torch.diag(torch.tensor([4.0, 1.0]))
+    >>> risk = QuadraticRisk(A, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    >>> risk.gradient(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+    tensor([[4., 2.],
+            [0., 1.]])
+    >>> risk.gradient_covariance(torch.zeros(2))
+    tensor([[1., 0.],
+            [0., 0.]])
+    """
+
+    def __init__(
+        self, matrix: Tensor, slopes: Tensor, minimum: Tensor | None = None
+    ) -> None:
+        self.matrix = (matrix + matrix.mT) / 2
+        self.slopes = slopes - slopes.mean(0)
+        self.minimum = torch.zeros_like(slopes[0]) if minimum is None else minimum
+        self.n_examples, self.n_params = slopes.shape
+        self.dtype, self.device = slopes.dtype, slopes.device
+
+    def example_losses(self, theta: Tensor) -> Tensor:
+        """See :meth:`AnalyticRisk.example_losses`."""
+        delta = theta - self.minimum
+        quadratic = ((delta @ self.matrix) * delta).sum(-1, keepdim=True) / 2
+        return quadratic + delta @ self.slopes.mT
+
+    def example_gradients(self, theta: Tensor) -> Tensor:
+        """See :meth:`AnalyticRisk.example_gradients`."""
+        mean = (theta - self.minimum) @ self.matrix
+        return mean.unsqueeze(-2) + self.slopes
+
+    def hessian(self, theta: Tensor) -> Tensor:
+        """See :meth:`AnalyticRisk.hessian`."""
+        return self.matrix.expand(*theta.shape[:-1], -1, -1)
+
+    def gauss_newton_roots(self, theta: Tensor) -> Tensor:
+        """Return √Λ Uᵀ of A = UΛUᵀ.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (\\*batch, D)
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D, D)
+
+        Raises
+        ------
+        ValueError
+            If A is indefinite.
+        """
+        values, vectors = torch.linalg.eigh(self.matrix)
+        if bool(values[0] < -1e-6 * values.abs().max()):
+            raise ValueError(
+                "The Gauss-Newton matrix needs a positive semi-definite A. "
+                f"Got the eigenvalue {float(values[0]):.3g}."
+            )
+        roots = values.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
+        return roots.expand(*theta.shape[:-1], -1, -1)
+
+
+class LinearRegressionRisk(AnalyticRisk):
+    """ℓᵢ(θ) = (xᵢᵀθ - yᵢ)².
+
+    H = G = (2/N) XᵀX; gᵢ = 2 (xᵢᵀθ - yᵢ) xᵢ.
+
+    Parameters
+    ----------
+    X : Tensor of shape (N, D)
+    y : Tensor of shape (N,)
+
+    Examples
+    --------
+    >>> risk = LinearRegressionRisk(torch.tensor([[1.0], [3.0]]), torch.zeros(2))
+    >>> risk.value(torch.tensor([2.0])), risk.hessian(torch.tensor([2.0]))
+    (tensor(20.), tensor([[10.]]))
+    """
+
+    def __init__(self, X: Tensor, y: Tensor) -> None:
+        self.X, self.y = X, y
+        self.n_examples, self.n_params = X.shape
+        self.dtype, self.device = X.dtype, X.device
+
+    def example_losses(self, theta: Tensor) -> Tensor:
+        """See :meth:`AnalyticRisk.example_losses`."""
+        return (theta @ self.X.mT - self.y).square()
+
+    def example_gradients(self, theta: Tensor) -> Tensor:
+        """See :meth:`AnalyticRisk.example_gradients`."""
+        return 2 * (theta @ self.X.mT - self.y).unsqueeze(-1) * self.X
+
+    def hessian(self, theta: Tensor) -> Tensor:
+        """See :meth:`AnalyticRisk.hessian`."""
+        return self.gauss_newton(theta)
+
+    def gauss_newton_roots(self, theta: Tensor) -> Tensor:
+        """Return √(2/N) X.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (\\*batch, D)
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, N, D)
+        """
+        roots = self.X * (2 / self.n_examples) ** 0.5
+        return roots.expand(*theta.shape[:-1], -1, -1)

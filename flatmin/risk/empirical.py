@@ -1,0 +1,607 @@
+"""The empirical risk of a module on a data set, as a function of one flat θ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flatmin.risk import checks
+from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
+from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
+from flatmin.risk.gradients import example_losses, losses_and_gradient
+from flatmin.risk.layout import ParameterLayout
+from flatmin.risk.linearize import DoubleBackward
+from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
+from flatmin.risk.model import FlatModel
+from flatmin.risk.per_example import ROW_BUDGET, per_example_rows
+
+__all__ = ["EmpiricalRisk"]
+
+
+class EmpiricalRisk:
+    """L(θ) = Σ wᵢℓᵢ(θ) / Σ wᵢ of a network, with everything that laws ask of it.
+
+    Written as (1/N) Σ ℓ̃ᵢ with ℓ̃ᵢ = N wᵢ ℓᵢ / Σw; per-example gradients are
+    gᵢ = ∇ℓ̃ᵢ, always with the divisor N. θ lists the trainable parameters in
+    ``module.named_parameters()`` order, a shared parameter once. The risk works on a
+    deep copy in eval mode. Every quantity is a sum over examples and does not depend
+    on the chunk size, up to rounding. One risk must not be used by two threads at a
+    time.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Maps X of shape (n, ...) to outputs of shape (n, ...).
+    loss : str, loss module or callable
+        "cross_entropy", "squared_error", "binary_cross_entropy", or anything that
+        gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
+    X : array-like or Tensor of shape (N, ...)
+        Not copied if it is a tensor of the right dtype, device and strides.
+    y : array-like or Tensor of shape (N, ...)
+        Class indices or numbers, as the loss needs.
+    sample_weight : array-like of shape (N,), default=None
+        wᵢ ≥ 0.
+    chunk_size : int, default=None
+        Examples at a time; None chooses from shapes alone.
+    output_transform : callable, default=None
+        Applied to what ``forward`` returns, for modules that return tuples.
+    batch_norm : {"error", "frozen"}, default="error"
+        BatchNorm in train mode is an error; "frozen" uses its running statistics.
+    device : torch.device or str, default=None
+        None: the module's.
+    dtype : torch.dtype, default=None
+        Of θ; None: the module's.
+
+    Attributes
+    ----------
+    layout : ParameterLayout
+        Which part of θ is which parameter.
+    n_params : int
+        D.
+    n_examples : int
+        N.
+    output_shape : tuple of int
+        Of one example's output.
+    chunk_size : int
+        Examples at a time.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If module, loss and data do not fit together.
+
+    Warns
+    -----
+    UserWarning
+        About parameters that the loss does not depend on, and about dropout.
+
+    Examples
+    --------
+    A linear model has Hessian (2/N) XᵀX:
+
+    >>> X, y = torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 0.0])
+    >>> risk = EmpiricalRisk(nn.Linear(1, 1, bias=False), "squared_error", X, y)
+    >>> theta = torch.tensor([2.0])
+    >>> risk.value(theta), risk.gradient(theta)
+    (tensor(20.), tensor([20.]))
+    >>> risk.linearize(theta).hvp(torch.ones(1))
+    tensor([10.])
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: LossLike,
+        X: Any,
+        y: Any,
+        *,
+        sample_weight: Any = None,
+        chunk_size: int | None = None,
+        output_transform: Callable[[Any], Tensor] | None = None,
+        batch_norm: Literal["error", "frozen"] = "error",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        module = checks.prepare_module(module, batch_norm)
+        first = next(p for p in module.parameters() if p.requires_grad)
+        self.device = torch.device(device) if device is not None else first.device
+        self.dtype = dtype if dtype is not None else first.dtype
+        module = module.to(device=self.device, dtype=self.dtype)
+
+        X = checks.as_tensor(X, "X", self.device)
+        y = checks.as_tensor(y, "y", self.device)
+        if len(X) != len(y):
+            raise ValueError(
+                f"X and y must have as many examples. Got {len(X)} and {len(y)}."
+            )
+        self._X = checks.as_input(X, module, self.dtype)
+        self._weights = checks.as_weights(
+            sample_weight, len(X), self.dtype, self.device
+        )
+        self._loss = resolve_loss(loss)
+        if isinstance(self._loss, CallableLoss) and isinstance(
+            self._loss.function, nn.Module
+        ):
+            self._loss.function.to(device=self.device, dtype=self.dtype)
+        self._model = FlatModel(module, output_transform)
+        self._y, self.output_shape, n_activations = self._probe(y)
+
+        if chunk_size is None:
+            chunk_size = choose_chunk_size(len(X), n_activations)
+        elif chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1. Got {chunk_size}.")
+        self.chunk_size = min(chunk_size, len(X))
+        rows = ROW_BUDGET // (n_activations + self.n_params)
+        self._row_chunk_size = max(1, min(self.chunk_size, rows))
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Order and shapes of the parameters in θ."""
+        return self._model.layout
+
+    @property
+    def n_params(self) -> int:
+        """D."""
+        return self._model.layout.n_params
+
+    @property
+    def n_examples(self) -> int:
+        """N."""
+        return len(self._X)
+
+    def params(self) -> Tensor:
+        """Return the module's parameters as they are bound now, a copy.
+
+        Right after construction these are the values that the module came with.
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self._model.values()
+
+    def value(self, theta: Tensor) -> Tensor:
+        """Return L(θ).
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape ()
+        """
+        self._model.bind(theta)
+        with torch.no_grad():
+            sums = [
+                example_losses(self._model, self._loss, chunk).sum(dtype=torch.float64)
+                for chunk in self._chunks()
+            ]
+        return self._mean(sums)
+
+    def values(self, thetas: Tensor) -> Tensor:
+        """Return L at several points.
+
+        Parameters
+        ----------
+        thetas : Tensor of shape (M, D)
+
+        Returns
+        -------
+        Tensor of shape (M,)
+        """
+        return torch.stack([self.value(theta) for theta in thetas])
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """Return the network's outputs on X.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (N, \\*output_shape)
+        """
+        self._model.bind(theta)
+        with torch.no_grad():
+            return torch.cat([self._model(chunk.X) for chunk in self._chunks()])
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Return g₀ = ∇L(θ).
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and ∇L(θ) by one pass.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+        """
+        return self.value_and_weighted_gradient(
+            theta, torch.ones(self.n_examples, dtype=self.dtype, device=self.device)
+        )
+
+    def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return Σ vᵢ gᵢ / N; v is never normalised.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (N,)
+            Of any sign.
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.value_and_weighted_gradient(theta, v)[1]
+
+    def value_and_weighted_gradient(
+        self, theta: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the unweighted L(θ) and Σ vᵢ gᵢ / N by one backward pass.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (N,)
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+
+        Raises
+        ------
+        ValueError
+            If the shape of v does not fit.
+        """
+        if v.shape != (self.n_examples,):
+            raise ValueError(
+                f"v must have one entry for each example, shape ({self.n_examples},). "
+                f"Got {tuple(v.shape)}."
+            )
+        self._model.bind(theta)
+        cotangents = v / self.n_examples
+        return self._add(
+            losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
+            for chunk in self._chunks()
+        )
+
+    def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
+        """Return the plain mean of gᵢ over a minibatch.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        indices : Tensor of shape (m,)
+            Which examples; one may come twice.
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.value_and_batch_gradient(theta, indices)[1]
+
+    def value_and_batch_gradient(
+        self, theta: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the plain means of ℓ̃ᵢ and gᵢ over a minibatch.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        indices : Tensor of shape (m,)
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+        """
+        self._model.bind(theta)
+        m = len(indices)
+        weights = None if self._weights is None else self._weights[indices]
+        parts = iterate_chunks(
+            self._X[indices], self._y[indices], weights, self.chunk_size
+        )
+        cotangents = torch.full((m,), 1 / m, dtype=self.dtype, device=self.device)
+        value, gradient = self._add(
+            losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
+            for chunk in parts
+        )
+        return value * (self.n_examples / m), gradient
+
+    def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
+        """Return the mean gradient of each of b minibatches.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        batches : Tensor of shape (b, m)
+            Indices of examples.
+
+        Returns
+        -------
+        Tensor of shape (b, D)
+        """
+        return torch.stack([self.batch_gradient(theta, batch) for batch in batches])
+
+    def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
+        """Yield gᵢ of all examples, in order, a chunk at a time.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Yields
+        ------
+        Tensor of shape (n, D)
+        """
+        for chunk in self._chunks(self._row_chunk_size):
+            rows = per_example_rows(
+                self._model, theta, chunk.X, (chunk.y,), self._loss.per_example
+            )
+            yield rows if chunk.weights is None else rows * chunk.weights.unsqueeze(1)
+
+    def squared_norms(self, theta: Tensor, center: Tensor | None = None) -> Tensor:
+        """Return ‖gᵢ - c‖² of each example.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        center : Tensor of shape (D,), default=None
+            c; None is 0.
+
+        Returns
+        -------
+        Tensor of shape (N,)
+            In float64.
+        """
+        return torch.cat(
+            [
+                torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+                for rows in self._centred_rows(theta, center)
+            ]
+        )
+
+    def squared_gradient_sum(
+        self, theta: Tensor, center: Tensor | None = None
+    ) -> Tensor:
+        """Return Σᵢ (gᵢ - c)² of each coordinate.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        center : Tensor of shape (D,), default=None
+            c; None is 0.
+
+        Returns
+        -------
+        Tensor of shape (D,)
+            In float64.
+        """
+        total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
+        for rows in self._centred_rows(theta, center):
+            total += rows.square().sum(0, dtype=torch.float64)
+        return total
+
+    def linearize(self, theta: Tensor) -> DoubleBackward:
+        """Prepare θ for many products with H, G and J.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+            Copied: the prepared point stays where it is.
+
+        Returns
+        -------
+        DoubleBackward
+            With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``.
+        """
+        self._model.bind(theta)
+        return DoubleBackward(
+            self._model,
+            self._loss,
+            self._chunks,
+            theta,
+            self.n_examples,
+            keep_graph=self.chunk_size >= self.n_examples,
+        )
+
+    def jvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return J v; see :meth:`linearize` for many products.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (N, \\*output_shape)
+        """
+        return self.linearize(theta).jvp(v)
+
+    def vjp(self, theta: Tensor, u: Tensor) -> Tensor:
+        """Return Jᵀ u = Σ Jᵢᵀ uᵢ.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        u : Tensor of shape (N, \\*output_shape)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.linearize(theta).vjp(u)
+
+    def ggn_matvec(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return G v; see :meth:`linearize` for many products.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.linearize(theta).ggn(v)
+
+    def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return gᵢᵀ v of each example.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (N,)
+        """
+        return self.linearize(theta).directional_derivatives(v)
+
+    def value_and_gauss_newton_draw(
+        self, theta: Tensor, scale: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀ + s ε with ε ~ N(0, G), by one backward pass.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        scale : Tensor of shape ()
+            s.
+        rng : torch.Generator
+            On the risk's device.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+        """
+        self._model.bind(theta)
+        z = torch.randn(
+            (self.n_examples, *self.output_shape),
+            generator=rng,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        return self._add(
+            gauss_newton_draw(
+                self._model, self._loss, chunk, z[chunk.rows], scale, self.n_examples
+            )
+            for chunk in self._chunks()
+        )
+
+    def gauss_newton_traces(self, theta: Tensor, rng: torch.Generator) -> Tensor:
+        """Return one unbiased estimate of Tr(Gᵢ) for each example; G is their mean.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        rng : torch.Generator
+            For the random signs, on the risk's device.
+
+        Returns
+        -------
+        Tensor of shape (N,)
+            In float64; exact if ``gauss_newton_traces_exact``.
+        """
+        shape = (self.n_examples, *self.output_shape)
+        bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
+        signs = (2 * bits - 1).to(self.dtype)
+        return torch.cat(
+            [
+                gauss_newton_example_traces(
+                    self._model, theta, self._loss, chunk, signs[chunk.rows]
+                )
+                for chunk in self._chunks(self._row_chunk_size)
+            ]
+        )
+
+    @property
+    def gauss_newton_traces_exact(self) -> bool:
+        """Whether one output an example makes ``gauss_newton_traces`` exact."""
+        return torch.Size(self.output_shape).numel() == 1
+
+    def _chunks(self, chunk_size: int | None = None) -> Iterator[Chunk]:
+        size = self.chunk_size if chunk_size is None else chunk_size
+        return iterate_chunks(self._X, self._y, self._weights, size)
+
+    def _centred_rows(self, theta: Tensor, center: Tensor | None) -> Iterator[Tensor]:
+        for rows in self.per_example_gradients(theta):
+            yield rows if center is None else rows - center
+
+    def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        sums = []
+        total: Tensor | None = None
+        for losses, gradient in parts:
+            sums.append(losses.sum(dtype=torch.float64))
+            total = gradient if total is None else total.add_(gradient)
+        assert total is not None  # noqa: S101 - there is at least one chunk
+        return self._mean(sums), total
+
+    def _mean(self, sums: list[Tensor]) -> Tensor:
+        total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+        return (total / self.n_examples).to(self.dtype)
+
+    def _probe(self, y: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
+        """Run one example: check that all fits, and measure what it needs."""
+        counts: list[int] = []
+
+        def count(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+            tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+            counts.extend(t.numel() for t in tensors if isinstance(t, Tensor))
+
+        leaves = [m for m in self._model.module.modules() if not any(m.children())]
+        handles = [leaf.register_forward_hook(count) for leaf in leaves]
+        try:
+            outputs = self._model(self._X[:1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"The module cannot take X of shape {tuple(self._X.shape)} and dtype "
+                f"{self._X.dtype}: {error}"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        if outputs.ndim == 0 or outputs.shape[0] != 1:
+            raise ValueError(
+                "The module must return one output for each example along the first "
+                f"axis. Got shape {tuple(outputs.shape)} for one example."
+            )
+        y = self._loss.prepare_targets(y, outputs.detach())
+        losses = self._loss.per_example(outputs, y[:1])
+        gradients = torch.autograd.grad(
+            losses.sum(), self._model.params, allow_unused=True
+        )
+        checks.warn_unused_parameters(
+            [
+                name
+                for name, gradient in zip(self.layout.names, gradients, strict=True)
+                if gradient is None
+            ]
+        )
+        n_activations = sum(counts) + self._X[0].numel()
+        return y, tuple(outputs.shape[1:]), n_activations

@@ -1,0 +1,95 @@
+"""Kernels of the Gauss-Newton matrix G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ, Hᵢ = SᵢSᵢᵀ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.chunks import Chunk
+from flatmin.risk.losses import ExampleLoss
+from flatmin.risk.model import FlatModel
+from flatmin.risk.per_example import per_example_rows
+
+__all__ = ["gauss_newton_draw", "gauss_newton_example_traces"]
+
+
+def gauss_newton_draw(
+    model: FlatModel,
+    loss: ExampleLoss,
+    chunk: Chunk,
+    z: Tensor,
+    scale: Tensor,
+    n_examples: int,
+) -> tuple[Tensor, Tensor]:
+    """Return ℓ̃ᵢ and this chunk's part of g₀ + s ε, ε ~ N(0, G), by one backward pass.
+
+    The cotangent (1/N) ∂ℓ̃ᵢ/∂fᵢ + (s/√N) Sᵢzᵢ at the output is pulled back through
+    the network. E[ε εᵀ] = (1/N) Σ Jᵢᵀ Sᵢ Sᵢᵀ Jᵢ = G, so the draw is exact at the
+    price of a gradient.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Bound to θ.
+    loss : ExampleLoss
+    chunk : Chunk
+    z : Tensor of shape (n, \\*output_shape)
+        Standard normal.
+    scale : Tensor of shape ()
+        s.
+    n_examples : int
+        N.
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+    gradient : Tensor of shape (D,)
+    """
+    outputs = model(chunk.X)
+    leaf = outputs.detach().requires_grad_()
+    losses = loss.per_example(leaf, chunk.y)
+    if chunk.weights is not None:
+        losses = losses * chunk.weights
+    (slopes,) = torch.autograd.grad(losses.sum(), leaf)
+    noise = _weighted_root(loss, leaf.detach(), chunk, z)
+    cotangents = slopes / n_examples + noise * (scale / n_examples**0.5)
+    return losses.detach(), model.gradient(outputs, cotangents)
+
+
+def gauss_newton_example_traces(
+    model: FlatModel, theta: Tensor, loss: ExampleLoss, chunk: Chunk, z: Tensor
+) -> Tensor:
+    """Return ‖Jᵢᵀ Sᵢ zᵢ‖², whose mean over z is Tr(Jᵢᵀ Hᵢ Jᵢ).
+
+    Parameters
+    ----------
+    model : FlatModel
+    theta : Tensor of shape (D,)
+    loss : ExampleLoss
+    chunk : Chunk
+    z : Tensor of shape (n, \\*output_shape)
+        Signs; the value is exact for a single output.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        In float64.
+    """
+    model.bind(theta)
+    with torch.no_grad():
+        outputs = model(chunk.X)
+    cotangents = _weighted_root(loss, outputs, chunk, z)
+    rows = per_example_rows(
+        model, theta, chunk.X, (cotangents,), lambda f, c: (f * c).flatten(1).sum(1)
+    )
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+
+
+def _weighted_root(
+    loss: ExampleLoss, outputs: Tensor, chunk: Chunk, z: Tensor
+) -> Tensor:
+    product = loss.root_product(outputs, chunk.y, z)
+    if chunk.weights is None:
+        return product
+    roots = chunk.weights.sqrt()
+    return product * roots.view(-1, *(1 for _ in product.shape[1:]))

@@ -1,0 +1,52 @@
+"""Kernels of first order: losses and weighted sums of gradients of a chunk."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flatmin.risk.chunks import Chunk
+from flatmin.risk.losses import ExampleLoss
+from flatmin.risk.model import FlatModel
+
+__all__ = ["example_losses", "losses_and_gradient"]
+
+
+def example_losses(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Tensor:
+    """Return ℓ̃ᵢ = (N wᵢ / Σw) ℓᵢ at the bound θ.
+
+    Parameters
+    ----------
+    model : FlatModel
+    loss : ExampleLoss
+    chunk : Chunk
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    losses = loss.per_example(model(chunk.X), chunk.y)
+    return losses if chunk.weights is None else losses * chunk.weights
+
+
+def losses_and_gradient(
+    model: FlatModel, loss: ExampleLoss, chunk: Chunk, cotangents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ℓ̃ᵢ and Σ cᵢ ∇ℓ̃ᵢ by one backward pass.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Bound to θ.
+    loss : ExampleLoss
+    chunk : Chunk
+    cotangents : Tensor of shape (n,)
+        c.
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+        Without a graph.
+    gradient : Tensor of shape (D,)
+    """
+    losses = example_losses(model, loss, chunk)
+    return losses.detach(), model.gradient(losses, cotangents)

@@ -1,0 +1,120 @@
+"""The words that noise laws, operators and measures use of a risk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["LinearizedRisk", "Risk"]
+
+
+class LinearizedRisk(Protocol):
+    """A risk prepared at one θ, for many products there."""
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """Return H v, H = ∇²L(θ); shape (\\*batch, D)."""
+        ...
+
+    def ggn(self, v: Tensor) -> Tensor:
+        """Return G v, G the generalised Gauss-Newton matrix; shape (\\*batch, D)."""
+        ...
+
+
+class Risk(Protocol):
+    """L(θ) = (1/N) Σ ℓ̃ᵢ(θ) and what can be asked of it.
+
+    θ has shape ``(*batch, D)``: leading dimensions are independent chains. Only
+    analytic risks have them; a network's θ has shape ``(D,)``.
+    """
+
+    @property
+    def n_params(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def n_examples(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of θ."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of θ."""
+        ...
+
+    def value(self, theta: Tensor) -> Tensor:
+        """Return L(θ), shape (\\*batch)."""
+        ...
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Return g₀ = ∇L(θ), shape (\\*batch, D)."""
+        ...
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀."""
+        ...
+
+    def value_and_weighted_gradient(
+        self, theta: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and Σ vᵢgᵢ / N; ``v`` of shape (\\*batch, N)."""
+        ...
+
+    def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return Σ vᵢgᵢ / N; ``v`` of shape (\\*batch, N)."""
+        ...
+
+    def value_and_batch_gradient(
+        self, theta: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return plain means of ℓ̃ᵢ and gᵢ over ``indices``, shape (\\*batch, m)."""
+        ...
+
+    def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
+        """Return the mean gradient of each batch; (\\*batch, b, m) to (\\*batch, b, D)."""
+        ...
+
+    def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
+        """Yield gᵢ in chunks of shape (\\*batch, n, D)."""
+        ...
+
+    def squared_norms(self, theta: Tensor, center: Tensor | None = None) -> Tensor:
+        """Return ‖gᵢ - c‖² in float64, shape (\\*batch, N)."""
+        ...
+
+    def squared_gradient_sum(
+        self, theta: Tensor, center: Tensor | None = None
+    ) -> Tensor:
+        """Return Σᵢ (gᵢ - c)² by coordinate in float64, shape (\\*batch, D)."""
+        ...
+
+    def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return gᵢᵀv, shape (\\*batch, N)."""
+        ...
+
+    def value_and_gauss_newton_draw(
+        self, theta: Tensor, scale: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀ + s ε with ε ~ N(0, G); ``scale`` of shape (\\*batch)."""
+        ...
+
+    def gauss_newton_traces(self, theta: Tensor, rng: torch.Generator) -> Tensor:
+        """Return one unbiased estimate of Tr(Gᵢ) an example, shape (\\*batch, N)."""
+        ...
+
+    @property
+    def gauss_newton_traces_exact(self) -> bool:
+        """Whether ``gauss_newton_traces`` returns Tr(Gᵢ) itself."""
+        ...
+
+    def linearize(self, theta: Tensor) -> LinearizedRisk:
+        """Prepare θ for products with H and G."""
+        ...

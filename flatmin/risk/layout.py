@@ -1,0 +1,130 @@
+"""How a module's parameters lie in one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ParameterLayout"]
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """The order and the shapes of the trainable parameters.
+
+    Parameters
+    ----------
+    names : tuple of str
+        In ``module.named_parameters()`` order; a shared parameter appears once.
+    shapes : tuple of tuple of int
+        One for each name.
+
+    Examples
+    --------
+    >>> layout = ParameterLayout.of(nn.Linear(3, 2))
+    >>> layout.n_params, layout.slice("bias")
+    (8, slice(6, 8, None))
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> ParameterLayout:
+        """Read the layout of a module; frozen parameters are left out.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Only its parameters' names, shapes and ``requires_grad`` are read.
+
+        Returns
+        -------
+        ParameterLayout
+        """
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        return cls(
+            tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named)
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each parameter."""
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @property
+    def n_params(self) -> int:
+        """D."""
+        return sum(self.sizes)
+
+    def slice(self, name: str) -> slice:
+        """Return where a parameter lies in θ.
+
+        Parameters
+        ----------
+        name : str
+            One of ``names``.
+
+        Returns
+        -------
+        slice
+
+        Raises
+        ------
+        KeyError
+            If there is no trainable parameter of that name.
+        """
+        if name not in self.names:
+            raise KeyError(f"No trainable parameter {name!r}. There are {self.names}.")
+        i = self.names.index(name)
+        stops = list(accumulate(self.sizes))
+        return slice(stops[i] - self.sizes[i], stops[i])
+
+    def views(self, theta: Tensor) -> list[Tensor]:
+        """Cut θ into views of the parameters' shapes; no copy.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        list of Tensor
+            In the order of ``names``.
+        """
+        parts = theta.split(list(self.sizes))
+        return [
+            part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return the views of θ by name.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        dict of str to Tensor
+        """
+        return dict(zip(self.names, self.views(theta), strict=True))
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Join tensors by name into one new vector.
+
+        Parameters
+        ----------
+        tensors : mapping of str to Tensor
+            Has every one of ``names``.
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])

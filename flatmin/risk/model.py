@@ -1,0 +1,114 @@
+"""A module as a function of one flat θ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flatmin.risk.layout import ParameterLayout
+
+__all__ = ["FlatModel"]
+
+
+class FlatModel:
+    """A private module whose parameters are views of one vector.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In eval mode; taken over, so hand in a copy.
+    output_transform : callable or None
+        Applied to what ``forward`` returns.
+
+    Attributes
+    ----------
+    layout : ParameterLayout
+        Order and shapes.
+    params : list of torch.nn.Parameter
+        The trainable ones; :meth:`bind` sets their values.
+    vectorises : bool
+        False once ``vmap`` has failed on this module.
+    """
+
+    def __init__(
+        self, module: nn.Module, output_transform: Callable[[Any], Tensor] | None
+    ) -> None:
+        self.module = module
+        self.output_transform = output_transform
+        self.layout = ParameterLayout.of(module)
+        self.params = [p for p in module.parameters() if p.requires_grad]
+        self._theta = self.layout.flatten(dict(module.named_parameters()))
+        views = self.layout.views(self._theta)
+        for parameter, view in zip(self.params, views, strict=True):
+            parameter.data = view
+            parameter.grad = None
+        self.vectorises = True
+
+    def bind(self, theta: Tensor) -> None:
+        """Give the parameters the values of θ.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Raises
+        ------
+        ValueError
+            If its shape does not fit.
+        """
+        if theta.shape != self._theta.shape:
+            raise ValueError(
+                f"θ must have shape ({self.layout.n_params},), one flat vector of the "
+                f"trainable parameters. Got {tuple(theta.shape)}."
+            )
+        with torch.no_grad():
+            self._theta.copy_(theta)
+
+    def values(self) -> Tensor:
+        """Return a copy of the bound θ, shape (D,)."""
+        return self._theta.clone()
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """Return the outputs at the bound θ."""
+        return self._transform(self.module(X))
+
+    def functional(self, theta: Tensor, X: Tensor) -> Tensor:
+        """Return the outputs at θ as a function of θ, for higher derivatives.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        X : Tensor of shape (n, ...)
+
+        Returns
+        -------
+        Tensor of shape (n, ...)
+        """
+        parameters = self.layout.unflatten(theta)
+        return self._transform(functional_call(self.module, parameters, (X,)))
+
+    def gradient(self, tensors: Tensor, cotangents: Tensor) -> Tensor:
+        """Return the flat vector-Jacobian product at the bound θ, shape (D,)."""
+        parts = torch.autograd.grad(
+            tensors,
+            self.params,
+            cotangents,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def _transform(self, outputs: Any) -> Tensor:
+        if self.output_transform is not None:
+            outputs = self.output_transform(outputs)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                "The module must return one Tensor. Got "
+                f"{type(outputs).__name__}; pass output_transform, for example "
+                "output_transform=lambda outputs: outputs[0]."
+            )
+        return outputs
