@@ -1,0 +1,31 @@
+"""H, G and Σ of a risk at a point: operators, traces and leading eigenpairs."""
+
+from flatmin.curvature._covariance import (
+    GradientCovarianceOperator,
+    covariance_diagonal,
+    covariance_trace,
+)
+from flatmin.curvature._eigenpairs import (
+    covariance_eigenpairs,
+    hessian_eigenpairs,
+    minibatch_eigenpairs,
+)
+from flatmin.curvature._hessian import (
+    GGNOperator,
+    HessianOperator,
+    ggn_trace,
+    hessian_trace,
+)
+
+__all__ = [
+    "GGNOperator",
+    "GradientCovarianceOperator",
+    "HessianOperator",
+    "covariance_diagonal",
+    "covariance_eigenpairs",
+    "covariance_trace",
+    "ggn_trace",
+    "hessian_eigenpairs",
+    "hessian_trace",
+    "minibatch_eigenpairs",
+]

@@ -1,0 +1,178 @@
+"""Leading eigenpairs of H and of Σ: dense where small, matrix-free where not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature._covariance import GradientCovarianceOperator
+from flatmin.curvature._hessian import HessianOperator
+from flatmin.linalg import EigenResult, Which, eigsh, order_eigenvalues
+from flatmin.risk import AnalyticRisk, Risk
+
+__all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
+
+# Numbers in a matrix of gradients (512 MiB in float32) up to which the Gram matrix
+# is used; above, Lanczos on products with Σ.
+_GRAM_LIMIT = 1 << 27
+
+
+def hessian_eigenpairs(
+    risk: Risk,
+    theta: Tensor,
+    k: int,
+    *,
+    which: Which = "LM",
+    tol: float = 1e-4,
+    rng: torch.Generator | None = None,
+) -> EigenResult:
+    """Return k eigenpairs of H.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+        Chains only on an analytic risk.
+    k : int
+        1 ≤ k ≤ D.
+    which : {"LM", "LA", "SA", "BE"}, default="LM"
+        As in :func:`flatmin.linalg.eigsh`.
+    tol : float, default=1e-4
+        Residual relative to max |λ|.
+    rng : torch.Generator, default=None
+        For Lanczos' start vector.
+
+    Returns
+    -------
+    EigenResult
+
+    Raises
+    ------
+    ValueError
+        If k does not fit.
+    """
+    _check_k(k, risk.n_params, "D")
+    if isinstance(risk, AnalyticRisk):
+        return _dense_eigenpairs(risk.hessian(theta), k, which, tol)
+    return eigsh(HessianOperator(risk, theta), k, which=which, tol=tol, rng=rng)
+
+
+def covariance_eigenpairs(
+    risk: Risk,
+    theta: Tensor,
+    k: int,
+    *,
+    tol: float = 1e-4,
+    rng: torch.Generator | None = None,
+) -> EigenResult:
+    """Return the k largest eigenpairs of Σ over examples, divisor N.
+
+    From the (N, N) Gram matrix of the centred gradients while the (N, D) matrix is
+    small enough to hold, else by Lanczos on products with Σ.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    k : int
+        1 ≤ k ≤ min(D, N - 1).
+    tol : float, default=1e-4
+        Residual relative to the largest eigenvalue.
+    rng : torch.Generator, default=None
+        For Lanczos' start vector.
+
+    Returns
+    -------
+    EigenResult
+
+    Raises
+    ------
+    ValueError
+        If k does not fit.
+    """
+    _check_k(k, min(risk.n_params, risk.n_examples - 1), "min(D, N - 1)")
+    if risk.n_examples * risk.n_params > _GRAM_LIMIT:
+        operator = GradientCovarianceOperator(risk, theta)
+        return eigsh(operator, k, which="LA", tol=tol, rng=rng)
+    rows = torch.cat(list(risk.per_example_gradients(theta)), dim=-2)
+    rows = rows - rows.mean(-2, keepdim=True)
+    return _gram_eigenpairs(rows, 1 / risk.n_examples, k, tol)
+
+
+def minibatch_eigenpairs(
+    risk: Risk, theta: Tensor, batches: Tensor, k: int, *, tol: float = 1e-4
+) -> EigenResult:
+    """Return the k largest eigenpairs of m times the covariance of batch gradients.
+
+    The covariance has ddof 1; times m it estimates N/(N-1) Σ when the batches are a
+    random partition (appendix C of the paper).
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    batches : Tensor of shape (\\*batch, b, m)
+        Indices of examples.
+    k : int
+        1 ≤ k ≤ min(D, b - 1).
+    tol : float, default=1e-4
+        For the ``converged`` flags.
+
+    Returns
+    -------
+    EigenResult
+
+    Raises
+    ------
+    ValueError
+        If k does not fit.
+    """
+    n_batches, batch_size = batches.shape[-2:]
+    _check_k(k, min(risk.n_params, n_batches - 1), "min(D, b - 1)")
+    rows = risk.batch_gradients(theta, batches)
+    rows = rows - rows.mean(-2, keepdim=True)
+    return _gram_eigenpairs(rows, batch_size / (n_batches - 1), k, tol)
+
+
+def _check_k(k: int, largest: int, what: str) -> None:
+    if not 1 <= k <= largest:
+        raise ValueError(f"k must be between 1 and {what} = {largest}. Got k={k}.")
+
+
+def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> EigenResult:
+    """Return the top pairs of c RᵀR from those of c RRᵀ, in float64."""
+    if rows.shape[-1] <= rows.shape[-2]:
+        wide = rows.double()
+        return _dense_eigenpairs(factor * wide.mT @ wide, k, "LA", tol, rows.dtype)
+    gram = factor * (rows @ rows.mT).double()
+    values, left = torch.linalg.eigh(gram)
+    values, left = values[..., -k:].flip(-1), left[..., -k:].flip(-1)
+    vectors = rows.mT.double() @ left
+    # A Gram matrix squares the condition: orthonormalise what it gives.
+    vectors, upper = torch.linalg.qr(vectors)
+    flipped = upper.diagonal(dim1=-2, dim2=-1) < 0
+    vectors = torch.where(flipped.unsqueeze(-2), -vectors, vectors)
+    vectors = vectors.to(rows.dtype)
+    products = factor * (rows.mT @ (rows @ vectors))
+    errors = products.double() - values.unsqueeze(-2) * vectors.double()
+    residuals = torch.linalg.vector_norm(errors, dim=-2)
+    converged = residuals <= tol * values[..., :1]
+    return EigenResult(values, vectors, residuals, converged, 0)
+
+
+def _dense_eigenpairs(
+    matrix: Tensor, k: int, which: Which, tol: float, dtype: torch.dtype | None = None
+) -> EigenResult:
+    """Return pairs of a (batch of) matrix, in float64, by a dense solver."""
+    dtype = matrix.dtype if dtype is None else dtype
+    matrix = matrix.double()
+    values, vectors = torch.linalg.eigh(matrix)
+    wanted = order_eigenvalues(values, which, k)
+    values = values.take_along_dim(wanted, -1)
+    vectors = vectors.take_along_dim(wanted.unsqueeze(-2), -1)
+    errors = matrix @ vectors - values.unsqueeze(-2) * vectors
+    residuals = torch.linalg.vector_norm(errors, dim=-2)
+    largest = values.abs().amax(-1, keepdim=True)
+    return EigenResult(
+        values, vectors.to(dtype), residuals, residuals <= tol * largest, 0
+    )

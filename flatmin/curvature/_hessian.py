@@ -1,0 +1,145 @@
+"""The Hessian and the generalised Gauss-Newton matrix of a risk at a point."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin.linalg import LinearOperator, TraceResult, trace
+from flatmin.risk import Risk
+
+__all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
+
+
+class HessianOperator(LinearOperator):
+    """H = ∇²L(θ) at one θ, known by its products.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+        The point is prepared once, here.
+
+    Examples
+    --------
+    >>> from flatmin.risk import LinearRegressionRisk
+    >>> risk = LinearRegressionRisk(torch.tensor([[1.0], [3.0]]), torch.zeros(2))
+    >>> HessianOperator(risk, torch.zeros(1)) @ torch.ones(1)
+    tensor([10.])
+    """
+
+    def __init__(self, risk: Risk, theta: Tensor) -> None:
+        super().__init__(
+            risk.n_params,
+            batch_shape=tuple(theta.shape[:-1]),
+            dtype=risk.dtype,
+            device=risk.device,
+        )
+        self._point = risk.linearize(theta)
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._point.hvp(v)
+
+
+class GGNOperator(LinearOperator):
+    """G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ at one θ, known by its products.
+
+    Hᵢ is the Hessian of ℓ̃ᵢ in the network's output.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+        The point is prepared once, here.
+    """
+
+    def __init__(self, risk: Risk, theta: Tensor) -> None:
+        super().__init__(
+            risk.n_params,
+            batch_shape=tuple(theta.shape[:-1]),
+            dtype=risk.dtype,
+            device=risk.device,
+        )
+        self._point = risk.linearize(theta)
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._point.ggn(v)
+
+
+def hessian_trace(
+    risk: Risk, theta: Tensor, rng: torch.Generator, *, rtol: float = 0.02
+) -> TraceResult:
+    """Return Tr(H): exact for small D, else to a relative standard error.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    rng : torch.Generator
+    rtol : float, default=0.02
+        Relative standard error to reach.
+
+    Returns
+    -------
+    TraceResult
+    """
+    return trace(HessianOperator(risk, theta), rng=rng, rtol=rtol)
+
+
+def ggn_trace(
+    risk: Risk,
+    theta: Tensor,
+    rng: torch.Generator,
+    *,
+    rtol: float = 0.02,
+    max_sweeps: int = 32,
+) -> TraceResult:
+    """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²].
+
+    Each sweep over the data gives N independent estimates; sweeps are added until
+    the standard error of the mean is at most ``rtol`` times the value. A single
+    output an example, and an analytic risk, are exact after one sweep.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    rng : torch.Generator
+    rtol : float, default=0.02
+        Relative standard error to reach.
+    max_sweeps : int, default=32
+        At least 2, since the error is the spread between sweeps. The result's
+        ``stderr`` tells what was reached.
+
+    Returns
+    -------
+    TraceResult
+        ``n_matvecs`` counts sweeps.
+
+    Raises
+    ------
+    ValueError
+        If ``max_sweeps`` is less than 2.
+    """
+    if max_sweeps < 2:
+        raise ValueError(f"max_sweeps must be at least 2. Got {max_sweeps}.")
+    total = risk.gauss_newton_traces(theta, rng)
+    if risk.gauss_newton_traces_exact:
+        value = total.mean(-1)
+        return TraceResult(
+            value.to(risk.dtype), torch.zeros_like(value, dtype=risk.dtype), 1
+        )
+    # The signs of two sweeps are independent, the examples are the same ones: the
+    # error is the spread between sweeps of one example, over N and over sweeps.
+    squares = total.square()
+    n_sweeps = 1
+    while n_sweeps < max_sweeps:
+        sweep = risk.gauss_newton_traces(theta, rng)
+        total, squares, n_sweeps = total + sweep, squares + sweep.square(), n_sweeps + 1
+        # Rounding makes it negative where every sweep gives the same.
+        within = (squares - total.square() / n_sweeps).clamp(min=0) / (n_sweeps - 1)
+        stderr = (within.mean(-1) / n_sweeps / risk.n_examples).sqrt()
+        value = total.mean(-1) / n_sweeps
+        if bool((stderr <= rtol * value.abs()).all()):
+            break
+    return TraceResult(value.to(risk.dtype), stderr.to(risk.dtype), n_sweeps)

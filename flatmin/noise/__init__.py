@@ -1,0 +1,37 @@
+"""Noise laws: how ε in θ ← θ - η (g₀ + ε) is drawn. One class, one file, a law."""
+
+from flatmin.noise._base import GaussianLaw, NoiseLaw
+from flatmin.noise._const import GLDConst
+from flatmin.noise._diagonal import GLDDiagonal
+from flatmin.noise._dynamic import GLDDynamic
+from flatmin.noise._first_eigenvector import GLDFirstEigenvector
+from flatmin.noise._fisher import GLDFisher
+from flatmin.noise._full import GLDFull
+from flatmin.noise._gd import GD
+from flatmin.noise._ggn import GLDGGN
+from flatmin.noise._hessian import GLDHessian
+from flatmin.noise._leading import GLDLeading
+from flatmin.noise._random_subspace import GLDRandomSubspace
+from flatmin.noise._registry import METHODS, make_noise_law
+from flatmin.noise._sgd import SGD
+from flatmin.noise._shuffled import GLDShuffled
+
+__all__ = [
+    "GD",
+    "GLDGGN",
+    "METHODS",
+    "SGD",
+    "GLDConst",
+    "GLDDiagonal",
+    "GLDDynamic",
+    "GLDFirstEigenvector",
+    "GLDFisher",
+    "GLDFull",
+    "GLDHessian",
+    "GLDLeading",
+    "GLDRandomSubspace",
+    "GLDShuffled",
+    "GaussianLaw",
+    "NoiseLaw",
+    "make_noise_law",
+]

@@ -1,0 +1,207 @@
+"""What a noise law is, and what its settings must satisfy."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from flatmin.linalg import LinearOperator
+from flatmin.risk import Risk
+
+__all__ = ["GaussianLaw", "NoiseLaw"]
+
+DEFAULT_BATCH_SIZE = 20
+DEFAULT_N_COMPONENTS = 20
+
+
+class NoiseLaw(BaseEstimator, ABC):
+    """ε with mean 0 and covariance C(θ), in gradient units.
+
+    A law holds settings only. What it prepares at a point is its *state*, which
+    belongs to the caller: it comes from :meth:`refresh` and is handed back to
+    :meth:`noisy_gradient`. So one law serves many runs and threads. Every constructor
+    argument is a scikit-learn parameter. θ may have leading chain dimensions where
+    the risk has them.
+
+    Attributes
+    ----------
+    name : str
+        The name under which :func:`make_noise_law` knows it.
+    refresh_every : int
+        After how many iterations a training loop renews the state.
+    """
+
+    name: ClassVar[str]
+    refresh_every: int = 1
+
+    @abstractmethod
+    def noisy_gradient(
+        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and g₀ + ε.
+
+        Parameters
+        ----------
+        risk : Risk
+        theta : Tensor of shape (\\*batch, D)
+        state : object
+            From :meth:`refresh`.
+        rng : torch.Generator
+            On the risk's device.
+
+        Returns
+        -------
+        loss : Tensor of shape (\\*batch)
+            L(θ) without noise; for minibatches the loss of the batch.
+        gradient : Tensor of shape (\\*batch, D)
+        """
+
+    @abstractmethod
+    def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
+        """Return C(θ), the covariance of what :meth:`noisy_gradient` adds.
+
+        Parameters
+        ----------
+        risk : Risk
+        theta : Tensor of shape (\\*batch, D)
+        state : object
+            From :meth:`refresh`.
+
+        Returns
+        -------
+        LinearOperator of shape (\\*batch, D, D)
+        """
+
+    def refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> Any:
+        """Prepare θ: the expensive part of a law.
+
+        Parameters
+        ----------
+        risk : Risk
+        theta : Tensor of shape (\\*batch, D)
+        rng : torch.Generator
+            On the risk's device.
+        previous : object, default=None
+            This law's state before, in the same run; keeps what is drawn once a run.
+
+        Returns
+        -------
+        object or None
+            None if there is nothing to prepare.
+        """
+        del risk, theta, rng, previous
+        return None
+
+    def trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
+        """Return E‖ε‖² = Tr C(θ).
+
+        Parameters
+        ----------
+        risk : Risk
+        theta : Tensor of shape (\\*batch, D)
+        state : object
+            From :meth:`refresh`.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch)
+        """
+        return self.covariance(risk, theta, state).trace()
+
+    def check(self, risk: Risk) -> None:
+        """Raise if the settings cannot work on this risk; called before training.
+
+        Parameters
+        ----------
+        risk : Risk
+
+        Raises
+        ------
+        ValueError
+            Says which setting, what is required and what was got.
+        """
+        settings = self.get_params(deep=False)
+        for name in ("batch_size", "n_components"):
+            value = settings.get(name)
+            if value is not None and not _is_count(value):
+                raise ValueError(
+                    f"{name} of {self.name} must be an integer of at least 1, or None "
+                    f"for the default. Got {value!r}."
+                )
+        if not _is_count(self.refresh_every):
+            raise ValueError(
+                f"refresh_every of {self.name} must be an integer of at least 1. "
+                f"Got {self.refresh_every!r}."
+            )
+        for name in ("noise_scale", "sigma"):
+            value = settings.get(name, 0)
+            if not (_is_finite(value) and value >= 0):
+                raise ValueError(
+                    f"{name} of {self.name} must be a finite number of at least 0. "
+                    f"Got {value!r}."
+                )
+        tol = settings.get("tol", 1)
+        if not (_is_finite(tol) and tol > 0):
+            raise ValueError(
+                f"tol of {self.name} must be a finite number above 0. Got {tol!r}."
+            )
+        k = settings.get("n_components")
+        if k is not None and k > risk.n_params:
+            raise ValueError(
+                f"n_components of {self.name} must be at most the number of "
+                f"parameters, {risk.n_params}. Got {k}."
+            )
+
+    def _check_option(self, name: str, options: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in options:
+            raise ValueError(
+                f"{name} of {self.name} must be one of {options}. Got {value!r}."
+            )
+
+    def _batch_size(self, risk: Risk) -> int:
+        """Return m; None stands for min(20, N)."""
+        m: int | None = self.batch_size
+        return min(DEFAULT_BATCH_SIZE, risk.n_examples) if m is None else int(m)
+
+    def _n_components(self, risk: Risk) -> int:
+        """Return k; None stands for min(20, D)."""
+        k: int | None = self.n_components
+        return min(DEFAULT_N_COMPONENTS, risk.n_params) if k is None else int(k)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= 1
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+class GaussianLaw(NoiseLaw):
+    """A law whose state *is* its covariance.
+
+    A subclass writes :meth:`refresh` alone, which returns one of the operators of
+    :mod:`flatmin.linalg` that have a ``sample`` method.
+    """
+
+    def noisy_gradient(
+        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`NoiseLaw.noisy_gradient`."""
+        loss, gradient = risk.value_and_gradient(theta)
+        return loss, gradient + state.sample(rng)
+
+    def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
+        """See :meth:`NoiseLaw.covariance`; C is that of the last refresh."""
+        del risk, theta
+        operator: LinearOperator = state
+        return operator

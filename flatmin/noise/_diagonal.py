@@ -1,0 +1,54 @@
+"""Noise with SGD's variance in each coordinate, without correlations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature import covariance_diagonal
+from flatmin.linalg import DiagonalOperator
+from flatmin.noise._base import GaussianLaw
+from flatmin.risk import Risk
+
+__all__ = ["GLDDiagonal"]
+
+
+class GLDDiagonal(GaussianLaw):
+    """GLD diagonal, C = diag(Σ)/m.
+
+    Parameters
+    ----------
+    batch_size : int, default=None
+        m; None is min(20, N).
+    noise_scale : float, default=1.0
+        Multiplies ε.
+    refresh_every : int, default=1
+        Iterations between two evaluations of diag(Σ).
+
+    References
+    ----------
+    Section 4.2, item 4 of arXiv 1803.00195.
+    """
+
+    name = "gld_diagonal"
+
+    def __init__(
+        self,
+        *,
+        batch_size: int | None = None,
+        noise_scale: float = 1.0,
+        refresh_every: int = 1,
+    ) -> None:
+        self.batch_size = batch_size
+        self.noise_scale = noise_scale
+        self.refresh_every = refresh_every
+
+    def refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> DiagonalOperator:
+        """See :meth:`NoiseLaw.refresh`."""
+        del rng, previous
+        factor = self.noise_scale**2 / self._batch_size(risk)
+        return DiagonalOperator(factor * covariance_diagonal(risk, theta))

@@ -1,0 +1,55 @@
+"""Isotropic noise of SGD's size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature import covariance_trace
+from flatmin.linalg import ScaledIdentityOperator
+from flatmin.noise._base import GaussianLaw
+from flatmin.risk import Risk
+
+__all__ = ["GLDDynamic"]
+
+
+class GLDDynamic(GaussianLaw):
+    """GLD dynamic, C = Tr(Σ)/(mD) I: isotropic, with the trace of SGD's noise.
+
+    Parameters
+    ----------
+    batch_size : int, default=None
+        m; None is min(20, N).
+    noise_scale : float, default=1.0
+        Multiplies ε.
+    refresh_every : int, default=1
+        Iterations between two evaluations of Tr(Σ).
+
+    References
+    ----------
+    Section 4.2, item 3 of arXiv 1803.00195.
+    """
+
+    name = "gld_dynamic"
+
+    def __init__(
+        self,
+        *,
+        batch_size: int | None = None,
+        noise_scale: float = 1.0,
+        refresh_every: int = 1,
+    ) -> None:
+        self.batch_size = batch_size
+        self.noise_scale = noise_scale
+        self.refresh_every = refresh_every
+
+    def refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> ScaledIdentityOperator:
+        """See :meth:`NoiseLaw.refresh`."""
+        del rng, previous
+        trace = self.noise_scale**2 * covariance_trace(risk, theta)
+        per_coordinate = trace / (self._batch_size(risk) * risk.n_params)
+        return ScaledIdentityOperator(per_coordinate, risk.n_params)

@@ -1,0 +1,105 @@
+"""Gaussian noise shaped by the whole Gauss-Newton matrix, without an eigensolver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature import GGNOperator, covariance_trace, ggn_trace
+from flatmin.linalg import LinearOperator
+from flatmin.noise._base import NoiseLaw
+from flatmin.risk import Risk
+
+__all__ = ["GLDGGN", "GGNState"]
+
+
+@dataclass(frozen=True)
+class GGNState:
+    """The size of the noise, and how well the trace behind it is known."""
+
+    scale: Tensor  # (*batch) σ_G times noise_scale
+    ggn_trace: Tensor  # (*batch) Tr(G)
+    ggn_trace_stderr: Tensor  # (*batch) 0 where it is exact
+
+
+class GLDGGN(NoiseLaw):
+    """GLD Gauss-Newton, C = σ_G² G with σ_G² = Tr(Σ)/(m Tr(G)).
+
+    The cotangent (1/N) ∂ℓ̃ᵢ/∂fᵢ + (σ_G/√N) Sᵢzᵢ at the output, pulled back once
+    through the network, is g₀ + ε with ε ~ N(0, σ_G² G): G's full spectrum at the
+    price of a gradient.
+
+    Parameters
+    ----------
+    batch_size : int, default=None
+        m; None is min(20, N).
+    noise_scale : float, default=1.0
+        Multiplies ε.
+    match : {"trace", "none"}, default="trace"
+        "none" sets σ_G = 1.
+    refresh_every : int, default=10
+        Iterations between two evaluations of Tr(Σ) and Tr(G).
+    """
+
+    name = "gld_ggn"
+
+    def __init__(
+        self,
+        *,
+        batch_size: int | None = None,
+        noise_scale: float = 1.0,
+        match: Literal["trace", "none"] = "trace",
+        refresh_every: int = 10,
+    ) -> None:
+        self.batch_size = batch_size
+        self.noise_scale = noise_scale
+        self.match = match
+        self.refresh_every = refresh_every
+
+    def check(self, risk: Risk) -> None:
+        """See :meth:`NoiseLaw.check`."""
+        super().check(risk)
+        self._check_option("match", ("trace", "none"))
+
+    def refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> GGNState:
+        """See :meth:`NoiseLaw.refresh`; Tr(G) is known to 2 % or exactly."""
+        del previous
+        ggn = ggn_trace(risk, theta, rng)
+        if self.match == "none":
+            scale = torch.full_like(ggn.value, self.noise_scale)
+        else:
+            target = covariance_trace(risk, theta) / self._batch_size(risk)
+            squared = torch.where(ggn.value > 0, target / ggn.value, 0)
+            scale = self.noise_scale * squared.sqrt()
+        return GGNState(scale, ggn.value, ggn.stderr)
+
+    def noisy_gradient(
+        self, risk: Risk, theta: Tensor, state: GGNState, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`NoiseLaw.noisy_gradient`."""
+        return risk.value_and_gauss_newton_draw(theta, state.scale, rng)
+
+    def covariance(self, risk: Risk, theta: Tensor, state: GGNState) -> LinearOperator:
+        """See :meth:`NoiseLaw.covariance`; G at θ, σ_G of the last refresh."""
+        return _ScaledGGN(risk, theta, state.scale)
+
+    def trace(self, risk: Risk, theta: Tensor, state: GGNState) -> Tensor:
+        """See :meth:`NoiseLaw.trace`; of the last refresh, without products."""
+        del risk, theta
+        return state.scale.square() * state.ggn_trace
+
+
+class _ScaledGGN(GGNOperator):
+    """σ² G."""
+
+    def __init__(self, risk: Risk, theta: Tensor, scale: Tensor) -> None:
+        super().__init__(risk, theta)
+        self._variance = scale.square().unsqueeze(-1)
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._variance * super()._matvec(v)

@@ -1,0 +1,59 @@
+"""Control: the Hessian's spectrum without its directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.linalg import LowRankOperator
+from flatmin.noise._spectral import HessianSpectrumLaw
+from flatmin.risk import Risk
+
+__all__ = ["GLDRandomSubspace"]
+
+
+class GLDRandomSubspace(HessianSpectrumLaw):
+    """H's top-k magnitudes on k orthonormal random directions, drawn once a run.
+
+    Like ``gld_hessian`` in spectrum and trace, unlike it in alignment. The directions
+    are the Q of one ``torch.randn(D, k)`` in float64, the first thing that the first
+    refresh draws: the same seed gives the same ones whatever solver finds the spectrum.
+
+    Parameters
+    ----------
+    batch_size : int, default=None
+        m; None is min(20, N).
+    noise_scale : float, default=1.0
+        Multiplies ε.
+    n_components : int, default=None
+        k; None is min(20, D).
+    refresh_every : int, default=10
+        Iterations between two eigendecompositions; noise is drawn at every one.
+    tol : float, default=1e-2
+        Residual ‖Hu - λu‖ relative to max |λ|.
+    """
+
+    name = "gld_random_subspace"
+
+    def refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> LowRankOperator:
+        """See :meth:`NoiseLaw.refresh`; keeps the directions of ``previous``."""
+        if isinstance(previous, LowRankOperator):
+            directions = previous.eigenvectors
+        else:
+            directions = self._draw_directions(risk, theta, rng)
+        spectrum = super().refresh(risk, theta, rng)
+        return LowRankOperator(spectrum.eigenvalues, directions)
+
+    def _draw_directions(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        shape = (*theta.shape, self._n_components(risk))
+        gaussian = torch.randn(
+            shape, generator=rng, dtype=torch.float64, device=risk.device
+        )
+        directions: Tensor = torch.linalg.qr(gaussian).Q.to(risk.dtype)
+        return directions

@@ -1,0 +1,76 @@
+"""The names of the laws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flatmin._utils.names import unknown_name
+from flatmin.noise._base import NoiseLaw
+from flatmin.noise._const import GLDConst
+from flatmin.noise._diagonal import GLDDiagonal
+from flatmin.noise._dynamic import GLDDynamic
+from flatmin.noise._first_eigenvector import GLDFirstEigenvector
+from flatmin.noise._fisher import GLDFisher
+from flatmin.noise._full import GLDFull
+from flatmin.noise._gd import GD
+from flatmin.noise._ggn import GLDGGN
+from flatmin.noise._hessian import GLDHessian
+from flatmin.noise._leading import GLDLeading
+from flatmin.noise._random_subspace import GLDRandomSubspace
+from flatmin.noise._sgd import SGD
+from flatmin.noise._shuffled import GLDShuffled
+
+__all__ = ["METHODS", "make_noise_law"]
+
+METHODS: dict[str, type[NoiseLaw]] = {
+    law.name: law
+    for law in (
+        GD,
+        SGD,
+        GLDConst,
+        GLDDynamic,
+        GLDDiagonal,
+        GLDLeading,
+        GLDHessian,
+        GLDFirstEigenvector,
+        GLDFull,
+        GLDFisher,
+        GLDGGN,
+        GLDRandomSubspace,
+        GLDShuffled,
+    )
+}
+
+
+def make_noise_law(name: str, **settings: Any) -> NoiseLaw:
+    """Make a law by its name.
+
+    Parameters
+    ----------
+    name : str
+        One of ``METHODS``.
+    **settings
+        Parameters of that law.
+
+    Returns
+    -------
+    NoiseLaw
+
+    Raises
+    ------
+    ValueError
+        If the name, or a setting of that law, does not exist.
+
+    Examples
+    --------
+    >>> make_noise_law("gld_full", batch_size=20)
+    GLDFull(batch_size=20)
+    """  # noqa: DOC501 - unknown_name makes a ValueError
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    law = METHODS[name]
+    known = law._get_param_names()
+    for setting in settings:
+        if setting not in known:
+            raise unknown_name(f"setting of {name}", setting, known)
+    return law(**settings)

@@ -1,0 +1,36 @@
+"""Control: the Hessian's subspace without its order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flatmin.linalg import EigenResult
+from flatmin.noise._spectral import HessianSpectrumLaw
+
+__all__ = ["GLDShuffled"]
+
+
+class GLDShuffled(HessianSpectrumLaw):
+    """H's top-k eigenvectors with their magnitudes in reverse order.
+
+    Like ``gld_hessian`` in subspace and trace, but loudest along the flattest of the
+    k directions.
+
+    Parameters
+    ----------
+    batch_size : int, default=None
+        m; None is min(20, N).
+    noise_scale : float, default=1.0
+        Multiplies ε.
+    n_components : int, default=None
+        k; None is min(20, D).
+    refresh_every : int, default=10
+        Iterations between two eigendecompositions; noise is drawn at every one.
+    tol : float, default=1e-2
+        Residual ‖Hu - λu‖ relative to max |λ|.
+    """
+
+    name = "gld_shuffled"
+
+    def _arrange(self, pairs: EigenResult) -> tuple[Tensor, Tensor]:
+        return pairs.eigenvalues.abs().flip(-1), pairs.eigenvectors

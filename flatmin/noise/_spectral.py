@@ -1,0 +1,83 @@
+"""What the laws that use eigenpairs of H share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature import covariance_trace, hessian_eigenpairs
+from flatmin.linalg import EigenResult, LowRankOperator, Which
+from flatmin.noise._base import GaussianLaw
+from flatmin.risk import Risk
+
+__all__ = ["HessianSpectrumLaw"]
+
+
+class HessianSpectrumLaw(GaussianLaw):
+    """C = σ² Σ_{i≤k} μᵢ dᵢdᵢᵀ, with μ and d from the leading eigenpairs of H.
+
+    A subclass says which directions go with which magnitudes. σ² matches the trace of
+    SGD's noise, σ² Σ μᵢ = Tr(Σ)/m; C is 0 where H is.
+
+    Parameters
+    ----------
+    batch_size : int, default=None
+        m; None is min(20, N).
+    noise_scale : float, default=1.0
+        Multiplies ε.
+    n_components : int, default=None
+        k; None is min(20, D).
+    refresh_every : int, default=10
+        Iterations between two eigendecompositions; noise is drawn at every one.
+    tol : float, default=1e-2
+        Residual ‖Hu - λu‖ relative to max |λ|.
+    """
+
+    which: Which = "LM"
+
+    def __init__(
+        self,
+        *,
+        batch_size: int | None = None,
+        noise_scale: float = 1.0,
+        n_components: int | None = None,
+        refresh_every: int = 10,
+        tol: float = 1e-2,
+    ) -> None:
+        self.batch_size = batch_size
+        self.noise_scale = noise_scale
+        self.n_components = n_components
+        self.refresh_every = refresh_every
+        self.tol = tol
+
+    def refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> LowRankOperator:
+        """See :meth:`NoiseLaw.refresh`."""
+        del previous
+        pairs = hessian_eigenpairs(
+            risk,
+            theta,
+            self._n_components(risk),
+            which=self.which,
+            tol=self.tol,
+            rng=rng,
+        )
+        magnitudes, directions = self._arrange(pairs)
+        variance = self._variance(risk, theta, magnitudes, rng) * self.noise_scale**2
+        return LowRankOperator(variance.unsqueeze(-1) * magnitudes, directions)
+
+    def _arrange(self, pairs: EigenResult) -> tuple[Tensor, Tensor]:
+        """Return μ of shape (\\*batch, k) and d of shape (\\*batch, D, k)."""
+        return pairs.eigenvalues.abs(), pairs.eigenvectors
+
+    def _variance(
+        self, risk: Risk, theta: Tensor, magnitudes: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        """Return σ² of shape (\\*batch) in float64."""
+        del rng
+        target = covariance_trace(risk, theta).double() / self._batch_size(risk)
+        total = magnitudes.sum(-1)
+        return torch.where(total > 0, target / total, 0)
