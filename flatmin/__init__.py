@@ -1,0 +1,20 @@
+"""flatmin: the shape of gradient noise, and the flatness of the minima it finds."""
+
+from flatmin.dynamics import DivergenceError
+from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
+from flatmin.measures import expected_sharpness
+from flatmin.noise import METHODS, NoiseLaw, make_noise_law
+from flatmin.risk import EmpiricalRisk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "DivergenceError",
+    "EmpiricalRisk",
+    "NoiseLaw",
+    "NoisyDiffusionClassifier",
+    "NoisyDiffusionRegressor",
+    "expected_sharpness",
+    "make_noise_law",
+]

@@ -1,0 +1,23 @@
+"""The iteration θ ← θ - η (g₀ + ε), alone and inside a skorch net."""
+
+from flatmin.dynamics._binding import FlatBinding
+from flatmin.dynamics._descent import DivergenceError, NoisyDescent
+from flatmin.dynamics._net import NoisyNetClassifier, NoisyNetRegressor, StopTraining, check_callbacks
+from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
+from flatmin.dynamics._recorder import Recorder
+from flatmin.dynamics._warmup import WarmupResult, run_warmup
+
+__all__ = [
+    "OPTIMIZERS",
+    "DivergenceError",
+    "FlatBinding",
+    "NoisyDescent",
+    "NoisyNetClassifier",
+    "NoisyNetRegressor",
+    "Recorder",
+    "StopTraining",
+    "WarmupResult",
+    "check_callbacks",
+    "resolve_optimizer",
+    "run_warmup",
+]

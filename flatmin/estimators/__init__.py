@@ -1,0 +1,6 @@
+"""scikit-learn estimators that train a PyTorch module under designed noise."""
+
+from flatmin.estimators._classifier import NoisyDiffusionClassifier
+from flatmin.estimators._regressor import NoisyDiffusionRegressor
+
+__all__ = ["NoisyDiffusionClassifier", "NoisyDiffusionRegressor"]

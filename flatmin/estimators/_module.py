@@ -1,0 +1,176 @@
+"""From the ``module`` parameter to a network of the right dtype and device."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flatmin._utils.names import unknown_name
+from flatmin.modules import MLP
+
+__all__ = ["build_module", "module_key", "resolve_device", "resolve_dtype"]
+
+# Layers draw their initial values from the global generator: one thread at a time may
+# seed it, build, and put it back.
+_BUILDING = threading.Lock()
+
+
+def build_module(
+    module: Any,
+    params: Mapping[str, Any] | None,
+    *,
+    n_features: int,
+    n_outputs: int,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    """Build, or copy, the network; the global generators are left as they were.
+
+    Parameters
+    ----------
+    module : None, torch.nn.Module class, factory or instance
+        None is an :class:`flatmin.modules.MLP`; an instance is deep-copied.
+    params : mapping or None
+        Keyword arguments of the class or factory.
+    n_features : int
+        For the default MLP.
+    n_outputs : int
+        For the default MLP.
+    seed : int
+        Of the initialisation.
+    dtype : torch.dtype
+    device : torch.device
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    ValueError
+        If a parameter does not exist, or parameters come with an instance.
+    TypeError
+        If it is nothing that gives a module.
+    """
+    params = dict(params or {})
+    if isinstance(module, nn.Module):
+        if params:
+            raise ValueError(
+                "module is an instance, which is already built. Got module_params="
+                f"{params!r}; pass the class to set parameters."
+            )
+        built = copy.deepcopy(module)
+    else:
+        if module is None:
+            module = MLP
+            params = {"n_features": n_features, "n_outputs": n_outputs, **params}
+        if not callable(module):
+            raise TypeError(
+                "module must be None, a torch.nn.Module class or instance, or a "
+                f"function that returns one. Got {module!r}."
+            )
+        _check_params(module, params)
+        with _BUILDING, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built = module(**params)
+        if not isinstance(built, nn.Module):
+            raise TypeError(f"module must give a torch.nn.Module. Got {built!r}.")
+    return built.to(device=device, dtype=dtype)
+
+
+def _check_params(module: Any, params: Mapping[str, Any]) -> None:
+    signature = inspect.signature(module)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return
+    for name in params:
+        if name not in signature.parameters:
+            title = getattr(module, "__name__", repr(module))
+            raise unknown_name(
+                f"parameter of the module {title}", name, signature.parameters
+            )
+
+
+def module_key(module: nn.Module) -> dict[str, Any]:
+    """Describe a module by plain values: what a warm-up depends on besides θ₀.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    dict
+        Qualified name, repr, and the values of buffers and frozen parameters.
+    """
+    kind = type(module)
+    fixed = dict(module.named_buffers())
+    fixed |= {n: p for n, p in module.named_parameters() if not p.requires_grad}
+    return {
+        "name": f"{kind.__module__}.{kind.__qualname__}",
+        "repr": repr(module),
+        "fixed": {
+            name: np.ascontiguousarray(tensor.detach().cpu().numpy())
+            for name, tensor in fixed.items()
+        },
+    }
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn "cpu", "cuda", "auto", … into a device that is there.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        "auto" is CUDA where there is any.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown or missing.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device must be one that this machine has. Got {device!r}: "
+            f"{str(error).splitlines()[0]} Use device='cpu' or 'auto'."
+        ) from error
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Turn "float32" or "float64" into a torch.dtype.
+
+    Parameters
+    ----------
+    dtype : str or torch.dtype
+
+    Returns
+    -------
+    torch.dtype
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if resolved not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be 'float32' or 'float64'. Got {dtype!r}.")
+    return resolved
