@@ -3,11 +3,11 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["unknown_name"]
+__all__ = ["check_known"]
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """Build the error for a name that is not in a list.
+def check_known(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise if a name is not in a list.
 
     Parameters
     ----------
@@ -18,18 +18,21 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
     known : iterable of str
         What there is.
 
-    Returns
-    -------
+    Raises
+    ------
     ValueError
-        To be raised by the caller.
+        With the list, and the closest name in it.
 
     Examples
     --------
-    >>> print(unknown_name("method", "sdg", ["gd", "sgd"]))
-    Unknown method 'sdg'; did you mean 'sgd'? There are: 'gd', 'sgd'.
+    >>> check_known("method", "sdg", ["gd", "sgd"])
+    Traceback (most recent call last):
+    ValueError: Unknown method 'sdg'; did you mean 'sgd'? There are: 'gd', 'sgd'.
     """
     known = sorted(known)
+    if name in known:
+        return
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     choices = ", ".join(map(repr, known)) or "none"
-    return ValueError(f"Unknown {kind} {name!r}{hint} There are: {choices}.")
+    raise ValueError(f"Unknown {kind} {name!r}{hint} There are: {choices}.")

@@ -2,7 +2,12 @@
 
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._descent import DivergenceError, NoisyDescent
-from flatmin.dynamics._net import NoisyNetClassifier, NoisyNetRegressor, StopTraining, check_callbacks
+from flatmin.dynamics._net import (
+    NoisyNetClassifier,
+    NoisyNetRegressor,
+    StopTraining,
+    check_callbacks,
+)
 from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
 from flatmin.dynamics._recorder import Recorder
 from flatmin.dynamics._warmup import WarmupResult, run_warmup

@@ -36,7 +36,9 @@ class FlatBinding:
         self.theta = layout.flatten(dict(module.named_parameters()))
         self.gradient = self.theta.new_zeros(self.theta.shape)
         views = zip(
-            self.params, layout.views(self.theta), layout.views(self.gradient),
+            self.params,
+            layout.views(self.theta),
+            layout.views(self.gradient),
             strict=True,
         )
         for parameter, values, slopes in views:

@@ -80,7 +80,12 @@ class _NoisyNet:
         return row
 
     def run_single_epoch(
-        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+        self,
+        iterator: Any,
+        training: bool,
+        prefix: str,
+        step_fn: Any,
+        **fit_params: Any,
     ) -> None:
         """Run one block, or note the validation loss of its end."""
         del step_fn, fit_params
@@ -123,6 +128,13 @@ class _NoisyNet:
 
         skorch's callbacks stop a training by ``raise KeyboardInterrupt``. A real one
         is raised by the interpreter between two instructions, never by a raise.
+
+        Raises
+        ------
+        StopTraining
+            For a callback's request.
+        KeyboardInterrupt
+            For the user's.
         """
         try:
             super().notify(method_name, **kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flatmin._utils.names import unknown_name
+from flatmin._utils.names import check_known
 
 __all__ = ["OPTIMIZERS", "resolve_optimizer"]
 
@@ -51,8 +51,7 @@ def resolve_optimizer(
     <class 'torch.optim.sgd.SGD'>
     """
     if isinstance(optimizer, str):
-        if optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", optimizer, OPTIMIZERS)
+        check_known("optimizer", optimizer, OPTIMIZERS)
         optimizer = OPTIMIZERS[optimizer]
     is_class = isinstance(optimizer, type)
     if not (is_class and issubclass(optimizer, torch.optim.Optimizer)):
@@ -67,8 +66,6 @@ def resolve_optimizer(
         )
     known = list(inspect.signature(optimizer).parameters)[1:]
     for name in params:
-        if name not in known and not name.startswith("param_groups"):
-            raise unknown_name(
-                f"parameter of the optimizer {optimizer.__name__}", name, known
-            )
+        if not name.startswith("param_groups"):
+            check_known(f"parameter of the optimizer {optimizer.__name__}", name, known)
     return optimizer

@@ -61,6 +61,8 @@ class _Run:
     y: np.ndarray
     weights: np.ndarray | None
     validation: tuple[np.ndarray, np.ndarray] | None
+    continues: bool  # where an earlier fit ended
+    n_iter_before: int  # noisy iterations of earlier fits
     offset: int  # iterations of earlier fits and of the warm-up
     rows: list[dict[str, Any]]
 
@@ -115,9 +117,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         """Return the function that scores the network's outputs against y."""
 
-    def _combine_weights(
-        self, sample_weight: Any, y: np.ndarray
-    ) -> np.ndarray | None:
+    def _combine_weights(self, sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
         """Return the weights of the examples."""
         del y
         if sample_weight is None:
@@ -192,12 +192,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             },
         )
         warm = bool(self.warm_start) and hasattr(self, "params_")
-        X = self._check_X(X, reset=not warm)
+        X = self._check_inputs(X, reset=not warm)
         targets = self._encode(y, reset=not warm)
         if len(X) != len(targets):
             raise ValueError(
-                "X and y must have as many examples. "
-                f"Got {len(X)} and {len(targets)}."
+                f"X and y must have as many examples. Got {len(X)} and {len(targets)}."
             )
         weights = self._combine_weights(sample_weight, targets)
         validation = self._check_validation(X_val, y_val)
@@ -223,9 +222,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             "dtype": dtype,
         }
         loss = self._probe_loss(module, X, dtype, device)
-        risk = EmpiricalRisk(
-            module, loss, X, targets, sample_weight=weights, **options
-        )
+        risk = EmpiricalRisk(module, loss, X, targets, sample_weight=weights, **options)
         recorder = Recorder(risk, self._scorer(targets), metrics=self.metrics)
         if validation is not None:
             with warnings.catch_warnings():
@@ -250,13 +247,15 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             y=targets,
             weights=weights,
             validation=validation,
+            continues=warm,
+            n_iter_before=self.n_iter_ if warm else 0,
             offset=int(self.history_["iteration"].iloc[-1]) if warm else 0,
             rows=self.history_.to_dict("records")[:-1] if warm else [],
         )
 
     def _start(self, run: _Run) -> Tensor:
         """Return θ₀: ``params_init``, where an earlier fit ended, or the module's."""
-        if self.params_init is None or run.offset:
+        if self.params_init is None or run.continues:
             return run.risk.params()
         theta = np.asarray(self.params_init, dtype=np.float64)
         if theta.shape != (run.risk.n_params,):
@@ -270,7 +269,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def _warm_up(self, run: _Run, theta: Tensor) -> Tensor:
         """Return θ after ``warmup_iter`` iterations of the warm-up's own law."""
-        if not self.warmup_iter or run.offset:
+        if not self.warmup_iter or run.continues:
             return theta
         law = resolve_law(self.warmup_method, None, {"batch_size": self.batch_size})
         law.check(run.risk)
@@ -401,14 +400,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self.module_ = net.module_.eval()
         self.noise_ = run.law
         self.history_ = pd.DataFrame(run.rows + net.rows_)
-        done = descent.iteration + (self.n_iter_ if run.offset and self.warm_start else 0)
-        self.n_iter_ = done
+        self.n_iter_ = run.n_iter_before + descent.iteration
         self._generator_state = run.generator.get_state()
         self._chunk_size = run.risk.chunk_size
         self.risk_ = run.risk if self.store_data else None
 
     # ------------------------------------------------------------------- checks
-    def _check_X(self, X: Any, *, reset: bool) -> np.ndarray:
+    def _check_inputs(self, X: Any, *, reset: bool) -> np.ndarray:
         if isinstance(X, Tensor):
             X = X.detach().cpu().numpy()
         X = validate_data(
@@ -436,16 +434,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         if X_val is None:
             return None
-        return self._check_X(X_val, reset=False), self._encode(y_val, reset=False)
+        return self._check_inputs(X_val, reset=False), self._encode(y_val, reset=False)
 
     def _probe_loss(
         self, module: nn.Module, X: np.ndarray, dtype: torch.dtype, device: torch.device
     ) -> Any:
         if self.loss != "auto":
             return self.loss
-        first = as_input(
-            torch.as_tensor(X[:1].copy(), device=device), module, dtype
-        )
+        first = as_input(torch.as_tensor(X[:1].copy(), device=device), module, dtype)
         with torch.no_grad():
             return self._resolve_loss(first_output(copy.deepcopy(module).eval()(first)))
 
@@ -453,7 +449,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the network's outputs, around the data loader and its seeds."""
         check_is_fitted(self)
-        X = self._check_X(X, reset=False)
+        X = self._check_inputs(X, reset=False)
         first = next(self.module_.parameters())
         parts = []
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,10 +21,141 @@ __all__ = ["NoisyDiffusionClassifier"]
 
 
 class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
-    """PLACEHOLDER"""
+    """Classifier trained under designed gradient noise, θ ← θ - η (g₀ + ε).
+
+    Gradient descent, SGD, and Langevin dynamics whose noise has another shape or size;
+    see :mod:`flatmin.noise` for the laws. A full-batch method uses all examples in each
+    iteration.
+
+    Parameters
+    ----------
+    module : None, torch.nn.Module class, factory or instance, default=None
+        None is :class:`flatmin.modules.MLP`. A class or factory is called with
+        ``module_params``; an instance is deep-copied, and so fine-tuned. If ``forward``
+        returns a tuple its first entry is used.
+    module_params : dict, default=None
+        Keyword arguments of the class or factory; ``module__x`` in ``set_params`` and
+        in grids goes here.
+    method : str or NoiseLaw, default="sgd"
+        A name from :data:`flatmin.noise.METHODS` or an instance.
+    method_params : dict, default=None
+        Settings of a law given by name; ``method__x`` goes here, or into the instance.
+    loss : str, loss module or callable, default="auto"
+        "auto" is "cross_entropy" on logits, and "binary_cross_entropy" for a module
+        with one output and two classes; else as in :class:`flatmin.EmpiricalRisk`.
+        Probabilities are softmax, or for one output sigmoid, of the outputs.
+    lr : float, default=0.02
+        η.
+    max_iter : int, default=2000
+        Iterations after the warm-up; not epochs.
+    batch_size : int, default=None
+        m, the minibatch size whose noise is drawn or imitated. This and the next three
+        override the law's own setting where it has one: None is m = min(20, N), and
+        min(20, ⌊N/2⌋) for "gld_leading".
+    noise_scale : float, default=None
+        Multiplies ε; None is 1.
+    n_components : int, default=None
+        k, for laws of low rank; None is min(20, D), and less than the number of
+        minibatches for "gld_leading".
+    refresh_every : int, default=None
+        Iterations between two evaluations of what a law measures, counted from the end
+        of the warm-up; None is 10 for laws that use H or G and else 1.
+    optimizer : {"sgd", "rmsprop", "adam"} or torch.optim.Optimizer class, default="sgd"
+        Takes the noisy gradient. "sgd" is the plain step θ ← θ - η (g₀ + ε).
+    optimizer_params : dict, default=None
+        Its further arguments, such as momentum; ``optimizer__x`` goes here.
+    warmup_method : str or NoiseLaw, default="gd"
+        The law of the warm-up.
+    warmup_optimizer : str or torch.optim.Optimizer class, default="sgd"
+        Its optimizer.
+    warmup_iter : int, default=0
+        Its iterations.
+    warmup_lr : float, default=None
+        Its η; None is ``lr``.
+    memory : None, str or joblib.Memory, default=None
+        Caches the warm-up, so that a grid over ``method`` runs it once a fold. It needs
+        a ``random_state``: with None every warm-up is another one.
+    params_init : array-like of shape (n_params,), default=None
+        θ to start from, flat, in ``named_parameters()`` order.
+    metrics : dict of str to callable, default=None
+        ``metric(risk, theta)`` returns a number; recorded in ``history_`` after the
+        warm-up.
+    record_every : int, default=100
+        Iterations a block. After each one ``history_`` gets a row, which costs a few
+        passes over the data, and callbacks are called: a skorch epoch is a block.
+    class_weight : dict, "balanced" or None, default=None
+        Multiplies the sample weights.
+    batch_norm : {"error", "frozen"}, default="error"
+        BatchNorm has no per-example gradients in train mode: refuse it, or train with
+        its running statistics as they are.
+    device : str or torch.device, default="cpu"
+        "auto" is CUDA where there is any.
+    dtype : {"float32", "float64"}, default="float32"
+        Of θ and X.
+    callbacks : list of skorch callbacks, default=None
+        Those that work on epochs; batch-level ones are refused.
+    callbacks_params : dict, default=None
+        ``callbacks__x`` goes here.
+    on_divergence : {"raise", "stop"}, default="raise"
+        When the loss stops being finite: raise :class:`flatmin.DivergenceError`, or
+        keep the last θ with a finite loss and warn.
+    store_data : bool, default=True
+        Keep the risk of the training data in ``risk_``, until pickled.
+    random_state : int, RandomState instance or None, default=None
+        Seeds initialisation, batches and noise through generators of their own.
+    warm_start : bool, default=False
+        Go on from where the last fit ended: θ, generator, history and iterations, with
+        a new optimizer and without a warm-up.
+    verbose : bool or int, default=False
+        Show progress bars.
+
+    Attributes
+    ----------
+    params_ : ndarray of shape (n_params,)
+        θ at the end.
+    module_ : torch.nn.Module
+        The trained network, in eval mode.
+    net_ : skorch.NeuralNet
+        The net that trained it.
+    noise_ : NoiseLaw
+        The law with the settings that were used.
+    history_ : pandas.DataFrame
+        A row at the start and after every block: iteration (the warm-up's counted),
+        phase, loss L(θ), train_score, valid_loss, valid_score, gradient_norm ‖g₀‖,
+        noise_norm √E‖ε‖² in the same units, and the metrics.
+    n_iter_ : int
+        Iterations done after the warm-up.
+    risk_ : EmpiricalRisk or None
+        On the training data, with ``store_data``; None after unpickling.
+    classes_ : ndarray of shape (n_classes,)
+        The labels.
+    n_features_in_ : int
+        Size of axis 1 of X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, if X had them.
+
+    See Also
+    --------
+    NoisyDiffusionRegressor : The same for regression.
+    flatmin.noise.make_noise_law : The laws for a loop of one's own.
+
+    References
+    ----------
+    Z. Zhu, J. Wu, B. Yu, L. Wu and J. Ma, "The Regularization Effects of Anisotropic
+    Noise in Stochastic Gradient Descent", arXiv 1803.00195.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import NoisyDiffusionClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = NoisyDiffusionClassifier(method="gld_full", max_iter=500, random_state=0)
+    >>> clf.fit(X, y).score(X, y) > 0.95
+    True
+    """
 
     _net_class = NoisyNetClassifier
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseNoisyDiffusion._parameter_constraints,
         "class_weight": [None, dict, str],
     }

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flatmin._utils.names import unknown_name
+from flatmin._utils.names import check_known
 from flatmin.modules import MLP
 
 __all__ = ["build_module", "module_key", "resolve_device", "resolve_dtype"]
@@ -91,12 +91,9 @@ def _check_params(module: Any, params: Mapping[str, Any]) -> None:
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     if inspect.Parameter.VAR_KEYWORD in kinds:
         return
+    title = getattr(module, "__name__", repr(module))
     for name in params:
-        if name not in signature.parameters:
-            title = getattr(module, "__name__", repr(module))
-            raise unknown_name(
-                f"parameter of the module {title}", name, signature.parameters
-            )
+        check_known(f"parameter of the module {title}", name, signature.parameters)
 
 
 def module_key(module: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatmin._utils.names import unknown_name
+from flatmin._utils.names import check_known
 from flatmin.noise._base import NoiseLaw
 from flatmin.noise._const import GLDConst
 from flatmin.noise._diagonal import GLDDiagonal
@@ -65,12 +65,10 @@ def make_noise_law(name: str, **settings: Any) -> NoiseLaw:
     --------
     >>> make_noise_law("gld_full", batch_size=20)
     GLDFull(batch_size=20)
-    """  # noqa: DOC501 - unknown_name makes a ValueError
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
+    """
+    check_known("method", name, METHODS)
     law = METHODS[name]
     known = law._get_param_names()
     for setting in settings:
-        if setting not in known:
-            raise unknown_name(f"setting of {name}", setting, known)
+        check_known(f"setting of {name}", setting, known)
     return law(**settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -265,7 +266,7 @@ class QuadraticRisk(AnalyticRisk):
                 "The Gauss-Newton matrix needs a positive semi-definite A. "
                 f"Got the eigenvalue {float(values[0]):.3g}."
             )
-        roots = values.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
+        roots: Tensor = values.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
         return roots.expand(*theta.shape[:-1], -1, -1)
 
 
@@ -314,5 +315,5 @@ class LinearRegressionRisk(AnalyticRisk):
         -------
         Tensor of shape (\\*batch, N, D)
         """
-        roots = self.X * (2 / self.n_examples) ** 0.5
+        roots = self.X * math.sqrt(2 / self.n_examples)
         return roots.expand(*theta.shape[:-1], -1, -1)

@@ -14,9 +14,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
 __all__ = [
+    "as_device",
     "as_input",
     "as_tensor",
     "as_weights",
+    "channels_last",
     "prepare_module",
     "warn_unused_parameters",
 ]
@@ -41,6 +43,8 @@ def prepare_module(
 
     Raises
     ------
+    TypeError
+        If it is no module.
     ValueError
         If there is nothing to train, a lazy parameter, or BatchNorm as above.
 
@@ -99,8 +103,35 @@ def _drops(part: nn.Module) -> bool:
     if isinstance(part, _DropoutNd):
         return part.p > 0
     if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
-        return bool(part.dropout > 0)
+        return part.dropout > 0
     return False
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """Return the device after trying it.
+
+    Parameters
+    ----------
+    device : torch.device or str
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If PyTorch cannot use it here.
+    """
+    try:
+        torch.empty(0, device=device)
+    # A build without CUDA raises an AssertionError.
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            "device must be one that PyTorch can use on this machine; 'cpu' always "
+            f"is. Got {str(device)!r}: {error}"
+        ) from error
+    return torch.device(device)
 
 
 def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
@@ -121,34 +152,37 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
 
     Raises
     ------
+    TypeError
+        If it holds anything but numbers, or cannot be read as an array.
     ValueError
         If it is empty, a single number, or not finite.
     """
     if not isinstance(data, Tensor):
         array = np.asarray(data)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(
+                f"{name} must be an array of numbers that holds all examples. Got "
+                f"{type(data).__name__} of dtype {array.dtype}; encode labels, and "
+                "collect an iterable or a data set into arrays first."
+            )
         if not array.flags.writeable or any(step < 0 for step in array.strides):
             array = array.copy()
         data = torch.from_numpy(array)
-    data = data.detach().to(device)
-    if data.ndim == 0 or data.shape[0] == 0:
+    tensor: Tensor = data.detach().to(device)
+    if tensor.ndim == 0 or tensor.shape[0] == 0:
         raise ValueError(
             f"{name} must hold at least one example along its first axis. "
-            f"Got shape {tuple(data.shape)}."
+            f"Got shape {tuple(tensor.shape)}."
         )
-    if data.is_floating_point() and not bool(torch.isfinite(data).all()):
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise ValueError(
             f"{name} contains NaN or infinity. Remove or impute those entries."
         )
-    return data
+    return tensor
 
 
 def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Give X the module's dtype and the strides that convolutions are fast on.
-
-    Integers stay integers for a module with an Embedding. Images get channels-last
-    strides, with a single channel too, where PyTorch's own
-    ``memory_format=torch.channels_last`` leaves them ambiguous and the first layer
-    slow (a gradient of the LeNet then takes twice as long).
+    """Give X the module's dtype; integers stay integers for an Embedding.
 
     Parameters
     ----------
@@ -164,18 +198,35 @@ def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
     has_embedding = any(
         isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()
     )
-    if X.is_floating_point() or not has_embedding:
-        X = X.to(dtype)
+    return X.to(dtype) if X.is_floating_point() or not has_embedding else X
+
+
+def channels_last(X: Tensor, module: nn.Module) -> Tensor:
+    """Give images the strides that convolutions are fast on.
+
+    Unambiguous with a single channel too, where PyTorch's own
+    ``memory_format=torch.channels_last`` leaves the first layer slow (a gradient of
+    the LeNet then takes twice as long).
+
+    Parameters
+    ----------
+    X : Tensor of shape (N, ...)
+    module : torch.nn.Module
+        Without a two-dimensional convolution X stays as it is.
+
+    Returns
+    -------
+    Tensor of shape (N, ...)
+    """
     has_convolution = any(isinstance(part, nn.Conv2d) for part in module.modules())
-    if X.ndim == 4 and has_convolution:
-        n, c, h, w = X.shape
-        strides = (c * h * w, 1, w * c, c)
-        if X.stride() != strides:
-            fast = torch.empty_strided(
-                X.shape, strides, dtype=X.dtype, device=X.device
-            )
-            X = fast.copy_(X)
-    return X
+    if X.ndim != 4 or not has_convolution:
+        return X
+    _, c, h, w = X.shape
+    strides = (c * h * w, 1, w * c, c)
+    if X.stride() == strides:
+        return X
+    fast = torch.empty_strided(X.shape, strides, dtype=X.dtype, device=X.device)
+    return fast.copy_(X)
 
 
 def as_weights(

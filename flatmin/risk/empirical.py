@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
@@ -107,7 +108,7 @@ class EmpiricalRisk:
     ) -> None:
         module = checks.prepare_module(module, batch_norm)
         first = next(p for p in module.parameters() if p.requires_grad)
-        self.device = torch.device(device) if device is not None else first.device
+        self.device = checks.as_device(first.device if device is None else device)
         self.dtype = dtype if dtype is not None else first.dtype
         module = module.to(device=self.device, dtype=self.dtype)
 
@@ -117,7 +118,7 @@ class EmpiricalRisk:
             raise ValueError(
                 f"X and y must have as many examples. Got {len(X)} and {len(y)}."
             )
-        self._X = checks.as_input(X, module, self.dtype)
+        X = checks.as_input(X, module, self.dtype)
         self._weights = checks.as_weights(
             sample_weight, len(X), self.dtype, self.device
         )
@@ -127,6 +128,7 @@ class EmpiricalRisk:
         ):
             self._loss.function.to(device=self.device, dtype=self.dtype)
         self._model = FlatModel(module, output_transform)
+        self._X = self._choose_strides(X)
         self._y, self.output_shape, n_activations = self._probe(y)
 
         if chunk_size is None:
@@ -136,6 +138,7 @@ class EmpiricalRisk:
         self.chunk_size = min(chunk_size, len(X))
         rows = ROW_BUDGET // (n_activations + self.n_params)
         self._row_chunk_size = max(1, min(self.chunk_size, rows))
+        self._check_dependence()
 
     @property
     def layout(self) -> ParameterLayout:
@@ -355,7 +358,10 @@ class EmpiricalRisk:
         ------
         Tensor of shape (n, D)
         """
+        self._model.bind(theta)
+        theta = self._model.values()
         for chunk in self._chunks(self._row_chunk_size):
+            self._model.bind(theta)  # the caller may have asked for another θ between
             rows = per_example_rows(
                 self._model, theta, chunk.X, (chunk.y,), self._loss.per_example
             )
@@ -421,7 +427,7 @@ class EmpiricalRisk:
             self._model,
             self._loss,
             self._chunks,
-            theta,
+            self._model.values(),
             self.n_examples,
             keep_graph=self.chunk_size >= self.n_examples,
         )
@@ -554,17 +560,28 @@ class EmpiricalRisk:
             yield rows if center is None else rows - center
 
     def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        sums = []
-        total: Tensor | None = None
+        losses, total = next(parts)
+        sums = [losses.sum(dtype=torch.float64)]
         for losses, gradient in parts:
             sums.append(losses.sum(dtype=torch.float64))
-            total = gradient if total is None else total.add_(gradient)
-        assert total is not None  # noqa: S101 - there is at least one chunk
+            total.add_(gradient)
         return self._mean(sums), total
 
     def _mean(self, sums: list[Tensor]) -> Tensor:
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
         return (total / self.n_examples).to(self.dtype)
+
+    def _choose_strides(self, X: Tensor) -> Tensor:
+        """Return X channels-last, or by rows for a module that needs them."""
+        fast = checks.channels_last(X, self._model.module)
+        if fast is X:
+            return X
+        try:
+            with torch.no_grad():
+                self._model(fast[:2].clone())
+        except RuntimeError:  # many a module calls view() behind a convolution
+            return X.contiguous()
+        return fast
 
     def _probe(self, y: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
         """Run one example: check that all fits, and measure what it needs."""
@@ -576,8 +593,11 @@ class EmpiricalRisk:
 
         leaves = [m for m in self._model.module.modules() if not any(m.children())]
         handles = [leaf.register_forward_hook(count) for leaf in leaves]
+        X = self._X[:1].clone()
+        version = X._version
         try:
-            outputs = self._model(self._X[:1])
+            with torch.no_grad():
+                outputs = self._model(X)
         except RuntimeError as error:
             raise ValueError(
                 f"The module cannot take X of shape {tuple(self._X.shape)} and dtype "
@@ -586,22 +606,46 @@ class EmpiricalRisk:
         finally:
             for handle in handles:
                 handle.remove()
+        self._model.copies_input = X._version != version
         if outputs.ndim == 0 or outputs.shape[0] != 1:
             raise ValueError(
                 "The module must return one output for each example along the first "
                 f"axis. Got shape {tuple(outputs.shape)} for one example."
             )
-        y = self._loss.prepare_targets(y, outputs.detach())
-        losses = self._loss.per_example(outputs, y[:1])
-        gradients = torch.autograd.grad(
-            losses.sum(), self._model.params, allow_unused=True
-        )
-        checks.warn_unused_parameters(
-            [
-                name
-                for name, gradient in zip(self.layout.names, gradients, strict=True)
-                if gradient is None
-            ]
-        )
+        with torch.no_grad():
+            again = self._model(self._X[:1])
+        if bool((again - outputs).abs().max() > 1e-3 * outputs.abs().max()):
+            raise ValueError(
+                "The module must give the same output for the same input. Two passes "
+                "in eval mode differ; switch off what it draws at random, for example "
+                "F.dropout(x, training=self.training) in place of F.dropout(x)."
+            )
         n_activations = sum(counts) + self._X[0].numel()
-        return y, tuple(outputs.shape[1:]), n_activations
+        return (
+            self._loss.prepare_targets(y, outputs),
+            tuple(outputs.shape[1:]),
+            n_activations,
+        )
+
+    def _check_dependence(self) -> None:
+        """Warn about parameters that no example's loss depends on."""
+        unused = dict(zip(self.layout.names, self._model.params, strict=True))
+        # One example mostly uses them all; the others are asked about the rest.
+        for chunk in chain(islice(self._chunks(1), 1), self._chunks()):
+            with torch.enable_grad():
+                total = example_losses(self._model, self._loss, chunk).sum()
+            if total.requires_grad:
+                gradients = torch.autograd.grad(
+                    total, list(unused.values()), allow_unused=True
+                )
+                named = zip(unused.items(), gradients, strict=True)
+                unused = {name: p for (name, p), g in named if g is None}
+            if not unused:
+                return
+        if len(unused) == len(self.layout.names):
+            raise ValueError(
+                "The loss must depend on a parameter. Got one that depends on none; "
+                "look for detach(), no_grad() or argmax() in the module, in "
+                "output_transform and in the loss."
+            )
+        checks.warn_unused_parameters(list(unused))

@@ -13,6 +13,7 @@ from flatmin.risk.per_example import per_example_rows
 __all__ = ["gauss_newton_draw", "gauss_newton_example_traces"]
 
 
+@torch.enable_grad()
 def gauss_newton_draw(
     model: FlatModel,
     loss: ExampleLoss,
@@ -80,9 +81,14 @@ def gauss_newton_example_traces(
         outputs = model(chunk.X)
     cotangents = _weighted_root(loss, outputs, chunk, z)
     rows = per_example_rows(
-        model, theta, chunk.X, (cotangents,), lambda f, c: (f * c).flatten(1).sum(1)
+        model, model.values(), chunk.X, (cotangents,), _inner_products
     )
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()
+
+
+def _inner_products(outputs: Tensor, cotangents: Tensor) -> Tensor:
+    return (outputs * cotangents).reshape(len(outputs), -1).sum(1)
 
 
 def _weighted_root(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flatmin.risk.chunks import Chunk
@@ -28,6 +29,7 @@ def example_losses(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Tensor:
     return losses if chunk.weights is None else losses * chunk.weights
 
 
+@torch.enable_grad()
 def losses_and_gradient(
     model: FlatModel, loss: ExampleLoss, chunk: Chunk, cotangents: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,10 @@ class Risk(Protocol):
         ...
 
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
-        """Return the mean gradient of each batch; (\\*batch, b, m) to (\\*batch, b, D)."""
+        """Return the mean gradient of each batch.
+
+        ``batches`` of shape (\\*batch, b, m) to (\\*batch, b, D).
+        """
         ...
 
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:

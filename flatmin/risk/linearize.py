@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,9 +152,10 @@ class DoubleBackward:
         for chunk, graph in self._pullback_graphs():
             Jv = _pull(graph.pulled, graph.cotangents, v, keep=self._keep)
             leaf = graph.outputs.detach().requires_grad_()
-            losses = self.loss.per_example(leaf, chunk.y)
-            (slopes,) = torch.autograd.grad(losses.sum(), leaf)
-            slope = (slopes * Jv).flatten(1).sum(1) if Jv.ndim > 1 else slopes * Jv
+            with torch.enable_grad():
+                total = self.loss.per_example(leaf, chunk.y).sum()
+            (slopes,) = torch.autograd.grad(total, leaf)
+            slope = (slopes * Jv).reshape(len(Jv), -1).sum(1)
             parts.append(slope if chunk.weights is None else slope * chunk.weights)
         return torch.cat(parts)
 
@@ -174,6 +176,7 @@ class DoubleBackward:
                 self._pullback = graph
             yield chunk, graph
 
+    @torch.enable_grad()
     def _build_gradient(self, chunk: Chunk) -> _GradientGraph:
         theta = self.theta.clone().requires_grad_()
         with twice_differentiable(self.model.module):
@@ -185,6 +188,7 @@ class DoubleBackward:
             (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=True)
         return _GradientGraph(theta, gradient)
 
+    @torch.enable_grad()
     def _build_pullback(self, chunk: Chunk) -> _PullbackGraph:
         # J v without forward mode: the pullback Jᵀu is linear in u, and pulling v
         # back through it gives J v.
@@ -241,6 +245,17 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(_switched_off(torch.backends.mkldnn))
+            stack.enter_context(_switched_off(torch.backends.cudnn))
         yield
+
+
+@contextlib.contextmanager
+def _switched_off(backend: Any) -> Iterator[None]:
+    # Its own ``flags`` sets the other flags too, and warns of one without a GPU.
+    before = backend.enabled
+    backend.enabled = False
+    try:
+        yield
+    finally:
+        backend.enabled = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import hessian, vmap
 from torch.nn import functional as F
 
-from flatmin._utils.names import unknown_name
+from flatmin._utils.names import check_known
 
 __all__ = [
     "LOSSES",
@@ -109,7 +110,7 @@ class CrossEntropy(ExampleLoss):
         p = outputs.softmax(1)
         root = p.sqrt()
         product = root * z - p * (root * z).sum(1, keepdim=True)
-        return product / _n_positions(outputs) ** 0.5
+        return product / math.sqrt(_n_positions(outputs))
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H = diag(p) - ppᵀ at each of T positions, over T."""
@@ -123,7 +124,7 @@ class _ElementwiseLoss(ExampleLoss):
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""
         shape = outputs.shape[1:]
-        if y.shape[1:].numel() != shape.numel():
+        if [n for n in y.shape[1:] if n != 1] != [n for n in shape if n != 1]:
             raise ValueError(
                 f"{self.name} compares outputs and targets one by one. Got outputs of "
                 f"shape {('n', *shape)} and targets of shape {('n', *y.shape[1:])}."
@@ -145,7 +146,7 @@ class SquaredError(_ElementwiseLoss):
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S = √(2/C) I."""
-        return z * (2 / outputs.shape[1:].numel()) ** 0.5
+        return z * math.sqrt(2 / outputs.shape[1:].numel())
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H = (2/C) I."""
@@ -208,13 +209,20 @@ class CallableLoss(ExampleLoss):
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Keep integers, give numbers the outputs' dtype, and try one example."""
         targets = y.to(outputs.dtype) if y.is_floating_point() else y
-        # Two copies of the example tell a mean from a list of losses.
-        losses = self.function(outputs.repeat_interleave(2, 0), targets[[0, 0]])
-        if losses.ndim == 0 or losses.shape[0] != 2:
+        # Copies of one example tell a list of losses from a mean, and two counts of
+        # them from the (n, n) that (n, 1) outputs and (n,) targets broadcast to.
+        shapes = [
+            tuple(
+                self.function(outputs.repeat_interleave(n, 0), targets[[0] * n]).shape
+            )
+            for n in (2, 3)
+        ]
+        if shapes[0][:1] != (2,) or shapes[1] != (3, *shapes[0][1:]):
             raise ValueError(
                 f"The loss {self.name} must return one number for each of the n "
-                f"examples, shape (n,). Got shape {tuple(losses.shape)} for n=2; use "
-                "reduction='none' and do not average."
+                f"examples, shape (n,). Got shape {shapes[0]} for n=2 and {shapes[1]} "
+                "for n=3; use reduction='none', do not average, and compare outputs "
+                "and targets of one shape."
             )
         return targets
 
@@ -228,7 +236,10 @@ class CallableLoss(ExampleLoss):
         matrices = self._hessians(outputs, targets).double()
         values, vectors = torch.linalg.eigh(matrices)
         lowest = values[:, 0]
-        tolerance = 1e-5 * values.abs().amax(1)
+        # Of a loss of order one the rounding is a few eps, also where a confident
+        # prediction makes the Hessian itself smaller than that.
+        rounding = 100 * torch.finfo(outputs.dtype).eps
+        tolerance = 1e-5 * values.abs().amax(1) + rounding
         if bool((lowest < -tolerance).any()):
             raise ValueError(
                 f"The Gauss-Newton matrix needs a loss that is convex in the output. "
@@ -236,12 +247,13 @@ class CallableLoss(ExampleLoss):
                 f"{float(lowest.min()):.3g}; use method='gld_full' or 'gld_hessian'."
             )
         roots = (vectors * values.clamp(min=0).sqrt().unsqueeze(1)).to(z.dtype)
-        return (roots @ z.flatten(1).unsqueeze(-1)).view_as(z)
+        product: Tensor = roots @ z.reshape(len(z), -1, 1)
+        return product.view_as(z)
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.hessian_product`."""
         matrices = self._hessians(outputs, targets)
-        return (matrices @ u.flatten(1).unsqueeze(-1)).view_as(u)
+        return (matrices @ u.reshape(len(u), -1, 1)).view_as(u)
 
     def _hessians(self, outputs: Tensor, targets: Tensor) -> Tensor:
         shape = outputs.shape[1:]
@@ -249,10 +261,14 @@ class CallableLoss(ExampleLoss):
         def single(flat: Tensor, target: Tensor) -> Tensor:
             return self.per_example(flat.view(1, *shape), target.unsqueeze(0))[0]
 
-        return vmap(hessian(single))(outputs.detach().flatten(1), targets)
+        flat = outputs.detach().reshape(len(outputs), -1)
+        matrices: Tensor = vmap(hessian(single))(flat, targets)
+        return matrices
 
 
-LossLike = str | nn.Module | ExampleLoss | Callable[[Tensor, Tensor], Tensor]
+LossLike = (
+    str | ExampleLoss | nn.Module | type[nn.Module] | Callable[[Tensor, Tensor], Tensor]
+)
 
 LOSSES: dict[str, type[ExampleLoss]] = {
     loss.name: loss for loss in (CrossEntropy, SquaredError, BinaryCrossEntropy)
@@ -291,14 +307,13 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
     if isinstance(loss, ExampleLoss):
         return loss
     if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES)
+        check_known("loss", loss, LOSSES)
         return LOSSES[loss]()
     if isinstance(loss, type) and issubclass(loss, nn.Module):
-        loss = loss()
+        return _resolve_module(loss())
     if isinstance(loss, nn.Module):
         return _resolve_module(loss)
-    if callable(loss):
+    if callable(loss) and not isinstance(loss, type):
         return CallableLoss(loss, name=getattr(loss, "__name__", repr(loss)))
     raise TypeError(
         f"loss must be a name ({', '.join(LOSSES)}), a loss module or a callable. "
@@ -325,7 +340,7 @@ def _resolve_module(module: nn.Module) -> ExampleLoss:
         return BinaryCrossEntropy()
     module = copy.deepcopy(module)
     if hasattr(module, "reduction"):
-        module.reduction = "none"
+        setattr(module, "reduction", "none")  # noqa: B010 - for mypy
     return CallableLoss(module, name=type(module).__name__)
 
 

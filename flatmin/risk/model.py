@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,8 @@ class FlatModel:
         The trainable ones; :meth:`bind` sets their values.
     vectorises : bool
         False once ``vmap`` has failed on this module.
+    copies_input : bool
+        True if the module writes into its input: then it is given copies.
     """
 
     def __init__(
@@ -39,14 +42,31 @@ class FlatModel:
     ) -> None:
         self.module = module
         self.output_transform = output_transform
-        self.layout = ParameterLayout.of(module)
-        self.params = [p for p in module.parameters() if p.requires_grad]
-        self._theta = self.layout.flatten(dict(module.named_parameters()))
+        self.vectorises = True
+        self.copies_input = False
+        self._make_views()
+
+    def _make_views(self) -> None:
+        self.layout = ParameterLayout.of(self.module)
+        self.params = [p for p in self.module.parameters() if p.requires_grad]
+        self._theta = self.layout.flatten(dict(self.module.named_parameters()))
         views = self.layout.views(self._theta)
         for parameter, view in zip(self.params, views, strict=True):
             parameter.data = view
             parameter.grad = None
-        self.vectorises = True
+
+    # Copies and pickles of views are no longer views: a copied model would ignore
+    # bind(), and a pickle would hold θ once for every parameter.
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for derived in ("layout", "params", "_theta"):
+            del state[derived]
+        state["module"] = copy.deepcopy(self.module)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_views()
 
     def bind(self, theta: Tensor) -> None:
         """Give the parameters the values of θ.
@@ -74,7 +94,7 @@ class FlatModel:
 
     def __call__(self, X: Tensor) -> Tensor:
         """Return the outputs at the bound θ."""
-        return self._transform(self.module(X))
+        return self._transform(self.module(X.clone() if self.copies_input else X))
 
     def functional(self, theta: Tensor, X: Tensor) -> Tensor:
         """Return the outputs at θ as a function of θ, for higher derivatives.
@@ -89,6 +109,7 @@ class FlatModel:
         Tensor of shape (n, ...)
         """
         parameters = self.layout.unflatten(theta)
+        X = X.clone() if self.copies_input else X
         return self._transform(functional_call(self.module, parameters, (X,)))
 
     def gradient(self, tensors: Tensor, cotangents: Tensor) -> Tensor:

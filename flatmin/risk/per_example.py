@@ -33,7 +33,7 @@ def per_example_rows(
     ----------
     model : FlatModel
     theta : Tensor of shape (D,)
-        Where; the model is bound to it on return if vmap failed.
+        Where; the model is bound to it.
     X : Tensor of shape (n, ...)
     args : tuple of Tensor of shape (n, ...)
         Further per-example arguments of ``scalar``.
@@ -43,6 +43,11 @@ def per_example_rows(
     Returns
     -------
     Tensor of shape (n, D)
+
+    Raises
+    ------
+    OutOfMemoryError
+        As it comes: a loop over examples would only hide it.
     """
     if model.vectorises:
 
@@ -52,14 +57,19 @@ def per_example_rows(
 
         in_dims = (None, 0, *(0 for _ in args))
         try:
-            return vmap(grad(single), in_dims=in_dims)(theta, X, *args)
+            vectorised: Tensor = vmap(grad(single), in_dims=in_dims)(theta, X, *args)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, NotImplementedError):
-            model.vectorises = False
+            pass
+        else:
+            return vectorised
 
-    model.bind(theta)
     rows = []
-    for i in range(len(X)):
-        one = slice(i, i + 1)
-        values = scalar(model(X[one]), *(a[one] for a in args))
-        rows.append(model.gradient(values, torch.ones_like(values)))
+    with torch.enable_grad():
+        for i in range(len(X)):
+            one = slice(i, i + 1)
+            values = scalar(model(X[one]), *(a[one] for a in args))
+            rows.append(model.gradient(values, torch.ones_like(values)))
+    model.vectorises = False
     return torch.stack(rows)
