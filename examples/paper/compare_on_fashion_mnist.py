@@ -94,12 +94,12 @@ def make_classifier(sizes, seed, **settings):
 
 
 def describe(classifier, last):
-    """Final numbers of a run; the sharpness with ten times the draws."""
+    """Final numbers of a run; the sharpness with three times the draws."""
     sharpness = expected_sharpness(
         classifier.risk_,
         torch.as_tensor(classifier.params_),
         sigma=0.01,
-        n_draws=10 * last["draws"],
+        n_draws=3 * last["draws"],
     )
     row = classifier.history_.iloc[-1]
     return {

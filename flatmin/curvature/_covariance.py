@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -67,10 +69,7 @@ class GradientCovarianceOperator(LinearOperator):
 
 
 def covariance_trace(risk: Risk, theta: Tensor) -> Tensor:
-    """Return Tr(Σ) = (1/N) Σ‖gᵢ - g₀‖².
-
-    Centred before squaring: (1/N) Σ‖gᵢ‖² - ‖g₀‖² loses its digits where the examples
-    agree, and to test for that would stop a GPU at every call.
+    """Return Tr(Σ) = (1/N) Σ‖gᵢ - g₀‖², by one sweep over the examples.
 
     Parameters
     ----------
@@ -81,12 +80,16 @@ def covariance_trace(risk: Risk, theta: Tensor) -> Tensor:
     -------
     Tensor of shape (\\*batch)
     """
-    mean = risk.gradient(theta)
-    return risk.squared_norms(theta, mean).mean(-1).to(risk.dtype)
+
+    def squares(rows: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+        return norms.square().sum(-1)
+
+    return _centred_mean(risk, theta, squares, lambda delta: delta.square().sum(-1))
 
 
 def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
-    """Return diag(Σ) = (1/N) Σ (gᵢ - g₀)².
+    """Return diag(Σ) = (1/N) Σ (gᵢ - g₀)², by one sweep over the examples.
 
     Parameters
     ----------
@@ -97,5 +100,39 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     -------
     Tensor of shape (\\*batch, D)
     """
-    mean = risk.gradient(theta)
-    return (risk.squared_gradient_sum(theta, mean) / risk.n_examples).to(risk.dtype)
+
+    def squares(rows: Tensor) -> Tensor:
+        return rows.square().sum(-2, dtype=torch.float64)
+
+    return _centred_mean(risk, theta, squares, torch.square)
+
+
+def _centred_mean(
+    risk: Risk,
+    theta: Tensor,
+    squares: Callable[[Tensor], Tensor],
+    between: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return (1/N) Σ of squares of gᵢ - g₀ without knowing g₀ beforehand.
+
+    Each chunk is centred at its own mean, and two groups of sizes a and b whose means
+    differ by δ together have the squares of both plus δ² ab/(a + b) [1]_. Unlike
+    (1/N) Σ‖gᵢ‖² - ‖g₀‖² this cancels nowhere, and it costs no second sweep.
+
+    .. [1] T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the
+       sample variance", 1983, :doi:`10.1080/00031305.1983.10483115`.
+    """
+    n = 0
+    for rows in risk.per_example_gradients(theta):
+        n_new = rows.shape[-2]
+        mean = rows.mean(-2, keepdim=True)
+        inside = squares(rows - mean)
+        new = mean.squeeze(-2).double()
+        if n == 0:
+            total, center = inside, new
+        else:
+            delta = new - center
+            total = total + inside + between(delta) * (n * n_new / (n + n_new))
+            center = center + delta * (n_new / (n + n_new))
+        n += n_new
+    return (total / n).to(risk.dtype)

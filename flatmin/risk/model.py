@@ -54,12 +54,21 @@ class FlatModel:
         for parameter, view in zip(self.params, views, strict=True):
             parameter.data = view
             parameter.grad = None
+        # Where each parameter is held: a tied one in several modules. (By itself
+        # functional_call leaves its own tensors behind in a module of two names.)
+        index = {id(p): i for i, p in enumerate(self.params)}
+        self._places = {
+            f"{prefix}.{name}".removeprefix("."): index[id(parameter)]
+            for prefix, part in self.module.named_modules()
+            for name, parameter in part.named_parameters(recurse=False)
+            if id(parameter) in index
+        }
 
     # Copies and pickles of views are no longer views: a copied model would ignore
     # bind(), and a pickle would hold θ once for every parameter.
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for derived in ("layout", "params", "_theta"):
+        for derived in ("layout", "params", "_theta", "_places"):
             del state[derived]
         state["module"] = copy.deepcopy(self.module)
         return state
@@ -108,9 +117,11 @@ class FlatModel:
         -------
         Tensor of shape (n, ...)
         """
-        parameters = self.layout.unflatten(theta)
+        views = self.layout.views(theta)
+        parameters = {place: views[i] for place, i in self._places.items()}
         X = X.clone() if self.copies_input else X
-        return self._transform(functional_call(self.module, parameters, (X,)))
+        outputs = functional_call(self.module, parameters, (X,), tie_weights=False)
+        return self._transform(outputs)
 
     def gradient(self, tensors: Tensor, cotangents: Tensor) -> Tensor:
         """Return the flat vector-Jacobian product at the bound θ, shape (D,)."""

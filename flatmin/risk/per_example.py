@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad
 
 from flatmin.risk.model import FlatModel
+from flatmin.risk.vectorize import vectorize
 
 __all__ = ["ROW_BUDGET", "per_example_rows"]
 
@@ -57,13 +58,11 @@ def per_example_rows(
 
         in_dims = (None, 0, *(0 for _ in args))
         try:
-            vectorised: Tensor = vmap(grad(single), in_dims=in_dims)(theta, X, *args)
+            return vectorize(grad(single), in_dims)(theta, X, *args)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError):
             pass
-        else:
-            return vectorised
 
     rows = []
     with torch.enable_grad():

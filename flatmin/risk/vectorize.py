@@ -1,0 +1,41 @@
+"""``vmap`` without its remark on speed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.func import vmap
+
+__all__ = ["vectorize"]
+
+
+def vectorize(
+    function: Callable[..., Tensor], in_dims: int | tuple[int | None, ...] = 0
+) -> Callable[..., Tensor]:
+    """Map a function over examples.
+
+    An operation without a batching rule is looped over, and PyTorch warns of it. The
+    result is right, and whoever runs another's module cannot do anything about it.
+
+    Parameters
+    ----------
+    function : callable
+        Of one example.
+    in_dims : int or tuple of (int or None), default=0
+        As in ``torch.func.vmap``.
+
+    Returns
+    -------
+    callable
+    """
+    mapped = vmap(function, in_dims)
+
+    def quietly(*args: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            result: Tensor = mapped(*args)
+        return result
+
+    return quietly
