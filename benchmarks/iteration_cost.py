@@ -37,7 +37,7 @@ def bare_gradient(net, risk_data):
     X, y = risk_data
     net = copy.deepcopy(net).to(memory_format=torch.channels_last)
     # One channel leaves PyTorch's channels-last strides ambiguous; these are not.
-    n, c, h, w = X.shape
+    _, c, h, w = X.shape
     fast = torch.empty_strided(X.shape, (c * h * w, 1, w * c, c)).copy_(X)
     params = list(net.parameters())
     return lambda: torch.autograd.grad(F.cross_entropy(net(fast), y), params)
@@ -106,8 +106,8 @@ def main():
         }
         result["iterations"][name] = row
         print(
-            f"{name:22} {row['median']:7.2f} b  ({row['min']:.2f} to {row['max']:.2f}), "
-            f"b = {row['b_ms']:.1f} ms",
+            f"{name:22} {row['median']:7.2f} b  "
+            f"({row['min']:.2f} to {row['max']:.2f}), b = {row['b_ms']:.1f} ms",
             flush=True,
         )
         if arguments.json:

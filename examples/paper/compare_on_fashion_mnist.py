@@ -132,7 +132,11 @@ def run(data, sizes, seed, theta, method, lr):
     except DivergenceError as error:
         return {"method": method, "lr": lr, "diverged": str(error)}
     quenched = make_classifier(
-        sizes, seed, method="gd", lr=lr, max_iter=sizes["quench"],
+        sizes,
+        seed,
+        method="gd",
+        lr=lr,
+        max_iter=sizes["quench"],
         params_init=noisy.params_,
     ).fit(data.data, data.target, **test)
     return {
@@ -175,6 +179,7 @@ def experiment(arguments, path):
             "runs": [],
         }
         joblib.dump(warm.params_, path.with_suffix(".theta.joblib"))
+        path.write_text(json.dumps(result, indent=1))
     theta = joblib.load(path.with_suffix(".theta.joblib"))
     done = {(r["method"], r["lr"]) for r in result["runs"]}
     for i, (method, lr) in enumerate(runs):
@@ -183,7 +188,6 @@ def experiment(arguments, path):
         print(f"{i + 1}/{len(runs)}: {method} at {lr}", flush=True)
         result["runs"].append(run(data, sizes, arguments.seed, theta, method, lr))
         path.write_text(json.dumps(result, indent=1))
-    path.write_text(json.dumps(result, indent=1))
     return result
 
 
@@ -238,15 +242,22 @@ def draw(result, path):
             noise, quench = row["history"], row["quench_history"]
             x = noise["iteration"] + [switch + i for i in quench["iteration"]]
             ax.plot(
-                x, noise[name] + quench[name],
-                color=colours[row["method"]], label=row["method"], lw=1.6,
+                x,
+                noise[name] + quench[name],
+                color=colours[row["method"]],
+                label=row["method"],
+                lw=1.6,
             )
         ax.axvline(switch, color="0.4", ls="--", lw=1)
         ax.set(xlabel=r"iterations from $\theta_{GD}$", ylabel=label)
     axes[2].set_yscale("log")
     axes[0].annotate(
-        "quench", (switch, 0.02), xycoords=("data", "axes fraction"),
-        xytext=(4, 0), textcoords="offset points", color="0.4",
+        "quench",
+        (switch, 0.02),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        color="0.4",
     )
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)

@@ -83,7 +83,8 @@ def covariance_trace(risk: Risk, theta: Tensor) -> Tensor:
 
     def squares(rows: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-        return norms.square().sum(-1)
+        squared: Tensor = norms.square()
+        return squared.sum(-1)
 
     return _centred_mean(risk, theta, squares, lambda delta: delta.square().sum(-1))
 

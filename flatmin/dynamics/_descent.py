@@ -35,12 +35,15 @@ class NoisyDescent:
         On the risk's device.
     on_divergence : {"raise", "stop"}, default="raise"
         At a loss that is not finite: raise, or return to the last θ with a finite
-        loss (on a GPU, to the one at the start of the block) and stop.
+        loss (on a GPU, to the one at the start of the block) and stop. Where the very
+        first θ has none, there is nothing to return to: raise.
+    offset : int, default=0
+        Iterations before these, for messages.
 
     Attributes
     ----------
     iteration : int
-        Steps taken.
+        Steps that led to θ.
     state : object
         The law's.
     diverged : str or None
@@ -56,6 +59,7 @@ class NoisyDescent:
         rng: torch.Generator,
         *,
         on_divergence: Literal["raise", "stop"] = "raise",
+        offset: int = 0,
     ) -> None:
         self.risk = risk
         self.law = law
@@ -70,19 +74,44 @@ class NoisyDescent:
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
         self._keeps = on_divergence == "stop"
-        self._kept: Tensor | None = None
+        self._offset = offset
+        self._step_start: tuple[int, Tensor] | None = None
+        self._block_start: tuple[int, Tensor] | None = None
 
     @property
     def theta(self) -> Tensor:
         """θ, shape (D,); moves in place."""
         return self.binding.theta
 
-    def refresh(self) -> None:
-        """Renew the law's state if it is due and has not been renewed here yet."""
+    def refresh(self) -> bool:
+        """Renew the law's state if it is due and has not been renewed here yet.
+
+        Returns
+        -------
+        bool
+            False after a stop.
+
+        Raises
+        ------
+        DivergenceError
+            With ``on_divergence="raise"``.
+        RuntimeError
+            The law's own, at a θ with a finite loss.
+        """
         due = self.iteration % self.law.refresh_every == 0
         if due and self._refreshed_at != self.iteration:
-            self.state = self.law.refresh(self.risk, self.theta, self.rng, self.state)
+            try:
+                self.state = self.law.refresh(
+                    self.risk, self.theta, self.rng, self.state
+                )
+            except RuntimeError:
+                # Eigensolvers give up where the loss is not finite.
+                loss = float(self.risk.value(self.theta))
+                if math.isfinite(loss):
+                    raise
+                return self._accept(self.iteration, loss)
             self._refreshed_at = self.iteration
+        return True
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
         """Take steps.
@@ -100,17 +129,17 @@ class NoisyDescent:
             With ``on_divergence="raise"``.
         """
         unread: list[Tensor] = []
-        if not self._reads_every_loss:
-            self._keep()
+        self._block_start = self._copy()
         for _ in range(n_iter):
-            self.refresh()
+            if not self.refresh():
+                return
             loss, gradient = self.law.noisy_gradient(
                 self.risk, self.theta, self.state, self.rng
             )
             if self._reads_every_loss:
                 if not self._accept(self.iteration, loss.item()):
                     return
-                self._keep()
+                self._step_start = self._copy()
             else:
                 unread.append(loss)
             self.binding.gradient.copy_(gradient)
@@ -143,25 +172,36 @@ class NoisyDescent:
         """
         return self._accept(self.iteration, loss)
 
-    def _keep(self) -> None:
-        if self._keeps:
-            if self._kept is None:
-                self._kept = torch.empty_like(self.theta)
-            self._kept.copy_(self.theta)
+    def _copy(self) -> tuple[int, Tensor] | None:
+        return (self.iteration, self.theta.clone()) if self._keeps else None
 
     def _accept(self, iteration: int, loss: float) -> bool:
         if math.isfinite(loss):
             self._last_loss = loss
             return True
+        at = f"{loss} at iteration {self._offset + iteration}"
+        if math.isnan(self._last_loss):
+            raise DivergenceError(
+                f"The loss is {at}, before the first step. Standardise X (and y), and "
+                "look at params_init or what the module is initialised with."
+            )
         lr = self.optimizer.param_groups[0]["lr"]
         message = (
-            f"The loss became {loss} at iteration {iteration} with lr={lr:g}; the last "
-            f"finite loss was {self._last_loss:.4g}. Try a smaller lr, a smaller "
-            "noise_scale, or standardised X (and y)."
+            f"The loss became {at} with lr={lr:g}; the last finite loss was "
+            f"{self._last_loss:.4g}. Try a smaller lr, a smaller noise_scale, or "
+            "standardised X (and y)."
         )
         if not self._keeps:
             raise DivergenceError(message)
         self.diverged = message
-        if self._kept is not None:
-            self.binding.assign(self._kept)
+        self._return()
         return False
+
+    def _return(self) -> None:
+        """Go back to where L(θ) is finite, which a minibatch's loss does not show."""
+        for start in (self._step_start, self._block_start):
+            if start is not None:
+                self.iteration = start[0]
+                self.binding.assign(start[1])
+                if math.isfinite(float(self.risk.value(self.theta))):
+                    return

@@ -8,12 +8,21 @@ never iterated.
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from skorch import NeuralNetClassifier, NeuralNetRegressor
-from skorch.callbacks import Callback, EpochScoring, LRScheduler
+import torch
+from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
+from skorch.callbacks import (
+    Callback,
+    EpochScoring,
+    Freezer,
+    InputShapeSetter,
+    LRScheduler,
+    Unfreezer,
+)
 
+from flatmin._utils.names import check_known
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._recorder import Recorder
 
@@ -31,7 +40,7 @@ class StopTraining(Exception):  # noqa: N818 - control flow, not an error
     """A callback, or a divergence, ends the training in an orderly way."""
 
 
-class _NoisyNet:
+class _NoisyNet(NeuralNet):
     """What the two nets share; :meth:`attach` before ``fit_loop``."""
 
     def attach(
@@ -62,8 +71,27 @@ class _NoisyNet:
         """
         self.descent_ = descent
         self.recorder_ = recorder
-        self.rows_ = []
+        self.rows_: list[dict[str, Any]] = []
         self._plan_ = (max_iter, record_every, offset, progress)
+
+    def detach(self) -> None:
+        """Let go of the data that training needed; the net still predicts."""
+        for name in ("descent_", "recorder_", "_plan_"):
+            self.__dict__.pop(name, None)
+        self.train_split = None
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        """Give skorch's loader a generator of its own.
+
+        Iterating draws a seed, else from the global generator.
+
+        Returns
+        -------
+        torch.utils.data.DataLoader
+        """
+        iterator = super().get_iterator(dataset, training=training)
+        iterator.generator = torch.Generator()
+        return iterator
 
     def record_(self) -> dict[str, Any]:
         """Measure where the descent stands, and keep the row."""
@@ -109,8 +137,14 @@ class _NoisyNet:
         self.history.record(f"{prefix}_batch_count", 1)
 
     def _run_block(self) -> None:
-        max_iter, record_every, _, progress = self._plan_
+        max_iter, record_every, offset, progress = self._plan_
         descent = self.descent_
+        if self.optimizer_ is not descent.optimizer:
+            raise RuntimeError(
+                "A callback has initialised the net anew, so what it would predict "
+                "with is not what is trained. Give the module its parameters by "
+                "module_params."
+            )
         block = min(record_every, max_iter - descent.iteration)
         descent.run(block, progress)
         if descent.diverged is None:
@@ -118,6 +152,9 @@ class _NoisyNet:
             if not descent.check(row["loss"]):
                 self.rows_.pop()
         if descent.diverged is not None:
+            if self.rows_[-1]["iteration"] < offset + descent.iteration:
+                self.record_()
+            self.history.pop()  # skorch's begin of this block, which has no end
             raise StopTraining
         for name, value in row.items():
             if name not in ("phase", "loss", "valid_loss"):
@@ -139,16 +176,12 @@ class _NoisyNet:
         try:
             super().notify(method_name, **kwargs)
         except KeyboardInterrupt as interrupt:
-            trace = interrupt.__traceback__
-            while trace.tb_next is not None:
-                trace = trace.tb_next
-            code = trace.tb_frame.f_code.co_code
-            if code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]:
+            if _raised_by_statement(interrupt):
                 raise StopTraining from interrupt
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()
         # ``module`` is the instance that became ``module_``: once is enough.
         for name in ("descent_", "recorder_", "_plan_", "module"):
             state.pop(name, None)
@@ -159,6 +192,17 @@ class _NoisyNet:
         self.module = self.module_
 
 
+def _raised_by_statement(error: BaseException) -> bool:
+    """Say whether the innermost frame of the traceback stopped at a ``raise``."""
+    trace, inner = error.__traceback__, None
+    while trace is not None:
+        trace, inner = trace.tb_next, trace
+    if inner is None:
+        return False
+    opcode = inner.tb_frame.f_code.co_code[inner.tb_lasti]
+    return opcode == dis.opmap["RAISE_VARARGS"]
+
+
 class NoisyNetClassifier(_NoisyNet, NeuralNetClassifier):
     """A skorch classifier that trains by noisy descent."""
 
@@ -167,33 +211,63 @@ class NoisyNetRegressor(_NoisyNet, NeuralNetRegressor):
     """A skorch regressor that trains by noisy descent."""
 
 
-def check_callbacks(callbacks: list[Any] | None) -> None:
-    """Refuse callbacks that would never be called.
+def check_callbacks(callbacks: Iterable[Any], params: Iterable[str] = ()) -> None:
+    """Refuse callbacks that would do nothing, or would do harm, without a word.
 
     Parameters
     ----------
-    callbacks : list of skorch callbacks or (name, callback) pairs, or None
+    callbacks : iterable of skorch callbacks or (name, callback) pairs
+    params : iterable of str, default=()
+        What is to be set on them, "name__parameter" or "name": the names must be
+        among those of the pairs.
 
     Raises
     ------
+    TypeError
+        If one is no skorch callback.
     ValueError
-        If one of them works on batches.
+        If one works on batches or freezes parameters, or a name is unknown.
     """
-    for item in callbacks or []:
-        callback = item[1] if isinstance(item, tuple) else item
+    names = []
+    for item in callbacks:
+        name, callback = item if isinstance(item, tuple) else (None, item)
+        names.append(name)
+        if callback is None:
+            continue  # skorch's way to leave one out
         kind = callback if isinstance(callback, type) else type(callback)
-        if issubclass(kind, EpochScoring):
-            continue  # its batch event fills a cache that is not used here
-        if issubclass(kind, LRScheduler):
-            works_on_batches = getattr(callback, "step_every", "epoch") == "batch"
-        else:
-            works_on_batches = any(
-                getattr(kind, event) is not getattr(Callback, event)
-                for event in _BATCH_EVENTS
+        if not issubclass(kind, Callback):
+            raise TypeError(
+                "callbacks must be skorch callbacks or pairs of a name and a skorch "
+                f"callback. Got {item!r}."
             )
-        if works_on_batches:
-            raise ValueError(
-                f"The callback {kind.__name__} works on batches, and there are none "
-                "here: a skorch epoch is a block of record_every iterations. Use a "
-                "callback with on_epoch_end, or LRScheduler(step_every='epoch')."
-            )
+        _check_callback(kind, getattr(callback, "step_every", "epoch"))
+    for key in params:
+        check_known("callback", key.partition("__")[0], names)
+
+
+def _check_callback(kind: type[Callback], step_every: str) -> None:
+    if issubclass(kind, Freezer | Unfreezer):
+        raise ValueError(
+            f"The callback {kind.__name__} cannot change which parameters θ holds. "
+            "Pass a module whose frozen parameters have requires_grad=False."
+        )
+    if issubclass(kind, InputShapeSetter):
+        raise ValueError(
+            "The callback InputShapeSetter would build the module anew behind θ. Give "
+            "the module its input size by module_params."
+        )
+    if issubclass(kind, EpochScoring):
+        return  # its batch event fills a cache that is not used here
+    if issubclass(kind, LRScheduler):
+        works_on_batches = step_every == "batch"
+    else:
+        works_on_batches = any(
+            getattr(kind, event) is not getattr(Callback, event)
+            for event in _BATCH_EVENTS
+        )
+    if works_on_batches:
+        raise ValueError(
+            f"The callback {kind.__name__} works on batches, and there are none here: "
+            "a skorch epoch is a block of record_every iterations. Use a callback with "
+            "on_epoch_end, or LRScheduler(step_every='epoch')."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,13 @@ __all__ = ["Recorder"]
 
 Score = Callable[[Tensor], float]
 Metric = Callable[[EmpiricalRisk, Tensor], Any]
+
+# Columns of a row, and what skorch's history of a block has besides.
+_TAKEN = {
+    *("iteration", "phase", "loss", "train_score", "valid_loss", "valid_score"),
+    *("gradient_norm", "noise_norm", "train_loss", "epoch", "dur", "batches"),
+    *("train_batch_count", "valid_batch_count"),
+}
 
 
 class Recorder:
@@ -32,6 +40,13 @@ class Recorder:
         Like ``score``, for its outputs.
     metrics : mapping of str to callable, default=None
         ``metric(risk, theta)`` gives something that ``float`` takes.
+
+    Raises
+    ------
+    ValueError
+        If a metric has the name of a column.
+    TypeError
+        If it cannot be called.
     """
 
     def __init__(
@@ -48,6 +63,17 @@ class Recorder:
         self.validation_risk = validation_risk
         self.validation_score = validation_score
         self.metrics = dict(metrics or {})
+        for name, metric in self.metrics.items():
+            if name in _TAKEN:
+                raise ValueError(
+                    "A metric needs a name that history_ does not use yet. "
+                    f"Got {name!r}."
+                )
+            if not callable(metric):
+                raise TypeError(
+                    f"metrics[{name!r}] must be a function of (risk, theta). "
+                    f"Got {metric!r}."
+                )
 
     def record(
         self, iteration: int, phase: str, theta: Tensor, law: NoiseLaw, state: Any
@@ -70,9 +96,16 @@ class Recorder:
         dict
             iteration, phase, loss L(θ), train_score, valid_loss and valid_score if
             there are validation data, gradient_norm ‖g₀‖, noise_norm √Tr C in the
-            same units, and the metrics.
+            same units, and the metrics. Where L(θ) is not finite, nothing behind it.
+
+        Raises
+        ------
+        TypeError
+            If a metric gives no number.
         """
         loss, gradient = self.risk.value_and_gradient(theta)
+        if not math.isfinite(loss):
+            return {"iteration": iteration, "phase": phase, "loss": float(loss)}
         noise = law.trace(self.risk, theta, state).clamp(min=0).sqrt()
         numbers = torch.stack([loss, gradient.norm(), noise]).tolist()
         row = {
@@ -87,5 +120,11 @@ class Recorder:
             row["valid_score"] = self.validation_score(outputs)
         row["gradient_norm"], row["noise_norm"] = numbers[1:]
         for name, metric in self.metrics.items():
-            row[name] = float(metric(self.risk, theta))
+            value = metric(self.risk, theta.clone())  # θ moves in place
+            try:
+                row[name] = float(value)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"metrics[{name!r}] must return a number. Got {value!r}."
+                ) from error
         return row

@@ -20,6 +20,8 @@ class WarmupResult(NamedTuple):
 
     theta: np.ndarray  # (D,)
     rows: list[dict[str, Any]]  # Recorder rows, phase "warmup"
+    n_iter: int  # steps that led to theta
+    diverged: str | None  # what happened, after a stop
 
 
 def run_warmup(
@@ -55,8 +57,7 @@ def run_warmup(
     if key is None:
         return _run(build, n_iter, record_every, verbose)
     cached = memory.cache(_run_keyed, ignore=["build", "verbose"])
-    theta, rows = cached(dict(key), build, n_iter, record_every, verbose)
-    return WarmupResult(theta, rows)
+    return WarmupResult(*cached(dict(key), build, n_iter, record_every, verbose))
 
 
 def _run_keyed(
@@ -65,7 +66,7 @@ def _run_keyed(
     n_iter: int,
     record_every: int,
     verbose: bool | int,
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
+) -> tuple[Any, ...]:
     del key  # joblib's, not ours
     return tuple(_run(build, n_iter, record_every, verbose))
 
@@ -80,16 +81,21 @@ def _run(
     rows = []
     with progress_bar(n_iter, "warm-up", verbose=verbose) as bar:
         while descent.iteration < n_iter and descent.diverged is None:
-            descent.refresh()
-            rows.append(
-                recorder.record(
-                    descent.iteration,
-                    "warmup",
-                    descent.theta,
-                    descent.law,
-                    descent.state,
-                )
+            if not descent.refresh():
+                break
+            row = recorder.record(
+                descent.iteration,
+                "warmup",
+                descent.theta,
+                descent.law,
+                descent.state,
             )
+            if not descent.check(row["loss"]):
+                break
+            rows.append(row)
             block = min(record_every, n_iter - descent.iteration)
             descent.run(block, bar.update)
-    return WarmupResult(descent.theta.cpu().numpy().copy(), rows)
+    if descent.diverged is None:
+        descent.check(float(recorder.risk.value(descent.theta)))
+    theta = descent.theta.cpu().numpy().copy()
+    return WarmupResult(theta, rows, descent.iteration, descent.diverged)

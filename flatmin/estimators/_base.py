@@ -7,6 +7,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, check_memory, validate_dat
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
+from torch.utils import data
 
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, spawn_seeds
@@ -32,17 +34,13 @@ from flatmin.dynamics import (
     resolve_optimizer,
     run_warmup,
 )
+from flatmin.estimators._fingerprint import fingerprint
 from flatmin.estimators._laws import resolve_law
-from flatmin.estimators._module import (
-    build_module,
-    module_key,
-    resolve_device,
-    resolve_dtype,
-)
+from flatmin.estimators._module import build_module, resolve_device, resolve_dtype
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.checks import as_input
+from flatmin.risk.checks import as_input, as_tensor
 
 __all__ = ["BaseNoisyDiffusion"]
 
@@ -64,7 +62,9 @@ class _Run:
     continues: bool  # where an earlier fit ended
     n_iter_before: int  # noisy iterations of earlier fits
     offset: int  # iterations of earlier fits and of the warm-up
-    rows: list[dict[str, Any]]
+    rows: list[dict[Any, Any]]
+    warmup_law: NoiseLaw
+    diverged: str | None = None
 
 
 class BaseNoisyDiffusion(RoutedParamsMixin):
@@ -114,6 +114,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Return the loss; ``outputs`` are those of one example."""
 
     @abstractmethod
+    def _net_params(self) -> dict[str, Any]:
+        """Return what the skorch net of this kind is made with."""
+
+    @abstractmethod
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         """Return the function that scores the network's outputs against y."""
 
@@ -160,6 +164,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             Before training, if parameters and data do not fit together.
         DivergenceError
             If the loss stops being finite and ``on_divergence="raise"``.
+        KeyboardInterrupt
+            After Ctrl-C, with the fitted attributes of where it came.
 
         Warns
         -----
@@ -168,9 +174,23 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """
         self._validate_params()
         run = self._prepare(X, y, sample_weight, X_val, y_val)
-        theta = self._start(run)
-        theta = self._warm_up(run, theta)
-        self._train(run, theta)
+        net = self._make_net(run)
+        binding = FlatBinding(net.module_)
+        binding.assign(self._start(run))
+        try:
+            self._warm_up(run, binding)
+            self._train(run, net, binding)
+        except KeyboardInterrupt:
+            self._store(run, net, binding)
+            raise
+        self._store(run, net, binding)
+        if run.diverged is not None:
+            warnings.warn(
+                f"{run.diverged} Stopped at the last parameters with a finite loss "
+                "(on_divergence='stop').",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return self
 
     def _prepare(
@@ -178,7 +198,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> _Run:
         """Check everything that can be checked before work is done."""
         device, dtype = resolve_device(self.device), resolve_dtype(self.dtype)
-        check_callbacks(self.callbacks)
+        check_callbacks(self.callbacks or [])
         resolve_optimizer(self.optimizer, self.optimizer_params or {})
         resolve_optimizer(self.warmup_optimizer, {})
         law = resolve_law(
@@ -190,6 +210,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 "n_components": self.n_components,
                 "refresh_every": self.refresh_every,
             },
+        )
+        warmup_law = resolve_law(
+            self.warmup_method, None, {"batch_size": self.batch_size}
         )
         warm = bool(self.warm_start) and hasattr(self, "params_")
         X = self._check_inputs(X, reset=not warm)
@@ -232,6 +255,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 )
             recorder.validation_score = self._scorer(validation[1])
         law.check(risk)
+        if self.warmup_iter and not warm:
+            warmup_law.check(risk)
 
         generator = make_generator(seeds["noise"], device)
         if warm:
@@ -249,15 +274,24 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             validation=validation,
             continues=warm,
             n_iter_before=self.n_iter_ if warm else 0,
-            offset=int(self.history_["iteration"].iloc[-1]) if warm else 0,
-            rows=self.history_.to_dict("records")[:-1] if warm else [],
+            offset=self._iteration if warm else 0,
+            rows=self._rows_before() if warm else [],
+            warmup_law=warmup_law,
         )
+
+    def _rows_before(self) -> list[dict[Any, Any]]:
+        """Return the rows of earlier fits, but the one that this fit begins with."""
+        rows = self.history_.to_dict("records")
+        return [row for row in rows if row["iteration"] < self._iteration]
 
     def _start(self, run: _Run) -> Tensor:
         """Return θ₀: ``params_init``, where an earlier fit ended, or the module's."""
         if self.params_init is None or run.continues:
             return run.risk.params()
-        theta = np.asarray(self.params_init, dtype=np.float64)
+        theta = self.params_init
+        if isinstance(theta, Tensor):
+            theta = theta.detach().cpu()
+        theta = np.asarray(theta, dtype=np.float64)
         if theta.shape != (run.risk.n_params,):
             raise ValueError(
                 f"params_init must be one flat vector of the module's "
@@ -267,62 +301,68 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             raise ValueError("params_init contains NaN or infinity.")
         return torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
 
-    def _warm_up(self, run: _Run, theta: Tensor) -> Tensor:
-        """Return θ after ``warmup_iter`` iterations of the warm-up's own law."""
+    def _warm_up(self, run: _Run, binding: FlatBinding) -> None:
+        """Move θ by ``warmup_iter`` iterations of the warm-up's own law."""
         if not self.warmup_iter or run.continues:
-            return theta
-        law = resolve_law(self.warmup_method, None, {"batch_size": self.batch_size})
-        law.check(run.risk)
+            return
         lr = self.lr if self.warmup_lr is None else self.warmup_lr
         kind = resolve_optimizer(self.warmup_optimizer, {})
         recorder = copy.copy(run.recorder)
         recorder.metrics = {}
+        started: list[NoisyDescent] = []
 
         def build() -> tuple[NoisyDescent, Recorder]:
-            binding = FlatBinding(copy.deepcopy(run.module))
-            binding.assign(theta)
             descent = NoisyDescent(
                 run.risk,
-                law,
+                run.warmup_law,
                 binding,
-                kind(binding.params, lr=lr),
+                kind(binding.params, lr=lr),  # type: ignore[call-arg]
                 make_generator(run.seeds["warmup"], run.risk.device),
+                on_divergence=self.on_divergence,
             )
+            started.append(descent)
             return descent, recorder
 
         key = None
         if self.memory is not None and self.random_state is not None:
             key = {
-                "theta": theta.cpu().numpy(),
-                "module": module_key(run.module),
-                "data": [run.X, run.y, run.weights, run.validation],
-                "loss": repr(self.loss),
-                "law": repr(law),
-                "optimizer": kind.__qualname__,
+                "theta": binding.theta.cpu().numpy().copy(),
+                "module": fingerprint(run.module),
+                "data": fingerprint([run.X, run.y, run.weights, run.validation]),
+                "loss": fingerprint(self.loss),
+                "law": fingerprint(run.warmup_law),
+                "optimizer": fingerprint(kind),
                 "lr": float(lr),
                 "seed": run.seeds["warmup"],
                 "arithmetic": f"{run.risk.dtype} {run.risk.device} {torch.__version__}",
                 "threads": torch.get_num_threads(),
                 "batch_norm": self.batch_norm,
+                "on_divergence": self.on_divergence,
             }
-        result = run_warmup(
-            build,
-            key,
-            n_iter=self.warmup_iter,
-            record_every=self.record_every,
-            memory=check_memory(self.memory),
-            verbose=self.verbose,
-        )
-        run.offset = self.warmup_iter
+        try:
+            result = run_warmup(
+                build,
+                key,
+                n_iter=self.warmup_iter,
+                record_every=self.record_every,
+                memory=check_memory(self.memory),
+                verbose=self.verbose,
+            )
+        except KeyboardInterrupt:
+            for descent in started:
+                run.offset = descent.iteration
+                run.rows = [
+                    recorder.record(
+                        run.offset, "warmup", descent.theta, descent.law, descent.state
+                    )
+                ]
+            raise
+        run.offset, run.diverged = result.n_iter, result.diverged
         run.rows = list(result.rows)
-        return torch.as_tensor(result.theta, device=run.risk.device)
+        binding.assign(torch.tensor(result.theta, device=run.risk.device))
 
-    def _train(self, run: _Run, theta: Tensor) -> None:
-        """Run the noisy iterations inside a skorch net and store what they give."""
-        net = self._make_net(run)
-        net.initialize()
-        binding = FlatBinding(net.module_)
-        binding.assign(theta)
+    def _train(self, run: _Run, net: Any, binding: FlatBinding) -> None:
+        """Run the noisy iterations inside the skorch net."""
         descent = NoisyDescent(
             run.risk,
             run.law,
@@ -330,6 +370,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             net.optimizer_,
             run.generator,
             on_divergence=self.on_divergence,
+            offset=run.offset,
         )
         title = self.method if isinstance(self.method, str) else type(run.law).__name__
         bar = progress_bar(self.max_iter, title, verbose=self.verbose)
@@ -341,74 +382,83 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             offset=run.offset,
             progress=bar.update,
         )
-        X = run.X
-        if X.dtype.kind == "f":
-            X = X.astype(str(run.risk.dtype).removeprefix("torch."), copy=False)
-        try:
-            with bar, torch.random.fork_rng(devices=[]):
-                descent.refresh()
-                descent.check(net.record_()["loss"])
-                net.notify("on_train_begin", X=X, y=run.y)
-                net.fit_loop(X, run.y)
-                net.notify("on_train_end", X=X, y=run.y)
-        except StopTraining:
-            net.notify("on_train_end", X=X, y=run.y)
-        except KeyboardInterrupt:
-            self._store(run, net, binding)
-            raise
-        self._store(run, net, binding)
-        if descent.diverged is not None:
-            warnings.warn(
-                f"{descent.diverged} Stopped at the last parameters with a finite loss "
-                "(on_divergence='stop').",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
+        with bar:
+            descent.refresh()
+            descent.check(net.record_()["loss"])
+            if run.diverged is not None or not self.max_iter:
+                return
+            examples = {"X": _network_input(run.X, run.risk, net.module_), "y": run.y}
+            with suppress(StopTraining):
+                net.notify("on_train_begin", **examples)
+                net.fit_loop(**examples)
+            run.diverged = descent.diverged
+            if net.history:
+                with suppress(StopTraining):
+                    net.notify("on_train_end", **examples)
 
     def _make_net(self, run: _Run) -> Any:
-        blocks = math.ceil(self.max_iter / self.record_every)
+        """Return an initialised net around the module."""
         split = None
         if run.validation is not None:
-            split = predefined_split(Dataset(*run.validation))
+            X_val, y_val = run.validation
+            X_val = _network_input(X_val, run.risk, run.module)
+            split = predefined_split(Dataset(X_val, y_val))
+        callbacks_params = self.callbacks_params or {}
         params = {
             **{f"optimizer__{k}": v for k, v in (self.optimizer_params or {}).items()},
-            **{f"callbacks__{k}": v for k, v in (self.callbacks_params or {}).items()},
+            **{f"callbacks__{k}": v for k, v in callbacks_params.items()},
         }
-        defaults = dict.fromkeys(("callbacks__valid_acc", "callbacks__print_log"))
-        if self._net_class.__name__ == "NoisyNetRegressor":
-            del defaults["callbacks__valid_acc"]
-        return self._net_class(
+        net = self._net_class(
             run.module,
-            criterion=nn.CrossEntropyLoss,
             optimizer=resolve_optimizer(self.optimizer, self.optimizer_params or {}),
             lr=self.lr,
-            max_epochs=blocks,
+            max_epochs=math.ceil(self.max_iter / self.record_every),
             batch_size=-1,
             train_split=split,
             callbacks=self.callbacks,
             use_caching=False,
             device=str(run.risk.device),
             verbose=0,
-            **{**defaults, **params},
+            **{"callbacks__print_log": None, **self._net_params(), **params},
         )
+        net.initialize()
+        settings = [
+            name for name, value in callbacks_params.items() if value is not None
+        ]
+        check_callbacks(net.callbacks_, settings)
+        return net
 
     def _store(self, run: _Run, net: Any, binding: FlatBinding) -> None:
-        descent = net.descent_
+        """Set the fitted attributes."""
+        done = net.descent_.iteration if hasattr(net, "descent_") else 0
         self.params_ = binding.theta.cpu().numpy().copy()
         binding.release()
+        self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
+        net.detach()
         self.net_ = net
         self.module_ = net.module_.eval()
         self.noise_ = run.law
-        self.history_ = pd.DataFrame(run.rows + net.rows_)
-        self.n_iter_ = run.n_iter_before + descent.iteration
+        self.n_iter_ = run.n_iter_before + done
+        self._iteration = run.offset + done
         self._generator_state = run.generator.get_state()
         self._chunk_size = run.risk.chunk_size
         self.risk_ = run.risk if self.store_data else None
+
+    def __sklearn_is_fitted__(self) -> bool:
+        # What is learnt of the data alone is there before, and without, a training.
+        return hasattr(self, "params_")
 
     # ------------------------------------------------------------------- checks
     def _check_inputs(self, X: Any, *, reset: bool) -> np.ndarray:
         if isinstance(X, Tensor):
             X = X.detach().cpu().numpy()
+        is_array_like = hasattr(X, "__len__") or hasattr(X, "__array__")
+        if isinstance(X, data.Dataset | data.DataLoader) or not is_array_like:
+            raise TypeError(
+                "X must be an array, a tensor or a data frame: gradients of all "
+                f"examples are taken again and again. Got {type(X).__name__}; collect "
+                "its examples first, for example by np.stack(list(X))."
+            )
         X = validate_data(
             self,
             X,
@@ -434,7 +484,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         if X_val is None:
             return None
-        return self._check_inputs(X_val, reset=False), self._encode(y_val, reset=False)
+        X_val = self._check_inputs(X_val, reset=False)
+        y_val = self._encode(y_val, reset=False)
+        if len(X_val) != len(y_val):
+            raise ValueError(
+                "X_val and y_val must have as many examples. "
+                f"Got {len(X_val)} and {len(y_val)}."
+            )
+        return X_val, y_val
 
     def _probe_loss(
         self, module: nn.Module, X: np.ndarray, dtype: torch.dtype, device: torch.device
@@ -442,8 +499,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if self.loss != "auto":
             return self.loss
         first = as_input(torch.as_tensor(X[:1].copy(), device=device), module, dtype)
-        with torch.no_grad():
-            return self._resolve_loss(first_output(copy.deepcopy(module).eval()(first)))
+        outputs: Any = None
+        # What the module cannot take, or does not return, the risk will say.
+        with torch.no_grad(), suppress(RuntimeError):
+            outputs = first_output(copy.deepcopy(module).eval()(first))
+        return self._resolve_loss(outputs if isinstance(outputs, Tensor) else first)
 
     # ------------------------------------------------------------------ outputs
     def _outputs(self, X: Any) -> np.ndarray:
@@ -473,6 +533,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if hasattr(self, "net_"):
             self.module_ = self.net_.module_
             self.risk_ = None
+
+
+def _network_input(X: np.ndarray, risk: EmpiricalRisk, module: nn.Module) -> np.ndarray:
+    """Return X in the form that the module takes, for skorch."""
+    tensor = as_tensor(X, "X", torch.device("cpu"))
+    return as_input(tensor, module, risk.dtype).numpy()
 
 
 def first_output(outputs: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatmin.dynamics import NoisyNetClassifier
 from flatmin.estimators._base import BaseNoisyDiffusion
@@ -296,7 +297,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
             if len(encoder.classes_) < 2:
                 raise ValueError(
                     "NoisyDiffusionClassifier needs y with at least two classes. Got "
-                    f"one class: {encoder.classes_[0]!r}."
+                    f"one class: {encoder.classes_.tolist()[0]!r}."
                 )
             self.classes_ = encoder.classes_
             self._encoder = encoder
@@ -314,6 +315,15 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     def _resolve_loss(self, outputs: Tensor) -> str:
         one_logit = outputs[0].numel() == 1 and len(self.classes_) == 2
         return "binary_cross_entropy" if one_logit else "cross_entropy"
+
+    def _net_params(self) -> dict[str, Any]:
+        return {
+            "criterion": nn.CrossEntropyLoss,
+            "predict_nonlinearity": partial(
+                _probabilities, n_classes=len(self.classes_)
+            ),
+            "callbacks__valid_acc": None,
+        }
 
     def _combine_weights(self, sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
         weights = super()._combine_weights(sample_weight, y)
@@ -342,3 +352,11 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
             return float((predicted == target).double().mean())
 
         return accuracy
+
+
+def _probabilities(outputs: Tensor, n_classes: int) -> Tensor:
+    """Turn logits into probabilities; for the skorch net, as ``predict_proba`` does."""
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        second = outputs.reshape(-1).sigmoid()
+        return torch.stack([1 - second, second], 1)
+    return outputs[:, :n_classes].softmax(1)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from flatmin._utils.names import check_known
 from flatmin.modules import MLP
 
-__all__ = ["build_module", "module_key", "resolve_device", "resolve_dtype"]
+__all__ = ["build_module", "resolve_device", "resolve_dtype"]
 
 # Layers draw their initial values from the global generator: one thread at a time may
 # seed it, build, and put it back.
@@ -78,12 +78,27 @@ def build_module(
                 f"function that returns one. Got {module!r}."
             )
         _check_params(module, params)
-        with _BUILDING, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _BUILDING, _seeded(seed, device):
             built = module(**params)
         if not isinstance(built, nn.Module):
             raise TypeError(f"module must give a torch.nn.Module. Got {built!r}.")
     return built.to(device=device, dtype=dtype)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators that a module may draw from, for a while.
+
+    Not ``torch.manual_seed``, which seeds those of all devices, also of the ones that
+    are not put back.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _check_params(module: Any, params: Mapping[str, Any]) -> None:
@@ -94,31 +109,6 @@ def _check_params(module: Any, params: Mapping[str, Any]) -> None:
     title = getattr(module, "__name__", repr(module))
     for name in params:
         check_known(f"parameter of the module {title}", name, signature.parameters)
-
-
-def module_key(module: nn.Module) -> dict[str, Any]:
-    """Describe a module by plain values: what a warm-up depends on besides θ₀.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-
-    Returns
-    -------
-    dict
-        Qualified name, repr, and the values of buffers and frozen parameters.
-    """
-    kind = type(module)
-    fixed = dict(module.named_buffers())
-    fixed |= {n: p for n, p in module.named_parameters() if not p.requires_grad}
-    return {
-        "name": f"{kind.__module__}.{kind.__qualname__}",
-        "repr": repr(module),
-        "fixed": {
-            name: np.ascontiguousarray(tensor.detach().cpu().numpy())
-            for name, tensor in fixed.items()
-        },
-    }
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -143,7 +133,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (
+        AssertionError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+    ) as error:
         raise ValueError(
             f"device must be one that this machine has. Got {device!r}: "
             f"{str(error).splitlines()[0]} Use device='cpu' or 'auto'."

@@ -256,6 +256,9 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         del outputs
         return "squared_error"
 
+    def _net_params(self) -> dict[str, Any]:
+        return {"predict_nonlinearity": None}
+
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         flat = y.reshape(len(y), -1)
 

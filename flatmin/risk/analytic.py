@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -170,19 +170,36 @@ class AnalyticRisk(ABC):
 
     def linearize(self, theta: Tensor) -> DenseLinearization:
         """Prepare θ for products with H and G."""
-        return DenseLinearization(self.hessian(theta), self.gauss_newton(theta))
+        return DenseLinearization(self, theta)
 
     def _centred(self, theta: Tensor, center: Tensor | None) -> Tensor:
         rows = self.example_gradients(theta).double()
         return rows if center is None else rows - center.unsqueeze(-2)
 
 
-@dataclass(frozen=True)
 class DenseLinearization:
-    """H and G in full at one θ."""
+    """H and G in full at one θ.
 
-    hessian: Tensor  # (*batch, D, D)
-    gauss_newton: Tensor  # (*batch, D, D)
+    Parameters
+    ----------
+    risk : AnalyticRisk
+    theta : Tensor of shape (\\*batch, D)
+
+    Attributes
+    ----------
+    hessian : Tensor of shape (\\*batch, D, D)
+        H.
+    """
+
+    def __init__(self, risk: AnalyticRisk, theta: Tensor) -> None:
+        self.risk = risk
+        self.theta = theta.detach().clone()
+        self.hessian = risk.hessian(self.theta)
+
+    @cached_property
+    def gauss_newton(self) -> Tensor:
+        """G; asked for only by those who need it, since a saddle has none."""
+        return self.risk.gauss_newton(self.theta)
 
     def hvp(self, v: Tensor) -> Tensor:
         """Return H v, shape (\\*batch, D)."""

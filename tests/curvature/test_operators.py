@@ -1,0 +1,234 @@
+"""H, G and Σ as operators against dense oracles, traces and diagonals included."""
+
+import pytest
+import torch
+from torch import nn
+
+from flatmin.curvature import (
+    GGNOperator,
+    GradientCovarianceOperator,
+    HessianOperator,
+    covariance_diagonal,
+    covariance_trace,
+    ggn_trace,
+    hessian_trace,
+)
+from flatmin.risk import EmpiricalRisk, QuadraticRisk
+
+from ._problems import (
+    ANALYTIC,
+    CHAINS,
+    N,
+    empirical,
+    oracle,
+    randn,
+    regression,
+    rng,
+    saddle,
+)
+
+close = torch.testing.assert_close
+CHUNKS = [None, 5, 1]
+
+
+@pytest.fixture(params=ANALYTIC)
+def analytic(request):
+    return ANALYTIC[request.param]()
+
+
+@pytest.fixture(params=CHAINS, ids=str)
+def chains(request):
+    return request.param
+
+
+def matrix_of(operator):
+    """The matrix by single products, whatever shortcut to_dense() takes."""
+    eye = torch.eye(operator.shape[-1], dtype=operator.dtype).expand(operator.shape)
+    return operator.matmat(eye)
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (HessianOperator, lambda o: o.hessian),
+        (GGNOperator, lambda o: o.gauss_newton),
+        (GradientCovarianceOperator, lambda o: o.covariance),
+        (
+            lambda r, t: GradientCovarianceOperator(r, t, centered=False),
+            lambda o: o.gradients.T @ o.gradients / N,
+        ),
+    ],
+    ids=["H", "G", "covariance", "Fisher"],
+)
+def test_matrix_and_trace(make, expected, chunk_size):
+    risk, theta = empirical(chunk_size=chunk_size)
+    operator, matrix = make(risk, theta), expected(oracle())
+    close(matrix_of(operator), matrix)
+    close(operator.to_dense(), matrix)
+    close(operator.trace(), matrix.trace())
+    assert operator.shape == (risk.n_params, risk.n_params)
+
+
+def test_an_operator_stays_at_its_point():
+    risk, theta = empirical()
+    operators = [
+        make(risk, theta)
+        for make in (HessianOperator, GGNOperator, GradientCovarianceOperator)
+    ]
+    before = [A @ theta for A in operators]
+    start = theta.clone()
+    theta += 1
+    risk.gradient(theta)
+    for A, product in zip(operators, before, strict=True):
+        assert torch.equal(A @ start, product)
+
+
+def test_chains(analytic, chains):
+    theta = randn(*chains, analytic.n_params, seed=3)
+    v = randn(*chains, analytic.n_params, seed=4)
+    for make, matrix in [
+        (HessianOperator, analytic.hessian(theta)),
+        (GGNOperator, analytic.gauss_newton(theta)),
+        (GradientCovarianceOperator, analytic.gradient_covariance(theta)),
+    ]:
+        A = make(analytic, theta)
+        assert A.shape == matrix.shape
+        close(A @ v, (matrix @ v.unsqueeze(-1)).squeeze(-1))
+        close(A.to_dense(), matrix)
+        close(A.trace(), matrix.diagonal(dim1=-2, dim2=-1).sum(-1))
+
+
+def test_a_saddle_has_a_hessian():
+    A = HessianOperator(saddle(), torch.zeros(3, dtype=torch.float64))
+    close(A.to_dense(), torch.diag(torch.tensor([-3.0, 2, 1])).double())
+
+
+# -- trace and diagonal of Σ ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_covariance_trace_and_diagonal(chunk_size, dtype):
+    risk, theta = empirical(chunk_size=chunk_size, dtype=dtype)
+    trace, diagonal = covariance_trace(risk, theta), covariance_diagonal(risk, theta)
+    assert trace.dtype == diagonal.dtype == dtype
+    rtol = 1e-5 if dtype == torch.float32 else 1e-12
+    expected = oracle().covariance
+    close(trace.double(), expected.trace(), rtol=rtol, atol=0)
+    close(diagonal.double(), expected.diagonal(), rtol=rtol, atol=rtol)
+
+
+def test_covariance_of_chains(analytic, chains):
+    theta = randn(*chains, analytic.n_params, seed=3)
+    covariance = analytic.gradient_covariance(theta)
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    close(covariance_diagonal(analytic, theta), diagonal)
+    close(covariance_trace(analytic, theta), diagonal.sum(-1))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_no_digits_are_lost_where_examples_agree(chunk_size):
+    # Gradients of 1 ± 1e-4 in float32: their squares hold nothing of the difference.
+    X = torch.ones(50, 1)
+    y = -0.5 + 5e-5 * torch.randn(50, generator=rng())
+    risk = EmpiricalRisk(
+        nn.Linear(1, 1, bias=False), "squared_error", X, y, chunk_size=chunk_size
+    )
+    theta = torch.zeros(1)
+    exact = (2 * y.double()).var(correction=0)
+    close(covariance_trace(risk, theta).double(), exact, rtol=1e-3, atol=0)
+    close(covariance_diagonal(risk, theta).double(), exact[None], rtol=1e-3, atol=0)
+
+
+def test_one_example_has_no_covariance():
+    risk = QuadraticRisk(torch.eye(2), torch.ones(1, 2))
+    assert covariance_trace(risk, torch.ones(2)) == 0
+
+
+# -- Tr(H) and Tr(G) --------------------------------------------------------------------
+
+
+def test_hessian_trace_is_exact_for_small_networks():
+    risk, theta = empirical()
+    result = hessian_trace(risk, theta, rng())
+    close(result.value, oracle().hessian.trace())
+    assert result.stderr == 0
+    assert result.n_matvecs == risk.n_params
+
+
+def test_hessian_trace_of_a_larger_network_is_an_estimate():
+    risk, theta = empirical(width=30)
+    result = hessian_trace(risk, theta, rng(), rtol=0.1)
+    assert 0 < result.stderr <= 0.1 * result.value.abs()
+    assert (result.value - oracle(30).hessian.trace()).abs() < 5 * result.stderr
+
+
+def test_hessian_trace_of_chains():
+    theta = randn(3, 3)
+    result = hessian_trace(saddle(), theta, rng())
+    close(result.value, torch.zeros(3).double())
+
+
+@pytest.mark.parametrize("weights", [None, torch.linspace(0, 3, N)])
+def test_ggn_trace_is_exact_for_one_output(weights):
+    X, y = randn(N, 3), randn(N, seed=1)
+    module = nn.Linear(3, 1).double()
+    risk = EmpiricalRisk(module, "squared_error", X, y, sample_weight=weights)
+    w = torch.ones(N) if weights is None else weights / weights.mean()
+    result = ggn_trace(risk, risk.params(), rng())
+    close(result.value, (2 * w.double() * (X.square().sum(1) + 1)).mean())
+    assert (result.stderr, result.n_matvecs) == (0, 1)
+
+
+def test_ggn_trace_of_chains_is_exact(analytic, chains):
+    theta = randn(*chains, analytic.n_params)
+    result = ggn_trace(analytic, theta, rng())
+    close(result.value, analytic.gauss_newton(theta).diagonal(dim1=-2, dim2=-1).sum(-1))
+    assert result.stderr.shape == chains
+    assert not result.stderr.any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ggn_trace_without_variance_is_exact(seed):
+    # Of a linear model ‖JᵀSz‖² is the same for all signs: the spread is rounding.
+    X, y = randn(N, 3), randn(N, 4, seed=1)
+    risk = EmpiricalRisk(nn.Linear(3, 4).double(), "squared_error", X / 3, y)
+    result = ggn_trace(risk, risk.params(), rng(seed))
+    close(result.value, 2 * ((X / 3).square().sum(1) + 1).mean())
+    assert result.stderr < 1e-7
+    assert result.n_matvecs == 2
+
+
+@pytest.mark.parametrize("rtol", [0.1, 0.02])
+def test_ggn_trace_reaches_its_tolerance(rtol):
+    risk, theta = empirical()
+    exact = oracle().gauss_newton.trace()
+    result = ggn_trace(risk, theta, rng(), rtol=rtol, max_sweeps=500)
+    assert 2 <= result.n_matvecs < 500
+    assert result.stderr <= rtol * result.value
+    assert (result.value - exact).abs() < 5 * result.stderr
+
+
+def test_ggn_trace_stops_at_the_limit_and_tells():
+    risk, theta = empirical()
+    result = ggn_trace(risk, theta, rng(), rtol=0, max_sweeps=4)
+    assert result.n_matvecs == 4
+    assert result.stderr > 0
+
+
+def test_ggn_trace_is_calibrated():
+    """The z-scores of 200 seeds have mean 0 and standard deviation near 1."""
+    risk, theta = empirical(chunk_size=None)
+    exact, z = oracle().gauss_newton.trace(), []
+    for seed in range(200):
+        result = ggn_trace(risk, theta, rng(seed), rtol=0, max_sweeps=6)
+        z.append(float((result.value - exact) / result.stderr))
+    z = torch.tensor(z)
+    assert z.mean().abs() < 4 / 200**0.5
+    assert 0.85 < z.std() < 1.2
+
+
+def test_ggn_trace_needs_two_sweeps_for_an_error():
+    with pytest.raises(ValueError, match=r"max_sweeps must be at least 2. Got 1"):
+        ggn_trace(regression(), torch.zeros(4).double(), rng(), max_sweeps=1)

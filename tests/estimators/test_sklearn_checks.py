@@ -1,0 +1,62 @@
+"""scikit-learn's checks of an estimator, for both estimators under every law."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from flatmin import NoisyDiffusionClassifier, NoisyDiffusionRegressor
+from flatmin.noise import METHODS
+
+# The laws of which a weight of 2 and a repeated example are the same to the last draw.
+WEIGHT_IS_REPETITION = {"gd", "gld_const"}
+
+# Checks fit a hundred times: few iterations of Adam, which takes any scale of y.
+QUICK = {
+    NoisyDiffusionClassifier: {"lr": 0.1, "max_iter": 20},
+    NoisyDiffusionRegressor: {"lr": 0.05, "max_iter": 30},
+}
+
+
+def quick(estimator, method):
+    """Return an estimator that the checks can afford."""
+    return estimator(
+        method=method,
+        dtype="float64",
+        module_params={"hidden_layer_sizes": 8},
+        optimizer="adam",
+        refresh_every=50,
+        record_every=1000,
+        **QUICK[estimator],
+    )
+
+
+def expected_failed_checks(estimator):
+    """Return the one check that only a law without Σ and without draws passes."""
+    if estimator.method in WEIGHT_IS_REPETITION:
+        return {}
+    return {
+        "check_sample_weight_equivalence_on_dense_data": (
+            "a repetition and a weight agree in the gradient, not in the covariance "
+            "of the examples or in the draws"
+        )
+    }
+
+
+@parametrize_with_checks(
+    [quick(estimator, method) for estimator in QUICK for method in METHODS],
+    expected_failed_checks=expected_failed_checks,
+)
+def test_every_law_passes(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(
+    [
+        estimator(method=method, dtype="float64")
+        for estimator in QUICK
+        for method in ("gd", "sgd", "gld_const", "gld_full")
+    ],
+    expected_failed_checks=expected_failed_checks,
+)
+def test_the_defaults_pass(estimator, check):
+    check(estimator)

@@ -1,0 +1,239 @@
+"""What fit does, against a loop written by hand, and what it leaves behind."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import LRScheduler
+from torch import nn
+
+from flatmin.noise import METHODS
+
+from ._problems import blobs, classifier, flat, plane, regressor
+
+X, y = blobs()
+
+
+def by_hand(clf, optimizer, n_iter, module=None, **params):
+    """Train clf's initial module on the whole data by a plain loop."""
+    if module is None:
+        start = clf.set_params(max_iter=0).fit(X, y)
+        module = copy.deepcopy(start.module_)
+    dtype = next(module.parameters()).dtype
+    inputs, targets = torch.as_tensor(X, dtype=dtype), torch.as_tensor(y)
+    optimizer = optimizer(module.parameters(), **params)
+    for _ in range(n_iter):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(inputs), targets).backward()
+        optimizer.step()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "settings"),
+    [
+        ("sgd", torch.optim.SGD, {}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}),
+        ("rmsprop", torch.optim.RMSprop, {"alpha": 0.9}),
+        ("adam", torch.optim.Adam, {}),
+        (torch.optim.AdamW, torch.optim.AdamW, {"weight_decay": 0.1}),
+    ],
+)
+def test_gd_is_the_plain_loop(name, optimizer, settings):
+    clf = classifier(
+        method="gd", optimizer=name, optimizer_params=settings, lr=0.02, dtype="float64"
+    )
+    fitted = copy.deepcopy(clf).fit(X, y)
+    module = by_hand(clf, optimizer, 30, lr=0.02, **settings)
+    np.testing.assert_allclose(fitted.params_, flat(module), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(fitted.params_, flat(fitted.module_))
+
+
+@pytest.mark.parametrize("sampling", ["replacement", "without_replacement", "epoch"])
+def test_sgd_with_every_sampling(sampling):
+    clf = classifier(method="sgd", method_params={"sampling": sampling}, max_iter=100)
+    assert clf.fit(X, y).score(X, y) > 0.8
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_both_estimators(method):
+    clf = classifier(method=method, max_iter=60).fit(X, y)
+    assert clf.score(X, y) > 0.7
+    reg = regressor(method=method, max_iter=60).fit(*plane())
+    assert reg.score(*plane()) > 0.3
+    for history in (clf.history_, reg.history_):
+        assert np.isfinite(history.select_dtypes("number")).all(axis=None)
+
+
+def test_history_has_a_row_a_block_and_one_for_the_start():
+    clf = classifier(max_iter=25, record_every=10).fit(X, y)
+    assert clf.history_["iteration"].tolist() == [0, 10, 20, 25]
+    assert clf.n_iter_ == 25
+    assert clf.history_.columns.tolist() == [
+        "iteration",
+        "phase",
+        "loss",
+        "train_score",
+        "gradient_norm",
+        "noise_norm",
+    ]
+    assert set(clf.history_["phase"]) == {"noise"}
+
+
+def test_history_measures_the_full_risk():
+    clf = classifier(dtype="float64").fit(X, y)
+    last = clf.history_.iloc[-1]
+    theta = torch.as_tensor(clf.params_)
+    loss, gradient = clf.risk_.value_and_gradient(theta)
+    rows = torch.cat(list(clf.risk_.per_example_gradients(theta)))
+    sigma = (rows - gradient).square().sum(1).mean()
+    assert last["loss"] == pytest.approx(float(loss))
+    assert last["gradient_norm"] == pytest.approx(float(gradient.norm()))
+    assert last["noise_norm"] == pytest.approx(float((sigma / 20).sqrt()))
+    assert last["train_score"] == clf.score(X, y)
+
+
+def test_skorchs_history_has_the_same_numbers():
+    clf = classifier().fit(X, y, X_val=X[:9], y_val=y[:9])
+    rows = clf.history_.iloc[1:]
+    of_skorch = clf.net_.history
+    assert len(of_skorch) == len(rows) == 3
+    assert of_skorch[:, "train_loss"] == pytest.approx(rows["loss"].tolist())
+    for name in ("valid_loss", "valid_score", "train_score", "iteration"):
+        assert of_skorch[:, name] == pytest.approx(rows[name].tolist())
+    assert of_skorch[:, "valid_loss_best"][0]
+
+
+def test_the_record_does_not_change_the_run():
+    runs = [classifier(record_every=k).fit(X, y).params_ for k in (1, 7, 1000)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_no_iterations_leave_the_initial_module():
+    clf = classifier(max_iter=0).fit(X, y)
+    assert clf.n_iter_ == 0
+    assert clf.history_["iteration"].tolist() == [0]
+    np.testing.assert_array_equal(clf.params_, flat(clf.module_))
+    assert clf.predict(X).shape == y.shape
+    assert len(clf.net_.history) == 0
+
+
+def test_params_init_is_where_it_starts():
+    theta = classifier(random_state=5).fit(X, y).params_
+    for given in (theta, theta.tolist(), torch.tensor(theta, requires_grad=True)):
+        start = classifier(params_init=given, max_iter=0).fit(X, y)
+        np.testing.assert_array_equal(start.params_, theta)
+
+
+def test_metrics_get_the_risk_and_a_theta_of_their_own():
+    kept = []
+
+    def spoil(risk, theta):
+        kept.append(theta)
+        return theta.zero_().sum()
+
+    def norm(risk, theta):
+        return theta.norm()
+
+    clf = classifier(metrics={"spoilt": spoil, "norm": norm}).fit(X, y)
+    np.testing.assert_array_equal(clf.params_, classifier().fit(X, y).params_)
+    assert clf.history_["spoilt"].tolist() == [0.0] * 4
+    norm_of_params = np.linalg.norm(clf.params_)
+    assert clf.history_["norm"].iloc[-1] == pytest.approx(norm_of_params, rel=1e-6)
+    assert clf.net_.history[-1, "norm"] == clf.history_["norm"].iloc[-1]
+    assert not np.shares_memory(kept[-1].numpy(), clf.params_)
+
+
+def test_a_schedule_steps_once_a_block():
+    halve = LRScheduler(policy="StepLR", step_size=1, gamma=0.5)
+    clf = classifier(method="gd", callbacks=[halve], dtype="float64")
+    fitted = copy.deepcopy(clf).fit(X, y)
+    module = None
+    for lr in (0.1, 0.05, 0.025):
+        module = by_hand(clf, torch.optim.SGD, 10, module, lr=lr)
+    np.testing.assert_allclose(fitted.params_, flat(module), rtol=1e-9, atol=1e-12)
+    assert fitted.net_.history[:, "event_lr"] == [0.1, 0.05, 0.025]
+
+
+def test_weight_decay_is_the_optimizers_and_not_the_risks():
+    decayed = classifier(optimizer_params={"weight_decay": 0.5}, method="gd")
+    decayed.fit(X, y)
+    proba = decayed.predict_proba(X)[np.arange(len(y)), y]
+    loss = decayed.history_["loss"].iloc[-1]
+    assert loss == pytest.approx(-np.log(proba).mean(), rel=1e-5)
+
+
+def test_groups_of_parameters_have_their_own_lr():
+    groups = [("layers.0.*", {"lr": 0.0})]
+    clf = classifier(method="gd", optimizer_params={"param_groups": groups})
+    start = copy.deepcopy(clf).set_params(max_iter=0).fit(X, y)
+    clf.fit(X, y)
+    before, after = start.module_.layers, clf.module_.layers
+    assert torch.equal(before[0].weight, after[0].weight)
+    assert not torch.equal(before[2].weight, after[2].weight)
+    np.testing.assert_array_equal(clf.params_, flat(clf.module_))
+
+
+@pytest.mark.parametrize("method", ["gd", "sgd", "gld_full", "gld_hessian"])
+def test_a_warm_start_continues(method):
+    settings = {"method": method, "refresh_every": 5, "method_params": None}
+    whole = classifier(max_iter=40, **settings).fit(X, y)
+    parts = classifier(max_iter=20, warm_start=True, **settings).fit(X, y).fit(X, y)
+    np.testing.assert_array_equal(parts.params_, whole.params_)
+    assert parts.n_iter_ == 40
+    assert parts.history_.equals(whole.history_)
+
+
+def test_a_warm_start_keeps_the_warmups_rows_and_does_not_repeat_it():
+    clf = classifier(warmup_iter=20, warm_start=True)
+    clf.fit(X, y).fit(X, y)
+    assert clf.n_iter_ == 60
+    assert clf.history_["iteration"].tolist() == list(range(0, 81, 10))
+    assert clf.history_["phase"].tolist() == ["warmup"] * 2 + ["noise"] * 7
+
+
+def test_a_warm_start_is_not_taken_back_to_params_init():
+    clf = classifier(params_init=np.zeros(67), warm_start=True, method="gd")
+    first = clf.fit(X, y).history_["loss"]
+    second = clf.fit(X, y).history_["loss"]
+    np.testing.assert_array_equal(second[:4], first)
+    assert second.iloc[-1] < first.iloc[-1]
+
+
+def test_a_warm_start_can_change_the_method():
+    clf = classifier(method="gd", warm_start=True).fit(X, y)
+    before = clf.params_
+    clf.set_params(method="gld_full", max_iter=1).fit(X, y)
+    assert clf.history_["iteration"].tolist() == [0, 10, 20, 30, 31]
+    assert not np.array_equal(clf.params_, before)
+    assert clf.noise_.name == "gld_full"
+
+
+def test_without_a_warm_start_a_second_fit_is_a_first():
+    clf = classifier()
+    first = clf.fit(X, y).params_
+    np.testing.assert_array_equal(clf.fit(X, y).params_, first)
+    assert clf.n_iter_ == 30
+
+
+def test_store_data():
+    kept = classifier().fit(X, y)
+    assert kept.risk_.n_examples == len(X)
+    dropped = classifier(store_data=False).fit(X, y)
+    assert dropped.risk_ is None
+    for clf in (kept, dropped):
+        # The net holds no second way to the data.
+        assert not {"descent_", "recorder_", "_plan_"} & vars(clf.net_).keys()
+        assert clf.net_.train_split is None
+
+
+def test_verbose_shows_two_bars(capsys):
+    classifier(warmup_iter=10, verbose=True).fit(X, y)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "warm-up: 100%" in shown.err
+    assert "sgd: 100%" in shown.err
+    classifier(warmup_iter=10).fit(X, y)
+    assert capsys.readouterr() == ("", "")

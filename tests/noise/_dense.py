@@ -1,0 +1,250 @@
+"""The covariances of the laws in dense float64, written without flatmin.
+
+Formulas as in the table of the design. They read a law's settings and nothing else of
+it; what a refresh draws is drawn again from a generator in the state it had before.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.func import functional_call, jacrev, vmap
+
+
+def hessian(function):
+    return jacrev(jacrev(function))  # torch's own uses forward mode and warns
+
+
+@dataclass(frozen=True)
+class Point:
+    """All that the formulas need of a risk at one θ."""
+
+    losses: torch.Tensor  # (N,) ℓ̃ᵢ
+    gradients: torch.Tensor  # (N, D) gᵢ
+    hessian: torch.Tensor  # (D, D) H
+    gauss_newton: torch.Tensor  # (D, D) G
+
+    @cached_property
+    def mean(self):
+        return self.gradients.mean(0)
+
+    @cached_property
+    def covariance(self):
+        centred = self.gradients - self.mean
+        return centred.T @ centred / len(self.gradients)
+
+    @property
+    def sgd_trace(self):
+        return self.covariance.trace()
+
+
+def point(losses, gauss_newton, theta):
+    """Differentiate ``losses(theta)``, the vector of the ℓ̃ᵢ."""
+    theta = theta.double()
+    return Point(
+        losses(theta),
+        jacrev(losses)(theta),
+        hessian(lambda t: losses(t).mean())(theta),
+        gauss_newton(theta),
+    )
+
+
+# -- the network ----------------------------------------------------------------------
+
+
+def cross_entropy(f, y):  # y one-hot
+    return -(y * f.log_softmax(0)).sum()
+
+
+def squared_error(f, y):
+    return ((f - y) ** 2).mean()
+
+
+def binary_cross_entropy(f, y):
+    return (torch.nn.functional.softplus(f) - y * f).mean()
+
+
+def cross_entropy_root(f):
+    p = f.softmax(0)
+    return p.sqrt().diag() - torch.outer(p, p.sqrt())
+
+
+def squared_error_root(f):
+    return torch.eye(len(f), dtype=f.dtype) * (2 / len(f)) ** 0.5
+
+
+def binary_cross_entropy_root(f):
+    p = f.sigmoid()
+    return (p * (1 - p) / len(f)).sqrt().diag()
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module with the loss of one example, for examples of weight wᵢ."""
+
+    module: torch.nn.Module
+    loss: object  # (f, y) -> ()
+    X: torch.Tensor
+    y: torch.Tensor
+    weights: torch.Tensor  # (N,) any scale
+
+    @property
+    def scales(self):
+        """N wᵢ / Σ w."""
+        return self.weights * (len(self.weights) / self.weights.sum())
+
+    def outputs(self, theta):
+        parameters, start = {}, 0
+        for name, parameter in self.module.named_parameters():
+            flat = theta[start : start + parameter.numel()]
+            parameters[name] = flat.view(parameter.shape)
+            start += parameter.numel()
+        return functional_call(self.module, parameters, (self.X,))
+
+    def losses(self, theta):
+        return self.scales * vmap(self.loss)(self.outputs(theta), self.y)
+
+    def jacobians(self, theta):
+        return jacrev(self.outputs)(theta)  # (N, C, D)
+
+    def gauss_newton(self, theta):
+        J = self.jacobians(theta)
+        inner = vmap(hessian(self.loss))(self.outputs(theta), self.y)
+        inner = self.scales[:, None, None] * inner
+        return torch.einsum("ncd,nce,nef->df", J, inner, J) / len(self.X)
+
+    def at(self, theta):
+        return point(self.losses, self.gauss_newton, theta)
+
+
+# -- the laws -------------------------------------------------------------------------
+
+
+def by_magnitude(matrix, k):
+    """Return the k eigenpairs of largest |λ|, the largest first."""
+    values, vectors = torch.linalg.eigh(matrix)
+    order = values.abs().argsort(descending=True)[:k]
+    return values[order], vectors[:, order]
+
+
+def rebuild(values, vectors):
+    return vectors @ values.diag() @ vectors.T
+
+
+def with_trace(matrix, trace):
+    return matrix * (trace / matrix.trace())
+
+
+def isotropic(point, variance):
+    return variance * torch.eye(len(point.mean), dtype=torch.float64)
+
+
+def sgd(p, law, _):
+    n, m = len(p.gradients), law.batch_size
+    finite = 1 if law.sampling == "replacement" else (n - m) / (n - 1)
+    return finite * p.covariance / m
+
+
+def leading(p, law, order):
+    n, m, k = len(p.gradients), law.batch_size, law.n_components
+    if law.source == "examples":
+        estimate = p.covariance
+    else:
+        b = n // m
+        batches = p.gradients[order[: b * m]].view(b, m, -1).mean(1)
+        estimate = m * torch.cov(batches.T, correction=1)
+    values, vectors = torch.linalg.eigh(estimate)
+    C = rebuild(values[-k:], vectors[:, -k:]) / m
+    return with_trace(C, p.sgd_trace / m) if law.match == "trace" else C
+
+
+def leading_hessian(p, law, _):
+    values, vectors = by_magnitude(p.hessian, law.n_components)
+    C = rebuild(values.abs(), vectors)
+    if law.match == "none":
+        return C
+    if law.match == "hessian_trace":
+        return p.sgd_trace / (law.batch_size * p.hessian.trace()) * C
+    return with_trace(C, p.sgd_trace / law.batch_size)
+
+
+def first_eigenvector(p, law, _):
+    u = torch.linalg.eigh(p.hessian).eigenvectors[:, -1]
+    return p.sgd_trace / law.batch_size * torch.outer(u, u)
+
+
+def gauss_newton(p, law, _):
+    if law.match == "none":
+        return p.gauss_newton
+    return with_trace(p.gauss_newton, p.sgd_trace / law.batch_size)
+
+
+def random_subspace(p, law, directions):
+    values, _ = by_magnitude(p.hessian, law.n_components)
+    return with_trace(rebuild(values.abs(), directions), p.sgd_trace / law.batch_size)
+
+
+def shuffled(p, law, _):
+    values, vectors = by_magnitude(p.hessian, law.n_components)
+    C = rebuild(values.abs().flip(0), vectors)
+    return with_trace(C, p.sgd_trace / law.batch_size)
+
+
+# At noise_scale=1. A function of a Point, the law and what a refresh draws.
+FORMULAS = {
+    "gd": lambda p, law, _: isotropic(p, 0.0),
+    "sgd": sgd,
+    "gld_const": lambda p, law, _: isotropic(p, law.sigma**2),
+    "gld_dynamic": lambda p, law, _: isotropic(
+        p, p.sgd_trace / (law.batch_size * len(p.mean))
+    ),
+    "gld_diagonal": lambda p, law, _: p.covariance.diag().diag() / law.batch_size,
+    "gld_leading": leading,
+    "gld_hessian": leading_hessian,
+    "gld_first_eigenvector": first_eigenvector,
+    "gld_full": lambda p, law, _: p.covariance / law.batch_size,
+    "gld_fisher": lambda p, law, _: (
+        p.gradients.T @ p.gradients / len(p.gradients) / law.batch_size
+    ),
+    "gld_ggn": gauss_newton,
+    "gld_random_subspace": random_subspace,
+    "gld_shuffled": shuffled,
+}
+
+
+def permutations(law, n, shape, rng):
+    return torch.rand((*shape[:-1], n), generator=rng).argsort(-1)
+
+
+def frames(law, n, shape, rng):
+    k = law.n_components
+    gaussian = torch.randn((*shape, k), generator=rng, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q
+
+
+DRAWS = {"gld_leading": permutations, "gld_random_subspace": frames}
+
+
+def dense_covariance(law, points, shape, rng):
+    """Return C of all chains.
+
+    Parameters
+    ----------
+    law : a law at noise_scale=1, with every number set
+    points : list of Point, one a chain
+    shape : (*batch, D), of θ
+    rng : torch.Generator as it was before the refresh
+
+    Returns
+    -------
+    Tensor of shape (*batch, D, D)
+    """
+    drawn = [None] * len(points)
+    if law.name in DRAWS:
+        everything = DRAWS[law.name](law, len(points[0].losses), shape, rng)
+        drawn = (
+            everything.flatten(0, len(shape) - 2) if len(shape) > 1 else [everything]
+        )
+    formula = FORMULAS[law.name]
+    C = [formula(p, law, d) for p, d in zip(points, drawn, strict=True)]
+    return torch.stack(C).view(*shape, shape[-1])

@@ -1,0 +1,419 @@
+"""What every noise law must do; a new one is tested by being listed in METHODS.
+
+Its covariance is compared with the formula that _dense.py has under its name; settings
+that deserve a run of their own are entered in VARIANTS.
+"""
+
+import copy
+import pickle
+from itertools import product
+
+import pytest
+import torch
+from sklearn.base import clone
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flatmin.linalg import ScaledIdentityOperator
+from flatmin.noise import METHODS, NoiseLaw, make_noise_law
+from flatmin.risk import QuadraticRisk
+
+from ._dense import FORMULAS, dense_covariance
+from ._problems import CHAINS, PROBLEMS, cast, empirical_risk, generator, problem
+from ._statistics import BLOCK, assert_distribution
+
+N_DRAWS = 125 * BLOCK
+
+
+class RandomSigns(NoiseLaw):
+    """Somebody's own law in one class: the trace of SGD's noise on random signs."""
+
+    name = "random_signs"
+
+    def __init__(self, *, batch_size=20, noise_scale=1.0):
+        self.batch_size = batch_size
+        self.noise_scale = noise_scale
+
+    def refresh(self, risk, theta, rng, previous=None):
+        norms = risk.squared_norms(theta, risk.gradient(theta)).mean(-1)
+        variance = norms / (self.batch_size * risk.n_params)
+        return (self.noise_scale**2 * variance).to(risk.dtype)
+
+    def noisy_gradient(self, risk, theta, state, rng):
+        bits = torch.randint(0, 2, theta.shape, generator=rng, device=risk.device)
+        loss, gradient = risk.value_and_gradient(theta)
+        return loss, gradient + (2 * bits - 1) * state.sqrt().unsqueeze(-1)
+
+    def covariance(self, risk, theta, state):
+        return ScaledIdentityOperator(state, risk.n_params)
+
+
+FORMULAS[RandomSigns.name] = FORMULAS["gld_dynamic"]
+
+# Given to every law that has a setting of that name.
+COMMON = {"batch_size": 3, "n_components": 3, "tol": 1e-10}
+# The runs of one law, beyond its defaults.
+VARIANTS = {
+    "sgd": [
+        {"sampling": sampling}
+        for sampling in ("replacement", "without_replacement", "epoch")
+    ],
+    "gld_const": [{"sigma": 0.3}],
+    "gld_leading": [
+        {"source": source, "match": match}
+        for source, match in product(("minibatches", "examples"), ("none", "trace"))
+    ],
+    "gld_hessian": [{"match": match} for match in ("trace", "hessian_trace", "none")],
+    "gld_ggn": [{"match": match} for match in ("trace", "none")],
+}
+
+
+def _laws():
+    for name, law_type in [*METHODS.items(), ("random_signs", RandomSigns)]:
+        known = law_type._get_param_names()
+        common = {key: value for key, value in COMMON.items() if key in known}
+        for variant in VARIANTS.get(name, [{}]):
+            yield pytest.param(
+                law_type(**common, **variant),
+                id="-".join([name, *map(str, variant.values())]),
+            )
+
+
+LAWS = list(_laws())
+every_law = pytest.mark.parametrize("law", LAWS)
+every_problem = pytest.mark.parametrize("name", PROBLEMS)
+some_problems = pytest.mark.parametrize("name", ["mlp", "regression_chains"])
+
+
+def has_the_trace_of_sgd(law):
+    """Return whether the design's table promises Tr C = Tr(Σ)/m."""
+    if law.name in {"gd", "gld_const", "gld_fisher"}:
+        return False
+    with_replacement = getattr(law, "sampling", "replacement") == "replacement"
+    return with_replacement and getattr(law, "match", "trace") == "trace"
+
+
+def prepare(law, name, seed=0):
+    """Return risk, θ, state and the generator that has made the state."""
+    case, rng = problem(name), generator(seed)
+    law.check(case.risk)
+    return case.risk, case.theta, law.refresh(case.risk, case.theta, rng), rng
+
+
+def draw(law, risk, theta, state, rng, n):
+    """Return n noisy gradients at one point, shape (n, *batch, D)."""
+    steps = [law.noisy_gradient(risk, theta, state, rng) for _ in range(n)]
+    return torch.stack([gradient for _, gradient in steps])
+
+
+def assert_near(got, expected, rtol=1e-7):
+    """Compare with a tolerance relative to the largest number."""
+    assert got.shape == expected.shape
+    error = (got.double() - expected).abs().max()
+    assert error <= rtol * expected.abs().max(), f"off by {error:.1e}"
+
+
+def trace_error(state):
+    """Return the relative standard error of a trace that refresh estimates."""
+    stderr = getattr(state, "ggn_trace_stderr", None)
+    return 0.0 if stderr is None else float((stderr / state.ggn_trace).max())
+
+
+# -- covariance and trace -------------------------------------------------------------
+
+
+def formula(law, name):
+    """Return the dense covariance of a law as prepare leaves it."""
+    if law.name not in FORMULAS:
+        pytest.skip(f"{law.name} has no formula in tests/noise/_dense.py yet")
+    case = problem(name)
+    return dense_covariance(law, case.points, case.theta.shape, generator())
+
+
+@every_problem
+@every_law
+def test_covariance_is_the_formula(law, name):
+    risk, theta, state, _ = prepare(law, name)
+    covariance = law.covariance(risk, theta, state)
+    expected = formula(law, name)
+    # The 1e-7 is for eigenvectors that Lanczos leaves at a residual of 1e-10.
+    rtol = 1e-7 + 5 * trace_error(state)
+    assert_near(covariance.to_dense(), expected, rtol)
+    v = torch.randn(theta.shape, generator=generator(), dtype=theta.dtype)
+    assert_near(covariance @ v, (expected @ v.unsqueeze(-1)).squeeze(-1), rtol)
+
+
+@every_problem
+@every_law
+def test_trace(law, name):
+    risk, theta, state, _ = prepare(law, name)
+    trace = law.trace(risk, theta, state)
+    exact = formula(law, name).diagonal(dim1=-2, dim2=-1).sum(-1)
+    assert_near(trace, exact, 1e-9 + 5 * trace_error(state))
+    sgd = torch.stack([p.sgd_trace for p in problem(name).points]).view(trace.shape)
+    is_that_of_sgd = ((trace - sgd / 3).abs() <= 1e-9 * sgd).all()
+    assert is_that_of_sgd == has_the_trace_of_sgd(law)
+
+
+class OneGradient:
+    """A risk at one θ, which takes the gradient there once: many draws for less."""
+
+    def __init__(self, risk, theta):
+        self._risk, self._gradient = risk, risk.value_and_gradient(theta)
+
+    def __getattr__(self, name):
+        return getattr(self._risk, name)
+
+    def value_and_gradient(self, theta):
+        return self._gradient
+
+
+@pytest.mark.parametrize("name", ["mlp", "weighted", *CHAINS])
+@every_law
+def test_draws_have_the_covariance(law, name):
+    # All chains are judged together: what one tells of another would show as well.
+    risk, theta, state, rng = prepare(law, name)
+    mean = torch.cat([p.mean for p in problem(name).points])
+    once = OneGradient(risk, theta)
+    noise = draw(law, once, theta, state, rng, N_DRAWS).flatten(1) - mean
+    matrices = law.covariance(risk, theta, state).to_dense()
+    matrices = matrices.view(-1, risk.n_params, risk.n_params)
+    assert_distribution(noise, torch.block_diag(*matrices))
+
+
+@some_problems
+@pytest.mark.parametrize(
+    "law", [p for p in LAWS if hasattr(p.values[0], "noise_scale")]
+)
+def test_noise_scale_multiplies_the_noise(law, name):
+    def run(scale):
+        scaled = clone(law).set_params(noise_scale=scale)
+        risk, theta, state, rng = prepare(scaled, name)
+        covariance = scaled.covariance(risk, theta, state)
+        trace = scaled.trace(risk, theta, state)
+        noise = draw(scaled, risk, theta, state, rng, 3) - risk.gradient(theta)
+        return noise, covariance.to_dense(), trace
+
+    noise, covariance, trace = run(1.0)
+    louder = run(3.0)
+    assert_near(louder[0], 3 * noise, 1e-10)
+    assert_near(louder[1], 9 * covariance, 1e-10)
+    assert_near(louder[2], 9 * trace, 1e-10)
+    for nothing in run(0):
+        assert nothing.abs().max() <= 1e-14
+
+
+# -- draws ----------------------------------------------------------------------------
+
+
+@some_problems
+@every_law
+def test_the_seed_decides(law, name):
+    def run(seed):
+        risk, theta, state, rng = prepare(law, name, seed)
+        return draw(law, risk, theta, state, rng, 3)
+
+    before = torch.get_rng_state()
+    first = run(0)
+    torch.rand(1)
+    assert torch.equal(first, run(0))
+    assert torch.equal(first, run(1)) == (law.name == "gd")
+    torch.set_rng_state(before)
+    run(0)
+    assert torch.equal(torch.get_rng_state(), before), "used the global generator"
+
+
+@pytest.mark.parametrize("name", ["mlp", "ragged", *CHAINS])
+@pytest.mark.parametrize("law", [p for p in LAWS if p.values[0].name != "sgd"])
+def test_loss_is_without_noise(law, name):
+    # The loss of sgd is the minibatch's: test_sgd.py.
+    risk, theta, state, rng = prepare(law, name)
+    loss, _ = law.noisy_gradient(risk, theta, state, rng)
+    expected = torch.stack([p.losses.mean() for p in problem(name).points])
+    assert_near(loss, expected.view(theta.shape[:-1]), 1e-12)
+
+
+@some_problems
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@every_law
+def test_dtype_and_shapes(law, dtype, name):
+    risk, theta = cast(name, dtype)
+    rng = generator()
+    state = law.refresh(risk, theta, rng)
+    loss, gradient = law.noisy_gradient(risk, theta, state, rng)
+    covariance = law.covariance(risk, theta, state)
+    trace = law.trace(risk, theta, state)
+    product = covariance @ torch.ones_like(theta)
+    assert {x.dtype for x in (loss, gradient, covariance, trace, product)} == {dtype}
+    assert loss.shape == trace.shape == theta.shape[:-1]
+    assert gradient.shape == theta.shape
+    assert covariance.shape == (*theta.shape, risk.n_params)
+    double_risk, double_theta, double_state, _ = prepare(law, name)
+    double = law.covariance(double_risk, double_theta, double_state)
+    assert_near(product, double @ torch.ones_like(double_theta), 1e-4)
+
+
+@every_law
+def test_a_ragged_chunk_changes_nothing(law):
+    def run(chunk_size):
+        risk, rng = empirical_risk("mlp", chunk_size=chunk_size), generator()
+        theta = risk.params()
+        state = law.refresh(risk, theta, rng)
+        product = law.covariance(risk, theta, state) @ torch.ones_like(theta)
+        loss, gradient = law.noisy_gradient(risk, theta, state, rng)
+        return product, law.trace(risk, theta, state), loss, gradient
+
+    for ragged, whole in zip(run(24), run(None), strict=True):
+        assert_near(ragged, whole, 1e-9)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@every_law
+def test_chains_do_not_mix(law, name):
+    # Move all chains but the last: neither its noise nor its covariance notices.
+    case = problem(name)
+    elsewhere = case.theta + 1
+    elsewhere[..., -1, :] = case.theta[..., -1, :]
+
+    def run(theta):
+        rng = generator()
+        state = law.refresh(case.risk, theta, rng)
+        covariance = law.covariance(case.risk, theta, state).to_dense()
+        gradients = draw(law, case.risk, theta, state, rng, 3)
+        return covariance[..., -1, :, :], gradients[..., -1, :]
+
+    for moved, still in zip(run(elsewhere), run(case.theta), strict=True):
+        assert_near(moved, still, 1e-12)
+
+
+# -- state ----------------------------------------------------------------------------
+
+
+class Run:
+    """Steps as a loop of one's own takes them."""
+
+    def __init__(self, law, seed):
+        case = problem("regression_chains")
+        self.law, self.risk, self.theta = law, case.risk, case.theta.clone()
+        self.rng, self.state, self.iteration = generator(seed), None, 0
+
+    def step(self):
+        if self.iteration % self.law.refresh_every == 0:
+            self.state = self.law.refresh(self.risk, self.theta, self.rng, self.state)
+        _, gradient = self.law.noisy_gradient(
+            self.risk, self.theta, self.state, self.rng
+        )
+        self.theta = self.theta - 0.01 * gradient
+        self.iteration += 1
+
+    def steps(self, n):
+        for _ in range(n):
+            self.step()
+        return self.theta
+
+
+@every_law
+def test_one_law_serves_two_runs(law):
+    law = clone(law)
+    before = copy.deepcopy(vars(law))
+    alone = [Run(clone(law), seed).steps(12) for seed in (0, 1)]
+    first, second = Run(law, 0), Run(law, 1)
+    for _ in range(12):
+        first.step()
+        second.step()
+    assert torch.equal(first.theta, alone[0])
+    assert torch.equal(second.theta, alone[1])
+    assert vars(law) == before, "a law holds settings only"
+
+
+@every_law
+def test_a_run_goes_on_from_a_checkpoint(law):
+    run = Run(law, 0)
+    run.steps(11)
+    resumed = Run(law, 0)
+    resumed.theta, resumed.iteration = run.theta.clone(), run.iteration
+    resumed.state = pickle.loads(pickle.dumps(run.state))
+    resumed.rng.set_state(run.rng.get_state())
+    assert torch.equal(resumed.steps(12), run.steps(12))
+
+
+@pytest.mark.parametrize(
+    "duplicate", [clone, copy.deepcopy, lambda law: pickle.loads(pickle.dumps(law))]
+)
+@every_law
+def test_a_copy_draws_the_same(law, duplicate):
+    twin = duplicate(law)
+    assert type(twin) is type(law)
+    assert twin.get_params() == law.get_params()
+    run, other = (Run(x, 0) for x in (law, twin))
+    assert torch.equal(run.steps(3), other.steps(3))
+
+
+@some_problems
+@every_law
+def test_the_point_is_left_alone(law, name):
+    case, rng = problem(name), generator()
+    theta = case.theta.clone()
+    state = law.refresh(case.risk, theta, rng)
+    first = law.noisy_gradient(case.risk, theta, state, rng)[1]
+    kept = first.clone()
+    law.noisy_gradient(case.risk, theta, state, rng)
+    assert torch.equal(theta, case.theta)
+    assert torch.equal(first, kept), "a later draw has changed an earlier one"
+
+
+class NoHostReads(TorchDispatchMode):
+    """Refuses whatever would make a GPU wait for the host."""
+
+    READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.READS:
+            raise AssertionError(f"{func} in an iteration")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["ragged", "regression_chains"])
+@every_law
+def test_an_iteration_does_not_wait_for_the_device(law, name):
+    risk, theta, state, rng = prepare(law, name)
+    with NoHostReads():
+        if law.refresh_every == 1:
+            state = law.refresh(risk, theta, rng, state)
+        law.noisy_gradient(risk, theta, state, rng)
+
+
+# -- corners --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cnn", *CHAINS])
+@pytest.mark.parametrize("law", list(METHODS))
+def test_the_defaults_work(law, name):
+    law = make_noise_law(law)
+    risk, theta, state, rng = prepare(law, name)
+    loss, gradient = law.noisy_gradient(risk, theta, state, rng)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    if has_the_trace_of_sgd(law):
+        m = min(20, risk.n_examples)
+        sgd = torch.stack([p.sgd_trace / m for p in problem(name).points])
+        assert_near(law.trace(risk, theta, state), sgd.view(theta.shape[:-1]), 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("curved", "noisy"), [(True, False), (False, True), (False, False)]
+)
+@every_law
+def test_nothing_to_follow_is_no_noise_and_no_nan(law, curved, noisy):
+    if getattr(law, "match", None) == "hessian_trace" and not curved:
+        pytest.skip("refuses Tr(H) = 0: test_errors.py")
+    A = torch.eye(4) if curved else torch.zeros(4, 4)
+    slopes = torch.eye(4).repeat(3, 1) if noisy else torch.zeros(12, 4)
+    risk, rng, theta = QuadraticRisk(A, slopes), generator(), torch.ones(2, 4)
+    state = law.refresh(risk, theta, rng)
+    _, gradient = law.noisy_gradient(risk, theta, state, rng)
+    trace = law.trace(risk, theta, state)
+    assert gradient.isfinite().all()
+    assert trace.isfinite().all()
+    if has_the_trace_of_sgd(law) and not noisy:
+        assert trace.abs().max() == 0
+        assert_near(gradient, risk.gradient(theta), 1e-6)

@@ -1,0 +1,152 @@
+"""The layout of θ, copies of a risk, and modules that need care."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatmin.risk import EmpiricalRisk, ParameterLayout
+
+from .. import oracles
+from ._cases import CASES, Apply, make_risk, mlp, problem
+
+
+def test_layout_lists_what_can_be_trained():
+    layout = ParameterLayout.of(problem("frozen").module)
+    assert layout.names == ("2.weight", "2.bias")
+    assert layout.shapes == ((3, 4), (3,))
+    assert layout.sizes == (12, 3)
+    assert layout.slice("2.bias") == slice(12, 15)
+    with pytest.raises(KeyError, match=r"No trainable parameter '0.weight'"):
+        layout.slice("0.weight")
+
+
+def test_layout_cuts_without_a_copy_and_joins_again():
+    layout, theta = ParameterLayout.of(nn.Linear(3, 2)), torch.arange(8.0)
+    parts = layout.unflatten(theta)
+    assert parts["weight"].data_ptr() == theta.data_ptr()
+    assert torch.equal(layout.flatten(parts), theta)
+
+
+def test_layout_lists_a_shared_layer_once():
+    names = ParameterLayout.of(problem("shared").module).names
+    assert names == ("0.weight", "0.bias", "4.weight", "4.bias")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_deep_copy_answers_for_itself(name):
+    assert_twins(make_risk(name), copy.deepcopy(make_risk(name)), problem(name).theta)
+
+
+@pytest.mark.parametrize("name", ["mlp", "shared", "convolutional, one channel"])
+def test_a_pickle_answers_for_itself(name):
+    risk = make_risk(name)
+    assert_twins(risk, pickle.loads(pickle.dumps(risk)), problem(name).theta)
+
+
+def assert_twins(risk, twin, theta):
+    risk.value(theta)
+    twin.value(0 * theta)  # moves the twin alone
+    assert torch.equal(risk.params(), theta)
+    assert not twin.params().any()
+    assert torch.equal(twin.gradient(theta), risk.gradient(theta))
+    Hv = risk.linearize(theta).hvp(theta)
+    assert torch.equal(twin.linearize(theta).hvp(theta), Hv)
+
+
+def test_a_pickle_holds_θ_once():
+    module = nn.Sequential(*(nn.Linear(50, 50) for _ in range(10)))
+    risk = EmpiricalRisk(
+        module, "squared_error", torch.zeros(1, 50), torch.zeros(1, 50)
+    )
+    assert len(pickle.dumps(risk)) < 1.2 * 4 * risk.n_params
+
+
+def test_a_parameter_tied_across_modules_moves_in_all_of_them():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    module = nn.Sequential(first, nn.Tanh(), second).double()
+    X, y = problem("tied").X, problem("tied").y
+    risk = EmpiricalRisk(module, "squared_error", X, y)
+    theta = torch.linspace(-1, 1, 24, dtype=torch.float64)
+    expected = oracles.dense(module, oracles.squared_error, X, y, theta)
+    for _ in range(2):
+        torch.testing.assert_close(risk.gradient(theta), expected.gradient)
+        Hv = risk.linearize(theta).hvp(theta)
+        torch.testing.assert_close(Hv, expected.hessian @ theta)
+
+
+@pytest.mark.parametrize("path", ["functional", "bound"])
+def test_the_module_may_write_into_its_input(path):
+    p = problem("in place on the input")
+    risk, X = make_risk("in place on the input"), p.X.clone()
+    for _ in range(3):
+        if path == "functional":
+            risk.linearize(p.theta).hvp(p.theta)
+        else:
+            risk.gradient(p.theta)
+    assert torch.equal(p.X, X)
+
+
+def test_statistics_of_a_frozen_batch_norm_do_not_move():
+    p = problem("batch norm, frozen")
+    risk, before = p.risk(), p.module[1].running_mean.clone()
+    for _ in range(2):
+        risk.gradient(p.theta)
+    assert torch.equal(p.module[1].running_mean, before)
+    assert p.module.training
+
+
+def test_unused_parameters_are_named_and_get_zeros():
+    p = problem("unused")
+    with pytest.warns(UserWarning, match=r"parts.spare.weight', 'parts.spare.bias'"):
+        risk = p.risk()
+    spare = slice(*sorted(risk.layout.slice("parts.spare.weight").indices(99)[:2]))
+    assert not risk.gradient(p.theta)[spare].any()
+    assert not risk.linearize(p.theta).hvp(p.theta)[spare].any()
+
+
+def test_a_parameter_that_only_some_examples_use_is_used():
+    # Of "branching" the first example takes one branch alone: no warning here.
+    problem("branching").risk()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)),
+        nn.TransformerEncoderLayer(4, 1, 4, dropout=0.5, batch_first=True),
+        nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5, inplace=True)),
+    ],
+    ids=["dropout", "attention", "in place"],
+)
+def test_dropout_is_switched_off_with_a_warning(module):
+    X, y = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    with pytest.warns(UserWarning, match="active dropout"):
+        risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    assert risk.value(risk.params()) == risk.value(risk.params())
+    EmpiricalRisk(module.eval(), "cross_entropy", X, y)  # silent
+
+
+def test_dropout_with_probability_zero_is_none():
+    module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.0))
+    EmpiricalRisk(module, "cross_entropy", torch.ones(2, 4), torch.zeros(2))
+
+
+def test_randomness_in_the_forward_pass_is_refused():
+    module = Apply(lambda p, X: F.dropout(p["layer"](X)), layer=nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="same output for the same input"):
+        EmpiricalRisk(module, "cross_entropy", torch.ones(2, 4), torch.zeros(2))
+
+
+def test_hooks_of_the_module_are_neither_lost_nor_multiplied():
+    module = mlp()
+    module[0].register_forward_hook(lambda _module, _inputs, outputs: 2 * outputs)
+    X, y = torch.ones(2, 4), torch.zeros(2)
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    expected = F.cross_entropy(module(X), y.long())
+    torch.testing.assert_close(risk.value(risk.params()), expected.detach())
+    assert len(module[0]._forward_hooks) == 1
