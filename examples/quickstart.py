@@ -26,7 +26,7 @@ from flatmin.datasets import corrupt_labels
 # Chosen on seeds 10 and 11, before seeds 0 and 1 were looked at, so that every method
 # stays trained and the methods differ by more than the seeds. At lr=0.05 little happens
 # in 1000 iterations; at 0.2 SGD unlearns a tenth of the training labels, and 200
-# iterations of the quench do not bring the loss down to that of the others.
+# iterations of the quench do not bring its loss down to that of the others.
 WARMUP = {"warmup_iter": 2000, "warmup_lr": 0.2}
 COMMON = {
     "module_params": {"hidden_layer_sizes": (64, 32)},
@@ -36,10 +36,10 @@ COMMON = {
 }
 N_ITER, N_QUENCH = 1000, 200
 
-# The paper's methods: no noise, noise that ignores the curvature, noise that follows it.
-# Laws that look at the gradient of every example do so every 10 iterations, as
-# gld_hessian does with its eigenpairs, of which it takes as many as there are classes.
-# The size of gld_const is a setting: this sigma makes it that of SGD at the switch.
+# The paper's methods: no noise, noise that ignores the curvature, noise that follows it
+# more or less. Laws that look at the gradient of every example do so every 10
+# iterations, as gld_hessian does with its eigenpairs, of which it takes as many as there
+# are classes. This sigma gives gld_const about the size of SGD's noise at the switch.
 PAPER = {
     "gd": {},
     "gld_const": {"method_params": {"sigma": 0.01}},
@@ -49,11 +49,13 @@ PAPER = {
     "gld_leading": {"refresh_every": 10, "n_components": 10},
     "gld_hessian": {"n_components": 10},
 }
-COLORS = ["black", "#0072b2", "#56b4e9", "#009e73", "#d55e00", "#e69f00", "#cc79a7"]
 OTHERS = {name: {} for name in METHODS if name not in PAPER} | {
     "gld_random_subspace": {"n_components": 10},
     "gld_shuffled": {"n_components": 10},
 }
+# Cool colours for the first four, warm ones for the rest, from seaborn's "colorblind".
+LOOKS = [("black", "o"), ("#0173b2", "s"), ("#56b4e9", "D"), ("#029e73", "^")]
+LOOKS += [("#d55e00", "v"), ("#de8f05", "P"), ("#cc78bc", "X")]
 
 
 def sharpness(risk, theta):
@@ -62,7 +64,7 @@ def sharpness(risk, theta):
 
 
 def fit(seed, **params):
-    """Train a network, and watch it on the test part."""
+    """Train a network; the test part is only looked at."""
     X, y = load_digits(return_X_y=True)
     X_train, X_test, y_train, y_test = train_test_split(
         X / 16, y, train_size=500, stratify=y, random_state=seed
@@ -77,15 +79,15 @@ def fit(seed, **params):
 def measure(model):
     """Describe the end point of a run."""
     theta = torch.as_tensor(model.params_)
-    sharp = expected_sharpness(model.risk_, theta, n_draws=200)
+    flatness = expected_sharpness(model.risk_, theta, n_draws=200)
     top = hessian_eigenpairs(model.risk_, theta, 1, which="LA")
     last = model.history_.iloc[-1]
     return {
-        "train %": 100 * last["train_score"],
-        "test %": 100 * last["valid_score"],
-        "loss": last["loss"],
-        "sharpness": 1000 * float(sharp),
-        "(se)": 1000 * float(sharp.stderr),
+        "train": 100 * last["train_score"],
+        "test": 100 * last["valid_score"],
+        "loss": 1000 * last["loss"],
+        "sharpness": 1000 * float(flatness),
+        "se": 1000 * float(flatness.stderr),
         "λ₁": float(top.eigenvalues[0]),
         "noise": last["noise_norm"],
         "gradient": last["gradient_norm"],
@@ -97,39 +99,40 @@ def run(method, seed, settings, start):
     noisy = fit(seed, method=method, max_iter=N_ITER, **settings, **start)
     quenched = fit(seed, method="gd", max_iter=N_QUENCH, params_init=noisy.params_)
     before = noisy.history_.assign(offset=-WARMUP["warmup_iter"])
-    after = quenched.history_.assign(offset=N_ITER)
-    history = pd.concat([before, after]).assign(method=method, seed=seed)
+    after = quenched.history_.assign(offset=N_ITER, phase="quench")
+    history = pd.concat([before, after]).assign(method=method)
     history["iteration"] += history["offset"]
     numbers = {("with the noise", k): v for k, v in measure(noisy).items()}
     numbers |= {("after the quench", k): v for k, v in measure(quenched).items()}
     return history, pd.Series(numbers, name=(method, seed))
 
 
-def do(tasks, title):
-    """Do tasks in any order, with a progress bar."""
-    results = Parallel(return_as="generator_unordered")(tasks)
-    return list(tqdm(results, title, len(tasks), unit="run"))
-
-
 def run_all(methods, seeds):
     """Run all methods from the same minima, on all cores."""
-    runs = [(method, seed) for method in methods for seed in seeds]
+    n_jobs = min(cpu_count(), len(methods) * len(seeds))
     with (
         tempfile.TemporaryDirectory() as memory,
         # One thread a process: the same numbers whatever the number of cores.
-        parallel_config(
-            "loky", n_jobs=min(cpu_count(), len(runs)), inner_max_num_threads=1
-        ),
+        parallel_config("loky", n_jobs=n_jobs, inner_max_num_threads=1),
     ):
         start = {"memory": memory, **WARMUP}
-        do(
-            [delayed(fit)(s, method="gd", max_iter=0, **start) for s in seeds],
-            "warm-up",
-        )
-        done = do([delayed(run)(m, s, methods[m], start) for m, s in runs], "methods")
-    histories, numbers = zip(*done, strict=True)
+        # Without iterations of its own, a fit leaves its warm-up in the memory.
+        tasks = [delayed(fit)(seed, method="gd", max_iter=0, **start) for seed in seeds]
+        work(tasks, "warm-up")
+        tasks = [
+            delayed(run)(method, seed, settings, start)
+            for method, settings in methods.items()
+            for seed in seeds
+        ]
+        histories, numbers = zip(*work(tasks, "methods"), strict=True)
     results = pd.concat(numbers, axis=1).T.rename_axis(["method", "seed"])
     return pd.concat(histories, ignore_index=True), results
+
+
+def work(tasks, title):
+    """Do tasks in parallel, with a progress bar."""
+    results = Parallel(return_as="generator_unordered")(tasks)
+    return list(tqdm(results, title, len(tasks), unit="run"))
 
 
 def center(results):
@@ -142,58 +145,84 @@ def center(results):
 
 
 def make_table(results, methods):
-    """Return means over seeds as text, with half the range of the centred values."""
+    """Return means over seeds as text, with half the range of the centered values."""
     mean = results.groupby("method").mean()
     centered = center(results).groupby("method")
     spread = (centered.max() - centered.min()) / 2
-    plain = {"train %": 1, "(se)": 2, "noise": 2, "gradient": 2}
     table = pd.DataFrame(index=list(methods))
-    for column in mean:
-        name = column[1]
-        digits = {"loss": 4, "test %": 1, "λ₁": 1}.get(name, 2)
-        cells = mean[column].map(f"{{:.{plain.get(name, digits)}f}}".format)
-        if name not in plain:
-            cells += spread[column].map(f" ±{{:.{digits}f}}".format)
-        table[column] = cells
-    unneeded = [("after the quench", name) for name in ("noise", "gradient")]
+    for phase, name in mean:
+        digits = 2 if name in ("sharpness", "se", "noise", "gradient") else 1
+        cells = mean[phase, name].map(f"{{:.{digits}f}}".format)
+        if name in ("test", "loss", "sharpness", "λ₁"):
+            cells += spread[phase, name].map(f"±{{:.{digits}f}}".format)
+        table[phase, name] = cells
     table.columns = pd.MultiIndex.from_tuples(table.columns)
-    return table.drop(columns=unneeded).to_string()
+    without_noise = [("after the quench", name) for name in ("noise", "gradient")]
+    return table.drop(columns=without_noise).to_string()
 
 
 def draw(history, results, methods):
     """Return the figure: the runs on the left, where they led to on the right."""
-    colors = dict(zip(methods, COLORS * 2, strict=False))
-    dashes = {name: "-" if name in PAPER else (0, (3, 1)) for name in methods}
-    history = history[history["iteration"] >= -200]
-    curves = history.groupby(["method", "iteration"]).mean(numeric_only=True)
-    with sns.axes_style("ticks"), sns.plotting_context("notebook"):
-        figure = plt.figure(figsize=(11, 6), layout="constrained")
-        axes = figure.subplot_mosaic(
-            [["flat", "end"], ["test", "end"]], width_ratios=[3, 2]
-        )
-    top, bottom, end = axes["flat"], axes["test"], axes["end"]
-    top.sharex(bottom)
-    for name in methods:
-        style = {"color": colors[name], "ls": dashes[name], "lw": 1.5}
-        top.plot(1000 * curves.loc[name, "sharpness"], **style)
-        bottom.plot(100 * curves.loc[name, "valid_score"], **style)
-    quenched = center(results)["after the quench"]
-    for name in methods:
-        points = quenched.loc[name]
-        end.plot(points["sharpness"], points["test %"], "-o", color=colors[name], ms=4)
-        end.plot(
-            points["sharpness"].mean(),
-            points["test %"].mean(),
-            "o",
-            color=colors[name],
-            ms=9,
-            label=name,
-        )
-    end.legend()
+    looks = dict(zip(methods, LOOKS * 2, strict=False))
+    curves = history.groupby(["phase", "method", "iteration"]).mean()
+    with sns.axes_style("ticks"), sns.plotting_context("notebook", font_scale=1.15):
+        figure = plt.figure(figsize=(12, 6.4), layout="constrained")
+        mosaic = [["sharpness", "ends"], ["accuracy", "ends"]]
+        axes = figure.subplot_mosaic(mosaic, width_ratios=[6, 5])
+        draw_runs(axes["sharpness"], 1000 * curves["sharpness"], looks)
+        draw_runs(axes["accuracy"], 100 * curves["valid_score"], looks)
+        draw_ends(axes["ends"], center(results)["after the quench"], looks)
+        axes["sharpness"].set(ylabel="sharpness × 1000", xticklabels=[])
+        axes["sharpness"].set_title("with the noise", loc="left")
+        axes["sharpness"].set_title("without", loc="right")
+        axes["accuracy"].set(ylabel="test accuracy (%)", xlabel="iterations")
+        axes["ends"].set(xlabel="sharpness × 1000", ylabel="test accuracy (%)")
+        axes["ends"].set_title("at the end: mean, and lines to the seeds")
+        sns.despine(figure)
     return figure
 
 
+def draw_runs(ax, curves, looks):
+    """Draw the mean over seeds; while there is noise, with its running median."""
+    for name, (color, marker) in looks.items():
+        style = {"color": color, "ls": "-" if name in PAPER else "--", "lw": 2}
+        median = curves["noise", name].rolling(9, center=True, min_periods=1).median()
+        ax.plot(median, **style)
+        ax.plot(curves["quench", name], **style, marker=marker, ms=8, markevery=[-1])
+    limits = ax.get_ylim()  # the highest kicks would flatten all the rest
+    for name, (color, _) in looks.items():
+        ax.plot(curves["noise", name], color=color, lw=0.8, alpha=0.35, zorder=1)
+    ax.set(ylim=limits, xlim=(-0.01 * N_ITER, 1.04 * (N_ITER + N_QUENCH)))
+    ax.axvspan(N_ITER, N_ITER + N_QUENCH, color="0.92", lw=0, zorder=0)
+
+
+def draw_ends(ax, points, looks):
+    """Draw the mean of every method, lines from it to the seeds, and the name."""
+    means = points.groupby("method")[["sharpness", "test"]].mean()
+    for name, (color, marker) in looks.items():
+        x, y = means.loc[name]
+        for _, seed in points.loc[name].iterrows():
+            ax.plot([x, seed["sharpness"]], [y, seed["test"]], color=color, lw=1.5)
+        ax.plot(x, y, marker, color=color, ms=11)
+    ax.margins(0.12)
+    # Names of points in the left half stand in a column to their right, and vice versa.
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    on_left = means["sharpness"] < (left + right) / 2
+    step = 0.07 * (right - left)
+    for group, ha, column in [
+        (means[on_left], "left", means["sharpness"][on_left].max() + step),
+        (means[~on_left], "right", means["sharpness"][~on_left].min() - step),
+    ]:
+        height = low
+        for name, x, y in group.sort_values("test").itertuples():
+            height = max(y, height + 0.05 * (high - low))
+            line = {"arrowstyle": "-", "color": "0.7", "shrinkB": 7}
+            place = {"xytext": (column, height), "ha": ha, "va": "center"}
+            ax.annotate(name, (x, y), **place, arrowprops=line, zorder=1)
+
+
 def main():
+    """Run, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="run all thirteen methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED")
@@ -201,10 +230,16 @@ def main():
     options = parser.parse_args()
     methods = PAPER | OTHERS if options.all else PAPER
     history, results = run_all(methods, options.seeds)
+    at = history[history["iteration"] == 0].mean(numeric_only=True)
+    print(
+        f"Mean of {len(options.seeds)} seeds; accuracies in %, loss and sharpness x 1000.\n"
+        "± is half the range over seeds, after moving each seed to the common mean;\n"
+        "se is the Monte Carlo standard error of the sharpness. At the switch:\n"
+        f"train {100 * at['train_score']:.1f}, test {100 * at['valid_score']:.1f}, "
+        f"loss {1000 * at['loss']:.1f}, sharpness {1000 * at['sharpness']:.2f}.\n"
+    )
     print(make_table(results, methods))
     options.output.mkdir(parents=True, exist_ok=True)
-    history.to_pickle("/tmp/qs/h.pkl")
-    results.to_pickle("/tmp/qs/r.pkl")
     path = options.output / "quickstart.png"
     draw(history, results, methods).savefig(path, dpi=150)
     print(f"\nThe picture: {path}")

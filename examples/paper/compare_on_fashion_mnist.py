@@ -97,7 +97,7 @@ def describe(classifier, last):
     """Final numbers of a run; the sharpness with three times the draws."""
     sharpness = expected_sharpness(
         classifier.risk_,
-        torch.as_tensor(classifier.params_),
+        classifier.risk_.params(),
         sigma=0.01,
         n_draws=3 * last["draws"],
     )

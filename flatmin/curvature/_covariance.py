@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -44,9 +42,10 @@ class GradientCovarianceOperator(LinearOperator):
         self.risk = risk
         self.theta = theta.detach().clone()
         self.centered = centered
+        self._point = risk.linearize(self.theta)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        slopes = self.risk.directional_derivatives(self.theta, v)
+        slopes = self._point.directional_derivatives(v)
         if self.centered:
             slopes = slopes - slopes.mean(-1, keepdim=True)
         return self.risk.weighted_gradient(self.theta, slopes)
@@ -80,13 +79,7 @@ def covariance_trace(risk: Risk, theta: Tensor) -> Tensor:
     -------
     Tensor of shape (\\*batch)
     """
-
-    def squares(rows: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-        squared: Tensor = norms.square()
-        return squared.sum(-1)
-
-    return _centred_mean(risk, theta, squares, lambda delta: delta.square().sum(-1))
+    return risk.gradient_variances(theta).sum(-1).to(risk.dtype)
 
 
 def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
@@ -101,39 +94,4 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     -------
     Tensor of shape (\\*batch, D)
     """
-
-    def squares(rows: Tensor) -> Tensor:
-        return rows.square().sum(-2, dtype=torch.float64)
-
-    return _centred_mean(risk, theta, squares, torch.square)
-
-
-def _centred_mean(
-    risk: Risk,
-    theta: Tensor,
-    squares: Callable[[Tensor], Tensor],
-    between: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Return (1/N) Σ of squares of gᵢ - g₀ without knowing g₀ beforehand.
-
-    Each chunk is centred at its own mean, and two groups of sizes a and b whose means
-    differ by δ together have the squares of both plus δ² ab/(a + b) [1]_. Unlike
-    (1/N) Σ‖gᵢ‖² - ‖g₀‖² this cancels nowhere, and it costs no second sweep.
-
-    .. [1] T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the
-       sample variance", 1983, :doi:`10.1080/00031305.1983.10483115`.
-    """
-    n = 0
-    for rows in risk.per_example_gradients(theta):
-        n_new = rows.shape[-2]
-        mean = rows.mean(-2, keepdim=True)
-        inside = squares(rows - mean)
-        new = mean.squeeze(-2).double()
-        if n == 0:
-            total, center = inside, new
-        else:
-            delta = new - center
-            total = total + inside + between(delta) * (n * n_new / (n + n_new))
-            center = center + delta * (n_new / (n + n_new))
-        n += n_new
-    return (total / n).to(risk.dtype)
+    return risk.gradient_variances(theta).to(risk.dtype)

@@ -12,8 +12,9 @@ from flatmin.risk import AnalyticRisk, Risk
 
 __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
 
-# Numbers in a matrix of gradients (512 MiB in float32) up to which the Gram matrix
-# is used; above, Lanczos on products with Σ.
+# Numbers in a matrix of gradients up to which the Gram matrix is used; above, Lanczos on
+# products with Σ. In float32 the matrix is 512 MiB, and its copies on the way four times
+# that.
 _GRAM_LIMIT = 1 << 27
 
 
@@ -22,7 +23,7 @@ def hessian_eigenpairs(
     theta: Tensor,
     k: int,
     *,
-    which: Which = "LM",
+    which: Which = "LA",
     tol: float = 1e-4,
     rng: torch.Generator | None = None,
 ) -> EigenResult:
@@ -35,7 +36,7 @@ def hessian_eigenpairs(
         Chains only on an analytic risk.
     k : int
         1 ≤ k ≤ D.
-    which : {"LM", "LA", "SA", "BE"}, default="LM"
+    which : {"LM", "LA", "SA", "BE"}, default="LA"
         As in :func:`flatmin.linalg.eigsh`.
     tol : float, default=1e-4
         Residual relative to max |λ|.

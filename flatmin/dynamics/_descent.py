@@ -105,11 +105,15 @@ class NoisyDescent:
                     self.risk, self.theta, self.rng, self.state
                 )
             except RuntimeError:
-                # Eigensolvers give up where the loss is not finite.
+                # Eigensolvers give up where the loss, or soon after it what they square,
+                # is not finite.
                 loss = float(self.risk.value(self.theta))
-                if math.isfinite(loss):
-                    raise
-                return self._accept(self.iteration, loss)
+                if not math.isfinite(loss):
+                    return self._accept(self.iteration, loss)
+                squares = self.risk.squared_norms(self.theta).sum()
+                if not math.isfinite(squares.to(self.risk.dtype)):
+                    return self._accept(self.iteration, math.inf, "squared gradient")
+                raise
             self._refreshed_at = self.iteration
         return True
 
@@ -175,19 +179,19 @@ class NoisyDescent:
     def _copy(self) -> tuple[int, Tensor] | None:
         return (self.iteration, self.theta.clone()) if self._keeps else None
 
-    def _accept(self, iteration: int, loss: float) -> bool:
-        if math.isfinite(loss):
-            self._last_loss = loss
+    def _accept(self, iteration: int, value: float, what: str = "loss") -> bool:
+        if math.isfinite(value):
+            self._last_loss = value
             return True
-        at = f"{loss} at iteration {self._offset + iteration}"
+        at = f"{value} at iteration {self._offset + iteration}"
         if math.isnan(self._last_loss):
             raise DivergenceError(
-                f"The loss is {at}, before the first step. Standardise X (and y), and "
+                f"The {what} is {at}, before the first step. Standardise X (and y), and "
                 "look at params_init or what the module is initialised with."
             )
         lr = self.optimizer.param_groups[0]["lr"]
         message = (
-            f"The loss became {at} with lr={lr:g}; the last finite loss was "
+            f"The {what} became {at} with lr={lr:g}; the last finite loss was "
             f"{self._last_loss:.4g}. Try a smaller lr, a smaller noise_scale, or "
             "standardised X (and y)."
         )

@@ -123,7 +123,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def _combine_weights(self, sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
         """Return the weights of the examples."""
-        del y
         if sample_weight is None:
             return None
         return np.asarray(sample_weight, dtype=np.float64)
@@ -432,6 +431,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Set the fitted attributes."""
         done = net.descent_.iteration if hasattr(net, "descent_") else 0
         self.params_ = binding.theta.cpu().numpy().copy()
+        run.risk.set_params(binding.theta)
         binding.release()
         self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
         net.detach()

@@ -127,9 +127,11 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     n_iter_ : int
         Iterations done after the warm-up.
     risk_ : EmpiricalRisk or None
-        On the training data, with ``store_data``; None after unpickling.
+        On the training data, with ``store_data``; its ``params()`` is θ at the end.
+        None after unpickling.
     classes_ : ndarray of shape (n_classes,)
-        The labels.
+        The labels, sorted. Output j of the module stands for ``classes_[j]``; outputs
+        beyond are trained to be small and never predicted.
     n_features_in_ : int
         Size of axis 1 of X.
     feature_names_in_ : ndarray of shape (n_features_in_,)

@@ -20,9 +20,10 @@ def fingerprint(value: Any) -> Any:
     """Describe a value by plain values, alike for alike values in any process.
 
     ``joblib.hash`` of a module is not stable, and a default ``repr`` holds an address
-    that another object may have later. Functions count by name and code, objects by
-    class and attributes, modules by class, ``repr``, attributes, parameters and
-    buffers: what their ``repr`` leaves out, like the weights of a loss, matters too.
+    that another object may have later. Functions count by name and code (not by the
+    globals they read), objects by class and attributes, modules by class, ``repr``,
+    attributes, parameters and buffers: what their ``repr`` leaves out, like the weights
+    of a loss, matters too.
 
     Parameters
     ----------
@@ -73,17 +74,25 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
 
 
 def _describe_function(function: types.FunctionType, above: tuple[int, ...]) -> Any:
-    code = function.__code__
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     held = (function.__defaults__, function.__kwdefaults__, cells)
-    constants = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
     return [
         function.__module__,
         function.__qualname__,
-        code.co_code,
-        list(code.co_names),
-        *(_describe(part, above) for part in (constants, *held)),
+        _describe_code(function.__code__, above),
+        *(_describe(part, above) for part in held),
     ]
+
+
+def _describe_code(code: types.CodeType, above: tuple[int, ...]) -> Any:
+    """Describe what a function does, and the functions that it makes."""
+    constants = [
+        _describe_code(constant, above)
+        if isinstance(constant, types.CodeType)
+        else _describe(constant, above)
+        for constant in code.co_consts
+    ]
+    return [code.co_code, list(code.co_names), constants]
 
 
 def _describe_module(module: nn.Module, above: tuple[int, ...]) -> Any:

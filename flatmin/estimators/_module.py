@@ -141,7 +141,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     ) as error:
         raise ValueError(
             f"device must be one that this machine has. Got {device!r}: "
-            f"{str(error).splitlines()[0]} Use device='cpu' or 'auto'."
+            f"{str(error).splitlines()[0].rstrip('.')}. Use device='cpu' or 'auto'."
         ) from error
     return resolved
 

@@ -121,7 +121,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     n_iter_ : int
         Iterations done after the warm-up.
     risk_ : EmpiricalRisk or None
-        On the training data, with ``store_data``; None after unpickling.
+        On the training data, with ``store_data``; its ``params()`` is θ at the end.
+        None after unpickling.
     n_features_in_ : int
         Size of axis 1 of X.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -253,7 +254,6 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         return int(np.prod(y.shape[1:], initial=1))
 
     def _resolve_loss(self, outputs: Tensor) -> str:
-        del outputs
         return "squared_error"
 
     def _net_params(self) -> dict[str, Any]:

@@ -152,12 +152,12 @@ class LinearOperator(ABC):
     def __sub__(self, other: LinearOperator) -> LinearOperator:
         return _Combination((1.0, -1.0), (self, other))
 
-    def __mul__(self, scalar: float) -> LinearOperator:
+    def __mul__(self, scalar: float | Tensor) -> LinearOperator:
         return _Combination((scalar,), (self,))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, scalar: float) -> LinearOperator:
+    def __truediv__(self, scalar: float | Tensor) -> LinearOperator:
         return self * (1 / scalar)
 
     def __neg__(self) -> LinearOperator:
@@ -169,10 +169,12 @@ class LinearOperator(ABC):
 
 
 class _Combination(LinearOperator):
-    """Σ cᵢ Aᵢ of operators of one shape."""
+    """Σ cᵢ Aᵢ of operators of one shape; a coefficient may have the batch's shape."""
 
     def __init__(
-        self, coefficients: tuple[float, ...], terms: tuple[LinearOperator, ...]
+        self,
+        coefficients: tuple[float | Tensor, ...],
+        terms: tuple[LinearOperator, ...],
     ) -> None:
         first = terms[0]
         for term in terms[1:]:
@@ -187,13 +189,25 @@ class _Combination(LinearOperator):
             dtype=first.dtype,
             device=first.device,
         )
-        self.coefficients = coefficients
+        self.coefficients = tuple(
+            torch.as_tensor(c, dtype=self.dtype, device=self.device)
+            for c in coefficients
+        )
         self.terms = terms
 
     def _matvec(self, v: Tensor) -> Tensor:
-        pairs = zip(self.coefficients, self.terms, strict=True)
-        return torch.stack([c * term.matvec(v) for c, term in pairs]).sum(0)
+        return self._sum([term.matvec(v) for term in self.terms], 1)
+
+    def to_dense(self) -> Tensor:
+        return self._sum([term.to_dense() for term in self.terms], 2)
 
     def trace(self) -> Tensor:
-        pairs = zip(self.coefficients, self.terms, strict=True)
-        return torch.stack([c * term.trace() for c, term in pairs]).sum(0)
+        return self._sum([term.trace() for term in self.terms], 0)
+
+    def _sum(self, parts: list[Tensor], n_dims: int) -> Tensor:
+        """Add parts whose last ``n_dims`` dimensions are not the batch's."""
+        scaled = [
+            c.view(*c.shape, *(1 for _ in range(n_dims))) * part
+            for c, part in zip(self.coefficients, parts, strict=True)
+        ]
+        return torch.stack(scaled).sum(0)

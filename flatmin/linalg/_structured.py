@@ -1,4 +1,4 @@
-"""Operators with a closed form, each able to draw from N(0, A)."""
+"""Operators with a closed form; all but a bare function can draw from N(0, A)."""
 
 from __future__ import annotations
 
@@ -88,6 +88,25 @@ class DenseOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
+    def sample(self, rng: torch.Generator) -> Tensor:
+        """Draw from N(0, A) by the eigendecomposition of A.
+
+        Parameters
+        ----------
+        rng : torch.Generator
+            On the operator's device.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D)
+            Negative eigenvalues count as 0: A should have none but by rounding.
+        """
+        values, vectors = torch.linalg.eigh(self.matrix)
+        z = _standard_normal(self, self.shape[:-1], rng)
+        coefficients: Tensor = z * values.clamp(min=0).sqrt()
+        draw: Tensor = vectors @ coefficients.unsqueeze(-1)
+        return draw.squeeze(-1)
+
 
 class ScaledIdentityOperator(LinearOperator):
     """s I.
@@ -111,6 +130,10 @@ class ScaledIdentityOperator(LinearOperator):
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.scale.unsqueeze(-1) * v
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearOperator.to_dense`; without products."""
+        return torch.diag_embed(self.scale.unsqueeze(-1).expand(self.shape[:-1]))
 
     def trace(self) -> Tensor:
         """See :meth:`LinearOperator.trace`."""
@@ -152,6 +175,10 @@ class DiagonalOperator(LinearOperator):
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.diagonal * v
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearOperator.to_dense`; without products."""
+        return torch.diag_embed(self.diagonal)
 
     def trace(self) -> Tensor:
         """See :meth:`LinearOperator.trace`."""
@@ -203,6 +230,11 @@ class LowRankOperator(LinearOperator):
         U = self.eigenvectors
         coefficients = self.eigenvalues * (U.mT @ v.unsqueeze(-1)).squeeze(-1)
         return (U @ coefficients.unsqueeze(-1)).squeeze(-1)
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearOperator.to_dense`; without products."""
+        U = self.eigenvectors
+        return (U * self.eigenvalues.unsqueeze(-2)) @ U.mT
 
     def trace(self) -> Tensor:
         """See :meth:`LinearOperator.trace`."""

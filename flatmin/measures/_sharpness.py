@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -81,8 +82,8 @@ def expected_sharpness(
     >>> abs(float(result) - 0.03) < 3 * float(result.stderr)
     True
     """
-    if sigma <= 0:
-        raise ValueError(f"sigma must be positive. Got {sigma}.")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be finite and positive. Got {sigma}.")
     if n_draws < 2:
         raise ValueError(
             f"n_draws must be at least 2 to have a standard error. Got {n_draws}."

@@ -97,7 +97,6 @@ class NoiseLaw(BaseEstimator, ABC):
         object or None
             None if there is nothing to prepare.
         """
-        del risk, theta, rng, previous
         return None
 
     def trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
@@ -197,11 +196,16 @@ class GaussianLaw(NoiseLaw):
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`NoiseLaw.noisy_gradient`."""
+        if not hasattr(state, "sample"):
+            raise TypeError(
+                f"refresh of {type(self).__name__} must return an operator with a "
+                f"sample method, such as DiagonalOperator. Got {state!r}; for other "
+                "covariances subclass NoiseLaw."
+            )
         loss, gradient = risk.value_and_gradient(theta)
         return loss, gradient + state.sample(rng)
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`; C is that of the last refresh."""
-        del risk, theta
         operator: LinearOperator = state
         return operator

@@ -39,7 +39,6 @@ class GLDConst(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> ScaledIdentityOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        del rng, previous
         variance = (self.noise_scale * self.sigma) ** 2
         scale = theta.new_full(theta.shape[:-1], variance)
         return ScaledIdentityOperator(scale, risk.n_params)

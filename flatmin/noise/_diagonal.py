@@ -49,6 +49,5 @@ class GLDDiagonal(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> DiagonalOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        del rng, previous
         factor = self.noise_scale**2 / self._batch_size(risk)
         return DiagonalOperator(factor * covariance_diagonal(risk, theta))

@@ -49,7 +49,6 @@ class GLDDynamic(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> ScaledIdentityOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        del rng, previous
         trace = self.noise_scale**2 * covariance_trace(risk, theta)
         per_coordinate = trace / (self._batch_size(risk) * risk.n_params)
         return ScaledIdentityOperator(per_coordinate, risk.n_params)

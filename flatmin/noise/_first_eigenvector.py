@@ -45,5 +45,4 @@ class GLDFirstEigenvector(HessianSpectrumLaw):
         self.tol = tol
 
     def _n_components(self, risk: Risk) -> int:
-        del risk
         return 1

@@ -46,13 +46,11 @@ class GLDFisher(NoiseLaw):
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`NoiseLaw.noisy_gradient`."""
-        del state
         z = standard_normal_weights(risk, theta, rng)
         scale = self.noise_scale * (risk.n_examples / self._batch_size(risk)) ** 0.5
         return risk.value_and_weighted_gradient(theta, 1 + scale * z)
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""
-        del state
         factor = self.noise_scale**2 / self._batch_size(risk)
         return factor * GradientCovarianceOperator(risk, theta, centered=False)

@@ -47,7 +47,6 @@ class GLDFull(NoiseLaw):
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`NoiseLaw.noisy_gradient`."""
-        del state
         z = standard_normal_weights(risk, theta, rng)
         z = z - z.mean(-1, keepdim=True)
         scale = self.noise_scale * (risk.n_examples / self._batch_size(risk)) ** 0.5
@@ -55,7 +54,6 @@ class GLDFull(NoiseLaw):
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""
-        del state
         factor = self.noise_scale**2 / self._batch_size(risk)
         return factor * GradientCovarianceOperator(risk, theta)
 

@@ -32,10 +32,8 @@ class GD(NoiseLaw):
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`NoiseLaw.noisy_gradient`."""
-        del state, rng
         return risk.value_and_gradient(theta)
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""
-        del state
         return ScaledIdentityOperator(theta.new_zeros(theta.shape[:-1]), risk.n_params)

@@ -68,7 +68,6 @@ class GLDGGN(NoiseLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> GGNState:
         """See :meth:`NoiseLaw.refresh`; Tr(G) is known to 2 % or exactly."""
-        del previous
         ggn = ggn_trace(risk, theta, rng)
         if self.match == "none":
             scale = torch.full_like(ggn.value, self.noise_scale)
@@ -86,20 +85,8 @@ class GLDGGN(NoiseLaw):
 
     def covariance(self, risk: Risk, theta: Tensor, state: GGNState) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`; G at θ, σ_G of the last refresh."""
-        return _ScaledGGN(risk, theta, state.scale)
+        return state.scale.square() * GGNOperator(risk, theta)
 
     def trace(self, risk: Risk, theta: Tensor, state: GGNState) -> Tensor:
         """See :meth:`NoiseLaw.trace`; of the last refresh, without products."""
-        del risk, theta
         return state.scale.square() * state.ggn_trace
-
-
-class _ScaledGGN(GGNOperator):
-    """σ² G."""
-
-    def __init__(self, risk: Risk, theta: Tensor, scale: Tensor) -> None:
-        super().__init__(risk, theta)
-        self._variance = scale.square().unsqueeze(-1)
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        return self._variance * super()._matvec(v)

@@ -89,7 +89,6 @@ class GLDLeading(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> LowRankOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        del previous
         m = self._batch_size(risk)
         pairs = self._eigenpairs(risk, theta, rng)
         variances = pairs.eigenvalues.clamp(min=0) / m

@@ -22,6 +22,7 @@ from flatmin.noise._shuffled import GLDShuffled
 
 __all__ = ["METHODS", "make_noise_law"]
 
+#: The class of every law by its name.
 METHODS: dict[str, type[NoiseLaw]] = {
     law.name: law
     for law in (

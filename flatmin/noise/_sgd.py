@@ -100,7 +100,6 @@ class SGD(NoiseLaw):
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""
-        del state
         m, n = self._batch_size(risk), risk.n_examples
         factor = self.noise_scale**2 / m
         if self.sampling != "replacement":

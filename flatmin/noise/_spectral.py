@@ -56,7 +56,6 @@ class HessianSpectrumLaw(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> LowRankOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        del previous
         pairs = hessian_eigenpairs(
             risk,
             theta,
@@ -77,7 +76,6 @@ class HessianSpectrumLaw(GaussianLaw):
         self, risk: Risk, theta: Tensor, magnitudes: Tensor, rng: torch.Generator
     ) -> Tensor:
         """Return σ² of shape (\\*batch) in float64."""
-        del rng
         target = covariance_trace(risk, theta).double() / self._batch_size(risk)
         total = magnitudes.sum(-1)
         return torch.where(total > 0, target / total, 0)

@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from flatmin.risk.variance import centred_square_sum
+
 __all__ = ["AnalyticRisk", "LinearRegressionRisk", "QuadraticRisk"]
 
 
@@ -141,6 +143,10 @@ class AnalyticRisk(ABC):
         """Return Σᵢ (gᵢ - c)² by coordinate in float64, shape (\\*batch, D)."""
         return self._centred(theta, center).square().sum(-2)
 
+    def gradient_variances(self, theta: Tensor) -> Tensor:
+        """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*batch, D)."""
+        return centred_square_sum(self.per_example_gradients(theta)) / self.n_examples
+
     def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return gᵢᵀv, shape (\\*batch, N)."""
         return (self.example_gradients(theta) @ v.unsqueeze(-1)).squeeze(-1)
@@ -208,6 +214,10 @@ class DenseLinearization:
     def ggn(self, v: Tensor) -> Tensor:
         """Return G v, shape (\\*batch, D)."""
         return (self.gauss_newton @ v.unsqueeze(-1)).squeeze(-1)
+
+    def directional_derivatives(self, v: Tensor) -> Tensor:
+        """Return gᵢᵀv, shape (\\*batch, N)."""
+        return self.risk.directional_derivatives(self.theta, v)
 
 
 class QuadraticRisk(AnalyticRisk):

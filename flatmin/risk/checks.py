@@ -198,7 +198,8 @@ def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
     has_embedding = any(
         isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()
     )
-    return X.to(dtype) if X.is_floating_point() or not has_embedding else X
+    is_index = has_embedding and not X.is_floating_point()
+    return X.to(torch.long if is_index else dtype)
 
 
 def channels_last(X: Tensor, module: nn.Module) -> Tensor:

@@ -18,6 +18,8 @@ from flatmin.risk.linearize import DoubleBackward
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.per_example import ROW_BUDGET, per_example_rows
+from flatmin.risk.probe import check_dependence, choose_strides, probe_example
+from flatmin.risk.variance import centred_square_sum
 
 __all__ = ["EmpiricalRisk"]
 
@@ -128,17 +130,21 @@ class EmpiricalRisk:
         ):
             self._loss.function.to(device=self.device, dtype=self.dtype)
         self._model = FlatModel(module, output_transform)
-        self._X = self._choose_strides(X)
-        self._y, self.output_shape, n_activations = self._probe(y)
+        self._X = choose_strides(self._model, X)
+        probe = probe_example(self._model, self._loss, self._X, y)
+        self._y, self.output_shape = probe.targets, probe.output_shape
 
         if chunk_size is None:
-            chunk_size = choose_chunk_size(len(X), n_activations)
+            chunk_size = choose_chunk_size(len(X), probe.n_numbers)
         elif chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1. Got {chunk_size}.")
         self.chunk_size = min(chunk_size, len(X))
-        rows = ROW_BUDGET // (n_activations + self.n_params)
+        rows = ROW_BUDGET // (probe.n_numbers + self.n_params)
         self._row_chunk_size = max(1, min(self.chunk_size, rows))
-        self._check_dependence()
+        check_dependence(
+            self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
+        )
+        self._theta = self._model.values()
 
     @property
     def layout(self) -> ParameterLayout:
@@ -156,15 +162,28 @@ class EmpiricalRisk:
         return len(self._X)
 
     def params(self) -> Tensor:
-        """Return the module's parameters as they are bound now, a copy.
+        """Return the θ that the risk was made with, or was last set to.
 
-        Right after construction these are the values that the module came with.
+        The module's parameters at construction; where an estimator has trained, the
+        ones that it ended with.
 
         Returns
         -------
         Tensor of shape (D,)
+            A copy.
         """
-        return self._model.values()
+        return self._theta.clone()
+
+    def set_params(self, theta: Tensor) -> None:
+        """Make θ what :meth:`params` returns.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+            Copied.
+        """
+        self._model.bind(theta)
+        self._theta = self._model.values()
 
     def value(self, theta: Tensor) -> Tensor:
         """Return L(θ).
@@ -409,6 +428,20 @@ class EmpiricalRisk:
             total += rows.square().sum(0, dtype=torch.float64)
         return total
 
+    def gradient_variances(self, theta: Tensor) -> Tensor:
+        """Return diag(Σ) = (1/N) Σᵢ (gᵢ - g₀)², whose sum is Tr(Σ).
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+            In float64.
+        """
+        return centred_square_sum(self.per_example_gradients(theta)) / self.n_examples
+
     def linearize(self, theta: Tensor) -> DoubleBackward:
         """Prepare θ for many products with H, G and J.
 
@@ -570,82 +603,3 @@ class EmpiricalRisk:
     def _mean(self, sums: list[Tensor]) -> Tensor:
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
         return (total / self.n_examples).to(self.dtype)
-
-    def _choose_strides(self, X: Tensor) -> Tensor:
-        """Return X channels-last, or by rows for a module that needs them."""
-        fast = checks.channels_last(X, self._model.module)
-        if fast is X:
-            return X
-        try:
-            with torch.no_grad():
-                self._model(fast[:2].clone())
-        except RuntimeError:  # many a module calls view() behind a convolution
-            return X.contiguous()
-        return fast
-
-    def _probe(self, y: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
-        """Run one example: check that all fits, and measure what it needs."""
-        counts: list[int] = []
-
-        def count(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
-            tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-            counts.extend(t.numel() for t in tensors if isinstance(t, Tensor))
-
-        leaves = [m for m in self._model.module.modules() if not any(m.children())]
-        handles = [leaf.register_forward_hook(count) for leaf in leaves]
-        X = self._X[:1].clone()
-        version = X._version
-        try:
-            with torch.no_grad():
-                outputs = self._model(X)
-        except RuntimeError as error:
-            raise ValueError(
-                f"The module cannot take X of shape {tuple(self._X.shape)} and dtype "
-                f"{self._X.dtype}: {error}"
-            ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
-        self._model.copies_input = X._version != version
-        if outputs.ndim == 0 or outputs.shape[0] != 1:
-            raise ValueError(
-                "The module must return one output for each example along the first "
-                f"axis. Got shape {tuple(outputs.shape)} for one example."
-            )
-        with torch.no_grad():
-            again = self._model(self._X[:1])
-        if bool((again - outputs).abs().max() > 1e-3 * outputs.abs().max()):
-            raise ValueError(
-                "The module must give the same output for the same input. Two passes "
-                "in eval mode differ; switch off what it draws at random, for example "
-                "F.dropout(x, training=self.training) in place of F.dropout(x)."
-            )
-        n_activations = sum(counts) + self._X[0].numel()
-        return (
-            self._loss.prepare_targets(y, outputs),
-            tuple(outputs.shape[1:]),
-            n_activations,
-        )
-
-    def _check_dependence(self) -> None:
-        """Warn about parameters that no example's loss depends on."""
-        unused = dict(zip(self.layout.names, self._model.params, strict=True))
-        # One example mostly uses them all; the others are asked about the rest.
-        for chunk in chain(islice(self._chunks(1), 1), self._chunks()):
-            with torch.enable_grad():
-                total = example_losses(self._model, self._loss, chunk).sum()
-            if total.requires_grad:
-                gradients = torch.autograd.grad(
-                    total, list(unused.values()), allow_unused=True
-                )
-                named = zip(unused.items(), gradients, strict=True)
-                unused = {name: p for (name, p), g in named if g is None}
-            if not unused:
-                return
-        if len(unused) == len(self.layout.names):
-            raise ValueError(
-                "The loss must depend on a parameter. Got one that depends on none; "
-                "look for detach(), no_grad() or argmax() in the module, in "
-                "output_transform and in the loss."
-            )
-        checks.warn_unused_parameters(list(unused))

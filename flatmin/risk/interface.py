@@ -22,6 +22,10 @@ class LinearizedRisk(Protocol):
         """Return G v, G the generalised Gauss-Newton matrix; shape (\\*batch, D)."""
         ...
 
+    def directional_derivatives(self, v: Tensor) -> Tensor:
+        """Return gᵢᵀv, shape (\\*batch, N)."""
+        ...
+
 
 class Risk(Protocol):
     """L(θ) = (1/N) Σ ℓ̃ᵢ(θ) and what can be asked of it.
@@ -99,8 +103,8 @@ class Risk(Protocol):
         """Return Σᵢ (gᵢ - c)² by coordinate in float64, shape (\\*batch, D)."""
         ...
 
-    def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
-        """Return gᵢᵀv, shape (\\*batch, N)."""
+    def gradient_variances(self, theta: Tensor) -> Tensor:
+        """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*batch, D)."""
         ...
 
     def value_and_gauss_newton_draw(

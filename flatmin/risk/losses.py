@@ -282,7 +282,9 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
     The reduction of a loss module does not matter: a copy with
     ``reduction="none"`` is used. Plain ``CrossEntropyLoss``, ``MSELoss`` and
     ``BCEWithLogitsLoss`` become the named losses, whose output Hessian is known in
-    closed form.
+    closed form. What PyTorch's own mean does besides averaging is not done: with class
+    weights or an ``ignore_index`` it divides by the weights' sum, while a risk divides by
+    N, or by the sum of ``sample_weight``.
 
     Parameters
     ----------

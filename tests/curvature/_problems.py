@@ -45,7 +45,7 @@ def empirical(width=3, *, chunk_size=5, weights=WEIGHTS, dtype=torch.float64):
         chunk_size=chunk_size,
         dtype=dtype,
     )
-    return risk, theta.to(dtype)
+    return risk, theta.to(dtype, copy=True)
 
 
 @cache

@@ -104,7 +104,7 @@ def test_a_saddle_has_a_hessian():
     close(A.to_dense(), torch.diag(torch.tensor([-3.0, 2, 1])).double())
 
 
-# -- trace and diagonal of Σ ------------------------------------------------------------
+# -- trace and diagonal of Σ ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk_size", CHUNKS)
@@ -146,7 +146,7 @@ def test_one_example_has_no_covariance():
     assert covariance_trace(risk, torch.ones(2)) == 0
 
 
-# -- Tr(H) and Tr(G) --------------------------------------------------------------------
+# -- Tr(H) and Tr(G) ------------------------------------------------------------------
 
 
 def test_hessian_trace_is_exact_for_small_networks():

@@ -82,7 +82,7 @@ def test_the_first_of_several_outputs_counts():
 def test_images():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(len(X), 1, 5, 5)) + y[:, None, None, None]
-    clf = classifier(module=Images, max_iter=100).fit(images, y)
+    clf = classifier(module=Images, lr=0.3, max_iter=100).fit(images, y)
     assert clf.n_features_in_ == 1
     assert clf.score(images, y) > 0.7
     # The default network takes them as rows.
@@ -188,11 +188,11 @@ def test_a_module_without_an_output_axis():
     assert reg.score(X, y) > 0.9
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0), (1, 0), (100, 300), (1000, 0)])
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0), (100, 300), (1000, 0)])
 def test_the_default_lr_survives_unscaled_targets(scale, shift):
     X, y = plane(n=100)
     y = y / y.std() * scale + shift
-    reg = regressor(lr=0.001, max_iter=1000, method="gd").fit(X, y)
+    reg = regressor(lr=0.001, max_iter=100, method="gd", module_params=None).fit(X, y)
     assert np.isfinite(reg.predict(X)).all()
 
 

@@ -52,7 +52,9 @@ def test_a_regressor_is_copied_too(how, tmp_path):
 
 def test_an_estimator_before_fit_is_copied():
     copy = pickle.loads(pickle.dumps(classifier()))
-    np.testing.assert_array_equal(copy.fit(X, y).params_, classifier().fit(X, y).params_)
+    np.testing.assert_array_equal(
+        copy.fit(X, y).params_, classifier().fit(X, y).params_
+    )
 
 
 @copied

@@ -17,7 +17,7 @@ from flatmin.linalg import ScaledIdentityOperator
 from flatmin.noise import METHODS, NoiseLaw, make_noise_law
 from flatmin.risk import QuadraticRisk
 
-from ._dense import FORMULAS, dense_covariance
+from ._dense import DRAWS, FORMULAS, dense_covariance
 from ._problems import CHAINS, PROBLEMS, cast, empirical_risk, generator, problem
 from ._statistics import BLOCK, assert_distribution
 
@@ -285,6 +285,16 @@ def test_chains_do_not_mix(law, name):
         assert_near(moved, still, 1e-12)
 
 
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("law", [p for p in LAWS if p.values[0].name not in DRAWS])
+def test_a_chain_alone_is_as_among_others(law, name):
+    risk, theta, state, rng = prepare(law, name)
+    among = law.covariance(risk, theta, state).to_dense()
+    one = theta[..., -1, :].reshape(-1, risk.n_params)[-1]
+    alone = law.covariance(risk, one, law.refresh(risk, one, rng)).to_dense()
+    assert_near(alone, among.reshape(-1, *alone.shape)[-1], 1e-12)
+
+
 # -- state ----------------------------------------------------------------------------
 
 
@@ -382,6 +392,19 @@ def test_an_iteration_does_not_wait_for_the_device(law, name):
         law.noisy_gradient(risk, theta, state, rng)
 
 
+@pytest.mark.parametrize("name", ["ragged", "cnn", "regression_chains"])
+@every_law
+def test_everything_is_made_where_the_risk_is(law, name):
+    # Where a device is not named, a tensor comes to lie on the default one.
+    case, rng = problem(name), generator()
+    with torch.device("meta"):
+        state = law.refresh(case.risk, case.theta, rng)
+        loss, gradient = law.noisy_gradient(case.risk, case.theta, state, rng)
+        covariance = law.covariance(case.risk, case.theta, state)
+        trace = law.trace(case.risk, case.theta, state)
+    assert {x.device.type for x in (loss, gradient, covariance, trace)} == {"cpu"}
+
+
 # -- corners --------------------------------------------------------------------------
 
 
@@ -404,11 +427,13 @@ def test_the_defaults_work(law, name):
 )
 @every_law
 def test_nothing_to_follow_is_no_noise_and_no_nan(law, curved, noisy):
-    if getattr(law, "match", None) == "hessian_trace" and not curved:
-        pytest.skip("refuses Tr(H) = 0: test_errors.py")
     A = torch.eye(4) if curved else torch.zeros(4, 4)
     slopes = torch.eye(4).repeat(3, 1) if noisy else torch.zeros(12, 4)
     risk, rng, theta = QuadraticRisk(A, slopes), generator(), torch.ones(2, 4)
+    if getattr(law, "match", None) == "hessian_trace" and not curved:
+        with pytest.raises(ValueError, match=r"Tr\(H\), which must be positive"):
+            law.refresh(risk, theta, rng)
+        return
     state = law.refresh(risk, theta, rng)
     _, gradient = law.noisy_gradient(risk, theta, state, rng)
     trace = law.trace(risk, theta, state)

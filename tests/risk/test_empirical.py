@@ -428,6 +428,13 @@ def test_data_may_come_as(convert, small):
     close(risk.gradient(small.theta), oracle("mlp").gradient)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_tokens_may_be_integers_of_any_kind(dtype):
+    p = problem("embedding")
+    risk = EmpiricalRisk(p.module, "cross_entropy", p.X.to(dtype), p.y)
+    close(risk.gradient(p.theta), oracle("embedding").gradient)
+
+
 def read_only(array):
     array = array.copy()
     array.flags.writeable = False

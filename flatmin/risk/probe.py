@@ -1,0 +1,159 @@
+"""What one example tells about a module: does all fit, and what does it need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatmin.risk import checks
+from flatmin.risk.chunks import Chunk
+from flatmin.risk.gradients import example_losses
+from flatmin.risk.losses import ExampleLoss
+from flatmin.risk.model import FlatModel
+
+__all__ = ["ProbeResult", "check_dependence", "choose_strides", "probe_example"]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the first example told."""
+
+    targets: Tensor  # (N, ...) in the loss's form
+    output_shape: tuple[int, ...]  # of one example
+    n_numbers: int  # input and activations of one example
+
+
+def choose_strides(model: FlatModel, X: Tensor) -> Tensor:
+    """Return X channels-last, or by rows for a module that needs them.
+
+    Parameters
+    ----------
+    model : FlatModel
+    X : Tensor of shape (N, ...)
+
+    Returns
+    -------
+    Tensor of shape (N, ...)
+    """
+    fast = checks.channels_last(X, model.module)
+    if fast is X:
+        return X
+    try:
+        with torch.no_grad():
+            model(fast[:2].clone())
+    except RuntimeError:  # many a module calls view() behind a convolution
+        return X.contiguous()
+    return fast
+
+
+def probe_example(
+    model: FlatModel, loss: ExampleLoss, X: Tensor, y: Tensor
+) -> ProbeResult:
+    """Run one example through the module, and check that module, loss and y fit.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Learns whether its module writes into its input.
+    loss : ExampleLoss
+    X : Tensor of shape (N, ...)
+    y : Tensor of shape (N, ...)
+
+    Returns
+    -------
+    ProbeResult
+
+    Raises
+    ------
+    ValueError
+        If the module cannot take X, gives no output per example, or draws at random;
+        or if the targets do not fit the outputs.
+    """
+    first = X[:1].clone()
+    version = first._version
+    outputs, n_activations = _count_activations(model, first)
+    model.copies_input = first._version != version
+    if outputs.ndim == 0 or outputs.shape[0] != 1:
+        raise ValueError(
+            "The module must return one output for each example along the first axis. "
+            f"Got shape {tuple(outputs.shape)} for one example."
+        )
+    with torch.no_grad():
+        again = model(X[:1])
+    if bool((again - outputs).abs().max() > 1e-3 * outputs.abs().max()):
+        raise ValueError(
+            "The module must give the same output for the same input. Two passes in "
+            "eval mode differ; switch off what it draws at random, for example "
+            "F.dropout(x, training=self.training) in place of F.dropout(x)."
+        )
+    return ProbeResult(
+        loss.prepare_targets(y, outputs),
+        tuple(outputs.shape[1:]),
+        n_activations + X[0].numel(),
+    )
+
+
+def check_dependence(
+    model: FlatModel, loss: ExampleLoss, chunks: Iterator[Chunk]
+) -> None:
+    """Warn about parameters that no example's loss depends on.
+
+    Parameters
+    ----------
+    model : FlatModel
+    loss : ExampleLoss
+    chunks : iterator of Chunk
+        Read until every parameter has been seen at work; the first may be small.
+
+    Raises
+    ------
+    ValueError
+        If the loss depends on none.
+    """
+    unused = dict(zip(model.layout.names, model.params, strict=True))
+    for chunk in chunks:
+        with torch.enable_grad():
+            total = example_losses(model, loss, chunk).sum()
+        if total.requires_grad:
+            gradients = torch.autograd.grad(
+                total, list(unused.values()), allow_unused=True
+            )
+            named = zip(unused.items(), gradients, strict=True)
+            unused = {name: p for (name, p), g in named if g is None}
+        if not unused:
+            return
+    if len(unused) == len(model.layout.names):
+        raise ValueError(
+            "The loss must depend on a parameter. Got one that depends on none; look "
+            "for detach(), no_grad() or argmax() in the module, in output_transform "
+            "and in the loss."
+        )
+    checks.warn_unused_parameters(list(unused))
+
+
+def _count_activations(model: FlatModel, X: Tensor) -> tuple[Tensor, int]:
+    """Return the outputs for X, and how many numbers the layers in between hold."""
+    counts: list[int] = []
+
+    def count(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+        counts.extend(t.numel() for t in tensors if isinstance(t, Tensor))
+
+    leaves = [part for part in model.module.modules() if not any(part.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    try:
+        with torch.no_grad():
+            outputs = model(X)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The module cannot take X of shape {('n', *X.shape[1:])} and dtype "
+            f"{X.dtype}: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, sum(counts)

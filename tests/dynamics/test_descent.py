@@ -1,0 +1,178 @@
+"""The iteration alone."""
+
+import pytest
+import torch
+
+from flatmin.dynamics import DivergenceError
+from flatmin.noise import GD, METHODS, NoiseLaw
+
+from ._problems import descent, risk
+
+
+class Spy(GD):
+    """Writes down when its state is renewed and used."""
+
+    def __init__(self, *, refresh_every=1):
+        self.refresh_every = refresh_every
+
+    def refresh(self, risk, theta, rng, previous=None):
+        number = 1 if previous is None else previous + 1
+        self.thetas = [*getattr(self, "thetas", []), theta.clone()]
+        return number
+
+    def noisy_gradient(self, risk, theta, state, rng):
+        self.states = [*getattr(self, "states", []), state]
+        return super().noisy_gradient(risk, theta, state, rng)
+
+
+@pytest.mark.parametrize("law", METHODS)
+def test_a_step_is_the_law_and_the_optimizer(law):
+    run = descent(law)
+    other, theta = descent(law), run.theta.clone()
+    state = other.law.refresh(other.risk, theta, other.rng, None)
+    _, gradient = other.law.noisy_gradient(other.risk, theta, state, other.rng)
+    run.run(1)
+    torch.testing.assert_close(run.theta, theta - 0.1 * gradient, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_blocks_add_up(optimizer):
+    whole, parts = (descent("gld_full", optimizer=optimizer) for _ in range(2))
+    whole.run(10)
+    for block in (3, 0, 1, 6):
+        parts.run(block)
+    assert torch.equal(whole.theta, parts.theta)
+    assert parts.iteration == 10
+
+
+def test_refreshes_count_from_the_start():
+    law = Spy(refresh_every=3)
+    run = descent(law)
+    run.refresh()
+    run.refresh()  # not renewed twice at one point
+    for block in (2, 2, 3):
+        run.run(block)
+        run.refresh()
+    assert law.states == [1, 1, 1, 2, 2, 2, 3]
+    assert len(law.thetas) == 3
+
+
+def test_progress_is_called_with_each_step():
+    seen = []
+    descent().run(4, seen.append)
+    assert seen == [1, 1, 1, 1]
+
+
+def test_the_loss_falls():
+    run = descent()
+    first = run.risk.value(run.theta)
+    run.run(50)
+    assert run.risk.value(run.theta) < 0.95 * first
+
+
+def test_divergence_raises_at_the_step():
+    run = descent(lr=1e5, offset=100)
+    with pytest.raises(DivergenceError, match=r"inf at iteration 1\d\d with lr=100000"):
+        run.run(1000)
+    assert run.iteration < 200
+
+
+@pytest.mark.parametrize("reads_every_loss", [True, False])
+def test_stop_returns_to_a_finite_loss(reads_every_loss):
+    """On a GPU losses are read once a block, here by telling it so."""
+    run = descent(lr=1e5, on_divergence="stop")
+    run._reads_every_loss = reads_every_loss
+    blocks = 0
+    while run.diverged is None:
+        begin = run.theta.clone()
+        run.run(7)
+        blocks += 1
+        if run.diverged is None:
+            run.check(float(run.risk.value(run.theta)))
+    assert torch.isfinite(run.risk.value(run.theta))
+    steps = run.iteration
+    if not reads_every_loss:
+        assert torch.equal(run.theta, begin)
+        assert steps == 7 * (blocks - 1)
+    again = descent(lr=1e5)
+    again.run(steps)
+    assert torch.equal(again.theta, run.theta)
+
+
+def test_the_message_does_not_depend_on_when_losses_are_read():
+    messages = []
+    for reads_every_loss in (True, False):
+        run = descent(lr=1e5)
+        run._reads_every_loss = reads_every_loss
+        with pytest.raises(DivergenceError) as error:
+            run.run(1000)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+class Blind(GD):
+    """Sees a finite loss wherever it is, as a lucky minibatch does."""
+
+    def noisy_gradient(self, risk, theta, state, rng):
+        _, gradient = super().noisy_gradient(risk, theta, state, rng)
+        return torch.ones(()), gradient
+
+
+def test_stop_looks_at_the_full_risk():
+    run = descent(Blind(), lr=1e5, on_divergence="stop")
+    begin = run.theta.clone()
+    run.run(200)
+    loss = float(run.risk.value(run.theta))
+    assert not run.check(loss)
+    assert torch.equal(run.theta, begin)
+    assert run.iteration == 0
+
+
+def test_nowhere_to_return_to():
+    for on_divergence in ("raise", "stop"):
+        run = descent(on_divergence=on_divergence)
+        run.binding.assign(torch.full_like(run.theta, 1e300))
+        with pytest.raises(DivergenceError, match="inf at iteration 0, before the fir"):
+            run.run(1)
+
+
+class Fragile(GD):
+    """Fails in refresh where θ is large, as eigensolvers do."""
+
+    limit = 1e100
+
+    def refresh(self, risk, theta, rng, previous=None):
+        if not theta.abs().max() < self.limit:
+            raise torch.linalg.LinAlgError("no convergence")
+        return None
+
+
+def test_a_failing_refresh_is_a_divergence_where_the_loss_is_not_finite():
+    run = descent(Fragile(), lr=1e200, on_divergence="stop")
+    run.run(3)
+    assert run.diverged.startswith("The loss became")
+    assert torch.isfinite(run.risk.value(run.theta))
+
+
+def test_a_failing_refresh_at_a_finite_loss_is_an_error():
+    law = Fragile()
+    law.limit = 0.0
+    with pytest.raises(torch.linalg.LinAlgError, match="no convergence"):
+        descent(law).run(1)
+
+
+def test_a_law_of_ones_own():
+    class Own(NoiseLaw):
+        name = "own"
+
+        def noisy_gradient(self, risk, theta, state, rng):
+            loss, gradient = risk.value_and_gradient(theta)
+            return loss, gradient + torch.randn(theta.shape, generator=rng)
+
+        def covariance(self, risk, theta, state):
+            raise NotImplementedError
+
+    run = descent(Own())
+    run.run(5)
+    assert run.iteration == 5
+    assert torch.isfinite(risk().value(run.theta))
