@@ -105,8 +105,7 @@ class NoisyDescent:
                     self.risk, self.theta, self.rng, self.state
                 )
             except RuntimeError:
-                # Eigensolvers give up where the loss, or soon after it what they square,
-                # is not finite.
+                # Eigensolvers give up where the loss is not finite, or what they square.
                 loss = float(self.risk.value(self.theta))
                 if not math.isfinite(loss):
                     return self._accept(self.iteration, loss)
@@ -186,8 +185,8 @@ class NoisyDescent:
         at = f"{value} at iteration {self._offset + iteration}"
         if math.isnan(self._last_loss):
             raise DivergenceError(
-                f"The {what} is {at}, before the first step. Standardise X (and y), and "
-                "look at params_init or what the module is initialised with."
+                f"The {what} is {at}, before the first step. Standardise X (and y), "
+                "and look at params_init or what the module is initialised with."
             )
         lr = self.optimizer.param_groups[0]["lr"]
         message = (

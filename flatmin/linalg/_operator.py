@@ -207,7 +207,7 @@ class _Combination(LinearOperator):
     def _sum(self, parts: list[Tensor], n_dims: int) -> Tensor:
         """Add parts whose last ``n_dims`` dimensions are not the batch's."""
         scaled = [
-            c.view(*c.shape, *(1 for _ in range(n_dims))) * part
+            c.reshape(c.shape + (1,) * n_dims) * part
             for c, part in zip(self.coefficients, parts, strict=True)
         ]
         return torch.stack(scaled).sum(0)

@@ -75,7 +75,13 @@ def probe_example(
     """
     first = X[:1].clone()
     version = first._version
-    outputs, n_activations = _count_activations(model, first)
+    try:
+        outputs, n_activations = _count_activations(model, first)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"The module cannot take X of shape {tuple(X.shape)} and dtype {X.dtype}: "
+            f"{error}"
+        ) from error
     model.copies_input = first._version != version
     if outputs.ndim == 0 or outputs.shape[0] != 1:
         raise ValueError(
@@ -148,11 +154,6 @@ def _count_activations(model: FlatModel, X: Tensor) -> tuple[Tensor, int]:
     try:
         with torch.no_grad():
             outputs = model(X)
-    except RuntimeError as error:
-        raise ValueError(
-            f"The module cannot take X of shape {('n', *X.shape[1:])} and dtype "
-            f"{X.dtype}: {error}"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

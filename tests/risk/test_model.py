@@ -48,8 +48,8 @@ def test_a_pickle_answers_for_itself(name):
 
 
 def assert_twins(risk, twin, theta):
-    risk.value(theta)
-    twin.value(0 * theta)  # moves the twin alone
+    risk.set_params(theta)
+    twin.set_params(0 * theta)  # moves the twin alone
     assert torch.equal(risk.params(), theta)
     assert not twin.params().any()
     assert torch.equal(twin.gradient(theta), risk.gradient(theta))
@@ -57,12 +57,12 @@ def assert_twins(risk, twin, theta):
     assert torch.equal(twin.linearize(theta).hvp(theta), Hv)
 
 
-def test_a_pickle_holds_θ_once():
+def test_a_pickle_holds_θ_once_bound_and_once_as_given():
     module = nn.Sequential(*(nn.Linear(50, 50) for _ in range(10)))
     risk = EmpiricalRisk(
         module, "squared_error", torch.zeros(1, 50), torch.zeros(1, 50)
     )
-    assert len(pickle.dumps(risk)) < 1.2 * 4 * risk.n_params
+    assert len(pickle.dumps(risk)) < 2.2 * 4 * risk.n_params
 
 
 def test_a_parameter_tied_across_modules_moves_in_all_of_them():
