@@ -36,10 +36,10 @@ COMMON = {
 }
 N_ITER, N_QUENCH = 1000, 200
 
-# The paper's methods: no noise, noise that ignores the curvature, noise that follows it
-# more or less. Laws that look at the gradient of every example do so every 10
-# iterations, as gld_hessian does with its eigenpairs, of which it takes as many as there
-# are classes. This sigma gives gld_const about the size of SGD's noise at the switch.
+# The paper's methods: no noise, noise that ignores the curvature, and noise that follows
+# it. Laws that look at the gradient of every example do so every 10 iterations, as
+# gld_hessian does with its eigenpairs, of which it takes as many as there are classes.
+# This sigma gives gld_const about the size of SGD's noise at the switch.
 PAPER = {
     "gd": {},
     "gld_const": {"method_params": {"sigma": 0.01}},
@@ -209,14 +209,14 @@ def draw_ends(ax, points, looks):
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     on_left = means["sharpness"] < (left + right) / 2
     step = 0.07 * (right - left)
-    for group, ha, column in [
-        (means[on_left], "left", means["sharpness"][on_left].max() + step),
-        (means[~on_left], "right", means["sharpness"][~on_left].min() - step),
+    for group, ha, tail, column in [
+        (means[on_left], "left", 0, means["sharpness"][on_left].max() + step),
+        (means[~on_left], "right", 1, means["sharpness"][~on_left].min() - step),
     ]:
+        line = {"arrowstyle": "-", "color": "0.7", "shrinkB": 7, "relpos": (tail, 0.5)}
         height = low
         for name, x, y in group.sort_values("test").itertuples():
             height = max(y, height + 0.05 * (high - low))
-            line = {"arrowstyle": "-", "color": "0.7", "shrinkB": 7}
             place = {"xytext": (column, height), "ha": ha, "va": "center"}
             ax.annotate(name, (x, y), **place, arrowprops=line, zorder=1)
 
@@ -232,7 +232,8 @@ def main():
     history, results = run_all(methods, options.seeds)
     at = history[history["iteration"] == 0].mean(numeric_only=True)
     print(
-        f"Mean of {len(options.seeds)} seeds; accuracies in %, loss and sharpness x 1000.\n"
+        f"Mean of {len(options.seeds)} seeds; train and test accuracy in %, loss and "
+        "sharpness × 1000.\n"
         "± is half the range over seeds, after moving each seed to the common mean;\n"
         "se is the Monte Carlo standard error of the sharpness. At the switch:\n"
         f"train {100 * at['train_score']:.1f}, test {100 * at['valid_score']:.1f}, "
@@ -241,7 +242,7 @@ def main():
     print(make_table(results, methods))
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "quickstart.png"
-    draw(history, results, methods).savefig(path, dpi=150)
+    draw(history, results, methods).savefig(path, dpi=120)
     print(f"\nThe picture: {path}")
 
 

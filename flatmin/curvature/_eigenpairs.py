@@ -12,9 +12,9 @@ from flatmin.risk import AnalyticRisk, Risk
 
 __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
 
-# Numbers in a matrix of gradients up to which the Gram matrix is used; above, Lanczos on
-# products with Σ. In float32 the matrix is 512 MiB, and its copies on the way four times
-# that.
+# Numbers in a matrix of gradients up to which the Gram matrix is used; above, Lanczos
+# on products with Σ. In float32 the matrix is 512 MiB, and its copies on the way four
+# times that.
 _GRAM_LIMIT = 1 << 27
 
 

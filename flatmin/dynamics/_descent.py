@@ -105,7 +105,7 @@ class NoisyDescent:
                     self.risk, self.theta, self.rng, self.state
                 )
             except RuntimeError:
-                # Eigensolvers give up where the loss is not finite, or what they square.
+                # Eigensolvers give up where the loss, or its square, is not finite.
                 loss = float(self.risk.value(self.theta))
                 if not math.isfinite(loss):
                     return self._accept(self.iteration, loss)

@@ -147,6 +147,8 @@ class _NoisyNet(NeuralNet):
             )
         block = min(record_every, max_iter - descent.iteration)
         descent.run(block, progress)
+        if descent.diverged is None and descent.iteration < max_iter:
+            descent.refresh()  # due now rather than after the row
         if descent.diverged is None:
             row = self.record_()
             if not descent.check(row["loss"]):

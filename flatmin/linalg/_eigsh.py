@@ -21,6 +21,11 @@ Which = Literal["LM", "LA", "SA", "BE"]
 # million parameters a float32 dot product loses three of its seven digits.
 _BLOCK = 1 << 18
 
+# Numbers in a basis (128 MiB in float32) up to which it is larger than it has to be:
+# most solves then need no restart, which can stall on eigenvalues inside of the
+# spectrum, as the smaller ones of largest magnitude are.
+_ROOMY = 1 << 25
+
 # Products spent on looking for repeated eigenvalues once all pairs have converged. A
 # value that stands out from the rest by half of the rest's range shows after five
 # from a random vector at D = 1e4 (the bound of Kaniel and Paige), after seven at 1e7.
@@ -120,6 +125,8 @@ def eigsh(
         )
 
     n_basis = max(20, 2 * k + 10)
+    if (4 * k + 40) * size <= _ROOMY:
+        n_basis = 4 * k + 40
     # A basis of nearly D vectors is the whole space: then D products give all pairs.
     if size <= max(64, n_basis):
         return _dense(operator, k, which, tol)
@@ -322,7 +329,7 @@ def _ritz(H: Tensor, lost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     A V = V H + β v_{n+1} eᵀ holds to rounding with the measured H, so the residual
     of V s is ‖(H - θ) s‖ within the basis and β |s_n| outside of it. The first is
     rounding for a symmetric operator and shows one that is not. ``lost`` bounds what
-    random restarts have left out.
+    random restarts have left out; its direction is not known, so the norms add.
 
     Parameters
     ----------
@@ -341,7 +348,7 @@ def _ritz(H: Tensor, lost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     values, S = torch.linalg.eigh(rayleigh)
     inside = torch.linalg.vector_norm(measured @ S - S * values, dim=0)
     outside = H[n, :n] @ S
-    return values, S, torch.hypot(inside, outside).hypot(lost[:n] @ S.abs())
+    return values, S, torch.hypot(inside, outside) + lost[:n] @ S.abs()
 
 
 def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> None:

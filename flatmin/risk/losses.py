@@ -283,8 +283,8 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
     ``reduction="none"`` is used. Plain ``CrossEntropyLoss``, ``MSELoss`` and
     ``BCEWithLogitsLoss`` become the named losses, whose output Hessian is known in
     closed form. What PyTorch's own mean does besides averaging is not done: with class
-    weights or an ``ignore_index`` it divides by the weights' sum, while a risk divides by
-    N, or by the sum of ``sample_weight``.
+    weights or an ``ignore_index`` it divides by the weights' sum, while a risk divides
+    by N, or by the sum of ``sample_weight``.
 
     Parameters
     ----------

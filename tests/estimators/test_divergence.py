@@ -24,8 +24,8 @@ def test_the_error_says_when_and_what_to_try(method):
     reg = regressor(method=method, **TOO_MUCH)
     with pytest.raises(
         DivergenceError,
-        match=r"The (loss|squared gradient) became (inf|nan) at iteration \d with lr=1; "
-        r"the last finite loss was \d\S+e\+\d+\. Try a smaller lr, a smaller noise_sc",
+        match=r"The (loss|squared gradient) became (inf|nan) at iteration \d with lr=1;"
+        r" the last finite loss was \d\S+e\+\d+\. Try a smaller lr, a smaller noise_sc",
     ):
         reg.fit(X, y)
     with pytest.raises(NotFittedError):

@@ -195,7 +195,8 @@ def test_a_warm_start_keeps_the_warmups_rows_and_does_not_repeat_it():
 
 
 def test_a_warm_start_is_not_taken_back_to_params_init():
-    clf = classifier(params_init=np.zeros(67), warm_start=True, method="gd")
+    theta = np.linspace(-1, 1, 67)
+    clf = classifier(params_init=theta, warm_start=True, method="gd")
     first = clf.fit(X, y).history_["loss"]
     second = clf.fit(X, y).history_["loss"]
     np.testing.assert_array_equal(second[:4], first)

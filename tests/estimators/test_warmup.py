@@ -160,7 +160,10 @@ class Factor:
         ({"warmup_iter": 10}, {"warmup_iter": 20}),
         ({"record_every": 5}, {"record_every": 10}),
         ({"warmup_method": "gd"}, {"warmup_method": "sgd"}),
-        ({"batch_size": 5}, {"batch_size": 6}),
+        (
+            {"warmup_method": "sgd", "batch_size": 5},
+            {"warmup_method": "sgd", "batch_size": 6},
+        ),
         ({"warmup_optimizer": "sgd"}, {"warmup_optimizer": "adam"}),
         ({"dtype": "float32"}, {"dtype": "float64"}),
         ({"class_weight": None}, {"class_weight": "balanced"}),
