@@ -36,9 +36,9 @@ COMMON = {
 }
 N_ITER, N_QUENCH = 1000, 200
 
-# The paper's methods: no noise, noise that ignores the curvature, and noise that follows
-# it. Laws that look at the gradient of every example do so every 10 iterations, as
-# gld_hessian does with its eigenpairs, of which it takes as many as there are classes.
+# The paper's methods: no noise, noise that ignores the curvature, noise that follows
+# it. Laws that look at every example's gradient do so every 10 iterations only, as
+# gld_hessian does by default, which takes as many eigenpairs as there are classes.
 # This sigma gives gld_const about the size of SGD's noise at the switch.
 PAPER = {
     "gd": {},

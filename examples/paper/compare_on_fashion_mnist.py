@@ -32,7 +32,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import joblib
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -178,9 +177,9 @@ def experiment(arguments, path):
             "warmup_history": warm.history_.to_dict("list"),
             "runs": [],
         }
-        joblib.dump(warm.params_, path.with_suffix(".theta.joblib"))
+        np.save(path.with_suffix(".theta.npy"), warm.params_)
         path.write_text(json.dumps(result, indent=1))
-    theta = joblib.load(path.with_suffix(".theta.joblib"))
+    theta = np.load(path.with_suffix(".theta.npy"))
     done = {(r["method"], r["lr"]) for r in result["runs"]}
     for i, (method, lr) in enumerate(runs):
         if (method, lr) in done:

@@ -220,6 +220,13 @@ def _thick_restart(
         wanted = order_eigenvalues(ritz, which, k)
         scale = ritz.abs().max()
         done = residuals[wanted] <= tol * scale
+        probed = n_matvecs - found_at >= _N_PROBES
+        if (
+            found is not None
+            and probed
+            and not _differ(ritz[wanted], found, which, 2 * tol * scale)
+        ):
+            return replace(found, n_matvecs=n_matvecs)
         if spent or bool(done.all()):
             result = EigenResult(
                 ritz[wanted],
@@ -231,7 +238,7 @@ def _thick_restart(
             if spent:
                 _warn_unless_converged(result, tol, scale)
                 return result
-            if found is None or _differ(result, found, which, 2 * tol * scale):
+            if found is None or probed:
                 # One start vector sees one vector of every eigenspace, so a repeated
                 # eigenvalue can be missing although all residuals are small. Whether
                 # one is shows in the complement, from a random vector.
@@ -242,8 +249,6 @@ def _thick_restart(
                 V[:k] = result.eigenvectors.mT
                 V[k] = _random_direction(V[:k], rng)
                 n = k
-            elif n_matvecs - found_at >= _N_PROBES:
-                return replace(found, n_matvecs=n_matvecs)
         if n == n_basis:
             # Restart with the wanted Ritz vectors and half of the room that is left.
             n = k + (n_basis - k) // 2
@@ -279,11 +284,9 @@ def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
     return start.to(dtype=operator.dtype, device=operator.device)
 
 
-def _differ(
-    result: EigenResult, found: EigenResult, which: Which, allowed: Tensor
-) -> bool:
-    """Return whether two sets of wanted values differ by more than their errors."""
-    now, before = result.eigenvalues, found.eigenvalues
+def _differ(now: Tensor, found: EigenResult, which: Which, allowed: Tensor) -> bool:
+    """Return whether wanted values differ from found ones by more than their errors."""
+    before = found.eigenvalues
     if which == "LM":  # of λ and -λ either will do
         now, before = now.abs(), before.abs()
     change = (now.sort().values - before.sort().values).abs().max()
@@ -329,7 +332,7 @@ def _ritz(H: Tensor, lost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     A V = V H + β v_{n+1} eᵀ holds to rounding with the measured H, so the residual
     of V s is ‖(H - θ) s‖ within the basis and β |s_n| outside of it. The first is
     rounding for a symmetric operator and shows one that is not. ``lost`` bounds what
-    random restarts have left out; its direction is not known, so the norms add.
+    random restarts have left out.
 
     Parameters
     ----------
@@ -348,7 +351,7 @@ def _ritz(H: Tensor, lost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     values, S = torch.linalg.eigh(rayleigh)
     inside = torch.linalg.vector_norm(measured @ S - S * values, dim=0)
     outside = H[n, :n] @ S
-    return values, S, torch.hypot(inside, outside) + lost[:n] @ S.abs()
+    return values, S, torch.hypot(inside, outside).hypot(lost[:n] @ S.abs())
 
 
 def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> None:

@@ -120,11 +120,13 @@ def test_chains_are_a_loop(risk, theta):
         (lambda t: next(risk.per_example_gradients(t)),),
         (risk.squared_norms, direction),
         (risk.squared_gradient_sum, direction),
+        (risk.gradient_variances,),
         (risk.directional_derivatives, direction),
         (risk.gauss_newton_traces,),
         (risk.gradient_covariance,),
         (lambda t, d: risk.linearize(t).hvp(d), direction),
         (lambda t, d: risk.linearize(t).ggn(d), direction),
+        (lambda t, d: risk.linearize(t).directional_derivatives(d), direction),
         (lambda t, s: risk.value_and_gauss_newton_draw(t, s, rng(0))[0], ones),
     ):
         together = ask(theta, *arguments)
@@ -138,6 +140,7 @@ def test_sums_over_examples_follow_from_the_gradients(risk, theta):
     centred = rows - c.unsqueeze(-2)
     close(risk.squared_norms(theta, c), centred.square().sum(-1))
     close(risk.squared_gradient_sum(theta, c), centred.square().sum(-2))
+    close(risk.gradient_variances(theta), rows.var(-2, correction=0))
     assert risk.squared_norms(theta).dtype == torch.float64
     v = randn(*theta.shape[:-1], N)
     expected = torch.einsum("...n,...nd->...d", v, rows) / N

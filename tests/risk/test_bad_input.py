@@ -273,6 +273,11 @@ def test_questions(ask, message):
         ask(make())
 
 
+def test_θ_is_a_tensor():
+    with pytest.raises(TypeError, match=r"θ must be a Tensor.*Got ndarray"):
+        make().value(np.zeros(35))
+
+
 def generator():
     return torch.Generator().manual_seed(0)
 

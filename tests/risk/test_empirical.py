@@ -113,6 +113,9 @@ def test_squares(pair, theta, direction):
         assert norms.dtype == sums.dtype == torch.float64
         close(norms, rows.square().sum(1))
         close(sums, rows.square().sum(0))
+    variances = risk.gradient_variances(theta)
+    assert variances.dtype == torch.float64
+    close(variances, expected.covariance.diagonal())
 
 
 def test_directional_derivatives(pair, theta, direction):
@@ -264,6 +267,7 @@ def test_chunk_size_does_not_matter(name, chunk_size, weighted, theta, direction
         lambda r: torch.cat(list(r.per_example_gradients(theta))),
         lambda r: r.squared_norms(theta, direction),
         lambda r: r.squared_gradient_sum(theta, direction),
+        lambda r: r.gradient_variances(theta),
         lambda r: r.directional_derivatives(theta, direction),
         lambda r: r.linearize(theta).hvp(direction),
         lambda r: r.ggn_matvec(theta, direction),

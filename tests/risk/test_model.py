@@ -36,6 +36,18 @@ def test_layout_lists_a_shared_layer_once():
     assert names == ("0.weight", "0.bias", "4.weight", "4.bias")
 
 
+def test_params_are_where_the_risk_began_or_was_set_to():
+    p = problem("mlp")
+    risk, start = p.risk(), oracles.flat_parameters(p.module)
+    risk.gradient(p.theta)
+    assert torch.equal(risk.params(), start)
+    risk.set_params(p.theta)
+    risk.gradient(start)
+    assert torch.equal(risk.params(), p.theta)
+    with pytest.raises(ValueError, match="θ must have shape"):
+        risk.set_params(p.theta[1:])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_deep_copy_answers_for_itself(name):
     assert_twins(make_risk(name), copy.deepcopy(make_risk(name)), problem(name).theta)
@@ -139,7 +151,7 @@ def test_dropout_with_probability_zero_is_none():
 def test_randomness_in_the_forward_pass_is_refused():
     module = Apply(lambda p, X: F.dropout(p["layer"](X)), layer=nn.Linear(4, 3))
     with pytest.raises(ValueError, match="same output for the same input"):
-        EmpiricalRisk(module, "cross_entropy", torch.ones(2, 4), torch.zeros(2))
+        EmpiricalRisk(module, "cross_entropy", torch.ones(20, 4), torch.zeros(20))
 
 
 def test_hooks_of_the_module_are_neither_lost_nor_multiplied():
