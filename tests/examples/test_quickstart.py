@@ -1,0 +1,43 @@
+"""The quickstart, on few iterations and in this process."""
+
+import importlib.util
+from pathlib import Path
+
+import joblib
+import matplotlib as mpl
+import pytest
+
+PATH = Path(__file__).parents[2] / "examples" / "quickstart.py"
+
+
+@pytest.fixture
+def quickstart(monkeypatch):
+    mpl.use("Agg")
+    spec = importlib.util.spec_from_file_location("quickstart", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "N_ITER", 50)
+    monkeypatch.setattr(module, "N_QUENCH", 25)
+    monkeypatch.setitem(module.WARMUP, "warmup_iter", 25)
+    # Workers do not know a module that was loaded from a path.
+    monkeypatch.setattr(
+        module,
+        "parallel_config",
+        lambda *args, **kw: joblib.parallel_config("sequential"),
+    )
+    return module
+
+
+def test_table_and_picture_hold_every_method(quickstart, tmp_path, monkeypatch, capsys):
+    names = ["gd", "sgd", "gld_full"]
+    monkeypatch.setattr(quickstart, "PAPER", {name: {} for name in names})
+    monkeypatch.setattr(
+        "sys.argv", ["quickstart.py", "--seeds", "3", "4", "--output", str(tmp_path)]
+    )
+    quickstart.main()
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if "±" in line][
+        1:
+    ] == names
+    assert str(tmp_path / "quickstart.png") in printed
+    assert (tmp_path / "quickstart.png").stat().st_size > 10_000
