@@ -84,6 +84,7 @@ def main():
         "command": "python " + " ".join(sys.argv),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
+        "load_average_before": os.getloadavg(),
         "versions": {name: version(name) for name in ("flatmin", "torch")},
         "iterations": {},
     }
