@@ -159,6 +159,9 @@ def experiment(arguments, path):
     sizes, runs = protocol(arguments.full)
     data = load_noisy_fashion_mnist(1000, 200, random_state=arguments.seed)
     result = json.loads(path.read_text()) if path.exists() else {}
+    stored = (result.get("seed"), result.get("protocol"))
+    if result and stored != (arguments.seed, sizes):
+        sys.exit(f"{path} holds runs of another seed or protocol: {stored}.")
     if not result:
         warm = make_classifier(
             sizes, arguments.seed, method="gd", lr=WARMUP_LR, max_iter=sizes["warmup"]
