@@ -36,8 +36,7 @@ def test_table_and_picture_hold_every_method(quickstart, tmp_path, monkeypatch, 
     )
     quickstart.main()
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines() if "±" in line][
-        1:
-    ] == names
+    table = printed.split("quenched")[1].split("The picture")[0].splitlines()
+    assert [row.split()[0] for row in table[2:] if row] == names
     assert str(tmp_path / "quickstart.png") in printed
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
