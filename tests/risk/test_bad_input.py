@@ -295,12 +295,11 @@ def test_gauss_newton_noise_needs_a_convex_loss():
 
 
 def test_confident_predictions_are_not_mistaken_for_a_loss_that_is_not_convex():
-    # In float32 the Hessian of a probability of 1 - 1e-9 is rounding.
-    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]))
-    module = nn.Linear(4, 3)
-    module.weight.data = 20 * torch.eye(4)[:3]
-    risk = make(module, loss, X=20 * torch.eye(4)[:3], y=torch.arange(3))
-    theta = risk.params()
+    # In float32 the Hessian of a probability of 1 - 1e-8 is rounding.
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0, 1.0]))
+    logits = 10 * torch.randn(100, 4, generator=generator())
+    risk = make(nn.Linear(4, 4, bias=False), loss, X=logits, y=logits.argmax(1))
+    theta = torch.eye(4).flatten()
     draw = risk.value_and_gauss_newton_draw(theta, torch.tensor(1.0), generator())[1]
     assert torch.isfinite(draw).all()
 
