@@ -23,7 +23,7 @@ def quick(estimator, method):
         dtype="float64",
         module_params={"hidden_layer_sizes": 8},
         optimizer="adam",
-        refresh_every=50,
+        refresh_every=1000,
         record_every=1000,
         **QUICK[estimator],
     )
