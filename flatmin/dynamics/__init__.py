@@ -7,6 +7,7 @@ from flatmin.dynamics._net import (
     NoisyNetRegressor,
     StopTraining,
     check_callbacks,
+    check_monitors,
 )
 from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
 from flatmin.dynamics._recorder import Recorder
@@ -23,6 +24,7 @@ __all__ = [
     "StopTraining",
     "WarmupResult",
     "check_callbacks",
+    "check_monitors",
     "resolve_optimizer",
     "run_warmup",
 ]

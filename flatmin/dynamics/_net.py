@@ -31,6 +31,7 @@ __all__ = [
     "NoisyNetRegressor",
     "StopTraining",
     "check_callbacks",
+    "check_monitors",
 ]
 
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
@@ -245,6 +246,29 @@ def check_callbacks(callbacks: Iterable[Any], params: Iterable[str] = ()) -> Non
         _check_callback(kind, getattr(callback, "step_every", "epoch"))
     for key in params:
         check_known("callback", key.partition("__")[0], names)
+
+
+def check_monitors(callbacks: Iterable[tuple[str, Any]]) -> None:
+    """Refuse callbacks that wait for validation data, of which there are none.
+
+    Parameters
+    ----------
+    callbacks : iterable of (name, callback) pairs
+        Initialised.
+
+    Raises
+    ------
+    ValueError
+        If one monitors a column of the validation data.
+    """
+    for name, callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.startswith("valid_"):
+            raise ValueError(
+                f"The callback {name} monitors {monitor!r}, and there are no "
+                "validation data. Pass X_val and y_val to fit, or monitor a column of "
+                "the training data, such as 'train_loss'."
+            )
 
 
 def _check_callback(kind: type[Callback], step_every: str) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
+from sklearn.utils.validation import check_is_fitted
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
-from torch.utils import data
 
+from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, spawn_seeds
 from flatmin._utils.validation import HasMethods, Interval, StrOptions
@@ -31,16 +31,24 @@ from flatmin.dynamics import (
     Recorder,
     StopTraining,
     check_callbacks,
+    check_monitors,
     resolve_optimizer,
     run_warmup,
 )
 from flatmin.estimators._fingerprint import fingerprint
+from flatmin.estimators._inputs import (
+    check_inputs,
+    check_lengths,
+    first_output,
+    network_input,
+)
 from flatmin.estimators._laws import resolve_law
-from flatmin.estimators._module import build_module, resolve_device, resolve_dtype
+from flatmin.estimators._module import build_module
 from flatmin.estimators._routing import RoutedParamsMixin
+from flatmin.estimators._warmup import remembered_warmup
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.checks import as_input, as_tensor
+from flatmin.risk.checks import as_input
 
 __all__ = ["BaseNoisyDiffusion"]
 
@@ -214,12 +222,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             self.warmup_method, None, {"batch_size": self.batch_size}
         )
         warm = bool(self.warm_start) and hasattr(self, "params_")
-        X = self._check_inputs(X, reset=not warm)
+        X = check_inputs(self, X, reset=not warm)
         targets = self._encode(y, reset=not warm)
-        if len(X) != len(targets):
-            raise ValueError(
-                f"X and y must have as many examples. Got {len(X)} and {len(targets)}."
-            )
+        check_lengths(X, targets, "X and y")
         weights = self._combine_weights(sample_weight, targets)
         validation = self._check_validation(X_val, y_val)
 
@@ -308,57 +313,55 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         kind = resolve_optimizer(self.warmup_optimizer, {})
         recorder = copy.copy(run.recorder)
         recorder.metrics = {}
-        started: list[NoisyDescent] = []
-
-        def build() -> tuple[NoisyDescent, Recorder]:
-            descent = NoisyDescent(
-                run.risk,
-                run.warmup_law,
-                binding,
-                kind(binding.params, lr=lr),  # type: ignore[call-arg]
-                make_generator(run.seeds["warmup"], run.risk.device),
-                on_divergence=self.on_divergence,
-            )
-            started.append(descent)
-            return descent, recorder
-
-        key = None
-        if self.memory is not None and self.random_state is not None:
-            key = {
-                "theta": binding.theta.cpu().numpy().copy(),
-                "module": fingerprint(run.module),
-                "data": fingerprint([run.X, run.y, run.weights, run.validation]),
-                "loss": fingerprint(self.loss),
-                "law": fingerprint(run.warmup_law),
-                "optimizer": fingerprint(kind),
-                "lr": float(lr),
-                "seed": run.seeds["warmup"],
-                "arithmetic": f"{run.risk.dtype} {run.risk.device} {torch.__version__}",
-                "threads": torch.get_num_threads(),
-                "batch_norm": self.batch_norm,
-                "on_divergence": self.on_divergence,
-            }
+        descent = NoisyDescent(
+            run.risk,
+            run.warmup_law,
+            binding,
+            kind(binding.params, lr=lr),  # type: ignore[call-arg]
+            make_generator(run.seeds["warmup"], run.risk.device),
+            on_divergence=self.on_divergence,
+        )
+        settings = {
+            "n_iter": self.warmup_iter,
+            "record_every": self.record_every,
+            "verbose": self.verbose,
+        }
         try:
-            result = run_warmup(
-                build,
-                key,
-                n_iter=self.warmup_iter,
-                record_every=self.record_every,
-                memory=check_memory(self.memory),
-                verbose=self.verbose,
-            )
+            if self.memory is None or self.random_state is None:
+                result = run_warmup(descent, recorder, **settings)
+            else:
+                key = self._warmup_key(run, descent)
+                result = remembered_warmup(
+                    descent, recorder, key, self.memory, **settings
+                )
         except KeyboardInterrupt:
-            for descent in started:
-                run.offset = descent.iteration
-                run.rows = [
-                    recorder.record(
-                        run.offset, "warmup", descent.theta, descent.law, descent.state
-                    )
-                ]
+            run.offset = descent.iteration
+            run.rows = [
+                recorder.record(
+                    run.offset, "warmup", descent.theta, descent.law, descent.state
+                )
+            ]
             raise
         run.offset, run.diverged = result.n_iter, result.diverged
         run.rows = list(result.rows)
         binding.assign(torch.tensor(result.theta, device=run.risk.device))
+
+    def _warmup_key(self, run: _Run, descent: NoisyDescent) -> dict[str, Any]:
+        """Return what a warm-up depends on besides its length."""
+        return {
+            "theta": descent.theta.cpu().numpy().copy(),
+            "module": fingerprint(run.module),
+            "data": fingerprint([run.X, run.y, run.weights, run.validation]),
+            "loss": fingerprint(self.loss),
+            "law": fingerprint(run.warmup_law),
+            "optimizer": fingerprint(type(descent.optimizer)),
+            "lr": float(descent.optimizer.param_groups[0]["lr"]),
+            "seed": run.seeds["warmup"],
+            "arithmetic": f"{run.risk.dtype} {run.risk.device} {torch.__version__}",
+            "threads": torch.get_num_threads(),
+            "batch_norm": self.batch_norm,
+            "on_divergence": self.on_divergence,
+        }
 
     def _train(self, run: _Run, net: Any, binding: FlatBinding) -> None:
         """Run the noisy iterations inside the skorch net."""
@@ -386,7 +389,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             descent.check(net.record_()["loss"])
             if run.diverged is not None or not self.max_iter:
                 return
-            examples = {"X": _network_input(run.X, run.risk, net.module_), "y": run.y}
+            X = network_input(run.X, net.module_, run.risk.dtype)
+            examples = {"X": X, "y": run.y}
             with suppress(StopTraining):
                 net.notify("on_train_begin", **examples)
                 net.fit_loop(**examples)
@@ -400,7 +404,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         split = None
         if run.validation is not None:
             X_val, y_val = run.validation
-            X_val = _network_input(X_val, run.risk, run.module)
+            X_val = network_input(X_val, run.module, run.risk.dtype)
             split = predefined_split(Dataset(X_val, y_val))
         callbacks_params = self.callbacks_params or {}
         params = {
@@ -425,6 +429,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             name for name, value in callbacks_params.items() if value is not None
         ]
         check_callbacks(net.callbacks_, settings)
+        if run.validation is None:
+            check_monitors(net.callbacks_)
         return net
 
     def _store(self, run: _Run, net: Any, binding: FlatBinding) -> None:
@@ -448,34 +454,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         # What is learnt of the data alone is there before, and without, a training.
         return hasattr(self, "params_")
 
-    # ------------------------------------------------------------------- checks
-    def _check_inputs(self, X: Any, *, reset: bool) -> np.ndarray:
-        if isinstance(X, Tensor):
-            X = X.detach().cpu().numpy()
-        is_array_like = hasattr(X, "__len__") or hasattr(X, "__array__")
-        if isinstance(X, data.Dataset | data.DataLoader) or not is_array_like:
-            raise TypeError(
-                "X must be an array, a tensor or a data frame: gradients of all "
-                f"examples are taken again and again. Got {type(X).__name__}; collect "
-                "its examples first, for example by np.stack(list(X))."
-            )
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            allow_nd=True,
-            ensure_min_samples=2 if reset else 1,
-            dtype="numeric",
-        )
-        if reset:
-            self._input_shape = X.shape[1:]
-        elif X.shape[1:] != self._input_shape:
-            raise ValueError(
-                f"X must have the shape of the training data, "
-                f"{('n', *self._input_shape)}. Got {('n', *X.shape[1:])}."
-            )
-        return X
-
     def _check_validation(
         self, X_val: Any, y_val: Any
     ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -484,13 +462,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         if X_val is None:
             return None
-        X_val = self._check_inputs(X_val, reset=False)
+        X_val = check_inputs(self, X_val, reset=False)
         y_val = self._encode(y_val, reset=False)
-        if len(X_val) != len(y_val):
-            raise ValueError(
-                "X_val and y_val must have as many examples. "
-                f"Got {len(X_val)} and {len(y_val)}."
-            )
+        check_lengths(X_val, y_val, "X_val and y_val")
         return X_val, y_val
 
     def _probe_loss(
@@ -509,7 +483,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the network's outputs, around the data loader and its seeds."""
         check_is_fitted(self)
-        X = self._check_inputs(X, reset=False)
+        X = check_inputs(self, X, reset=False)
         first = next(self.module_.parameters())
         parts = []
         with torch.no_grad():
@@ -533,23 +507,3 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if hasattr(self, "net_"):
             self.module_ = self.net_.module_
             self.risk_ = None
-
-
-def _network_input(X: np.ndarray, risk: EmpiricalRisk, module: nn.Module) -> np.ndarray:
-    """Return X in the form that the module takes, for skorch."""
-    tensor = as_tensor(X, "X", torch.device("cpu"))
-    return as_input(tensor, module, risk.dtype).numpy()
-
-
-def first_output(outputs: Any) -> Tensor:
-    """Take the first of several outputs, as skorch does for predictions.
-
-    Parameters
-    ----------
-    outputs : Tensor or tuple
-
-    Returns
-    -------
-    Tensor
-    """
-    return outputs[0] if isinstance(outputs, tuple) else outputs

@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn.base import clone
 
-from flatmin.noise import NoiseLaw, make_noise_law
+from flatmin.noise import GD, NoiseLaw, make_noise_law
 
 __all__ = ["resolve_law"]
 
@@ -35,7 +35,8 @@ def resolve_law(
     Raises
     ------
     ValueError
-        If the name or a setting is unknown, or settings come with an instance.
+        If the name or a setting is unknown, settings come with an instance, or the
+        law has noise and no ``noise_scale`` to set.
     """
     if isinstance(method, NoiseLaw):
         if params:
@@ -48,6 +49,13 @@ def resolve_law(
     else:
         law = make_noise_law(method, **(params or {}))
     known = law.get_params(deep=False)
+    scale = overrides.get("noise_scale")
+    if scale is not None and "noise_scale" not in known and not isinstance(law, GD):
+        raise ValueError(
+            f"noise_scale multiplies ε, and {type(law).__name__} has no such setting. "
+            f"Got noise_scale={scale!r}; leave it at None, or give the law's "
+            "constructor a parameter noise_scale."
+        )
     wanted = {
         name: value
         for name, value in overrides.items()

@@ -15,7 +15,7 @@ from torch import nn
 from flatmin._utils.names import check_known
 from flatmin.modules import MLP
 
-__all__ = ["build_module", "resolve_device", "resolve_dtype"]
+__all__ = ["build_module"]
 
 # Layers draw their initial values from the global generator: one thread at a time may
 # seed it, build, and put it back.
@@ -109,60 +109,3 @@ def _check_params(module: Any, params: Mapping[str, Any]) -> None:
     title = getattr(module, "__name__", repr(module))
     for name in params:
         check_known(f"parameter of the module {title}", name, signature.parameters)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn "cpu", "cuda", "auto", … into a device that is there.
-
-    Parameters
-    ----------
-    device : str or torch.device
-        "auto" is CUDA where there is any.
-
-    Returns
-    -------
-    torch.device
-
-    Raises
-    ------
-    ValueError
-        If the device is unknown or missing.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (
-        AssertionError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-    ) as error:
-        raise ValueError(
-            f"device must be one that this machine has. Got {device!r}: "
-            f"{str(error).splitlines()[0].rstrip('.')}. Use device='cpu' or 'auto'."
-        ) from error
-    return resolved
-
-
-def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Turn "float32" or "float64" into a torch.dtype.
-
-    Parameters
-    ----------
-    dtype : str or torch.dtype
-
-    Returns
-    -------
-    torch.dtype
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
-    """
-    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if resolved not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be 'float32' or 'float64'. Got {dtype!r}.")
-    return resolved

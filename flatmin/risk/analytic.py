@@ -287,6 +287,10 @@ class QuadraticRisk(AnalyticRisk):
         ValueError
             If A is indefinite.
         """
+        return self._roots.expand(*theta.shape[:-1], -1, -1)
+
+    @cached_property
+    def _roots(self) -> Tensor:
         values, vectors = torch.linalg.eigh(self.matrix)
         if bool(values[0] < -1e-6 * values.abs().max()):
             raise ValueError(
@@ -294,7 +298,7 @@ class QuadraticRisk(AnalyticRisk):
                 f"Got the eigenvalue {float(values[0]):.3g}."
             )
         roots: Tensor = values.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
-        return roots.expand(*theta.shape[:-1], -1, -1)
+        return roots
 
 
 class LinearRegressionRisk(AnalyticRisk):

@@ -14,7 +14,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
 __all__ = [
-    "as_device",
     "as_input",
     "as_tensor",
     "as_weights",
@@ -105,33 +104,6 @@ def _drops(part: nn.Module) -> bool:
     if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
         return part.dropout > 0
     return False
-
-
-def as_device(device: torch.device | str) -> torch.device:
-    """Return the device after trying it.
-
-    Parameters
-    ----------
-    device : torch.device or str
-
-    Returns
-    -------
-    torch.device
-
-    Raises
-    ------
-    ValueError
-        If PyTorch cannot use it here.
-    """
-    try:
-        torch.empty(0, device=device)
-    # A build without CUDA raises an AssertionError.
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(
-            "device must be one that PyTorch can use on this machine; 'cpu' always "
-            f"is. Got {str(device)!r}: {error}"
-        ) from error
-    return torch.device(device)
 
 
 def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
@@ -54,9 +55,9 @@ class EmpiricalRisk:
     batch_norm : {"error", "frozen"}, default="error"
         BatchNorm in train mode is an error; "frozen" uses its running statistics.
     device : torch.device or str, default=None
-        None: the module's.
-    dtype : torch.dtype, default=None
-        Of θ; None: the module's.
+        None is the module's, "auto" CUDA where there is any.
+    dtype : {"float32", "float64"} or torch.dtype, default=None
+        Of θ; None is the module's.
 
     Attributes
     ----------
@@ -106,12 +107,12 @@ class EmpiricalRisk:
         output_transform: Callable[[Any], Tensor] | None = None,
         batch_norm: Literal["error", "frozen"] = "error",
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> None:
         module = checks.prepare_module(module, batch_norm)
         first = next(p for p in module.parameters() if p.requires_grad)
-        self.device = checks.as_device(first.device if device is None else device)
-        self.dtype = dtype if dtype is not None else first.dtype
+        self.device = resolve_device(first.device if device is None else device)
+        self.dtype = resolve_dtype(first.dtype if dtype is None else dtype)
         module = module.to(device=self.device, dtype=self.dtype)
 
         X = checks.as_tensor(X, "X", self.device)
@@ -337,9 +338,16 @@ class EmpiricalRisk:
         -------
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
+
+        Raises
+        ------
+        ValueError
+            If there are no indices.
         """
-        self._model.bind(theta)
         m = len(indices)
+        if m == 0:
+            raise ValueError("indices must name at least one example. Got none.")
+        self._model.bind(theta)
         weights = None if self._weights is None else self._weights[indices]
         parts = iterate_chunks(
             self._X[indices], self._y[indices], weights, self.chunk_size

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
+from skorch.callbacks import EarlyStopping
 from torch import nn
 from torch.utils import data
 
-from flatmin.noise import GLDConst
+from flatmin.noise import GLDConst, NoiseLaw
 
 from ._problems import blobs, classifier, plane, regressor
 
@@ -144,8 +145,8 @@ def raises(error, *words):
             ["metrics['a'] must return a number", "Got 'x'"],
         ),
         # places
-        ({"device": "nonsense"}, ValueError, ["this machine", "'nonsense'", "'cpu'"]),
-        ({"device": 3.5}, ValueError, ["this machine", "Got 3.5", "'cpu'"]),
+        ({"device": "nonsense"}, ValueError, ["this machine", "'cpu'", "'nonsense'"]),
+        ({"device": 3.5}, ValueError, ["this machine", "'cpu'", "Got '3.5'"]),
         ({"memory": 3}, ValueError, ["'memory'", "Got 3"]),
         ({"class_weight": "balancd"}, ValueError, ["'balanced'", "Got 'balancd'"]),
         ({"class_weight": {0: 1.0, 9: 2.0}}, ValueError, ["not in class_weight"]),
@@ -161,7 +162,7 @@ def test_settings(settings, error, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there():
-    with raises(ValueError, "must be one that this machine has", "'cuda'", "'auto'"):
+    with raises(ValueError, "must be one that PyTorch can use", "'auto'", "'cuda'"):
         classifier(device="cuda").fit(X, y)
     classifier(device="auto").fit(X, y)
 
@@ -209,6 +210,27 @@ def test_data(make, given, words):
 def test_validation_data(make, given, words):
     with raises(ValueError, *words):
         make().fit(X, y, **given)
+
+
+def test_a_scale_that_the_law_does_not_have():
+    class Own(NoiseLaw):
+        name = "own"
+
+        def noisy_gradient(self, risk, theta, state, rng):
+            return risk.value_and_gradient(theta)
+
+        def covariance(self, risk, theta, state):
+            raise NotImplementedError
+
+    with raises(ValueError, "Own has no such setting", "Got noise_scale=2.0"):
+        classifier(method=Own(), noise_scale=2.0).fit(X, y)
+
+
+def test_a_callback_that_waits_for_validation_data():
+    clf = classifier(callbacks=[("stop", EarlyStopping())])
+    with raises(ValueError, "stop monitors 'valid_loss'", "Pass X_val and y_val"):
+        clf.fit(X, y)
+    clf.fit(X, y, X_val=X, y_val=y)
 
 
 def test_validation_labels():

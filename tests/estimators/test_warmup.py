@@ -9,7 +9,8 @@ from joblib import Memory
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
-from flatmin.dynamics import _warmup
+from flatmin.dynamics import run_warmup
+from flatmin.estimators import _base, _warmup
 from flatmin.noise import SGD
 
 from ._problems import Scaled, blobs, classifier, flat
@@ -22,12 +23,12 @@ def runs(monkeypatch):
     """A list that grows by one with each warm-up that is really run."""
     done = []
 
-    def counted(*args):
+    def counted(*args, **settings):
         done.append(args)
-        return run(*args)
+        return run_warmup(*args, **settings)
 
-    run = _warmup._run
-    monkeypatch.setattr(_warmup, "_run", counted)
+    monkeypatch.setattr(_base, "run_warmup", counted)
+    monkeypatch.setattr(_warmup, "run_warmup", counted)
     return done
 
 

@@ -124,7 +124,7 @@ def trace_error(state):
 def formula(law, name):
     """Return the dense covariance of a law as prepare leaves it."""
     if law.name not in FORMULAS:
-        pytest.skip(f"{law.name} has no formula in tests/noise/_dense.py yet")
+        pytest.fail(f"{law.name} needs a formula in tests/noise/_dense.py")
     case = problem(name)
     return dense_covariance(law, case.points, case.theta.shape, generator())
 

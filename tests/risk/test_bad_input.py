@@ -98,7 +98,12 @@ BAD = {
         ValueError,
         "device must be one that PyTorch can use.*Got 'cuda:77'",
     ),
-    "no device at all": ({"device": "gpu"}, ValueError, "'cpu' always is. Got 'gpu'"),
+    "dtype": (
+        {"dtype": torch.float16},
+        ValueError,
+        "'float32' or 'float64'. Got torch.float16; a module of another",
+    ),
+    "no device at all": ({"device": "gpu"}, ValueError, "'cpu' always is.*Got 'gpu'"),
     # -- the data
     "X does not fit": (
         {"X": X[:, :3]},
@@ -302,6 +307,12 @@ def test_confident_predictions_are_not_mistaken_for_a_loss_that_is_not_convex():
     theta = torch.eye(4).flatten()
     draw = risk.value_and_gauss_newton_draw(theta, torch.tensor(1.0), generator())[1]
     assert torch.isfinite(draw).all()
+
+
+def test_a_minibatch_without_examples():
+    risk = make()
+    with pytest.raises(ValueError, match="at least one example"):
+        risk.batch_gradient(risk.params(), torch.tensor([], dtype=torch.long))
 
 
 def test_a_loss_may_be_handed_through():

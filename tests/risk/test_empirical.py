@@ -210,7 +210,7 @@ def test_single_precision(name):
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_float32_module_in_float64(name):
     p = problem(name, torch.float32)
-    risk = p.risk(dtype=torch.float64)
+    risk = p.risk(dtype="float64")
     theta = problem(name).theta
     assert risk.params().dtype == risk.value(theta).dtype == torch.float64
     close(risk.gradient(theta), oracle(name).gradient)

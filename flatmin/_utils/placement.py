@@ -1,0 +1,72 @@
+"""Where tensors live and how many digits they have."""
+
+import torch
+
+__all__ = ["resolve_device", "resolve_dtype"]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn "cpu", "cuda", "auto", … into a device that is there.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        "auto" is CUDA where there is any.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If PyTorch does not know it, or cannot use it on this machine.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    # A build without CUDA raises an AssertionError.
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            "device must be one that PyTorch can use on this machine; 'cpu' always is, "
+            f"and 'auto' is CUDA where there is any. Got {str(device)!r}: "
+            f"{str(error).splitlines()[0].rstrip('.')}."
+        ) from error
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Turn "float32" or "float64" into a torch.dtype.
+
+    Parameters
+    ----------
+    dtype : str or torch.dtype
+
+    Returns
+    -------
+    torch.dtype
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Examples
+    --------
+    >>> resolve_dtype("float64")
+    torch.float64
+    """
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if resolved not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype must be 'float32' or 'float64'. Got {dtype!r}; a module of another "
+            "precision is converted if dtype says to which."
+        )
+    return resolved
