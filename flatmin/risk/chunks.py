@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-__all__ = ["Chunk", "choose_chunk_size", "iterate_chunks"]
+__all__ = ["Chunk", "choose_chunk_size", "iterate_chunks", "pad_chunk"]
 
 # Numbers held at a time for activations or for rows of per-example gradients:
 # 256 MiB in float32. It depends on shapes alone, so the same data give the same
@@ -24,6 +26,12 @@ class Chunk:
     weights: Tensor | None  # (n,) N wᵢ / Σw; None when all are one
     rows: slice  # where the chunk lies among the N examples
 
+    def weigh(self, values: Tensor) -> Tensor:
+        """Multiply what belongs to each example, shape (n, ...), by its weight."""
+        if self.weights is None:
+            return values
+        return values * self.weights.view(-1, *(1 for _ in values.shape[1:]))
+
 
 def choose_chunk_size(n_examples: int, numbers_per_example: int) -> int:
     """Return the number of examples that keeps a chunk within the budget.
@@ -38,14 +46,15 @@ def choose_chunk_size(n_examples: int, numbers_per_example: int) -> int:
     Returns
     -------
     int
-        Between 1 and N.
+        Between 1 and N, such that all chunks are about as large.
 
     Examples
     --------
     >>> choose_chunk_size(60_000, 10_000), choose_chunk_size(1200, 10_000)
-    (6710, 1200)
+    (6667, 1200)
     """
-    return max(1, min(n_examples, _BUDGET // max(1, numbers_per_example)))
+    largest = max(1, _BUDGET // max(1, numbers_per_example))
+    return math.ceil(n_examples / math.ceil(n_examples / largest))
 
 
 def iterate_chunks(
@@ -69,3 +78,37 @@ def iterate_chunks(
         rows = slice(start, min(start + chunk_size, len(X)))
         part = None if weights is None else weights[rows]
         yield Chunk(X[rows], y[rows], part, rows)
+
+
+def pad_chunk(chunk: Chunk, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill a chunk up with copies of its first example, of weight 0.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    size : int
+        At least the chunk's.
+
+    Returns
+    -------
+    X : Tensor of shape (size, ...)
+        With the strides of a chunk that needs no filling.
+    y : Tensor of shape (size, ...)
+    weights : Tensor of shape (size,)
+    """
+    n = len(chunk.X)
+    weights = chunk.weights
+    if weights is None:
+        dtype = chunk.X.dtype if chunk.X.is_floating_point() else torch.float32
+        weights = torch.ones(n, dtype=dtype, device=chunk.X.device)
+    if n == size:
+        return chunk.X, chunk.y, weights
+    X = torch.empty_strided(
+        (size, *chunk.X.shape[1:]),
+        chunk.X.stride(),
+        dtype=chunk.X.dtype,
+        device=chunk.X.device,
+    )
+    X[:n], X[n:] = chunk.X, chunk.X[:1]
+    y = torch.cat([chunk.y, chunk.y[:1].expand(size - n, *chunk.y.shape[1:])])
+    return X, y, torch.cat([weights, weights.new_zeros(size - n)])

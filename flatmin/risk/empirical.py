@@ -15,7 +15,7 @@ from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import example_losses, losses_and_gradient
 from flatmin.risk.layout import ParameterLayout
-from flatmin.risk.linearize import DoubleBackward
+from flatmin.risk.linearize import Linearization, Traces
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.per_example import ROW_BUDGET, per_example_rows
@@ -146,6 +146,8 @@ class EmpiricalRisk:
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
         self._theta = self._model.values()
+        work = len(X) * (probe.n_numbers + self.n_params)
+        self._traces = Traces(self._model, self._loss, self.chunk_size, work)
 
     @property
     def layout(self) -> ParameterLayout:
@@ -392,7 +394,7 @@ class EmpiricalRisk:
             rows = per_example_rows(
                 self._model, theta, chunk.X, (chunk.y,), self._loss.per_example
             )
-            yield rows if chunk.weights is None else rows * chunk.weights.unsqueeze(1)
+            yield chunk.weigh(rows)
 
     def squared_norms(self, theta: Tensor, center: Tensor | None = None) -> Tensor:
         """Return ‖gᵢ - c‖² of each example.
@@ -450,7 +452,7 @@ class EmpiricalRisk:
         """
         return centred_square_sum(self.per_example_gradients(theta)) / self.n_examples
 
-    def linearize(self, theta: Tensor) -> DoubleBackward:
+    def linearize(self, theta: Tensor) -> Linearization:
         """Prepare θ for many products with H, G and J.
 
         Parameters
@@ -460,17 +462,13 @@ class EmpiricalRisk:
 
         Returns
         -------
-        DoubleBackward
-            With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``.
+        Linearization
+            With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``;
+            its ``paths`` tell how each was computed.
         """
         self._model.bind(theta)
-        return DoubleBackward(
-            self._model,
-            self._loss,
-            self._chunks,
-            self._model.values(),
-            self.n_examples,
-            keep_graph=self.chunk_size >= self.n_examples,
+        return Linearization(
+            self._traces, self._chunks, self._model.values(), self.n_examples
         )
 
     def jvp(self, theta: Tensor, v: Tensor) -> Tensor:

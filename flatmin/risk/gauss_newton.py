@@ -48,9 +48,7 @@ def gauss_newton_draw(
     """
     outputs = model(chunk.X)
     leaf = outputs.detach().requires_grad_()
-    losses = loss.per_example(leaf, chunk.y)
-    if chunk.weights is not None:
-        losses = losses * chunk.weights
+    losses = chunk.weigh(loss.per_example(leaf, chunk.y))
     (slopes,) = torch.autograd.grad(losses.sum(), leaf)
     noise = _weighted_root(loss, leaf.detach(), chunk, z)
     cotangents = slopes / n_examples + noise * (scale / n_examples**0.5)

@@ -25,8 +25,7 @@ def example_losses(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Tensor:
     -------
     Tensor of shape (n,)
     """
-    losses = loss.per_example(model(chunk.X), chunk.y)
-    return losses if chunk.weights is None else losses * chunk.weights
+    return chunk.weigh(loss.per_example(model(chunk.X), chunk.y))
 
 
 @torch.enable_grad()

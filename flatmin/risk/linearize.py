@@ -1,71 +1,172 @@
-"""Products with H, G and J at one θ by double backward: the plain path.
+"""A risk prepared at one θ, for many products with H, G and J there.
 
-Any module that autograd can differentiate twice is taken. The graph of the gradient
-is kept between products when all data fit into one chunk, and built anew for each
-product otherwise, so that memory stays bounded by a chunk.
+Two implementations stand side by side. The *traced* one runs the kernels of
+:mod:`flatmin.risk.linear_kernels` as a graph in two stages, of which only the second
+is paid for each product. The *plain* one is double backward. A trial on the first
+chunk decides which of them a risk uses for a quantity.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from flatmin.risk.chunks import Chunk
+from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.double_backward import DoubleBackward
+from flatmin.risk.kernels import twice_differentiable
+from flatmin.risk.linear_kernels import LINEAR_KERNELS
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
+from flatmin.risk.two_stage import TwoStage, trace_in_two
 
-__all__ = ["DoubleBackward"]
+__all__ = ["Linearization", "Traces"]
+
+# Numbers that N examples' activations and parameters come to, from which a trace pays.
+# Tracing takes some 0.5 s for a small network whatever the data, and saves half of
+# each product's time.
+_WORTH_TRACING = 1 << 24
+
+# Bytes of intermediate values that are kept for one θ. Chunks beyond it are prepared
+# anew for each product.
+_KEPT_BYTES = 1 << 31
 
 
-class DoubleBackward:
-    """A risk prepared at one θ.
+class Traces:
+    """The traced kernels of one risk: made, and tried, when first asked for.
 
     Parameters
     ----------
     model : FlatModel
     loss : ExampleLoss
+    chunk_size : int
+        Examples in every chunk that a trace will see.
+    work : int
+        Numbers that one pass over all data computes, about.
+
+    Attributes
+    ----------
+    paths : dict of str to str
+        For each quantity that was asked for, "traced", or why it is "plain".
+    """
+
+    def __init__(
+        self, model: FlatModel, loss: ExampleLoss, chunk_size: int, work: int
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.chunk_size = chunk_size
+        self.work = work
+        self.paths: dict[str, str] = {}
+        self._graphs: dict[str, TwoStage] = {}
+
+    def find(self, quantity: str, theta: Tensor, chunk: Chunk) -> TwoStage | None:
+        """Return the traced kernel, or None where the plain path is to be taken.
+
+        Parameters
+        ----------
+        quantity : str
+            A key of :data:`flatmin.risk.linear_kernels.LINEAR_KERNELS`.
+        theta : Tensor of shape (D,)
+            Where a trial is made.
+        chunk : Chunk
+            Of the data, for a trial.
+
+        Returns
+        -------
+        TwoStage or None
+        """
+        if quantity not in self.paths:
+            self.paths[quantity] = self._try(quantity, theta, chunk)
+        return self._graphs.get(quantity)
+
+    def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str:
+        if self.work < _WORTH_TRACING:
+            return "plain: too little work for a trace to pay"
+        padded = pad_chunk(chunk, self.chunk_size)
+        plain = getattr(DoubleBackward(self.model, self.loss, theta, chunk), quantity)
+        probes = self._probes(quantity, chunk)
+        try:
+            with twice_differentiable(self.model.module):
+                graph = trace_in_two(
+                    LINEAR_KERNELS[quantity](self.model, self.loss),
+                    theta,
+                    _pad_direction(quantity, probes[0], self.chunk_size),
+                    *padded,
+                )
+        except torch.OutOfMemoryError:
+            raise
+        # Whatever a module does that cannot be traced, such as a branch on its data,
+        # the plain path may be able to.
+        except Exception as error:
+            return f"plain: {type(error).__name__} while tracing: {error}"
+        kept = graph.prepare(theta, *padded)
+
+        def traced(direction: Tensor) -> Tensor:
+            direction = _pad_direction(quantity, direction, self.chunk_size)
+            return _unpad(quantity, graph.use(*kept, direction), chunk)
+
+        first = plain(probes[0])
+        difference = _relative(traced(probes[0]) - first, first)
+        tolerance = 1e-3 if theta.dtype == torch.float32 else 1e-8
+        if not difference <= tolerance:
+            symmetric = quantity in ("hvp", "ggn") and (
+                _asymmetry(traced, probes) < _asymmetry(plain, probes)
+            )
+            if not symmetric:
+                return f"plain: the traced product differs by {difference:.1e} from it"
+        self._graphs[quantity] = graph
+        return "traced"
+
+    def _probes(self, quantity: str, chunk: Chunk) -> list[Tensor]:
+        """Return two fixed random directions."""
+        theta = self.model.values()
+        like = self.model(chunk.X).detach() if quantity == "vjp" else theta
+        rng = torch.Generator(device=theta.device).manual_seed(0)
+        return [
+            torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+            for _ in range(2)
+        ]
+
+    # A copy of the risk has a model of its own, and a graph does not pickle.
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "paths": {}, "_graphs": {}}
+
+
+class Linearization:
+    """The products with H, G and J at one θ.
+
+    Parameters
+    ----------
+    traces : Traces
     chunks : callable
         Returns an iterator over the data.
     theta : Tensor of shape (D,)
         Copied.
     n_examples : int
         N.
-    keep_graph : bool
-        Whether one chunk holds all data.
-
-    Attributes
-    ----------
-    path : str
-        Which implementation this is: "double_backward".
     """
-
-    path = "double_backward"
 
     def __init__(
         self,
-        model: FlatModel,
-        loss: ExampleLoss,
+        traces: Traces,
         chunks: Callable[[], Iterator[Chunk]],
         theta: Tensor,
         n_examples: int,
-        *,
-        keep_graph: bool,
     ) -> None:
-        self.model = model
-        self.loss = loss
         self.theta = theta.detach().clone()
         self.n_examples = n_examples
+        self._traces = traces
         self._chunks = chunks
-        self._keep = keep_graph
-        self._gradient: _GradientGraph | None = None
-        self._pullback: _PullbackGraph | None = None
+        self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+        self._kept_bytes = 0
+        self._plain: DoubleBackward | None = None
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """How each quantity that was asked for is computed: "traced", or why not."""
+        return dict(self._traces.paths)
 
     def hvp(self, v: Tensor) -> Tensor:
         """Return H v.
@@ -78,10 +179,7 @@ class DoubleBackward:
         -------
         Tensor of shape (D,)
         """
-        total = torch.zeros_like(self.theta)
-        for graph in self._gradient_graphs():
-            total += _pull(graph.gradient, graph.theta, v, keep=self._keep)
-        return total / self.n_examples
+        return self._sum("hvp", v) / self.n_examples
 
     def ggn(self, v: Tensor) -> Tensor:
         """Return G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v.
@@ -94,15 +192,7 @@ class DoubleBackward:
         -------
         Tensor of shape (D,)
         """
-        total = torch.zeros_like(self.theta)
-        for chunk, graph in self._pullback_graphs():
-            Jv = _pull(graph.pulled, graph.cotangents, v, keep=True)
-            outputs = graph.outputs.detach()
-            HJv = self.loss.hessian_product(outputs, chunk.y, Jv)
-            if chunk.weights is not None:
-                HJv = HJv * chunk.weights.view(-1, *(1 for _ in HJv.shape[1:]))
-            total += _pull(graph.outputs, graph.theta, HJv, keep=self._keep)
-        return total / self.n_examples
+        return self._sum("ggn", v) / self.n_examples
 
     def jvp(self, v: Tensor) -> Tensor:
         """Return J v, the derivative of all outputs along v.
@@ -115,11 +205,7 @@ class DoubleBackward:
         -------
         Tensor of shape (N, \\*output_shape)
         """
-        parts = [
-            _pull(graph.pulled, graph.cotangents, v, keep=self._keep)
-            for _, graph in self._pullback_graphs()
-        ]
-        return torch.cat(parts)
+        return torch.cat(list(self._parts("jvp", v)))
 
     def vjp(self, u: Tensor) -> Tensor:
         """Return Jᵀ u = Σ Jᵢᵀ uᵢ.
@@ -132,11 +218,7 @@ class DoubleBackward:
         -------
         Tensor of shape (D,)
         """
-        total = torch.zeros_like(self.theta)
-        for chunk, graph in self._pullback_graphs():
-            part = u[chunk.rows]
-            total += _pull(graph.outputs, graph.theta, part, keep=self._keep)
-        return total
+        return self._sum("vjp", u)
 
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀ v.
@@ -149,131 +231,77 @@ class DoubleBackward:
         -------
         Tensor of shape (N,)
         """
-        parts = []
-        for chunk, graph in self._pullback_graphs():
-            Jv = _pull(graph.pulled, graph.cotangents, v, keep=self._keep)
-            leaf = graph.outputs.detach().requires_grad_()
-            with torch.enable_grad():
-                total = self.loss.per_example(leaf, chunk.y).sum()
-            (slopes,) = torch.autograd.grad(total, leaf)
-            slope = (slopes * Jv).reshape(len(Jv), -1).sum(1)
-            parts.append(slope if chunk.weights is None else slope * chunk.weights)
-        return torch.cat(parts)
+        return torch.cat(list(self._parts("directional_derivatives", v)))
 
-    def _gradient_graphs(self) -> Iterator[_GradientGraph]:
-        if self._gradient is not None:
-            yield self._gradient
-            return
-        for chunk in self._chunks():
-            graph = self._build_gradient(chunk)
-            if self._keep:
-                self._gradient = graph
-            yield graph
+    def _sum(self, quantity: str, direction: Tensor) -> Tensor:
+        parts = self._parts(quantity, direction)
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total
 
-    def _pullback_graphs(self) -> Iterator[tuple[Chunk, _PullbackGraph]]:
-        for chunk in self._chunks():
-            graph = self._pullback or self._build_pullback(chunk)
-            if self._keep:
-                self._pullback = graph
-            yield chunk, graph
+    def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
+        direction = direction.to(self.theta.dtype)
+        for index, chunk in enumerate(self._chunks()):
+            part = direction[chunk.rows] if quantity == "vjp" else direction
+            graph = self._traces.find(quantity, self.theta, chunk)
+            if graph is None:
+                yield getattr(self._plain_chunk(chunk), quantity)(part)
+                continue
+            size = self._traces.chunk_size
+            kept = self._prepared(graph, quantity, index, chunk)
+            product = graph.use(*kept, _pad_direction(quantity, part, size))
+            yield _unpad(quantity, product, chunk)
 
-    @torch.enable_grad()
-    def _build_gradient(self, chunk: Chunk) -> _GradientGraph:
-        theta = self.theta.clone().requires_grad_()
-        with twice_differentiable(self.model.module):
-            losses = self.loss.per_example(
-                self.model.functional(theta, chunk.X), chunk.y
-            )
-            if chunk.weights is not None:
-                losses = losses * chunk.weights
-            (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=True)
-        return _GradientGraph(theta, gradient)
+    def _prepared(
+        self, graph: TwoStage, quantity: str, index: int, chunk: Chunk
+    ) -> tuple[Tensor, ...]:
+        kept = self._kept.get((quantity, index))
+        if kept is None:
+            data = pad_chunk(chunk, self._traces.chunk_size)
+            kept = graph.prepare(self.theta, *data)
+            size = _bytes_held(kept)
+            if self._kept_bytes + size <= _KEPT_BYTES:
+                self._kept[quantity, index] = kept
+                self._kept_bytes += size
+        return kept
 
-    @torch.enable_grad()
-    def _build_pullback(self, chunk: Chunk) -> _PullbackGraph:
-        # J v without forward mode: the pullback Jᵀu is linear in u, and pulling v
-        # back through it gives J v.
-        theta = self.theta.clone().requires_grad_()
-        with twice_differentiable(self.model.module):
-            outputs = self.model.functional(theta, chunk.X)
-            cotangents = torch.zeros_like(outputs).requires_grad_()
-            (pulled,) = torch.autograd.grad(
-                outputs, theta, cotangents, create_graph=True
-            )
-        return _PullbackGraph(theta, outputs, cotangents, pulled)
+    def _plain_chunk(self, chunk: Chunk) -> DoubleBackward:
+        if self._plain is not None:
+            return self._plain
+        traces = self._traces
+        plain = DoubleBackward(traces.model, traces.loss, self.theta, chunk)
+        if len(chunk.X) == self.n_examples:
+            self._plain = plain  # several graphs would not be bounded by a chunk
+        return plain
 
 
-@dataclass(frozen=True)
-class _GradientGraph:
-    theta: Tensor  # (D,) leaf
-    gradient: Tensor  # (D,) Σ ∇ℓ̃ᵢ of the chunk, with its graph
+def _pad_direction(quantity: str, direction: Tensor, size: int) -> Tensor:
+    missing = size - len(direction)
+    if quantity != "vjp" or missing == 0:
+        return direction
+    return torch.cat([direction, direction.new_zeros(missing, *direction.shape[1:])])
 
 
-@dataclass(frozen=True)
-class _PullbackGraph:
-    theta: Tensor  # (D,) leaf
-    outputs: Tensor  # (n, *output_shape)
-    cotangents: Tensor  # (n, *output_shape) leaf u
-    pulled: Tensor  # (D,) Jᵀu, with its graph
+def _unpad(quantity: str, product: Tensor, chunk: Chunk) -> Tensor:
+    if quantity in ("jvp", "directional_derivatives"):
+        return product[: len(chunk.X)]
+    return product
 
 
-def _pull(tensors: Tensor, leaf: Tensor, cotangents: Tensor, *, keep: bool) -> Tensor:
-    if not tensors.requires_grad:
-        return torch.zeros_like(leaf)
-    (product,) = torch.autograd.grad(
-        tensors,
-        leaf,
-        cotangents,
-        retain_graph=keep,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return product.detach()
+def _bytes_held(tensors: tuple[Tensor, ...]) -> int:
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
-@contextlib.contextmanager
-def twice_differentiable(module: nn.Module) -> Iterator[None]:
-    """Choose kernels that have a second derivative.
-
-    The fused attention kernels and the fused recurrent layers of oneDNN and cuDNN
-    have a first derivative only; the second one of the fused weight norm is wrong.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Decides whether the recurrent kernels have to be switched off.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_PlainWeightNorm())
-        if any(isinstance(part, nn.RNNBase) for part in module.modules()):
-            stack.enter_context(_switched_off(torch.backends.mkldnn))
-            stack.enter_context(_switched_off(torch.backends.cudnn))
-        yield
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    norm = reference.norm()
+    return float(difference.norm() / norm) if norm else float(difference.norm())
 
 
-class _PlainWeightNorm(TorchFunctionMode):
-    """Spell out w = g v/‖v‖: gradgradcheck fails for the fused one (torch 2.13)."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is not torch._weight_norm:
-            return func(*args, **(kwargs or {}))
-        v, g, dim = args
-        return v * (g / torch.norm_except_dim(v, 2, dim))
-
-
-@contextlib.contextmanager
-def _switched_off(backend: Any) -> Iterator[None]:
-    # Its own ``flags`` sets the other flags too, and warns of one without a GPU.
-    before = backend.enabled
-    backend.enabled = False
-    try:
-        yield
-    finally:
-        backend.enabled = before
+def _asymmetry(product: Callable[[Tensor], Tensor], probes: list[Tensor]) -> float:
+    """Return |aᵀHb - bᵀHa| relative to the products."""
+    a, b = probes
+    Ha, Hb = product(a), product(b)
+    scale = float(b.norm() * Ha.norm() + a.norm() * Hb.norm())
+    return abs(float(b @ Ha - a @ Hb)) / scale if scale else 0.0

@@ -1,0 +1,94 @@
+"""A function that is linear in one argument, traced and cut in two.
+
+What does not depend on the direction is computed once a θ (*prepare*), what does is
+computed once a direction (*use*). One trace serves every θ and every chunk of data of
+one shape; tracing costs as much as several gradients, so ``torch.func.linearize``,
+which traces anew at every θ, does not pay (and is wrong for recurrent layers from its
+second call, torch 2.13).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.func import functionalize
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from flatmin.risk.graph_passes import simplify
+
+__all__ = ["TwoStage", "trace_in_two"]
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """The two halves of ``f(theta, direction, *data)``."""
+
+    prepare: Callable[..., tuple[Tensor, ...]]  # (theta, *data) -> kept
+    use: Callable[..., Tensor]  # (*kept, direction) -> f
+
+
+def trace_in_two(
+    function: Callable[..., Tensor], theta: Tensor, direction: Tensor, *data: Tensor
+) -> TwoStage:
+    """Trace a function, simplify its graph, and cut it.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(theta, direction, *data)`` returns a Tensor and is linear in
+        ``direction``. Tensors that it holds otherwise are part of the trace.
+    theta : Tensor of shape (D,)
+        For shapes and dtypes, as are the next two; their values are not used later.
+    direction : Tensor
+    *data : Tensor
+
+    Returns
+    -------
+    TwoStage
+    """
+    # Without mutations the nodes can be moved from one half to the other.
+    pure = functionalize(function, remove="mutations")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's own use of its old parts
+        traced = make_fx(pure)(theta, direction, *data)
+    simplify(traced.graph)
+    return _cut(traced)
+
+
+def _cut(traced: GraphModule) -> TwoStage:
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    direction = placeholders[1]
+    depends = {direction}
+    for node in traced.graph.nodes:
+        if any(argument in depends for argument in node.all_input_nodes):
+            depends.add(node)
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    kept = [
+        node
+        for node in traced.graph.nodes
+        if node not in depends
+        and node.op != "get_attr"
+        and (node.users.keys() & depends or node is output.args[0])
+    ]
+
+    prepare, copied = Graph(), dict[Node, Node]()
+    for node in traced.graph.nodes:
+        if node not in depends and node is not output:
+            copied[node] = prepare.node_copy(node, copied.__getitem__)
+    prepare.output(tuple(copied[node] for node in kept))
+    prepare.eliminate_dead_code()
+
+    use, copied = Graph(), dict[Node, Node]()
+    for node in (*kept, direction):
+        copied[node] = use.placeholder(node.name)
+    for node in traced.graph.nodes:
+        needed = node.op == "get_attr" or node in depends
+        if needed and node is not output and node not in copied:
+            copied[node] = use.node_copy(node, copied.__getitem__)
+    use.output(copied[output.args[0]])
+    use.eliminate_dead_code()
+    return TwoStage(GraphModule(traced, prepare), GraphModule(traced, use))
