@@ -53,6 +53,15 @@ class VGG11(nn.Module):
     flatmin.datasets.fetch_cifar10 : The data the paper trains it on.
     LeNet : The paper's network for Fashion-MNIST.
 
+    Notes
+    -----
+    PyTorch's default initialisation shrinks the signal at every layer: the outputs for
+    two images of CIFAR-10 then differ by about 1e-5, whatever the width, and training
+    starts on a plateau. At a width of 0.25, on 1000 images with a learning rate of 0.05
+    and batches of 50, the loss stayed at 2.296 for 1000 iterations of SGD; after
+    :func:`torch.nn.init.kaiming_normal_` for every weight and zeros for every bias it
+    fell to 0.003. The paper does not say how it initialises the network.
+
     References
     ----------
     .. [1] Zhu, Wu, Yu, Wu and Ma (2018). "The Regularization Effects of
