@@ -1,5 +1,33 @@
 """Descriptions of the data sets."""
 
+CIFAR10 = """\
+.. _cifar10_dataset:
+
+CIFAR-10
+--------
+
+Colour photographs of animals and vehicles, of 32 x 32 pixels: 50,000 training and
+10,000 test images in ten balanced classes, a labelled subset of the Tiny Images.
+
+==================  ==============================================
+Classes                                                         10
+Samples total                                               60,000
+Dimensionality                                         3 x 32 x 32
+Features            integers from 0 to 255, divided by 255 to load
+==================  ==============================================
+
+The classes are, from 0 to 9: airplane, automobile, bird, cat, deer, dog, frog, horse,
+ship, truck.
+
+The data set was collected by Alex Krizhevsky, Vinod Nair and Geoffrey Hinton. Copies of
+it differ: the attribute `origin` says which one was loaded.
+
+.. rubric:: References
+
+- Krizhevsky (2009). "Learning Multiple Layers of Features from Tiny Images".
+  https://www.cs.toronto.edu/~kriz/cifar.html
+"""
+
 FASHION_MNIST = """\
 .. _fashion_mnist_dataset:
 

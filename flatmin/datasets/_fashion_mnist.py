@@ -9,6 +9,7 @@ from sklearn.utils import Bunch
 
 from flatmin.datasets._descr import FASHION_MNIST
 from flatmin.datasets._fashion_mnist_files import find_files, read_split
+from flatmin.datasets._images import scale_pixels, splits_of
 
 TARGET_NAMES = (
     "T-shirt/top",
@@ -22,7 +23,6 @@ TARGET_NAMES = (
     "Bag",
     "Ankle boot",
 )
-_SUBSETS = {"train": ("train",), "test": ("test",), "all": ("train", "test")}
 
 
 def fetch_fashion_mnist(
@@ -131,12 +131,7 @@ def fetch_fashion_mnist(
     >>> str(fashion_mnist.target_names[fashion_mnist.target[0]])  # doctest: +SKIP
     'Ankle boot'
     """
-    if subset not in _SUBSETS:
-        raise ValueError(
-            f"The 'subset' parameter of fetch_fashion_mnist must be one of "
-            f"{list(_SUBSETS)}. Got {subset!r} instead."
-        )
-    splits = _SUBSETS[subset]
+    splits = splits_of(subset, "fetch_fashion_mnist")
     folder = find_files(
         splits, data_home=data_home, download_if_missing=download_if_missing
     )
@@ -154,19 +149,3 @@ def fetch_fashion_mnist(
         DESCR=FASHION_MNIST,
         origin=str(folder),
     )
-
-
-def scale_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Divide pixels by 255.
-
-    Parameters
-    ----------
-    pixels : ndarray of any shape, dtype=uint8
-        Grey levels from 0 to 255.
-
-    Returns
-    -------
-    scaled : ndarray of the same shape, dtype=float32
-        Grey levels from 0 to 1.
-    """
-    return np.divide(pixels, 255, dtype=np.float32)

@@ -2,18 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import fetch_openml, get_data_home
+from sklearn.datasets import fetch_openml
 
+from flatmin.datasets._homes import ENVIRONMENT_VARIABLE, homes
 from flatmin.datasets._idx import read_idx, write_idx
 
 FOLDER = "fashion-mnist"
-ENVIRONMENT_VARIABLE = "FLATMIN_DATA"
 HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
 
 
@@ -94,7 +94,7 @@ def find_files(
     """
     needed = [file.filename for split in splits for file in FILES[split]]
     searched = []
-    for home in _homes(data_home):
+    for home in homes(data_home):
         folder = home / FOLDER
         if all((folder / filename).is_file() for filename in needed):
             return folder
@@ -135,16 +135,6 @@ def read_split(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.
     """
     images, labels = (_read_verified(folder, file) for file in FILES[split])
     return images, labels
-
-
-def _homes(data_home: str | os.PathLike[str] | None) -> Iterator[Path]:
-    if data_home is not None:
-        yield Path(data_home).expanduser()
-        return
-    if from_environment := os.environ.get(ENVIRONMENT_VARIABLE):
-        yield Path(from_environment).expanduser()
-    # Last and only when needed, since scikit-learn creates this folder.
-    yield Path(get_data_home())
 
 
 def _read_verified(folder: Path, file: IdxFile) -> NDArray[np.uint8]:

@@ -9,8 +9,9 @@ from sklearn.utils import Bunch, check_random_state, check_scalar
 
 from flatmin.datasets._corrupt import redraw_codes
 from flatmin.datasets._descr import NOISY_FASHION_MNIST
-from flatmin.datasets._fashion_mnist import TARGET_NAMES, scale_pixels
+from flatmin.datasets._fashion_mnist import TARGET_NAMES
 from flatmin.datasets._fashion_mnist_files import find_files, read_split
+from flatmin.datasets._images import scale_pixels
 
 
 def load_noisy_fashion_mnist(

@@ -1,0 +1,32 @@
+"""The folders in which data sets are looked for."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sklearn.datasets import get_data_home
+
+ENVIRONMENT_VARIABLE = "FLATMIN_DATA"
+
+
+def homes(data_home: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Yield the folders to search for a data set, the one to download to last.
+
+    Parameters
+    ----------
+    data_home : str, path-like or None
+        The only folder to search. None stands for the one that the environment
+        variable FLATMIN_DATA names, and after that for scikit-learn's data folder.
+
+    Yields
+    ------
+    home : Path
+        A folder, which need not exist.
+    """
+    if data_home is not None:
+        yield Path(data_home).expanduser()
+        return
+    if from_environment := os.environ.get(ENVIRONMENT_VARIABLE):
+        yield Path(from_environment).expanduser()
+    # Last and only when needed, since scikit-learn creates this folder.
+    yield Path(get_data_home())
