@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -49,7 +50,7 @@ class _PlainKernels(TorchFunctionMode):
         if func is torch._weight_norm:
             v, g, dim = args  # w = g v/‖v‖, spelled out
             return v * (g / torch.norm_except_dim(v, 2, dim))
-        if func is torch.group_norm:
+        if func in (F.group_norm, torch.group_norm):
             args = (args[0].contiguous(), *args[1:])
         return func(*args, **(kwargs or {}))
 
