@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from flatmin.risk.variance import centred_square_sum
+from flatmin.risk.moments import moments_of_rows
 
 __all__ = ["AnalyticRisk", "LinearRegressionRisk", "QuadraticRisk"]
 
@@ -133,19 +133,18 @@ class AnalyticRisk(ABC):
         """Yield all gᵢ at once, shape (\\*batch, N, D)."""
         yield self.example_gradients(theta)
 
-    def squared_norms(self, theta: Tensor, center: Tensor | None = None) -> Tensor:
-        """Return ‖gᵢ - c‖² in float64, shape (\\*batch, N)."""
-        return self._centred(theta, center).square().sum(-1)
+    def squared_norms(self, theta: Tensor) -> Tensor:
+        """Return ‖gᵢ‖² in float64, shape (\\*batch, N)."""
+        return self.example_gradients(theta).double().square().sum(-1)
 
-    def squared_gradient_sum(
-        self, theta: Tensor, center: Tensor | None = None
-    ) -> Tensor:
-        """Return Σᵢ (gᵢ - c)² by coordinate in float64, shape (\\*batch, D)."""
-        return self._centred(theta, center).square().sum(-2)
+    def squared_gradient_sum(self, theta: Tensor) -> Tensor:
+        """Return Σᵢ gᵢ² by coordinate in float64, shape (\\*batch, D)."""
+        return self.example_gradients(theta).double().square().sum(-2)
 
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*batch, D)."""
-        return centred_square_sum(self.per_example_gradients(theta)) / self.n_examples
+        squares = moments_of_rows(self.example_gradients(theta)).squares
+        return squares / self.n_examples
 
     def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return gᵢᵀv, shape (\\*batch, N)."""
@@ -177,10 +176,6 @@ class AnalyticRisk(ABC):
     def linearize(self, theta: Tensor) -> DenseLinearization:
         """Prepare θ for products with H and G."""
         return DenseLinearization(self, theta)
-
-    def _centred(self, theta: Tensor, center: Tensor | None) -> Tensor:
-        rows = self.example_gradients(theta).double()
-        return rows if center is None else rows - center.unsqueeze(-2)
 
 
 class DenseLinearization:

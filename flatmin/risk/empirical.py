@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
+from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import example_losses, losses_and_gradient
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization, Traces
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
+from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET, per_example_rows
 from flatmin.risk.probe import check_dependence, choose_strides, probe_example
-from flatmin.risk.variance import centred_square_sum
 
 __all__ = ["EmpiricalRisk"]
 
@@ -142,6 +143,7 @@ class EmpiricalRisk:
         self.chunk_size = min(chunk_size, len(X))
         rows = ROW_BUDGET // (probe.n_numbers + self.n_params)
         self._row_chunk_size = max(1, min(self.chunk_size, rows))
+        self._sums = ExampleSums(self._model, self._row_chunk_size)
         check_dependence(
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
@@ -163,6 +165,12 @@ class EmpiricalRisk:
     def n_examples(self) -> int:
         """N."""
         return len(self._X)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Which kernels ran: for each quantity the fast one's name, or why not."""
+        sums = {} if self._sums.path is None else {"per-example sums": self._sums.path}
+        return {**self._traces.paths, **sums}
 
     def params(self) -> Tensor:
         """Return the θ that the risk was made with, or was last set to.
@@ -350,10 +358,8 @@ class EmpiricalRisk:
         if m == 0:
             raise ValueError("indices must name at least one example. Got none.")
         self._model.bind(theta)
-        weights = None if self._weights is None else self._weights[indices]
-        parts = iterate_chunks(
-            self._X[indices], self._y[indices], weights, self.chunk_size
-        )
+        chosen = self._select(indices)
+        parts = iterate_chunks(chosen.X, chosen.y, chosen.weights, self.chunk_size)
         cotangents = torch.full((m,), 1 / m, dtype=self.dtype, device=self.device)
         value, gradient = self._add(
             losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
@@ -374,7 +380,17 @@ class EmpiricalRisk:
         -------
         Tensor of shape (b, D)
         """
-        return torch.stack([self.batch_gradient(theta, batch) for batch in batches])
+        self._model.bind(theta)
+        m = batches.shape[1]
+        per_chunk = max(1, self.chunk_size // m)
+        parts = []
+        for some in batches.split(per_chunk):
+            chunk = self._select(some.flatten())
+            sums = self._sums.batch_sums(chunk.X, *self._scalar(chunk), m)
+            if sums is None:
+                return torch.stack([self.batch_gradient(theta, b) for b in batches])
+            parts.append(sums / m)
+        return torch.cat(parts)
 
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield gᵢ of all examples, in order, a chunk at a time.
@@ -391,52 +407,42 @@ class EmpiricalRisk:
         theta = self._model.values()
         for chunk in self._chunks(self._row_chunk_size):
             self._model.bind(theta)  # the caller may have asked for another θ between
-            rows = per_example_rows(
-                self._model, theta, chunk.X, (chunk.y,), self._loss.per_example
-            )
-            yield chunk.weigh(rows)
+            yield per_example_rows(self._model, theta, chunk.X, *self._scalar(chunk))
 
-    def squared_norms(self, theta: Tensor, center: Tensor | None = None) -> Tensor:
-        """Return ‖gᵢ - c‖² of each example.
+    def squared_norms(self, theta: Tensor) -> Tensor:
+        """Return ‖gᵢ‖² of each example.
 
         Parameters
         ----------
         theta : Tensor of shape (D,)
-        center : Tensor of shape (D,), default=None
-            c; None is 0.
 
         Returns
         -------
         Tensor of shape (N,)
             In float64.
         """
+        self._model.bind(theta)
         return torch.cat(
             [
-                torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
-                for rows in self._centred_rows(theta, center)
+                self._sums.squared_norms(chunk.X, *self._scalar(chunk))
+                for chunk in self._chunks()
             ]
         )
 
-    def squared_gradient_sum(
-        self, theta: Tensor, center: Tensor | None = None
-    ) -> Tensor:
-        """Return Σᵢ (gᵢ - c)² of each coordinate.
+    def squared_gradient_sum(self, theta: Tensor) -> Tensor:
+        """Return Σᵢ gᵢ² of each coordinate.
 
         Parameters
         ----------
         theta : Tensor of shape (D,)
-        center : Tensor of shape (D,), default=None
-            c; None is 0.
 
         Returns
         -------
         Tensor of shape (D,)
             In float64.
         """
-        total = torch.zeros(self.n_params, dtype=torch.float64, device=self.device)
-        for rows in self._centred_rows(theta, center):
-            total += rows.square().sum(0, dtype=torch.float64)
-        return total
+        moments = self._moments(theta)
+        return moments.squares + self.n_examples * moments.mean.square()
 
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return diag(Σ) = (1/N) Σᵢ (gᵢ - g₀)², whose sum is Tr(Σ).
@@ -450,7 +456,7 @@ class EmpiricalRisk:
         Tensor of shape (D,)
             In float64.
         """
-        return centred_square_sum(self.per_example_gradients(theta)) / self.n_examples
+        return self._moments(theta).squares / self.n_examples
 
     def linearize(self, theta: Tensor) -> Linearization:
         """Prepare θ for many products with H, G and J.
@@ -576,12 +582,13 @@ class EmpiricalRisk:
         shape = (self.n_examples, *self.output_shape)
         bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
         signs = (2 * bits - 1).to(self.dtype)
+        self._model.bind(theta)
         return torch.cat(
             [
                 gauss_newton_example_traces(
-                    self._model, theta, self._loss, chunk, signs[chunk.rows]
+                    self._model, self._loss, self._sums, chunk, signs[chunk.rows]
                 )
-                for chunk in self._chunks(self._row_chunk_size)
+                for chunk in self._chunks()
             ]
         )
 
@@ -594,9 +601,32 @@ class EmpiricalRisk:
         size = self.chunk_size if chunk_size is None else chunk_size
         return iterate_chunks(self._X, self._y, self._weights, size)
 
-    def _centred_rows(self, theta: Tensor, center: Tensor | None) -> Iterator[Tensor]:
-        for rows in self.per_example_gradients(theta):
-            yield rows if center is None else rows - center
+    def _select(self, indices: Tensor) -> Chunk:
+        """Return some examples, in the strides of X."""
+        X = self._X
+        if X.ndim == 4 and X.stride(1) == 1:
+            X = X.movedim(1, -1)[indices].movedim(-1, 1)
+        else:
+            X = X[indices]
+        weights = None if self._weights is None else self._weights[indices]
+        return Chunk(X, self._y[indices], weights, slice(0, len(indices)))
+
+    def _moments(self, theta: Tensor) -> Moments:
+        self._model.bind(theta)
+        return merge_moments(
+            self._sums.moments(chunk.X, *self._scalar(chunk))
+            for chunk in self._chunks()
+        )
+
+    def _scalar(self, chunk: Chunk) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:
+        """Return the arguments of ℓ̃ᵢ besides the outputs, and ℓ̃ᵢ."""
+        if chunk.weights is None:
+            return (chunk.y,), self._loss.per_example
+
+        def weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+            return self._loss.per_example(outputs, y) * weights
+
+        return (chunk.y, chunk.weights), weighted
 
     def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         losses, total = next(parts)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.chunks import Chunk
+from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
-from flatmin.risk.per_example import per_example_rows
 
 __all__ = ["gauss_newton_draw", "gauss_newton_example_traces"]
 
@@ -56,15 +56,16 @@ def gauss_newton_draw(
 
 
 def gauss_newton_example_traces(
-    model: FlatModel, theta: Tensor, loss: ExampleLoss, chunk: Chunk, z: Tensor
+    model: FlatModel, loss: ExampleLoss, sums: ExampleSums, chunk: Chunk, z: Tensor
 ) -> Tensor:
     """Return ‖Jᵢᵀ Sᵢ zᵢ‖², whose mean over z is Tr(Jᵢᵀ Hᵢ Jᵢ).
 
     Parameters
     ----------
     model : FlatModel
-    theta : Tensor of shape (D,)
+        Bound to θ.
     loss : ExampleLoss
+    sums : ExampleSums
     chunk : Chunk
     z : Tensor of shape (n, \\*output_shape)
         Signs; the value is exact for a single output.
@@ -74,15 +75,10 @@ def gauss_newton_example_traces(
     Tensor of shape (n,)
         In float64.
     """
-    model.bind(theta)
     with torch.no_grad():
         outputs = model(chunk.X)
     cotangents = _weighted_root(loss, outputs, chunk, z)
-    rows = per_example_rows(
-        model, model.values(), chunk.X, (cotangents,), _inner_products
-    )
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms.square()
+    return sums.squared_norms(chunk.X, (cotangents,), _inner_products)
 
 
 def _inner_products(outputs: Tensor, cotangents: Tensor) -> Tensor:

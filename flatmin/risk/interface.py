@@ -93,14 +93,12 @@ class Risk(Protocol):
         """Yield gᵢ in chunks of shape (\\*batch, n, D)."""
         ...
 
-    def squared_norms(self, theta: Tensor, center: Tensor | None = None) -> Tensor:
-        """Return ‖gᵢ - c‖² in float64, shape (\\*batch, N)."""
+    def squared_norms(self, theta: Tensor) -> Tensor:
+        """Return ‖gᵢ‖² in float64, shape (\\*batch, N)."""
         ...
 
-    def squared_gradient_sum(
-        self, theta: Tensor, center: Tensor | None = None
-    ) -> Tensor:
-        """Return Σᵢ (gᵢ - c)² by coordinate in float64, shape (\\*batch, D)."""
+    def squared_gradient_sum(self, theta: Tensor) -> Tensor:
+        """Return Σᵢ gᵢ² by coordinate in float64, shape (\\*batch, D)."""
         ...
 
     def gradient_variances(self, theta: Tensor) -> Tensor:

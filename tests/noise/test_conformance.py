@@ -34,7 +34,7 @@ class RandomSigns(NoiseLaw):
         self.noise_scale = noise_scale
 
     def refresh(self, risk, theta, rng, previous=None):
-        norms = risk.squared_norms(theta, risk.gradient(theta)).mean(-1)
+        norms = risk.gradient_variances(theta).sum(-1)
         variance = norms / (self.batch_size * risk.n_params)
         return (self.noise_scale**2 * variance).to(risk.dtype)
 

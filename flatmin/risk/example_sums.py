@@ -1,0 +1,168 @@
+"""Sums over examples of squared gradients, by the faster of two kernels.
+
+By layer where the rows of all layers are known, else from the rows of ``vmap``. A trial
+on a few examples decides: it also finds parameters that are used behind a layer's
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from flatmin.risk.layer_calls import UnsupportedLayers
+from flatmin.risk.layer_sums import LayerSums, find_layers
+from flatmin.risk.model import FlatModel
+from flatmin.risk.moments import Moments, merge_moments, moments_of_rows
+from flatmin.risk.per_example import per_example_rows
+
+__all__ = ["ExampleSums"]
+
+_N_TRIED = 3
+
+
+class ExampleSums:
+    """The two kernels of one risk, and which of them it uses.
+
+    Parameters
+    ----------
+    model : FlatModel
+    row_chunk_size : int
+        Examples whose rows are held at a time on the plain path.
+
+    Attributes
+    ----------
+    path : str or None
+        "by layer", or why it is "plain"; None before the first sum.
+    """
+
+    def __init__(self, model: FlatModel, row_chunk_size: int) -> None:
+        self.model = model
+        self.row_chunk_size = row_chunk_size
+        self.path: str | None = None
+        self._layers: list[nn.Module] = []
+
+    def squared_norms(
+        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
+    ) -> Tensor:
+        """Return ‖∇ scalarᵢ‖² at the bound θ.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...)
+        args : tuple of Tensor of shape (n, ...)
+            Further per-example arguments of ``scalar``.
+        scalar : callable
+            Maps outputs ``(n, ...)`` and ``args`` to one number an example, ``(n,)``.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            In float64.
+        """
+        if self._by_layer(X, args, scalar):
+            return self._sums(X, args, scalar).squared_norms()
+        return torch.cat([_norms(rows) for rows in self._rows(X, args, scalar)])
+
+    def moments(
+        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
+    ) -> Moments:
+        """Return mean and spread of the ∇ scalarᵢ at the bound θ.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...)
+        args : tuple of Tensor of shape (n, ...)
+        scalar : callable
+            As in :meth:`squared_norms`.
+
+        Returns
+        -------
+        Moments
+        """
+        if self._by_layer(X, args, scalar):
+            return self._sums(X, args, scalar).moments()
+        return merge_moments(map(moments_of_rows, self._rows(X, args, scalar)))
+
+    def batch_sums(
+        self,
+        X: Tensor,
+        args: tuple[Tensor, ...],
+        scalar: Callable[..., Tensor],
+        m: int,
+    ) -> Tensor | None:
+        """Return the sums of m consecutive ∇ scalarᵢ each, at the bound θ.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...)
+        args : tuple of Tensor of shape (n, ...)
+        scalar : callable
+            As in :meth:`squared_norms`.
+        m : int
+            Divides n.
+
+        Returns
+        -------
+        Tensor of shape (n / m, D), or None
+            None where the layers do not tell: a loop over batches is better than rows.
+        """
+        if not self._by_layer(X, args, scalar):
+            return None
+        return self._sums(X, args, scalar).batch_sums(m)
+
+    def _by_layer(
+        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
+    ) -> bool:
+        if self.path is None:
+            few = slice(_N_TRIED)
+            self.path = self._try(X[few], tuple(a[few] for a in args), scalar)
+        return self.path == "by layer"
+
+    def _try(
+        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
+    ) -> str:
+        try:
+            self._layers = find_layers(self.model)
+            sums = self._sums(X, args, scalar)
+        except UnsupportedLayers as reason:
+            return f"plain: {reason}"
+        (rows,) = self._rows(X, args, scalar)
+        single = rows.dtype == torch.float32
+        for got, wanted in (
+            (sums.squared_norms(), _norms(rows)),
+            (sums.moments().mean, rows.double().mean(0)),
+            (sums.moments().squares, moments_of_rows(rows).squares),
+        ):
+            error = (got - wanted).norm()
+            if not error <= (1e-4 if single else 1e-9) * wanted.norm():
+                return f"plain: layer by layer is off by {float(error):.1e}"
+        return "by layer"
+
+    def _sums(
+        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
+    ) -> LayerSums:
+        return LayerSums(
+            self.model, X, lambda outputs: scalar(outputs, *args), self._layers
+        )
+
+    def _rows(
+        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
+    ) -> Iterator[Tensor]:
+        theta = self.model.values()
+        for start in range(0, len(X), self.row_chunk_size):
+            part = slice(start, start + self.row_chunk_size)
+            yield per_example_rows(
+                self.model, theta, X[part], tuple(a[part] for a in args), scalar
+            )
+
+    # A copy of the risk has a model, and layers, of its own.
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "path": None, "_layers": []}
+
+
+def _norms(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()

@@ -1,0 +1,70 @@
+"""Mean and spread of the per-example gradients, a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "merge_moments", "moments_of_rows"]
+
+
+class Moments(NamedTuple):
+    """What n gradients have in common and how far they spread, by coordinate."""
+
+    n: int
+    mean: Tensor  # (*batch, D) ḡ, in float64 as the next
+    squares: Tensor  # (*batch, D) Σᵢ (gᵢ - ḡ)²
+
+
+def moments_of_rows(rows: Tensor) -> Moments:
+    """Return the moments of gradients that are there in full.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (\\*batch, n, D)
+
+    Returns
+    -------
+    Moments
+    """
+    mean = rows.mean(-2, keepdim=True)
+    squares = (rows - mean).square().sum(-2, dtype=torch.float64)
+    return Moments(rows.shape[-2], mean.squeeze(-2).double(), squares)
+
+
+def merge_moments(parts: Iterator[Moments]) -> Moments:
+    """Return the moments of all groups together.
+
+    Two groups of sizes a and b whose means differ by δ together have the squares of
+    both plus δ² ab/(a + b) [1]_. Unlike Σ gᵢ² - N g₀² this cancels nowhere, and it
+    costs no second sweep.
+
+    Parameters
+    ----------
+    parts : iterator of Moments
+
+    Returns
+    -------
+    Moments
+
+    References
+    ----------
+    .. [1] T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the
+       sample variance", 1983, :doi:`10.1080/00031305.1983.10483115`.
+    """
+    return reduce(_merge, parts)
+
+
+def _merge(one: Moments, other: Moments) -> Moments:
+    n = one.n + other.n
+    delta = other.mean - one.mean
+    between = delta.square() * (one.n * other.n / n)
+    return Moments(
+        n,
+        one.mean + delta * (other.n / n),
+        one.squares + other.squares + between,
+    )

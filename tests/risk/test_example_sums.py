@@ -1,0 +1,168 @@
+"""Sums of squares layer by layer, against the rows of one example after the other."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatmin.risk import EmpiricalRisk
+
+from ._cases import Apply, batch_norm, make_risk, mlp, problem
+
+N = 11
+
+
+def sequence(*layers):
+    """A network that ends in two numbers, whatever comes out of the layers."""
+    return Apply(
+        lambda p, X: p["head"](p["body"](X).flatten(1)),
+        body=nn.Sequential(*layers),
+        head=nn.LazyLinear(2),
+    )
+
+
+def residual():
+    """A layer called twice, and its input overwritten by nobody."""
+    layer = nn.Conv2d(2, 2, 3, padding=1)
+    return sequence(Apply(lambda p, X: X + p["a"](p["a"](X).relu()), a=layer))
+
+
+def tied_language_model():
+    """An Embedding whose weight is the output layer's too."""
+    words, out = nn.Embedding(9, 3), nn.Linear(3, 9, bias=False)
+    out.weight = words.weight
+    return Apply(lambda p, X: p["out"](p["words"](X).tanh()).mT, words=words, out=out)
+
+
+images = torch.randn(N, 2, 9, 8)
+series = torch.randn(N, 4, 10)
+steps = torch.randn(N, 5, 4)
+tokens = torch.randint(0, 9, (N, 6))
+LAYERS = {
+    "Linear": (mlp(2), torch.randn(N, 4)),
+    "Linear over a sequence": (sequence(nn.Linear(4, 3), nn.Tanh()), steps),
+    "Linear without bias": (sequence(nn.Linear(4, 3, bias=False)), torch.randn(N, 4)),
+    "Conv2d": (sequence(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.ReLU()), images),
+    "Conv2d, strided": (sequence(nn.Conv2d(2, 3, (3, 2), (2, 3), (1, 2))), images),
+    "Conv2d, dilated": (sequence(nn.Conv2d(2, 3, (3, 2), dilation=(2, 3))), images),
+    "Conv2d, groups": (
+        sequence(nn.Conv2d(2, 6, 3, groups=2), nn.Tanh(), nn.Conv2d(6, 6, 2, groups=3)),
+        images,
+    ),
+    "Conv2d, same": (
+        sequence(nn.Conv2d(2, 2, (5, 3), padding="same", dilation=2)),
+        images,
+    ),
+    "Conv2d, reflected": (
+        sequence(nn.Conv2d(2, 2, 3, padding=(2, 1), padding_mode="reflect")),
+        images,
+    ),
+    "Conv1d": (
+        sequence(nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), nn.Tanh()),
+        series,
+    ),
+    "Embedding": (sequence(nn.Embedding(9, 3)), tokens),
+    "Embedding, padded": (sequence(nn.Embedding(9, 3, padding_idx=4)), tokens),
+    "Embedding, tied": (tied_language_model(), tokens),
+    "LayerNorm": (sequence(nn.Linear(4, 6), nn.LayerNorm(6)), steps),
+    "LayerNorm over images": (sequence(nn.LayerNorm((9, 8))), images),
+    "LayerNorm without bias": (sequence(nn.LayerNorm(4, bias=False)), steps),
+    "GroupNorm": (sequence(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4)), images),
+    "BatchNorm1d": (sequence(batch_norm(nn.BatchNorm1d, 4)), torch.randn(N, 4)),
+    "BatchNorm1d over a series": (sequence(batch_norm(nn.BatchNorm1d, 4)), series),
+    "BatchNorm2d": (sequence(batch_norm(nn.BatchNorm2d, 2)), images),
+    "called twice": (residual(), images),
+    "in-place ReLU": (
+        sequence(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3)),
+        images,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_every_layer(name, chunk_size):
+    module, X = LAYERS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = copy.deepcopy(module)
+        outputs = module(X)
+        module = module.double().eval()
+        for parameter in module.parameters():
+            parameter.data.normal_()
+        y = torch.randint(0, outputs.shape[1], (N, *outputs.shape[2:]))
+        weights = torch.rand(N)
+    X = X.double() if X.is_floating_point() else X
+    risk = EmpiricalRisk(
+        module, "cross_entropy", X, y, sample_weight=weights, chunk_size=chunk_size
+    )
+    theta = risk.params()
+    norms, sums = risk.squared_norms(theta), risk.squared_gradient_sum(theta)
+    variances = risk.gradient_variances(theta)
+    assert risk.paths["per-example sums"] == "by layer"
+
+    scale = N * weights.double() / weights.double().sum()
+    parameters = list(module.parameters())
+    rows = []
+    for i in range(N):
+        loss = F.cross_entropy(module(X[i : i + 1]), y[i : i + 1])
+        gradient = torch.autograd.grad(scale[i] * loss, parameters)
+        rows.append(torch.cat([g.flatten() for g in gradient]))
+    rows = torch.stack(rows)
+    torch.testing.assert_close(norms, rows.square().sum(1))
+    torch.testing.assert_close(sums, rows.square().sum(0))
+    torch.testing.assert_close(variances, rows.var(0, correction=0))
+    batches = torch.randint(0, N, (5, 3))
+    means = risk.batch_gradients(theta, batches)
+    torch.testing.assert_close(means, rows[batches].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("tied", "off by"),  # used behind the back of its layer
+        ("LSTM", "the rows of LSTM"),
+        ("transformer", "the rows of MultiheadAttention"),
+        ("weight norm", "the rows of Parametri"),
+        ("scalar parameter", "the rows of ScaledLinear"),
+        ("branching", "does not have the examples first"),
+    ],
+)
+def test_the_plain_path_where_layers_do_not_tell(name, reason):
+    risk = copy.deepcopy(make_risk(name))
+    risk.squared_norms(problem(name).theta)
+    assert risk.paths["per-example sums"].startswith("plain: ")
+    assert reason in risk.paths["per-example sums"]
+
+
+def test_a_subclass_is_not_taken_for_its_layer():
+    class Doubled(nn.Linear):
+        def forward(self, X):
+            return 2 * super().forward(X)
+
+    X, y = torch.randn(N, 4), torch.randint(0, 3, (N,))
+    risk = EmpiricalRisk(Doubled(4, 3), "cross_entropy", X, y)
+    risk.squared_norms(risk.params())
+    assert risk.paths["per-example sums"] == "plain: the rows of Doubled"
+
+
+def test_a_common_gradient_a_million_times_the_spread():
+    # Rows 1e6 + N(0, 1) in each coordinate: the squares alone have lost the spread.
+    X = 1e6 + torch.randn(200, 3, dtype=torch.float64)
+    module = nn.Linear(3, 1, bias=False).double()
+    target = module(X) - 0.5  # a slope of one for everybody
+    risk = EmpiricalRisk(module, "squared_error", X, target.detach())
+    variances = risk.gradient_variances(risk.params())
+    torch.testing.assert_close(variances, X.var(0, correction=0), rtol=1e-3, atol=0)
+
+
+def test_a_pickled_risk_tries_anew():
+    risk = copy.deepcopy(make_risk("mlp"))
+    theta = problem("mlp").theta
+    norms = risk.squared_norms(theta)
+    copied = pickle.loads(pickle.dumps(risk))
+    assert "per-example sums" not in copied.paths
+    assert torch.equal(copied.squared_norms(theta), norms)
