@@ -10,17 +10,24 @@ from flatmin.curvature._eigenpairs import (
     hessian_eigenpairs,
     minibatch_eigenpairs,
 )
+from flatmin.curvature._fisher import EmpiricalFisherOperator, FisherOperator
 from flatmin.curvature._hessian import (
     GGNOperator,
     HessianOperator,
     ggn_trace,
     hessian_trace,
 )
+from flatmin.curvature._layers import BlockDiagonalOperator
+from flatmin.curvature._risk_operator import RiskOperator
 
 __all__ = [
+    "BlockDiagonalOperator",
+    "EmpiricalFisherOperator",
+    "FisherOperator",
     "GGNOperator",
     "GradientCovarianceOperator",
     "HessianOperator",
+    "RiskOperator",
     "covariance_diagonal",
     "covariance_eigenpairs",
     "covariance_trace",

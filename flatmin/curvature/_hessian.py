@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin.linalg import LinearOperator, TraceResult, trace
+from flatmin.curvature._risk_operator import RiskOperator
+from flatmin.linalg import TraceResult, trace
 from flatmin.risk import Risk
 
 __all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
 
 
-class HessianOperator(LinearOperator):
+class HessianOperator(RiskOperator):
     """H = ∇²L(θ) at one θ, known by its products.
 
     Parameters
@@ -19,6 +20,8 @@ class HessianOperator(LinearOperator):
     risk : Risk
     theta : Tensor of shape (\\*batch, D)
         The point is prepared once, here.
+    params : str or list of str, default=None
+        See :class:`RiskOperator`.
 
     Examples
     --------
@@ -28,20 +31,17 @@ class HessianOperator(LinearOperator):
     tensor([10.])
     """
 
-    def __init__(self, risk: Risk, theta: Tensor) -> None:
-        super().__init__(
-            risk.n_params,
-            batch_shape=tuple(theta.shape[:-1]),
-            dtype=risk.dtype,
-            device=risk.device,
-        )
-        self._point = risk.linearize(theta)
+    def __init__(
+        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+    ) -> None:
+        super().__init__(risk, theta, params=params)
+        self._point = risk.linearize(self.theta)
 
-    def _matvec(self, v: Tensor) -> Tensor:
+    def _product(self, v: Tensor) -> Tensor:
         return self._point.hvp(v)
 
 
-class GGNOperator(LinearOperator):
+class GGNOperator(RiskOperator):
     """G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ at one θ, known by its products.
 
     Hᵢ is the Hessian of ℓ̃ᵢ in the network's output.
@@ -51,18 +51,17 @@ class GGNOperator(LinearOperator):
     risk : Risk
     theta : Tensor of shape (\\*batch, D)
         The point is prepared once, here.
+    params : str or list of str, default=None
+        See :class:`RiskOperator`.
     """
 
-    def __init__(self, risk: Risk, theta: Tensor) -> None:
-        super().__init__(
-            risk.n_params,
-            batch_shape=tuple(theta.shape[:-1]),
-            dtype=risk.dtype,
-            device=risk.device,
-        )
-        self._point = risk.linearize(theta)
+    def __init__(
+        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+    ) -> None:
+        super().__init__(risk, theta, params=params)
+        self._point = risk.linearize(self.theta)
 
-    def _matvec(self, v: Tensor) -> Tensor:
+    def _product(self, v: Tensor) -> Tensor:
         return self._point.ggn(v)
 
 

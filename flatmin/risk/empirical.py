@@ -592,6 +592,29 @@ class EmpiricalRisk:
             ]
         )
 
+    def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
+        """Return sᵢ = ∂ℓ̃ᵢ/∂fᵢ for targets that the model draws, E[sᵢsᵢᵀ] = Hᵢ.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        rng : torch.Generator
+            On the risk's device.
+
+        Returns
+        -------
+        Tensor of shape (N, \\*output_shape)
+
+        Raises
+        ------
+        TypeError
+            If the loss is no likelihood.
+        """
+        slopes = self._loss.model_slope(self.outputs(theta), rng)
+        if self._weights is None:
+            return slopes
+        return slopes * self._weights.sqrt().view(-1, *(1 for _ in self.output_shape))
+
     @property
     def gauss_newton_traces_exact(self) -> bool:
         """Whether one output an example makes ``gauss_newton_traces`` exact."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import accumulate
 from math import prod
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["ParameterLayout"]
+
+_Slice = slice  # the class below has a method of that name
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,71 @@ class ParameterLayout:
         i = self.names.index(name)
         stops = list(accumulate(self.sizes))
         return slice(stops[i] - self.sizes[i], stops[i])
+
+    def indices(self, patterns: str | list[str]) -> Tensor:
+        """Return the coordinates of some parameters in θ, in the order of θ.
+
+        Parameters
+        ----------
+        patterns : str or list of str
+            Names of parameters, or of modules for all that is below them; with the
+            wildcards of :mod:`fnmatch`.
+
+        Returns
+        -------
+        Tensor of shape (d,)
+
+        Raises
+        ------
+        ValueError
+            If a pattern fits no trainable parameter.
+
+        Examples
+        --------
+        >>> ParameterLayout.of(nn.Linear(2, 2)).indices("bias")
+        tensor([4, 5])
+        """
+        wanted: set[str] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = {
+                name
+                for name in self.names
+                if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+            }
+            if not found:
+                raise ValueError(
+                    f"No trainable parameter or module is called {pattern!r}. There "
+                    f"are {', '.join(self.names)}."
+                )
+            wanted |= found
+        slices = [self.slice(name) for name in self.names if name in wanted]
+        return torch.cat([torch.arange(s.start, s.stop) for s in slices])
+
+    def layers(self) -> dict[str, _Slice]:
+        """Return where the parameters of each module lie in θ.
+
+        Returns
+        -------
+        dict of str to slice
+            By the module's name, in the order of θ.
+
+        Raises
+        ------
+        ValueError
+            If a module's parameters do not lie side by side.
+        """
+        layers: dict[str, _Slice] = {}
+        for name in self.names:
+            module, part = name.rpartition(".")[0], self.slice(name)
+            before = layers.get(module)
+            if before is not None and before.stop != part.start:
+                raise ValueError(
+                    f"The parameters of {module!r} do not lie side by side in θ: "
+                    f"{', '.join(self.names)}."
+                )
+            start = part.start if before is None else before.start
+            layers[module] = slice(start, part.stop)
+        return layers
 
     def views(self, theta: Tensor) -> list[Tensor]:
         """Cut θ into views of the parameters' shapes; no copy.

@@ -63,6 +63,26 @@ class ExampleLoss(ABC):
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """Return Hᵢuᵢ for ``u`` of the outputs' shape."""
 
+    def model_slope(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        """Return rᵢ with E[rᵢrᵢᵀ] = Hᵢ: ∂ℓᵢ/∂f for a target that the model draws.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, \\*output_shape)
+            So is what is returned.
+        rng : torch.Generator
+            On the outputs' device.
+
+        Raises
+        ------
+        TypeError
+            If the loss is no likelihood by name.
+        """
+        raise TypeError(
+            f"The Fisher matrix needs a likelihood: one of {', '.join(LOSSES)}. Got "
+            f"the loss {self.name}; use the Gauss-Newton matrix."
+        )
+
 
 class CrossEntropy(ExampleLoss):
     """-log softmax(f)_y of logits; the mean over positions for sequences.
@@ -118,6 +138,14 @@ class CrossEntropy(ExampleLoss):
         p = outputs.softmax(1)
         return (p * u - p * (p * u).sum(1, keepdim=True)) / _n_positions(outputs)
 
+    def model_slope(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        """See :meth:`ExampleLoss.model_slope`; p - e_y at each position, over √T."""
+        p = outputs.softmax(1)
+        rows = p.movedim(1, -1).flatten(0, -2)
+        drawn = torch.multinomial(rows, 1, generator=rng).view(p[:, 0].shape)
+        slope = p - F.one_hot(drawn, p.shape[1]).movedim(-1, 1)
+        return slope / math.sqrt(_n_positions(outputs))
+
 
 class _ElementwiseLoss(ExampleLoss):
     """A loss that is a mean over the C outputs of an example."""
@@ -153,6 +181,13 @@ class SquaredError(_ElementwiseLoss):
         """H = (2/C) I."""
         return u * (2 / outputs.shape[1:].numel())
 
+    def model_slope(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        """See :meth:`ExampleLoss.model_slope`; normal with covariance (2/C) I."""
+        z = torch.randn(
+            outputs.shape, generator=rng, dtype=outputs.dtype, device=outputs.device
+        )
+        return self.root_product(outputs, outputs, z)
+
 
 class BinaryCrossEntropy(_ElementwiseLoss):
     """-y log σ(f) - (1-y) log σ(-f) of logits, the mean over the C outputs."""
@@ -184,6 +219,12 @@ class BinaryCrossEntropy(_ElementwiseLoss):
         """H = diag(p(1-p)/C)."""
         p = outputs.sigmoid()
         return u * (p * (1 - p) / outputs.shape[1:].numel())
+
+    def model_slope(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        """See :meth:`ExampleLoss.model_slope`; p - y, over √C."""
+        p = outputs.sigmoid()
+        slope = p - torch.bernoulli(p, generator=rng)
+        return slope / math.sqrt(outputs.shape[1:].numel())
 
 
 class CallableLoss(ExampleLoss):

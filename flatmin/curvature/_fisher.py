@@ -1,0 +1,113 @@
+"""The Fisher matrix: exact, from labels that the model draws, and at the true ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.random import make_generator
+from flatmin.curvature._covariance import GradientCovarianceOperator
+from flatmin.curvature._risk_operator import RiskOperator
+from flatmin.risk import EmpiricalRisk, Risk
+
+__all__ = ["EmpiricalFisherOperator", "FisherOperator"]
+
+
+class FisherOperator(RiskOperator):
+    """F = (1/N) Σ Jᵢᵀ E[sᵢsᵢᵀ] Jᵢ, with sᵢ = ∂ℓ̃ᵢ/∂fᵢ for a label that the model draws.
+
+    The losses by name are negative log-likelihoods of exponential families, for which
+    the exact F is the generalised Gauss-Newton matrix G [1]_. Where ℓᵢ is a mean over C
+    outputs or T positions, sᵢ is scaled such that this stays true.
+
+    Parameters
+    ----------
+    risk : EmpiricalRisk
+        With a loss by name.
+    theta : Tensor of shape (D,)
+    n_samples : int, default=None
+        Labels drawn for each example, once, here; None takes the expectation.
+    rng : torch.Generator, int or None, default=None
+        For the labels; None is random.
+    params : str or list of str, default=None
+        See :class:`RiskOperator`.
+
+    Raises
+    ------
+    TypeError
+        If the loss is no likelihood.
+    ValueError
+        If ``n_samples`` is less than 1.
+
+    References
+    ----------
+    .. [1] J. Martens, "New insights and perspectives on the natural gradient method",
+       JMLR 2020, section 9.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> X, y = torch.tensor([[1.0], [3.0]]), torch.zeros(2)
+    >>> risk = EmpiricalRisk(nn.Linear(1, 1, bias=False), "squared_error", X, y)
+    >>> FisherOperator(risk, torch.ones(1)) @ torch.ones(1)
+    tensor([10.])
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        theta: Tensor,
+        *,
+        n_samples: int | None = None,
+        rng: torch.Generator | int | None = None,
+        params: str | list[str] | None = None,
+    ) -> None:
+        super().__init__(risk, theta, params=params)
+        if n_samples is not None and n_samples < 1:
+            raise ValueError(
+                f"n_samples must be at least 1, or None for the expectation. "
+                f"Got {n_samples}."
+            )
+        self.n_samples = n_samples
+        self._point = risk.linearize(self.theta)
+        # Drawn for the expectation too: only a likelihood can.
+        generator = make_generator(rng, risk.device)
+        self._slopes = [
+            risk.model_slopes(self.theta, generator) for _ in range(n_samples or 1)
+        ]
+
+    def _product(self, v: Tensor) -> Tensor:
+        if self.n_samples is None:
+            return self._point.ggn(v)
+        Jv = self._point.jvp(v)
+        pulled = torch.zeros_like(Jv)
+        for slopes in self._slopes:
+            along = (slopes * Jv).flatten(1).sum(1)
+            pulled += slopes * along.view(-1, *(1 for _ in Jv.shape[1:]))
+        return self._point.vjp(pulled) / (self.risk.n_examples * self.n_samples)
+
+
+class EmpiricalFisherOperator(GradientCovarianceOperator):
+    """(1/N) Σ gᵢgᵢᵀ: the uncentred second moment of the gradients, at the true labels.
+
+    Not the Fisher matrix, whose labels the model draws.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    params : str or list of str, default=None
+        See :class:`RiskOperator`.
+
+    Examples
+    --------
+    >>> from flatmin.risk import LinearRegressionRisk
+    >>> risk = LinearRegressionRisk(torch.tensor([[1.0], [3.0]]), torch.zeros(2))
+    >>> EmpiricalFisherOperator(risk, torch.ones(1)).to_dense()  # (2² + 18²) / 2
+    tensor([[164.]])
+    """
+
+    def __init__(
+        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+    ) -> None:
+        super().__init__(risk, theta, centered=False, params=params)

@@ -1,0 +1,72 @@
+"""What the matrices of a risk at a point share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from flatmin.linalg import LinearOperator
+from flatmin.risk import Risk
+
+__all__ = ["RiskOperator"]
+
+
+class RiskOperator(LinearOperator):
+    """A symmetric (D, D) matrix of a risk at one θ, or a block on its diagonal.
+
+    A subclass writes ``_product`` on whole vectors.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+        The point is prepared once, here.
+    params : str or list of str, default=None
+        Names of parameters or of modules, with wildcards ("layers.0", "\\*.bias"): the
+        matrix is then the block of these coordinates, in the order of θ. None takes
+        all. Only a network's parameters have names.
+
+    Attributes
+    ----------
+    indices : Tensor of shape (d,) or None
+        The coordinates; None for all.
+
+    Raises
+    ------
+    ValueError
+        If a name fits no parameter, or the risk has no names.
+    """
+
+    def __init__(
+        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+    ) -> None:
+        self.risk = risk
+        self.theta = theta.detach().clone()
+        self.indices: Tensor | None = None
+        if params is not None:
+            layout = getattr(risk, "layout", None)
+            if layout is None:
+                raise ValueError(
+                    f"params={params!r} selects by name, and the parameters of a "
+                    f"{type(risk).__name__} have none. Leave params at None."
+                )
+            self.indices = layout.indices(params).to(risk.device)
+        super().__init__(
+            risk.n_params if self.indices is None else len(self.indices),
+            batch_shape=tuple(theta.shape[:-1]),
+            dtype=risk.dtype,
+            device=risk.device,
+        )
+
+    @abstractmethod
+    def _product(self, v: Tensor) -> Tensor:
+        """Return the product of the whole matrix with ``v`` of shape (\\*batch, D)."""
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        if self.indices is None:
+            return self._product(v)
+        whole = torch.zeros_like(self.theta)
+        whole[..., self.indices] = v
+        return self._product(whole)[..., self.indices]
