@@ -1,0 +1,77 @@
+"""Orthogonalisation that keeps its digits at ten million numbers a vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["dots", "orthogonalise", "random_direction"]
+
+# Rows of a float32 basis are summed in float64, this many columns at a time: at ten
+# million parameters a float32 dot product loses three of its seven digits.
+_BLOCK = 1 << 18
+
+
+def dots(V: Tensor, w: Tensor) -> Tensor:
+    """Return V w in float64.
+
+    Parameters
+    ----------
+    V : Tensor of shape (j, D)
+        Rows are vectors.
+    w : Tensor of shape (D,) or (D, k)
+
+    Returns
+    -------
+    Tensor of shape (j,) or (j, k)
+    """
+    shape = (len(V), *w.shape[1:])
+    total = torch.zeros(shape, dtype=torch.float64, device=V.device)
+    for start in range(0, V.shape[1], _BLOCK):
+        stop = start + _BLOCK
+        total += V[:, start:stop].double() @ w[start:stop].double()
+    return total
+
+
+def orthogonalise(w: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """Return w without its components along the rows of V, and the components.
+
+    Two passes: after one, the computed basis is orthogonal to 1e-4 only and the
+    residuals are better on paper than in truth.
+
+    Parameters
+    ----------
+    w : Tensor of shape (D,)
+    V : Tensor of shape (j, D)
+        Orthonormal rows.
+
+    Returns
+    -------
+    w : Tensor of shape (D,)
+    components : Tensor of shape (j,)
+        In float64.
+    """
+    first = dots(V, w)
+    w = w - first.to(w.dtype) @ V
+    second = dots(V, w)
+    return w - second.to(w.dtype) @ V, first + second
+
+
+def random_direction(V: Tensor, rng: torch.Generator) -> Tensor:
+    """Return a random unit vector orthogonal to the rows of V.
+
+    Parameters
+    ----------
+    V : Tensor of shape (j, D)
+        Orthonormal rows, j < D.
+    rng : torch.Generator
+        On the device of V.
+
+    Returns
+    -------
+    Tensor of shape (D,)
+    """
+    w = torch.randn(V.shape[1], generator=rng, dtype=V.dtype, device=V.device)
+    w, _ = orthogonalise(w / w.norm(), V)
+    direction: Tensor = w / w.norm()
+    return direction
