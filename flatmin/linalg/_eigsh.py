@@ -329,8 +329,8 @@ def _ritz(H: Tensor, lost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     rayleigh = measured.triu() + measured.triu(1).mT
     values, S = eigh(rayleigh)
     inside = torch.linalg.vector_norm(measured @ S - S * values, dim=0)
-    outside = H[n, :n] @ S
-    return values, S, torch.hypot(inside, outside).hypot(lost[:n] @ S.abs())
+    outside = (H[n, :n] @ S).abs() + lost[:n] @ S.abs()
+    return values, S, torch.hypot(inside, outside)
 
 
 def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> None:
