@@ -33,8 +33,9 @@ class SpectralDensity:
     """The eigenvalues of A as a distribution p(λ) = (1/D) Σ δ(λ - λᵢ).
 
     Every probe gives a discrete distribution of its own, whose weights sum to one.
-    The methods return the mean over probes and its standard error (ddof 1); the
-    error is 0 where the density is exact.
+    The methods return the mean over probes and its standard error (ddof 1), which is
+    0 where the density is exact. The error of the quadrature, which is the same for
+    all probes, is not part of it: repeat with more ``n_steps`` to see it.
     """
 
     nodes: Tensor  # (n_probes, n_steps) Ritz values, float64, rising
@@ -110,8 +111,8 @@ class SpectralDensity:
     def cumulative(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Return the share of eigenvalues that are at most x.
 
-        A step function with a step at every node. Within one step's height of the
-        truth, its error is the quadrature's and not part of ``stderr``.
+        A step function with a step at every node, off by up to the height of one
+        step.
 
         Parameters
         ----------

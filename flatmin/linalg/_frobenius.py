@@ -96,7 +96,7 @@ def frobenius_norm(
 
         squares.draw_until(draw, 2 * rtol, max_matvecs)
     value = squares.mean.sqrt()
-    stderr = torch.where(value > 0, squares.stderr / (2 * value), 0.0)
+    stderr = torch.where(value == 0, 0.0, squares.stderr / (2 * value))
     return FrobeniusResult(
         value.to(operator.dtype),
         stderr.to(operator.dtype),

@@ -31,7 +31,7 @@ def sqrt_matvec(
     operator: LinearOperator,
     z: Tensor,
     *,
-    tol: float = 1e-2,
+    tol: float = 0.05,
     max_steps: int = 200,
     verbose: bool = False,
 ) -> SqrtResult:
@@ -51,8 +51,10 @@ def sqrt_matvec(
         Symmetric.
     z : Tensor of shape (D,)
         In the operator's dtype and on its device.
-    tol : float, default=1e-2
-        Relative error of the vector in its norm.
+    tol : float, default=0.05
+        Relative error of the vector in its norm. On the Hessian of a trained network
+        0.1 takes about 100 products and 0.05 about 170, since most of its eigenvalues
+        crowd around 0.
     max_steps : int, default=200
         Products at most, and as many vectors are kept in memory.
     verbose : bool, default=False

@@ -356,6 +356,14 @@ def test_the_dense_path_does_not_symmetrise_in_silence():
     assert f"‖A - Aᵀ‖ = {asymmetry:.1e} ‖A‖. Symmetrise" in str(warning.message)
 
 
+def test_a_tolerance_below_rounding_says_nothing_about_symmetry():
+    noise = 1e-7 * randn(30, 30, dtype=torch.float32)
+    A = DenseOperator(operator(np.linspace(-1, 1, 30), torch.float32).matrix + noise)
+    result = eigsh(A, 3, tol=1e-10)
+    assert not result.converged.any()
+    assert (result.residuals < 1e-6).all()
+
+
 @pytest.mark.parametrize("size", [20, 500])
 def test_a_product_that_is_not_finite(size):
     A = FunctionOperator(lambda v: v / 0, size)

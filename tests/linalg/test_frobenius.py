@@ -100,3 +100,9 @@ def test_bad_input(options, message):
 def test_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"frobenius_norm takes one matrix. Got a bat"):
         frobenius_norm(DenseOperator(randn(2, 3, 3)))
+
+
+def test_a_product_that_is_not_finite_is_no_exact_norm():
+    result = frobenius_norm(FunctionOperator(lambda v: v * torch.nan, 400), rng=0)
+    assert result.value.isnan()
+    assert result.stderr.isnan()

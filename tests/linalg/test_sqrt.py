@@ -131,7 +131,7 @@ def test_the_error_is_honest_where_convergence_is_slow(name):
 def test_a_wishart_matrix_takes_few_products():
     matrix, z = wishart(), randn(N)
     A = FunctionOperator(lambda v: matrix @ v, N, dtype=torch.float64)
-    result = sqrt_matvec(A, z)
+    result = sqrt_matvec(A, z, tol=1e-2)
     assert result.n_matvecs <= 30
     truth = dense_root(matrix) @ z
     assert (result.vector - truth).norm() <= 0.01 * truth.norm()
