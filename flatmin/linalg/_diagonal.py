@@ -14,7 +14,7 @@ from flatmin._utils.random import make_generator
 from flatmin.linalg._estimate import estimate
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._probes import rademacher
-from flatmin.linalg._sketch import Sketch
+from flatmin.linalg._sketch import SMALL, Sketch
 from flatmin.linalg._xdiag import xdiag
 
 __all__ = ["DiagonalResult", "diagonal"]
@@ -45,7 +45,8 @@ def diagonal(
     - ``"xdiag"`` [2]_: the diagonal on the range of A times random vectors is exact,
       and each vector in turn estimates what the others leave out. Two products a
       vector; better where few eigenvalues are large, and exact for a low rank. Keeps
-      2 ``max_matvecs`` vectors in memory.
+      2 ``max_matvecs`` vectors in memory, or fewer that fit into 2²⁸ numbers. For
+      D ≤ 10 the diagonal is exact.
     - ``"exact"``: D products.
 
     Parameters
@@ -93,7 +94,9 @@ def diagonal(
     if max_matvecs < 6:
         raise ValueError(f"max_matvecs must be at least 6. Got {max_matvecs}.")
     before = operator.n_matvecs
-    if method == "exact" or (method == "auto" and operator.shape[-1] <= max_matvecs):
+    size = operator.shape[-1]
+    whole = method == "xdiag" and size <= SMALL
+    if method == "exact" or whole or (method == "auto" and size <= max_matvecs):
         value = operator.to_dense().diagonal()
         exact = torch.zeros_like(value)
         return DiagonalResult(value, exact, operator.n_matvecs - before)

@@ -10,27 +10,31 @@ from torch import Tensor
 from flatmin.linalg._operator import LinearOperator
 from flatmin.linalg._orthogonal import dots
 
-__all__ = ["Sketch", "jackknife", "max_sketch"]
+__all__ = ["SMALL", "Sketch", "jackknife", "max_sketch"]
+
+# D up to which the first sketch of ten vectors would be the whole space, at twice the
+# price of the matrix itself.
+SMALL = 10
 
 # Numbers in the four blocks of vectors of a sketch (1 GiB in float32).
 _ROOM = 1 << 28
 
 
 def max_sketch(operator: LinearOperator, max_matvecs: int) -> int:
-    """Return how many test vectors the products and the memory allow.
+    """Return how many test vectors the products and the memory allow, 3 or more.
 
     Parameters
     ----------
     operator : LinearOperator of shape (D, D)
     max_matvecs : int
-        Two are spent on each vector.
+        Two are spent on each vector; 6 or more.
 
     Returns
     -------
     int
     """
     size = operator.shape[-1]
-    return min(max_matvecs // 2, size, _ROOM // (4 * size))
+    return min(max_matvecs // 2, size, max(3, _ROOM // (4 * size)))
 
 
 class Sketch:

@@ -15,7 +15,7 @@ from flatmin.linalg._estimate import estimate
 from flatmin.linalg._operator import LinearOperator, check_one_matrix, knows_its_trace
 from flatmin.linalg._orthogonal import dots
 from flatmin.linalg._probes import spherical
-from flatmin.linalg._sketch import Sketch
+from flatmin.linalg._sketch import SMALL, Sketch
 from flatmin.linalg._xtrace import xtrace
 
 __all__ = ["TraceResult", "trace"]
@@ -46,7 +46,8 @@ def trace(
     - ``"xtrace"`` [2]_: the trace on the range of A times random vectors is exact, and
       each vector in turn estimates what the others leave out. Two products a vector;
       far better where few eigenvalues are large, and exact for a low rank. Keeps
-      2 ``max_matvecs`` vectors in memory.
+      2 ``max_matvecs`` vectors in memory, or fewer that fit into 2²⁸ numbers. For
+      D ≤ 10 the trace is exact.
     - ``"exact"``: the operator's own formula, or D products.
 
     The number of products is decided in a few stages, never at the first moment at
@@ -100,8 +101,10 @@ def trace(
     if max_matvecs < 6:
         raise ValueError(f"max_matvecs must be at least 6. Got {max_matvecs}.")
     before, size = operator.n_matvecs, operator.shape[-1]
-    cheap = len(operator.shape) > 2 or size <= max_matvecs or knows_its_trace(operator)
-    if method == "exact" or (method == "auto" and cheap):
+    batch = len(operator.shape) > 2
+    whole = method == "xtrace" and size <= SMALL and not batch
+    cheap = batch or size <= max_matvecs or knows_its_trace(operator)
+    if method == "exact" or whole or (method == "auto" and cheap):
         value = operator.trace()
         exact = torch.zeros_like(value)
         return TraceResult(value, exact, operator.n_matvecs - before)

@@ -29,6 +29,15 @@ def test_exact_on_request():
     assert result.n_matvecs == N
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 11, 13])
+def test_xdiag_of_tiny_matrices(size):
+    A = Bare(torch.linspace(2, -1, size))
+    result = diagonal(A, method="xdiag", rng=0)
+    errors = (result.value - A.matrix.diagonal()).abs()
+    assert (errors <= 4 * result.stderr + 1e-9).all()
+    assert result.n_matvecs == (size if size <= 10 else 2 * size)
+
+
 @pytest.mark.parametrize("method", ESTIMATES)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_two_standard_errors_hold_nine_entries_in_ten(name, method):

@@ -41,6 +41,22 @@ def test_a_batch_has_no_estimate(method):
         trace(DenseOperator(randn(3, 5, 5)), method=method)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 11, 13])
+def test_xtrace_of_tiny_matrices(size):
+    A = Bare(torch.linspace(2, -1, size))
+    result = trace(A, method="xtrace", rng=0)
+    assert (result.value - A.matrix.trace()).abs() <= 4 * result.stderr + 1e-9
+    assert result.n_matvecs == (size if size <= 10 else 2 * size)
+
+
+def test_a_sketch_fits_into_memory(monkeypatch):
+    monkeypatch.setattr("flatmin.linalg._sketch._ROOM", 4 * N * 12)
+    A = Bare(SPECTRA["outliers"])
+    assert trace(A, method="xtrace", rtol=0, rng=0).n_matvecs == 24
+    # Too small to be better than a plain mean, which keeps nothing.
+    assert trace(A, rtol=0, rng=0).n_matvecs == 200
+
+
 def test_an_operator_that_knows_its_trace_takes_no_products():
     diagonal, dense = DiagonalOperator(torch.arange(300.0)), operator([1.0] * 300)
     for A, expected in [
