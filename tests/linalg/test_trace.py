@@ -85,13 +85,13 @@ def test_two_standard_errors_hold_nine_in_ten(name, method):
     A = Bare(SPECTRA[name])
     exact, inside, runs = float(A.matrix.trace()), 0, 0
     for rtol in (0.3, 0.1, 0.02):
-        for seed in range(40):
+        for seed in range(20):
             result = trace(A, method=method, rtol=rtol, rng=1000 + seed)
             error = abs(float(result.value) - exact)
             inside += error <= 2 * float(result.stderr) + 1e-9
             runs += 1
-    # A true coverage of 0.9 falls below 0.82 in one case of a thousand.
-    assert inside / runs > 0.82
+    # A true coverage of 0.9 falls below 0.77 in one case of a thousand.
+    assert inside / runs > 0.77
 
 
 @pytest.mark.parametrize("name", ["outliers", "decaying", "indefinite", "one large"])
@@ -100,15 +100,15 @@ def test_estimates_are_unbiased_and_their_errors_true(name, method, limit):
     A = Bare(SPECTRA[name])
     results = [
         trace(A, method=method, rtol=0, max_matvecs=limit, rng=seed)
-        for seed in range(300)
+        for seed in range(150)
     ]
     assert {r.n_matvecs for r in results} == {limit}
     errors = torch.stack([r.value for r in results]) - A.matrix.trace()
     spread = errors.std()
-    assert errors.mean().abs() < 4 * spread / 300**0.5
+    assert errors.mean().abs() < 4 * spread / 150**0.5
     told = torch.stack([r.stderr for r in results]).square().mean().sqrt()
-    # The jackknife's is an upper bound, up to the noise of 300 runs.
-    assert 0.85 * spread < told < (1.2 if method == "hutchinson" else 2.5) * spread
+    # The jackknife's is an upper bound, up to the noise of 150 runs.
+    assert 0.8 * spread < told < (1.25 if method == "hutchinson" else 2.5) * spread
 
 
 def test_the_variance_is_that_of_random_signs():
