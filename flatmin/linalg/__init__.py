@@ -1,7 +1,11 @@
 """Matrix-free linear algebra on symmetric operators; knows nothing of networks."""
 
+from flatmin.linalg._density import SpectralDensity, spectral_density
+from flatmin.linalg._diagonal import DiagonalResult, diagonal
 from flatmin.linalg._eigsh import EigenResult, Which, eigsh, order_eigenvalues
+from flatmin.linalg._frobenius import FrobeniusResult, frobenius_norm
 from flatmin.linalg._operator import LinearOperator
+from flatmin.linalg._sqrt import SqrtResult, sqrt_matvec
 from flatmin.linalg._structured import (
     DenseOperator,
     DiagonalOperator,
@@ -14,14 +18,22 @@ from flatmin.linalg._trace import TraceResult, trace
 __all__ = [
     "DenseOperator",
     "DiagonalOperator",
+    "DiagonalResult",
     "EigenResult",
+    "FrobeniusResult",
     "FunctionOperator",
     "LinearOperator",
     "LowRankOperator",
     "ScaledIdentityOperator",
+    "SpectralDensity",
+    "SqrtResult",
     "TraceResult",
     "Which",
+    "diagonal",
     "eigsh",
+    "frobenius_norm",
     "order_eigenvalues",
+    "spectral_density",
+    "sqrt_matvec",
     "trace",
 ]

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
-from flatmin.linalg._operator import LinearOperator
+from flatmin.linalg._dense import eigh
+from flatmin.linalg._operator import LinearOperator, check_one_matrix
+from flatmin.linalg._orthogonal import orthogonalise, random_direction
 
 __all__ = ["EigenResult", "Which", "eigsh", "order_eigenvalues"]
 
 Which = Literal["LM", "LA", "SA", "BE"]
-
-# Rows of a float32 basis are summed in float64, this many columns at a time: at ten
-# million parameters a float32 dot product loses three of its seven digits.
-_BLOCK = 1 << 18
 
 # Numbers in a basis (128 MiB in float32) up to which it is larger than it has to be:
 # most solves then need no restart, which can stall on eigenvalues inside of the
@@ -38,7 +37,7 @@ class EigenResult:
 
     eigenvalues: Tensor  # (*batch, k), float64, in the order that was asked for
     eigenvectors: Tensor  # (*batch, D, k), columns, in the operator's dtype
-    residuals: Tensor  # (*batch, k) ||A u - λ u||
+    residuals: Tensor  # (*batch, k) ||A u - λ u||, from products, not a recurrence
     converged: Tensor  # (*batch, k) bool: residual <= tol * max |λ|
     n_matvecs: int
 
@@ -52,16 +51,24 @@ def eigsh(
     v0: Tensor | None = None,
     max_matvecs: int | None = None,
     rng: torch.Generator | int | None = None,
+    verbose: bool = False,
 ) -> EigenResult:
     """Return k extreme eigenpairs of a symmetric operator.
 
     Lanczos with a full, twice-applied orthogonalisation (no ghosts) and a thick
-    restart [1]_. The Rayleigh matrix holds measured inner products, so the residual
-    of a Ritz pair follows from products that were taken, not from a recurrence. An
-    invariant subspace is left through a random vector, so rank-deficient operators
-    are no special case. Converged pairs are held against a second random vector,
-    since the Krylov space of one vector has no repeated eigenvalue. For D ≤ 64 or k
-    near D the matrix is formed by D products and handed to a dense solver.
+    restart [1]_. An invariant subspace is left through a random vector, so
+    rank-deficient operators are no special case. Converged pairs are held against a
+    second random vector, since the Krylov space of one vector has no repeated
+    eigenvalue. For D ≤ 64 or k near D the matrix is formed by D products and handed
+    to a dense solver.
+
+    Residuals are computed: for every basis vector v, the product A v that was taken
+    is kept as its measured inner products with the basis and the norm of the rest,
+    and a Ritz vector is a combination of basis vectors. So ‖Au - λu‖ needs no
+    further product, and agrees with one taken afterwards to the rounding of the
+    operator's dtype. Where a random vector had to be put in, the norm of what it
+    left out is added, and the residual is an upper bound. An operator that is not
+    symmetric shows in its residuals and does not converge.
 
     Parameters
     ----------
@@ -79,6 +86,8 @@ def eigsh(
         Products at most, not less than k; None allows 20 (k + 20).
     rng : torch.Generator, int or None, default=None
         For the start vector; None is random.
+    verbose : bool, default=False
+        Show a progress bar over ``max_matvecs`` with the number of converged pairs.
 
     Returns
     -------
@@ -91,11 +100,14 @@ def eigsh(
     ValueError
         If k, ``v0`` or ``max_matvecs`` does not fit, ``which`` is unknown or the
         operator is a batch.
+    torch.linalg.LinAlgError
+        If a product is not finite.
 
     Warns
     -----
     ConvergenceWarning
-        If pairs have not converged within ``max_matvecs``.
+        If pairs have not converged within ``max_matvecs``, or the operator is not
+        symmetric.
 
     References
     ----------
@@ -109,11 +121,8 @@ def eigsh(
     >>> eigsh(A, 2, tol=1e-10, rng=0).eigenvalues
     tensor([499.0000, 498.0000], dtype=torch.float64)
     """
+    check_one_matrix(operator, "eigsh")
     size = operator.shape[-1]
-    if len(operator.shape) != 2:
-        raise ValueError(
-            f"eigsh takes one matrix. Got a batch of shape {tuple(operator.shape)}."
-        )
     if which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")
     if not 1 <= k <= size:
@@ -132,7 +141,10 @@ def eigsh(
         return _dense(operator, k, which, tol)
     limit = 20 * (k + 20) if max_matvecs is None else max_matvecs
     generator = make_generator(rng, operator.device)
-    return _thick_restart(operator, k, which, tol, v0, limit, n_basis, generator)
+    with progress_bar(limit, f"{k} eigenpairs", verbose=verbose) as bar:
+        return _thick_restart(
+            operator, k, which, tol, v0, limit, n_basis, generator, bar
+        )
 
 
 def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
@@ -167,15 +179,20 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
 def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> EigenResult:
     before = operator.n_matvecs
     matrix = operator.to_dense().double()
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    values, vectors = eigh((matrix + matrix.mT) / 2)
+    spectral_norm = values.abs().max()
     wanted = order_eigenvalues(values, which, k)
     values, vectors = values[wanted], vectors[:, wanted]
     residuals = torch.linalg.vector_norm(matrix @ vectors - values * vectors, dim=0)
+    # A tol below the rounding of the products says nothing about symmetry.
+    enough = max(tol, 100 * torch.finfo(operator.dtype).eps)
+    if bool((residuals > enough * spectral_norm).any()):
+        _warn_unsymmetric(matrix, residuals / spectral_norm, tol)
     return EigenResult(
         values,
         vectors.to(operator.dtype),
         residuals,
-        residuals <= tol * values.abs().max(),
+        residuals <= tol * spectral_norm,
         operator.n_matvecs - before,
     )
 
@@ -189,6 +206,7 @@ def _thick_restart(
     limit: int,
     n_basis: int,
     rng: torch.Generator,
+    bar: Any,
 ) -> EigenResult:
     size, dtype, device = operator.shape[-1], operator.dtype, operator.device
     V = torch.empty(n_basis + 1, size, dtype=dtype, device=device)  # rows: the basis
@@ -196,18 +214,19 @@ def _thick_restart(
     # leaves out of A v_j is known by its norm alone, lost[j].
     H = torch.zeros(n_basis + 1, n_basis, dtype=torch.float64, device=device)
     lost = torch.zeros(n_basis, dtype=torch.float64, device=device)
-    V[0] = _random_direction(V[:0], rng) if v0 is None else _normalised(operator, v0)
+    V[0] = random_direction(V[:0], rng) if v0 is None else _normalised(operator, v0)
     n = n_matvecs = found_at = 0
     found: EigenResult | None = None
 
     while True:
-        w, h = _orthogonalise(operator.matvec(V[n]), V[: n + 1])
+        w, h = orthogonalise(operator.matvec(V[n]), V[: n + 1])
         n_matvecs += 1
+        bar.update()
         H[: n + 1, n] = h
         beta = torch.linalg.vector_norm(w, dtype=torch.float64)
         if beta <= 10 * torch.finfo(w.dtype).eps * H.abs().amax():
             beta = torch.zeros_like(beta)  # an invariant subspace: leave it
-            V[n + 1] = _random_direction(V[: n + 1], rng)
+            V[n + 1] = random_direction(V[: n + 1], rng)
         else:
             V[n + 1] = w / beta.to(w.dtype)
         H[n + 1, n] = beta
@@ -220,6 +239,8 @@ def _thick_restart(
         wanted = order_eigenvalues(ritz, which, k)
         scale = ritz.abs().max()
         done = residuals[wanted] <= tol * scale
+        if not bar.disable:
+            bar.set_postfix(converged=int(done.sum()))
         probed = n_matvecs - found_at >= _N_PROBES
         if (
             found is not None
@@ -247,7 +268,7 @@ def _thick_restart(
                 lost.zero_()
                 H.diagonal()[:k], lost[:k] = result.eigenvalues, result.residuals
                 V[:k] = result.eigenvectors.mT
-                V[k] = _random_direction(V[:k], rng)
+                V[k] = random_direction(V[:k], rng)
                 n = k
         if n == n_basis:
             # Restart with the wanted Ritz vectors and half of the room that is left.
@@ -261,14 +282,6 @@ def _thick_restart(
             H.zero_()
             H.diagonal()[:n] = ritz[kept]
             H[n, :n] = coupling
-
-
-def _random_direction(V: Tensor, rng: torch.Generator) -> Tensor:
-    """Return a random unit vector orthogonal to the rows of V, shape (D,)."""
-    w = torch.randn(V.shape[1], generator=rng, dtype=V.dtype, device=V.device)
-    w, _ = _orthogonalise(w / w.norm(), V)
-    direction: Tensor = w / w.norm()
-    return direction
 
 
 def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
@@ -293,39 +306,6 @@ def _differ(now: Tensor, found: EigenResult, which: Which, allowed: Tensor) -> b
     return bool(change > allowed)
 
 
-def _orthogonalise(w: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """Return w without its components along the rows of V, and the components.
-
-    Two passes: after one, the computed basis is orthogonal to 1e-4 only and the
-    residuals are better on paper than in truth.
-
-    Parameters
-    ----------
-    w : Tensor of shape (D,)
-    V : Tensor of shape (j, D)
-        Orthonormal rows.
-
-    Returns
-    -------
-    w : Tensor of shape (D,)
-    components : Tensor of shape (j,)
-        In float64.
-    """
-    first = _dots(V, w)
-    w = w - first.to(w.dtype) @ V
-    second = _dots(V, w)
-    return w - second.to(w.dtype) @ V, first + second
-
-
-def _dots(V: Tensor, w: Tensor) -> Tensor:
-    """Return V w in float64; ``V`` of shape (j, D), ``w`` of shape (D,)."""
-    total = torch.zeros(len(V), dtype=torch.float64, device=V.device)
-    for start in range(0, V.shape[1], _BLOCK):
-        stop = start + _BLOCK
-        total += V[:, start:stop].double() @ w[start:stop].double()
-    return total
-
-
 def _ritz(H: Tensor, lost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return Ritz values, coefficients and residual norms of an n-vector basis.
 
@@ -348,10 +328,10 @@ def _ritz(H: Tensor, lost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     measured = H[:n, :n]
     rayleigh = measured.triu() + measured.triu(1).mT
-    values, S = torch.linalg.eigh(rayleigh)
+    values, S = eigh(rayleigh)
     inside = torch.linalg.vector_norm(measured @ S - S * values, dim=0)
-    outside = H[n, :n] @ S
-    return values, S, torch.hypot(inside, outside).hypot(lost[:n] @ S.abs())
+    outside = (H[n, :n] @ S).abs() + lost[:n] @ S.abs()
+    return values, S, torch.hypot(inside, outside)
 
 
 def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> None:
@@ -363,6 +343,19 @@ def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> No
         f"{failed} of {k} eigenpairs have not converged to tol={tol:g} within "
         f"{result.n_matvecs} products (worst relative residual {worst:.1e}). Raise "
         "max_matvecs or tol, or ask for fewer pairs.",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
+
+
+def _warn_unsymmetric(matrix: Tensor, relative: Tensor, tol: float) -> None:
+    norm = torch.linalg.matrix_norm(matrix)
+    asymmetry = float(torch.linalg.matrix_norm(matrix - matrix.mT) / norm)
+    warnings.warn(
+        f"{int((relative > tol).sum())} of {len(relative)} eigenpairs miss "
+        f"tol={tol:g} (worst relative residual {float(relative.max()):.1e}) although "
+        "the whole matrix was taken. eigsh needs a symmetric operator; here "
+        f"‖A - Aᵀ‖ = {asymmetry:.1e} ‖A‖. Symmetrise the operator.",
         ConvergenceWarning,
         stacklevel=4,
     )

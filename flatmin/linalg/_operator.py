@@ -9,7 +9,7 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-__all__ = ["LinearOperator"]
+__all__ = ["LinearOperator", "check_one_matrix", "knows_its_trace"]
 
 
 class LinearOperator(ABC):
@@ -166,6 +166,43 @@ class LinearOperator(ABC):
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
         return f"<{type(self).__name__} {shape}, {self.dtype}, {self.device}>"
+
+
+def check_one_matrix(operator: LinearOperator, function: str) -> None:
+    """Raise if an operator is a batch of matrices.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+    function : str
+        Who asks, for the message.
+
+    Raises
+    ------
+    ValueError
+        If the operator has leading dimensions.
+    """
+    if len(operator.shape) != 2:
+        raise ValueError(
+            f"{function} takes one matrix. Got a batch of shape "
+            f"{tuple(operator.shape)}; hand in its members one by one."
+        )
+
+
+def knows_its_trace(operator: LinearOperator) -> bool:
+    """Return whether ``operator.trace()`` takes fewer than D products.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+
+    Returns
+    -------
+    bool
+    """
+    if isinstance(operator, _Combination):
+        return all(knows_its_trace(term) for term in operator.terms)
+    return type(operator).trace is not LinearOperator.trace
 
 
 class _Combination(LinearOperator):

@@ -1,13 +1,22 @@
-"""Tr(A): exact where that is cheap, else Hutchinson's estimate with its error."""
+"""Tr(A): exact where that is cheap, else an estimate with its error."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from flatmin.linalg._operator import LinearOperator
+from flatmin._utils.names import check_known
+from flatmin._utils.progress import progress_bar
+from flatmin._utils.random import make_generator
+from flatmin.linalg._estimate import estimate
+from flatmin.linalg._operator import LinearOperator, check_one_matrix, knows_its_trace
+from flatmin.linalg._orthogonal import dots
+from flatmin.linalg._probes import spherical
+from flatmin.linalg._sketch import SMALL, Sketch
+from flatmin.linalg._xtrace import xtrace
 
 __all__ = ["TraceResult", "trace"]
 
@@ -24,28 +33,44 @@ class TraceResult:
 def trace(
     operator: LinearOperator,
     *,
-    rng: torch.Generator,
+    method: Literal["auto", "exact", "hutchinson", "xtrace"] = "auto",
     rtol: float = 0.02,
-    min_probes: int = 8,
-    max_probes: int = 200,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = None,
+    verbose: bool = False,
 ) -> TraceResult:
-    """Return Tr(A), exactly for D ≤ ``max_probes`` and for batches.
+    """Return Tr(A) with its standard error.
 
-    Hutchinson's estimator (1/M) Σ zᵀAz with Rademacher z, drawn until its
-    standard error (ddof 1) is at most ``rtol`` times its value.
+    - ``"hutchinson"`` [1]_: the mean of zᵀAz over vectors z of random signs. Its
+      variance is 2 (‖A‖²_F - Σ Aᵢᵢ²) for each product.
+    - ``"xtrace"`` [2]_: the trace on the range of A times random vectors is exact, and
+      each vector in turn estimates what the others leave out. Two products a vector;
+      far better where few eigenvalues are large, and exact for a low rank. Keeps
+      2 ``max_matvecs`` vectors in memory, or fewer that fit into 2²⁸ numbers. For
+      D ≤ 10 the trace is exact.
+    - ``"exact"``: the operator's own formula, or D products.
+
+    The number of products is decided in a few stages, never at the first moment at
+    which the error looks small, so that the error stays honest. Where ten products
+    suffice, it is the error of ten draws: think of Student's distribution.
 
     Parameters
     ----------
     operator : LinearOperator
-        Symmetric.
-    rng : torch.Generator
-        For the probes, on the operator's device.
+        Symmetric. A batch has exact traces only.
+    method : {"auto", "exact", "hutchinson", "xtrace"}, default="auto"
+        ``"auto"`` is exact for batches, for D ≤ ``max_matvecs`` and for operators
+        that know their trace. Else ten probes of Hutchinson's decide whether his
+        estimator will do with few more, or XTrace has to.
     rtol : float, default=0.02
         Relative standard error to reach.
-    min_probes : int, default=8
-        M at least; 2 or more, as one draw has no spread.
-    max_probes : int, default=200
-        M at most; the result's ``stderr`` then tells what was reached.
+    max_matvecs : int, default=200
+        Products at most (of ``"exact"`` there are D); the result's ``stderr`` tells
+        what was reached.
+    rng : torch.Generator, int or None, default=None
+        For the probes; None is random.
+    verbose : bool, default=False
+        Show a progress bar over ``max_matvecs``.
 
     Returns
     -------
@@ -54,42 +79,52 @@ def trace(
     Raises
     ------
     ValueError
-        Unless 2 ≤ ``min_probes`` ≤ ``max_probes``.
+        If ``method`` is unknown, ``max_matvecs`` is less than 6, or an estimate is
+        asked of a batch.
 
     References
     ----------
-    M. F. Hutchinson, "A stochastic estimator of the trace of the influence matrix
-    for Laplacian smoothing splines", 1989, :doi:`10.1080/03610918908812806`.
+    .. [1] M. F. Hutchinson, "A stochastic estimator of the trace of the influence
+       matrix for Laplacian smoothing splines", 1989,
+       :doi:`10.1080/03610918908812806`.
+    .. [2] E. N. Epperly, J. A. Tropp and R. J. Webber, "XTrace: Making the most of
+       every sample in stochastic trace estimation", 2024, :doi:`10.1137/23M1548323`.
 
     Examples
     --------
     >>> from flatmin.linalg import DenseOperator
     >>> A = DenseOperator(torch.diag(torch.tensor([1.0, 2.0, 3.0])))
-    >>> trace(A, rng=torch.Generator()).value
+    >>> trace(A).value
     tensor(6.)
     """
-    if not 2 <= min_probes <= max_probes:
-        raise ValueError(
-            "The number of probes must satisfy 2 <= min_probes <= max_probes. Got "
-            f"min_probes={min_probes} and max_probes={max_probes}."
-        )
-    before = operator.n_matvecs
-    size = operator.shape[-1]
-    if size <= max_probes or len(operator.shape) > 2:
+    check_known("method", method, ("auto", "exact", "hutchinson", "xtrace"))
+    if max_matvecs < 6:
+        raise ValueError(f"max_matvecs must be at least 6. Got {max_matvecs}.")
+    before, size = operator.n_matvecs, operator.shape[-1]
+    batch = len(operator.shape) > 2
+    whole = method == "xtrace" and size <= SMALL and not batch
+    cheap = batch or size <= max_matvecs or knows_its_trace(operator)
+    if method == "exact" or whole or (method == "auto" and cheap):
         value = operator.trace()
         exact = torch.zeros_like(value)
         return TraceResult(value, exact, operator.n_matvecs - before)
 
-    samples: list[Tensor] = []
-    while len(samples) < max_probes:
-        signs = torch.randint(0, 2, (size,), generator=rng, device=operator.device)
-        z = (2 * signs - 1).to(operator.dtype)
-        samples.append(torch.dot(z.double(), operator.matvec(z).double()))
-        if len(samples) >= min_probes:
-            draws = torch.stack(samples)
-            stderr = draws.std() / len(samples) ** 0.5
-            if stderr <= rtol * draws.mean().abs():
-                break
-    value = draws.mean().to(operator.dtype)
-    stderr = stderr.to(operator.dtype)
-    return TraceResult(value, stderr, operator.n_matvecs - before)
+    check_one_matrix(operator, f"trace with method={method!r}")
+    generator = make_generator(rng, operator.device)
+    with progress_bar(max_matvecs, "trace", verbose=verbose) as bar:
+        value, stderr = estimate(
+            operator,
+            lambda z, Az: dots(z.unsqueeze(0), Az).squeeze(0),
+            Sketch(operator, spherical),
+            xtrace,
+            method="sketch" if method == "xtrace" else method,
+            rtol=rtol,
+            max_matvecs=max_matvecs,
+            rng=generator,
+            bar=bar,
+        )
+    return TraceResult(
+        value.to(operator.dtype),
+        stderr.to(operator.dtype),
+        operator.n_matvecs - before,
+    )

@@ -115,22 +115,79 @@ def test_a_large_float32_operator():
     values = torch.cat([torch.arange(40.0, 20, -1), randn(4980) * 0.5])
     A = Reflected(values, torch.float32)
     result = eigsh(A, 20, tol=1e-4, rng=0)
-    U = result.eigenvectors.double()
-    products = torch.stack([A.exact(u) for u in U.T], dim=1)
-    true = torch.linalg.vector_norm(products - result.eigenvalues * U, dim=0)
+    true = true_residuals(A, result)
     assert (true <= 1.01e-4 * 40).all()
     close(result.residuals, true, rtol=0.05, atol=1e-4)
     close(result.eigenvalues, values[:20].double(), rtol=1e-6, atol=0)
 
 
+def true_residuals(A, result):
+    """Return ‖Au - λu‖ by products of a Reflected that are taken in float64."""
+    U = result.eigenvectors.double()
+    products = torch.stack([A.exact(u) for u in U.T], dim=1)
+    return torch.linalg.vector_norm(products - result.eigenvalues * U, dim=0)
+
+
+@pytest.mark.parametrize("which", ["LM", "SA", "BE"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [150, 5000])
+@pytest.mark.parametrize("name", ["outliers", "decaying", "rank 3", "positive"])
+def test_residuals_are_those_of_products_taken_afterwards(name, size, dtype, which):
+    """To the rounding of the dtype, converged or not and over restarts."""
+    values = {
+        "outliers": [*range(40, 20, -1), *(0.5 * randn(size - 20)).tolist()],
+        "decaying": 1 / np.arange(1, size + 1),
+        "rank 3": [3, -2, 1, *[0] * (size - 3)],
+        "positive": np.linspace(1, 2, size) ** 8,
+    }[name]
+    A, scale = Reflected(values, dtype), float(max(map(abs, values)))
+    for k, tol in [(1, 1e-2), (5, 1e-4), (8, 0.0)]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            result = eigsh(A, k, which=which, tol=tol, max_matvecs=120, rng=0)
+        true = true_residuals(A, result)
+        rounding = 30 * torch.finfo(dtype).eps * scale
+        close(result.residuals, true, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [300, 5000])
+@pytest.mark.parametrize("name", ["repeated", "clustered"])
+@pytest.mark.parametrize("tol", [1e-2, 1e-4])
+def test_residuals_after_a_random_restart_are_upper_bounds(name, size, dtype, tol):
+    values = {
+        "repeated": [5, 5, 5, 4, 3, 3, *np.linspace(1, -1, size - 8), -6, -6],
+        "clustered": [*(2 - 1e-3 * np.arange(6)), *np.linspace(1, 0, size - 6)],
+    }[name]
+    A = Reflected(values, dtype)
+    for which in ("LM", "LA", "BE"):
+        result = eigsh(A, 5, which=which, tol=tol, rng=0)
+        rounding = 30 * torch.finfo(dtype).eps * max(values)
+        assert (true_residuals(A, result) <= result.residuals + rounding).all()
+        assert result.converged.all()
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
+@pytest.mark.parametrize("k", [1, 20, 55, 69, 70, 100, 149, 150])
+def test_every_k_with_a_small_basis(monkeypatch, k, which):
+    """From k = 70 on the basis would be the whole space, and the solver is dense."""
+    monkeypatch.setattr("flatmin.linalg._eigsh._ROOMY", 0)
+    A = operator(SPECTRA["positive"])
+    result = eigsh(A, k, which=which, tol=1e-8, max_matvecs=5000, rng=0)
+    expected = wanted(SPECTRA["positive"], which, k)
+    close(result.eigenvalues, expected, rtol=0, atol=1e-7 * 256)
+    check(result, A.matrix, 1e-8)
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
 @pytest.mark.parametrize("size", [1, 2, 5, 30, 64, 65, 70])
-def test_small_matrices_with_every_k(size):
-    matrix = with_spectrum(np.linspace(-2, 3, size) if size > 1 else [2.0])
-    full = torch.linalg.eigvalsh(matrix)
-    for k in {1, size // 2, size - 1, size} - {0}:
+def test_small_matrices_with_every_k(size, which):
+    values = torch.linspace(-2, 3.1, size).double() if size > 1 else torch.tensor([2.0])
+    matrix = with_spectrum(values)
+    for k in {1, 2, size // 2, size - 1, size} & set(range(1, size + 1)):
         A = FunctionOperator(lambda v: matrix @ v, size, dtype=torch.float64)
-        result = eigsh(A, k, which="SA", tol=1e-10, rng=0)
-        close(result.eigenvalues, full[:k])
+        result = eigsh(A, k, which=which, tol=1e-10, rng=0)
+        close(result.eigenvalues, wanted(values, which, k))
         assert result.eigenvectors.shape == (size, k)
         assert result.n_matvecs == A.n_matvecs
         check(result, matrix, 1e-10)
@@ -278,6 +335,62 @@ def test_a_matrix_that_is_not_symmetric_does_not_converge():
     A = FunctionOperator(lambda v: matrix @ v, D, dtype=torch.float64)
     with pytest.warns(ConvergenceWarning, match="have not converged"):
         eigsh(A, 3, tol=1e-6, rng=0)
+
+
+def test_the_dense_path_does_not_symmetrise_in_silence():
+    matrix = with_spectrum(np.linspace(-1, 1, 30))
+    matrix[0] += 0.1
+    A = FunctionOperator(lambda v: matrix @ v, 30, dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = eigsh(A, 3, tol=1e-3)
+    assert not result.converged.any()
+    U = result.eigenvectors
+    true = torch.linalg.vector_norm(matrix @ U - result.eigenvalues * U, dim=0)
+    close(result.residuals, true)
+    (warning,) = caught
+    assert issubclass(warning.category, ConvergenceWarning)
+    assert warning.filename == __file__
+    asymmetry = float((matrix - matrix.T).norm() / matrix.norm())
+    assert str(warning.message).startswith("3 of 3 eigenpairs miss tol=0.001")
+    assert f"‖A - Aᵀ‖ = {asymmetry:.1e} ‖A‖. Symmetrise" in str(warning.message)
+
+
+def test_a_tolerance_below_rounding_says_nothing_about_symmetry():
+    noise = 1e-7 * randn(30, 30, dtype=torch.float32)
+    A = DenseOperator(operator(np.linspace(-1, 1, 30), torch.float32).matrix + noise)
+    result = eigsh(A, 3, tol=1e-10)
+    assert not result.converged.any()
+    assert (result.residuals < 1e-6).all()
+
+
+@pytest.mark.parametrize("size", [20, 500])
+def test_a_product_that_is_not_finite(size):
+    A = FunctionOperator(lambda v: v / 0, size)
+    with pytest.raises(torch.linalg.LinAlgError, match=r"must be finite. Got NaN"):
+        eigsh(A, 2, rng=0)
+
+
+def test_progress(capsys):
+    A = operator(SPECTRA["outliers"])
+    eigsh(A, 3, rng=0)
+    assert capsys.readouterr().err == ""
+    eigsh(A, 3, rng=0, verbose=True)
+    output = capsys.readouterr()
+    assert "3 eigenpairs" in output.err
+    assert "converged=3" in output.err
+    assert output.out == ""
+
+
+def test_an_interrupt_returns_nothing():
+    def product(v):
+        if A.n_matvecs == 15:
+            raise KeyboardInterrupt
+        return torch.linspace(0, 1, 500) * v
+
+    A = FunctionOperator(product, 500)
+    with pytest.raises(KeyboardInterrupt):
+        eigsh(A, 3, rng=0)
 
 
 @pytest.mark.parametrize(

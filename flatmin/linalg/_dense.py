@@ -1,0 +1,39 @@
+"""Small symmetric eigenproblems."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+__all__ = ["eigh"]
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and eigenvectors of a matrix made of an operator's products.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (\\*batch, n, n)
+        Symmetric.
+
+    Returns
+    -------
+    values : Tensor of shape (\\*batch, n)
+        Rising.
+    vectors : Tensor of shape (\\*batch, n, n)
+        Columns.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If an entry is not finite. LAPACK would blame the conditioning, if it
+        returned at all.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise LinAlgError(
+            "Products of the operator must be finite. Got NaN or infinity; look at "
+            "the point at which the operator is taken."
+        )
+    values, vectors = torch.linalg.eigh(matrix)
+    return values, vectors

@@ -1,0 +1,244 @@
+"""The spectral density by stochastic Lanczos quadrature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.names import check_known
+from flatmin._utils.progress import progress_bar
+from flatmin._utils.random import make_generator
+from flatmin.linalg._dense import eigh
+from flatmin.linalg._lanczos import LanczosProcess
+from flatmin.linalg._operator import LinearOperator, check_one_matrix
+from flatmin.linalg._probes import rademacher
+
+__all__ = ["SpectralDensity", "spectral_density"]
+
+# Above it a dense eigendecomposition takes longer than most products, and its memory
+# grows with D².
+_MAX_DENSE = 2048
+
+# Steps between two looks at whether the Krylov space has ended; each waits for the
+# device.
+_STEPS = 8
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """The eigenvalues of A as a distribution p(λ) = (1/D) Σ δ(λ - λᵢ).
+
+    Every probe gives a discrete distribution of its own, whose weights sum to one.
+    The methods return the mean over probes and its standard error (ddof 1), which is
+    0 where the density is exact. The error of the quadrature, which is the same for
+    all probes, is not part of it: repeat with more ``n_steps`` to see it.
+    """
+
+    nodes: Tensor  # (n_probes, n_steps) Ritz values, float64, rising
+    weights: Tensor  # (n_probes, n_steps), float64, rows sum to one
+    exact: bool  # all D eigenvalues as one probe
+    n_matvecs: int
+
+    def mean(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return (1/D) Tr f(A) = ∫ f(λ) p(λ) dλ.
+
+        Parameters
+        ----------
+        function : callable
+            f, element by element; takes and returns a Tensor of the nodes' shape.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        stderr : Tensor of shape ()
+        """
+        return self._over_probes((self.weights * function(self.nodes)).sum(1))
+
+    def moment(self, p: int) -> tuple[Tensor, Tensor]:
+        """Return (1/D) Tr Aᵖ; the quadrature itself is exact for p < 2 n_steps.
+
+        Parameters
+        ----------
+        p : int
+            At least 0.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        stderr : Tensor of shape ()
+
+        Raises
+        ------
+        ValueError
+            If p is negative.
+        """
+        if p < 0:
+            raise ValueError(f"p must be at least 0. Got {p}.")
+        return self.mean(lambda nodes: nodes**p)
+
+    def density(self, grid: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Return p smoothed by a normal density, which integrates to one.
+
+        Parameters
+        ----------
+        grid : Tensor of shape (n,)
+            Where to evaluate.
+        sigma : float
+            Standard deviation, in units of the eigenvalues. Structure finer than
+            the range of the eigenvalues over ``n_steps`` is the quadrature's.
+
+        Returns
+        -------
+        value : Tensor of shape (n,)
+        stderr : Tensor of shape (n,)
+
+        Raises
+        ------
+        ValueError
+            If ``sigma`` is not positive.
+        """
+        if not sigma > 0:
+            raise ValueError(f"sigma must be positive. Got {sigma}.")
+        height = 1 / (sigma * (2 * torch.pi) ** 0.5)
+        return self._on_grid(
+            grid, lambda x: height * torch.exp(-((x / sigma) ** 2) / 2)
+        )
+
+    def cumulative(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the share of eigenvalues that are at most x.
+
+        A step function with a step at every node, off by up to the height of one
+        step.
+
+        Parameters
+        ----------
+        grid : Tensor of shape (n,)
+            Where to evaluate.
+
+        Returns
+        -------
+        value : Tensor of shape (n,)
+        stderr : Tensor of shape (n,)
+        """
+        return self._on_grid(grid, lambda x: (x >= 0).double())
+
+    def _on_grid(
+        self, grid: Tensor, kernel: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        points = grid.to(self.nodes).unsqueeze(1)
+        # Probe by probe: all of them at once are n_probes · n_steps · n numbers.
+        rows = [
+            kernel(points - nodes) @ weights
+            for nodes, weights in zip(self.nodes, self.weights, strict=True)
+        ]
+        return self._over_probes(torch.stack(rows))
+
+    def _over_probes(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        mean = values.mean(0)
+        if self.exact:
+            return mean, torch.zeros_like(mean)
+        return mean, values.std(0) / len(values) ** 0.5
+
+
+def spectral_density(
+    operator: LinearOperator,
+    *,
+    method: Literal["auto", "exact", "lanczos"] = "auto",
+    n_probes: int = 10,
+    n_steps: int = 80,
+    rng: torch.Generator | int | None = None,
+    verbose: bool = False,
+) -> SpectralDensity:
+    """Return the distribution of the eigenvalues of a symmetric operator.
+
+    Stochastic Lanczos quadrature [1]_, [2]_: from a probe z of random signs, the
+    eigenvalues of the tridiagonal matrix T are the nodes and the squared first
+    entries of its eigenvectors the weights of a Gauss quadrature for
+    zᵀ f(A) z / D, whose mean over z is (1/D) Tr f(A). Orthogonalisation is full, so
+    no node is a ghost. A Krylov space that ends early makes the probe's quadrature
+    exact.
+
+    Parameters
+    ----------
+    operator : LinearOperator of shape (D, D)
+        Symmetric.
+    method : {"auto", "exact", "lanczos"}, default="auto"
+        ``"exact"`` forms the matrix by D products and takes all its eigenvalues;
+        ``"auto"`` does that where it needs no more products and D ≤ 2048.
+    n_probes : int, default=10
+        2 or more, as one probe has no spread.
+    n_steps : int, default=80
+        Products for each probe at most, and as many vectors are kept in memory.
+    rng : torch.Generator, int or None, default=None
+        For the probes; None is random.
+    verbose : bool, default=False
+        Show a progress bar over the products.
+
+    Returns
+    -------
+    SpectralDensity
+
+    Raises
+    ------
+    ValueError
+        If ``method`` is unknown, ``n_probes`` is less than 2, ``n_steps`` less than
+        1 or the operator is a batch.
+    torch.linalg.LinAlgError
+        If a product is not finite.
+
+    References
+    ----------
+    .. [1] S. Ubaru, J. Chen and Y. Saad, "Fast estimation of tr(f(A)) via stochastic
+       Lanczos quadrature", 2017, :doi:`10.1137/16M1104974`.
+    .. [2] B. Ghorbani, S. Krishnan and Y. Xiao, "An investigation into neural net
+       optimization via Hessian eigenvalue density", 2019,
+       :doi:`10.48550/arXiv.1901.10159`.
+
+    Examples
+    --------
+    A tenth of the eigenvalues is 3, the others are 0.
+
+    >>> from flatmin.linalg import DiagonalOperator
+    >>> A = DiagonalOperator(torch.tensor([3.0] * 100 + [0.0] * 900))
+    >>> result = spectral_density(A, rng=0)
+    >>> value, stderr = result.cumulative(torch.tensor([-1.0, 1.0, 4.0]))
+    >>> value
+    tensor([0.0000, 0.9000, 1.0000], dtype=torch.float64)
+    >>> result.moment(2)[0]
+    tensor(0.9000, dtype=torch.float64)
+    """
+    check_one_matrix(operator, "spectral_density")
+    check_known("method", method, ("auto", "exact", "lanczos"))
+    if n_probes < 2 or n_steps < 1:
+        raise ValueError(
+            "n_probes must be at least 2 and n_steps at least 1. Got "
+            f"n_probes={n_probes} and n_steps={n_steps}."
+        )
+    size, before = operator.shape[-1], operator.n_matvecs
+    if method == "auto":
+        cheap = size <= min(n_probes * n_steps, _MAX_DENSE)
+        method = "exact" if cheap else "lanczos"
+    if method == "exact":
+        matrix = operator.to_dense().double()
+        nodes = eigh((matrix + matrix.mT) / 2)[0].unsqueeze(0)
+        weights = torch.full_like(nodes, 1 / size)
+        return SpectralDensity(nodes, weights, True, operator.n_matvecs - before)
+
+    generator = make_generator(rng, operator.device)
+    process = LanczosProcess(operator, min(n_steps, size))
+    matrices = []
+    total = n_probes * process.max_steps
+    with progress_bar(total, "spectral density", verbose=verbose) as bar:
+        for _ in range(n_probes):
+            process.start(rademacher(operator, generator) / size**0.5)
+            while process.n_steps < process.max_steps and not process.exhausted:
+                taken = process.n_steps
+                process.advance(_STEPS)
+                bar.update(process.n_steps - taken)
+            matrices.append(process.tridiagonal())
+    nodes, S = eigh(torch.stack(matrices))
+    return SpectralDensity(nodes, S[:, 0].square(), False, operator.n_matvecs - before)

@@ -1,0 +1,121 @@
+"""diag(A): exact where that is cheap, else an estimate with the error of each entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.names import check_known
+from flatmin._utils.progress import progress_bar
+from flatmin._utils.random import make_generator
+from flatmin.linalg._estimate import estimate
+from flatmin.linalg._operator import LinearOperator, check_one_matrix
+from flatmin.linalg._probes import rademacher
+from flatmin.linalg._sketch import SMALL, Sketch
+from flatmin.linalg._xdiag import xdiag
+
+__all__ = ["DiagonalResult", "diagonal"]
+
+
+@dataclass(frozen=True)
+class DiagonalResult:
+    """A diagonal and how well each entry is known."""
+
+    value: Tensor  # (D,)
+    stderr: Tensor  # (D,); 0 where the value is exact
+    n_matvecs: int
+
+
+def diagonal(
+    operator: LinearOperator,
+    *,
+    method: Literal["auto", "exact", "hutchinson", "xdiag"] = "auto",
+    rtol: float = 0.05,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = None,
+    verbose: bool = False,
+) -> DiagonalResult:
+    """Return diag(A) with the standard error of every entry.
+
+    - ``"hutchinson"`` [1]_: the mean of z ∘ Az over vectors z of random signs. The
+      variance of entry i is the sum of the other Aᵢⱼ² for each product.
+    - ``"xdiag"`` [2]_: the diagonal on the range of A times random vectors is exact,
+      and each vector in turn estimates what the others leave out. Two products a
+      vector; better where few eigenvalues are large, and exact for a low rank. Keeps
+      2 ``max_matvecs`` vectors in memory, or fewer that fit into 2²⁸ numbers. For
+      D ≤ 10 the diagonal is exact.
+    - ``"exact"``: D products.
+
+    Parameters
+    ----------
+    operator : LinearOperator of shape (D, D)
+        Symmetric.
+    method : {"auto", "exact", "hutchinson", "xdiag"}, default="auto"
+        ``"auto"`` is exact for D ≤ ``max_matvecs``; else ten probes decide whether
+        the plain mean will do with few more, or XDiag has to.
+    rtol : float, default=0.05
+        Norm of the errors to reach, relative to the norm of the diagonal.
+    max_matvecs : int, default=200
+        Products at most (of ``"exact"`` there are D); the result's ``stderr`` tells
+        what was reached.
+    rng : torch.Generator, int or None, default=None
+        For the probes; None is random.
+    verbose : bool, default=False
+        Show a progress bar over ``max_matvecs``.
+
+    Returns
+    -------
+    DiagonalResult
+
+    Raises
+    ------
+    ValueError
+        If ``method`` is unknown, ``max_matvecs`` is less than 6 or the operator is a
+        batch.
+
+    References
+    ----------
+    .. [1] C. Bekas, E. Kokiopoulou and Y. Saad, "An estimator for the diagonal of a
+       matrix", 2007, :doi:`10.1016/j.apnum.2007.01.003`.
+    .. [2] E. N. Epperly, J. A. Tropp and R. J. Webber, "XTrace: Making the most of
+       every sample in stochastic trace estimation", 2024, :doi:`10.1137/23M1548323`.
+
+    Examples
+    --------
+    >>> from flatmin.linalg import DenseOperator
+    >>> diagonal(DenseOperator(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))).value
+    tensor([2., 3.])
+    """
+    check_one_matrix(operator, "diagonal")
+    check_known("method", method, ("auto", "exact", "hutchinson", "xdiag"))
+    if max_matvecs < 6:
+        raise ValueError(f"max_matvecs must be at least 6. Got {max_matvecs}.")
+    before = operator.n_matvecs
+    size = operator.shape[-1]
+    whole = method == "xdiag" and size <= SMALL
+    if method == "exact" or whole or (method == "auto" and size <= max_matvecs):
+        value = operator.to_dense().diagonal()
+        exact = torch.zeros_like(value)
+        return DiagonalResult(value, exact, operator.n_matvecs - before)
+
+    generator = make_generator(rng, operator.device)
+    with progress_bar(max_matvecs, "diagonal", verbose=verbose) as bar:
+        value, stderr = estimate(
+            operator,
+            lambda z, Az: z.double() * Az.double(),
+            Sketch(operator, rademacher),
+            xdiag,
+            method="sketch" if method == "xdiag" else method,
+            rtol=rtol,
+            max_matvecs=max_matvecs,
+            rng=generator,
+            bar=bar,
+        )
+    return DiagonalResult(
+        value.to(operator.dtype),
+        stderr.to(operator.dtype),
+        operator.n_matvecs - before,
+    )

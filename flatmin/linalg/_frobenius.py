@@ -1,0 +1,104 @@
+"""‖A‖_F: exact where that is cheap, else an estimate with its error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.names import check_known
+from flatmin._utils.progress import progress_bar
+from flatmin._utils.random import make_generator
+from flatmin.linalg._operator import LinearOperator, check_one_matrix
+from flatmin.linalg._probes import rademacher
+from flatmin.linalg._running_mean import RunningMean
+
+__all__ = ["FrobeniusResult", "frobenius_norm"]
+
+
+@dataclass(frozen=True)
+class FrobeniusResult:
+    """A Frobenius norm and how well it is known."""
+
+    value: Tensor  # ()
+    stderr: Tensor  # (); 0 where the value is exact
+    n_matvecs: int
+
+
+def frobenius_norm(
+    operator: LinearOperator,
+    *,
+    method: Literal["auto", "exact", "hutchinson"] = "auto",
+    rtol: float = 0.02,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = None,
+    verbose: bool = False,
+) -> FrobeniusResult:
+    """Return ‖A‖_F = (Σ Aᵢⱼ²)^(1/2) with its standard error.
+
+    ‖A‖²_F is the mean of ‖Az‖² over vectors z of random signs, which is Hutchinson's
+    estimator of Tr(A²). The error of the root follows from that of the square by its
+    derivative, as does a bias of -stderr² / (2 value), which is left in.
+
+    Parameters
+    ----------
+    operator : LinearOperator of shape (D, D)
+        Symmetric.
+    method : {"auto", "exact", "hutchinson"}, default="auto"
+        ``"exact"`` takes D products, ``"auto"`` does so for D ≤ ``max_matvecs``.
+    rtol : float, default=0.02
+        Relative standard error to reach.
+    max_matvecs : int, default=200
+        Products at most (of ``"exact"`` there are D); the result's ``stderr`` tells
+        what was reached.
+    rng : torch.Generator, int or None, default=None
+        For the probes; None is random.
+    verbose : bool, default=False
+        Show a progress bar over ``max_matvecs``.
+
+    Returns
+    -------
+    FrobeniusResult
+
+    Raises
+    ------
+    ValueError
+        If ``method`` is unknown, ``max_matvecs`` is less than 2 or the operator is a
+        batch.
+
+    Examples
+    --------
+    >>> from flatmin.linalg import DenseOperator
+    >>> frobenius_norm(DenseOperator(torch.tensor([[1.0, 2.0], [2.0, 4.0]]))).value
+    tensor(5.)
+    """
+    check_one_matrix(operator, "frobenius_norm")
+    check_known("method", method, ("auto", "exact", "hutchinson"))
+    if max_matvecs < 2:
+        raise ValueError(f"max_matvecs must be at least 2. Got {max_matvecs}.")
+    before = operator.n_matvecs
+    if method == "exact" or (method == "auto" and operator.shape[-1] <= max_matvecs):
+        value = torch.linalg.matrix_norm(operator.to_dense())
+        exact = torch.zeros_like(value)
+        return FrobeniusResult(value, exact, operator.n_matvecs - before)
+
+    generator = make_generator(rng, operator.device)
+    squares = RunningMean()
+    with progress_bar(max_matvecs, "Frobenius norm", verbose=verbose) as bar:
+
+        def draw() -> Tensor:
+            product = operator.matvec(rademacher(operator, generator))
+            bar.update()
+            norm: Tensor = torch.linalg.vector_norm(product, dtype=torch.float64)
+            return norm.square()
+
+        squares.draw_until(draw, 2 * rtol, max_matvecs)
+    value = squares.mean.sqrt()
+    stderr = torch.where(value == 0, 0.0, squares.stderr / (2 * value))
+    return FrobeniusResult(
+        value.to(operator.dtype),
+        stderr.to(operator.dtype),
+        operator.n_matvecs - before,
+    )
