@@ -12,9 +12,10 @@ from torch import Tensor
 
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
+from flatmin.linalg._band_lanczos import BandLanczos
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
-from flatmin.linalg._orthogonal import orthogonalise, random_direction
+from flatmin.linalg._orthogonal import random_direction
 
 __all__ = ["EigenResult", "Which", "eigsh", "order_eigenvalues"]
 
@@ -66,9 +67,8 @@ def eigsh(
     is kept as its measured inner products with the basis and the norm of the rest,
     and a Ritz vector is a combination of basis vectors. So ‖Au - λu‖ needs no
     further product, and agrees with one taken afterwards to the rounding of the
-    operator's dtype. Where a random vector had to be put in, the norm of what it
-    left out is added, and the residual is an upper bound. An operator that is not
-    symmetric shows in its residuals and does not converge.
+    operator's dtype. An operator that is not symmetric shows in its residuals and does
+    not converge.
 
     Parameters
     ----------
@@ -137,13 +137,18 @@ def eigsh(
     if (4 * k + 40) * size <= _ROOMY:
         n_basis = 4 * k + 40
     # A basis of nearly D vectors is the whole space: then D products give all pairs.
-    if size <= max(64, n_basis):
+    if size <= max(64, n_basis + k + 2):
         return _dense(operator, k, which, tol)
     limit = 20 * (k + 20) if max_matvecs is None else max_matvecs
     generator = make_generator(rng, operator.device)
+    if v0 is None:
+        nothing = torch.empty(0, size, dtype=operator.dtype, device=operator.device)
+        start = random_direction(nothing, generator)
+    else:
+        start = _normalised(operator, v0)
     with progress_bar(limit, f"{k} eigenpairs", verbose=verbose) as bar:
         return _thick_restart(
-            operator, k, which, tol, v0, limit, n_basis, generator, bar
+            operator, k, which, tol, start, limit, n_basis, generator, bar
         )
 
 
@@ -202,86 +207,60 @@ def _thick_restart(
     k: int,
     which: Which,
     tol: float,
-    v0: Tensor | None,
+    start: Tensor,
     limit: int,
     n_basis: int,
     rng: torch.Generator,
     bar: Any,
 ) -> EigenResult:
-    size, dtype, device = operator.shape[-1], operator.dtype, operator.device
-    V = torch.empty(n_basis + 1, size, dtype=dtype, device=device)  # rows: the basis
-    # H[:, j] = V A v_j as measured; T is its symmetric part. What a random restart
-    # leaves out of A v_j is known by its norm alone, lost[j].
-    H = torch.zeros(n_basis + 1, n_basis, dtype=torch.float64, device=device)
-    lost = torch.zeros(n_basis, dtype=torch.float64, device=device)
-    V[0] = random_direction(V[:0], rng) if v0 is None else _normalised(operator, v0)
-    n = n_matvecs = found_at = 0
-    found: EigenResult | None = None
-
+    most_starts = k + 1  # an eigenvalue can be repeated k times
+    process = BandLanczos(operator, start, n_basis, most_starts, rng)
     while True:
-        w, h = orthogonalise(operator.matvec(V[n]), V[: n + 1])
-        n_matvecs += 1
+        if process.is_full:
+            _shrink(process, k, which)
+        process.advance()
         bar.update()
-        H[: n + 1, n] = h
-        beta = torch.linalg.vector_norm(w, dtype=torch.float64)
-        if beta <= 10 * torch.finfo(w.dtype).eps * H.abs().amax():
-            beta = torch.zeros_like(beta)  # an invariant subspace: leave it
-            V[n + 1] = random_direction(V[: n + 1], rng)
-        else:
-            V[n + 1] = w / beta.to(w.dtype)
-        H[n + 1, n] = beta
-        n += 1
-        full, spent = n == n_basis, n_matvecs >= limit
-        if n < k or not (full or spent or (n - k) % 2 == 0):
+        spent = process.n_matvecs >= limit
+        beyond = process.n - k
+        if beyond < 0 or not (process.is_full or spent or beyond % 2 == 0):
             continue
 
-        ritz, S, residuals = _ritz(H, lost, n)
+        ritz, S, residuals = process.ritz()
         wanted = order_eigenvalues(ritz, which, k)
         scale = ritz.abs().max()
         done = residuals[wanted] <= tol * scale
         if not bar.disable:
             bar.set_postfix(converged=int(done.sum()))
-        probed = n_matvecs - found_at >= _N_PROBES
-        if (
-            found is not None
-            and probed
-            and not _differ(ritz[wanted], found, which, 2 * tol * scale)
-        ):
-            return replace(found, n_matvecs=n_matvecs)
-        if spent or bool(done.all()):
+        all_done = bool(done.all())
+        if spent or all_done:
             result = EigenResult(
                 ritz[wanted],
-                V[:n].mT @ S[:, wanted].to(V.dtype),
+                process.vectors(S[:, wanted]),
                 residuals[wanted],
                 done,
-                n_matvecs,
+                process.n_matvecs,
             )
-            if spent:
+            if spent or process.p == most_starts:
                 _warn_unless_converged(result, tol, scale)
                 return result
-            if found is None or probed:
-                # One start vector sees one vector of every eigenspace, so a repeated
-                # eigenvalue can be missing although all residuals are small. Whether
-                # one is shows in the complement, from a random vector.
-                found, found_at = result, n_matvecs
-                H.zero_()
-                lost.zero_()
-                H.diagonal()[:k], lost[:k] = result.eigenvalues, result.residuals
-                V[:k] = result.eigenvectors.mT
-                V[k] = random_direction(V[:k], rng)
-                n = k
-        if n == n_basis:
-            # Restart with the wanted Ritz vectors and half of the room that is left.
-            n = k + (n_basis - k) // 2
-            kept = order_eigenvalues(ritz, which, n)
-            V[:n] = S[:, kept].mT.to(V.dtype) @ V[:-1]
-            V[n] = V[-1]
-            coupling = H[-1, -1] * S[-1, kept]
-            lost[:n] = lost @ S[:, kept].abs()
-            lost[n:] = 0
-            H.zero_()
-            H.diagonal()[:n] = ritz[kept]
-            H[n, :n] = coupling
+        if all_done:
+            # One start vector sees one vector of every eigenspace, so a repeated
+            # eigenvalue can be missing although all residuals are small.
+            n_probes = min(_N_PROBES, limit - process.n_matvecs)
+            if process.n + n_probes > n_basis:
+                _shrink(process, k, which)
+            seen = process.look(n_probes)
+            bar.update(n_probes)
+            seen = seen[order_eigenvalues(seen, which, k)]
+            if not _differ(seen, result, which, 2 * tol * scale):
+                return replace(result, n_matvecs=process.n_matvecs)
+
+
+def _shrink(process: BandLanczos, k: int, which: Which) -> None:
+    """Restart with the wanted Ritz vectors and half of the room that is left."""
+    ritz, S, _ = process.ritz()
+    kept = order_eigenvalues(ritz, which, k + (process.n_basis - k) // 2)
+    process.restart(S[:, kept], ritz[kept])
 
 
 def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
@@ -304,34 +283,6 @@ def _differ(now: Tensor, found: EigenResult, which: Which, allowed: Tensor) -> b
         now, before = now.abs(), before.abs()
     change = (now.sort().values - before.sort().values).abs().max()
     return bool(change > allowed)
-
-
-def _ritz(H: Tensor, lost: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Ritz values, coefficients and residual norms of an n-vector basis.
-
-    A V = V H + β v_{n+1} eᵀ holds to rounding with the measured H, so the residual
-    of V s is ‖(H - θ) s‖ within the basis and β |s_n| outside of it. The first is
-    rounding for a symmetric operator and shows one that is not. ``lost`` bounds what
-    random restarts have left out.
-
-    Parameters
-    ----------
-    H : Tensor of shape (n_basis + 1, n_basis)
-    lost : Tensor of shape (n_basis,)
-    n : int
-
-    Returns
-    -------
-    values : Tensor of shape (n,)
-    S : Tensor of shape (n, n)
-    residuals : Tensor of shape (n,)
-    """
-    measured = H[:n, :n]
-    rayleigh = measured.triu() + measured.triu(1).mT
-    values, S = eigh(rayleigh)
-    inside = torch.linalg.vector_norm(measured @ S - S * values, dim=0)
-    outside = (H[n, :n] @ S).abs() + lost[:n] @ S.abs()
-    return values, S, torch.hypot(inside, outside)
 
 
 def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> None:
