@@ -87,7 +87,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [None, Interval(Integral, 1, None, closed="left")],
         "noise_scale": [None, Interval(Real, 0, None, closed="left")],
-        "n_components": [None, Interval(Integral, 1, None, closed="left")],
+        "n_components": [
+            None,
+            Interval(Integral, 1, None, closed="left"),
+            StrOptions({"full"}),
+        ],
         "refresh_every": [None, Interval(Integral, 1, None, closed="left")],
         "optimizer_params": [None, dict],
         "warmup_method": [str, NoiseLaw],

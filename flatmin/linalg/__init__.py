@@ -1,5 +1,6 @@
 """Matrix-free linear algebra on symmetric operators; knows nothing of networks."""
 
+from flatmin.linalg._absolute import AbsoluteOperator
 from flatmin.linalg._density import SpectralDensity, spectral_density
 from flatmin.linalg._diagonal import DiagonalResult, diagonal
 from flatmin.linalg._eigsh import EigenResult, Which, eigsh, order_eigenvalues
@@ -16,6 +17,7 @@ from flatmin.linalg._structured import (
 from flatmin.linalg._trace import TraceResult, trace
 
 __all__ = [
+    "AbsoluteOperator",
     "DenseOperator",
     "DiagonalOperator",
     "DiagonalResult",

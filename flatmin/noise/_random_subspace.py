@@ -45,7 +45,7 @@ class GLDRandomSubspace(HessianSpectrumLaw):
             directions = previous.eigenvectors
         else:
             directions = self._draw_directions(risk, theta, rng)
-        spectrum = super().refresh(risk, theta, rng)
+        spectrum = self._low_rank(risk, theta, rng)
         return LowRankOperator(spectrum.eigenvalues, directions)
 
     def _draw_directions(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flatmin.curvature import covariance_trace, hessian_eigenpairs
-from flatmin.linalg import EigenResult, LowRankOperator, Which
+from flatmin.linalg import EigenResult, LinearOperator, LowRankOperator, Which
 from flatmin.noise._base import GaussianLaw
 from flatmin.risk import Risk
 
@@ -36,6 +36,7 @@ class HessianSpectrumLaw(GaussianLaw):
     """
 
     which: Which = "LM"
+    n_components: int | Literal["full"] | None
 
     def __init__(
         self,
@@ -54,8 +55,13 @@ class HessianSpectrumLaw(GaussianLaw):
 
     def refresh(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
-    ) -> LowRankOperator:
+    ) -> LinearOperator:
         """See :meth:`NoiseLaw.refresh`."""
+        return self._low_rank(risk, theta, rng)
+
+    def _low_rank(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator
+    ) -> LowRankOperator:
         pairs = hessian_eigenpairs(
             risk,
             theta,

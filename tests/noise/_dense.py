@@ -159,7 +159,8 @@ def leading(p, law, order):
 
 
 def leading_hessian(p, law, _):
-    values, vectors = by_magnitude(p.hessian, law.n_components)
+    k = len(p.mean) if law.n_components == "full" else law.n_components
+    values, vectors = by_magnitude(p.hessian, k)
     C = rebuild(values.abs(), vectors)
     if law.match == "none":
         return C

@@ -1,0 +1,46 @@
+"""gld_hessian over the whole spectrum, where D is too large to be dense."""
+
+import pytest
+import torch
+
+from flatmin.linalg import AbsoluteOperator
+from flatmin.noise import _hessian, make_noise_law
+
+from ._problems import generator, problem
+
+
+@pytest.fixture(autouse=True)
+def never_dense(monkeypatch):
+    monkeypatch.setattr(_hessian, "_LARGEST_DENSE", 0)
+
+
+@pytest.mark.parametrize("match", ["trace", "none"])
+def test_the_noise_has_the_covariance_of_the_dense_one(match):
+    case = problem("mlp")
+    settings = {"n_components": "full", "match": match, "noise_scale": 2.0}
+    law = make_noise_law("gld_hessian", batch_size=3, **settings)
+    law.check(case.risk)
+    state = law.refresh(case.risk, case.theta, generator())
+    assert isinstance(state, AbsoluteOperator)
+    covariance = law.covariance(case.risk, case.theta, state)
+
+    point = case.risk.linearize(case.theta)
+    eye = torch.eye(case.risk.n_params, dtype=case.theta.dtype)
+    hessian = torch.stack([point.hvp(v) for v in eye])
+    values, vectors = torch.linalg.eigh(hessian)
+    magnitude = vectors @ values.abs().diag() @ vectors.mT
+    expected = 4 * magnitude
+    if match == "trace":
+        target = case.risk.gradient_variances(case.theta).sum() / 3
+        expected = expected * (target / magnitude.trace())
+    # Two roots, each to 5 %; the quadrature is exact where a Krylov space ends.
+    assert (covariance.to_dense() - expected).norm() <= 0.1 * expected.norm()
+    torch.testing.assert_close(
+        law.trace(case.risk, case.theta, state), expected.trace()
+    )
+
+    rng = generator(1)
+    draws = torch.stack([state.sample(rng) for _ in range(200)])
+    error = (draws.mT @ draws / 200 - expected).norm() / expected.norm()
+    effective_rank = float(expected.trace() / torch.linalg.matrix_norm(expected, 2))
+    assert error < 0.05 + 3 * (effective_rank / 200) ** 0.5
