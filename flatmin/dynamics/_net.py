@@ -23,6 +23,7 @@ from skorch.callbacks import (
 )
 
 from flatmin._utils.names import check_known
+from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._recorder import Recorder
 
@@ -43,6 +44,22 @@ class StopTraining(Exception):  # noqa: N818 - control flow, not an error
 
 class _NoisyNet(NeuralNet):
     """What the two nets share; :meth:`attach` before ``fit_loop``."""
+
+    optimizer_: torch.optim.Optimizer
+
+    def bind(self, binding: FlatBinding) -> None:
+        """Let the optimizer step the flat θ, where it can.
+
+        Parameters
+        ----------
+        binding : FlatBinding
+            Of this net's ``module_``.
+        """
+        if len(self.optimizer_.param_groups) == 1:
+            named = list(self.get_all_learnable_params())
+            _, settings = self.get_params_for_optimizer("optimizer", named)
+            params = binding.params_for(self.optimizer)
+            self.optimizer_ = self.optimizer(params, **settings)
 
     def attach(
         self,
@@ -80,6 +97,7 @@ class _NoisyNet(NeuralNet):
         for name in ("descent_", "recorder_", "_plan_"):
             self.__dict__.pop(name, None)
         self.train_split = None
+        self.initialize_optimizer()  # on the module's own parameters again
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """Give skorch's loader a generator of its own.

@@ -187,6 +187,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         run = self._prepare(X, y, sample_weight, X_val, y_val)
         net = self._make_net(run)
         binding = FlatBinding(net.module_)
+        net.bind(binding)
         binding.assign(self._start(run))
         try:
             self._warm_up(run, binding)
@@ -321,7 +322,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             run.risk,
             run.warmup_law,
             binding,
-            kind(binding.params, lr=lr),  # type: ignore[call-arg]
+            kind(binding.params_for(kind), lr=lr),  # type: ignore[call-arg]
             make_generator(run.seeds["warmup"], run.risk.device),
             on_divergence=self.on_divergence,
         )

@@ -148,6 +148,9 @@ class EmpiricalRisk:
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
         self._theta = self._model.values()
+        self._uniform = torch.full(
+            (len(X),), 1 / len(X), dtype=self.dtype, device=self.device
+        )
         work = len(X) * (probe.n_numbers + self.n_params)
         self._traces = Traces(self._model, self._loss, self.chunk_size, work)
 
@@ -268,8 +271,12 @@ class EmpiricalRisk:
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         """
-        return self.value_and_weighted_gradient(
-            theta, torch.ones(self.n_examples, dtype=self.dtype, device=self.device)
+        self._model.bind(theta)
+        return self._add(
+            losses_and_gradient(
+                self._model, self._loss, chunk, self._uniform[chunk.rows]
+            )
+            for chunk in self._chunks()
         )
 
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
