@@ -95,9 +95,10 @@ def ggn_trace(
 ) -> TraceResult:
     """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²].
 
-    Each sweep over the data gives N independent estimates; sweeps are added until
-    the standard error of the mean is at most ``rtol`` times the value. A single
-    output an example, and an analytic risk, are exact after one sweep.
+    A sweep over the data gives N independent estimates. After two, sweeps are added
+    until the standard error of the mean is at most ``rtol`` times the value, or, where
+    that would take more than one for each output, Tr(G) is computed exactly from these.
+    One or two outputs, and an analytic risk, are exact at once.
 
     Parameters
     ----------
@@ -122,14 +123,12 @@ def ggn_trace(
     """
     if max_sweeps < 2:
         raise ValueError(f"max_sweeps must be at least 2. Got {max_sweeps}.")
-    total = risk.gauss_newton_traces(theta, rng)
-    if risk.gauss_newton_traces_exact:
-        value = total.mean(-1)
-        return TraceResult(
-            value.to(risk.dtype), torch.zeros_like(value, dtype=risk.dtype), 1
-        )
+    exact = risk.n_outputs
+    if exact <= 2:
+        return _exact_ggn_trace(risk, theta, exact)
     # The signs of two sweeps are independent, the examples are the same ones: the
     # error is the spread between sweeps of one example, over N and over sweeps.
+    total = risk.gauss_newton_traces(theta, rng)
     squares = total.square()
     n_sweeps = 1
     while n_sweeps < max_sweeps:
@@ -139,6 +138,16 @@ def ggn_trace(
         within = (squares - total.square() / n_sweeps).clamp(min=0) / (n_sweeps - 1)
         stderr = (within.mean(-1) / n_sweeps / risk.n_examples).sqrt()
         value = total.mean(-1) / n_sweeps
-        if bool((stderr <= rtol * value.abs()).all()):
+        wanted = rtol * value.abs()
+        if bool((stderr <= wanted).all()):
             break
+        # A standard error falls with the root of the number of sweeps.
+        still = stderr * (n_sweeps / (n_sweeps + exact)) ** 0.5
+        if exact <= max_sweeps and bool((still > wanted).any()):
+            return _exact_ggn_trace(risk, theta, n_sweeps + exact)
     return TraceResult(value.to(risk.dtype), stderr.to(risk.dtype), n_sweeps)
+
+
+def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> TraceResult:
+    value = risk.gauss_newton_traces(theta).mean(-1).to(risk.dtype)
+    return TraceResult(value, torch.zeros_like(value), n_sweeps)

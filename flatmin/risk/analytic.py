@@ -29,15 +29,15 @@ class AnalyticRisk(ABC):
         N.
     dtype : torch.dtype
     device : torch.device
-    gauss_newton_traces_exact : bool
-        Always True.
+    n_outputs : int
+        Always 1: Tr(G) costs no more than one estimate.
     """
 
     n_params: int
     n_examples: int
     dtype: torch.dtype
     device: torch.device
-    gauss_newton_traces_exact = True
+    n_outputs = 1
 
     @abstractmethod
     def example_losses(self, theta: Tensor) -> Tensor:

@@ -572,32 +572,38 @@ class EmpiricalRisk:
             for chunk in self._chunks()
         )
 
-    def gauss_newton_traces(self, theta: Tensor, rng: torch.Generator) -> Tensor:
-        """Return one unbiased estimate of Tr(Gᵢ) for each example; G is their mean.
+    def gauss_newton_traces(
+        self, theta: Tensor, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """Return Tr(Gᵢ) of each example, or an unbiased estimate; G is their mean.
 
         Parameters
         ----------
         theta : Tensor of shape (D,)
-        rng : torch.Generator
-            For the random signs, on the risk's device.
+        rng : torch.Generator, default=None
+            On the risk's device: draws random signs for an estimate by one sweep.
+            None takes ``n_outputs`` sweeps, one for each output, and is exact.
 
         Returns
         -------
         Tensor of shape (N,)
-            In float64; exact if ``gauss_newton_traces_exact``.
+            In float64.
         """
         shape = (self.n_examples, *self.output_shape)
-        bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
-        signs = (2 * bits - 1).to(self.dtype)
-        self._model.bind(theta)
-        return torch.cat(
-            [
-                gauss_newton_example_traces(
-                    self._model, self._loss, self._sums, chunk, signs[chunk.rows]
-                )
-                for chunk in self._chunks()
-            ]
-        )
+        if rng is not None:
+            bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
+            return self._gauss_newton_sweep(theta, (2 * bits - 1).to(self.dtype))
+        units = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
+        sweeps = [
+            self._gauss_newton_sweep(theta, unit.view(self.output_shape).expand(shape))
+            for unit in units
+        ]
+        return torch.stack(sweeps).sum(0)
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers in one example's output."""
+        return torch.Size(self.output_shape).numel()
 
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
         """Return sᵢ = ∂ℓ̃ᵢ/∂fᵢ for targets that the model draws, E[sᵢsᵢᵀ] = Hᵢ.
@@ -622,10 +628,16 @@ class EmpiricalRisk:
             return slopes
         return slopes * self._weights.sqrt().view(-1, *(1 for _ in self.output_shape))
 
-    @property
-    def gauss_newton_traces_exact(self) -> bool:
-        """Whether one output an example makes ``gauss_newton_traces`` exact."""
-        return torch.Size(self.output_shape).numel() == 1
+    def _gauss_newton_sweep(self, theta: Tensor, z: Tensor) -> Tensor:
+        self._model.bind(theta)
+        return torch.cat(
+            [
+                gauss_newton_example_traces(
+                    self._model, self._loss, self._sums, chunk, z[chunk.rows]
+                )
+                for chunk in self._chunks()
+            ]
+        )
 
     def _chunks(self, chunk_size: int | None = None) -> Iterator[Chunk]:
         size = self.chunk_size if chunk_size is None else chunk_size

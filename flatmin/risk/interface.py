@@ -111,13 +111,18 @@ class Risk(Protocol):
         """Return L(θ) and g₀ + s ε with ε ~ N(0, G); ``scale`` of shape (\\*batch)."""
         ...
 
-    def gauss_newton_traces(self, theta: Tensor, rng: torch.Generator) -> Tensor:
-        """Return one unbiased estimate of Tr(Gᵢ) an example, shape (\\*batch, N)."""
+    def gauss_newton_traces(
+        self, theta: Tensor, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """Return an unbiased estimate of Tr(Gᵢ) an example, shape (\\*batch, N).
+
+        Without ``rng`` it is exact and takes ``n_outputs`` times as long.
+        """
         ...
 
     @property
-    def gauss_newton_traces_exact(self) -> bool:
-        """Whether ``gauss_newton_traces`` returns Tr(Gᵢ) itself."""
+    def n_outputs(self) -> int:
+        """Numbers in one example's output."""
         ...
 
     def linearize(self, theta: Tensor) -> LinearizedRisk:
