@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
+from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import example_losses, losses_and_gradient
@@ -43,10 +44,12 @@ class EmpiricalRisk:
     loss : str, loss module or callable
         "cross_entropy", "squared_error", "binary_cross_entropy", or anything that
         gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
-    X : array-like or Tensor of shape (N, ...)
-        Not copied if it is a tensor of the right dtype, device and strides.
-    y : array-like or Tensor of shape (N, ...)
-        Class indices or numbers, as the loss needs.
+    X : array-like or Tensor of shape (N, ...), or a data set
+        Not copied if it is a tensor of the right dtype, device and strides. A
+        map-style ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that
+        keeps their order, is read a chunk at a time: for data larger than memory.
+    y : array-like or Tensor of shape (N, ...), default=None
+        Class indices or numbers, as the loss needs; None with a data set.
     sample_weight : array-like of shape (N,), default=None
         wᵢ ≥ 0.
     chunk_size : int, default=None
@@ -101,7 +104,7 @@ class EmpiricalRisk:
         module: nn.Module,
         loss: LossLike,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         sample_weight: Any = None,
         chunk_size: int | None = None,
@@ -116,31 +119,41 @@ class EmpiricalRisk:
         self.dtype = resolve_dtype(first.dtype if dtype is None else dtype)
         module = module.to(device=self.device, dtype=self.dtype)
 
+        source = find_source(X, y)
+        if source is not None:  # the first examples stand for the rest
+            X, y = source.read(list(range(min(16, len(source)))))
         X = checks.as_tensor(X, "X", self.device)
         y = checks.as_tensor(y, "y", self.device)
         if len(X) != len(y):
             raise ValueError(
                 f"X and y must have as many examples. Got {len(X)} and {len(y)}."
             )
+        n_examples = len(X) if source is None else len(source)
         X = checks.as_input(X, module, self.dtype)
-        self._weights = checks.as_weights(
-            sample_weight, len(X), self.dtype, self.device
-        )
+        weights = checks.as_weights(sample_weight, n_examples, self.dtype, self.device)
         self._loss = resolve_loss(loss)
         if isinstance(self._loss, CallableLoss) and isinstance(
             self._loss.function, nn.Module
         ):
             self._loss.function.to(device=self.device, dtype=self.dtype)
         self._model = FlatModel(module, output_transform)
-        self._X = choose_strides(self._model, X)
-        probe = probe_example(self._model, self._loss, self._X, y)
-        self._y, self.output_shape = probe.targets, probe.output_shape
+        X, by_rows = choose_strides(self._model, X)
+        probe = probe_example(self._model, X)
+        self.output_shape = tuple(probe.output.shape[1:])
+        targets = self._loss.prepare_targets(y, probe.output)
+        self._data: ExampleData
+        if source is None:
+            self._data = ArrayData(X, targets, weights)
+        else:
+            self._data = StreamedData(
+                source, weights, self._model, self._loss, probe.output, by_rows=by_rows
+            )
 
         if chunk_size is None:
-            chunk_size = choose_chunk_size(len(X), probe.n_numbers)
+            chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
         elif chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1. Got {chunk_size}.")
-        self.chunk_size = min(chunk_size, len(X))
+        self.chunk_size = min(chunk_size, n_examples)
         rows = ROW_BUDGET // (probe.n_numbers + self.n_params)
         self._row_chunk_size = max(1, min(self.chunk_size, rows))
         self._sums = ExampleSums(self._model, self._row_chunk_size)
@@ -149,9 +162,9 @@ class EmpiricalRisk:
         )
         self._theta = self._model.values()
         self._uniform = torch.full(
-            (len(X),), 1 / len(X), dtype=self.dtype, device=self.device
+            (n_examples,), 1 / n_examples, dtype=self.dtype, device=self.device
         )
-        work = len(X) * (probe.n_numbers + self.n_params)
+        work = n_examples * (probe.n_numbers + self.n_params)
         self._traces = Traces(self._model, self._loss, self.chunk_size, work)
 
     @property
@@ -167,7 +180,7 @@ class EmpiricalRisk:
     @property
     def n_examples(self) -> int:
         """N."""
-        return len(self._X)
+        return len(self._data)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -365,7 +378,7 @@ class EmpiricalRisk:
         if m == 0:
             raise ValueError("indices must name at least one example. Got none.")
         self._model.bind(theta)
-        chosen = self._select(indices)
+        chosen = self._data.select(indices)
         parts = iterate_chunks(chosen.X, chosen.y, chosen.weights, self.chunk_size)
         cotangents = torch.full((m,), 1 / m, dtype=self.dtype, device=self.device)
         value, gradient = self._add(
@@ -392,7 +405,7 @@ class EmpiricalRisk:
         per_chunk = max(1, self.chunk_size // m)
         parts = []
         for some in batches.split(per_chunk):
-            chunk = self._select(some.flatten())
+            chunk = self._data.select(some.flatten())
             sums = self._sums.batch_sums(chunk.X, *self._scalar(chunk), m)
             if sums is None:
                 return torch.stack([self.batch_gradient(theta, b) for b in batches])
@@ -624,9 +637,10 @@ class EmpiricalRisk:
             If the loss is no likelihood.
         """
         slopes = self._loss.model_slope(self.outputs(theta), rng)
-        if self._weights is None:
+        weights = self._data.weights
+        if weights is None:
             return slopes
-        return slopes * self._weights.sqrt().view(-1, *(1 for _ in self.output_shape))
+        return slopes * weights.sqrt().view(-1, *(1 for _ in self.output_shape))
 
     def _gauss_newton_sweep(self, theta: Tensor, z: Tensor) -> Tensor:
         self._model.bind(theta)
@@ -641,17 +655,7 @@ class EmpiricalRisk:
 
     def _chunks(self, chunk_size: int | None = None) -> Iterator[Chunk]:
         size = self.chunk_size if chunk_size is None else chunk_size
-        return iterate_chunks(self._X, self._y, self._weights, size)
-
-    def _select(self, indices: Tensor) -> Chunk:
-        """Return some examples, in the strides of X."""
-        X = self._X
-        if X.ndim == 4 and X.stride(1) == 1:
-            X = X.movedim(1, -1)[indices].movedim(-1, 1)
-        else:
-            X = X[indices]
-        weights = None if self._weights is None else self._weights[indices]
-        return Chunk(X, self._y[indices], weights, slice(0, len(indices)))
+        return self._data.iterate(size)
 
     def _moments(self, theta: Tensor) -> Moments:
         self._model.bind(theta)

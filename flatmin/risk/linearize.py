@@ -49,6 +49,8 @@ class Traces:
     ----------
     paths : dict of str to str
         For each quantity that was asked for, "traced", or why it is "plain".
+    graphs : dict of str to TwoStage
+        Of the traced ones.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Traces:
         self.chunk_size = chunk_size
         self.work = work
         self.paths: dict[str, str] = {}
-        self._graphs: dict[str, TwoStage] = {}
+        self.graphs: dict[str, TwoStage] = {}
 
     def find(self, quantity: str, theta: Tensor, chunk: Chunk) -> TwoStage | None:
         """Return the traced kernel, or None where the plain path is to be taken.
@@ -79,7 +81,7 @@ class Traces:
         """
         if quantity not in self.paths:
             self.paths[quantity] = self._try(quantity, theta, chunk)
-        return self._graphs.get(quantity)
+        return self.graphs.get(quantity)
 
     def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str:
         if self.work < _WORTH_TRACING:
@@ -105,7 +107,7 @@ class Traces:
 
         def traced(direction: Tensor) -> Tensor:
             direction = _pad_direction(quantity, direction, self.chunk_size)
-            return _unpad(quantity, graph.use(*kept, direction), chunk)
+            return _unpad(quantity, graph.use(*kept, direction), len(chunk.X))
 
         first = plain(probes[0])
         difference = _relative(traced(probes[0]) - first, first)
@@ -116,7 +118,7 @@ class Traces:
             )
             if not symmetric:
                 return f"plain: the traced product differs by {difference:.1e} from it"
-        self._graphs[quantity] = graph
+        self.graphs[quantity] = graph
         return "traced"
 
     def _probes(self, quantity: str, chunk: Chunk) -> list[Tensor]:
@@ -131,7 +133,7 @@ class Traces:
 
     # A copy of the risk has a model of its own, and a graph does not pickle.
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "paths": {}, "_graphs": {}}
+        return {**self.__dict__, "paths": {}, "graphs": {}}
 
 
 class Linearization:
@@ -242,28 +244,40 @@ class Linearization:
 
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
         direction = direction.to(self.theta.dtype)
+        size, n = self._traces.chunk_size, self.n_examples
+        starts = range(0, n, size)
+
+        def use(graph: TwoStage, kept: tuple[Tensor, ...], rows: slice) -> Tensor:
+            part = direction[rows] if quantity == "vjp" else direction
+            product = graph.use(*kept, _pad_direction(quantity, part, size))
+            return _unpad(quantity, product, rows.stop - rows.start)
+
+        ready = self._traces.graphs.get(quantity)
+        everything = [(quantity, index) in self._kept for index in range(len(starts))]
+        if ready is not None and all(everything):  # no chunk has to be read again
+            for index, start in enumerate(starts):
+                rows = slice(start, min(start + size, n))
+                yield use(ready, self._kept[quantity, index], rows)
+            return
         for index, chunk in enumerate(self._chunks()):
-            part = direction[chunk.rows] if quantity == "vjp" else direction
             graph = self._traces.find(quantity, self.theta, chunk)
             if graph is None:
+                part = direction[chunk.rows] if quantity == "vjp" else direction
                 yield getattr(self._plain_chunk(chunk), quantity)(part)
                 continue
-            size = self._traces.chunk_size
-            kept = self._prepared(graph, quantity, index, chunk)
-            product = graph.use(*kept, _pad_direction(quantity, part, size))
-            yield _unpad(quantity, product, chunk)
+            kept = self._kept.get((quantity, index))
+            if kept is None:
+                kept = self._prepared(graph, quantity, index, chunk)
+            yield use(graph, kept, chunk.rows)
 
     def _prepared(
         self, graph: TwoStage, quantity: str, index: int, chunk: Chunk
     ) -> tuple[Tensor, ...]:
-        kept = self._kept.get((quantity, index))
-        if kept is None:
-            data = pad_chunk(chunk, self._traces.chunk_size)
-            kept = graph.prepare(self.theta, *data)
-            size = _bytes_held(kept)
-            if self._kept_bytes + size <= _KEPT_BYTES:
-                self._kept[quantity, index] = kept
-                self._kept_bytes += size
+        kept = graph.prepare(self.theta, *pad_chunk(chunk, self._traces.chunk_size))
+        size = _bytes_held(kept)
+        if self._kept_bytes + size <= _KEPT_BYTES:
+            self._kept[quantity, index] = kept
+            self._kept_bytes += size
         return kept
 
     def _plain_chunk(self, chunk: Chunk) -> DoubleBackward:
@@ -283,9 +297,9 @@ def _pad_direction(quantity: str, direction: Tensor, size: int) -> Tensor:
     return torch.cat([direction, direction.new_zeros(missing, *direction.shape[1:])])
 
 
-def _unpad(quantity: str, product: Tensor, chunk: Chunk) -> Tensor:
+def _unpad(quantity: str, product: Tensor, size: int) -> Tensor:
     if quantity in ("jvp", "directional_derivatives"):
-        return product[: len(chunk.X)]
+        return product[:size]
     return product
 
 

@@ -25,12 +25,11 @@ _N_REPEATED = 16
 class ProbeResult:
     """What the first example told."""
 
-    targets: Tensor  # (N, ...) in the loss's form
-    output_shape: tuple[int, ...]  # of one example
+    output: Tensor  # (1, *output_shape)
     n_numbers: int  # input and activations of one example
 
 
-def choose_strides(model: FlatModel, X: Tensor) -> Tensor:
+def choose_strides(model: FlatModel, X: Tensor) -> tuple[Tensor, bool]:
     """Return X channels-last, or by rows for a module that needs them.
 
     Parameters
@@ -40,31 +39,29 @@ def choose_strides(model: FlatModel, X: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (N, ...)
+    X : Tensor of shape (N, ...)
+    by_rows : bool
+        Whether the module needs them by rows.
     """
     fast = checks.channels_last(X, model.module)
     if fast is X:
-        return X
+        return X, False
     try:
         with torch.no_grad():
             model(fast[:2].clone())
     except RuntimeError:  # many a module calls view() behind a convolution
-        return X.contiguous()
-    return fast
+        return X.contiguous(), True
+    return fast, False
 
 
-def probe_example(
-    model: FlatModel, loss: ExampleLoss, X: Tensor, y: Tensor
-) -> ProbeResult:
-    """Run one example through the module, and check that module, loss and y fit.
+def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
+    """Run one example through the module, and check that the two fit.
 
     Parameters
     ----------
     model : FlatModel
         Learns whether its module writes into its input.
-    loss : ExampleLoss
     X : Tensor of shape (N, ...)
-    y : Tensor of shape (N, ...)
 
     Returns
     -------
@@ -73,8 +70,7 @@ def probe_example(
     Raises
     ------
     ValueError
-        If the module cannot take X, gives no output per example, or draws at random;
-        or if the targets do not fit the outputs.
+        If the module cannot take X, gives no output per example, or draws at random.
     """
     first = X[:1].clone()
     version = first._version
@@ -100,11 +96,7 @@ def probe_example(
             "eval mode differ; switch off what it draws at random, for example "
             "F.dropout(x, training=self.training) in place of F.dropout(x)."
         )
-    return ProbeResult(
-        loss.prepare_targets(y, outputs),
-        tuple(outputs.shape[1:]),
-        n_activations + X[0].numel(),
-    )
+    return ProbeResult(outputs, n_activations + X[0].numel())
 
 
 def check_dependence(

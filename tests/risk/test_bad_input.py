@@ -158,7 +158,7 @@ BAD = {
         TypeError,
         "y must be an array of numbers.*encode labels",
     ),
-    "no y": ({"y": None}, TypeError, "y must be an array of numbers.*Got NoneType"),
+    "no y": ({"y": None}, ValueError, "y must be given with arrays.*Got None"),
     "weights of another shape": (
         {"sample_weight": ones[:4]},
         ValueError,

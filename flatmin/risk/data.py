@@ -1,0 +1,273 @@
+"""The examples of a risk: held in memory, or read a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import data
+
+from flatmin.risk import checks
+from flatmin.risk.chunks import Chunk, iterate_chunks
+from flatmin.risk.losses import ExampleLoss
+from flatmin.risk.model import FlatModel
+
+__all__ = ["ArrayData", "ExampleData", "Source", "StreamedData", "find_source"]
+
+
+class ExampleData(Protocol):
+    """N examples in a fixed order."""
+
+    weights: Tensor | None  # (N,) N wᵢ / Σw
+
+    def __len__(self) -> int:
+        """Return N."""
+        ...
+
+    def iterate(self, chunk_size: int) -> Iterator[Chunk]:
+        """Yield all examples in order, ``chunk_size`` at a time."""
+        ...
+
+    def select(self, indices: Tensor) -> Chunk:
+        """Return some examples; one may come twice."""
+        ...
+
+
+class ArrayData:
+    """Examples in memory, cut without a copy.
+
+    Parameters
+    ----------
+    X : Tensor of shape (N, ...)
+    y : Tensor of shape (N, ...)
+        In the loss's form.
+    weights : Tensor of shape (N,) or None
+        N wᵢ / Σw.
+    """
+
+    def __init__(self, X: Tensor, y: Tensor, weights: Tensor | None) -> None:
+        self.X = X
+        self.y = y
+        self.weights = weights
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def iterate(self, chunk_size: int) -> Iterator[Chunk]:
+        """See :meth:`ExampleData.iterate`."""
+        return iterate_chunks(self.X, self.y, self.weights, chunk_size)
+
+    def select(self, indices: Tensor) -> Chunk:
+        """See :meth:`ExampleData.select`; in the strides of X."""
+        X = self.X
+        if X.ndim == 4 and X.stride(1) == 1:
+            X = X.movedim(1, -1)[indices].movedim(-1, 1)
+        else:
+            X = X[indices]
+        weights = None if self.weights is None else self.weights[indices]
+        return Chunk(X, self.y[indices], weights, slice(0, len(indices)))
+
+
+class Source:
+    """A map-style data set of pairs (x, y), and how its examples are put together.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+    collate : callable
+        Makes a batch (X, y) of a list of examples.
+    n_workers : int
+        Processes that read ahead.
+
+    Raises
+    ------
+    ValueError
+        If it is empty or gives other examples when it is read again.
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[..., Any], n_workers: int):
+        self.dataset = dataset
+        self.collate = collate
+        self.n_workers = n_workers
+        if len(dataset) == 0:
+            raise ValueError("The data set must hold at least one example. Got none.")
+        few = list(range(min(4, len(dataset))))
+        once, again = self.read(few), self.read(few)
+        if any(not torch.equal(a, b) for a, b in zip(once, again, strict=True)):
+            raise ValueError(
+                "A risk sees the same examples at every pass. Got "
+                f"{type(dataset).__name__}, which gives others when it is read again; "
+                "switch off its random augmentation, or store one draw of it."
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return X and y of some examples.
+
+        Parameters
+        ----------
+        indices : list of int
+
+        Returns
+        -------
+        X : Tensor of shape (n, ...)
+        y : Tensor of shape (n, ...)
+        """
+        return _as_pair(self.collate([self.dataset[i] for i in indices]))
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield X and y of all examples in order.
+
+        Parameters
+        ----------
+        size : int
+            Examples at a time.
+
+        Yields
+        ------
+        X : Tensor of shape (n, ...)
+        y : Tensor of shape (n, ...)
+        """
+        loader: data.DataLoader[Any] = data.DataLoader(
+            self.dataset,
+            batch_size=size,
+            collate_fn=self.collate,
+            num_workers=self.n_workers,
+            generator=torch.Generator(),  # a loader draws a seed, else globally
+        )
+        for batch in loader:
+            yield _as_pair(batch)
+
+
+class StreamedData:
+    """Examples that are read, moved and given their form whenever they are needed.
+
+    Parameters
+    ----------
+    source : Source
+    weights : Tensor of shape (N,) or None
+        N wᵢ / Σw.
+    model : FlatModel
+    loss : ExampleLoss
+    output : Tensor of shape (1, \\*output_shape)
+        Of one example.
+    by_rows : bool
+        Whether the module cannot take images channels-last.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        weights: Tensor | None,
+        model: FlatModel,
+        loss: ExampleLoss,
+        output: Tensor,
+        *,
+        by_rows: bool,
+    ) -> None:
+        self.source = source
+        self.weights = weights
+        self.model = model
+        self.loss = loss
+        self.output = output
+        self.by_rows = by_rows
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def iterate(self, chunk_size: int) -> Iterator[Chunk]:
+        """See :meth:`ExampleData.iterate`."""
+        start = 0
+        for X, y in self.source.batches(chunk_size):
+            rows = slice(start, start + len(X))
+            weights = None if self.weights is None else self.weights[rows]
+            yield self._chunk(X, y, weights, rows)
+            start = rows.stop
+
+    def select(self, indices: Tensor) -> Chunk:
+        """See :meth:`ExampleData.select`."""
+        X, y = self.source.read(indices.tolist())
+        weights = None if self.weights is None else self.weights[indices]
+        return self._chunk(X, y, weights, slice(0, len(X)))
+
+    def _chunk(
+        self, X: Tensor, y: Tensor, weights: Tensor | None, rows: slice
+    ) -> Chunk:
+        device = self.output.device
+        X = checks.as_tensor(X, "X", device)
+        X = checks.as_input(X, self.model.module, self.output.dtype)
+        if not self.by_rows:
+            X = checks.channels_last(X, self.model.module)
+        y = checks.as_tensor(y, "y", device)
+        return Chunk(X, self.loss.prepare_targets(y, self.output), weights, rows)
+
+
+def find_source(X: Any, y: Any) -> Source | None:
+    """Return the data set behind X, or None if X is an array.
+
+    Parameters
+    ----------
+    X : array-like, torch.utils.data.Dataset or DataLoader
+    y : array-like or None
+        None for a data set, which holds its targets.
+
+    Returns
+    -------
+    Source or None
+
+    Raises
+    ------
+    TypeError
+        If it can only be iterated over.
+    ValueError
+        If a loader shuffles or leaves examples out, or targets come twice or not at
+        all.
+    """
+    if isinstance(X, data.IterableDataset):
+        raise TypeError(
+            f"A risk needs a data set with a length and an order. Got the iterable "
+            f"{type(X).__name__}; use one with __len__ and __getitem__."
+        )
+    if not isinstance(X, data.Dataset | data.DataLoader):
+        if y is None:
+            raise ValueError(
+                "y must be given with arrays; only a data set holds its own. Got None."
+            )
+        return None
+    if y is not None:
+        raise ValueError(
+            f"y must be None with a {type(X).__name__}, whose examples are pairs "
+            f"(x, y). Got {type(y).__name__}."
+        )
+    if not isinstance(X, data.DataLoader):
+        return Source(X, data.default_collate, 0)
+    if isinstance(X.dataset, data.IterableDataset):
+        return find_source(X.dataset, None)
+    if not isinstance(X.sampler, data.SequentialSampler):
+        raise ValueError(
+            "A risk reads its examples in one order, again and again. Got a DataLoader "
+            f"with a {type(X.sampler).__name__}; make it with shuffle=False, or pass "
+            "its data set."
+        )
+    if X.drop_last:
+        raise ValueError(
+            "A risk is a mean over all examples. Got a DataLoader with drop_last=True; "
+            "make it with drop_last=False, or pass its data set."
+        )
+    return Source(X.dataset, X.collate_fn, X.num_workers)
+
+
+def _as_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        X, y = batch
+        if isinstance(X, Tensor) and isinstance(y, Tensor):
+            return X, y
+    raise TypeError(
+        "A data set must give pairs (x, y) that collate to two tensors. Got "
+        f"{type(batch).__name__}; wrap the data set, or pass a DataLoader whose "
+        "collate_fn returns (X, y)."
+    )

@@ -1,0 +1,190 @@
+"""Data sets that are read a chunk at a time, against the same data as arrays."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import data
+
+from flatmin.curvature import GradientCovarianceOperator, HessianOperator
+from flatmin.noise import METHODS, make_noise_law
+from flatmin.risk import EmpiricalRisk, linearize
+
+N = 11
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    X = torch.randn(N, 2, 6, 6, dtype=torch.float64)
+    LABELS = torch.randint(0, 3, (N,))
+    WEIGHTS = torch.rand(N)
+    NET = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)
+    ).double()
+
+
+class Numbered(data.Dataset):
+    """Examples made when they are asked for, and a count of how often."""
+
+    def __init__(self, n=N):
+        self.n, self.reads = n, 0
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        self.reads += 1
+        return X[i], int(LABELS[i])
+
+
+class Augmented(Numbered):
+    def __getitem__(self, i):
+        return X[i] + torch.randn(()), int(LABELS[i])
+
+
+class Stream(data.IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, LABELS, strict=True))
+
+
+def risk(examples, *targets, **options):
+    return EmpiricalRisk(NET, "cross_entropy", examples, *targets, **options)
+
+
+SOURCES = {
+    "data set": lambda: Numbered(),
+    "tensors": lambda: data.TensorDataset(X, LABELS),
+    "subset": lambda: data.Subset(Numbered(), range(N)),
+    "loader": lambda: data.DataLoader(Numbered(), batch_size=3),
+}
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_word(source, chunk_size, traced, monkeypatch):
+    monkeypatch.setattr(linearize, "_WORTH_TRACING", 0 if traced else 1 << 60)
+    before = torch.get_rng_state()
+    options = {"sample_weight": WEIGHTS, "chunk_size": chunk_size}
+    streamed, arrays = risk(SOURCES[source](), **options), risk(X, LABELS, **options)
+    theta, v = arrays.params(), torch.linspace(-1, 1, arrays.n_params).double()
+    indices = torch.tensor([10, 0, 0, 7])
+    assert streamed.n_examples == N
+    for ask in (
+        lambda r: r.value(theta),
+        lambda r: r.gradient(theta),
+        lambda r: r.outputs(theta),
+        lambda r: r.weighted_gradient(theta, torch.arange(N).double()),
+        lambda r: r.batch_gradient(theta, indices),
+        lambda r: r.batch_gradients(theta, indices.view(2, 2)),
+        lambda r: torch.cat(list(r.per_example_gradients(theta))),
+        lambda r: r.squared_norms(theta),
+        lambda r: r.gradient_variances(theta),
+        lambda r: r.gauss_newton_traces(theta),
+        lambda r: r.linearize(theta).hvp(v),
+        lambda r: r.linearize(theta).ggn(v),
+        lambda r: r.linearize(theta).vjp(r.outputs(theta)),
+        lambda r: HessianOperator(r, theta).matmat(v.view(-1, 1).expand(-1, 2)),
+        lambda r: GradientCovarianceOperator(r, theta) @ v,
+    ):
+        torch.testing.assert_close(ask(streamed), ask(arrays))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_law(method):
+    streamed, arrays = risk(Numbered(), chunk_size=4), risk(X, LABELS, chunk_size=4)
+    law = make_noise_law(method)
+    if "n_components" in law.get_params():
+        law.set_params(n_components=2, batch_size=3)
+    theta, got = arrays.params(), []
+    for each in (streamed, arrays):
+        rng = torch.Generator().manual_seed(0)
+        law.check(each)
+        state = law.refresh(each, theta, rng)
+        got.append(law.noisy_gradient(each, theta, state, rng))
+    torch.testing.assert_close(got[0], got[1])
+
+
+def test_prepared_chunks_are_not_read_again(monkeypatch):
+    monkeypatch.setattr(linearize, "_WORTH_TRACING", 0)
+    examples = Numbered()
+    streamed = risk(examples, chunk_size=4)
+    point = streamed.linearize(streamed.params())
+    v = torch.ones(streamed.n_params, dtype=torch.float64)
+    first = point.hvp(v)
+    reads = examples.reads
+    torch.testing.assert_close(point.hvp(v), first)
+    assert examples.reads == reads
+    monkeypatch.setattr(linearize, "_KEPT_BYTES", 0)
+    point = streamed.linearize(streamed.params())
+    for n_products in (1, 2):
+        torch.testing.assert_close(point.hvp(v), first)
+        assert examples.reads == reads + n_products * N
+
+
+def test_workers_read_ahead():
+    loader = data.DataLoader(Numbered(), batch_size=4, num_workers=1)
+    theta = risk(X, LABELS).params()
+    torch.testing.assert_close(
+        risk(loader).gradient(theta), risk(X, LABELS).gradient(theta)
+    )
+
+
+def test_a_collate_function_makes_the_batch():
+    def halves(items):
+        images, labels = data.default_collate(items)
+        return images / 2, labels
+
+    loader = data.DataLoader(Numbered(), batch_size=4, collate_fn=halves)
+    theta = risk(X, LABELS).params()
+    torch.testing.assert_close(
+        risk(loader).gradient(theta), risk(X / 2, LABELS).gradient(theta)
+    )
+
+
+def test_it_pickles():
+    streamed = risk(data.TensorDataset(X, LABELS), chunk_size=4)
+    theta = streamed.params()
+    copied = pickle.loads(pickle.dumps(streamed))
+    assert torch.equal(copied.gradient(theta), streamed.gradient(theta))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (
+            lambda: risk(data.DataLoader(Numbered(), shuffle=True)),
+            ValueError,
+            r"one order.*RandomSampler; make it with shuffle=False",
+        ),
+        (
+            lambda: risk(data.DataLoader(Numbered(), batch_size=4, drop_last=True)),
+            ValueError,
+            r"all examples.*drop_last=True",
+        ),
+        (lambda: risk(Stream()), TypeError, r"length and an order.*iterable Stream"),
+        (lambda: risk(data.DataLoader(Stream())), TypeError, "iterable Stream"),
+        (
+            lambda: risk(Augmented()),
+            ValueError,
+            r"Augmented, which gives others.*augment",
+        ),
+        (lambda: risk(Numbered(0)), ValueError, "at least one example. Got none"),
+        (lambda: risk(Numbered(), LABELS), ValueError, "y must be None with a Numb"),
+        (lambda: risk(X), ValueError, "y must be given with arrays"),
+        (lambda: risk(data.TensorDataset(X)), TypeError, r"pairs .x, y."),
+        (
+            lambda: risk(data.TensorDataset(X, LABELS + 1)),
+            ValueError,
+            "A module with 3 outputs can have labels 0 to 2",
+        ),
+        (
+            lambda: risk(Numbered(), sample_weight=torch.ones(3)),
+            ValueError,
+            "sample_weight must have shape .11,.. Got .3,.",
+        ),
+    ],
+)
+def test_what_cannot_be_streamed(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
