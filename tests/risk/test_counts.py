@@ -1,0 +1,122 @@
+"""What each quantity costs, in passes and products: a guard that no machine sways."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from flatmin.curvature import hessian_eigenpairs
+from flatmin.modules import LeNet
+from flatmin.noise import make_noise_law
+from flatmin.risk import EmpiricalRisk, linearize
+from flatmin.risk.model import FlatModel
+
+N = 12
+aten = torch.ops.aten
+
+
+@pytest.fixture(autouse=True)
+def always_traced(monkeypatch):
+    monkeypatch.setattr(linearize, "_WORTH_TRACING", 0)
+
+
+@pytest.fixture
+def risk():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        X, y = torch.rand(N, 1, 28, 28), torch.randint(0, 10, (N,))
+        return EmpiricalRisk(LeNet(), "cross_entropy", X, y)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Forward passes of the network, and calls of autograd."""
+    done = Counter()
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            done[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("__call__", "functional"):
+        function = getattr(FlatModel, name)
+        monkeypatch.setattr(FlatModel, name, counted("forward", function))
+    grad = counted("backward", torch.autograd.grad)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    return done
+
+
+def law_step(name):
+    def step(risk, theta):
+        law, rng = make_noise_law(name, batch_size=3), torch.Generator().manual_seed(0)
+        state = law.refresh(risk, theta, rng)
+        return lambda: law.noisy_gradient(risk, theta, state, rng)
+
+    return step
+
+
+# What is asked at a θ where the same has been asked before.
+COSTS = {
+    "value": (lambda r, t: lambda: r.value(t), 1, 0),
+    "gradient": (lambda r, t: lambda: r.gradient(t), 1, 1),
+    "Tr(Σ) and diag(Σ)": (lambda r, t: lambda: r.gradient_variances(t), 1, 1),
+    "squared norms": (lambda r, t: lambda: r.squared_norms(t), 1, 1),
+    "four minibatches": (
+        lambda r, t: lambda: r.batch_gradients(t, torch.arange(N).view(4, 3)),
+        1,
+        1,
+    ),
+    "gld_full": (law_step("gld_full"), 1, 1),
+    "gld_fisher": (law_step("gld_fisher"), 1, 1),
+    # Of the two backward passes one goes back to the outputs alone.
+    "gld_ggn": (law_step("gld_ggn"), 1, 2),
+    "gld_diagonal": (law_step("gld_diagonal"), 1, 1),
+    "sgd": (law_step("sgd"), 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_passes(name, risk, passes):
+    make, forward, backward = COSTS[name]
+    ask = make(risk, risk.params())
+    ask()
+    passes.clear()
+    ask()
+    assert (passes["forward"], passes["backward"]) == (forward, backward)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "prepare", "use"),
+    [
+        # Forward and backward convolutions of two layers. A product with H takes J v
+        # and the weights' gradient of the first, and of the second two of J v, of the
+        # weights' and of the input's gradient.
+        ("hvp", (2, 0), (3, 5)),
+        ("ggn", (2, 0), (3, 2)),
+        ("directional_derivatives", (2, 0), (3, 0)),
+    ],
+)
+def test_convolutions_of_a_product(quantity, prepare, use, risk, passes):
+    theta = risk.params()
+    point = risk.linearize(theta)
+    getattr(point, quantity)(theta)
+    passes.clear()
+    getattr(point, quantity)(theta)
+    assert not passes, "a product at a prepared point runs no network"
+    graphs = risk._traces.graphs[quantity]
+    for stage, expected in ((graphs.prepare, prepare), (graphs.use, use)):
+        targets = Counter(node.target for node in stage.graph.nodes)
+        found = (
+            targets[aten.convolution.default],
+            targets[aten.convolution_backward.default],
+        )
+        assert found == expected, stage.code
+
+
+def test_products_for_twenty_eigenpairs(risk):
+    rng = torch.Generator().manual_seed(0)
+    pairs = hessian_eigenpairs(risk, risk.params(), 20, which="LM", tol=1e-4, rng=rng)
+    assert pairs.converged.all()
+    assert pairs.n_matvecs <= 80
