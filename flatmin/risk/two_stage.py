@@ -9,6 +9,7 @@ second call, torch 2.13).
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from flatmin.risk.graph_passes import simplify
 
 __all__ = ["TwoStage", "trace_in_two"]
+
+# Tracing patches torch.nn.Module for a while: two at a time would undo each other's
+# patches in the wrong order.
+_TRACING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def trace_in_two(
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
-    with warnings.catch_warnings():
+    with _TRACING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch's own use of its old parts
         traced = make_fx(pure)(theta, direction, *data)
     simplify(traced.graph)
