@@ -55,7 +55,7 @@ class _NoisyNet(NeuralNet):
         binding : FlatBinding
             Of this net's ``module_``.
         """
-        if len(self.optimizer_.param_groups) == 1:
+        if not hasattr(self, "optimizer__param_groups"):
             named = list(self.get_all_learnable_params())
             _, settings = self.get_params_for_optimizer("optimizer", named)
             params = binding.params_for(self.optimizer)

@@ -45,7 +45,8 @@ def prepare_module(
     TypeError
         If it is no module.
     ValueError
-        If there is nothing to train, a lazy parameter, or BatchNorm as above.
+        If there is nothing to train, a lazy parameter, BatchNorm as above, or an
+        Embedding with ``max_norm``.
 
     Warns
     -----
@@ -74,7 +75,17 @@ def prepare_module(
             UserWarning,
             stacklevel=3,
         )
-    return copy.deepcopy(module).eval()
+    copied = copy.deepcopy(module).eval()
+    for name, part in copied.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            if part.max_norm is not None:
+                raise ValueError(
+                    f"{name!r} is an Embedding with max_norm, which rescales its "
+                    "weight when it is read: the loss is no function of θ. "
+                    "Rescale the weight once and set max_norm=None."
+                )
+            part.sparse = False  # a layout of the gradient, which is flat here
+    return copied
 
 
 def _check_batch_norm(module: nn.Module, batch_norm: str) -> None:

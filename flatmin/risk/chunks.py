@@ -103,12 +103,14 @@ def pad_chunk(chunk: Chunk, size: int) -> tuple[Tensor, Tensor, Tensor]:
         weights = torch.ones(n, dtype=dtype, device=chunk.X.device)
     if n == size:
         return chunk.X, chunk.y, weights
-    X = torch.empty_strided(
-        (size, *chunk.X.shape[1:]),
-        chunk.X.stride(),
-        dtype=chunk.X.dtype,
-        device=chunk.X.device,
-    )
+    # In memory of its own: the examples may share theirs, as sliding windows do.
+    shape, strides = (size, *chunk.X.shape[1:]), None
+    if chunk.X.ndim == 4 and chunk.X.stride(1) == 1:
+        _, c, h, w = shape
+        strides = (c * h * w, 1, w * c, c)
+    X = chunk.X.new_empty(shape)
+    if strides is not None:
+        X = X.as_strided(shape, strides)
     X[:n], X[n:] = chunk.X, chunk.X[:1]
     y = torch.cat([chunk.y, chunk.y[:1].expand(size - n, *chunk.y.shape[1:])])
     return X, y, torch.cat([weights, weights.new_zeros(size - n)])

@@ -53,7 +53,7 @@ class DoubleBackward:
         Tensor of shape (D,)
         """
         graph = self._gradient
-        return _pull(graph.gradient, graph.theta, v)
+        return self._pull(graph.gradient, graph.theta, v)
 
     def ggn(self, v: Tensor) -> Tensor:
         """Return Σ Jᵢᵀ Hᵢ Jᵢ v over the chunk.
@@ -82,7 +82,7 @@ class DoubleBackward:
         Tensor of shape (n, \\*output_shape)
         """
         graph = self._pullback
-        return _pull(graph.pulled, graph.cotangents, v)
+        return self._pull(graph.pulled, graph.cotangents, v)
 
     def vjp(self, u: Tensor) -> Tensor:
         """Return Σ Jᵢᵀ uᵢ over the chunk.
@@ -96,7 +96,7 @@ class DoubleBackward:
         Tensor of shape (D,)
         """
         graph = self._pullback
-        return _pull(graph.outputs, graph.theta, u)
+        return self._pull(graph.outputs, graph.theta, u)
 
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀ v.
@@ -138,6 +138,21 @@ class DoubleBackward:
             )
         return _PullbackGraph(theta, outputs, cotangents, pulled)
 
+    def _pull(self, tensors: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
+        if not tensors.requires_grad:
+            return torch.zeros_like(leaf)
+        # A checkpoint runs its part of the network again, on what is bound then.
+        self.model.bind(self.theta)
+        (product,) = torch.autograd.grad(
+            tensors,
+            leaf,
+            cotangents,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return product.detach()
+
 
 class _GradientGraph(NamedTuple):
     theta: Tensor  # (D,) leaf
@@ -149,17 +164,3 @@ class _PullbackGraph(NamedTuple):
     outputs: Tensor  # (n, *output_shape)
     cotangents: Tensor  # (n, *output_shape) leaf u
     pulled: Tensor  # (D,) Jᵀu, with its graph
-
-
-def _pull(tensors: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
-    if not tensors.requires_grad:
-        return torch.zeros_like(leaf)
-    (product,) = torch.autograd.grad(
-        tensors,
-        leaf,
-        cotangents,
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return product.detach()

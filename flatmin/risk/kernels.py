@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["twice_differentiable"]
+
+_SWITCHES = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -21,7 +24,9 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
     The fused attention kernels and the fused recurrent layers of oneDNN and cuDNN
     have a first derivative only; the second one of the fused weight norm is wrong, and
-    forward mode of group norm fails for channels-last images (torch 2.13).
+    forward mode of group norm fails for channels-last images (torch 2.13). What reverse
+    mode leaves out by decree, forward mode does not know of: it is cut off for both.
+    One thread at a time, since the switches are global.
 
     Parameters
     ----------
@@ -29,6 +34,7 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
         Decides whether the recurrent kernels have to be switched off.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_SWITCHES)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_PlainKernels())
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
@@ -38,7 +44,7 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
 
 class _PlainKernels(TorchFunctionMode):
-    """Calls of other kernels in place of two whose derivatives fail."""
+    """Other calls in place of those whose derivatives fail or differ between modes."""
 
     def __torch_function__(
         self,
@@ -47,12 +53,37 @@ class _PlainKernels(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
         if func is torch._weight_norm:
             v, g, dim = args  # w = g v/‖v‖, spelled out
             return v * (g / torch.norm_except_dim(v, 2, dim))
         if func in (F.group_norm, torch.group_norm):
             args = (args[0].contiguous(), *args[1:])
-        return func(*args, **(kwargs or {}))
+        elif func is F.embedding:
+            args = (args[0], _without_padding_row(*args, **kwargs), *args[2:])
+            kwargs = {name: kwargs[name] for name in kwargs if name != "weight"}
+        result = func(*args, **kwargs)
+        # Forward mode would see through torch.no_grad().
+        return result if torch.is_grad_enabled() else _detach(result)
+
+
+def _without_padding_row(
+    _indices: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
+) -> Tensor:
+    """Return an embedding's weight whose padding row is a constant."""
+    if padding_idx is None:
+        return weight
+    rows = torch.arange(len(weight), device=weight.device)
+    is_padding = (rows == padding_idx % len(weight)).unsqueeze(1)
+    return torch.where(is_padding, weight.detach(), weight)
+
+
+def _detach(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return result.detach()
+    if type(result) in (tuple, list):
+        return type(result)(map(_detach, result))
+    return result
 
 
 @contextlib.contextmanager

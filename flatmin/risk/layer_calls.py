@@ -8,13 +8,14 @@ activation that works in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
 
 from flatmin.risk.model import FlatModel
 
@@ -61,9 +62,11 @@ def record_calls(
     Raises
     ------
     UnsupportedLayers
-        If a call has other arguments than one tensor of n examples.
+        If a call has other arguments than one tensor of n examples, or a parameter is
+        used behind the back of its layer.
     """
     calls: list[tuple[nn.Module, Tensor, GradientEdge]] = []
+    watch = _Watch({id(parameter) for parameter in model.params})
 
     def note(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         given = arguments[0] if len(arguments) == 1 else None
@@ -71,11 +74,16 @@ def record_calls(
             raise UnsupportedLayers(f"{module} was not called with one tensor")
         if given.shape[:1] != X.shape[:1] or output.shape[:1] != X.shape[:1]:
             raise UnsupportedLayers(f"{module} does not have the examples first")
-        calls.append((module, given.detach(), get_gradient_edge(output)))
+        if output.requires_grad:  # not where the module switches gradients off
+            calls.append((module, given.detach(), get_gradient_edge(output)))
 
     handles = [layer.register_forward_hook(note) for layer in layers]
+    handles += [layer.register_forward_pre_hook(watch.enter) for layer in layers]
+    handles += [layer.register_forward_hook(watch.leave) for layer in layers]
     try:
-        total = scalar(model(X)).sum()
+        with watch:
+            outputs = model(X)
+        total = scalar(outputs).sum()
     finally:
         for handle in handles:
             handle.remove()
@@ -87,3 +95,38 @@ def record_calls(
         for (module, given, _), slope in zip(calls, slopes, strict=True)
         if slope is not None
     ]
+
+
+class _Watch(TorchFunctionMode):
+    """Raises where a parameter is used outside of its layer's forward."""
+
+    def __init__(self, parameters: set[int]) -> None:
+        super().__init__()
+        self.parameters = parameters
+        self._depth = 0
+
+    def enter(self, _module: nn.Module, _arguments: Any) -> None:
+        self._depth += 1
+
+    def leave(self, _module: nn.Module, _arguments: Any, _output: Any) -> None:
+        self._depth -= 1
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._depth == 0 and self._holds((*args, *kwargs.values())):
+            name = getattr(func, "__name__", func)
+            raise UnsupportedLayers(f"a parameter in {name} outside of its layer")
+        return func(*args, **kwargs)
+
+    def _holds(self, values: Iterable[Any]) -> bool:
+        return any(
+            id(value) in self.parameters
+            or (isinstance(value, list | tuple) and self._holds(value))
+            for value in values
+        )

@@ -166,7 +166,7 @@ def _squared_norms(uses: list[ParameterUse], n: int) -> Tensor:
 
 def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tensor]:
     # In float64 what is left of the squares after the mean is taken out has its digits
-    # even where the mean is a million times the spread.
+    # even where the mean is a hundred thousand times the spread.
     use = uses[0]
     if len(uses) == 1 and use.is_outer:
         slopes, inputs = use.call.slope.double(), use.call.input.double()
@@ -231,6 +231,12 @@ def _combined(use: ParameterUse) -> tuple[Tensor, Tensor]:
 
 
 def _is_special(module: Any) -> bool:
+    # A hook may change what goes in or comes out.
+    if module._forward_hooks or module._forward_pre_hooks:
+        return True
+    names = {name for name, _ in module.named_parameters(recurse=False)}
+    if not names <= {"weight", "bias"}:
+        return True
     if isinstance(module, nn.Embedding):
-        return module.max_norm is not None or module.scale_grad_by_freq
+        return bool(module.scale_grad_by_freq)
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training

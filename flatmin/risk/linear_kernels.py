@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from flatmin.risk.losses import ExampleLoss
@@ -44,7 +43,7 @@ def hvp(model: FlatModel, loss: ExampleLoss) -> LinearKernel:
         product: Tensor = jvp(grad(total), (theta,), (v,))[1]
         return product
 
-    return _without_padding_rows(model, kernel)
+    return kernel
 
 
 def ggn(model: FlatModel, loss: ExampleLoss) -> LinearKernel:
@@ -73,7 +72,7 @@ def ggn(model: FlatModel, loss: ExampleLoss) -> LinearKernel:
         product: Tensor = pull(HJv)[0]
         return product
 
-    return _without_padding_rows(model, kernel)
+    return kernel
 
 
 def jacobian_product(model: FlatModel, loss: ExampleLoss) -> LinearKernel:
@@ -98,7 +97,7 @@ def jacobian_product(model: FlatModel, loss: ExampleLoss) -> LinearKernel:
         tangent: Tensor = jvp(outputs, (theta,), (v,))[1]
         return tangent
 
-    return _without_padding_rows(model, kernel)
+    return kernel
 
 
 def pullback(model: FlatModel, loss: ExampleLoss) -> LinearKernel:
@@ -148,7 +147,7 @@ def slopes(model: FlatModel, loss: ExampleLoss) -> LinearKernel:
         tangent: Tensor = jvp(losses, (theta,), (v,))[1]
         return tangent
 
-    return _without_padding_rows(model, kernel)
+    return kernel
 
 
 LINEAR_KERNELS: dict[str, Callable[[FlatModel, ExampleLoss], LinearKernel]] = {
@@ -162,24 +161,3 @@ LINEAR_KERNELS: dict[str, Callable[[FlatModel, ExampleLoss], LinearKernel]] = {
 
 def _as_column(weights: Tensor, values: Tensor) -> Tensor:
     return weights.view(-1, *(1 for _ in values.shape[1:]))
-
-
-def _without_padding_rows(model: FlatModel, kernel: LinearKernel) -> LinearKernel:
-    # Reverse mode gives the padding row of an Embedding no gradient by decree, forward
-    # mode knows nothing of it: together they would make H unsymmetric.
-    mask = torch.ones_like(model.values())
-    views = model.layout.unflatten(mask)
-    for prefix, part in model.module.named_modules():
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-            name = f"{prefix}.weight".removeprefix(".")
-            if part.padding_idx is not None and name in views:
-                views[name][part.padding_idx] = 0
-    if bool(mask.all()):
-        return kernel
-
-    def masked(
-        theta: Tensor, v: Tensor, X: Tensor, y: Tensor, weights: Tensor
-    ) -> Tensor:
-        return kernel(theta, v * mask, X, y, weights)
-
-    return masked

@@ -9,6 +9,7 @@ chunk decides which of them a risk uses for a quantity.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -86,6 +87,8 @@ class Traces:
     def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str:
         if self.work < _WORTH_TRACING:
             return "plain: too little work for a trace to pay"
+        # A weight of zero would hide an example, and with it a difference.
+        chunk = replace(chunk, weights=None)
         padded = pad_chunk(chunk, self.chunk_size)
         plain = getattr(DoubleBackward(self.model, self.loss, theta, chunk), quantity)
         probes = self._probes(quantity, chunk)
@@ -113,10 +116,12 @@ class Traces:
         difference = _relative(traced(probes[0]) - first, first)
         tolerance = 1e-3 if theta.dtype == torch.float32 else 1e-8
         if not difference <= tolerance:
-            symmetric = quantity in ("hvp", "ggn") and (
-                _asymmetry(traced, probes) < _asymmetry(plain, probes)
+            right = (
+                quantity in ("hvp", "ggn")
+                and _asymmetry(plain, probes) > tolerance
+                and _asymmetry(traced, probes) <= tolerance
             )
-            if not symmetric:
+            if not right:
                 return f"plain: the traced product differs by {difference:.1e} from it"
         self.graphs[quantity] = graph
         return "traced"
@@ -130,6 +135,18 @@ class Traces:
             torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
             for _ in range(2)
         ]
+
+    def give_up(self, quantity: str, error: Exception) -> None:
+        """Take the plain path from now on.
+
+        Parameters
+        ----------
+        quantity : str
+        error : Exception
+            What the traced kernel raised on other data than those of the trial.
+        """
+        del self.graphs[quantity]
+        self.paths[quantity] = f"plain: {type(error).__name__} in the trace: {error}"
 
     # A copy of the risk has a model of its own, and a graph does not pickle.
     def __getstate__(self) -> dict[str, object]:
@@ -261,14 +278,19 @@ class Linearization:
             return
         for index, chunk in enumerate(self._chunks()):
             graph = self._traces.find(quantity, self.theta, chunk)
-            if graph is None:
-                part = direction[chunk.rows] if quantity == "vjp" else direction
-                yield getattr(self._plain_chunk(chunk), quantity)(part)
-                continue
-            kept = self._kept.get((quantity, index))
-            if kept is None:
-                kept = self._prepared(graph, quantity, index, chunk)
-            yield use(graph, kept, chunk.rows)
+            if graph is not None:
+                try:
+                    kept = self._kept.get((quantity, index))
+                    if kept is None:
+                        kept = self._prepared(graph, quantity, index, chunk)
+                    yield use(graph, kept, chunk.rows)
+                    continue
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:  # shapes that depend on the data
+                    self._traces.give_up(quantity, error)
+            part = direction[chunk.rows] if quantity == "vjp" else direction
+            yield getattr(self._plain_chunk(chunk), quantity)(part)
 
     def _prepared(
         self, graph: TwoStage, quantity: str, index: int, chunk: Chunk

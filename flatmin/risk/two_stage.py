@@ -9,11 +9,11 @@ second call, torch 2.13).
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
@@ -22,10 +22,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from flatmin.risk.graph_passes import simplify
 
 __all__ = ["TwoStage", "trace_in_two"]
-
-# Tracing patches torch.nn.Module for a while: two at a time would undo each other's
-# patches in the wrong order.
-_TRACING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -48,19 +44,29 @@ def trace_in_two(
         ``direction``. Tensors that it holds otherwise are part of the trace.
     theta : Tensor of shape (D,)
         For shapes and dtypes, as are the next two; their values are not used later.
+        One thread at a time may trace: it patches ``torch.nn.Module`` meanwhile.
     direction : Tensor
     *data : Tensor
 
     Returns
     -------
     TwoStage
+
+    Raises
+    ------
+    RuntimeError
+        If it draws random numbers, which a trace would draw anew at each use. What else
+        cannot be traced raises as PyTorch does.
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
-    with _TRACING, warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # of PyTorch's own use of its old parts
         traced = make_fx(pure)(theta, direction, *data)
     simplify(traced.graph)
+    for node in traced.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise RuntimeError(f"it draws random numbers ({node.target})")
     return _cut(traced)
 
 

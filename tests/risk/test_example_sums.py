@@ -123,7 +123,7 @@ def test_every_layer(name, chunk_size):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("tied", "off by"),  # used behind the back of its layer
+        ("tied", "outside of its layer"),
         ("LSTM", "the rows of LSTM"),
         ("transformer", "the rows of MultiheadAttention"),
         ("weight norm", "the rows of Parametri"),
@@ -149,9 +149,9 @@ def test_a_subclass_is_not_taken_for_its_layer():
     assert risk.paths["per-example sums"] == "plain: the rows of Doubled"
 
 
-def test_a_common_gradient_a_million_times_the_spread():
-    # Rows 1e6 + N(0, 1) in each coordinate: the squares alone have lost the spread.
-    X = 1e6 + torch.randn(200, 3, dtype=torch.float64)
+def test_a_common_gradient_a_hundred_thousand_times_the_spread():
+    # Rows 1e5 + N(0, 1) in each coordinate: in float32 squares lose the spread.
+    X = 1e5 + torch.randn(200, 3, dtype=torch.float64)
     module = nn.Linear(3, 1, bias=False).double()
     target = module(X) - 0.5  # a slope of one for everybody
     risk = EmpiricalRisk(module, "squared_error", X, target.detach())
@@ -166,3 +166,67 @@ def test_a_pickled_risk_tries_anew():
     copied = pickle.loads(pickle.dumps(risk))
     assert "per-example sums" not in copied.paths
     assert torch.equal(copied.squared_norms(theta), norms)
+
+
+def with_hook():
+    module = mlp(3)
+    module[0].register_forward_hook(lambda layer, given, out: out.clamp(-0.5, 0.5))
+    return module
+
+
+def functional_use(parts, X):
+    hidden = parts["a"](X).tanh()
+    return parts["b"](hidden + F.linear(X.clamp(min=1) - 1, parts["a"].weight))
+
+
+def sorted_use(parts, X):
+    order = X[:, 0].argsort(descending=True)
+    return parts["b"](parts["a"](X[order]).tanh())[order.argsort()]
+
+
+def teacher(parts, X):
+    with torch.no_grad():
+        target = parts["a"](X)
+    return parts["b"](parts["a"](X).tanh() + target)
+
+
+def two_layers(forward):
+    return lambda: Apply(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 3))
+
+
+def with_scale():
+    module = mlp(3)
+    module[0].register_parameter("scale", nn.Parameter(torch.ones(())))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (with_hook, "plain: the rows of Linear"),
+        # Used behind the layer's back by examples that no trial sees.
+        (two_layers(functional_use), "plain: a parameter in linear outside"),
+        (two_layers(sorted_use), "plain: layer by layer is off by"),
+        (two_layers(teacher), "by layer"),
+        (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))), "plain: the"),
+        (with_scale, "plain: the rows of Linear"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The loss does not depend")
+@pytest.mark.filterwarnings("ignore:.*spectral_norm")
+def test_what_a_trial_on_three_examples_could_miss(make, path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = make().double().eval()
+        X, y = torch.randn(N, 4).double(), torch.randint(0, 3, (N,))
+    X[:3] = 0.1 * X[:3].sort(0, descending=True).values
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, chunk_size=7)
+    theta = risk.params()
+    rows = torch.cat(list(risk.per_example_gradients(theta)))
+    torch.testing.assert_close(risk.squared_norms(theta), rows.square().sum(1))
+    assert risk.paths["per-example sums"].startswith(path)
+    batches = torch.arange(6).view(2, 3)
+    means = risk.batch_gradients(theta, batches)
+    torch.testing.assert_close(means, rows[:6].view(2, 3, -1).mean(1))
+    variances = risk.gradient_variances(theta)
+    torch.testing.assert_close(variances, rows.var(0, correction=0))

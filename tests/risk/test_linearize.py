@@ -7,9 +7,12 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from flatmin.risk import EmpiricalRisk, linearize
 
+from .. import oracles
 from ._cases import CASES, SINGLE, Apply, N, make_risk, mlp, oracle, problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:The loss does not depend")
@@ -172,3 +175,106 @@ def test_statistics_and_frozen_parameters_are_in_the_trace():
         linearize._WORTH_TRACING = before
     close(traced, plain, 1e-9)
     assert risk.paths == {"hvp": "traced"}
+
+
+def two_layers(forward):
+    return Apply(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 3)).double()
+
+
+def without_gradient(parts, X):
+    with torch.no_grad():
+        scale = parts["a"].weight.norm().clamp(min=2.0)
+    return parts["b"]((parts["a"](X) / scale).tanh())
+
+
+def seeded_features(parts, X):
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 4, generator=rng, dtype=X.dtype)
+    return parts["b"](X + parts["a"](X).tanh() * noise[0] + noise[1])
+
+
+def checkpointed(parts, X):
+    hidden = checkpoint(lambda Z: parts["a"](Z).tanh(), X, use_reentrant=False)
+    return parts["b"](hidden)
+
+
+def some_rows(parts, X):
+    chosen = X[:, 0] > 0
+    hidden = torch.zeros(len(X), 4, dtype=X.dtype)
+    return parts["b"](hidden.index_put((chosen,), parts["a"](X[chosen]).tanh()))
+
+
+def own_padding(parts, X):
+    words = F.embedding(X[:, :2].long() % 4, parts["a"].weight, padding_idx=0)
+    return parts["b"](words.sum(1).tanh())
+
+
+@pytest.mark.parametrize("worth", [0, 1 << 60], ids=["traced", "plain"])
+@pytest.mark.parametrize(
+    "forward",
+    [without_gradient, seeded_features, checkpointed, some_rows, own_padding],
+)
+def test_what_a_trial_on_one_chunk_could_miss(forward, worth, monkeypatch):
+    """The first chunk weighs nothing or is special, and θ moves on."""
+    monkeypatch.setattr(linearize, "_WORTH_TRACING", worth)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = two_layers(forward)
+        X, y = 3 * torch.randn(7, 4).double(), torch.randint(0, 3, (7,))
+    X[:3] = X[:3].abs() + 1
+    weights = torch.tensor([0, 0, 0, 1, 1, 2, 1])
+    risk = EmpiricalRisk(
+        module, "cross_entropy", X, y, chunk_size=3, sample_weight=weights
+    )
+    first, before = risk.params(), torch.get_rng_state()
+    for theta in (first, 3 * first, -first):
+        dense = oracles.dense(
+            module, oracles.cross_entropy, X, y, theta, weights=weights
+        )
+        point = risk.linearize(theta)
+        for quantity in QUANTITIES:
+            shape = torch.Size((7, 3)) if quantity == "vjp" else theta.shape
+            direction = torch.linspace(-1, 1, shape.numel()).double().view(shape)
+            risk.value(first + 1)  # the prepared point stays where it is
+            product = getattr(point, quantity)(direction)
+            close(product, expected(quantity, dense, direction), 1e-9)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_padding_of_an_embedding_that_is_the_output_layer_too():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(3, 6, bias=False)
+            self.words = nn.Embedding(6, 3, padding_idx=0)
+            self.out.weight = self.words.weight
+
+        def forward(self, X):
+            return self.out(self.words(X).tanh().mean(1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Tied().double()
+        X, y = torch.randint(1, 6, (7, 5)), torch.randint(0, 6, (7,))
+    X[3:, 2:] = 0
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, chunk_size=3)
+    theta = risk.params()
+    dense = oracles.dense(module, oracles.cross_entropy, X, y, theta)
+    for quantity in ("hvp", "ggn", "directional_derivatives"):
+        product = getattr(risk.linearize(theta), quantity)(theta)
+        close(product, expected(quantity, dense, theta), 1e-9)
+        assert risk.paths[quantity] == "traced"
+
+
+def test_examples_that_share_their_memory():
+    series = torch.randn(13, dtype=torch.float64)
+    X, y = series.unfold(0, 4, 1)[:7], torch.arange(7) % 3
+    own, shared = (
+        EmpiricalRisk(mlp().double(), "cross_entropy", given, y, chunk_size=3)
+        for given in (X.clone(), X)
+    )
+    theta = own.params()
+    for quantity in ("hvp", "ggn", "jvp"):
+        got = getattr(shared.linearize(theta), quantity)(theta)
+        close(got, getattr(own.linearize(theta), quantity)(theta), 1e-12)
+    assert torch.equal(X, series.unfold(0, 4, 1)[:7])
