@@ -7,6 +7,7 @@ none on a CPU.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import warnings
@@ -22,14 +23,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["DISTRIBUTIONS", "PEERS"]
+__all__ = ["LIBRARIES", "PEERS"]
 
-#: What to look the versions of the libraries up by.
-DISTRIBUTIONS = (
-    "curvlinops-for-pytorch",
-    "hessian-eigenthings",
-    "pyhessian",
-    "backpack-for-pytorch",
+LIBRARIES = (
+    "curvlinops",
+    "hessian_eigenthings",
+    "pyhessian.utils",
+    "backpack.extensions",
     "opacus",
     "skorch",
 )
@@ -92,6 +92,16 @@ def _kept_product(problem: Problem) -> Callable[[Tensor], Tensor]:
         )
 
     return product
+
+
+def _keep_graph(problem: Problem, v: Tensor, setting: Any) -> Work:
+    problem = problem.channels_last()
+
+    @_plain_attention
+    def call() -> Any:
+        return torch.autograd.grad(_loss(problem), problem.params, create_graph=True)
+
+    return Work(call)
 
 
 def _graph_kept(problem: Problem, v: Tensor, setting: Any) -> Work:
@@ -159,10 +169,13 @@ def _arpack(
         start = np.random.default_rng(0).standard_normal(size).astype(np.float32)
         return eigsh(operator, problem.n_components, which="LA", tol=tol, v0=start)
 
+    def prime() -> Any:
+        return product(np.ones(size, np.float32))
+
     def note() -> str:
         return f"tol={tol:g}, {counts[-1]} products"
 
-    return Work(call, note=note)
+    return Work(call, prime=prime, note=note)
 
 
 def _torch_eigenpairs(problem: Problem, v: Tensor, setting: Any) -> Work:
@@ -253,7 +266,8 @@ def _eigenthings_eigenpairs(problem: Problem, v: Tensor, setting: Any) -> Work:
         return pairs.eigenvalues, pairs.eigenvectors.T
 
     note = f"{steps} steps" + (", reorthogonalize=True" if reorthogonalize else "")
-    return Work(call, note=lambda: note)
+    prime = _plain_attention(lambda: operator.matvec(v))
+    return Work(call, prime=prime, note=lambda: note)
 
 
 # The library's default of 2 k steps, and more; the last ones with the option that it
@@ -296,7 +310,10 @@ def _pyhessian_eigenpairs(problem: Problem, v: Tensor, setting: Any) -> Work:
         values, vectors = pairs
         return values, torch.stack([_flat(vector) for vector in vectors], dim=1)
 
-    return Work(call, answer=answer, note=lambda: "defaults")
+    def prime() -> None:
+        found.eigenvalues(maxIter=1)
+
+    return Work(call, answer=answer, prime=prime, note=lambda: "defaults")
 
 
 # BackPACK and Opacus.
@@ -307,7 +324,7 @@ def _backpack(extension: str, problem: Problem) -> Call:
     extensions = importlib.import_module("backpack.extensions")
     problem = problem.channels_last()
     module = library.extend(problem.module)
-    criterion = library.extend(problem.criterion)
+    criterion = library.extend(copy.deepcopy(problem.criterion))
 
     def call() -> list[Tensor]:
         with library.backpack(getattr(extensions, extension)()):
@@ -333,11 +350,10 @@ def _backpack_norms(problem: Problem, v: Tensor, setting: Any) -> Work:
 
 
 def _opacus_norms(problem: Problem, v: Tensor, setting: Any) -> Work:
-    problem = problem.channels_last()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        library = importlib.import_module("opacus")
-        module = library.GradSampleModule(problem.module, loss_reduction="mean")
+    # Not channels-last, where its norms are silently wrong: it reads strided patches
+    # as if they were of the default layout. Its hooks do nothing in eval mode.
+    library = importlib.import_module("opacus")
+    module = library.GradSampleModule(problem.module.train(), loss_reduction="mean")
 
     def call() -> Tensor:
         module.zero_grad()
@@ -375,6 +391,7 @@ def _skorch(*, callbacks: bool) -> Callable[..., Work]:
 PEERS = [
     Case("gradient", "PyTorch, default layout", _default_layout, "gradient"),
     Case("H v", "PyTorch, graph kept", _graph_kept, "hvp"),
+    Case("prepare H v", "PyTorch, graph kept", _keep_graph),
     Case("H v", "PyTorch, double backward", _double_backward, "hvp"),
     Case("H v", "curvlinops", _curvlinops_product("HessianLinearOperator"), "hvp"),
     Case("H v", "hessian-eigenthings", _eigenthings_hvp, "hvp"),

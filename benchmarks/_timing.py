@@ -44,6 +44,7 @@ def measure(
     call: Callable[[], object],
     less: Callable[[], object] | None = None,
     *,
+    prime: Callable[[], object],
     steps: int = 1,
     blocks: int = 5,
     budget: float = 60.0,
@@ -52,20 +53,21 @@ def measure(
 
     ``less`` is timed beside the call and subtracted: a preparation that cannot be
     called alone is (preparation and use) less use. ``steps`` is what one call counts
-    as. There are fewer blocks where ``budget`` seconds do not last for all, never
-    fewer than one; a call that alone takes longer is made once.
+    as, and ``prime`` does untimed what only a first call does. There are fewer blocks
+    where ``budget`` seconds do not last for all, never fewer than one; a call that
+    alone takes longer is made once.
     """
     _calls(unit, UNTIMED)
     unit_repeats = max(3, round(SHORTEST / seconds(unit)))
     b = seconds(unit, unit_repeats)
+    prime()
     first = seconds(call)
     if first > budget and less is None:
         return Times([first / steps / b], [b])
-    second = seconds(call)  # the first may trace or compile
-    if second * (1 + UNTIMED) * blocks > budget:
-        blocks, untimed, repeats = max(1, min(blocks, int(budget / second))), 0, 1
+    if first * (1 + UNTIMED) * blocks > budget:
+        blocks, untimed, repeats = max(1, min(blocks, int(budget / first))), 0, 1
     else:
-        untimed, repeats = UNTIMED, max(1, round(SHORTEST / second))
+        untimed, repeats = UNTIMED, max(1, round(SHORTEST / first))
     ratios, units = [], []
     for _ in range(blocks):
         _calls(unit, UNTIMED)

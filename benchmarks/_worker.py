@@ -8,22 +8,26 @@ for threads that it does not have.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import multiprocessing
 import resource
 import sys
 import traceback
+import warnings
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from _accuracy import CRITERIA, errors
-from _cases import FLATMIN, Case
-from _peers import PEERS
+from _cases import FLATMIN, Case, make_risk
+from _peers import LIBRARIES, PEERS
 from _problems import Problem, make_problem
 from _reference import make_reference
 from _timing import measure
 from threadpoolctl import threadpool_info
+from torch.fx.experimental.proxy_tensor import make_fx
 
 CASES: dict[tuple[str, str], Case] = {
     (problem, case.name): case for case in FLATMIN + PEERS for problem in case.problems
@@ -32,9 +36,7 @@ CASES: dict[tuple[str, str], Case] = {
 
 def main() -> None:
     torch.set_num_threads(1)
-    if sys.argv[1:] == ["--list"]:
-        print(json.dumps(_list()), flush=True)
-        return
+    _import_the_rest()
     context = multiprocessing.get_context("fork")
     for line in sys.stdin:
         ours, theirs = context.Pipe(duplex=False)
@@ -50,6 +52,19 @@ def main() -> None:
         print(json.dumps(result), flush=True)
 
 
+def _import_the_rest() -> None:
+    """Run what imports more on its first call, so that no child's time has it."""
+    problem = make_problem("tabular", quick=True)
+    risk = make_risk(problem)
+    risk.gradient_variances(problem.theta())
+    make_fx(torch.sin)(torch.ones(1))
+    for name in LIBRARIES:
+        # A child will say what is missing.
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+
+
 def _list() -> list[dict[str, Any]]:
     peers = {id(case) for case in PEERS}
     return [
@@ -58,7 +73,7 @@ def _list() -> list[dict[str, Any]]:
             "case": case.name,
             "work": case.work,
             "library": case.library,
-            "quick": case.quick,
+            "quick": problem in case.quick,
             "peer": id(case) in peers,
             "n_settings": len(case.settings),
             "criterion": CRITERIA.get(case.quantity or ""),
@@ -78,6 +93,8 @@ def _send(pipe: Connection, job: dict[str, Any]) -> None:
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
+    if job["kind"] == "list":
+        return {"cases": _list()}
     torch.set_num_threads(job["threads"])
     problem = make_problem(job["problem"], job["quick"])
     if job["kind"] == "reference":
@@ -129,6 +146,7 @@ def _measure(
         work.unit or unit,
         call,
         work.less,
+        prime=work.prime or call,
         steps=work.steps,
         blocks=job["blocks"],
         budget=job["budget"],

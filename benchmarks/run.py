@@ -97,16 +97,18 @@ class Worker:
         }
 
     def __enter__(self):
-        self.process = self._start(stdin=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("_worker.py"))],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         return self
 
     def __exit__(self, *exception):
         self.process.stdin.close()
         self.process.wait()
-
-    def list(self):
-        process = self._start("--list")
-        return json.loads(process.communicate()[0])
 
     def run(self, **job):
         self.process.stdin.write(json.dumps({**self.common, **job}) + "\n")
@@ -116,30 +118,10 @@ class Worker:
             raise RuntimeError(f"the worker stopped at {job}; see above")
         return json.loads(line)
 
-    def _start(self, *options, **pipes):
-        command = [sys.executable, str(Path(__file__).with_name("_worker.py"))]
-        return subprocess.Popen(
-            [*command, *options],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            **pipes,
-        )
-
 
 def main():
     arguments = parse_arguments()
     started = time.perf_counter()
-    rows = [
-        row
-        for row in Worker("default", arguments).list()
-        if (arguments.peers or not row["peer"])
-        and (row["quick"] or not arguments.quick)
-        and (arguments.problems is None or row["problem"] in arguments.problems)
-        and re.search(arguments.only, row["case"])
-    ]
-    if not rows:
-        raise SystemExit("No case is left by --only and --problems.")
     report = {
         "command": "python " + " ".join(sys.argv),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -151,10 +133,12 @@ def main():
         "malloc": {name: MALLOC[name] for name in arguments.malloc},
         "versions": versions(),
         "problems": {},
-        "cases": rows,
+        "cases": [],
     }
     with tempfile.TemporaryDirectory() as folder:
-        prepare(arguments, rows, report, folder)
+        with Worker("tuned", arguments) as worker:
+            rows = report["cases"] = select(worker, arguments)
+            prepare(worker, rows, report, folder)
         for name in arguments.malloc:
             with Worker(name, arguments) as worker:
                 for row in rows:
@@ -169,22 +153,35 @@ def main():
     print_table(report, arguments.malloc)
 
 
-def prepare(arguments, rows, report, folder):
+def select(worker, arguments):
+    rows = [
+        row
+        for row in worker.run(kind="list")["cases"]
+        if (arguments.peers or not row["peer"])
+        and (row["quick"] or not arguments.quick)
+        and (arguments.problems is None or row["problem"] in arguments.problems)
+        and re.search(arguments.only, row["case"])
+    ]
+    if not rows:
+        raise SystemExit("No case is left by --only and --problems.")
+    return rows
+
+
+def prepare(worker, rows, report, folder):
     """Compute the references, and choose each case's setting."""
-    with Worker("tuned", arguments) as worker:
-        for problem in dict.fromkeys(row["problem"] for row in rows):
-            log(f"reference {problem}")
-            result = run(worker, {"problem": problem}, folder, kind="reference")
-            if "error" in result:
-                raise RuntimeError(result["traceback"])
-            report["problems"][problem] = result
-        for row in rows:
-            row["setting"] = 0
-            if row["n_settings"] > 1:
-                log(f"setting   {row['problem']:12} {row['case']}")
-                result = run(worker, row, folder, kind="choose")
-                row["setting"] = result.get("index", 0)
-                row["tried"] = result.get("tried", [])
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        log(f"reference {problem}")
+        result = run(worker, {"problem": problem}, folder, kind="reference")
+        if "error" in result:
+            raise RuntimeError(result["traceback"])
+        report["problems"][problem] = result
+    for row in rows:
+        row["setting"] = 0
+        if row["n_settings"] > 1:
+            log(f"setting   {row['problem']:12} {row['case']}")
+            result = run(worker, row, folder, kind="choose")
+            row["setting"] = result.get("index", 0)
+            row["tried"] = result.get("tried", [])
 
 
 def run(worker, row, folder, **job):
