@@ -1,8 +1,8 @@
 """The same work by other libraries, each used as its own documentation says.
 
-Weights and images are channels-last where that makes a library faster. Second
-derivatives of a transformer need PyTorch's plain attention kernel: the fused one has
-none on a CPU.
+Weights and images are channels-last where that makes a library faster. Derivatives
+of a transformer need PyTorch's plain attention kernels: the fused ones have none in
+forward mode, nor second ones.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from _cases import Call, Case, Work, bare_loop
-from _problems import Problem
+from _problems import Problem, flat, split_like
 from scipy.sparse.linalg import LinearOperator, eigsh
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -35,19 +35,15 @@ LIBRARIES = (
 )
 
 
-def _flat(parts: Any) -> Tensor:
-    return torch.cat([part.reshape(-1) for part in parts]).detach()
-
-
-def _split(v: Tensor, params: list[nn.Parameter]) -> list[Tensor]:
-    parts = v.split([p.numel() for p in params])
-    return [part.view(p.shape) for part, p in zip(parts, params, strict=True)]
-
-
 def _plain_attention(call: Call) -> Call:
     def with_kernel() -> Any:
-        with sdpa_kernel(SDPBackend.MATH):
-            return call()
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                return call()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
 
     return with_kernel
 
@@ -64,7 +60,7 @@ def _default_layout(problem: Problem, v: Tensor, setting: Any) -> Work:
     def call() -> Any:
         return torch.autograd.grad(_loss(problem), problem.params)
 
-    return Work(call, answer=_flat)
+    return Work(call, answer=flat)
 
 
 def _double_backward(problem: Problem, v: Tensor, setting: Any) -> Work:
@@ -74,9 +70,9 @@ def _double_backward(problem: Problem, v: Tensor, setting: Any) -> Work:
     @_plain_attention
     def call() -> Any:
         slopes = torch.autograd.grad(_loss(problem), params, create_graph=True)
-        return torch.autograd.grad(slopes, params, _split(v, params))
+        return torch.autograd.grad(slopes, params, split_like(v, params))
 
-    return Work(call, answer=_flat)
+    return Work(call, answer=flat)
 
 
 def _kept_product(problem: Problem) -> Callable[[Tensor], Tensor]:
@@ -87,8 +83,10 @@ def _kept_product(problem: Problem) -> Callable[[Tensor], Tensor]:
         slopes = torch.autograd.grad(_loss(problem), params, create_graph=True)
 
     def product(v: Tensor) -> Tensor:
-        return _flat(
-            torch.autograd.grad(slopes, params, _split(v, params), retain_graph=True)
+        return flat(
+            torch.autograd.grad(
+                slopes, params, split_like(v, params), retain_graph=True
+            )
         )
 
     return product
@@ -193,8 +191,9 @@ def _curvlinops(name: str, problem: Problem) -> Any:
     problem = problem.channels_last()
     operator = getattr(importlib.import_module("curvlinops"), name)
     data = [(problem.X, problem.y)]
-    with sdpa_kernel(SDPBackend.MATH):
-        return operator(problem.module, problem.criterion, problem.params, data)
+    return _plain_attention(
+        lambda: operator(problem.module, problem.criterion, problem.params, data)
+    )()
 
 
 def _curvlinops_product(name: str) -> Callable[..., Work]:
@@ -210,8 +209,7 @@ def _curvlinops_eigenpairs(problem: Problem, v: Tensor, setting: Any) -> Work:
     operator = _curvlinops("HessianLinearOperator", problem).to_scipy()
 
     def product(u: np.ndarray) -> np.ndarray:
-        with sdpa_kernel(SDPBackend.MATH):
-            found: np.ndarray = operator @ u
+        found: np.ndarray = _plain_attention(lambda: operator @ u)()
         return found
 
     return _arpack(product, problem, setting)
@@ -291,12 +289,12 @@ def _pyhessian(problem: Problem) -> Any:
 def _pyhessian_hvp(problem: Problem, v: Tensor, setting: Any) -> Work:
     utils = importlib.import_module("pyhessian.utils")
     found = _pyhessian(problem)
-    parts = _split(v, found.params)
+    parts = split_like(v, found.params)
 
     def call() -> Any:
         return utils.hessian_vector_product(found.gradsH, found.params, parts)
 
-    return Work(call, answer=_flat)
+    return Work(call, answer=flat)
 
 
 def _pyhessian_eigenpairs(problem: Problem, v: Tensor, setting: Any) -> Work:
@@ -308,7 +306,7 @@ def _pyhessian_eigenpairs(problem: Problem, v: Tensor, setting: Any) -> Work:
 
     def answer(pairs: Any) -> Any:
         values, vectors = pairs
-        return values, torch.stack([_flat(vector) for vector in vectors], dim=1)
+        return values, torch.stack([flat(vector) for vector in vectors], dim=1)
 
     def prime() -> None:
         found.eigenvalues(maxIter=1)
@@ -341,7 +339,7 @@ def _backpack(extension: str, problem: Problem) -> Call:
 def _backpack_variances(problem: Problem, v: Tensor, setting: Any) -> Work:
     # Of gᵢ / N, since the loss is a mean.
     call, n = _backpack("Variance", problem), len(problem.X)
-    return Work(call, answer=lambda parts: _flat(parts) * n**2)
+    return Work(call, answer=lambda parts: flat(parts) * n**2)
 
 
 def _backpack_norms(problem: Problem, v: Tensor, setting: Any) -> Work:

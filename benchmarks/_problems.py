@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn.utils import vector_to_parameters
 from flatmin.datasets import load_noisy_fashion_mnist, make_cubic_regression
 from flatmin.modules import MLP, LeNet, cubic_regression_mlp
 
-__all__ = ["PROBLEMS", "Problem", "make_problem"]
+__all__ = ["BATCH_SIZE", "Problem", "flat", "make_problem", "split_like"]
 
 BATCH_SIZE = 20  # m of the noise laws
 
@@ -42,7 +43,7 @@ class Problem:
 
     def theta(self) -> Tensor:
         # Not by parameters_to_vector: it cannot flatten channels-last weights.
-        return torch.cat([p.detach().reshape(-1) for p in self.params])
+        return flat(self.params)
 
     def at(self, theta: Tensor) -> Problem:
         """Return the problem with a module of its own, at θ."""
@@ -61,11 +62,17 @@ class Problem:
         return self._with(module, X, self.y)
 
     def double(self) -> Problem:
+        return self._to(torch.float64)
+
+    def single(self) -> Problem:
+        return self._to(torch.float32)
+
+    def _to(self, dtype: torch.dtype) -> Problem:
         X, y = (
-            part.double() if part.is_floating_point() else part
+            part.to(dtype) if part.is_floating_point() else part
             for part in (self.X, self.y)
         )
-        return self._with(copy.deepcopy(self.module).double(), X, y)
+        return self._with(copy.deepcopy(self.module).to(dtype), X, y)
 
     def unit(self) -> Callable[[], object]:
         """Return what takes the time b: the best bare gradient."""
@@ -86,6 +93,17 @@ class Problem:
 
     def _with(self, module: nn.Module, X: Tensor, y: Tensor) -> Problem:
         return Problem(**{**vars(self), "module": module, "X": X, "y": y})
+
+
+def flat(parts: Iterable[Tensor]) -> Tensor:
+    """Return one vector of many tensors, of any strides, in row-major order."""
+    return torch.cat([part.detach().reshape(-1) for part in parts])
+
+
+def split_like(v: Tensor, params: list[nn.Parameter]) -> list[Tensor]:
+    """Return the parts of a vector in the shapes of parameters."""
+    parts = v.split([p.numel() for p in params])
+    return [part.view(p.shape) for part, p in zip(parts, params, strict=True)]
 
 
 class TokenClassifier(nn.Module):
@@ -131,8 +149,8 @@ def lenet(quick: bool) -> Problem:
         "cross_entropy",
         torch.as_tensor(X),
         torch.as_tensor(y),
-        n_components=5 if quick else 20,
-        warmup=40 if quick else 3000,
+        n_components=3 if quick else 20,
+        warmup=20 if quick else 3000,
         warmup_lr=0.1,
         lr=0.03,
         source=source,
@@ -162,7 +180,7 @@ def transformer(quick: bool) -> Problem:
         "cross_entropy",
         X,
         y,
-        n_components=5 if quick else 20,
+        n_components=3 if quick else 20,
         warmup=50 if quick else 1000,
         warmup_lr=0.1,
         lr=0.03,
@@ -181,7 +199,7 @@ def tabular(quick: bool) -> Problem:
         "cross_entropy",
         torch.as_tensor(X, dtype=torch.float32),
         torch.as_tensor(data.target),
-        n_components=5 if quick else 20,
+        n_components=3 if quick else 20,
         warmup=100 if quick else 1000,
         warmup_lr=0.1,
         lr=0.03,
@@ -210,6 +228,7 @@ def cubic(quick: bool) -> Problem:
 PROBLEMS = {make.__name__: make for make in (lenet, transformer, tabular, cubic)}
 
 
+@functools.cache
 def make_problem(name: str, quick: bool) -> Problem:
     """Build a problem, the same in every process."""
     with torch.random.fork_rng():

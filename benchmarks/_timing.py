@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Times", "measure", "seconds"]
+__all__ = ["UNTIMED", "Times", "measure", "seconds"]
 
 UNTIMED = 2  # calls before each block: caches and the allocator settle
 SHORTEST = 0.05  # seconds that a block should last, against the clock's jitter
@@ -57,10 +57,11 @@ def measure(
     where ``budget`` seconds do not last for all, never fewer than one; a call that
     alone takes longer is made once.
     """
-    _calls(unit, UNTIMED)
-    unit_repeats = max(3, round(SHORTEST / seconds(unit)))
-    b = seconds(unit, unit_repeats)
+    b = seconds(unit)
+    unit_repeats = max(2, round(SHORTEST / b))
     prime()
+    if less is not None:
+        less()
     first = seconds(call)
     if first > budget and less is None:
         return Times([first / steps / b], [b])

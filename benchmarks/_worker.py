@@ -25,7 +25,7 @@ from _cases import FLATMIN, Case, make_risk
 from _peers import LIBRARIES, PEERS
 from _problems import Problem, make_problem
 from _reference import make_reference
-from _timing import measure
+from _timing import UNTIMED, measure
 from threadpoolctl import threadpool_info
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -39,8 +39,11 @@ def main() -> None:
     _import_the_rest()
     context = multiprocessing.get_context("fork")
     for line in sys.stdin:
+        job = json.loads(line)
+        if "problem" in job:
+            make_problem(job["problem"], job["quick"])  # kept, for all its children
         ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_send, args=(theirs, json.loads(line)))
+        child = context.Process(target=_send, args=(theirs, job))
         child.start()
         theirs.close()
         try:
@@ -54,7 +57,7 @@ def main() -> None:
 
 def _import_the_rest() -> None:
     """Run what imports more on its first call, so that no child's time has it."""
-    problem = make_problem("tabular", quick=True)
+    problem = make_problem("tabular", True)
     risk = make_risk(problem)
     risk.gradient_variances(problem.theta())
     make_fx(torch.sin)(torch.ones(1))
@@ -133,7 +136,7 @@ def _measure(
     setting = case.settings[job["setting"]]
     last = None
     unit = problem.unit()
-    for _ in range(3):
+    for _ in range(UNTIMED + 1):
         unit()
     before = _high_water()
     work = case.make(problem.at(reference["theta"]), reference["v"], setting)

@@ -18,6 +18,7 @@ said so. Peers that are not installed, or that cannot do a problem, say so in th
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -70,7 +71,7 @@ def parse_arguments():
     arguments = parser.parse_args()
     quick = arguments.quick
     if arguments.blocks is None:
-        arguments.blocks = 3 if quick else 7
+        arguments.blocks = 2 if quick else 7
     if arguments.budget is None:
         arguments.budget = 0.5 if quick else 60.0
     if arguments.blas_threads is None:
@@ -135,18 +136,20 @@ def main():
         "problems": {},
         "cases": [],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        with Worker("tuned", arguments) as worker:
-            rows = report["cases"] = select(worker, arguments)
-            prepare(worker, rows, report, folder)
-        for name in arguments.malloc:
-            with Worker(name, arguments) as worker:
-                for row in rows:
-                    job = {"kind": "measure", "setting": row["setting"]}
-                    row[name] = run(worker, row, folder, **job)
-                    log(f"{name:8} {row['problem']:12} {row['case']}")
-                    if arguments.json:
-                        Path(arguments.json).write_text(json.dumps(report, indent=1))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        workers = [
+            stack.enter_context(Worker(name, arguments)) for name in arguments.malloc
+        ]
+        rows = report["cases"] = select(workers[-1], arguments)
+        prepare(workers[-1], rows, report, folder)
+        for worker in workers:
+            for row in rows:
+                log(f"{worker.malloc:9} {row['problem']:12} {row['case']}")
+                job = {"kind": "measure", "setting": row["setting"]}
+                row[worker.malloc] = run(worker, row, folder, **job)
+                if arguments.json:
+                    Path(arguments.json).write_text(json.dumps(report, indent=1))
     report["seconds"] = time.perf_counter() - started
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1))
