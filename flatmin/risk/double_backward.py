@@ -118,7 +118,7 @@ class DoubleBackward:
 
     @cached_property
     def _gradient(self) -> _GradientGraph:
-        theta = self.theta.clone().requires_grad_()
+        theta = self._bound().requires_grad_()
         with torch.enable_grad(), twice_differentiable(self.model.module):
             outputs = self.model.functional(theta, self.chunk.X)
             losses = self.chunk.weigh(self.loss.per_example(outputs, self.chunk.y))
@@ -129,7 +129,7 @@ class DoubleBackward:
     def _pullback(self) -> _PullbackGraph:
         # J v without forward mode: the pullback Jᵀu is linear in u, and pulling v
         # back through it gives J v.
-        theta = self.theta.clone().requires_grad_()
+        theta = self._bound().requires_grad_()
         with torch.enable_grad(), twice_differentiable(self.model.module):
             outputs = self.model.functional(theta, self.chunk.X)
             cotangents = torch.zeros_like(outputs).requires_grad_()
@@ -138,11 +138,15 @@ class DoubleBackward:
             )
         return _PullbackGraph(theta, outputs, cotangents, pulled)
 
+    def _bound(self) -> Tensor:
+        # A checkpoint runs its part of the network again, on what is bound then.
+        self.model.bind(self.theta)
+        return self.theta.clone()
+
     def _pull(self, tensors: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
         if not tensors.requires_grad:
             return torch.zeros_like(leaf)
-        # A checkpoint runs its part of the network again, on what is bound then.
-        self.model.bind(self.theta)
+        self._bound()
         (product,) = torch.autograd.grad(
             tensors,
             leaf,

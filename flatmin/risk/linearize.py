@@ -106,6 +106,8 @@ class Traces:
         # the plain path may be able to.
         except Exception as error:
             return f"plain: {type(error).__name__} while tracing: {error}"
+        if any(self.model.holds(constant) for constant in graph.constants):
+            return "plain: the module reads its parameters past θ, as a checkpoint does"
         kept = graph.prepare(theta, *padded)
 
         def traced(direction: Tensor) -> Tensor:

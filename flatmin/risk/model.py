@@ -104,6 +104,11 @@ class FlatModel:
         with torch.no_grad():
             self._theta.copy_(theta)
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a part of the bound θ."""
+        storages = (tensor.untyped_storage(), self._theta.untyped_storage())
+        return storages[0].data_ptr() == storages[1].data_ptr()
+
     def values(self) -> Tensor:
         """Return a copy of the bound θ, shape (D,)."""
         return self._theta.clone()

@@ -30,6 +30,7 @@ class TwoStage:
 
     prepare: Callable[..., tuple[Tensor, ...]]  # (theta, *data) -> kept
     use: Callable[..., Tensor]  # (*kept, direction) -> f
+    constants: tuple[Tensor, ...]  # what f reads besides its arguments
 
 
 def trace_in_two(
@@ -102,4 +103,9 @@ def _cut(traced: GraphModule) -> TwoStage:
             copied[node] = use.node_copy(node, copied.__getitem__)
     use.output(copied[output.args[0]])
     use.eliminate_dead_code()
-    return TwoStage(GraphModule(traced, prepare), GraphModule(traced, use))
+    constants = tuple(
+        getattr(traced, node.target)
+        for node in traced.graph.nodes
+        if node.op == "get_attr"
+    )
+    return TwoStage(GraphModule(traced, prepare), GraphModule(traced, use), constants)
