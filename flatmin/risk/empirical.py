@@ -17,12 +17,13 @@ from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import example_losses, losses_and_gradient
 from flatmin.risk.layout import ParameterLayout
-from flatmin.risk.linearize import Linearization, Traces
+from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET, per_example_rows
 from flatmin.risk.probe import check_dependence, choose_strides, probe_example
+from flatmin.risk.traces import Traces
 
 __all__ = ["EmpiricalRisk"]
 

@@ -8,7 +8,7 @@ import torch
 from flatmin.curvature import hessian_eigenpairs
 from flatmin.modules import LeNet
 from flatmin.noise import make_noise_law
-from flatmin.risk import EmpiricalRisk, linearize
+from flatmin.risk import EmpiricalRisk, traces
 from flatmin.risk.model import FlatModel
 
 N = 12
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 @pytest.fixture(autouse=True)
 def always_traced(monkeypatch):
-    monkeypatch.setattr(linearize, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from flatmin.risk import EmpiricalRisk, linearize
+from flatmin.risk import EmpiricalRisk, linearize, traces
 
 from .. import oracles
 from ._cases import CASES, SINGLE, Apply, N, make_risk, mlp, oracle, problem
@@ -26,7 +26,7 @@ PLAIN = {"branching": set(QUANTITIES), "mlp, Huber": {"hvp"}}
 
 @pytest.fixture(autouse=True)
 def always_worth_it(monkeypatch):
-    monkeypatch.setattr(linearize, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
 
 
 def direction_for(quantity, risk, dtype=torch.float64):
@@ -86,13 +86,13 @@ def test_single_precision(name):
 
 def test_a_mismatch_is_noticed_and_named(monkeypatch):
     """What a wrong trace would give does not get through the trial."""
-    right = linearize.LINEAR_KERNELS["ggn"]
+    right = traces.LINEAR_KERNELS["ggn"]
 
     def wrong(model, loss):
         kernel = right(model, loss)
         return lambda theta, v, *data: kernel(theta, v, *data) + 0.1 * v.flip(0)
 
-    monkeypatch.setitem(linearize.LINEAR_KERNELS, "ggn", wrong)
+    monkeypatch.setitem(traces.LINEAR_KERNELS, "ggn", wrong)
     risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
     product = risk.linearize(theta).ggn(theta)
     close(product, oracle("mlp").gauss_newton @ theta, 1e-9)
@@ -100,7 +100,7 @@ def test_a_mismatch_is_noticed_and_named(monkeypatch):
 
 
 def test_little_work_is_not_traced(monkeypatch):
-    monkeypatch.setattr(linearize, "_WORTH_TRACING", 1 << 24)
+    monkeypatch.setattr(traces, "_WORTH_TRACING", 1 << 24)
     risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
     risk.linearize(theta).hvp(theta)
     assert risk.paths == {"hvp": "plain: too little work for a trace to pay"}
@@ -168,11 +168,11 @@ def test_statistics_and_frozen_parameters_are_in_the_trace():
     risk = EmpiricalRisk(module, "cross_entropy", p.X, p.y)
     theta = risk.params()
     traced = risk.linearize(theta).hvp(theta)
-    linearize._WORTH_TRACING, before = 1 << 60, linearize._WORTH_TRACING
+    traces._WORTH_TRACING, before = 1 << 60, traces._WORTH_TRACING
     try:
         plain = copy.deepcopy(risk).linearize(theta).hvp(theta)
     finally:
-        linearize._WORTH_TRACING = before
+        traces._WORTH_TRACING = before
     close(traced, plain, 1e-9)
     assert risk.paths == {"hvp": "traced"}
 
@@ -221,7 +221,7 @@ def own_padding(parts, X):
 )
 def test_what_a_trial_on_one_chunk_could_miss(forward, worth, monkeypatch):
     """The first chunk weighs nothing or is special, and θ moves on."""
-    monkeypatch.setattr(linearize, "_WORTH_TRACING", worth)
+    monkeypatch.setattr(traces, "_WORTH_TRACING", worth)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = two_layers(forward)
