@@ -443,14 +443,12 @@ def read_only(array):
 
 
 def test_images_lie_channels_last_where_the_module_can_take_it():
-    assert problem("convolutional, one channel").risk()._data.X.stride() == (
-        25,
-        1,
-        5,
-        1,
-    )
-    assert problem("image to image").risk()._data.X.stride() == (32, 1, 8, 2)
-    assert problem("convolutional").risk()._data.X.is_contiguous()  # view() behind it
+    def images(name):
+        return problem(name).risk()._data.X
+
+    assert images("convolutional, one channel").stride() == (25, 1, 5, 1)
+    assert images("image to image").stride() == (32, 1, 8, 2)
+    assert images("convolutional").is_contiguous()  # view() behind it
 
 
 def test_a_module_that_vmap_takes_is_vectorised():
