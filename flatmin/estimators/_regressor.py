@@ -51,9 +51,9 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         min(20, ⌊N/2⌋) for "gld_leading".
     noise_scale : float, default=None
         Multiplies ε; None is 1.
-    n_components : int, default=None
+    n_components : int or "full", default=None
         k, for laws of low rank; None is min(20, D), and less than the number of
-        minibatches for "gld_leading".
+        minibatches for "gld_leading". "full" is for "gld_hessian" alone.
     refresh_every : int, default=None
         Iterations between two evaluations of what a law measures, counted from the end
         of the warm-up; None is 10 for laws that use H or G and else 1.
