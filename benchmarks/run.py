@@ -124,7 +124,7 @@ def main():
     arguments = parse_arguments()
     started = time.perf_counter()
     report = {
-        "command": "python " + " ".join(sys.argv),
+        "command": command(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "processor": processor(),
         "system": platform.platform(),
@@ -196,6 +196,12 @@ def run(worker, row, folder, **job):
 
 def log(message):
     print(message, file=sys.stderr, flush=True)
+
+
+def command():
+    """Return how this was called, without the folders of this machine."""
+    here = f"{Path.cwd()}{os.sep}"
+    return "python " + " ".join(word.replace(here, "") for word in sys.argv)
 
 
 def processor():

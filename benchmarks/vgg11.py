@@ -157,7 +157,7 @@ def main():
     arguments = parser.parse_args()
     result = measure(arguments)
     result |= {
-        "command": " ".join(sys.argv),
+        "command": " ".join(sys.argv).replace(f"{os.getcwd()}{os.sep}", ""),
         "seed": SEED,
         "machine": {
             "platform": platform.platform(),

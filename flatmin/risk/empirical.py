@@ -285,13 +285,7 @@ class EmpiricalRisk:
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         """
-        self._model.bind(theta)
-        return self._add(
-            losses_and_gradient(
-                self._model, self._loss, chunk, self._uniform[chunk.rows]
-            )
-            for chunk in self._chunks()
-        )
+        return self._pull_back(theta, self._uniform)
 
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return Σ vᵢ gᵢ / N; v is never normalised.
@@ -333,12 +327,7 @@ class EmpiricalRisk:
                 f"v must have one entry for each example, shape ({self.n_examples},). "
                 f"Got {tuple(v.shape)}."
             )
-        self._model.bind(theta)
-        cotangents = v / self.n_examples
-        return self._add(
-            losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
-            for chunk in self._chunks()
-        )
+        return self._pull_back(theta, v / self.n_examples)
 
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """Return the plain mean of gᵢ over a minibatch.
@@ -642,6 +631,14 @@ class EmpiricalRisk:
         if weights is None:
             return slopes
         return slopes * weights.sqrt().view(-1, *(1 for _ in self.output_shape))
+
+    def _pull_back(self, theta: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and Σ cᵢ ∇ℓ̃ᵢ; ``cotangents`` of shape (N,)."""
+        self._model.bind(theta)
+        return self._add(
+            losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
+            for chunk in self._chunks()
+        )
 
     def _gauss_newton_sweep(self, theta: Tensor, z: Tensor) -> Tensor:
         self._model.bind(theta)

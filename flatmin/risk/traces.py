@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class Traces:
         try:
             with twice_differentiable(self.model.module):
                 graph = trace_in_two(
-                    LINEAR_KERNELS[quantity](self.model, self.loss),
+                    partial(LINEAR_KERNELS[quantity], self.model, self.loss),
                     theta,
                     pad_direction(quantity, probes[0], self.chunk_size),
                     *padded,

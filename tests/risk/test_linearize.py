@@ -88,9 +88,8 @@ def test_a_mismatch_is_noticed_and_named(monkeypatch):
     """What a wrong trace would give does not get through the trial."""
     right = traces.LINEAR_KERNELS["ggn"]
 
-    def wrong(model, loss):
-        kernel = right(model, loss)
-        return lambda theta, v, *data: kernel(theta, v, *data) + 0.1 * v.flip(0)
+    def wrong(model, loss, theta, v, *data):
+        return right(model, loss, theta, v, *data) + 0.1 * v.flip(0)
 
     monkeypatch.setitem(traces.LINEAR_KERNELS, "ggn", wrong)
     risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
