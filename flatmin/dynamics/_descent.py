@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -98,23 +99,13 @@ class NoisyDescent:
         RuntimeError
             The law's own, at a θ with a finite loss.
         """
-        due = self.iteration % self.law.refresh_every == 0
-        if due and self._refreshed_at != self.iteration:
-            try:
+        if self._is_due:
+            with self._judging_errors():
                 self.state = self.law.refresh(
                     self.risk, self.theta, self.rng, self.state
                 )
-            except RuntimeError:
-                # Eigensolvers give up where the loss, or its square, is not finite.
-                loss = float(self.risk.value(self.theta))
-                if not math.isfinite(loss):
-                    return self._accept(self.iteration, loss)
-                squares = self.risk.squared_norms(self.theta).sum()
-                if not math.isfinite(squares.to(self.risk.dtype)):
-                    return self._accept(self.iteration, math.inf, "squared gradient")
-                raise
-            self._refreshed_at = self.iteration
-        return True
+                self._refreshed_at = self.iteration
+        return self.diverged is None
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
         """Take steps.
@@ -134,11 +125,10 @@ class NoisyDescent:
         unread: list[Tensor] = []
         self._block_start = self._copy()
         for _ in range(n_iter):
-            if not self.refresh():
+            with self._judging_errors():
+                loss, gradient = self._noisy_gradient()
+            if self.diverged is not None:
                 return
-            loss, gradient = self.law.noisy_gradient(
-                self.risk, self.theta, self.state, self.rng
-            )
             if self._reads_every_loss:
                 if not self._accept(self.iteration, loss.item()):
                     return
@@ -174,6 +164,35 @@ class NoisyDescent:
             With ``on_divergence="raise"``.
         """
         return self._accept(self.iteration, loss)
+
+    @property
+    def _is_due(self) -> bool:
+        due = self.iteration % self.law.refresh_every == 0
+        return due and self._refreshed_at != self.iteration
+
+    def _noisy_gradient(self) -> tuple[Tensor, Tensor]:
+        if not self._is_due:
+            return self.law.noisy_gradient(self.risk, self.theta, self.state, self.rng)
+        self.state, loss, gradient = self.law.refreshed_gradient(
+            self.risk, self.theta, self.rng, self.state
+        )
+        self._refreshed_at = self.iteration
+        return loss, gradient
+
+    @contextlib.contextmanager
+    def _judging_errors(self) -> Iterator[None]:
+        """Take a law's error for a divergence where the loss, or its square, is one."""
+        try:
+            yield
+        except RuntimeError:  # an eigensolver gives up
+            loss = float(self.risk.value(self.theta))
+            if not math.isfinite(loss):
+                self._accept(self.iteration, loss)
+                return
+            squares = self.risk.squared_norms(self.theta).sum()
+            if math.isfinite(squares.to(self.risk.dtype)):
+                raise
+            self._accept(self.iteration, math.inf, "squared gradient")
 
     def _copy(self) -> tuple[int, Tensor] | None:
         return (self.iteration, self.theta.clone()) if self._keeps else None

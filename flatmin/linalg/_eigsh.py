@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,11 +26,6 @@ Which = Literal["LM", "LA", "SA", "BE"]
 # most solves then need no restart, which can stall on eigenvalues inside of the
 # spectrum, as the smaller ones of largest magnitude are.
 _ROOMY = 1 << 25
-
-# Products spent on looking for repeated eigenvalues once all pairs have converged. A
-# value that stands out from the rest by half of the rest's range shows after five
-# from a random vector at D = 1e4 (the bound of Kaniel and Paige), after seven at 1e7.
-_N_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -246,7 +242,7 @@ def _thick_restart(
         if all_done:
             # One start vector sees one vector of every eigenspace, so a repeated
             # eigenvalue can be missing although all residuals are small.
-            n_probes = min(_N_PROBES, limit - process.n_matvecs)
+            n_probes = min(_n_probes(len(start)), limit - process.n_matvecs)
             if process.n + n_probes > n_basis:
                 _shrink(process, k, which)
             seen = process.look(n_probes)
@@ -254,6 +250,15 @@ def _thick_restart(
             seen = seen[order_eigenvalues(seen, which, k)]
             if not _differ(seen, result, which, 2 * tol * scale):
                 return replace(result, n_matvecs=process.n_matvecs)
+
+
+def _n_probes(size: int) -> int:
+    """Return how many products to spend on looking for repeated eigenvalues."""
+    # By the bound of Kaniel and Paige a value that stands out from the rest by half
+    # of the rest's range is seen to a quarter by n products from a random vector, whose
+    # share in it is 1/√D, where the Chebyshev polynomial cosh((n - 1) arccosh 2) is
+    # 2√D.
+    return 1 + round(math.acosh(2 * size**0.5) / math.acosh(2))
 
 
 def _shrink(process: BandLanczos, k: int, which: Which) -> None:

@@ -99,6 +99,30 @@ class NoiseLaw(BaseEstimator, ABC):
         """
         return None
 
+    def refreshed_gradient(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Refresh at θ, and draw there: for a law whose refresh yields g₀ as well.
+
+        Parameters
+        ----------
+        risk : Risk
+        theta : Tensor of shape (\\*batch, D)
+        rng : torch.Generator
+        previous : object, default=None
+            All as in :meth:`refresh`.
+
+        Returns
+        -------
+        state : object
+            As from :meth:`refresh`.
+        loss : Tensor of shape (\\*batch)
+            As from :meth:`noisy_gradient`, as the next.
+        gradient : Tensor of shape (\\*batch, D)
+        """
+        state = self.refresh(risk, theta, rng, previous)
+        return state, *self.noisy_gradient(risk, theta, state, rng)
+
     def trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
         """Return E‖ε‖² = Tr C(θ).
 

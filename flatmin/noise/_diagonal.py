@@ -49,5 +49,17 @@ class GLDDiagonal(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> DiagonalOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        factor = self.noise_scale**2 / self._batch_size(risk)
-        return DiagonalOperator(factor * covariance_diagonal(risk, theta))
+        return self._noise(risk, covariance_diagonal(risk, theta))
+
+    def refreshed_gradient(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> tuple[DiagonalOperator, Tensor, Tensor]:
+        """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for diag(Σ) and g₀."""
+        gradient, variances = risk.gradient_and_variances(theta)
+        state = self._noise(risk, variances.to(risk.dtype))
+        return state, risk.value(theta), gradient + state.sample(rng)
+
+    def _noise(self, risk: Risk, variances: Tensor) -> DiagonalOperator:
+        return DiagonalOperator(
+            self.noise_scale**2 / self._batch_size(risk) * variances
+        )

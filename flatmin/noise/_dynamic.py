@@ -49,6 +49,18 @@ class GLDDynamic(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> ScaledIdentityOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        trace = self.noise_scale**2 * covariance_trace(risk, theta)
+        return self._noise(risk, covariance_trace(risk, theta))
+
+    def refreshed_gradient(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    ) -> tuple[ScaledIdentityOperator, Tensor, Tensor]:
+        """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for Tr(Σ) and g₀."""
+        gradient, variances = risk.gradient_and_variances(theta)
+        state = self._noise(risk, variances.sum(-1).to(risk.dtype))
+        return state, risk.value(theta), gradient + state.sample(rng)
+
+    def _noise(self, risk: Risk, trace: Tensor) -> ScaledIdentityOperator:
         per_coordinate = trace / (self._batch_size(risk) * risk.n_params)
-        return ScaledIdentityOperator(per_coordinate, risk.n_params)
+        return ScaledIdentityOperator(
+            self.noise_scale**2 * per_coordinate, risk.n_params
+        )

@@ -143,8 +143,12 @@ class AnalyticRisk(ABC):
 
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*batch, D)."""
-        squares = moments_of_rows(self.example_gradients(theta)).squares
-        return squares / self.n_examples
+        return self.gradient_and_variances(theta)[1]
+
+    def gradient_and_variances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g₀ and, in float64, diag(Σ); both of shape (\\*batch, D)."""
+        moments = moments_of_rows(self.example_gradients(theta))
+        return moments.mean.to(self.dtype), moments.squares / self.n_examples
 
     def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return gᵢᵀv, shape (\\*batch, N)."""

@@ -468,6 +468,22 @@ class EmpiricalRisk:
         """
         return self._moments(theta).squares / self.n_examples
 
+    def gradient_and_variances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g₀ and diag(Σ) by one sweep.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        gradient : Tensor of shape (D,)
+        variances : Tensor of shape (D,)
+            In float64.
+        """
+        moments = self._moments(theta)
+        return moments.mean.to(self.dtype), moments.squares / self.n_examples
+
     def linearize(self, theta: Tensor) -> Linearization:
         """Prepare θ for many products with H, G and J.
 

@@ -105,6 +105,10 @@ class Risk(Protocol):
         """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*batch, D)."""
         ...
 
+    def gradient_and_variances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g₀ and the ``gradient_variances`` by one sweep."""
+        ...
+
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:

@@ -121,6 +121,20 @@ def trace_error(state):
     return 0.0 if stderr is None else float((stderr / state.ggn_trace).max())
 
 
+@some_problems
+@every_law
+def test_refresh_and_draw_in_one(law, name):
+    risk, theta, state, rng = prepare(law, name)
+    loss, gradient = law.noisy_gradient(risk, theta, state, rng)
+    rng_in_one = generator(0)
+    in_one = law.refreshed_gradient(risk, theta, rng_in_one)
+    assert_near(in_one[1], loss)
+    assert_near(in_one[2], gradient)
+    assert torch.equal(rng_in_one.get_state(), rng.get_state())
+    again = law.noisy_gradient(risk, theta, in_one[0], rng_in_one)
+    assert_near(again[1], law.noisy_gradient(risk, theta, state, rng)[1])
+
+
 # -- covariance and trace -------------------------------------------------------------
 
 

@@ -57,6 +57,14 @@ def law_step(name):
     return step
 
 
+def refreshed_step(name):
+    def step(risk, theta):
+        law, rng = make_noise_law(name, batch_size=3), torch.Generator().manual_seed(0)
+        return lambda: law.refreshed_gradient(risk, theta, rng)
+
+    return step
+
+
 # What is asked at a θ where the same has been asked before.
 COSTS = {
     "value": (lambda r, t: lambda: r.value(t), 1, 0),
@@ -73,6 +81,9 @@ COSTS = {
     # Of the two backward passes one goes back to the outputs alone.
     "gld_ggn": (law_step("gld_ggn"), 1, 2),
     "gld_diagonal": (law_step("gld_diagonal"), 1, 1),
+    # Noise from the sweep that gives the gradient, and the loss.
+    "gld_diagonal with its refresh": (refreshed_step("gld_diagonal"), 2, 1),
+    "gld_dynamic with its refresh": (refreshed_step("gld_dynamic"), 2, 1),
     "sgd": (law_step("sgd"), 1, 1),
 }
 
