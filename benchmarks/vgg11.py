@@ -4,7 +4,7 @@ The unit b is ``torch.autograd.grad`` of the plain VGG11 with channels-last weig
 all images, measured in the same run. θ is reached by 60 SGD steps from Kaiming's
 initialisation: PyTorch's own leaves this network nearly constant.
 
-    python benchmarks/vgg11.py [--json OUT] [--images 500] [--width 1.0]
+    python benchmarks/vgg11.py [--json OUT] [--images 500] [--width 1.0] [--device cuda]
 
 needs CIFAR-10 (see ``flatmin.datasets.fetch_cifar10``). Residuals of the eigenpairs of
 H are taken again, in float32, by double backward: another path than the one measured.
@@ -34,24 +34,31 @@ K, TOL_H, SEED = 5, 1e-3, 0
 
 def trained_network(X, y, width):
     torch.manual_seed(SEED)
-    net = VGG11(width=width)
+    net = VGG11(width=width).to(X.device)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
     for step in range(60):
-        batch = torch.arange(step * 50, step * 50 + 50) % len(X)
+        batch = torch.arange(step * 50, step * 50 + 50, device=X.device) % len(X)
         optimizer.zero_grad()
         F.cross_entropy(net(X[batch]), y[batch]).backward()
         optimizer.step()
     return net
 
 
+def synchronise():
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def clock(function, repeats=1):
+    synchronise()
     start = time.perf_counter()
     for _ in range(repeats):
         result = function()
+    synchronise()
     return (time.perf_counter() - start) / repeats, result
 
 
@@ -62,13 +69,16 @@ def products_at_a_point(risk, theta, v):
 
 
 def peak_gib():
+    """Return the high-water mark of the process, on a GPU of PyTorch's allocator."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(arguments):
     data = fetch_cifar10(subset="test")
-    X = torch.as_tensor(data.data[: arguments.images])
-    y = torch.as_tensor(data.target[: arguments.images])
+    X = torch.as_tensor(data.data[: arguments.images]).to(arguments.device)
+    y = torch.as_tensor(data.target[: arguments.images]).to(arguments.device)
     net = trained_network(X, y, arguments.width)
     fast = net.to(memory_format=torch.channels_last)
     images = X.to(memory_format=torch.channels_last)
@@ -78,11 +88,11 @@ def measure(arguments):
         return torch.autograd.grad(F.cross_entropy(fast(images), y), params)
 
     bare()
-    units = [clock(bare)[0]]
+    units = [clock(bare, 2)[0]]
     rows = {}
 
     def record(name, seconds, **more):
-        units.append(clock(bare)[0])
+        units.append(clock(bare, 2)[0])
         b = (units[-2] + units[-1]) / 2
         rows[name] = {"seconds": seconds, "b": seconds / b, **more}
         rows[name]["peak_gib"] = peak_gib()
@@ -90,8 +100,8 @@ def measure(arguments):
 
     risk = EmpiricalRisk(net, "cross_entropy", X, y)
     theta = risk.params()
-    rng = torch.Generator().manual_seed(SEED)
-    v = torch.randn(len(theta), generator=rng)
+    rng = torch.Generator(theta.device).manual_seed(SEED)
+    v = torch.randn(len(theta), generator=rng, device=theta.device)
     loss, gradient = risk.value_and_gradient(theta)
     print(
         f"D = {len(theta)}, loss {float(loss):.3f}, |g0| {float(gradient.norm()):.3g}, "
@@ -154,7 +164,10 @@ def main():
     parser.add_argument("--json", default=None)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    # PyTorch's convolutions otherwise round to three digits on a GPU.
+    torch.backends.cudnn.allow_tf32 = False
     result = measure(arguments)
     result |= {
         "command": " ".join(sys.argv).replace(f"{os.getcwd()}{os.sep}", ""),
@@ -163,6 +176,9 @@ def main():
             "platform": platform.platform(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "device": arguments.device
+            if arguments.device == "cpu"
+            else torch.cuda.get_device_name(),
         },
         "versions": {name: version(name) for name in ("flatmin", "torch", "numpy")},
     }

@@ -169,9 +169,16 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
     # even where the mean is a hundred thousand times the spread.
     use = uses[0]
     if len(uses) == 1 and use.is_outer:
-        slopes, inputs = use.call.slope.double(), use.call.input.double()
-        sums = slopes.mT @ inputs
-        squares = slopes.square().mT @ inputs.square()
+        slopes, inputs = use.call.slope, use.call.input
+        shape = slopes.shape[1], inputs.shape[1]
+        sums = torch.zeros(shape, dtype=torch.float64, device=slopes.device)
+        squares = torch.zeros_like(sums)
+        # A wide input is three times as fast in blocks that stay within the caches.
+        step = max(64, _NUMBERS_AT_A_TIME // 4 // sum(shape))
+        for s, x in zip(slopes.split(step), inputs.split(step), strict=True):
+            s, x = s.double(), x.double()
+            sums.addmm_(s.mT, x)
+            squares.addmm_(s.square().mT, x.square())
         return _centre(sums.flatten(), squares.flatten(), n)
     if len(uses) == 1 and use.is_sparse:
         tokens, combined = _combined(use)
