@@ -144,8 +144,12 @@ def eigenpairs(risk, k):
     }
 
 
-def in_a_process(function, *arguments):
-    """Run a case in a child, whose memory high-water mark is its own."""
+def by_itself(function, *arguments):
+    """Run a case with a memory high-water mark of its own, on a CPU in a child."""
+    if arguments[-1] == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return function(*arguments)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
@@ -164,12 +168,12 @@ def measure(arguments):
     def keep(kind, row):
         report[kind].append(row)
         print(kind, json.dumps(row, ensure_ascii=False), flush=True)
-        gc.collect()
+        gc.collect()  # the graphs of a risk hold each other
 
     for n in N_VALUES[:3] if quick else N_VALUES:
-        keep("examples", in_a_process(of_examples, n, device))
+        keep("examples", by_itself(of_examples, n, device))
     for width in WIDTHS[:4] if quick else WIDTHS:
-        keep("parameters", in_a_process(of_parameters, width, device))
+        keep("parameters", by_itself(of_parameters, width, device))
     for row in of_components(device, 100 if quick else 3000):
         keep("components", row)
 
@@ -198,8 +202,6 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", default=None, metavar="OUT")
     arguments = parser.parse_args()
-    # PyTorch's convolutions otherwise round to three digits on a GPU.
-    torch.backends.cudnn.allow_tf32 = False
     report = measure(arguments)
     report |= {
         "command": " ".join(sys.argv).replace(f"{os.getcwd()}{os.sep}", ""),

@@ -85,6 +85,11 @@ def prepare_module(
                     "Rescale the weight once and set max_norm=None."
                 )
             part.sparse = False  # a layout of the gradient, which is flat here
+        if isinstance(part, nn.RNNBase):
+            # cuDNN differentiates recurrent layers in train mode only, which without
+            # dropout is the same.
+            part.dropout = 0.0
+            part.train()
     return copied
 
 

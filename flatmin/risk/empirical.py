@@ -22,6 +22,7 @@ from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET, per_example_rows
+from flatmin.risk.precision import full_float32, in_full_float32
 from flatmin.risk.probe import check_dependence, choose_strides, probe_example
 from flatmin.risk.traces import Traces
 
@@ -35,8 +36,9 @@ class EmpiricalRisk:
     gᵢ = ∇ℓ̃ᵢ, always with the divisor N. θ lists the trainable parameters in
     ``module.named_parameters()`` order, a shared parameter once. The risk works on a
     deep copy in eval mode. Every quantity is a sum over examples and does not depend
-    on the chunk size, up to rounding. One risk must not be used by two threads at a
-    time.
+    on the chunk size, up to rounding. On a GPU, what is measured has all digits of
+    float32, whatever PyTorch's setting for convolutions. One risk must not be used by
+    two threads at a time.
 
     Parameters
     ----------
@@ -213,6 +215,7 @@ class EmpiricalRisk:
         self._model.bind(theta)
         self._theta = self._model.values()
 
+    @in_full_float32
     def value(self, theta: Tensor) -> Tensor:
         """Return L(θ).
 
@@ -245,6 +248,7 @@ class EmpiricalRisk:
         """
         return torch.stack([self.value(theta) for theta in thetas])
 
+    @in_full_float32
     def outputs(self, theta: Tensor) -> Tensor:
         """Return the network's outputs on X.
 
@@ -377,6 +381,7 @@ class EmpiricalRisk:
         )
         return value * (self.n_examples / m), gradient
 
+    @in_full_float32
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
         """Return the mean gradient of each of b minibatches.
 
@@ -417,8 +422,13 @@ class EmpiricalRisk:
         theta = self._model.values()
         for chunk in self._chunks(self._row_chunk_size):
             self._model.bind(theta)  # the caller may have asked for another θ between
-            yield per_example_rows(self._model, theta, chunk.X, *self._scalar(chunk))
+            with full_float32(self.device):
+                rows = per_example_rows(
+                    self._model, theta, chunk.X, *self._scalar(chunk)
+                )
+            yield rows
 
+    @in_full_float32
     def squared_norms(self, theta: Tensor) -> Tensor:
         """Return ‖gᵢ‖² of each example.
 
@@ -656,6 +666,7 @@ class EmpiricalRisk:
             for chunk in self._chunks()
         )
 
+    @in_full_float32
     def _gauss_newton_sweep(self, theta: Tensor, z: Tensor) -> Tensor:
         self._model.bind(theta)
         return torch.cat(
@@ -671,6 +682,7 @@ class EmpiricalRisk:
         size = self.chunk_size if chunk_size is None else chunk_size
         return self._data.iterate(size)
 
+    @in_full_float32
     def _moments(self, theta: Tensor) -> Moments:
         self._model.bind(theta)
         return merge_moments(

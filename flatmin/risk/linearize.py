@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatmin.risk.chunks import Chunk, pad_chunk
 from flatmin.risk.double_backward import DoubleBackward
+from flatmin.risk.precision import in_full_float32
 from flatmin.risk.traces import Traces, pad_direction, unpad
 from flatmin.risk.two_stage import TwoStage
 
@@ -41,6 +42,7 @@ class Linearization:
         n_examples: int,
     ) -> None:
         self.theta = theta.detach().clone()
+        self.device = theta.device
         self.n_examples = n_examples
         self._traces = traces
         self._chunks = chunks
@@ -53,6 +55,7 @@ class Linearization:
         """How each quantity that was asked for is computed: "traced", or why not."""
         return dict(self._traces.paths)
 
+    @in_full_float32
     def hvp(self, v: Tensor) -> Tensor:
         """Return H v.
 
@@ -66,6 +69,7 @@ class Linearization:
         """
         return self._sum("hvp", v) / self.n_examples
 
+    @in_full_float32
     def ggn(self, v: Tensor) -> Tensor:
         """Return G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v.
 
@@ -79,6 +83,7 @@ class Linearization:
         """
         return self._sum("ggn", v) / self.n_examples
 
+    @in_full_float32
     def jvp(self, v: Tensor) -> Tensor:
         """Return J v, the derivative of all outputs along v.
 
@@ -92,6 +97,7 @@ class Linearization:
         """
         return torch.cat(list(self._parts("jvp", v)))
 
+    @in_full_float32
     def vjp(self, u: Tensor) -> Tensor:
         """Return Jᵀ u = Σ Jᵢᵀ uᵢ.
 
@@ -105,6 +111,7 @@ class Linearization:
         """
         return self._sum("vjp", u)
 
+    @in_full_float32
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀ v.
 
