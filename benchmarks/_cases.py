@@ -164,7 +164,8 @@ def _law(name: str, problem: Problem) -> NoiseLaw:
 
 def _descent(risk: EmpiricalRisk, problem: Problem, law: NoiseLaw) -> NoisyDescent:
     binding = FlatBinding(copy.deepcopy(problem.module))
-    optimizer = torch.optim.SGD(binding.params, lr=problem.lr)
+    params = binding.params_for(torch.optim.SGD)  # as an estimator does
+    optimizer = torch.optim.SGD(params, lr=problem.lr)
     return NoisyDescent(risk, law, binding, optimizer, torch.Generator().manual_seed(0))
 
 
