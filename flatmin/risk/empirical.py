@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any, Literal
@@ -212,6 +213,42 @@ class EmpiricalRisk:
         """
         self._model.bind(theta)
         self._theta = self._model.values()
+
+    def to(
+        self,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> EmpiricalRisk:
+        """Return the same risk elsewhere, or in another precision.
+
+        Parameters
+        ----------
+        device : torch.device or str, default=None
+            None stays.
+        dtype : {"float32", "float64"} or torch.dtype, default=None
+            None stays. The data keep the digits that they have.
+
+        Returns
+        -------
+        EmpiricalRisk
+            Itself where nothing changes, else a copy.
+        """
+        device = self.device if device is None else resolve_device(device)
+        dtype = self.dtype if dtype is None else resolve_dtype(dtype)
+        if (device, dtype) == (self.device, self.dtype):
+            return self
+        self._model.bind(self._theta)
+        return EmpiricalRisk(
+            self._model.module,
+            copy.deepcopy(self._loss),  # a loss module moves along
+            *self._data.arguments(),
+            sample_weight=self._data.weights,
+            chunk_size=self.chunk_size,
+            output_transform=self._model.output_transform,
+            device=device,
+            dtype=dtype,
+        )
 
     def value(self, theta: Tensor) -> Tensor:
         """Return L(θ).
