@@ -14,12 +14,11 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatmin._utils.random import make_generator, spawn_seeds
+from flatmin._utils.random import make_generator
 from flatmin._utils.validation import Interval
 from flatmin.analysis._results import EigenResult
 from flatmin.analysis._risk import is_data_set, make_risk, training_risk
@@ -33,6 +32,10 @@ class ModelByReference(BaseEstimator):
     """An estimator around a fitted model that clones and searches leave as it is."""
 
     estimator: Any
+    loss: Any
+    device: Any
+    dtype: Any
+    random_state: Any
 
     def __sklearn_clone__(self) -> ModelByReference:
         # clone() hands a FrozenEstimator on as it is, so its own checks hold.
@@ -83,6 +86,27 @@ class ModelByReference(BaseEstimator):
             )
         return super().set_params(**params)
 
+    def _make_risk(
+        self, estimator: Any, X: Any, y: Any, sample_weight: Any = None
+    ) -> EmpiricalRisk:
+        return make_risk(estimator, X, y, sample_weight, **self._settings())
+
+    def _training_risk(self, estimator: Any) -> EmpiricalRisk:
+        return training_risk(estimator, type(self).__name__, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {"loss": self.loss, "device": self.device, "dtype": self.dtype}
+
+    def _check_features(self, X: Any, *, reset: bool) -> None:
+        if not is_data_set(X):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        seed = self.random_state
+        if isinstance(seed, np.random.RandomState):
+            seed = int(seed.randint(np.iinfo(np.int32).max))
+        return make_generator(seed, device)  # None leaves NumPy's global state alone
+
 
 class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByReference):
     """Analyses a fitted model by a matrix of its risk; see the subclasses."""
@@ -95,13 +119,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "verbose": ["verbose"],
     }
 
-    loss: Any
     n_components: int
     tol: float
     params: Any
-    device: Any
-    dtype: Any
-    random_state: Any
     verbose: Any
 
     @abstractmethod
@@ -137,7 +157,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
         Raises
         ------
-        ValueError, TypeError
+        ValueError
             If parameters, model and data do not fit together.
         NotFittedError
             If the model is not fitted, or X is None and there are no training data.
@@ -146,10 +166,10 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if X is None and (y is not None or sample_weight is not None):
             raise ValueError("y and sample_weight come with X. Got X=None.")
         if X is None:
-            self.risk_ = self._training_risk()
+            self.risk_ = self._training_risk(self.estimator)
         else:
             self._check_features(X, reset=True)
-            self.risk_ = self._make_risk(X, y, sample_weight)
+            self.risk_ = self._make_risk(self.estimator, X, y, sample_weight)
         self._kept: dict[str, Any] = {}
         self._n_features_out = self._basis_size(self.risk_)
         return self
@@ -195,32 +215,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """Return the risk that fit has fixed, else that of the training."""
         if not hasattr(self, "risk_"):
             self._validate_params()
-            return self._training_risk()
-        if self.risk_ is None:
-            raise NotFittedError(
-                f"The data of this {type(self).__name__} stayed behind when it was "
-                "pickled. Call fit(X, y) again."
-            )
+            return self._training_risk(self.estimator)
         return self.risk_
-
-    def _training_risk(self) -> EmpiricalRisk:
-        return training_risk(self.estimator, type(self).__name__, **self._settings())
-
-    def _make_risk(self, X: Any, y: Any, sample_weight: Any = None) -> EmpiricalRisk:
-        return make_risk(self.estimator, X, y, sample_weight, **self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        return {"loss": self.loss, "device": self.device, "dtype": self.dtype}
 
     def _new_risk(self, X: Any, y: Any, sample_weight: Any = None) -> EmpiricalRisk:
         """Return the risk on data that ``transform`` or ``score`` got."""
         if hasattr(self, "risk_"):
             self._check_features(X, reset=False)
-        return self._make_risk(X, y, sample_weight)
-
-    def _check_features(self, X: Any, *, reset: bool) -> None:
-        if not is_data_set(X):
-            validate_data(self, X, reset=reset, skip_check_array=True)
+        return self._make_risk(self.estimator, X, y, sample_weight)
 
     def _keep(self, name: str, compute: Any) -> Any:
         """Return what is computed once for the data that fit has fixed."""
@@ -243,28 +245,37 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     def _basis_size(self, risk: EmpiricalRisk) -> int:
         return min(self.n_components, self._largest_basis(risk))
 
-    def _n_selected(self, risk: EmpiricalRisk) -> int:
-        """Return the number of parameters that ``params`` selects."""
+    def _indices(self, risk: EmpiricalRisk) -> Tensor | None:
+        """Return the coordinates that ``params`` selects."""
         if self.params is None:
-            return risk.n_params
-        return len(risk.layout.indices(self.params))
+            return None
+        return risk.layout.indices(self.params).to(risk.device)
 
-    def _generator(self, risk: EmpiricalRisk, use: str) -> torch.Generator:
-        return make_generator(
-            spawn_seeds(self.random_state, (use,))[use], risk.device
-        )
+    def _selected(self, risk: EmpiricalRisk, values: Tensor) -> Tensor:
+        indices = self._indices(risk)
+        return values if indices is None else values[indices]
+
+    def _n_selected(self, risk: EmpiricalRisk) -> int:
+        indices = self._indices(risk)
+        return risk.n_params if indices is None else len(indices)
+
+    def _parameter_names(self, risk: EmpiricalRisk) -> np.ndarray:
+        """Return the name of the tensor that each coordinate belongs to."""
+        names = np.repeat(risk.layout.names, risk.layout.sizes)
+        indices = self._indices(risk)
+        return names if indices is None else names[indices.cpu().numpy()]
 
     def _coordinates(self, risk: EmpiricalRisk, vectors: np.ndarray) -> Tensor:
         """Return gᵢᵀuⱼ of all examples, (N, k) in float64, by k passes."""
         point = risk.linearize(risk.params())
-        columns = torch.as_tensor(vectors, dtype=risk.dtype, device=risk.device)
-        indices = None if self.params is None else risk.layout.indices(self.params)
+        columns = torch.tensor(vectors, dtype=risk.dtype, device=risk.device)
+        indices = self._indices(risk)
         along = []
-        for u in columns.unbind(1):
+        for column in columns.unbind(1):
+            u = column
             if indices is not None:
-                whole = u.new_zeros(risk.n_params)
-                whole[indices.to(u.device)] = u
-                u = whole
+                u = column.new_zeros(risk.n_params)
+                u[indices] = column
             along.append(point.directional_derivatives(u))
         return torch.stack(along, 1).double()
 
@@ -280,8 +291,6 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
-        # The data stay behind, and with them what was prepared on them.
-        if "risk_" in state:
-            state["risk_"] = None
+        if "_kept" in state:  # what is prepared at θ is quickly prepared again
             state["_kept"] = {k: v for k, v in self._kept.items() if k != "operator"}
         return state

@@ -26,9 +26,9 @@ from flatmin.curvature import (
 from flatmin.linalg import diagonal, eigsh, spectral_density, trace
 from flatmin.risk import EmpiricalRisk
 
-__all__ = ["MATRICES", "CurvatureAnalyzer", "parameter_names"]
+__all__ = ["CurvatureAnalyzer"]
 
-MATRICES: dict[str, type[RiskOperator]] = {
+_MATRICES: dict[str, type[RiskOperator]] = {
     "hessian": HessianOperator,
     "ggn": GGNOperator,
     "fisher": FisherOperator,
@@ -81,9 +81,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
 
     Attributes
     ----------
-    risk_ : EmpiricalRisk or None
-        After :meth:`fit`, for the functions of the floors below; None after
-        unpickling.
+    risk_ : EmpiricalRisk
+        On the data of :meth:`fit`, for the functions of the floors below; its
+        ``params()`` are the model's θ.
     n_features_in_ : int
         Size of axis 1 of the X of :meth:`fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -114,7 +114,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAnalyzer._parameter_constraints,
-        "matrix": [StrOptions(set(MATRICES))],
+        "matrix": [StrOptions(set(_MATRICES))],
     }
 
     def __init__(
@@ -159,7 +159,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
         TraceResult
         """
         risk = self._risk()
-        rng = self._generator(risk, "trace")
+        rng = self._generator(risk.device)
+        if self.matrix == "fisher":
+            self._operator(risk)  # which refuses a loss that is no likelihood
         if self.matrix in ("ggn", "fisher") and self.params is None:
             result = ggn_trace(risk, risk.params(), rng, rtol=rtol)
         else:
@@ -189,18 +191,16 @@ class CurvatureAnalyzer(BaseAnalyzer):
         DiagonalResult
         """
         risk = self._risk()
-        names = parameter_names(risk, self.params)
+        names = self._parameter_names(risk)
         if self.matrix == "empirical_fisher":
-            value = risk.squared_gradient_sum(risk.params()) / risk.n_examples
-            if self.params is not None:
-                value = value[risk.layout.indices(self.params).to(value.device)]
-            value = value.cpu().numpy()
+            squares = self._selected(risk, risk.squared_gradient_sum(risk.params()))
+            value = squares.cpu().numpy() / risk.n_examples
             return DiagonalResult(self.matrix, value, np.zeros_like(value), 0, names)
         result = diagonal(
             self._operator(risk),
             rtol=rtol,
             max_matvecs=max_matvecs,
-            rng=self._generator(risk, "diagonal"),
+            rng=self._generator(risk.device),
             verbose=self.verbose,
         )
         value, stderr = result.value.cpu().numpy(), result.stderr.cpu().numpy()
@@ -225,7 +225,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             self._operator(risk),
             n_probes=n_probes,
             n_steps=n_steps,
-            rng=self._generator(risk, "density"),
+            rng=self._generator(risk.device),
             verbose=self.verbose,
         )
         return DensityResult.wrap(self.matrix, result)
@@ -285,24 +285,21 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Raises
         ------
         ValueError
-            If the gradients of all examples are equal.
+            If there is one example.
         """
         basis = self._basis()
         risk = self._new_risk(X, y, sample_weight)
-        variances = risk.gradient_variances(risk.params())
-        if self.params is not None:
-            variances = variances[risk.layout.indices(self.params).to(risk.device)]
-        total = float(variances.sum())
-        if not total > 0:
+        if risk.n_examples < 2:
             raise ValueError(
-                "score compares with Tr(Σ), which is 0 on these data: the gradients "
-                f"of all {risk.n_examples} examples are equal. Pass more examples."
+                "score compares with the gradient noise Σ of the examples, so there "
+                "must be at least two. Got 1."
             )
-        along = self._coordinates(risk, basis.eigenvectors)
-        return float(along.var(0, correction=0).sum()) / total
+        variances = self._selected(risk, risk.gradient_variances(risk.params()))
+        along = self._coordinates(risk, basis.eigenvectors).var(0, correction=0)
+        return float(along.sum() / variances.sum())
 
     def _make_operator(self, risk: EmpiricalRisk) -> RiskOperator:
-        return MATRICES[self.matrix](risk, risk.params(), params=self.params)
+        return _MATRICES[self.matrix](risk, risk.params(), params=self.params)
 
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return self._n_selected(risk)
@@ -313,24 +310,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             k,
             which=which,
             tol=self.tol,
-            rng=self._generator(risk, "eigen"),
+            rng=self._generator(risk.device),
             verbose=self.verbose,
         )
         return EigenResult.wrap(self.matrix, result)
-
-
-def parameter_names(risk: EmpiricalRisk, params: Any) -> np.ndarray:
-    """Return the name of the tensor that each coordinate belongs to.
-
-    Parameters
-    ----------
-    risk : EmpiricalRisk
-    params : str, list of str or None
-        A selection.
-
-    Returns
-    -------
-    ndarray of shape (d,)
-    """
-    names = np.repeat(risk.layout.names, risk.layout.sizes)
-    return names if params is None else names[risk.layout.indices(params).numpy()]

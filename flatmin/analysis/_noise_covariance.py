@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flatmin._utils.validation import StrOptions
 from flatmin.analysis._base import BaseAnalyzer
-from flatmin.analysis._curvature import MATRICES, parameter_names
-from flatmin.analysis._results import DiagonalResult, EigenResult, TraceResult
-from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
+from flatmin.analysis._results import (
+    AlignmentResult,
+    DiagonalResult,
+    EigenResult,
+    TraceResult,
+)
+from flatmin.curvature import (
+    GradientCovarianceOperator,
+    HessianOperator,
+    covariance_eigenpairs,
+)
 from flatmin.linalg import eigsh
+from flatmin.measures import alignment, overlap
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["NoiseCovarianceAnalyzer"]
@@ -33,8 +41,6 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         As in :class:`CurvatureAnalyzer`.
     loss : str, loss module or callable, default=None
         As there: for a module, the loss it was trained with.
-    matrix : {"hessian", "ggn", "fisher", "empirical_fisher"}, default="hessian"
-        What Σ is held against by :meth:`alignment` and :meth:`score`.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1).
     tol : float, default=1e-4
@@ -52,9 +58,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
     Attributes
     ----------
-    risk_ : EmpiricalRisk or None
-        After :meth:`fit`, for the functions of the floors below; None after
-        unpickling.
+    risk_ : EmpiricalRisk
+        On the data of :meth:`fit`, for the functions of the floors below; its
+        ``params()`` are the model's θ.
     n_features_in_ : int
         Size of axis 1 of the X of :meth:`fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -78,10 +84,6 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     trace of the gradient covariance: 16 (exact)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseAnalyzer._parameter_constraints,
-        "matrix": [StrOptions(set(MATRICES))],
-    }
     _name = "gradient covariance"
 
     def __init__(
@@ -89,7 +91,6 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         estimator,
         *,
         loss=None,
-        matrix="hessian",
         n_components=20,
         tol=1e-4,
         params=None,
@@ -100,7 +101,6 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     ):
         self.estimator = estimator
         self.loss = loss
-        self.matrix = matrix
         self.n_components = n_components
         self.tol = tol
         self.params = params
@@ -127,7 +127,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         """
         risk = self._risk()
         value = self._variances(risk).cpu().numpy()
-        names = parameter_names(risk, self.params)
+        names = self._parameter_names(risk)
         return DiagonalResult(self._name, value, np.zeros_like(value), 0, names)
 
     def sample(self, n: int = 1) -> np.ndarray:
@@ -152,7 +152,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         if n < 1:
             raise ValueError(f"n must be at least 1. Got {n}.")
         risk = self._risk()
-        rng = self._generator(risk, "sample")
+        rng = self._generator(risk.device)
         theta = risk.params()
         draws = []
         for _ in range(n):
@@ -162,6 +162,43 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             weights = (z - z.mean()) * risk.n_examples**0.5
             draws.append(self._selected(risk, risk.weighted_gradient(theta, weights)))
         return torch.stack(draws).cpu().numpy()
+
+    def alignment(
+        self, k: int | None = None, *, rtol: float = 0.02, max_matvecs: int = 200
+    ) -> AlignmentResult:
+        """Return how Σ lies to the Hessian H, as a table.
+
+        Parameters
+        ----------
+        k : int, default=None
+            Eigenpairs of either; None is ``n_components``, or all there are.
+        rtol : float, default=0.02
+            Relative standard error of traces and norms to reach.
+        max_matvecs : int, default=200
+            Products for each of them at most.
+
+        Returns
+        -------
+        AlignmentResult
+            See :func:`flatmin.measures.alignment` for the quantities.
+        """
+        risk = self._risk()
+        result = alignment(
+            risk,
+            risk.params(),
+            self._basis_size(risk) if k is None else k,
+            params=self.params,
+            tol=self.tol,
+            rtol=rtol,
+            max_matvecs=max_matvecs,
+            rng=self._generator(risk.device),
+        )
+        return AlignmentResult(
+            result.n_params,
+            result.to_frame(),
+            result.pairs_to_frame(),
+            result.n_matvecs,
+        )
 
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Return per-example gradients in the leading eigenbasis, as PCA would.
@@ -185,8 +222,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the overlap of the basis V of Σ with the basis U of H.
 
-        V is that of the fixed data, U holds as many leading eigenvectors of H (or of
-        what ``matrix`` names) on (X, y).
+        V is that of the fixed data, U holds as many leading eigenvectors of H on
+        (X, y).
 
         Parameters
         ----------
@@ -200,17 +237,17 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             ‖UᵀV‖²_F / k, between 0 and 1; k / n_params for bases that know nothing of
             each other.
         """
-        V = self._basis().eigenvectors.astype(np.float64)
+        basis = self._basis()
         risk = self._new_risk(X, y, sample_weight)
-        result = eigsh(
-            MATRICES[self.matrix](risk, risk.params(), params=self.params),
-            V.shape[1],
+        hessian = eigsh(
+            HessianOperator(risk, risk.params(), params=self.params),
+            len(basis.eigenvalues),
             tol=self.tol,
-            rng=self._generator(risk, "score"),
+            rng=self._generator(risk.device),
             verbose=self.verbose,
         )
-        U = result.eigenvectors.double().cpu().numpy()
-        return float(np.square(U.T @ V).sum() / V.shape[1])
+        V = torch.tensor(basis.eigenvectors, device=risk.device)
+        return float(overlap(hessian.eigenvectors, V))
 
     def _mean_coordinates(self, basis: EigenResult) -> np.ndarray:
         risk = self._risk()
@@ -220,11 +257,6 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     def _variances(self, risk: EmpiricalRisk) -> Tensor:
         return self._selected(risk, risk.gradient_variances(risk.params()))
 
-    def _selected(self, risk: EmpiricalRisk, values: Tensor) -> Tensor:
-        if self.params is None:
-            return values
-        return values[risk.layout.indices(self.params).to(values.device)]
-
     def _make_operator(self, risk: EmpiricalRisk) -> GradientCovarianceOperator:
         return GradientCovarianceOperator(risk, risk.params(), params=self.params)
 
@@ -232,10 +264,10 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         return max(1, min(self._n_selected(risk), risk.n_examples - 1))
 
     def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> EigenResult:
-        rng = self._generator(risk, "eigen")
-        if which == "LA" and self.params is None:
+        rng = self._generator(risk.device)
+        if which == "LA":
             result = covariance_eigenpairs(
-                risk, risk.params(), k, tol=self.tol, rng=rng
+                risk, risk.params(), k, tol=self.tol, rng=rng, params=self.params
             )
         else:
             result = eigsh(

@@ -11,7 +11,13 @@ import torch
 
 from flatmin import linalg
 
-__all__ = ["DensityResult", "DiagonalResult", "EigenResult", "TraceResult"]
+__all__ = [
+    "AlignmentResult",
+    "DensityResult",
+    "DiagonalResult",
+    "EigenResult",
+    "TraceResult",
+]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -29,6 +35,9 @@ class EigenResult:
     def wrap(cls, matrix: str, result: linalg.EigenResult) -> EigenResult:
         """Bring a result of :func:`flatmin.linalg.eigsh` to NumPy.
 
+        The largest entry of every vector is made positive: signs are arbitrary, and
+        coordinates should not depend on a random start.
+
         Parameters
         ----------
         matrix : str
@@ -39,10 +48,13 @@ class EigenResult:
         -------
         EigenResult
         """
+        vectors = result.eigenvectors
+        largest = vectors.abs().argmax(0, keepdim=True)
+        vectors = vectors * vectors.gather(0, largest).sign()
         return cls(
             matrix,
             _numpy(result.eigenvalues),
-            _numpy(result.eigenvectors),
+            _numpy(vectors),
             _numpy(result.residuals),
             _numpy(result.converged),
             result.n_matvecs,
@@ -185,9 +197,7 @@ class DensityResult:
         value, stderr = self._density.moment(p)
         return float(value), float(stderr)
 
-    def to_frame(
-        self, grid: Any = None, *, sigma: float | None = None
-    ) -> pd.DataFrame:
+    def to_frame(self, grid: Any = None, *, sigma: float | None = None) -> pd.DataFrame:
         """Return the smoothed density and the share of eigenvalues below.
 
         Parameters
@@ -232,6 +242,36 @@ class DensityResult:
         how = "exact" if self.exact else f"{len(self.nodes)} probes"
         title = f"spectrum of the {self.matrix} ({how}, {self.n_matvecs} products)"
         return f"{title}\n{_table(table)}"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AlignmentResult:
+    """How the gradient covariance Σ lies to the Hessian H, on D parameters."""
+
+    n_params: int  # D, or the number of those selected
+    quantities: pd.DataFrame  # value and stderr of the single numbers, by name
+    pairs: pd.DataFrame  # eigenvalues, cosines and angles of the i-th eigenpairs
+    n_matvecs: int  # products with H and with Σ
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the single numbers, one a row.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by quantity; columns value and stderr.
+        """
+        return self.quantities.copy()
+
+    def __getitem__(self, quantity: str) -> float:
+        return float(self.quantities["value"].to_dict()[quantity])
+
+    def __repr__(self) -> str:
+        title = (
+            f"gradient covariance Σ beside the Hessian H, {self.n_params} parameters "
+            f"({self.n_matvecs} products)"
+        )
+        return f"{title}\n{_table(self.quantities)}\n\n{_table(self.pairs)}"
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -65,18 +65,14 @@ def make_risk(
         If loss and data do not fit the model, or y is missing.
     """
     model, X = _unwrap(estimator, X)
-    where = {"device": device, "dtype": dtype}
-    if not is_data_set(X):
-        if y is None:
-            raise ValueError(
-                "An analysis requires y to be passed, but the target y is None: a loss "
-                "compares outputs with targets."
-            )
-        if not isinstance(X, Tensor):
-            X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
+    if y is None and not is_data_set(X):
+        raise ValueError(
+            "A gradient requires y to be passed, but the target y is None: the loss "
+            "compares outputs with targets."
+        )
     if _is_flatmin(model):
         _refuse_loss(model, loss)
-        return model.make_risk(X, y, sample_weight, **where)
+        return model.make_risk(X, y, sample_weight, device=device, dtype=dtype)
     if isinstance(model, nn.Module):
         module = model
         if loss is None:
@@ -97,6 +93,8 @@ def make_risk(
             "estimator must be a flatmin estimator, a skorch net or a torch.nn.Module, "
             f"also inside a Pipeline or FrozenEstimator. Got {model!r}."
         )
+    if not isinstance(X, Tensor) and not is_data_set(X):
+        X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
     if any(part.training for part in module.modules()):
         module = copy.deepcopy(module).eval()
     return EmpiricalRisk(
@@ -106,7 +104,8 @@ def make_risk(
         y,
         sample_weight=sample_weight,
         output_transform=first_output,
-        **where,
+        device=device,
+        dtype=dtype,
     )
 
 

@@ -76,12 +76,18 @@ def skorch_loss(net: Any) -> ExampleLoss:
     return loss
 
 
+class _NegativeLog:
+    """-log(p_y + ε); a class, which can be pickled."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        log_p = torch.log(outputs + self.eps)
+        return nn.functional.nll_loss(log_p, targets.long(), reduction="none")
+
+
 def _log_of_probabilities(net: Any) -> ExampleLoss:
     # Of the dtype that it was trained in, not of the one it is analysed in.
     eps = torch.finfo(next(net.module_.parameters()).dtype).eps
-
-    def negative_log(outputs: Tensor, targets: Tensor) -> Tensor:
-        log_p = torch.log(outputs + eps)
-        return nn.functional.nll_loss(log_p, targets.long(), reduction="none")
-
-    return CallableLoss(negative_log, name="NLLLoss of log(p + eps)")
+    return CallableLoss(_NegativeLog(eps), name="NLLLoss of log(p + eps)")

@@ -169,4 +169,5 @@ def first_output(outputs: Any) -> Tensor:
     -------
     Tensor
     """
-    return outputs[0] if isinstance(outputs, tuple) else outputs
+    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return first
