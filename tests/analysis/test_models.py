@@ -344,7 +344,7 @@ def test_targets_are_asked_for():
             call(X)
     with pytest.raises(ValueError, match="y and sample_weight come with X"):
         analyzer.fit(None, y)
-    with pytest.raises(ValueError, match="as many examples. Got 40 and 39"):
+    with pytest.raises(ValueError, match=r"as many examples\. Got 40 and 39"):
         analyzer.fit(X, y[1:])
     with pytest.raises(ValueError, match="X has 2 features, but CurvatureAnalyzer"):
         analyzer.transform(X[:, :2], y)

@@ -56,7 +56,8 @@ def test_a_clone_keeps_what_it_asked_for(kind, clf):
     assert request == {"sample_weight": True}
     if kind is not SharpnessScorer:
         framed = clone(CurvatureAnalyzer(clf).set_output(transform="pandas"))
-        assert list(framed.fit(X, y).transform(X, y))[0] == "curvatureanalyzer0"
+        columns = list(framed.fit(X, y).transform(X, y))
+        assert columns[0] == "curvatureanalyzer0"
 
 
 def test_parameters_of_the_model_are_not_searched(kind, clf):
