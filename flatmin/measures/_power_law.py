@@ -14,8 +14,9 @@ from flatmin.risk import EmpiricalRisk, Risk
 
 __all__ = ["PowerLaw", "covariance_exponent", "covariance_exponents"]
 
-# Errors that an entry of diag(H) has to stand clear of 0 by.
-_CLEAR = 3.0
+# Errors that an entry of diag(H) has to stand clear of 0 by. At three, one entry in a
+# thousand that is 0 passes, and its logarithm draws the whole line.
+_CLEAR = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def covariance_exponent(
 
     1 where Σ is proportional to H, as equation 7 of the paper has it; between 1 and 2
     in the theory of the reference, which finds it layer by layer. The fit is of the
-    coordinates with Σᵢᵢ > 0 whose Hᵢᵢ is positive and, where it is estimated, three
+    coordinates with Σᵢᵢ > 0 whose Hᵢᵢ is positive and, where it is estimated, five
     standard errors from 0. Errors of Hᵢᵢ that remain draw b towards 0, and the
     standard error takes coordinates for independent, which they are not: it is too
     small rather than too large.
