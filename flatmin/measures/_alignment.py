@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,14 +16,8 @@ from flatmin.curvature import (
     HessianOperator,
     covariance_eigenpairs,
 )
-from flatmin.linalg import (
-    EigenResult,
-    LinearOperator,
-    LowRankOperator,
-    eigsh,
-    frobenius_norm,
-    trace,
-)
+from flatmin.linalg import EigenResult, eigsh
+from flatmin.measures._deflation import deflated_norm, deflated_trace
 from flatmin.measures._estimate import Estimate, exact, quotient
 from flatmin.measures._subspaces import (
     cosines,
@@ -114,7 +109,7 @@ class Alignment:
         pandas.DataFrame
             Indexed by quantity; columns value and stderr.
         """
-        rows = {
+        rows: dict[str, Any] = {
             "projection residual": exact(self.residual),
             "projection residual, random": self.random_residual,
             "overlap": exact(self.overlap),
@@ -240,7 +235,7 @@ def alignment(
     gradient = risk.gradient(theta)
     if hessian.indices is not None:
         gradient = gradient[hessian.indices]
-    accuracy = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
     first = U.eigenvectors[:, 0]
     variance = (first * covariance.matvec(first)).sum(dtype=torch.float64)
     product = trace_hessian_covariance(risk, theta, params=params, **accuracy)
@@ -254,10 +249,10 @@ def alignment(
         residual=projection_residual(U.eigenvectors, V.eigenvectors),
         overlap=overlap(U.eigenvectors, V.eigenvectors),
         gradient_share=subspace_share(gradient, U.eigenvectors),
-        hessian_trace=_trace(hessian, U, accuracy),
+        hessian_trace=deflated_trace(hessian, U, **accuracy),
         covariance_trace=exact(covariance.trace()),
-        hessian_norm=_norm(hessian, U, accuracy),
-        covariance_norm=_norm(covariance, V, accuracy),
+        hessian_norm=deflated_norm(hessian, U, **accuracy),
+        covariance_norm=deflated_norm(covariance, V, **accuracy),
         trace_product=product,
         low_rank=low_rank,
         first_variance=variance,
@@ -273,22 +268,3 @@ def _decay(eigenvalues: Tensor, k: int, size: int) -> Tensor:
     ratio = (eigenvalues[k] / eigenvalues[0]).clamp(min=0)
     decay: Tensor = -ratio.log() / math.log(size)
     return decay
-
-
-def _trace(operator: LinearOperator, pairs: EigenResult, accuracy: dict) -> Estimate:
-    rest = trace(_rest(operator, pairs), **accuracy)
-    value = pairs.eigenvalues.sum() + rest.value.double()
-    return Estimate(value, rest.stderr.double())
-
-
-def _norm(operator: LinearOperator, pairs: EigenResult, accuracy: dict) -> Estimate:
-    rest = frobenius_norm(_rest(operator, pairs), **accuracy)
-    left = rest.value.double()
-    value = (pairs.eigenvalues.square().sum() + left.square()).sqrt()
-    stderr = torch.where(value > 0, rest.stderr.double() * left / value, 0.0)
-    return Estimate(value, stderr)
-
-
-def _rest(operator: LinearOperator, pairs: EigenResult) -> LinearOperator:
-    """Return what the pairs leave of a matrix."""
-    return operator - LowRankOperator(pairs.eigenvalues, pairs.eigenvectors)
