@@ -3,21 +3,21 @@
 from flatmin.analysis._curvature import CurvatureAnalyzer
 from flatmin.analysis._noise_covariance import NoiseCovarianceAnalyzer
 from flatmin.analysis._results import (
-    AlignmentResult,
-    DensityResult,
-    DiagonalResult,
-    EigenResult,
-    TraceResult,
+    AlignmentTable,
+    Diagonal,
+    Eigenpairs,
+    Spectrum,
+    Trace,
 )
 from flatmin.analysis._sharpness_scorer import SharpnessScorer
 
 __all__ = [
-    "AlignmentResult",
+    "AlignmentTable",
     "CurvatureAnalyzer",
-    "DensityResult",
-    "DiagonalResult",
-    "EigenResult",
+    "Diagonal",
+    "Eigenpairs",
     "NoiseCovarianceAnalyzer",
     "SharpnessScorer",
-    "TraceResult",
+    "Spectrum",
+    "Trace",
 ]

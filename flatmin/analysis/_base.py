@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flatmin._utils.random import make_generator
 from flatmin._utils.validation import Interval
-from flatmin.analysis._results import EigenResult
+from flatmin.analysis._results import Eigenpairs
 from flatmin.analysis._risk import is_data_set, make_risk, training_risk
 from flatmin.linalg import LinearOperator
 from flatmin.risk import EmpiricalRisk
@@ -133,7 +133,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """Return how many eigenpairs there are."""
 
     @abstractmethod
-    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> EigenResult:
+    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
         """Return k eigenpairs of that matrix."""
 
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
@@ -192,7 +192,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """
         return self.fit(X, y, sample_weight).transform(X, y)
 
-    def eigen(self, k: int | None = None, *, which: str = "LA") -> EigenResult:
+    def eigen(self, k: int | None = None, *, which: str = "LA") -> Eigenpairs:
         """Return leading eigenpairs.
 
         Parameters
@@ -204,7 +204,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
         Returns
         -------
-        EigenResult
+        Eigenpairs
         """
         risk = self._risk()
         if k is None and which == "LA":
@@ -235,8 +235,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     def _operator(self, risk: EmpiricalRisk) -> LinearOperator:
         return self._keep("operator", lambda: self._make_operator(risk))
 
-    def _basis(self, risk: EmpiricalRisk | None = None) -> EigenResult:
-        def compute() -> EigenResult:
+    def _basis(self, risk: EmpiricalRisk | None = None) -> Eigenpairs:
+        def compute() -> Eigenpairs:
             data = self._risk() if risk is None else risk
             return self._eigenpairs(data, self._basis_size(data), "LA")
 

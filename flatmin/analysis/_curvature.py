@@ -10,10 +10,10 @@ import torch
 from flatmin._utils.validation import StrOptions
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
-    DensityResult,
-    DiagonalResult,
-    EigenResult,
-    TraceResult,
+    Diagonal,
+    Eigenpairs,
+    Spectrum,
+    Trace,
 )
 from flatmin.curvature import (
     EmpiricalFisherOperator,
@@ -142,7 +142,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.random_state = random_state
         self.verbose = verbose
 
-    def trace(self, *, rtol: float = 0.02, max_matvecs: int = 200) -> TraceResult:
+    def trace(self, *, rtol: float = 0.02, max_matvecs: int = 200) -> Trace:
         """Return the trace, exact where that is cheap.
 
         Parameters
@@ -156,7 +156,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        TraceResult
+        Trace
         """
         risk = self._risk()
         rng = self._generator(risk.device)
@@ -172,11 +172,11 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 rng=rng,
                 verbose=self.verbose,
             )
-        return TraceResult(
+        return Trace(
             self.matrix, float(result.value), float(result.stderr), result.n_matvecs
         )
 
-    def diagonal(self, *, rtol: float = 0.05, max_matvecs: int = 200) -> DiagonalResult:
+    def diagonal(self, *, rtol: float = 0.05, max_matvecs: int = 200) -> Diagonal:
         """Return the diagonal, exact where that is cheap.
 
         Parameters
@@ -188,14 +188,14 @@ class CurvatureAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        DiagonalResult
+        Diagonal
         """
         risk = self._risk()
         names = self._parameter_names(risk)
         if self.matrix == "empirical_fisher":
             squares = self._selected(risk, risk.squared_gradient_sum(risk.params()))
             value = squares.cpu().numpy() / risk.n_examples
-            return DiagonalResult(self.matrix, value, np.zeros_like(value), 0, names)
+            return Diagonal(self.matrix, value, np.zeros_like(value), 0, names)
         result = diagonal(
             self._operator(risk),
             rtol=rtol,
@@ -204,9 +204,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
             verbose=self.verbose,
         )
         value, stderr = result.value.cpu().numpy(), result.stderr.cpu().numpy()
-        return DiagonalResult(self.matrix, value, stderr, result.n_matvecs, names)
+        return Diagonal(self.matrix, value, stderr, result.n_matvecs, names)
 
-    def density(self, *, n_probes: int = 10, n_steps: int = 80) -> DensityResult:
+    def density(self, *, n_probes: int = 10, n_steps: int = 80) -> Spectrum:
         """Return the distribution of all eigenvalues.
 
         Parameters
@@ -218,7 +218,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        DensityResult
+        Spectrum
         """
         risk = self._risk()
         result = spectral_density(
@@ -228,7 +228,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self.verbose,
         )
-        return DensityResult.wrap(self.matrix, result)
+        return Spectrum.wrap(self.matrix, result)
 
     def matvec(self, v: Any) -> np.ndarray:
         """Return the product of the matrix with vectors.
@@ -304,7 +304,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return self._n_selected(risk)
 
-    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> EigenResult:
+    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
         result = eigsh(
             self._operator(risk),
             k,
@@ -313,4 +313,4 @@ class CurvatureAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self.verbose,
         )
-        return EigenResult.wrap(self.matrix, result)
+        return Eigenpairs.wrap(self.matrix, result)

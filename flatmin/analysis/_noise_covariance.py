@@ -10,10 +10,10 @@ from torch import Tensor
 
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
-    AlignmentResult,
-    DiagonalResult,
-    EigenResult,
-    TraceResult,
+    AlignmentTable,
+    Diagonal,
+    Eigenpairs,
+    Trace,
 )
 from flatmin.curvature import (
     GradientCovarianceOperator,
@@ -109,26 +109,26 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.random_state = random_state
         self.verbose = verbose
 
-    def trace(self) -> TraceResult:
+    def trace(self) -> Trace:
         """Return Tr(Σ), by one sweep over the examples.
 
         Returns
         -------
-        TraceResult
+        Trace
         """
-        return TraceResult(self._name, float(self._variances(self._risk()).sum()), 0, 0)
+        return Trace(self._name, float(self._variances(self._risk()).sum()), 0, 0)
 
-    def diagonal(self) -> DiagonalResult:
+    def diagonal(self) -> Diagonal:
         """Return diag(Σ), by one sweep over the examples.
 
         Returns
         -------
-        DiagonalResult
+        Diagonal
         """
         risk = self._risk()
         value = self._variances(risk).cpu().numpy()
         names = self._parameter_names(risk)
-        return DiagonalResult(self._name, value, np.zeros_like(value), 0, names)
+        return Diagonal(self._name, value, np.zeros_like(value), 0, names)
 
     def sample(self, n: int = 1) -> np.ndarray:
         """Draw from N(0, Σ), each by one backward pass.
@@ -165,7 +165,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
     def alignment(
         self, k: int | None = None, *, rtol: float = 0.02, max_matvecs: int = 200
-    ) -> AlignmentResult:
+    ) -> AlignmentTable:
         """Return how Σ lies to the Hessian H, as a table.
 
         Parameters
@@ -179,7 +179,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        AlignmentResult
+        AlignmentTable
             See :func:`flatmin.measures.alignment` for the quantities.
         """
         risk = self._risk()
@@ -193,7 +193,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             max_matvecs=max_matvecs,
             rng=self._generator(risk.device),
         )
-        return AlignmentResult(
+        return AlignmentTable(
             result.n_params,
             result.to_frame(),
             result.pairs_to_frame(),
@@ -249,7 +249,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         V = torch.tensor(basis.eigenvectors, device=risk.device)
         return float(overlap(hessian.eigenvectors, V))
 
-    def _mean_coordinates(self, basis: EigenResult) -> np.ndarray:
+    def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
         risk = self._risk()
         gradient = self._selected(risk, risk.gradient(risk.params()))
         return gradient.double().cpu().numpy() @ basis.eigenvectors.astype(np.float64)
@@ -263,7 +263,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return max(1, min(self._n_selected(risk), risk.n_examples - 1))
 
-    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> EigenResult:
+    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
         rng = self._generator(risk.device)
         if which == "LA":
             result = covariance_eigenpairs(
@@ -278,4 +278,4 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 rng=rng,
                 verbose=self.verbose,
             )
-        return EigenResult.wrap(self._name, result)
+        return Eigenpairs.wrap(self._name, result)

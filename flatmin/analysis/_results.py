@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,16 @@ import torch
 from flatmin import linalg
 
 __all__ = [
-    "AlignmentResult",
-    "DensityResult",
-    "DiagonalResult",
-    "EigenResult",
-    "TraceResult",
+    "AlignmentTable",
+    "Diagonal",
+    "Eigenpairs",
+    "Spectrum",
+    "Trace",
 ]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class EigenResult:
+class Eigenpairs:
     """Eigenpairs of a matrix of the risk, and how good they are."""
 
     matrix: str
@@ -32,7 +32,7 @@ class EigenResult:
     n_matvecs: int  # products; 0 where a sweep of gradients gave all
 
     @classmethod
-    def wrap(cls, matrix: str, result: linalg.EigenResult) -> EigenResult:
+    def wrap(cls, matrix: str, result: linalg.EigenResult) -> Eigenpairs:
         """Bring a result of :func:`flatmin.linalg.eigsh` to NumPy.
 
         The largest entry of every vector is made positive: signs are arbitrary, and
@@ -46,7 +46,7 @@ class EigenResult:
 
         Returns
         -------
-        EigenResult
+        Eigenpairs
         """
         vectors = result.eigenvectors
         largest = vectors.abs().argmax(0, keepdim=True)
@@ -86,7 +86,7 @@ class EigenResult:
 
 
 @dataclass(frozen=True, repr=False)
-class TraceResult:
+class Trace:
     """The trace of a matrix of the risk and how well it is known."""
 
     matrix: str
@@ -114,7 +114,7 @@ class TraceResult:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class DiagonalResult:
+class Diagonal:
     """The diagonal of a matrix of the risk and how well each entry is known."""
 
     matrix: str
@@ -145,12 +145,13 @@ class DiagonalResult:
         title = f"diagonal of the {self.matrix}, {len(self.value)} parameters"
         if self.n_matvecs:
             error, norm = np.linalg.norm(self.stderr), np.linalg.norm(self.value)
-            title += f" ({self.n_matvecs} products, error {error / norm:.1%})"
+            share = error / norm if norm else 0.0
+            title += f" ({self.n_matvecs} products, error {share:.1%})"
         return f"{title}\n{_table(table)}"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class DensityResult:
+class Spectrum:
     """The eigenvalues of a matrix of the risk as a distribution.
 
     Each probe has nodes and weights of its own. See
@@ -165,7 +166,7 @@ class DensityResult:
     _density: linalg.SpectralDensity = field(compare=False)
 
     @classmethod
-    def wrap(cls, matrix: str, result: linalg.SpectralDensity) -> DensityResult:
+    def wrap(cls, matrix: str, result: linalg.SpectralDensity) -> Spectrum:
         """Bring a result of :func:`flatmin.linalg.spectral_density` to NumPy.
 
         Parameters
@@ -176,10 +177,18 @@ class DensityResult:
 
         Returns
         -------
-        DensityResult
+        Spectrum
         """
-        nodes, weights = _numpy(result.nodes), _numpy(result.weights)
-        return cls(matrix, nodes, weights, result.exact, result.n_matvecs, result)
+        nodes, weights = result.nodes.cpu(), result.weights.cpu()
+        here = replace(result, nodes=nodes, weights=weights)
+        return cls(
+            matrix,
+            nodes.numpy(),
+            weights.numpy(),
+            result.exact,
+            result.n_matvecs,
+            here,
+        )
 
     def moment(self, p: int) -> tuple[float, float]:
         """Return (1/d) Tr Aᵖ and its standard error.
@@ -245,7 +254,7 @@ class DensityResult:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class AlignmentResult:
+class AlignmentTable:
     """How the gradient covariance Σ lies to the Hessian H, on D parameters."""
 
     n_params: int  # D, or the number of those selected

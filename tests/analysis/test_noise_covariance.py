@@ -63,8 +63,8 @@ def test_no_more_eigenpairs_than_differences_of_examples():
 
 def test_draws_have_the_covariance(params):
     sigma = block(SIGMA, params)
-    draws = analyzer(params=params).sample(4000)
-    assert draws.shape == (4000, len(sigma))
+    draws = analyzer(params=params).sample(2000)
+    assert draws.shape == (2000, len(sigma))
     squares = draws[:, :, None] * draws[:, None, :]
     stderr = squares.std(0) / np.sqrt(len(draws))
     assert (np.abs(squares.mean(0) - sigma) < 5 * stderr + 1e-12).all()

@@ -177,6 +177,16 @@ def test_as_the_only_scorer():
     assert scores == pytest.approx([scorer(model, X[test], y[test])], rel=1e-5)
 
 
+def test_a_search_over_a_skorch_net():
+    net, flat = skorch_classifier(), SharpnessScorer(n_draws=3)
+    scoring = {"accuracy": "accuracy", "flat": flat}
+    folds = [(np.arange(30), np.arange(30, 40))]
+    search = GridSearchCV(net, {"lr": [0.1]}, scoring=scoring, refit=False, cv=folds)
+    found = search.fit(X, y).cv_results_["split0_test_flat"]
+    model = clone(net).fit(X[:30], y[:30])
+    assert found == pytest.approx([flat(model, X[30:], y[30:])], rel=1e-4)
+
+
 def test_weights_by_metadata_routing():
     weights = np.linspace(0.5, 1.5, len(X))
     folds = [(np.arange(30), np.arange(30, 40))]
