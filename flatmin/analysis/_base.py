@@ -206,9 +206,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         -------
         Eigenpairs
         """
-        risk = self._risk()
         if k is None and which == "LA":
-            return self._basis(risk)
+            return self._basis()
+        risk = self._risk()
         return self._eigenpairs(risk, self._basis_size(risk) if k is None else k, which)
 
     def _risk(self) -> EmpiricalRisk:
@@ -220,25 +220,31 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     def _new_risk(self, X: Any, y: Any, sample_weight: Any = None) -> EmpiricalRisk:
         """Return the risk on data that ``transform`` or ``score`` got."""
-        if hasattr(self, "risk_"):
-            self._check_features(X, reset=False)
-        return self._make_risk(self.estimator, X, y, sample_weight)
+        if not hasattr(self, "risk_"):
+            return self._make_risk(self.estimator, X, y, sample_weight)
+        self._check_features(X, reset=False)
+        risk = self._make_risk(self.estimator, X, y, sample_weight)
+        risk.set_params(self.risk_.params())  # the model may have moved on
+        return risk
 
     def _keep(self, name: str, compute: Any) -> Any:
         """Return what is computed once for the data that fit has fixed."""
         if not hasattr(self, "risk_"):
             return compute()
-        if name not in self._kept:
-            self._kept[name] = compute()
-        return self._kept[name]
+        # set_params takes effect without another fit.
+        names = ("matrix", "params", "n_components", "tol")
+        settings = [getattr(self, name, None) for name in names]
+        if name not in self._kept or self._kept[name][0] != settings:
+            self._kept[name] = (settings, compute())
+        return self._kept[name][1]
 
     def _operator(self, risk: EmpiricalRisk) -> LinearOperator:
         return self._keep("operator", lambda: self._make_operator(risk))
 
-    def _basis(self, risk: EmpiricalRisk | None = None) -> Eigenpairs:
+    def _basis(self) -> Eigenpairs:
         def compute() -> Eigenpairs:
-            data = self._risk() if risk is None else risk
-            return self._eigenpairs(data, self._basis_size(data), "LA")
+            risk = self._risk()
+            return self._eigenpairs(risk, self._basis_size(risk), "LA")
 
         return self._keep("basis", compute)
 

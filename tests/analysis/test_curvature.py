@@ -193,6 +193,16 @@ def test_what_is_prepared_once_is_kept():
     assert operator.n_matvecs == before + 1
 
 
+def test_settings_may_change_after_fit():
+    model = analyzer(n_components=3)
+    assert model.transform(X, y).shape[1] == 3
+    model.set_params(matrix="ggn", n_components=2, params="2")
+    fresh = analyzer(matrix="ggn", n_components=2, params="2")
+    close(model.eigen().eigenvalues, fresh.eigen().eigenvalues)
+    close(model.trace().value, fresh.trace().value)
+    assert model.transform(X, y).shape[1] == 2
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [

@@ -287,6 +287,19 @@ def test_the_model_is_untouched(analyse):
         analyse(net)
 
 
+def test_an_analysis_stays_where_the_model_was():
+    net = network()
+    for kind in (CurvatureAnalyzer, NoiseCovarianceAnalyzer):
+        analyzer = kind(net, loss="cross_entropy", random_state=0).fit(X, y)
+        before = analyzer.transform(X_new, y_new), analyzer.score(X_new, y_new)
+        with torch.no_grad():
+            net[0].weight += 1
+        close(analyzer.transform(X_new, y_new), before[0], atol=1e-6)
+        close(analyzer.score(X_new, y_new), before[1], rtol=1e-4)
+        moved = analyzer.fit(X, y).transform(X_new, y_new)
+        assert np.abs(moved - before[0]).max() > 1e-2
+
+
 def test_a_flatmin_estimator_is_untouched():
     clf = classifier().fit(X, y)
     before = clf.params_.copy()
