@@ -26,7 +26,7 @@ def skorch_loss(net: Any) -> ExampleLoss:
     for PyTorch. With ``NLLLoss`` a ``NeuralNetClassifier`` takes the module's outputs p
     for probabilities and trains by -log(p_y + ε), ε the rounding of their dtype. That
     is a function of p: its Gauss-Newton matrix, split at p, is the empirical Fisher
-    matrix (up to ε), not that of cross-entropy on logits.
+    matrix, not the one of cross-entropy on logits.
 
     Parameters
     ----------

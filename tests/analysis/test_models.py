@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skorch import NeuralNet, NeuralNetBinaryClassifier
+from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -42,9 +42,6 @@ def trace(model, X, y, weights=None, **params):
     """Return Tr(H), which depends on θ, the data, the labels and the loss."""
     analyzer = CurvatureAnalyzer(model, dtype="float64", **params)
     return analyzer.fit(X, y, weights).trace().value
-
-
-# ------------------------------------------------------------------- flatmin
 
 
 def test_a_flatmin_estimator_needs_no_fit():
@@ -92,9 +89,6 @@ def test_its_loss_is_not_another():
     assert trace(clf.module_, X, y, loss="cross_entropy") == pytest.approx(
         trace(clf, X, y)
     )
-
-
-# -------------------------------------------------------------------- skorch
 
 
 @pytest.mark.parametrize(
@@ -148,7 +142,7 @@ def test_labels_of_a_skorch_net_are_indices_also_if_some_are_missing():
         trace(net, X, LABELS[y])
 
 
-class OwnLoss(type(skorch_classifier())):
+class OwnLoss(NeuralNetClassifier):
     def get_loss(self, y_pred, y_true, *args, **kwargs):
         return 2 * super().get_loss(y_pred, y_true, *args, **kwargs)
 
@@ -178,9 +172,6 @@ def test_what_a_skorch_net_does_not_tell_is_asked_for(net, message):
         trace(net, X, y)
     dense = truth(net.module_, X, y)
     close(trace(net, X, y, loss="cross_entropy"), dense.hessian.trace())
-
-
-# ------------------------------------------------------------ wrapped models
 
 
 @pytest.mark.parametrize("make", [classifier, skorch_classifier])
@@ -215,9 +206,6 @@ def test_a_data_frame_keeps_its_names():
     assert list(analyzer.feature_names_in_) == ["a", "b", "c"]
     with pytest.raises(ValueError, match="feature names should match"):
         analyzer.transform(frame.rename(columns={"a": "d"}), y)
-
-
-# ------------------------------------------------------------------- modules
 
 
 @pytest.mark.parametrize(
@@ -311,9 +299,6 @@ def test_a_flatmin_estimator_is_untouched():
     assert (clf.params_ == before).all()
     assert (clf.risk_.params().numpy() == before).all()
     assert set(vars(clf)) == attributes
-
-
-# -------------------------------------------------------------------- errors
 
 
 def test_data_that_are_not_there():
