@@ -47,6 +47,9 @@ class Alignment:
     n_params: int  # D
     hessian_eigenvalues: Tensor  # (k,) λᵢ, float64
     covariance_eigenvalues: Tensor  # (k,) γᵢ, float64
+    hessian_residuals: Tensor  # (k,) ‖(H - λᵢ)uᵢ‖
+    covariance_residuals: Tensor  # (k,) ‖(Σ - γᵢ)vᵢ‖
+    inner_products: Tensor  # (k, k) |uᵢᵀvⱼ|
     cosines: Tensor  # (k,) |uᵢᵀvᵢ|
     angles: Tensor  # (k,) principal angles in radians, rising
     residual: Tensor  # () e = k - ‖UᵀV‖²_F
@@ -59,8 +62,11 @@ class Alignment:
     trace_product: TraceProduct  # Tr(HΣ), exact or sampled
     low_rank: TraceProduct  # Σ γₗ vₗᵀHvₗ
     first_variance: Tensor  # () u₁ᵀΣu₁
-    decay: Tensor  # () d = -log(λ_{k+1}/λ₁) / log D; NaN for k = D
+    decay: Tensor  # () d = -log(λ_{k+1}/λ₁) / log D; NaN for k = D or λ₁ ≤ 0
     n_matvecs: int  # products with H and with Σ
+
+    def __str__(self) -> str:
+        return str(self.to_frame())
 
     @property
     def k(self) -> int:
@@ -141,7 +147,7 @@ class Alignment:
         -------
         pandas.DataFrame
             Indexed by i from 1; eigenvalues of both matrices, as they are and over
-            the Frobenius norm, cosines and principal angles.
+            the Frobenius norm, cosines, principal angles and residuals.
         """
         hessian, covariance = self.hessian_eigenvalues, self.covariance_eigenvalues
         columns = {
@@ -151,6 +157,8 @@ class Alignment:
             "covariance_normalised": covariance / self.covariance_norm.value,
             "cosine": self.cosines,
             "angle": self.angles,
+            "hessian_residual": self.hessian_residuals,
+            "covariance_residual": self.covariance_residuals,
         }
         index = pd.RangeIndex(1, self.k + 1, name="i")
         numbers = {name: column.cpu().numpy() for name, column in columns.items()}
@@ -171,7 +179,7 @@ def alignment(
     """Return the table of section 3: cosines, residual, traces and what they say.
 
     Eigenvalues are ordered algebraically, as in equation 8. Traces and norms are the
-    sums over the k pairs plus an estimate of the rest, which is small.
+    sums over the k pairs plus an estimate of the rest.
 
     Parameters
     ----------
@@ -244,6 +252,9 @@ def alignment(
         n_params=size,
         hessian_eigenvalues=U.eigenvalues,
         covariance_eigenvalues=V.eigenvalues,
+        hessian_residuals=U.residuals,
+        covariance_residuals=V.residuals,
+        inner_products=(U.eigenvectors.mT.double() @ V.eigenvectors.double()).abs(),
         cosines=cosines(U.eigenvectors, V.eigenvectors),
         angles=principal_angles(U.eigenvectors, V.eigenvectors),
         residual=projection_residual(U.eigenvectors, V.eigenvectors),
@@ -262,7 +273,7 @@ def alignment(
 
 
 def _decay(eigenvalues: Tensor, k: int, size: int) -> Tensor:
-    if len(eigenvalues) == k or size == 1:
+    if len(eigenvalues) == k or size == 1 or bool(eigenvalues[0] <= 0):
         return eigenvalues.new_tensor(math.nan)
     # An eigenvalue that is not positive lies below λ₁ D^-d for every d.
     ratio = (eigenvalues[k] / eigenvalues[0]).clamp(min=0)

@@ -42,7 +42,7 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     References
     ----------
     P. Foret et al., "Sharpness-aware minimization for efficiently improving
-    generalization", ICLR 2021, arXiv 2010.01412, equation 2.
+    generalization", ICLR 2021, arXiv 2010.01412.
 
     Examples
     --------

@@ -47,7 +47,7 @@ def trace_sharpness(
     Returns
     -------
     SharpnessResult
-        In units of the loss; ``n_draws`` is 0, since the probes are products.
+        In units of the loss; ``n_matvecs`` counts the probes.
 
     Raises
     ------

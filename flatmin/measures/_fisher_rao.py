@@ -45,7 +45,7 @@ def fisher_rao_norm(
     References
     ----------
     T. Liang et al., "Fisher-Rao metric, geometry, and complexity of neural networks",
-    AISTATS 2019, arXiv 1711.01530, definition 2.
+    AISTATS 2019, arXiv 1711.01530.
 
     Examples
     --------

@@ -150,11 +150,13 @@ def minibatch_gaussianity(
     )
     noise = torch.stack([row[chosen].mean(-1) for row in scaled]) * batch_size**0.5
     tests = [stats.kstest(row, "norm") for row in noise.cpu().numpy()]
+    distances = noise.new_tensor([float(test.statistic) for test in tests])
+    p_values = noise.new_tensor([float(test.pvalue) for test in tests])
     return Gaussianity(
         skewness=scaled.pow(3).mean(-1) / batch_size**0.5,
         excess_kurtosis=(scaled.pow(4).mean(-1) - 3) / batch_size,
-        distance=torch.tensor([float(t.statistic) for t in tests]).double(),
-        p_values=torch.tensor([float(t.pvalue) for t in tests]).double(),
+        distance=distances,
+        p_values=p_values,
         batch_size=batch_size,
         n_batches=n_batches,
     )

@@ -87,7 +87,7 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
     References
     ----------
     S. McCandlish et al., "An empirical model of large-batch training", 2018,
-    arXiv 1812.06162, equation 2.9; Z. Zhu et al., arXiv 1803.00195, section 4.1.
+    arXiv 1812.06162, section 2; Z. Zhu et al., arXiv 1803.00195, section 4.1.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def curvature_noise_scale(
     References
     ----------
     S. McCandlish et al., "An empirical model of large-batch training", 2018,
-    arXiv 1812.06162, equation 2.8.
+    arXiv 1812.06162, section 2.
 
     Examples
     --------

@@ -13,13 +13,13 @@ __all__ = ["SharpnessResult"]
 class SharpnessResult:
     """A sharpness, its random error and what it cost.
 
-    Usable as a number: ``float(result)``. Where nothing is drawn, ``n_draws`` and
-    ``stderr`` are 0: the value is then exact, or a solver's to its tolerance.
+    Usable as a number: ``float(result)``. Where nothing is drawn ``stderr`` is 0: the
+    value is then exact, or a solver's to its tolerance.
     """
 
     value: Tensor  # (*batch), float64
     stderr: Tensor  # (*batch), float64, ddof 1
-    n_draws: int  # random perturbations that it is the mean of
+    n_draws: int  # random perturbations that it is the mean of, or 0
     n_matvecs: int = 0  # products with a curvature matrix
 
     def __float__(self) -> float:

@@ -54,6 +54,11 @@ def check_pairs(result, H, S):
     }.items():
         close(torch.tensor(frame[name].to_numpy()), expected, rtol=1e-5, atol=1e-12)
     assert frame.index.tolist() == [1, 2, 3, 4]
+    assert (frame.hessian_residual <= 1e-8 * h[0].item()).all()
+    assert (frame.covariance_residual <= 1e-8 * s[0].item()).all()
+    U, V = (torch.linalg.eigh(M)[1].flip(1)[:, :K] for M in (H, S))
+    close(result.inner_products, (U.T @ V).abs(), rtol=1e-4, atol=1e-4)
+    close(result.inner_products.diagonal(), result.cosines)
 
 
 def check_table(result, expected):
@@ -127,6 +132,7 @@ def test_the_decay_at_its_ends():
         ([4.0, 2.0, 1.0], 1, -math.log(0.5) / math.log(3)),
         ([4.0, -2.0, -1.0], 1, math.inf),
         ([4.0, 2.0, 1.0], 3, math.nan),
+        ([-4.0, -2.0, -1.0], 1, math.nan),
     ]:
         risk = QuadraticRisk(torch.diag(torch.tensor(diagonal)).double(), slopes)
         found = float(alignment(risk, torch.ones(3).double(), k).decay)
@@ -141,6 +147,11 @@ def test_same_seed_same_numbers():
     )
     assert first.equals(second)
     assert not first.equals(other)
+
+
+def test_it_prints_its_table():
+    risk, theta, _, _ = _problems.regression()
+    assert "anisotropy gain" in str(alignment(risk, theta, K))
 
 
 def test_bad_input():
