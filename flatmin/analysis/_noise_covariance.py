@@ -197,6 +197,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             result.n_params,
             result.to_frame(),
             result.pairs_to_frame(),
+            result.inner_products.cpu().numpy(),
             result.n_matvecs,
         )
 

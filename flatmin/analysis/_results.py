@@ -259,7 +259,8 @@ class AlignmentTable:
 
     n_params: int  # D, or the number of those selected
     quantities: pd.DataFrame  # value and stderr of the single numbers, by name
-    pairs: pd.DataFrame  # eigenvalues, cosines and angles of the i-th eigenpairs
+    pairs: pd.DataFrame  # eigenvalues, cosines, angles, residuals of the i-th pairs
+    inner_products: np.ndarray  # (k, k) |uᵢᵀvⱼ|, for a picture
     n_matvecs: int  # products with H and with Σ
 
     def to_frame(self) -> pd.DataFrame:

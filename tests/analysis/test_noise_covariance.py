@@ -112,8 +112,10 @@ def test_alignment(params):
     close(result["Tr(Σ)"], np.trace(sigma), rtol=1e-9)
     close(result.pairs["hessian"], a[:-6:-1], atol=1e-9)
     close(result.pairs["covariance"], b[:-6:-1], atol=1e-9)
-    cosines = np.abs((U * V).sum(0))[:-6:-1]
-    close(result.pairs["cosine"], cosines, atol=1e-5)
+    products = np.abs(U[:, :-6:-1].T @ V[:, :-6:-1])
+    close(result.inner_products, products, atol=1e-5)
+    close(result.pairs["cosine"], np.diag(products), atol=1e-5)
+    assert (result.pairs["hessian_residual"] < 1e-7).all()
     close(result.to_frame().loc["overlap"], [overlap, 0], rtol=1e-6)
     printed = repr(result)
     assert "Tr(H)Tr(Σ)/D" in printed
