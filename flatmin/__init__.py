@@ -1,5 +1,10 @@
 """flatmin: the shape of gradient noise, and the flatness of the minima it finds."""
 
+from flatmin.analysis import (
+    CurvatureAnalyzer,
+    NoiseCovarianceAnalyzer,
+    SharpnessScorer,
+)
 from flatmin.dynamics import DivergenceError
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.measures import expected_sharpness
@@ -10,11 +15,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "CurvatureAnalyzer",
     "DivergenceError",
     "EmpiricalRisk",
+    "NoiseCovarianceAnalyzer",
     "NoiseLaw",
     "NoisyDiffusionClassifier",
     "NoisyDiffusionRegressor",
+    "SharpnessScorer",
     "expected_sharpness",
     "make_noise_law",
 ]

@@ -133,8 +133,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         """Return the function that scores the network's outputs against y."""
 
-    def _combine_weights(self, sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
-        """Return the weights of the examples."""
+    def _combine_weights(
+        self, sample_weight: Any, y: np.ndarray, *, reset: bool
+    ) -> np.ndarray | None:
+        """Return the weights of the examples; learn those of classes if ``reset``."""
         if sample_weight is None:
             return None
         return np.asarray(sample_weight, dtype=np.float64)
@@ -230,7 +232,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         X = check_inputs(self, X, reset=not warm)
         targets = self._encode(y, reset=not warm)
         check_lengths(X, targets, "X and y")
-        weights = self._combine_weights(sample_weight, targets)
+        weights = self._combine_weights(sample_weight, targets, reset=True)
         validation = self._check_validation(X_val, y_val)
 
         names = ("init", "warmup", "noise")
@@ -454,6 +456,50 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self._generator_state = run.generator.get_state()
         self._chunk_size = run.risk.chunk_size
         self.risk_ = run.risk if self.store_data else None
+
+    def make_risk(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> EmpiricalRisk:
+        """Return the risk of the fitted network on other data, with the same loss.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...)
+        y : array-like of shape (n_samples,)
+            Labels or targets as in :meth:`fit`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Multiplied by the class weights of the training.
+        device : torch.device or str, default=None
+            None is the network's.
+        dtype : {"float32", "float64"}, default=None
+            None is the network's.
+
+        Returns
+        -------
+        EmpiricalRisk
+            Its ``params()`` are θ at the end of the training.
+        """
+        check_is_fitted(self)
+        X = check_inputs(self, X, reset=False)
+        y = self._encode(y, reset=False)
+        check_lengths(X, y, "X and y")
+        first = next(self.module_.parameters())
+        return EmpiricalRisk(
+            self.module_,
+            self._probe_loss(self.module_, X, first.dtype, first.device),
+            X,
+            y,
+            sample_weight=self._combine_weights(sample_weight, y, reset=False),
+            output_transform=first_output,
+            device=device,
+            dtype=dtype,
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         # What is learnt of the data alone is there before, and without, a training.

@@ -327,17 +327,22 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
             "callbacks__valid_acc": None,
         }
 
-    def _combine_weights(self, sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
-        weights = super()._combine_weights(sample_weight, y)
-        if self.class_weight is None:
+    def _combine_weights(
+        self, sample_weight: Any, y: np.ndarray, *, reset: bool
+    ) -> np.ndarray | None:
+        weights = super()._combine_weights(sample_weight, y, reset=reset)
+        if reset:
+            self._by_class = None
+        if reset and self.class_weight is not None:
+            self._by_class = compute_class_weight(
+                self.class_weight,
+                classes=self.classes_,
+                y=self.classes_[y],
+                sample_weight=weights if self.class_weight == "balanced" else None,
+            )
+        if self._by_class is None:
             return weights
-        by_class = compute_class_weight(
-            self.class_weight,
-            classes=self.classes_,
-            y=self.classes_[y],
-            sample_weight=weights if self.class_weight == "balanced" else None,
-        )
-        return by_class[y] if weights is None else weights * by_class[y]
+        return self._by_class[y] if weights is None else weights * self._by_class[y]
 
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         n_classes = len(self.classes_)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from flatmin.risk.checks import as_input, as_tensor
+from flatmin.risk.model import first_output
 
 __all__ = ["check_inputs", "check_lengths", "first_output", "network_input"]
 
@@ -101,17 +102,3 @@ def network_input(X: np.ndarray, module: nn.Module, dtype: torch.dtype) -> np.nd
     """
     tensor = as_tensor(X, "X", torch.device("cpu"))
     return as_input(tensor, module, dtype).numpy()
-
-
-def first_output(outputs: Any) -> Tensor:
-    """Take the first of several outputs, as skorch does for predictions.
-
-    Parameters
-    ----------
-    outputs : Tensor or tuple
-
-    Returns
-    -------
-    Tensor
-    """
-    return outputs[0] if isinstance(outputs, tuple) else outputs

@@ -34,6 +34,10 @@ class ExampleData(Protocol):
         """Return some examples; one may come twice."""
         ...
 
+    def arguments(self) -> tuple[Any, Tensor | None]:
+        """Return X and y for another risk of the same examples."""
+        ...
+
 
 class ArrayData:
     """Examples in memory, cut without a copy.
@@ -68,6 +72,10 @@ class ArrayData:
             X = X[indices]
         weights = None if self.weights is None else self.weights[indices]
         return Chunk(X, self.y[indices], weights, slice(0, len(indices)))
+
+    def arguments(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`ExampleData.arguments`."""
+        return self.X, self.y
 
 
 class Source:
@@ -194,6 +202,10 @@ class StreamedData:
         weights = None if self.weights is None else self.weights[indices]
         return self._chunk(X, y, weights, slice(0, len(X)))
 
+    def arguments(self) -> tuple[Source, None]:
+        """See :meth:`ExampleData.arguments`."""
+        return self.source, None
+
     def _chunk(
         self, X: Tensor, y: Tensor, weights: Tensor | None, rows: slice
     ) -> Chunk:
@@ -211,7 +223,7 @@ def find_source(X: Any, y: Any) -> Source | None:
 
     Parameters
     ----------
-    X : array-like, torch.utils.data.Dataset or DataLoader
+    X : array-like, torch.utils.data.Dataset, DataLoader or Source
     y : array-like or None
         None for a data set, which holds its targets.
 
@@ -227,6 +239,8 @@ def find_source(X: Any, y: Any) -> Source | None:
         If a loader shuffles or leaves examples out, or targets come twice or not at
         all.
     """
+    if isinstance(X, Source):
+        return X
     if isinstance(X, data.IterableDataset):
         raise TypeError(
             f"A risk needs a data set with a length and an order. Got the iterable "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
+from flatmin.risk.example_hessians import ExampleHessians
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import example_losses, losses_and_gradient
@@ -160,6 +162,7 @@ class EmpiricalRisk:
         rows = ROW_BUDGET // (probe.n_numbers + self.n_params)
         self._row_chunk_size = max(1, min(self.chunk_size, rows))
         self._sums = ExampleSums(self._model, self._row_chunk_size)
+        self._hessians = ExampleHessians(self._model, self._loss)
         check_dependence(
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
@@ -188,8 +191,12 @@ class EmpiricalRisk:
     @property
     def paths(self) -> dict[str, str]:
         """Which kernels ran: for each quantity the fast one's name, or why not."""
-        sums = {} if self._sums.path is None else {"per-example sums": self._sums.path}
-        return {**self._traces.paths, **sums}
+        tried = {
+            "per-example sums": self._sums.path,
+            "per-example Hessians": self._hessians.path,
+        }
+        found = {name: path for name, path in tried.items() if path is not None}
+        return {**self._traces.paths, **found}
 
     def params(self) -> Tensor:
         """Return the θ that the risk was made with, or was last set to.
@@ -214,6 +221,42 @@ class EmpiricalRisk:
         """
         self._model.bind(theta)
         self._theta = self._model.values()
+
+    def to(
+        self,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> EmpiricalRisk:
+        """Return the same risk elsewhere, or in another precision.
+
+        Parameters
+        ----------
+        device : torch.device or str, default=None
+            None stays.
+        dtype : {"float32", "float64"} or torch.dtype, default=None
+            None stays. The data keep the digits that they have.
+
+        Returns
+        -------
+        EmpiricalRisk
+            Itself where nothing changes, else a copy.
+        """
+        device = self.device if device is None else resolve_device(device)
+        dtype = self.dtype if dtype is None else resolve_dtype(dtype)
+        if (device, dtype) == (self.device, self.dtype):
+            return self
+        self._model.bind(self._theta)
+        return EmpiricalRisk(
+            self._model.module,
+            copy.deepcopy(self._loss),  # a loss module moves along
+            *self._data.arguments(),
+            sample_weight=self._data.weights,
+            chunk_size=self.chunk_size,
+            output_transform=self._model.output_transform,
+            device=device,
+            dtype=dtype,
+        )
 
     @in_full_float32
     def value(self, theta: Tensor) -> Tensor:
@@ -493,6 +536,26 @@ class EmpiricalRisk:
         """
         moments = self._moments(theta)
         return moments.mean.to(self.dtype), moments.squares / self.n_examples
+
+    @in_full_float32
+    def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, by two products an example.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        self._model.bind(theta)
+        theta = self._model.values()
+        total = torch.zeros_like(theta)
+        for chunk in self._chunks(self._row_chunk_size):
+            total += self._hessians.squared_product(theta, chunk, v)
+        return total / self.n_examples
 
     def linearize(self, theta: Tensor) -> Linearization:
         """Prepare θ for many products with H, G and J.

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from flatmin.risk.layout import ParameterLayout
 
-__all__ = ["FlatModel"]
+__all__ = ["FlatModel", "first_output"]
 
 
 class FlatModel:
@@ -156,3 +156,18 @@ class FlatModel:
                 "output_transform=lambda outputs: outputs[0]."
             )
         return outputs
+
+
+def first_output(outputs: Any) -> Tensor:
+    """Take the first of several outputs, as skorch does for predictions.
+
+    Parameters
+    ----------
+    outputs : Tensor or tuple
+
+    Returns
+    -------
+    Tensor
+    """
+    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return first

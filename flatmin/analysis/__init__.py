@@ -1,0 +1,23 @@
+"""What users analyse a fitted model with: curvature, gradient noise, sharpness."""
+
+from flatmin.analysis._curvature import CurvatureAnalyzer
+from flatmin.analysis._noise_covariance import NoiseCovarianceAnalyzer
+from flatmin.analysis._results import (
+    AlignmentTable,
+    Diagonal,
+    Eigenpairs,
+    Spectrum,
+    Trace,
+)
+from flatmin.analysis._sharpness_scorer import SharpnessScorer
+
+__all__ = [
+    "AlignmentTable",
+    "CurvatureAnalyzer",
+    "Diagonal",
+    "Eigenpairs",
+    "NoiseCovarianceAnalyzer",
+    "SharpnessScorer",
+    "Spectrum",
+    "Trace",
+]

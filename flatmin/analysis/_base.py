@@ -1,0 +1,302 @@
+"""What the analyzers share: a model by reference, fixed data, and a basis."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+from flatmin._utils.random import make_generator
+from flatmin._utils.validation import Interval
+from flatmin.analysis._results import Eigenpairs
+from flatmin.analysis._risk import is_data_set, make_risk, training_risk
+from flatmin.linalg import LinearOperator
+from flatmin.risk import EmpiricalRisk
+
+__all__ = ["BaseAnalyzer", "ModelByReference"]
+
+
+class ModelByReference(BaseEstimator):
+    """An estimator around a fitted model that clones and searches leave as it is."""
+
+    estimator: Any
+    loss: Any
+    device: Any
+    dtype: Any
+    random_state: Any
+
+    def __sklearn_clone__(self) -> ModelByReference:
+        # clone() hands a FrozenEstimator on as it is, so its own checks hold.
+        shell = copy.copy(self)
+        shell.estimator = FrozenEstimator(self.estimator)
+        cloned = super(ModelByReference, shell).__sklearn_clone__()
+        cloned.estimator = self.estimator
+        return cloned
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters, without those of the model.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Without effect: the model is not searched.
+
+        Returns
+        -------
+        dict
+        """
+        return super().get_params(deep=False)
+
+    def set_params(self, **params: Any) -> ModelByReference:
+        """Set parameters, but none of the model's.
+
+        Parameters
+        ----------
+        **params
+            Names and values.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If one is the model's, which is fitted and shared with all clones.
+        """
+        inner = [name for name in params if name.startswith("estimator__")]
+        if inner:
+            raise ValueError(
+                f"{type(self).__name__} analyses a fitted model, which all its clones "
+                f"share, and does not set its parameters. Got {', '.join(inner)}; "
+                "fit another model, or search over the model with a SharpnessScorer "
+                "in scoring=."
+            )
+        return super().set_params(**params)
+
+    def _make_risk(
+        self, estimator: Any, X: Any, y: Any, sample_weight: Any = None
+    ) -> EmpiricalRisk:
+        return make_risk(estimator, X, y, sample_weight, **self._settings())
+
+    def _training_risk(self, estimator: Any) -> EmpiricalRisk:
+        return training_risk(estimator, type(self).__name__, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {"loss": self.loss, "device": self.device, "dtype": self.dtype}
+
+    def _check_features(self, X: Any, *, reset: bool) -> None:
+        if not is_data_set(X):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        seed = self.random_state
+        if isinstance(seed, np.random.RandomState):
+            seed = int(seed.randint(np.iinfo(np.int32).max))
+        return make_generator(seed, device)  # None leaves NumPy's global state alone
+
+
+class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByReference):
+    """Analyses a fitted model by a matrix of its risk; see the subclasses."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="neither")],
+        "params": [None, str, list],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    n_components: int
+    tol: float
+    params: Any
+    verbose: Any
+
+    @abstractmethod
+    def _make_operator(self, risk: EmpiricalRisk) -> LinearOperator:
+        """Return the matrix whose leading eigenvectors are the basis."""
+
+    @abstractmethod
+    def _largest_basis(self, risk: EmpiricalRisk) -> int:
+        """Return how many eigenpairs there are."""
+
+    @abstractmethod
+    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
+        """Return k eigenpairs of that matrix."""
+
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fix the data to analyse on.
+
+        It costs one pass over the data: what is asked for is computed when it is, and
+        the basis of ``transform`` and ``score`` once.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...) or data set, default=None
+            None takes the training data of a flatmin estimator that still holds them.
+        y : array-like of shape (n_samples,), default=None
+            Labels or targets as the model was trained with; None with a data set.
+        sample_weight : array-like of shape (n_samples,), default=None
+            wᵢ ≥ 0; only their ratios matter.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If parameters, model and data do not fit together.
+        NotFittedError
+            If the model is not fitted, or X is None and there are no training data.
+        """
+        self._validate_params()
+        if X is None and (y is not None or sample_weight is not None):
+            raise ValueError("y and sample_weight come with X. Got X=None.")
+        if X is None:
+            self.risk_ = self._training_risk(self.estimator)
+        else:
+            self._check_features(X, reset=True)
+            self.risk_ = self._make_risk(self.estimator, X, y, sample_weight)
+        self._kept: dict[str, Any] = {}
+        self._n_features_out = self._basis_size(self.risk_)
+        return self
+
+    def fit_transform(
+        self, X: Any = None, y: Any = None, sample_weight: Any = None
+    ) -> np.ndarray:
+        """Fix the data and return their coordinates.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+            For the matrix; the coordinates are unweighted.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+        """
+        return self.fit(X, y, sample_weight).transform(X, y)
+
+    def eigen(self, k: int | None = None, *, which: str = "LA") -> Eigenpairs:
+        """Return leading eigenpairs.
+
+        Parameters
+        ----------
+        k : int, default=None
+            None is ``n_components``, or all there are if they are fewer.
+        which : {"LA", "LM", "SA", "BE"}, default="LA"
+            Largest algebraic, largest magnitude, smallest algebraic, or both ends.
+
+        Returns
+        -------
+        Eigenpairs
+        """
+        if k is None and which == "LA":
+            return self._basis()
+        risk = self._risk()
+        return self._eigenpairs(risk, self._basis_size(risk) if k is None else k, which)
+
+    def _risk(self) -> EmpiricalRisk:
+        """Return the risk that fit has fixed, else that of the training."""
+        if not hasattr(self, "risk_"):
+            self._validate_params()
+            return self._training_risk(self.estimator)
+        return self.risk_
+
+    def _new_risk(self, X: Any, y: Any, sample_weight: Any = None) -> EmpiricalRisk:
+        """Return the risk on data that ``transform`` or ``score`` got."""
+        if not hasattr(self, "risk_"):
+            return self._make_risk(self.estimator, X, y, sample_weight)
+        self._check_features(X, reset=False)
+        risk = self._make_risk(self.estimator, X, y, sample_weight)
+        risk.set_params(self.risk_.params())  # the model may have moved on
+        return risk
+
+    def _keep(self, name: str, compute: Any) -> Any:
+        """Return what is computed once for the data that fit has fixed."""
+        if not hasattr(self, "risk_"):
+            return compute()
+        # set_params takes effect without another fit.
+        names = ("matrix", "params", "n_components", "tol")
+        settings = [getattr(self, name, None) for name in names]
+        if name not in self._kept or self._kept[name][0] != settings:
+            self._kept[name] = (settings, compute())
+        return self._kept[name][1]
+
+    def _operator(self, risk: EmpiricalRisk) -> LinearOperator:
+        return self._keep("operator", lambda: self._make_operator(risk))
+
+    def _basis(self) -> Eigenpairs:
+        def compute() -> Eigenpairs:
+            risk = self._risk()
+            return self._eigenpairs(risk, self._basis_size(risk), "LA")
+
+        return self._keep("basis", compute)
+
+    def _basis_size(self, risk: EmpiricalRisk) -> int:
+        return min(self.n_components, self._largest_basis(risk))
+
+    def _indices(self, risk: EmpiricalRisk) -> Tensor | None:
+        """Return the coordinates that ``params`` selects."""
+        if self.params is None:
+            return None
+        return risk.layout.indices(self.params).to(risk.device)
+
+    def _selected(self, risk: EmpiricalRisk, values: Tensor) -> Tensor:
+        indices = self._indices(risk)
+        return values if indices is None else values[indices]
+
+    def _n_selected(self, risk: EmpiricalRisk) -> int:
+        indices = self._indices(risk)
+        return risk.n_params if indices is None else len(indices)
+
+    def _parameter_names(self, risk: EmpiricalRisk) -> np.ndarray:
+        """Return the name of the tensor that each coordinate belongs to."""
+        names = np.repeat(risk.layout.names, risk.layout.sizes)
+        indices = self._indices(risk)
+        return names if indices is None else names[indices.cpu().numpy()]
+
+    def _coordinates(self, risk: EmpiricalRisk, vectors: np.ndarray) -> Tensor:
+        """Return gᵢᵀuⱼ of all examples, (N, k) in float64, by k passes."""
+        point = risk.linearize(risk.params())
+        columns = torch.tensor(vectors, dtype=risk.dtype, device=risk.device)
+        indices = self._indices(risk)
+        along = []
+        for column in columns.unbind(1):
+            u = column
+            if indices is not None:
+                u = column.new_zeros(risk.n_params)
+                u[indices] = column
+            along.append(point.directional_derivatives(u))
+        return torch.stack(along, 1).double()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "risk_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__().copy()
+        if "_kept" in state:  # what is prepared at θ is quickly prepared again
+            state["_kept"] = {k: v for k, v in self._kept.items() if k != "operator"}
+        return state

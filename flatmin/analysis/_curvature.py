@@ -1,0 +1,316 @@
+"""The curvature of a fitted model's risk."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from flatmin._utils.validation import StrOptions
+from flatmin.analysis._base import BaseAnalyzer
+from flatmin.analysis._results import (
+    Diagonal,
+    Eigenpairs,
+    Spectrum,
+    Trace,
+)
+from flatmin.curvature import (
+    EmpiricalFisherOperator,
+    FisherOperator,
+    GGNOperator,
+    HessianOperator,
+    RiskOperator,
+    ggn_trace,
+)
+from flatmin.linalg import diagonal, eigsh, spectral_density, trace
+from flatmin.risk import EmpiricalRisk
+
+__all__ = ["CurvatureAnalyzer"]
+
+_MATRICES: dict[str, type[RiskOperator]] = {
+    "hessian": HessianOperator,
+    "ggn": GGNOperator,
+    "fisher": FisherOperator,
+    "empirical_fisher": EmpiricalFisherOperator,
+}
+
+
+class CurvatureAnalyzer(BaseAnalyzer):
+    """Eigenpairs, trace, diagonal and spectrum of the curvature of a fitted model.
+
+    The matrices belong to the mean loss L(θ) = Σ wᵢℓᵢ / Σ wᵢ over the data, whatever
+    the reduction of the training; weight decay is the optimizer's and no part of them.
+    Where ``estimator`` is a flatmin estimator that still holds its training data, every
+    method works at once: ``CurvatureAnalyzer(clf).eigen(k=20)``. Else :meth:`fit`
+    fixes the data first. The model is analysed in eval mode, on a copy, and its
+    parameters are no parameters of the analyzer: clones share the model.
+
+    Parameters
+    ----------
+    estimator : flatmin estimator, skorch net or torch.nn.Module
+        Fitted; also inside of a ``FrozenEstimator`` or a ``Pipeline``, through whose
+        earlier steps X goes. Labels are encoded as at training: those of a skorch net
+        and of a module are class indices. Of a tuple that a module returns the first
+        entry counts.
+    loss : str, loss module or callable, default=None
+        See :func:`flatmin.risk.resolve_loss`. A module needs one; None is the
+        training loss of a flatmin estimator or skorch net. With the ``NLLLoss`` of a
+        skorch classifier that is -log(p_y + ε) of its probabilities p, for which "ggn"
+        is the empirical Fisher matrix and "fisher" is refused; logits with
+        ``CrossEntropyLoss`` have both.
+    matrix : {"hessian", "ggn", "fisher", "empirical_fisher"}, default="hessian"
+        H = ∇²L; the generalised Gauss-Newton matrix; the Fisher matrix, with the
+        expectation over labels that the model draws, which equals it; the second moment
+        (1/N) Σ gᵢgᵢᵀ of the gradients at the true labels.
+    n_components : int, default=20
+        Size of the leading eigenbasis, or all eigenpairs where they are fewer.
+    tol : float, default=1e-4
+        An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
+    params : str or list of str, default=None
+        Names of parameters or modules, with wildcards: the matrix is then the block of
+        these. None takes all.
+    device : str or torch.device, default=None
+        Of the analysis; None is the model's, "auto" CUDA where there is any.
+    dtype : {"float32", "float64"}, default=None
+        Of the analysis; None is the model's.
+    random_state : int, RandomState instance or None, default=None
+        Of start vectors and probes. A number makes every call repeatable.
+    verbose : bool or int, default=False
+        Show progress bars.
+
+    Attributes
+    ----------
+    risk_ : EmpiricalRisk
+        On the data of :meth:`fit`, for the functions of the floors below; its
+        ``params()`` are the model's θ.
+    n_features_in_ : int
+        Size of axis 1 of the X of :meth:`fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, if it had them.
+
+    See Also
+    --------
+    NoiseCovarianceAnalyzer : The covariance of the gradients.
+    flatmin.curvature : The operators, for a risk at any θ.
+
+    Examples
+    --------
+    A linear model has the Hessian (2/N) XᵀX:
+
+    >>> import torch
+    >>> from flatmin import CurvatureAnalyzer
+    >>> net = torch.nn.Linear(2, 1, bias=False)
+    >>> X, y = [[1.0, 0.0], [3.0, 0.0]], [0.0, 0.0]
+    >>> analyzer = CurvatureAnalyzer(net, loss="squared_error").fit(X, y)
+    >>> analyzer.eigen(k=1)
+    1 eigenpairs of the hessian, 2 parameters (2 products)
+          eigenvalue  residual  converged
+    pair
+    1             10         0       True
+    >>> analyzer.trace()
+    trace of the hessian: 10 (exact)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseAnalyzer._parameter_constraints,
+        "matrix": [StrOptions(set(_MATRICES))],
+    }
+
+    def __init__(
+        self,
+        estimator,
+        *,
+        loss=None,
+        matrix="hessian",
+        n_components=20,
+        tol=1e-4,
+        params=None,
+        device=None,
+        dtype=None,
+        random_state=None,
+        verbose=False,
+    ):
+        self.estimator = estimator
+        self.loss = loss
+        self.matrix = matrix
+        self.n_components = n_components
+        self.tol = tol
+        self.params = params
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def trace(self, *, rtol: float = 0.02, max_matvecs: int = 200) -> Trace:
+        """Return the trace, exact where that is cheap.
+
+        Parameters
+        ----------
+        rtol : float, default=0.02
+            Relative standard error to reach.
+        max_matvecs : int, default=200
+            Products at most; see :func:`flatmin.linalg.trace`. The trace of "ggn" and
+            "fisher" is estimated by sweeps over the examples, 32 at most, which give
+            one estimate for each.
+
+        Returns
+        -------
+        Trace
+        """
+        risk = self._risk()
+        rng = self._generator(risk.device)
+        if self.matrix == "fisher":
+            self._operator(risk)  # which refuses a loss that is no likelihood
+        if self.matrix in ("ggn", "fisher") and self.params is None:
+            result = ggn_trace(risk, risk.params(), rng, rtol=rtol)
+        else:
+            result = trace(
+                self._operator(risk),
+                rtol=rtol,
+                max_matvecs=max_matvecs,
+                rng=rng,
+                verbose=self.verbose,
+            )
+        return Trace(
+            self.matrix, float(result.value), float(result.stderr), result.n_matvecs
+        )
+
+    def diagonal(self, *, rtol: float = 0.05, max_matvecs: int = 200) -> Diagonal:
+        """Return the diagonal, exact where that is cheap.
+
+        Parameters
+        ----------
+        rtol : float, default=0.05
+            Norm of the errors to reach, relative to the norm of the diagonal.
+        max_matvecs : int, default=200
+            Products at most; see :func:`flatmin.linalg.diagonal`.
+
+        Returns
+        -------
+        Diagonal
+        """
+        risk = self._risk()
+        names = self._parameter_names(risk)
+        if self.matrix == "empirical_fisher":
+            squares = self._selected(risk, risk.squared_gradient_sum(risk.params()))
+            value = squares.cpu().numpy() / risk.n_examples
+            return Diagonal(self.matrix, value, np.zeros_like(value), 0, names)
+        result = diagonal(
+            self._operator(risk),
+            rtol=rtol,
+            max_matvecs=max_matvecs,
+            rng=self._generator(risk.device),
+            verbose=self.verbose,
+        )
+        value, stderr = result.value.cpu().numpy(), result.stderr.cpu().numpy()
+        return Diagonal(self.matrix, value, stderr, result.n_matvecs, names)
+
+    def density(self, *, n_probes: int = 10, n_steps: int = 80) -> Spectrum:
+        """Return the distribution of all eigenvalues.
+
+        Parameters
+        ----------
+        n_probes : int, default=10
+            2 or more; see :func:`flatmin.linalg.spectral_density`.
+        n_steps : int, default=80
+            Products for each probe at most.
+
+        Returns
+        -------
+        Spectrum
+        """
+        risk = self._risk()
+        result = spectral_density(
+            self._operator(risk),
+            n_probes=n_probes,
+            n_steps=n_steps,
+            rng=self._generator(risk.device),
+            verbose=self.verbose,
+        )
+        return Spectrum.wrap(self.matrix, result)
+
+    def matvec(self, v: Any) -> np.ndarray:
+        """Return the product of the matrix with vectors.
+
+        After :meth:`fit` θ is prepared once for all products.
+
+        Parameters
+        ----------
+        v : array-like of shape (d,) or (d, k)
+            d is the number of parameters, or of those selected.
+
+        Returns
+        -------
+        ndarray of shape (d,) or (d, k)
+        """
+        operator = self._operator(self._risk())
+        v = torch.as_tensor(np.asarray(v)).to(operator.device, operator.dtype)
+        product = operator.matvec(v) if v.ndim == 1 else operator.matmat(v)
+        return product.cpu().numpy()
+
+    def transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """Return per-example gradients gᵢ in the leading eigenbasis.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...)
+        y : array-like of shape (n_samples,)
+            A gradient needs the targets.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+            gᵢᵀuⱼ, not centred.
+        """
+        basis = self._basis()
+        return self._coordinates(self._new_risk(X, y), basis.eigenvectors).cpu().numpy()
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return the share of Tr(Σ) that lies in the leading eigenbasis.
+
+        Σ is the gradient covariance on (X, y), the basis is that of the fixed data.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+            Between 0 and 1; n_components / n_params for a basis that knows nothing.
+
+        Raises
+        ------
+        ValueError
+            If there is one example.
+        """
+        basis = self._basis()
+        risk = self._new_risk(X, y, sample_weight)
+        if risk.n_examples < 2:
+            raise ValueError(
+                "score compares with the gradient noise Σ of the examples, so there "
+                "must be at least two. Got 1."
+            )
+        variances = self._selected(risk, risk.gradient_variances(risk.params()))
+        along = self._coordinates(risk, basis.eigenvectors).var(0, correction=0)
+        return float(along.sum() / variances.sum())
+
+    def _make_operator(self, risk: EmpiricalRisk) -> RiskOperator:
+        return _MATRICES[self.matrix](risk, risk.params(), params=self.params)
+
+    def _largest_basis(self, risk: EmpiricalRisk) -> int:
+        return self._n_selected(risk)
+
+    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
+        result = eigsh(
+            self._operator(risk),
+            k,
+            which=which,
+            tol=self.tol,
+            rng=self._generator(risk.device),
+            verbose=self.verbose,
+        )
+        return Eigenpairs.wrap(self.matrix, result)

@@ -1,0 +1,282 @@
+"""The covariance of a fitted model's per-example gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatmin.analysis._base import BaseAnalyzer
+from flatmin.analysis._results import (
+    AlignmentTable,
+    Diagonal,
+    Eigenpairs,
+    Trace,
+)
+from flatmin.curvature import (
+    GradientCovarianceOperator,
+    HessianOperator,
+    covariance_eigenpairs,
+)
+from flatmin.linalg import eigsh
+from flatmin.measures import alignment, overlap
+from flatmin.risk import EmpiricalRisk
+
+__all__ = ["NoiseCovarianceAnalyzer"]
+
+
+class NoiseCovarianceAnalyzer(BaseAnalyzer):
+    """Σ = (1/N) Σᵢ (gᵢ - g₀)(gᵢ - g₀)ᵀ of a fitted model, and how it lies to H.
+
+    Σ/m is the covariance of the noise that minibatches of m put on the gradient. The
+    divisor is N. Data, model and weight decay are as in :class:`CurvatureAnalyzer`:
+    ``NoiseCovarianceAnalyzer(clf).trace()`` works at once where a flatmin estimator
+    still holds its training data, else :meth:`fit` fixes the data first.
+
+    Parameters
+    ----------
+    estimator : flatmin estimator, skorch net or torch.nn.Module
+        As in :class:`CurvatureAnalyzer`.
+    loss : str, loss module or callable, default=None
+        As there: for a module, the loss it was trained with.
+    n_components : int, default=20
+        Size of the leading eigenbasis, at most min(n_params, N - 1).
+    tol : float, default=1e-4
+        An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
+    params : str or list of str, default=None
+        Names of parameters or modules, with wildcards: blocks of the matrices.
+    device : str or torch.device, default=None
+        Of the analysis; None is the model's, "auto" CUDA where there is any.
+    dtype : {"float32", "float64"}, default=None
+        Of the analysis; None is the model's.
+    random_state : int, RandomState instance or None, default=None
+        Of start vectors, probes and samples. A number makes every call repeatable.
+    verbose : bool or int, default=False
+        Show progress bars.
+
+    Attributes
+    ----------
+    risk_ : EmpiricalRisk
+        On the data of :meth:`fit`, for the functions of the floors below; its
+        ``params()`` are the model's θ.
+    n_features_in_ : int
+        Size of axis 1 of the X of :meth:`fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, if it had them.
+
+    See Also
+    --------
+    CurvatureAnalyzer : The Hessian and its relatives.
+
+    Examples
+    --------
+    Gradients 2x(θx - y) of 2 and -6 have the variance 16:
+
+    >>> import torch
+    >>> from flatmin import NoiseCovarianceAnalyzer
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> torch.nn.init.zeros_(net.weight).tolist()
+    [[0.0]]
+    >>> analyzer = NoiseCovarianceAnalyzer(net, loss="squared_error")
+    >>> analyzer.fit([[1.0], [1.0]], [-1.0, 3.0]).trace()
+    trace of the gradient covariance: 16 (exact)
+    """
+
+    _name = "gradient covariance"
+
+    def __init__(
+        self,
+        estimator,
+        *,
+        loss=None,
+        n_components=20,
+        tol=1e-4,
+        params=None,
+        device=None,
+        dtype=None,
+        random_state=None,
+        verbose=False,
+    ):
+        self.estimator = estimator
+        self.loss = loss
+        self.n_components = n_components
+        self.tol = tol
+        self.params = params
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def trace(self) -> Trace:
+        """Return Tr(Σ), by one sweep over the examples.
+
+        Returns
+        -------
+        Trace
+        """
+        return Trace(self._name, float(self._variances(self._risk()).sum()), 0, 0)
+
+    def diagonal(self) -> Diagonal:
+        """Return diag(Σ), by one sweep over the examples.
+
+        Returns
+        -------
+        Diagonal
+        """
+        risk = self._risk()
+        value = self._variances(risk).cpu().numpy()
+        names = self._parameter_names(risk)
+        return Diagonal(self._name, value, np.zeros_like(value), 0, names)
+
+    def sample(self, n: int = 1) -> np.ndarray:
+        """Draw from N(0, Σ), each by one backward pass.
+
+        Divide by √m for the noise of minibatches of m.
+
+        Parameters
+        ----------
+        n : int, default=1
+
+        Returns
+        -------
+        ndarray of shape (n, d)
+            In gradient units; d is the number of parameters, or of those selected.
+
+        Raises
+        ------
+        ValueError
+            If n is less than 1.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1. Got {n}.")
+        risk = self._risk()
+        rng = self._generator(risk.device)
+        theta = risk.params()
+        draws = []
+        for _ in range(n):
+            z = torch.randn(
+                risk.n_examples, generator=rng, dtype=risk.dtype, device=risk.device
+            )
+            weights = (z - z.mean()) * risk.n_examples**0.5
+            draws.append(self._selected(risk, risk.weighted_gradient(theta, weights)))
+        return torch.stack(draws).cpu().numpy()
+
+    def alignment(
+        self, k: int | None = None, *, rtol: float = 0.02, max_matvecs: int = 200
+    ) -> AlignmentTable:
+        """Return how Σ lies to the Hessian H, as a table.
+
+        Parameters
+        ----------
+        k : int, default=None
+            Eigenpairs of either; None is ``n_components``, or all there are.
+        rtol : float, default=0.02
+            Relative standard error of traces and norms to reach.
+        max_matvecs : int, default=200
+            Products for each of them at most.
+
+        Returns
+        -------
+        AlignmentTable
+            See :func:`flatmin.measures.alignment` for the quantities.
+        """
+        risk = self._risk()
+        result = alignment(
+            risk,
+            risk.params(),
+            self._basis_size(risk) if k is None else k,
+            params=self.params,
+            tol=self.tol,
+            rtol=rtol,
+            max_matvecs=max_matvecs,
+            rng=self._generator(risk.device),
+        )
+        return AlignmentTable(
+            result.n_params,
+            result.to_frame(),
+            result.pairs_to_frame(),
+            result.inner_products.cpu().numpy(),
+            result.n_matvecs,
+        )
+
+    def transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """Return per-example gradients in the leading eigenbasis, as PCA would.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...)
+        y : array-like of shape (n_samples,)
+            A gradient needs the targets.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+            (gᵢ - g₀)ᵀvⱼ with the mean gradient g₀ of the fixed data.
+        """
+        basis = self._basis()
+        mean = self._keep("mean", lambda: self._mean_coordinates(basis))
+        along = self._coordinates(self._new_risk(X, y), basis.eigenvectors)
+        return along.cpu().numpy() - mean
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return the overlap of the basis V of Σ with the basis U of H.
+
+        V is that of the fixed data, U holds as many leading eigenvectors of H on
+        (X, y).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+            ‖UᵀV‖²_F / k, between 0 and 1; k / n_params for bases that know nothing of
+            each other.
+        """
+        basis = self._basis()
+        risk = self._new_risk(X, y, sample_weight)
+        hessian = eigsh(
+            HessianOperator(risk, risk.params(), params=self.params),
+            len(basis.eigenvalues),
+            tol=self.tol,
+            rng=self._generator(risk.device),
+            verbose=self.verbose,
+        )
+        V = torch.tensor(basis.eigenvectors, device=risk.device)
+        return float(overlap(hessian.eigenvectors, V))
+
+    def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
+        risk = self._risk()
+        gradient = self._selected(risk, risk.gradient(risk.params()))
+        return gradient.double().cpu().numpy() @ basis.eigenvectors.astype(np.float64)
+
+    def _variances(self, risk: EmpiricalRisk) -> Tensor:
+        return self._selected(risk, risk.gradient_variances(risk.params()))
+
+    def _make_operator(self, risk: EmpiricalRisk) -> GradientCovarianceOperator:
+        return GradientCovarianceOperator(risk, risk.params(), params=self.params)
+
+    def _largest_basis(self, risk: EmpiricalRisk) -> int:
+        return max(1, min(self._n_selected(risk), risk.n_examples - 1))
+
+    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
+        rng = self._generator(risk.device)
+        if which == "LA":
+            result = covariance_eigenpairs(
+                risk, risk.params(), k, tol=self.tol, rng=rng, params=self.params
+            )
+        else:
+            result = eigsh(
+                self._operator(risk),
+                k,
+                which=which,
+                tol=self.tol,
+                rng=rng,
+                verbose=self.verbose,
+            )
+        return Eigenpairs.wrap(self._name, result)

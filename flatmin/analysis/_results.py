@@ -1,0 +1,292 @@
+"""What the analyzers return: frozen, printed as a table, with errors and costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from flatmin import linalg
+
+__all__ = [
+    "AlignmentTable",
+    "Diagonal",
+    "Eigenpairs",
+    "Spectrum",
+    "Trace",
+]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Eigenpairs:
+    """Eigenpairs of a matrix of the risk, and how good they are."""
+
+    matrix: str
+    eigenvalues: np.ndarray  # (k,), float64, in the order that was asked for
+    eigenvectors: np.ndarray  # (d, k), columns; d parameters were selected
+    residuals: np.ndarray  # (k,) ||A u - λ u||, from products with A
+    converged: np.ndarray  # (k,) bool: residual <= tol * max |λ|
+    n_matvecs: int  # products; 0 where a sweep of gradients gave all
+
+    @classmethod
+    def wrap(cls, matrix: str, result: linalg.EigenResult) -> Eigenpairs:
+        """Bring a result of :func:`flatmin.linalg.eigsh` to NumPy.
+
+        The largest entry of every vector is made positive: signs are arbitrary, and
+        coordinates should not depend on a random start.
+
+        Parameters
+        ----------
+        matrix : str
+            Its name.
+        result : flatmin.linalg.EigenResult
+
+        Returns
+        -------
+        Eigenpairs
+        """
+        vectors = result.eigenvectors
+        largest = vectors.abs().argmax(0, keepdim=True)
+        vectors = vectors * vectors.gather(0, largest).sign()
+        return cls(
+            matrix,
+            _numpy(result.eigenvalues),
+            _numpy(vectors),
+            _numpy(result.residuals),
+            _numpy(result.converged),
+            result.n_matvecs,
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a pair, counted from 1.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns eigenvalue, residual and converged.
+        """
+        index = pd.RangeIndex(1, len(self.eigenvalues) + 1, name="pair")
+        return pd.DataFrame(
+            {
+                "eigenvalue": self.eigenvalues,
+                "residual": self.residuals,
+                "converged": self.converged,
+            },
+            index,
+        )
+
+    def __repr__(self) -> str:
+        d, k = self.eigenvectors.shape
+        cost = f"{self.n_matvecs} products" if self.n_matvecs else "per-example sweep"
+        title = f"{k} eigenpairs of the {self.matrix}, {d} parameters ({cost})"
+        return f"{title}\n{_table(self.to_frame())}"
+
+
+@dataclass(frozen=True, repr=False)
+class Trace:
+    """The trace of a matrix of the risk and how well it is known."""
+
+    matrix: str
+    value: float
+    stderr: float  # 0 where the value is exact
+    n_matvecs: int  # products, or sweeps of per-example gradients
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns trace, stderr and n_matvecs.
+        """
+        row = {"trace": self.value, "stderr": self.stderr, "n_matvecs": self.n_matvecs}
+        return pd.DataFrame(row, pd.Index([self.matrix], name="matrix"))
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __repr__(self) -> str:
+        error = f"± {self.stderr:.2g}" if self.stderr else "(exact)"
+        return f"trace of the {self.matrix}: {self.value:.6g} {error}"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Diagonal:
+    """The diagonal of a matrix of the risk and how well each entry is known."""
+
+    matrix: str
+    value: np.ndarray  # (d,); d parameters were selected
+    stderr: np.ndarray  # (d,); 0 where the value is exact
+    n_matvecs: int
+    parameters: np.ndarray  # (d,) of str, the name of the tensor that each belongs to
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a coordinate of θ.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns parameter, value and stderr.
+        """
+        return pd.DataFrame(
+            {
+                "parameter": pd.Categorical(self.parameters),
+                "value": self.value,
+                "stderr": self.stderr,
+            }
+        )
+
+    def __repr__(self) -> str:
+        groups = self.to_frame().groupby("parameter", sort=False, observed=True)
+        table = groups["value"].agg(["size", "mean", "min", "max"])
+        title = f"diagonal of the {self.matrix}, {len(self.value)} parameters"
+        if self.n_matvecs:
+            error, norm = np.linalg.norm(self.stderr), np.linalg.norm(self.value)
+            share = error / norm if norm else 0.0
+            title += f" ({self.n_matvecs} products, error {share:.1%})"
+        return f"{title}\n{_table(table)}"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Spectrum:
+    """The eigenvalues of a matrix of the risk as a distribution.
+
+    Each probe has nodes and weights of its own. See
+    :class:`flatmin.linalg.SpectralDensity` for what the errors are.
+    """
+
+    matrix: str
+    nodes: np.ndarray  # (n_probes, n_steps), rising
+    weights: np.ndarray  # (n_probes, n_steps), rows sum to one
+    exact: bool  # all eigenvalues as one probe
+    n_matvecs: int
+    _density: linalg.SpectralDensity = field(compare=False)
+
+    @classmethod
+    def wrap(cls, matrix: str, result: linalg.SpectralDensity) -> Spectrum:
+        """Bring a result of :func:`flatmin.linalg.spectral_density` to NumPy.
+
+        Parameters
+        ----------
+        matrix : str
+            Its name.
+        result : flatmin.linalg.SpectralDensity
+
+        Returns
+        -------
+        Spectrum
+        """
+        nodes, weights = result.nodes.cpu(), result.weights.cpu()
+        here = replace(result, nodes=nodes, weights=weights)
+        return cls(
+            matrix,
+            nodes.numpy(),
+            weights.numpy(),
+            result.exact,
+            result.n_matvecs,
+            here,
+        )
+
+    def moment(self, p: int) -> tuple[float, float]:
+        """Return (1/d) Tr Aᵖ and its standard error.
+
+        Parameters
+        ----------
+        p : int
+            At least 0.
+
+        Returns
+        -------
+        value : float
+        stderr : float
+        """
+        value, stderr = self._density.moment(p)
+        return float(value), float(stderr)
+
+    def to_frame(self, grid: Any = None, *, sigma: float | None = None) -> pd.DataFrame:
+        """Return the smoothed density and the share of eigenvalues below.
+
+        Parameters
+        ----------
+        grid : array-like of shape (n,), default=None
+            Where; None is 500 points that cover the spectrum.
+        sigma : float, default=None
+            Width of the normal density that smooths, in units of the eigenvalues; None
+            is a hundredth of their range.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns eigenvalue, density, density_stderr, cumulative and
+            cumulative_stderr.
+        """
+        low, high = self.nodes.min(), self.nodes.max()
+        if sigma is None:
+            sigma = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
+        if grid is None:
+            grid = np.linspace(low - 4 * sigma, high + 4 * sigma, 500)
+        grid = np.asarray(grid, dtype=np.float64)
+        columns = {"eigenvalue": grid}
+        points = torch.as_tensor(grid)
+        for name, (value, stderr) in {
+            "density": self._density.density(points, sigma),
+            "cumulative": self._density.cumulative(points),
+        }.items():
+            columns[name], columns[f"{name}_stderr"] = _numpy(value), _numpy(stderr)
+        return pd.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        shares = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
+        order = np.argsort(self.nodes, axis=None)
+        below = np.cumsum(self.weights.ravel()[order]) / len(self.nodes)
+        # Rounding leaves the last sum a little below one.
+        at = np.minimum(np.searchsorted(below, shares), below.size - 1)
+        table = pd.DataFrame(
+            {"eigenvalue": self.nodes.ravel()[order][at]},
+            pd.Index([f"{share:.1%}" for share in shares], name="share below"),
+        )
+        how = "exact" if self.exact else f"{len(self.nodes)} probes"
+        title = f"spectrum of the {self.matrix} ({how}, {self.n_matvecs} products)"
+        return f"{title}\n{_table(table)}"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AlignmentTable:
+    """How the gradient covariance Σ lies to the Hessian H, on D parameters."""
+
+    n_params: int  # D, or the number of those selected
+    quantities: pd.DataFrame  # value and stderr of the single numbers, by name
+    pairs: pd.DataFrame  # eigenvalues, cosines, angles, residuals of the i-th pairs
+    inner_products: np.ndarray  # (k, k) |uᵢᵀvⱼ|, for a picture
+    n_matvecs: int  # products with H and with Σ
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the single numbers, one a row.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by quantity; columns value and stderr.
+        """
+        return self.quantities.copy()
+
+    def __getitem__(self, quantity: str) -> float:
+        return float(self.quantities["value"].to_dict()[quantity])
+
+    def __repr__(self) -> str:
+        title = (
+            f"gradient covariance Σ beside the Hessian H, {self.n_params} parameters "
+            f"({self.n_matvecs} products)"
+        )
+        return f"{title}\n{_table(self.quantities)}\n\n{_table(self.pairs)}"
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return frame.to_string(float_format=lambda x: f"{x:.4g}")

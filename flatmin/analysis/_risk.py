@@ -1,0 +1,209 @@
+"""From a fitted model and data to a risk and its θ: the one place that knows models."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torch.utils import data
+
+from flatmin.analysis._skorch_loss import skorch_loss
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.losses import LossLike
+from flatmin.risk.model import first_output
+
+__all__ = ["is_data_set", "make_risk", "training_risk"]
+
+
+def make_risk(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any = None,
+    *,
+    loss: LossLike | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> EmpiricalRisk:
+    """Return the risk of a fitted model on data, with the loss of its training.
+
+    Parameters
+    ----------
+    estimator : flatmin estimator, skorch net or torch.nn.Module
+        Also inside of a ``FrozenEstimator``, a fitted search or a ``Pipeline``, through
+        whose earlier steps X goes. It is not touched.
+    X : array-like, Tensor or data set
+    y : array-like or Tensor; None with a data set
+        Of a flatmin estimator, labels as in its ``fit``; else in the loss's form.
+    sample_weight : array-like of shape (n_samples,), default=None
+    loss : str, loss module or callable, default=None
+        None is the model's own, which a bare module does not have.
+    device : torch.device or str, default=None
+        None is the model's.
+    dtype : {"float32", "float64"}, default=None
+        None is the model's.
+
+    Returns
+    -------
+    EmpiricalRisk
+        Of a copy in eval mode; its ``params()`` are the model's θ.
+
+    Raises
+    ------
+    NotFittedError
+        If the model is not fitted.
+    TypeError
+        If it is none of these.
+    ValueError
+        If loss and data do not fit the model, or y is missing.
+    """
+    model, X = _unwrap(estimator, X)
+    if y is None and not is_data_set(X):
+        raise ValueError(
+            "A gradient requires y to be passed, but the target y is None: the loss "
+            "compares outputs with targets."
+        )
+    if _is_flatmin(model):
+        _refuse_loss(model, loss)
+        return model.make_risk(X, y, sample_weight, device=device, dtype=dtype)
+    if isinstance(model, nn.Module):
+        module = model
+        if loss is None:
+            raise ValueError(
+                f"The module {type(model).__name__} has no loss of its own. Pass the "
+                "one it was trained with, such as loss='cross_entropy' or "
+                "loss='squared_error'."
+            )
+    elif _is_skorch(model):
+        if not hasattr(model, "module_"):
+            raise NotFittedError(
+                f"This {type(model).__name__} is not fitted yet. Call its fit first, "
+                "or initialize to analyse it untrained."
+            )
+        module, loss = model.module_, skorch_loss(model) if loss is None else loss
+    else:
+        raise TypeError(
+            "estimator must be a flatmin estimator, a skorch net or a torch.nn.Module, "
+            f"also inside a Pipeline or FrozenEstimator. Got {model!r}."
+        )
+    if not isinstance(X, Tensor) and not is_data_set(X):
+        X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
+    if any(part.training for part in module.modules()):
+        module = copy.deepcopy(module).eval()
+    return EmpiricalRisk(
+        module,
+        loss,
+        X,
+        y,
+        sample_weight=sample_weight,
+        output_transform=first_output,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def training_risk(
+    estimator: Any,
+    caller: str,
+    *,
+    loss: LossLike | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> EmpiricalRisk:
+    """Return the risk on the training data that a flatmin estimator still holds.
+
+    Parameters
+    ----------
+    estimator : flatmin estimator
+        Also wrapped as in :func:`make_risk`.
+    caller : str
+        Who asks, for the message.
+    loss : None
+        The estimator has its own.
+    device : torch.device or str, default=None
+        None is the model's.
+    dtype : {"float32", "float64"}, default=None
+        None is the model's; the data keep the digits that they were trained on with.
+
+    Returns
+    -------
+    EmpiricalRisk
+        The estimator's own, unless another device or dtype is wanted.
+
+    Raises
+    ------
+    NotFittedError
+        If there are no data, or the estimator is not fitted.
+    ValueError
+        If a loss is given.
+    """
+    model, _ = _unwrap(estimator, None)
+    why = f"a {type(model).__name__} holds no training data"
+    if _is_flatmin(model):
+        _refuse_loss(model, loss)
+        check_is_fitted(model)
+        if model.risk_ is not None:
+            return model.risk_.to(device=device, dtype=dtype)
+        why = (
+            f"this {type(model).__name__} no longer holds its training data "
+            "(store_data=False, or it was pickled, as for another process)"
+        )
+    raise NotFittedError(
+        f"This {caller} has no data: {why}. Call fit(X, y) first, with the data to "
+        "analyse on."
+    )
+
+
+def is_data_set(X: Any) -> bool:
+    """Tell data that hold their targets from arrays.
+
+    Parameters
+    ----------
+    X : object
+
+    Returns
+    -------
+    bool
+    """
+    return isinstance(X, data.Dataset | data.DataLoader)
+
+
+def _unwrap(estimator: Any, X: Any) -> tuple[Any, Any]:
+    """Return the model inside, and X as it arrives there."""
+    while not isinstance(estimator, nn.Module):
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif isinstance(estimator, Pipeline):
+            if X is not None and len(estimator) > 1:
+                X = estimator[:-1].transform(X)
+            estimator = estimator[-1]
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        else:
+            break
+    return estimator, X
+
+
+# Floors on one level do not import each other, so a model is known by what it has.
+def _is_flatmin(model: Any) -> bool:
+    return hasattr(model, "make_risk")
+
+
+def _is_skorch(model: Any) -> bool:
+    return hasattr(model, "module") and hasattr(model, "criterion")
+
+
+def _refuse_loss(model: Any, loss: Any) -> None:
+    if loss is not None:
+        raise ValueError(
+            f"A {type(model).__name__} is analysed with the loss that it was trained "
+            f"with. Got loss={loss!r}; leave it at None, or pass the estimator's "
+            "module_ to analyse another loss."
+        )

@@ -1,0 +1,224 @@
+"""How flat the minimum of a model is, as a scikit-learn scorer."""
+
+from __future__ import annotations
+
+import inspect
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+from flatmin._utils.names import check_known
+from flatmin._utils.validation import Interval, StrOptions
+from flatmin.analysis._base import ModelByReference
+from flatmin.measures import SHARPNESS_MEASURES, SharpnessResult
+
+__all__ = ["SharpnessScorer"]
+
+
+class SharpnessScorer(ModelByReference):
+    """Minus the sharpness of a model: flat is high, as a scorer has to be.
+
+    ``scoring={"accuracy": "accuracy", "flatness": SharpnessScorer()}`` in a search over
+    flatmin estimators or skorch nets, also inside of pipelines: a call
+    ``scorer(estimator, X, y)`` changes neither the estimator nor the scorer. With a
+    model of its own, ``SharpnessScorer(clf).fit(X, y)`` measures it once and keeps the
+    result.
+
+    Parameters
+    ----------
+    estimator : flatmin estimator, skorch net or torch.nn.Module, default=None
+        For ``fit`` and ``score`` alone; a call brings its own. As in
+        :class:`CurvatureAnalyzer`.
+    measure : str, default="expected"
+        A name from :data:`flatmin.measures.SHARPNESS_MEASURES`: "expected", "trace",
+        "max_eigenvalue", "sam", "asam", "adaptive_expected" or "fisher_rao".
+    sigma : float, default=None
+        Size of the perturbations, for measures that have it. None is the measure's own:
+        0.01, for "adaptive_expected" 0.05.
+    n_draws : int, default=None
+        Perturbations, for measures that draw them. None is the measure's own, 100.
+    measure_params : dict, default=None
+        Its further options, such as ``{"rho": 0.1}`` of "sam".
+    on : {"given", "training"}, default="given"
+        Score on the data that the scorer is handed, or on the training data of a
+        flatmin estimator, whatever it is handed: the quantity of the paper.
+    loss : str, loss module or callable, default=None
+        As in :class:`CurvatureAnalyzer`.
+    device : str or torch.device, default=None
+        Of the analysis; None is the model's, "auto" CUDA where there is any.
+    dtype : {"float32", "float64"}, default=None
+        Of the analysis; None is the model's.
+    random_state : int, RandomState instance or None, default=0
+        A number means common random numbers: models of one size are perturbed alike,
+        so that differences between them are known better than each value.
+
+    Attributes
+    ----------
+    sharpness_ : float
+        Measured by :meth:`fit`; small is flat.
+    stderr_ : float
+        Its standard error; 0 where nothing is drawn.
+    n_draws_ : int
+        Perturbations that it is the mean of.
+    n_matvecs_ : int
+        Products with a curvature matrix that it took.
+    n_features_in_ : int
+        Size of axis 1 of the X of :meth:`fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, if it had them.
+
+    Examples
+    --------
+    The loss (θ - 1)² rises by s² on average:
+
+    >>> import torch
+    >>> from flatmin import SharpnessScorer
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> scorer = SharpnessScorer(net, loss="squared_error", measure="trace", sigma=0.1)
+    >>> round(scorer.fit([[1.0]], [1.0]).sharpness_, 6)
+    0.01
+    >>> round(scorer(net, [[2.0]], [1.0]), 6)
+    -0.04
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "measure": [StrOptions(set(SHARPNESS_MEASURES))],
+        "sigma": [None, Interval(Real, 0, None, closed="neither")],
+        "n_draws": [None, Interval(Integral, 2, None, closed="left")],
+        "measure_params": [None, dict],
+        "on": [StrOptions({"given", "training"})],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        measure="expected",
+        sigma=None,
+        n_draws=None,
+        measure_params=None,
+        on="given",
+        loss=None,
+        device=None,
+        dtype=None,
+        random_state=0,
+    ):
+        self.estimator = estimator
+        self.measure = measure
+        self.sigma = sigma
+        self.n_draws = n_draws
+        self.measure_params = measure_params
+        self.on = on
+        self.loss = loss
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+
+    def __call__(
+        self, estimator: Any, X: Any = None, y: Any = None, sample_weight: Any = None
+    ) -> float:
+        """Return minus the sharpness of a model.
+
+        Parameters
+        ----------
+        estimator : flatmin estimator, skorch net or torch.nn.Module
+            Fitted. It is not touched.
+        X : array-like of shape (n_samples, n_features, ...), default=None
+            None, with ``y``, is the training data as with ``on="training"``.
+        y : array-like of shape (n_samples,), default=None
+        sample_weight : array-like of shape (n_samples,), default=None
+            Of the mean loss that is perturbed. The training data have their own.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        NotFittedError
+            If the training data are wanted, and the model does not hold them.
+        ValueError, TypeError
+            If parameters, model and data do not fit together.
+        """
+        return -float(self._measure(estimator, X, y, sample_weight))
+
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
+        """Measure the model that the scorer was made with.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...), default=None
+            None is the training data of a flatmin estimator.
+        y : array-like of shape (n_samples,), default=None
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        self
+        """
+        result = self._measure(self._own(), X, y, sample_weight)
+        if X is not None:
+            self._check_features(X, reset=True)
+        self.sharpness_ = float(result)
+        self.stderr_ = float(result.stderr)
+        self.n_draws_ = result.n_draws
+        self.n_matvecs_ = result.n_matvecs
+        return self
+
+    def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
+        """Return minus the sharpness of the model that the scorer was made with.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...), default=None
+            None is the training data of a flatmin estimator.
+        y : array-like of shape (n_samples,), default=None
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        if X is not None and hasattr(self, "sharpness_"):
+            self._check_features(X, reset=False)
+        return self(self._own(), X, y, sample_weight)
+
+    def _own(self) -> Any:
+        if self.estimator is None:
+            raise ValueError(
+                "fit and score measure the model that the scorer was made with. Got "
+                "estimator=None; use SharpnessScorer(model), or call the scorer, "
+                "scorer(model, X, y)."
+            )
+        return self.estimator
+
+    def _measure(
+        self, estimator: Any, X: Any, y: Any, sample_weight: Any
+    ) -> SharpnessResult:
+        self._validate_params()
+        measure = SHARPNESS_MEASURES[self.measure]
+        known = inspect.signature(measure).parameters
+        # Before the risk is made: a wrong option needs no pass over the data.
+        options = self._options([name for name in known if name != "rng"])
+        if self.on == "training" or X is None:
+            risk = self._training_risk(estimator)
+        else:
+            risk = self._make_risk(estimator, X, y, sample_weight)
+        if "rng" in known:
+            options["rng"] = self._generator(risk.device)
+        return measure(risk, risk.params(), **options)
+
+    def _options(self, known: list[str]) -> dict[str, Any]:
+        given = {"sigma": self.sigma, "n_draws": self.n_draws}
+        options = {name: value for name, value in given.items() if value is not None}
+        options |= self.measure_params or {}
+        for name in options:
+            check_known(f"option of the measure {self.measure!r}", name, known[2:])
+        return options
+
+    def _accept_sample_weight(self) -> bool:
+        # Asked by scikit-learn's searches with several scorers.
+        return True
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "sharpness_")

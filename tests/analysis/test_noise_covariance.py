@@ -1,0 +1,133 @@
+"""NoiseCovarianceAnalyzer against dense float64 autograd and scikit-learn's PCA."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from flatmin import NoiseCovarianceAnalyzer
+
+from ._problems import N, blobs, network, truth
+
+X, y = blobs()
+NET = network().double()
+TRUTH = truth(NET, X, y)
+SIGMA = TRUTH.covariance.numpy()
+D = len(SIGMA)
+close = np.testing.assert_allclose
+
+
+def analyzer(**params):
+    settings = {"loss": "cross_entropy", "random_state": 0, "tol": 1e-8}
+    return NoiseCovarianceAnalyzer(NET, **settings | params).fit(X, y)
+
+
+@pytest.fixture(params=[None, "2"], ids=str)
+def params(request):
+    return request.param
+
+
+def block(matrix, params):
+    return matrix if params is None else matrix[16:, 16:]
+
+
+def test_trace_and_diagonal(params):
+    model = analyzer(params=params)
+    diagonal = np.diag(block(SIGMA, params))
+    close(model.trace().value, diagonal.sum(), rtol=1e-10)
+    assert model.trace().stderr == 0
+    close(model.diagonal().value, diagonal, rtol=1e-10)
+    assert len(model.diagonal().to_frame()) == len(diagonal)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA"])
+def test_eigenpairs(params, which):
+    sigma = block(SIGMA, params)
+    result = analyzer(params=params).eigen(k=4, which=which)
+    values = np.linalg.eigvalsh(sigma)
+    expected = values[::-1][:4] if which == "LA" else values[:4]
+    close(result.eigenvalues, expected, atol=1e-10)
+    close(
+        sigma @ result.eigenvectors,
+        result.eigenvectors * result.eigenvalues,
+        atol=1e-9,
+    )
+
+
+def test_no_more_eigenpairs_than_differences_of_examples():
+    model = NoiseCovarianceAnalyzer(NET, loss="cross_entropy").fit(X[:6], y[:6])
+    assert len(model.eigen().eigenvalues) == 5
+    with pytest.raises(ValueError, match=r"between 1 and min\(D, N - 1\) = 5"):
+        model.eigen(6)
+
+
+def test_draws_have_the_covariance(params):
+    sigma = block(SIGMA, params)
+    draws = analyzer(params=params).sample(2000)
+    assert draws.shape == (2000, len(sigma))
+    squares = draws[:, :, None] * draws[:, None, :]
+    stderr = squares.std(0) / np.sqrt(len(draws))
+    assert (np.abs(squares.mean(0) - sigma) < 5 * stderr + 1e-12).all()
+    mean_error = np.sqrt(np.diag(sigma) / len(draws))
+    assert (np.abs(draws.mean(0)) < 5 * mean_error + 1e-12).all()
+
+
+def test_draws_by_the_seed():
+    one, other = (analyzer(random_state=seed) for seed in (0, 1))
+    assert (one.sample(2) == one.sample(2)).all()
+    assert (one.sample(1) != other.sample(1)).all()
+    with pytest.raises(ValueError, match=r"n must be at least 1\. Got 0"):
+        one.sample(0)
+
+
+def test_coordinates_are_those_of_pca():
+    X_new, y_new = blobs(8, seed=1)
+    new = truth(NET, X_new, y_new).gradients.numpy()
+    pca = PCA(4).fit(TRUTH.gradients.numpy())
+    model = analyzer(n_components=4)
+    basis = model.eigen().eigenvectors
+    signs = np.sign((pca.components_ * basis.T).sum(1))
+    close(model.transform(X_new, y_new), pca.transform(new) * signs, atol=1e-8)
+    close(model.eigen().eigenvalues, pca.explained_variance_ * (N - 1) / N)
+
+
+def test_score_is_the_overlap_with_the_hessian(params):
+    X_new, y_new = blobs(25, seed=1)
+    model = analyzer(params=params, n_components=5)
+    V = np.linalg.eigh(block(SIGMA, params))[1][:, -5:]
+    hessian = block(truth(NET, X_new, y_new).hessian.numpy(), params)
+    U = np.linalg.eigh(hessian)[1][:, -5:]
+    close(model.score(X_new, y_new), np.square(U.T @ V).sum() / 5, rtol=1e-6)
+
+
+def test_alignment(params):
+    model = analyzer(params=params)
+    result = model.alignment(k=5)
+    hessian, sigma = block(TRUTH.hessian.numpy(), params), block(SIGMA, params)
+    (a, U), (b, V) = np.linalg.eigh(hessian), np.linalg.eigh(sigma)
+    overlap = np.square(U[:, -5:].T @ V[:, -5:]).sum() / 5
+    assert result.n_params == len(sigma)
+    close(result["overlap"], overlap, rtol=1e-6)
+    close(result["Tr(HΣ)"], np.trace(hessian @ sigma), rtol=1e-9)
+    close(result["Tr(Σ)"], np.trace(sigma), rtol=1e-9)
+    close(result.pairs["hessian"], a[:-6:-1], atol=1e-9)
+    close(result.pairs["covariance"], b[:-6:-1], atol=1e-9)
+    products = np.abs(U[:, :-6:-1].T @ V[:, :-6:-1])
+    close(result.inner_products, products, atol=1e-5)
+    close(result.pairs["cosine"], np.diag(products), atol=1e-5)
+    assert (result.pairs["hessian_residual"] < 1e-7).all()
+    close(result.to_frame().loc["overlap"], [overlap, 0], rtol=1e-6)
+    printed = repr(result)
+    assert "Tr(H)Tr(Σ)/D" in printed
+    assert "covariance_normalised" in printed
+
+
+def test_alignment_takes_the_basis_by_itself():
+    assert len(analyzer(n_components=3).alignment().pairs) == 3
+
+
+def test_weights_of_the_examples():
+    weights = np.linspace(0, 1, N)
+    model = NoiseCovarianceAnalyzer(NET, loss="cross_entropy").fit(X, y, weights)
+    sigma = truth(NET, X, y, weights=weights).covariance
+    close(model.trace().value, torch.trace(sigma), rtol=1e-9)

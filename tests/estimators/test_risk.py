@@ -1,0 +1,56 @@
+"""The risk of a fitted network: of the training, and of other data."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+from ._problems import blobs, classifier, plane, regressor
+
+X, y = blobs()
+
+
+def test_on_the_training_data_it_is_that_of_the_training():
+    weights = np.linspace(0.5, 1, len(X))
+    for class_weight in (None, "balanced", {0: 1, 1: 5, 2: 0.5}):
+        clf = classifier(class_weight=class_weight).fit(X, y, weights)
+        risk, theta = clf.make_risk(X, y, weights), clf.risk_.params()
+        assert torch.equal(risk.params(), theta)
+        assert torch.equal(risk.gradient(theta), clf.risk_.gradient(theta))
+
+
+def test_class_weights_stay_those_of_the_training():
+    clf = classifier(class_weight="balanced").fit(X[:50], y[:50])
+    by_class = 50 / (3 * np.bincount(y[:50]))
+    few = y > 0
+    plain = classifier(params_init=clf.params_, max_iter=0).fit(X, y)
+    expected = plain.make_risk(X[few], y[few], by_class[y[few]])
+    theta = expected.params()
+    torch.testing.assert_close(
+        clf.make_risk(X[few], y[few]).gradient(theta), expected.gradient(theta)
+    )
+
+
+def test_device_and_dtype():
+    data = plane(n_targets=2)
+    reg = regressor().fit(*data)
+    risk = reg.make_risk(*data, device="cpu", dtype="float64")
+    assert risk.dtype == torch.float64
+    torch.testing.assert_close(
+        float(risk.value(risk.params())),
+        reg.history_["loss"].iloc[-1],
+        rtol=1e-5,
+        atol=0,
+    )
+
+
+def test_it_needs_a_network_and_data_like_the_training():
+    with pytest.raises(NotFittedError):
+        classifier().make_risk(X, y)
+    clf = classifier().fit(X, y)
+    with pytest.raises(ValueError, match="X has 3 features"):
+        clf.make_risk(X[:, :3], y)
+    with pytest.raises(ValueError, match="labels that the training data did not"):
+        clf.make_risk(X, y + 1)
+    with pytest.raises(ValueError, match="as many examples"):
+        clf.make_risk(X, y[1:])
