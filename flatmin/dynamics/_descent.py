@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.noise import NoiseLaw
 from flatmin.risk import Risk
@@ -39,9 +40,13 @@ class NoisyDescent:
         first θ has none, there is nothing to return to: raise.
     offset : int, default=0
         Iterations before these, for messages.
+    batches : GradientBatches, default=None
+        Of the risk: each iteration sees one of them; None sees all examples.
 
     Attributes
     ----------
+    batch : Risk
+        What the law saw last: the iteration's batch, or the risk.
     iteration : int
         Steps that led to θ.
     state : object
@@ -60,8 +65,10 @@ class NoisyDescent:
         *,
         on_divergence: Literal["raise", "stop"] = "raise",
         offset: int = 0,
+        batches: GradientBatches | None = None,
     ) -> None:
         self.risk = risk
+        self.batch: Risk = risk
         self.law = law
         self.binding = binding
         self.optimizer = optimizer
@@ -69,6 +76,8 @@ class NoisyDescent:
         self.iteration = 0
         self.state: Any = None
         self.diverged: str | None = None
+        self._batches = batches
+        self._drawn_at = -1
         self._refreshed_at = -1
         self._last_loss = math.nan
         # Reading a loss stops a GPU; there it is read once a block.
@@ -84,7 +93,9 @@ class NoisyDescent:
         return self.binding.theta
 
     def refresh(self) -> bool:
-        """Renew the law's state if it is due and has not been renewed here yet.
+        """Draw the iteration's batch, and renew the law's state on it if that is due.
+
+        Neither happens twice at one iteration.
 
         Returns
         -------
@@ -98,18 +109,21 @@ class NoisyDescent:
         RuntimeError
             The law's own, at a θ with a finite loss.
         """
+        if self._batches is not None and self._drawn_at != self.iteration:
+            self.batch = self._batches.draw()
+            self._drawn_at = self.iteration
         due = self.iteration % self.law.refresh_every == 0
         if due and self._refreshed_at != self.iteration:
             try:
                 self.state = self.law.refresh(
-                    self.risk, self.theta, self.rng, self.state
+                    self.batch, self.theta, self.rng, self.state
                 )
             except RuntimeError:
                 # Eigensolvers give up where the loss, or its square, is not finite.
-                loss = float(self.risk.value(self.theta))
+                loss = float(self.batch.value(self.theta))
                 if not math.isfinite(loss):
                     return self._accept(self.iteration, loss)
-                squares = self.risk.squared_norms(self.theta).sum()
+                squares = self.batch.squared_norms(self.theta).sum()
                 if not math.isfinite(squares.to(self.risk.dtype)):
                     return self._accept(self.iteration, math.inf, "squared gradient")
                 raise
@@ -137,7 +151,7 @@ class NoisyDescent:
             if not self.refresh():
                 return
             loss, gradient = self.law.noisy_gradient(
-                self.risk, self.theta, self.state, self.rng
+                self.batch, self.theta, self.state, self.rng
             )
             if self._reads_every_loss:
                 if not self._accept(self.iteration, loss.item()):
