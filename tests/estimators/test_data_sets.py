@@ -151,6 +151,28 @@ def test_one_class_is_noticed():
         classifier().fit(Counted(X, np.zeros_like(y)))
 
 
+class Observed(nn.Linear):
+    """Notes how many examples come at a time."""
+
+    seen = []  # noqa: RUF012 - copies of the module write here too
+
+    def forward(self, X):
+        self.seen.append(len(X))
+        return super().forward(X)
+
+
+def test_callbacks_score_a_chunk_at_a_time():
+    scoring = EpochScoring("accuracy", on_train=True, lower_is_better=False)
+    Observed.seen.clear()
+    clf = classifier(
+        module=Observed,
+        module_params={"in_features": 4, "out_features": 3},
+        callbacks=[scoring],
+    ).fit(Counted())
+    clf.net_.predict(X.astype(np.float32))
+    assert max(Observed.seen) == 23
+
+
 def test_callbacks_score_data_sets_too():
     def fitted(*given, **validation):
         scoring = [
