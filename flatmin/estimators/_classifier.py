@@ -70,7 +70,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         are drawn without replacement, by a generator of their own. The whole noise is
         then that of the batch, of covariance (N - B)/(N - 1) Σ/B, plus the law's.
         What a law measures every ``refresh_every`` iterations it measures on the batch
-        at hand. None, or B ≥ N, is all examples.
+        at hand, and N is B in the defaults above. None, or B ≥ N, is all examples.
     optimizer : {"sgd", "rmsprop", "adam"} or torch.optim.Optimizer class, default="sgd"
         Takes the noisy gradient. "sgd" is the plain step θ ← θ - η (g₀ + ε).
     optimizer_params : dict, default=None
