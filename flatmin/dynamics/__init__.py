@@ -1,5 +1,6 @@
 """The iteration θ ← θ - η (g₀ + ε), alone and inside a skorch net."""
 
+from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._descent import DivergenceError, NoisyDescent
 from flatmin.dynamics._net import (
@@ -17,6 +18,7 @@ __all__ = [
     "OPTIMIZERS",
     "DivergenceError",
     "FlatBinding",
+    "GradientBatches",
     "NoisyDescent",
     "NoisyNetClassifier",
     "NoisyNetRegressor",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.noise import NoiseLaw
 from flatmin.risk import Risk
@@ -40,9 +41,13 @@ class NoisyDescent:
         first θ has none, there is nothing to return to: raise.
     offset : int, default=0
         Iterations before these, for messages.
+    batches : GradientBatches, default=None
+        Of the risk: each iteration sees one of them; None sees all examples.
 
     Attributes
     ----------
+    batch : Risk
+        What the law saw last: the iteration's batch, or the risk.
     iteration : int
         Steps that led to θ.
     state : object
@@ -61,8 +66,10 @@ class NoisyDescent:
         *,
         on_divergence: Literal["raise", "stop"] = "raise",
         offset: int = 0,
+        batches: GradientBatches | None = None,
     ) -> None:
         self.risk = risk
+        self.batch: Risk = risk
         self.law = law
         self.binding = binding
         self.optimizer = optimizer
@@ -70,6 +77,8 @@ class NoisyDescent:
         self.iteration = 0
         self.state: Any = None
         self.diverged: str | None = None
+        self._batches = batches
+        self._drawn_at = -1
         self._refreshed_at = -1
         self._last_loss = math.nan
         # Reading a loss stops a GPU; there it is read once a block.
@@ -85,7 +94,9 @@ class NoisyDescent:
         return self.binding.theta
 
     def refresh(self) -> bool:
-        """Renew the law's state if it is due and has not been renewed here yet.
+        """Draw the iteration's batch, and renew the law's state on it if that is due.
+
+        Neither happens twice at one iteration.
 
         Returns
         -------
@@ -99,10 +110,11 @@ class NoisyDescent:
         RuntimeError
             The law's own, at a θ with a finite loss.
         """
+        self._draw()
         if self._is_due:
             with self._judging_errors():
                 self.state = self.law.refresh(
-                    self.risk, self.theta, self.rng, self.state
+                    self.batch, self.theta, self.rng, self.state
                 )
                 self._refreshed_at = self.iteration
         return self.diverged is None
@@ -170,11 +182,18 @@ class NoisyDescent:
         due = self.iteration % self.law.refresh_every == 0
         return due and self._refreshed_at != self.iteration
 
+    def _draw(self) -> None:
+        """Draw the iteration's batch, unless that has been done."""
+        if self._batches is not None and self._drawn_at != self.iteration:
+            self.batch = self._batches.draw()
+            self._drawn_at = self.iteration
+
     def _noisy_gradient(self) -> tuple[Tensor, Tensor]:
+        self._draw()
         if not self._is_due:
-            return self.law.noisy_gradient(self.risk, self.theta, self.state, self.rng)
+            return self.law.noisy_gradient(self.batch, self.theta, self.state, self.rng)
         self.state, loss, gradient = self.law.refreshed_gradient(
-            self.risk, self.theta, self.rng, self.state
+            self.batch, self.theta, self.rng, self.state
         )
         self._refreshed_at = self.iteration
         return loss, gradient
@@ -185,11 +204,11 @@ class NoisyDescent:
         try:
             yield
         except RuntimeError:  # an eigensolver gives up
-            loss = float(self.risk.value(self.theta))
+            loss = float(self.batch.value(self.theta))
             if not math.isfinite(loss):
                 self._accept(self.iteration, loss)
                 return
-            squares = self.risk.squared_norms(self.theta).sum()
+            squares = self.batch.squared_norms(self.theta).sum()
             if math.isfinite(squares.to(self.risk.dtype)):
                 raise
             self._accept(self.iteration, math.inf, "squared gradient")

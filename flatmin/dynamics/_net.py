@@ -122,6 +122,7 @@ class _NoisyNet(NeuralNet):
             descent.theta,
             descent.law,
             descent.state,
+            descent.batch,
         )
         self.rows_.append(row)
         return row

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flatmin.noise import NoiseLaw
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, Risk
 
 __all__ = ["Recorder"]
 
@@ -76,7 +76,13 @@ class Recorder:
                 )
 
     def record(
-        self, iteration: int, phase: str, theta: Tensor, law: NoiseLaw, state: Any
+        self,
+        iteration: int,
+        phase: str,
+        theta: Tensor,
+        law: NoiseLaw,
+        state: Any,
+        batch: Risk | None = None,
     ) -> dict[str, Any]:
         """Measure a point.
 
@@ -90,13 +96,16 @@ class Recorder:
         law : NoiseLaw
         state : object
             The law's.
+        batch : Risk, default=None
+            What the law sees, if that is not the whole risk.
 
         Returns
         -------
         dict
             iteration, phase, loss L(θ), train_score, valid_loss and valid_score if
-            there are validation data, gradient_norm ‖g₀‖, noise_norm √Tr C in the
-            same units, and the metrics. Where L(θ) is not finite, nothing behind it.
+            there are validation data, gradient_norm ‖g₀‖, noise_norm √Tr C of the law
+            in the same units, and the metrics. Where L(θ) is not finite, nothing behind
+            it.
 
         Raises
         ------
@@ -106,7 +115,8 @@ class Recorder:
         loss, gradient = self.risk.value_and_gradient(theta)
         if not math.isfinite(loss):
             return {"iteration": iteration, "phase": phase, "loss": float(loss)}
-        noise = law.trace(self.risk, theta, state).clamp(min=0).sqrt()
+        seen = self.risk if batch is None else batch
+        noise = law.trace(seen, theta, state).clamp(min=0).sqrt()
         numbers = torch.stack([loss, gradient.norm(), noise]).tolist()
         row = {
             "iteration": iteration,

@@ -54,7 +54,12 @@ def run_warmup(
             if not descent.refresh():
                 break
             row = recorder.record(
-                descent.iteration, "warmup", descent.theta, descent.law, descent.state
+                descent.iteration,
+                "warmup",
+                descent.theta,
+                descent.law,
+                descent.state,
+                descent.batch,
             )
             if not descent.check(row["loss"]):
                 break

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
-from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from flatmin._utils.random import make_generator, spawn_seeds
 from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.dynamics import (
     FlatBinding,
+    GradientBatches,
     NoisyDescent,
     Recorder,
     StopTraining,
@@ -35,12 +35,15 @@ from flatmin.dynamics import (
     resolve_optimizer,
     run_warmup,
 )
+from flatmin.estimators._examples import Examples
 from flatmin.estimators._fingerprint import fingerprint
 from flatmin.estimators._inputs import (
+    as_source,
     check_inputs,
     check_lengths,
     first_output,
-    network_input,
+    iterate_inputs,
+    read_targets,
 )
 from flatmin.estimators._laws import resolve_law
 from flatmin.estimators._module import build_module
@@ -62,11 +65,10 @@ class _Run:
     recorder: Recorder
     law: NoiseLaw
     seeds: dict[str, int]
-    generator: torch.Generator
-    X: np.ndarray
-    y: np.ndarray
+    generators: dict[str, torch.Generator]  # of noise and batches
+    examples: Examples
     weights: np.ndarray | None
-    validation: tuple[np.ndarray, np.ndarray] | None
+    validation: Examples | None
     continues: bool  # where an earlier fit ended
     n_iter_before: int  # noisy iterations of earlier fits
     offset: int  # iterations of earlier fits and of the warm-up
@@ -93,6 +95,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             StrOptions({"full"}),
         ],
         "refresh_every": [None, Interval(Integral, 1, None, closed="left")],
+        "gradient_batch_size": [None, Interval(Integral, 1, None, closed="left")],
         "optimizer_params": [None, dict],
         "warmup_method": [str, NoiseLaw],
         "warmup_iter": [Interval(Integral, 0, None, closed="left")],
@@ -145,7 +148,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         *,
         X_val: Any = None,
@@ -155,17 +158,21 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...)
-            Rows, images or sequences: whatever the module takes.
-        y : array-like of shape (n_samples,)
-            Targets; for a regressor also of shape (n_samples, n_targets).
+        X : array-like of shape (n_samples, n_features, ...), or a data set
+            Rows, images or sequences: whatever the module takes. A map-style
+            ``torch.utils.data.Dataset`` of pairs (x, y) of numbers, or a ``DataLoader``
+            that keeps their order, is read a chunk at a time, for data larger than
+            memory; one pass before training checks it and collects its targets.
+        y : array-like of shape (n_samples,), default=None
+            Targets; for a regressor also of shape (n_samples, n_targets). None with a
+            data set, which holds its own.
         sample_weight : array-like of shape (n_samples,), default=None
             wᵢ ≥ 0; only their ratios matter.
-        X_val : array-like, default=None
+        X_val : array-like or a data set, default=None
             Validation data: ``history_`` and the callbacks then have ``valid_loss``
             and ``valid_score``. They are not trained on.
         y_val : array-like, default=None
-            Their targets.
+            Their targets; None with a data set.
 
         Returns
         -------
@@ -229,13 +236,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             self.warmup_method, None, {"batch_size": self.batch_size}
         )
         warm = bool(self.warm_start) and hasattr(self, "params_")
-        X = check_inputs(self, X, reset=not warm)
-        targets = self._encode(y, reset=not warm)
-        check_lengths(X, targets, "X and y")
-        weights = self._combine_weights(sample_weight, targets, reset=True)
+        examples = self._check_examples(X, y, "X and y", reset=not warm)
+        weights = self._combine_weights(sample_weight, examples.y, reset=True)
         validation = self._check_validation(X_val, y_val)
 
-        names = ("init", "warmup", "noise")
+        names = ("init", "warmup", "noise", "batches", "warmup batches")
         seeds = spawn_seeds(self.random_state, names)
         if warm:
             module = copy.deepcopy(self.module_).to(device=device, dtype=dtype)
@@ -243,8 +248,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             module = build_module(
                 self.module,
                 self.module_params,
-                n_features=math.prod(X.shape[1:]),
-                n_outputs=self._n_outputs(targets),
+                n_features=math.prod(self._input_shape),
+                n_outputs=self._n_outputs(examples.y),
                 seed=seeds["init"],
                 dtype=dtype,
                 device=device,
@@ -255,32 +260,38 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             "device": device,
             "dtype": dtype,
         }
-        loss = self._probe_loss(module, X, dtype, device)
-        risk = EmpiricalRisk(module, loss, X, targets, sample_weight=weights, **options)
-        recorder = Recorder(risk, self._scorer(targets), metrics=self.metrics)
+        loss = self._probe_loss(module, examples, dtype, device)
+        risk = EmpiricalRisk(
+            module, loss, *examples.for_risk(), sample_weight=weights, **options
+        )
+        recorder = Recorder(risk, self._scorer(examples.y), metrics=self.metrics)
         if validation is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # said by the risk above
                 recorder.validation_risk = EmpiricalRisk(
-                    module, loss, *validation, **options
+                    module, loss, *validation.for_risk(), **options
                 )
-            recorder.validation_score = self._scorer(validation[1])
-        law.check(risk)
-        if self.warmup_iter and not warm:
-            warmup_law.check(risk)
+            recorder.validation_score = self._scorer(validation.y)
 
-        generator = make_generator(seeds["noise"], device)
+        generators = {
+            name: make_generator(seeds[name], device) for name in ("noise", "batches")
+        }
         if warm:
-            generator.set_state(self._generator_state)
+            for name, state in self._generator_states.items():
+                generators[name].set_state(state)
+        for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
+            each.check(risk)
+            batches = self._batches(risk, generators["batches"])
+            if batches is not None:
+                batches.check(each)
         return _Run(
             module=module,
             risk=risk,
             recorder=recorder,
             law=law,
             seeds=seeds,
-            generator=generator,
-            X=X,
-            y=targets,
+            generators=generators,
+            examples=examples,
             weights=weights,
             validation=validation,
             continues=warm,
@@ -327,6 +338,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             kind(binding.params_for(kind), lr=lr),  # type: ignore[call-arg]
             make_generator(run.seeds["warmup"], run.risk.device),
             on_divergence=self.on_divergence,
+            batches=self._batches(
+                run.risk, make_generator(run.seeds["warmup batches"], run.risk.device)
+            ),
         )
         settings = {
             "n_iter": self.warmup_iter,
@@ -334,7 +348,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             "verbose": self.verbose,
         }
         try:
-            if self.memory is None or self.random_state is None:
+            if not self._remembers(run):
                 result = run_warmup(descent, recorder, **settings)
             else:
                 key = self._warmup_key(run, descent)
@@ -345,7 +359,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             run.offset = descent.iteration
             run.rows = [
                 recorder.record(
-                    run.offset, "warmup", descent.theta, descent.law, descent.state
+                    run.offset,
+                    "warmup",
+                    descent.theta,
+                    descent.law,
+                    descent.state,
+                    descent.batch,
                 )
             ]
             raise
@@ -353,17 +372,34 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         run.rows = list(result.rows)
         binding.assign(torch.tensor(result.theta, device=run.risk.device))
 
+    def _batches(
+        self, risk: EmpiricalRisk, rng: torch.Generator
+    ) -> GradientBatches | None:
+        """Return the batches of the iterations, or None if each sees all examples."""
+        size = self.gradient_batch_size
+        if size is None or size >= risk.n_examples:
+            return None
+        return GradientBatches(risk, size, rng)
+
+    def _remembers(self, run: _Run) -> bool:
+        """Say whether the warm-up goes through the memory."""
+        streamed = run.examples.streamed or (
+            run.validation is not None and run.validation.streamed
+        )
+        return not (self.memory is None or self.random_state is None or streamed)
+
     def _warmup_key(self, run: _Run, descent: NoisyDescent) -> dict[str, Any]:
         """Return what a warm-up depends on besides its length."""
         return {
             "theta": descent.theta.cpu().numpy().copy(),
             "module": fingerprint(run.module),
-            "data": fingerprint([run.X, run.y, run.weights, run.validation]),
+            "data": fingerprint([run.examples, run.weights, run.validation]),
             "loss": fingerprint(self.loss),
             "law": fingerprint(run.warmup_law),
             "optimizer": fingerprint(type(descent.optimizer)),
             "lr": float(descent.optimizer.param_groups[0]["lr"]),
-            "seed": run.seeds["warmup"],
+            "seeds": [run.seeds["warmup"], run.seeds["warmup batches"]],
+            "gradient_batch_size": self.gradient_batch_size,
             "arithmetic": f"{run.risk.dtype} {run.risk.device} {torch.__version__}",
             "threads": torch.get_num_threads(),
             "batch_norm": self.batch_norm,
@@ -377,9 +413,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             run.law,
             binding,
             net.optimizer_,
-            run.generator,
+            run.generators["noise"],
             on_divergence=self.on_divergence,
             offset=run.offset,
+            batches=self._batches(run.risk, run.generators["batches"]),
         )
         title = self.method if isinstance(self.method, str) else type(run.law).__name__
         bar = progress_bar(self.max_iter, title, verbose=self.verbose)
@@ -396,8 +433,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             descent.check(net.record_()["loss"])
             if run.diverged is not None or not self.max_iter:
                 return
-            X = network_input(run.X, net.module_, run.risk.dtype)
-            examples = {"X": X, "y": run.y}
+            data = run.examples.for_skorch(net.module_, run.risk.dtype)
+            examples = {"X": data.X, "y": data.y}
             with suppress(StopTraining):
                 net.notify("on_train_begin", **examples)
                 net.fit_loop(**examples)
@@ -410,9 +447,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Return an initialised net around the module."""
         split = None
         if run.validation is not None:
-            X_val, y_val = run.validation
-            X_val = network_input(X_val, run.module, run.risk.dtype)
-            split = predefined_split(Dataset(X_val, y_val))
+            split = predefined_split(
+                run.validation.for_skorch(run.module, run.risk.dtype)
+            )
         callbacks_params = self.callbacks_params or {}
         params = {
             **{f"optimizer__{k}": v for k, v in (self.optimizer_params or {}).items()},
@@ -424,6 +461,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             lr=self.lr,
             max_epochs=math.ceil(self.max_iter / self.record_every),
             batch_size=-1,
+            iterator_valid__batch_size=run.risk.chunk_size,
             train_split=split,
             callbacks=self.callbacks,
             use_caching=False,
@@ -453,14 +491,16 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self.noise_ = run.law
         self.n_iter_ = run.n_iter_before + done
         self._iteration = run.offset + done
-        self._generator_state = run.generator.get_state()
+        self._generator_states = {
+            name: generator.get_state() for name, generator in run.generators.items()
+        }
         self._chunk_size = run.risk.chunk_size
         self.risk_ = run.risk if self.store_data else None
 
     def make_risk(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         *,
         device: torch.device | str | None = None,
@@ -470,8 +510,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...)
-        y : array-like of shape (n_samples,)
+        X : array-like of shape (n_samples, n_features, ...), or a data set
+        y : array-like of shape (n_samples,), default=None
             Labels or targets as in :meth:`fit`.
         sample_weight : array-like of shape (n_samples,), default=None
             Multiplied by the class weights of the training.
@@ -486,16 +526,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             Its ``params()`` are θ at the end of the training.
         """
         check_is_fitted(self)
-        X = check_inputs(self, X, reset=False)
-        y = self._encode(y, reset=False)
-        check_lengths(X, y, "X and y")
+        examples = self._check_examples(X, y, "X and y", reset=False)
         first = next(self.module_.parameters())
+        weights = self._combine_weights(sample_weight, examples.y, reset=False)
         return EmpiricalRisk(
             self.module_,
-            self._probe_loss(self.module_, X, first.dtype, first.device),
-            X,
-            y,
-            sample_weight=self._combine_weights(sample_weight, y, reset=False),
+            self._probe_loss(self.module_, examples, first.dtype, first.device),
+            *examples.for_risk(),
+            sample_weight=weights,
             output_transform=first_output,
             device=device,
             dtype=dtype,
@@ -505,25 +543,34 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         # What is learnt of the data alone is there before, and without, a training.
         return hasattr(self, "params_")
 
-    def _check_validation(
-        self, X_val: Any, y_val: Any
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        if (X_val is None) != (y_val is None):
+    def _check_examples(self, X: Any, y: Any, names: str, *, reset: bool) -> Examples:
+        source = as_source(X, y)
+        if source is not None:
+            y = read_targets(self, source, reset=reset)
+            return Examples(source, self._encode(y, reset=reset))
+        X = check_inputs(self, X, reset=reset)
+        y = self._encode(y, reset=reset)
+        check_lengths(X, y, names)
+        return Examples(X, y)
+
+    def _check_validation(self, X_val: Any, y_val: Any) -> Examples | None:
+        if X_val is None and y_val is None:
+            return None
+        if X_val is None or (y_val is None and as_source(X_val) is None):
             missing = "X_val" if X_val is None else "y_val"
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
-        if X_val is None:
-            return None
-        X_val = check_inputs(self, X_val, reset=False)
-        y_val = self._encode(y_val, reset=False)
-        check_lengths(X_val, y_val, "X_val and y_val")
-        return X_val, y_val
+        return self._check_examples(X_val, y_val, "X_val and y_val", reset=False)
 
     def _probe_loss(
-        self, module: nn.Module, X: np.ndarray, dtype: torch.dtype, device: torch.device
+        self,
+        module: nn.Module,
+        examples: Examples,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Any:
         if self.loss != "auto":
             return self.loss
-        first = as_input(torch.as_tensor(X[:1].copy(), device=device), module, dtype)
+        first = as_input(examples.first_input().to(device), module, dtype)
         outputs: Any = None
         # What the module cannot take, or does not return, the risk will say.
         with torch.no_grad(), suppress(RuntimeError):
@@ -533,18 +580,21 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     # ------------------------------------------------------------------ outputs
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the network's outputs, around the data loader and its seeds."""
+        return self._outputs_and_targets(X)[0]
+
+    def _outputs_and_targets(self, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the outputs, and the targets that a data set has, by one pass."""
         check_is_fitted(self)
-        X = check_inputs(self, X, reset=False)
         first = next(self.module_.parameters())
-        parts = []
+        outputs, targets = [], []
         with torch.no_grad():
-            for start in range(0, len(X), self._chunk_size):
-                part = torch.as_tensor(
-                    X[start : start + self._chunk_size].copy(), device=first.device
-                )
+            for rows, y in iterate_inputs(self, X, self._chunk_size):
+                part = torch.as_tensor(rows.copy(), device=first.device)
                 part = as_input(part, self.module_, first.dtype)
-                parts.append(first_output(self.module_(part)).cpu().numpy())
-        return np.concatenate(parts)
+                outputs.append(first_output(self.module_(part)).cpu().numpy())
+                if y is not None:
+                    targets.append(y.cpu().numpy())
+        return np.concatenate(outputs), np.concatenate(targets) if targets else None
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()

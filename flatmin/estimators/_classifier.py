@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from flatmin.dynamics import NoisyNetClassifier
 from flatmin.estimators._base import BaseNoisyDiffusion
+from flatmin.estimators._inputs import as_source
 
 __all__ = ["NoisyDiffusionClassifier"]
 
@@ -61,6 +63,14 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     refresh_every : int, default=None
         Iterations between two evaluations of what a law measures, counted from the end
         of the warm-up; None is 10 for laws that use H or G and else 1.
+    gradient_batch_size : int, default=None
+        B, for many examples: each iteration, of the warm-up too, sees a fresh batch of
+        B examples as if there were no others, and the law adds to the batch's gradient
+        the noise that minibatches of m have inside the batch, such as Σ_B/m. Batches
+        are drawn without replacement, by a generator of their own. The whole noise is
+        then that of the batch, of covariance (N - B)/(N - 1) Σ/B, plus the law's.
+        What a law measures every ``refresh_every`` iterations it measures on the batch
+        at hand, and N is B in the defaults above. None, or B ≥ N, is all examples.
     optimizer : {"sgd", "rmsprop", "adam"} or torch.optim.Optimizer class, default="sgd"
         Takes the noisy gradient. "sgd" is the plain step θ ← θ - η (g₀ + ε).
     optimizer_params : dict, default=None
@@ -75,7 +85,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         Its η; None is ``lr``.
     memory : None, str or joblib.Memory, default=None
         Caches the warm-up, so that a grid over ``method`` runs it once a fold. It needs
-        a ``random_state``: with None every warm-up is another one.
+        a ``random_state``: with None every warm-up is another one. Not used where
+        training or validation data are a data set, which nobody has read to compare.
     params_init : array-like of shape (n_params,), default=None
         θ to start from, flat, in ``named_parameters()`` order.
     metrics : dict of str to callable, default=None
@@ -123,7 +134,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     history_ : pandas.DataFrame
         A row at the start and after every block: iteration (the warm-up's counted),
         phase, loss L(θ), train_score, valid_loss, valid_score, gradient_norm ‖g₀‖,
-        noise_norm √E‖ε‖² in the same units, and the metrics.
+        noise_norm √E‖ε‖² in the same units, and the metrics. All are of the whole
+        data, but with ``gradient_batch_size`` the law's noise is that in a batch.
     n_iter_ : int
         Iterations done after the warm-up.
     risk_ : EmpiricalRisk or None
@@ -177,6 +189,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         noise_scale=None,
         n_components=None,
         refresh_every=None,
+        gradient_batch_size=None,
         optimizer="sgd",
         optimizer_params=None,
         warmup_method="gd",
@@ -210,6 +223,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.noise_scale = noise_scale
         self.n_components = n_components
         self.refresh_every = refresh_every
+        self.gradient_batch_size = gradient_batch_size
         self.optimizer = optimizer
         self.optimizer_params = optimizer_params
         self.warmup_method = warmup_method
@@ -237,26 +251,21 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...)
+        X : array-like of shape (n_samples, n_features, ...), or a data set
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes) or (n_samples,)
             Logits; for two classes the log-odds of the second.
         """
-        outputs = self._outputs(X)
-        if outputs.ndim == 1 or outputs.shape[1] == 1:
-            return outputs.reshape(-1)
-        # A module may have outputs for classes that this y does not hold.
-        logits = outputs[:, : len(self.classes_)]
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+        return self._scores(self._outputs(X))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes: softmax or sigmoid of the logits.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...)
+        X : array-like of shape (n_samples, n_features, ...), or a data set
 
         Returns
         -------
@@ -272,13 +281,43 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...)
+        X : array-like of shape (n_samples, n_features, ...), or a data set
 
         Returns
         -------
         ndarray of shape (n_samples,)
         """
-        scores = self.decision_function(X)
+        return self._labels(self._outputs(X))
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return the accuracy.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...), or a data set
+        y : array-like of shape (n_samples,), default=None
+            None with a data set, which holds its own.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        source = as_source(X, y)
+        if source is None:
+            return super().score(X, y, sample_weight)
+        outputs, y = self._outputs_and_targets(source)
+        return accuracy_score(y, self._labels(outputs), sample_weight=sample_weight)
+
+    def _scores(self, outputs: np.ndarray) -> np.ndarray:
+        if outputs.ndim == 1 or outputs.shape[1] == 1:
+            return outputs.reshape(-1)
+        # A module may have outputs for classes that this y does not hold.
+        logits = outputs[:, : len(self.classes_)]
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def _labels(self, outputs: np.ndarray) -> np.ndarray:
+        scores = self._scores(outputs)
         indices = scores > 0 if scores.ndim == 1 else scores.argmax(axis=1)
         return self.classes_[np.asarray(indices, dtype=int)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,44 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from flatmin.risk.checks import as_input, as_tensor
+from flatmin.risk.data import Source, find_source
 from flatmin.risk.model import first_output
 
-__all__ = ["check_inputs", "check_lengths", "first_output", "network_input"]
+__all__ = [
+    "as_source",
+    "check_inputs",
+    "check_lengths",
+    "first_output",
+    "iterate_inputs",
+    "network_input",
+    "read_targets",
+]
+
+# Examples that are in memory at a time while a data set is looked through.
+_N_LOOKED_AT = 256
+
+
+def as_source(X: Any, y: Any = None) -> Source | None:
+    """Return the data set that X is, or None for what should be an array.
+
+    Parameters
+    ----------
+    X : object
+    y : object, default=None
+        None with a data set.
+
+    Returns
+    -------
+    Source or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it cannot be gone through in one order again and again, or y comes twice; see
+        :func:`flatmin.risk.data.find_source`.
+    """
+    is_data_set = isinstance(X, data.Dataset | data.DataLoader | Source)
+    return find_source(X, y) if is_data_set else None
 
 
 def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
@@ -40,12 +76,12 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
     """
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
-    is_array_like = hasattr(X, "__len__") or hasattr(X, "__array__")
-    if isinstance(X, data.Dataset | data.DataLoader) or not is_array_like:
+    if not (hasattr(X, "__len__") or hasattr(X, "__array__")):
         raise TypeError(
-            "X must be an array, a tensor or a data frame: gradients of all "
-            f"examples are taken again and again. Got {type(X).__name__}; collect "
-            "its examples first, for example by np.stack(list(X))."
+            "X must be an array, a tensor, a data frame, or a data set of pairs "
+            "(x, y): gradients of all examples are taken again and again. Got "
+            f"{type(X).__name__}; collect its examples first, for example by "
+            "np.stack(list(X))."
         )
     X = validate_data(
         estimator,
@@ -63,6 +99,57 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
             f"{('n', *estimator._input_shape)}. Got {('n', *X.shape[1:])}."
         )
     return X
+
+
+def read_targets(estimator: Any, source: Source, *, reset: bool) -> np.ndarray:
+    """Check all inputs of a data set by one pass, and return its targets.
+
+    They are read, never taken from an attribute such as ``targets``, behind which a
+    transform of the targets would go unseen.
+
+    Parameters
+    ----------
+    estimator : estimator
+    source : Source
+    reset : bool
+        As in :func:`check_inputs`.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, ...)
+    """
+    targets: list[Tensor] = []
+    for X, y in source.batches(_N_LOOKED_AT):
+        check_inputs(estimator, X, reset=reset and not targets)
+        targets.append(y)
+    return torch.cat(targets).cpu().numpy()
+
+
+def iterate_inputs(
+    estimator: Any, X: Any, size: int
+) -> Iterator[tuple[np.ndarray, Tensor | None]]:
+    """Yield checked inputs of a fitted estimator, with targets if X has them.
+
+    Parameters
+    ----------
+    estimator : estimator
+    X : array-like of shape (n_samples, n_features, ...), or a data set
+    size : int
+        Examples at a time.
+
+    Yields
+    ------
+    X : ndarray of shape (n, n_features, ...)
+    y : Tensor of shape (n, ...) or None
+    """
+    source = as_source(X)
+    if source is not None:
+        for part, y in source.batches(size):
+            yield check_inputs(estimator, part, reset=False), y
+        return
+    X = check_inputs(estimator, X, reset=False)
+    for start in range(0, len(X), size):
+        yield X[start : start + size], None
 
 
 def check_lengths(X: np.ndarray, y: np.ndarray, names: str) -> None:
@@ -86,12 +173,14 @@ def check_lengths(X: np.ndarray, y: np.ndarray, names: str) -> None:
         )
 
 
-def network_input(X: np.ndarray, module: nn.Module, dtype: torch.dtype) -> np.ndarray:
+def network_input(
+    X: np.ndarray | Tensor, module: nn.Module, dtype: torch.dtype
+) -> np.ndarray:
     """Return X in the form that the module takes, for skorch.
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, ...)
+    X : ndarray or Tensor of shape (n_samples, ...)
     module : torch.nn.Module
     dtype : torch.dtype
         Of its parameters.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flatmin.dynamics import NoisyNetRegressor
 from flatmin.estimators._base import BaseNoisyDiffusion
+from flatmin.estimators._inputs import as_source
 
 __all__ = ["NoisyDiffusionRegressor"]
 
@@ -57,6 +58,14 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     refresh_every : int, default=None
         Iterations between two evaluations of what a law measures, counted from the end
         of the warm-up; None is 10 for laws that use H or G and else 1.
+    gradient_batch_size : int, default=None
+        B, for many examples: each iteration, of the warm-up too, sees a fresh batch of
+        B examples as if there were no others, and the law adds to the batch's gradient
+        the noise that minibatches of m have inside the batch, such as Σ_B/m. Batches
+        are drawn without replacement, by a generator of their own. The whole noise is
+        then that of the batch, of covariance (N - B)/(N - 1) Σ/B, plus the law's.
+        What a law measures every ``refresh_every`` iterations it measures on the batch
+        at hand, and N is B in the defaults above. None, or B ≥ N, is all examples.
     optimizer : {"sgd", "rmsprop", "adam"} or torch.optim.Optimizer class, default="sgd"
         Takes the noisy gradient. "sgd" is the plain step θ ← θ - η (g₀ + ε).
     optimizer_params : dict, default=None
@@ -71,7 +80,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         Its η; None is ``lr``.
     memory : None, str or joblib.Memory, default=None
         Caches the warm-up, so that a grid over ``method`` runs it once a fold. It needs
-        a ``random_state``: with None every warm-up is another one.
+        a ``random_state``: with None every warm-up is another one. Not used where
+        training or validation data are a data set, which nobody has read to compare.
     params_init : array-like of shape (n_params,), default=None
         θ to start from, flat, in ``named_parameters()`` order.
     metrics : dict of str to callable, default=None
@@ -117,7 +127,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     history_ : pandas.DataFrame
         A row at the start and after every block: iteration (the warm-up's counted),
         phase, loss L(θ), train_score, valid_loss, valid_score, gradient_norm ‖g₀‖,
-        noise_norm √E‖ε‖² in the same units, and the metrics.
+        noise_norm √E‖ε‖² in the same units, and the metrics. All are of the whole
+        data, but with ``gradient_batch_size`` the law's noise is that in a batch.
     n_iter_ : int
         Iterations done after the warm-up.
     risk_ : EmpiricalRisk or None
@@ -163,6 +174,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         noise_scale=None,
         n_components=None,
         refresh_every=None,
+        gradient_batch_size=None,
         optimizer="sgd",
         optimizer_params=None,
         warmup_method="gd",
@@ -195,6 +207,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.noise_scale = noise_scale
         self.n_components = n_components
         self.refresh_every = refresh_every
+        self.gradient_batch_size = gradient_batch_size
         self.optimizer = optimizer
         self.optimizer_params = optimizer_params
         self.warmup_method = warmup_method
@@ -221,14 +234,38 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...)
+        X : array-like of shape (n_samples, n_features, ...), or a data set
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
             As y was.
         """
-        return self._outputs(X).reshape(-1, *self._target_shape)
+        return self._in_target_shape(self._outputs(X))
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return the coefficient of determination R².
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features, ...), or a data set
+        y : array-like of shape (n_samples,) or (n_samples, n_targets), default=None
+            None with a data set, which holds its own.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        source = as_source(X, y)
+        if source is None:
+            return super().score(X, y, sample_weight)
+        outputs, y = self._outputs_and_targets(source)
+        predicted = self._in_target_shape(outputs)
+        return r2_score(y, predicted, sample_weight=sample_weight)
+
+    def _in_target_shape(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs.reshape(-1, *self._target_shape)
 
     def _encode(self, y: Any, *, reset: bool) -> np.ndarray:
         if isinstance(y, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -99,6 +100,7 @@ class Source:
         self.dataset = dataset
         self.collate = collate
         self.n_workers = n_workers
+        self.targets: Tensor | None = None  # (N, ...) in place of the data set's
         if len(dataset) == 0:
             raise ValueError("The data set must hold at least one example. Got none.")
         few = list(range(min(4, len(dataset))))
@@ -113,6 +115,21 @@ class Source:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def with_targets(self, targets: Tensor) -> Source:
+        """Return the same inputs with targets that are held in memory.
+
+        Parameters
+        ----------
+        targets : Tensor of shape (N, ...)
+
+        Returns
+        -------
+        Source
+        """
+        source = copy.copy(self)
+        source.targets = targets
+        return source
+
     def read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return X and y of some examples.
 
@@ -125,7 +142,8 @@ class Source:
         X : Tensor of shape (n, ...)
         y : Tensor of shape (n, ...)
         """
-        return _as_pair(self.collate([self.dataset[i] for i in indices]))
+        X, y = _as_pair(self.collate([self.dataset[i] for i in indices]))
+        return X, y if self.targets is None else self.targets[indices]
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield X and y of all examples in order.
@@ -147,8 +165,12 @@ class Source:
             num_workers=self.n_workers,
             generator=torch.Generator(),  # a loader draws a seed, else globally
         )
+        start = 0
         for batch in loader:
-            yield _as_pair(batch)
+            X, y = _as_pair(batch)
+            stop = start + len(X)
+            yield X, y if self.targets is None else self.targets[start:stop]
+            start = stop
 
 
 class StreamedData:
@@ -246,7 +268,7 @@ def find_source(X: Any, y: Any) -> Source | None:
             f"A risk needs a data set with a length and an order. Got the iterable "
             f"{type(X).__name__}; use one with __len__ and __getitem__."
         )
-    if not isinstance(X, data.Dataset | data.DataLoader):
+    if not isinstance(X, data.Dataset | data.DataLoader | Source):
         if y is None:
             raise ValueError(
                 "y must be given with arrays; only a data set holds its own. Got None."
@@ -257,6 +279,8 @@ def find_source(X: Any, y: Any) -> Source | None:
             f"y must be None with a {type(X).__name__}, whose examples are pairs "
             f"(x, y). Got {type(y).__name__}."
         )
+    if isinstance(X, Source):
+        return X
     if not isinstance(X, data.DataLoader):
         return Source(X, data.default_collate, 0)
     if isinstance(X.dataset, data.IterableDataset):

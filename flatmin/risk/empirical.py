@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any, Literal
@@ -146,11 +147,11 @@ class EmpiricalRisk:
         probe = probe_example(self._model, X)
         self.output_shape = tuple(probe.output.shape[1:])
         targets = self._loss.prepare_targets(y, probe.output)
-        self._data: ExampleData
+        examples: ExampleData
         if source is None:
-            self._data = ArrayData(X, targets, weights)
+            examples = ArrayData(X, targets, weights)
         else:
-            self._data = StreamedData(
+            examples = StreamedData(
                 source, weights, self._model, self._loss, probe.output, by_rows=by_rows
             )
 
@@ -158,8 +159,10 @@ class EmpiricalRisk:
             chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
         elif chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1. Got {chunk_size}.")
-        self.chunk_size = min(chunk_size, n_examples)
-        rows = ROW_BUDGET // (probe.n_numbers + self.n_params)
+        self._work_per_example = probe.n_numbers + self.n_params
+        self._all_traces: dict[tuple[int, int], Traces] = {}
+        self._hold(examples, min(chunk_size, n_examples))
+        rows = ROW_BUDGET // self._work_per_example
         self._row_chunk_size = max(1, min(self.chunk_size, rows))
         self._sums = ExampleSums(self._model, self._row_chunk_size)
         self._hessians = ExampleHessians(self._model, self._loss)
@@ -167,11 +170,6 @@ class EmpiricalRisk:
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
         self._theta = self._model.values()
-        self._uniform = torch.full(
-            (n_examples,), 1 / n_examples, dtype=self.dtype, device=self.device
-        )
-        work = n_examples * (probe.n_numbers + self.n_params)
-        self._traces = Traces(self._model, self._loss, self.chunk_size, work)
 
     @property
     def layout(self) -> ParameterLayout:
@@ -257,6 +255,41 @@ class EmpiricalRisk:
             device=device,
             dtype=dtype,
         )
+
+    def subset(self, indices: Tensor) -> EmpiricalRisk:
+        """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.
+
+        Of the same module, at the price of reading B examples: what this risk has
+        tried and traced is used again, also by the next subset of that size. Weights
+        stay N wᵢ / Σw, so a random subset's L_B and ∇L_B have the means L and ∇L. Like
+        the risk itself, it must not be used by two threads at a time.
+
+        Parameters
+        ----------
+        indices : Tensor of shape (B,)
+            Which examples; one may come twice.
+
+        Returns
+        -------
+        EmpiricalRisk
+            Holds its examples in memory.
+
+        Raises
+        ------
+        ValueError
+            If there are no indices.
+        """
+        if len(indices) == 0:
+            raise ValueError("indices must name at least one example. Got none.")
+        chosen = self._data.select(indices)
+        part = copy.copy(self)
+        # Chunks of one size: a trace fills up the last one.
+        n_chunks = math.ceil(len(indices) / self.chunk_size)
+        part._hold(
+            ArrayData(chosen.X, chosen.y, chosen.weights),
+            math.ceil(len(indices) / n_chunks),
+        )
+        return part
 
     @in_full_float32
     def value(self, theta: Tensor) -> Tensor:
@@ -720,6 +753,17 @@ class EmpiricalRisk:
         if weights is None:
             return slopes
         return slopes * weights.sqrt().view(-1, *(1 for _ in self.output_shape))
+
+    def _hold(self, examples: ExampleData, chunk_size: int) -> None:
+        n = len(examples)
+        self._data = examples
+        self.chunk_size = chunk_size
+        self._uniform = torch.full((n,), 1 / n, dtype=self.dtype, device=self.device)
+        if (n, chunk_size) not in self._all_traces:
+            self._all_traces[n, chunk_size] = Traces(
+                self._model, self._loss, chunk_size, n * self._work_per_example
+            )
+        self._traces = self._all_traces[n, chunk_size]
 
     def _pull_back(self, theta: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return L(θ) and Σ cᵢ ∇ℓ̃ᵢ; ``cotangents`` of shape (N,)."""

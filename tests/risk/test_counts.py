@@ -98,6 +98,20 @@ def test_passes(name, risk, passes):
     assert (passes["forward"], passes["backward"]) == (forward, backward)
 
 
+@pytest.mark.parametrize("name", COSTS)
+def test_passes_over_a_subset_that_has_not_been_seen(name, risk, passes):
+    make, forward, backward = COSTS[name]
+    theta = risk.params()
+    ask = make(risk, theta)
+    ask()
+    some = (torch.arange(N) + 5) % N  # as many examples as the questions ask for
+    make(risk.subset(some), theta)()
+    ask = make(risk.subset(some.flip(0)), theta)
+    passes.clear()
+    ask()
+    assert (passes["forward"], passes["backward"]) == (forward, backward)
+
+
 @pytest.mark.parametrize(
     ("quantity", "prepare", "use"),
     [
