@@ -279,9 +279,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if warm:
             for name, state in self._generator_states.items():
                 generators[name].set_state(state)
+        batches = self._batches(risk, generators["batches"])
         for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
             each.check(risk)
-            batches = self._batches(risk, generators["batches"])
             if batches is not None:
                 batches.check(each)
         return _Run(
