@@ -65,6 +65,7 @@ def covariance_eigenpairs(
     *,
     tol: float = 1e-4,
     rng: torch.Generator | None = None,
+    params: str | list[str] | None = None,
 ) -> EigenResult:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
@@ -81,6 +82,9 @@ def covariance_eigenpairs(
         Residual relative to the largest eigenvalue.
     rng : torch.Generator, default=None
         For Lanczos' start vector.
+    params : str or list of str, default=None
+        Names of parameters or modules, to whose block of Σ to confine it; D is then
+        their number. See :class:`RiskOperator`.
 
     Returns
     -------
@@ -91,11 +95,15 @@ def covariance_eigenpairs(
     ValueError
         If k does not fit.
     """
-    _check_k(k, min(risk.n_params, risk.n_examples - 1), "min(D, N - 1)")
-    if risk.n_examples * risk.n_params > _GRAM_LIMIT:
-        operator = GradientCovarianceOperator(risk, theta)
+    operator = GradientCovarianceOperator(risk, theta, params=params)
+    size = operator.shape[-1]
+    _check_k(k, min(size, risk.n_examples - 1), "min(D, N - 1)")
+    if risk.n_examples * size > _GRAM_LIMIT:
         return eigsh(operator, k, which="LA", tol=tol, rng=rng)
-    rows = torch.cat(list(risk.per_example_gradients(theta)), dim=-2)
+    chunks = risk.per_example_gradients(theta)
+    if operator.indices is not None:
+        chunks = (rows[..., operator.indices] for rows in chunks)
+    rows = torch.cat(list(chunks), dim=-2)
     rows = rows - rows.mean(-2, keepdim=True)
     return _gram_eigenpairs(rows, 1 / risk.n_examples, k, tol)
 

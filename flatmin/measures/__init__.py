@@ -1,5 +1,80 @@
-"""Pure functions of (risk, θ)."""
+"""Alignment, gradient noise, sharpness and stability: pure functions of (risk, θ)."""
 
-from flatmin.measures._sharpness import SharpnessResult, expected_sharpness
+from flatmin.measures._alignment import Alignment, alignment
+from flatmin.measures._ascent_sharpness import asam_sharpness, sam_sharpness
+from flatmin.measures._curvature_sharpness import max_eigenvalue, trace_sharpness
+from flatmin.measures._estimate import Estimate
+from flatmin.measures._fisher_rao import fisher_rao_norm
+from flatmin.measures._gaussianity import Gaussianity, minibatch_gaussianity
+from flatmin.measures._loss_scaled import LossScaledAlignment, loss_scaled_alignment
+from flatmin.measures._negative_mass import density_negative_mass, negative_mass
+from flatmin.measures._noise_scale import (
+    GradientNoise,
+    curvature_noise_scale,
+    gradient_noise,
+    gradient_signal_to_noise,
+)
+from flatmin.measures._noise_spectrum import NoiseSpectrum, noise_spectrum
+from flatmin.measures._power_law import (
+    PowerLaw,
+    covariance_exponent,
+    covariance_exponents,
+)
+from flatmin.measures._registry import SHARPNESS_MEASURES
+from flatmin.measures._sharpness import adaptive_expected_sharpness, expected_sharpness
+from flatmin.measures._sharpness_result import SharpnessResult
+from flatmin.measures._stability import (
+    edge_of_stability,
+    non_uniformity,
+    non_uniformity_bound,
+)
+from flatmin.measures._subspaces import (
+    cosines,
+    overlap,
+    principal_angles,
+    projection_residual,
+    random_projection_residual,
+    subspace_share,
+)
+from flatmin.measures._trace_product import TraceProduct, trace_hessian_covariance
 
-__all__ = ["SharpnessResult", "expected_sharpness"]
+__all__ = [
+    "SHARPNESS_MEASURES",
+    "Alignment",
+    "Estimate",
+    "Gaussianity",
+    "GradientNoise",
+    "LossScaledAlignment",
+    "NoiseSpectrum",
+    "PowerLaw",
+    "SharpnessResult",
+    "TraceProduct",
+    "adaptive_expected_sharpness",
+    "alignment",
+    "asam_sharpness",
+    "cosines",
+    "covariance_exponent",
+    "covariance_exponents",
+    "curvature_noise_scale",
+    "density_negative_mass",
+    "edge_of_stability",
+    "expected_sharpness",
+    "fisher_rao_norm",
+    "gradient_noise",
+    "gradient_signal_to_noise",
+    "loss_scaled_alignment",
+    "max_eigenvalue",
+    "minibatch_gaussianity",
+    "negative_mass",
+    "noise_spectrum",
+    "non_uniformity",
+    "non_uniformity_bound",
+    "overlap",
+    "principal_angles",
+    "projection_residual",
+    "random_projection_residual",
+    "sam_sharpness",
+    "subspace_share",
+    "trace_hessian_covariance",
+    "trace_sharpness",
+]

@@ -1,29 +1,17 @@
-"""Expected sharpness: how much the risk rises under isotropic perturbation."""
+"""Expected sharpness: how much the risk rises under random perturbation."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flatmin._utils.random import make_generator
+from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
 
-__all__ = ["SharpnessResult", "expected_sharpness"]
-
-
-@dataclass(frozen=True)
-class SharpnessResult:
-    """A sharpness and its Monte Carlo error."""
-
-    value: Tensor  # (*batch), float64, units of the loss
-    stderr: Tensor  # (*batch), float64, ddof 1
-    n_draws: int
-
-    def __float__(self) -> float:
-        return float(self.value)
+__all__ = ["adaptive_expected_sharpness", "expected_sharpness"]
 
 
 def expected_sharpness(
@@ -58,7 +46,7 @@ def expected_sharpness(
     Returns
     -------
     SharpnessResult
-        Also usable as a number: ``float(result)``.
+        In units of the loss.
 
     Raises
     ------
@@ -82,6 +70,77 @@ def expected_sharpness(
     >>> abs(float(result) - 0.03) < 3 * float(result.stderr)
     True
     """
+    return _mean_rise(risk, theta, None, sigma, n_draws, absolute, rng)
+
+
+def adaptive_expected_sharpness(
+    risk: Risk,
+    theta: Tensor,
+    *,
+    sigma: float = 0.05,
+    n_draws: int = 100,
+    absolute: bool = False,
+    rng: torch.Generator | int | None = 0,
+) -> SharpnessResult:
+    """Return (1/M) Σⱼ L(θ + |θ| ∘ ξⱼ) - L(θ) with ξ ~ N(0, s² I).
+
+    To second order (s²/2) Σᵢ θᵢ² Hᵢᵢ. Each coordinate is perturbed in proportion to
+    its size, so that rescaling coordinates by positive numbers without changing the
+    function, as ReLU networks allow, leaves it unchanged: with a fixed seed, draw by
+    draw. A coordinate at 0 is not perturbed.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    sigma : float, default=0.05
+        s, relative to |θ|.
+    n_draws : int, default=100
+        M, at least 2.
+    absolute : bool, default=False
+        Average |ΔL| instead.
+    rng : torch.Generator, int or None, default=0
+        A seed, a generator on the risk's device, or None for random draws.
+
+    Returns
+    -------
+    SharpnessResult
+        In units of the loss.
+
+    Raises
+    ------
+    ValueError
+        If ``sigma`` or ``n_draws`` is too small.
+
+    References
+    ----------
+    M. Andriushchenko et al., "A modern look at the relationship between sharpness and
+    generalization", ICML 2023, arXiv 2302.07011, section 3.
+
+    Examples
+    --------
+    At θ = (1, 2), A = diag(5, 1) and s = 0.1: (0.1²/2) (1 · 5 + 4 · 1) = 0.045.
+
+    >>> from flatmin.risk import QuadraticRisk
+    >>> A = torch.diag(torch.tensor([5.0, 1.0], dtype=torch.float64))
+    >>> theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    >>> risk = QuadraticRisk(A, torch.zeros(1, 2, dtype=torch.float64), theta)
+    >>> result = adaptive_expected_sharpness(risk, theta, sigma=0.1, n_draws=4000)
+    >>> abs(float(result) - 0.045) < 3 * float(result.stderr)
+    True
+    """
+    return _mean_rise(risk, theta, theta.abs(), sigma, n_draws, absolute, rng)
+
+
+def _mean_rise(
+    risk: Risk,
+    theta: Tensor,
+    scale: Tensor | None,
+    sigma: float,
+    n_draws: int,
+    absolute: bool,
+    rng: torch.Generator | int | None,
+) -> SharpnessResult:
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be finite and positive. Got {sigma}.")
     if n_draws < 2:
@@ -95,6 +154,8 @@ def expected_sharpness(
         xi = torch.randn(
             theta.shape, generator=generator, dtype=theta.dtype, device=theta.device
         )
+        if scale is not None:
+            xi *= scale
         differences.append(risk.value(theta + sigma * xi).double() - base)
     delta = torch.stack(differences)
     if absolute:

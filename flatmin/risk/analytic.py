@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 
 from flatmin.risk.moments import moments_of_rows
 
@@ -149,6 +150,15 @@ class AnalyticRisk(ABC):
         """Return g₀ and, in float64, diag(Σ); both of shape (\\*batch, D)."""
         moments = moments_of_rows(self.example_gradients(theta))
         return moments.mean.to(self.dtype), moments.squares / self.n_examples
+
+    def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return (1/N) Σᵢ Hᵢ² v, shape (\\*batch, D), from ``example_gradients``."""
+        pulled = vjp(self.example_gradients, theta)
+        gradients, pull = pulled[0], pulled[1]
+        # Σ Hᵢuᵢ is linear in the uᵢ, and its transpose takes v to the Hᵢv.
+        rows: Tensor = vjp(lambda u: pull(u)[0], gradients)[1](v)[0]
+        product: Tensor = pull(rows)[0]
+        return product / self.n_examples
 
     def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return gᵢᵀv, shape (\\*batch, N)."""

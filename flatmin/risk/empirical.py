@@ -13,6 +13,7 @@ from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
+from flatmin.risk.example_hessians import ExampleHessians
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import example_losses, losses_and_gradient
@@ -158,6 +159,7 @@ class EmpiricalRisk:
         rows = ROW_BUDGET // (probe.n_numbers + self.n_params)
         self._row_chunk_size = max(1, min(self.chunk_size, rows))
         self._sums = ExampleSums(self._model, self._row_chunk_size)
+        self._hessians = ExampleHessians(self._model, self._loss)
         check_dependence(
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
@@ -186,8 +188,12 @@ class EmpiricalRisk:
     @property
     def paths(self) -> dict[str, str]:
         """Which kernels ran: for each quantity the fast one's name, or why not."""
-        sums = {} if self._sums.path is None else {"per-example sums": self._sums.path}
-        return {**self._traces.paths, **sums}
+        tried = {
+            "per-example sums": self._sums.path,
+            "per-example Hessians": self._hessians.path,
+        }
+        found = {name: path for name, path in tried.items() if path is not None}
+        return {**self._traces.paths, **found}
 
     def params(self) -> Tensor:
         """Return the θ that the risk was made with, or was last set to.
@@ -483,6 +489,25 @@ class EmpiricalRisk:
         """
         moments = self._moments(theta)
         return moments.mean.to(self.dtype), moments.squares / self.n_examples
+
+    def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, by two products an example.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        self._model.bind(theta)
+        theta = self._model.values()
+        total = torch.zeros_like(theta)
+        for chunk in self._chunks(self._row_chunk_size):
+            total += self._hessians.squared_product(theta, chunk, v)
+        return total / self.n_examples
 
     def linearize(self, theta: Tensor) -> Linearization:
         """Prepare θ for many products with H, G and J.

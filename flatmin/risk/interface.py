@@ -109,6 +109,10 @@ class Risk(Protocol):
         """Return g₀ and the ``gradient_variances`` by one sweep."""
         ...
 
+    def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, shape (\\*batch, D)."""
+        ...
+
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:

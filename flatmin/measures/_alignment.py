@@ -1,0 +1,281 @@
+"""How the gradient covariance Σ lies to the Hessian H: the whole table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flatmin._utils.random import make_generator
+from flatmin.curvature import (
+    GradientCovarianceOperator,
+    HessianOperator,
+    covariance_eigenpairs,
+)
+from flatmin.linalg import EigenResult, eigsh
+from flatmin.measures._deflation import deflated_norm, deflated_trace
+from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._subspaces import (
+    cosines,
+    overlap,
+    principal_angles,
+    projection_residual,
+    random_projection_residual,
+    subspace_share,
+)
+from flatmin.measures._trace_product import (
+    TraceProduct,
+    low_rank_trace_product,
+    trace_hessian_covariance,
+)
+from flatmin.risk import Risk
+
+__all__ = ["Alignment", "alignment"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What there is to say about H beside Σ at one θ, on D coordinates.
+
+    (λᵢ, uᵢ) are the k largest eigenpairs of H, (γᵢ, vᵢ) those of Σ.
+    """
+
+    n_params: int  # D
+    hessian_eigenvalues: Tensor  # (k,) λᵢ, float64
+    covariance_eigenvalues: Tensor  # (k,) γᵢ, float64
+    hessian_residuals: Tensor  # (k,) ‖(H - λᵢ)uᵢ‖
+    covariance_residuals: Tensor  # (k,) ‖(Σ - γᵢ)vᵢ‖
+    inner_products: Tensor  # (k, k) |uᵢᵀvⱼ|
+    cosines: Tensor  # (k,) |uᵢᵀvᵢ|
+    angles: Tensor  # (k,) principal angles in radians, rising
+    residual: Tensor  # () e = k - ‖UᵀV‖²_F
+    overlap: Tensor  # () 1 - e/k
+    gradient_share: Tensor  # () ‖Uᵀg₀‖² / ‖g₀‖²
+    hessian_trace: Estimate  # Tr(H)
+    covariance_trace: Estimate  # Tr(Σ)
+    hessian_norm: Estimate  # ‖H‖_F
+    covariance_norm: Estimate  # ‖Σ‖_F
+    trace_product: TraceProduct  # Tr(HΣ), exact or sampled
+    low_rank: TraceProduct  # Σ γₗ vₗᵀHvₗ
+    first_variance: Tensor  # () u₁ᵀΣu₁
+    decay: Tensor  # () d = -log(λ_{k+1}/λ₁) / log D; NaN for k = D or λ₁ ≤ 0
+    n_matvecs: int  # products with H and with Σ
+
+    def __str__(self) -> str:
+        return str(self.to_frame())
+
+    @property
+    def k(self) -> int:
+        """Number of eigenpairs."""
+        return len(self.hessian_eigenvalues)
+
+    @property
+    def random_residual(self) -> float:
+        """What two random subspaces have on average, k (1 - k/D)."""
+        return random_projection_residual(self.k, self.n_params)
+
+    @property
+    def isotropic_trace_product(self) -> Estimate:
+        """Tr(H) Tr(Σ) / D, what noise of the same size and no direction meets."""
+        product = quotient([self.hessian_trace, self.covariance_trace], [])
+        return Estimate(product.value / self.n_params, product.stderr / self.n_params)
+
+    @property
+    def anisotropy_gain(self) -> Estimate:
+        """Tr(HΣ) D / (Tr(H) Tr(Σ))."""
+        return quotient([self._product], [self.isotropic_trace_product])
+
+    @property
+    def trace_alignment(self) -> Estimate:
+        """Tr(HΣ) / (‖H‖_F ‖Σ‖_F), the cosine between the matrices."""
+        return quotient([self._product], [self.hessian_norm, self.covariance_norm])
+
+    @property
+    def first_alignment(self) -> Estimate:
+        """The 2019 paper's a = u₁ᵀΣu₁ Tr(H) / (λ₁ Tr(Σ)); 1 for Σ ∝ H."""
+        first = exact(self.hessian_eigenvalues[0])
+        return quotient(
+            [exact(self.first_variance), self.hessian_trace],
+            [first, self.covariance_trace],
+        )
+
+    @property
+    def _product(self) -> Estimate:
+        return Estimate(self.trace_product.value, self.trace_product.stderr)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the single numbers, one a row, with their standard errors.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by quantity; columns value and stderr.
+        """
+        rows: dict[str, Any] = {
+            "projection residual": exact(self.residual),
+            "projection residual, random": self.random_residual,
+            "overlap": exact(self.overlap),
+            "gradient share": exact(self.gradient_share),
+            "Tr(H)": self.hessian_trace,
+            "Tr(Σ)": self.covariance_trace,
+            "‖H‖_F": self.hessian_norm,
+            "‖Σ‖_F": self.covariance_norm,
+            "Tr(HΣ)": self.trace_product,
+            "Tr(HΣ), low rank": self.low_rank,
+            "Tr(HΣ), low rank, bound": self.low_rank.bound,
+            "Tr(H)Tr(Σ)/D": self.isotropic_trace_product,
+            "anisotropy gain": self.anisotropy_gain,
+            "trace alignment": self.trace_alignment,
+            "a": self.first_alignment,
+            "d": self.decay,
+        }
+        numbers = [
+            (float(number), float(getattr(number, "stderr", 0.0)))
+            for number in rows.values()
+        ]
+        index = pd.Index(rows, name="quantity")
+        return pd.DataFrame(numbers, index=index, columns=["value", "stderr"])
+
+    def pairs_to_frame(self) -> pd.DataFrame:
+        """Return what belongs to the i-th pairs, one i a row.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by i from 1; eigenvalues of both matrices, as they are and over
+            the Frobenius norm, cosines, principal angles and residuals.
+        """
+        hessian, covariance = self.hessian_eigenvalues, self.covariance_eigenvalues
+        columns = {
+            "hessian": hessian,
+            "covariance": covariance,
+            "hessian_normalised": hessian / self.hessian_norm.value,
+            "covariance_normalised": covariance / self.covariance_norm.value,
+            "cosine": self.cosines,
+            "angle": self.angles,
+            "hessian_residual": self.hessian_residuals,
+            "covariance_residual": self.covariance_residuals,
+        }
+        index = pd.RangeIndex(1, self.k + 1, name="i")
+        numbers = {name: column.cpu().numpy() for name, column in columns.items()}
+        return pd.DataFrame(numbers, index=index)
+
+
+def alignment(
+    risk: Risk,
+    theta: Tensor,
+    k: int = 20,
+    *,
+    params: str | list[str] | None = None,
+    tol: float = 1e-4,
+    rtol: float = 0.02,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = 0,
+) -> Alignment:
+    """Return the table of section 3: cosines, residual, traces and what they say.
+
+    Eigenvalues are ordered algebraically, as in equation 8. Traces and norms are the
+    sums over the k pairs plus an estimate of the rest.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (D,)
+    k : int, default=20
+        Eigenpairs of either matrix, at most min(D, N - 1).
+    params : str or list of str, default=None
+        Names of parameters or modules: everything is then of their blocks of H and Σ.
+    tol : float, default=1e-4
+        Residual of the eigenpairs, relative to max |λ|.
+    rtol : float, default=0.02
+        Relative standard error of the traces and norms to reach.
+    max_matvecs : int, default=200
+        Products for each of them at most.
+    rng : torch.Generator, int or None, default=0
+        A seed, a generator on the risk's device, or None for random draws.
+
+    Returns
+    -------
+    Alignment
+
+    Raises
+    ------
+    ValueError
+        If k does not fit, a name fits no parameter, or θ is not one vector.
+
+    References
+    ----------
+    Z. Zhu et al., arXiv 1803.00195, equations 8, 9 and 13; a and d are those of its
+    version at ICML 2019, conditions of the proposition on Tr(HΣ).
+
+    Examples
+    --------
+    Noise along the sharper of two axes:
+
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> result = alignment(risk, torch.ones(2), 1)
+    >>> float(result.trace_product), float(result.anisotropy_gain)
+    (4.0, 1.6)
+    """
+    if theta.ndim != 1:
+        raise ValueError(
+            f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
+        )
+    generator = make_generator(rng, risk.device)
+    hessian = HessianOperator(risk, theta, params=params)
+    covariance = GradientCovarianceOperator(risk, theta, params=params)
+    size = hessian.shape[-1]
+    V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)
+    more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
+    U = EigenResult(
+        more.eigenvalues[:k],
+        more.eigenvectors[:, :k],
+        more.residuals[:k],
+        more.converged[:k],
+        more.n_matvecs,
+    )
+    gradient = risk.gradient(theta)
+    if hessian.indices is not None:
+        gradient = gradient[hessian.indices]
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
+    first = U.eigenvectors[:, 0]
+    variance = (first * covariance.matvec(first)).sum(dtype=torch.float64)
+    product = trace_hessian_covariance(risk, theta, params=params, **accuracy)
+    low_rank = low_rank_trace_product(hessian, covariance, V, generator)
+    return Alignment(
+        n_params=size,
+        hessian_eigenvalues=U.eigenvalues,
+        covariance_eigenvalues=V.eigenvalues,
+        hessian_residuals=U.residuals,
+        covariance_residuals=V.residuals,
+        inner_products=(U.eigenvectors.mT.double() @ V.eigenvectors.double()).abs(),
+        cosines=cosines(U.eigenvectors, V.eigenvectors),
+        angles=principal_angles(U.eigenvectors, V.eigenvectors),
+        residual=projection_residual(U.eigenvectors, V.eigenvectors),
+        overlap=overlap(U.eigenvectors, V.eigenvectors),
+        gradient_share=subspace_share(gradient, U.eigenvectors),
+        hessian_trace=deflated_trace(hessian, U, **accuracy),
+        covariance_trace=exact(covariance.trace()),
+        hessian_norm=deflated_norm(hessian, U, **accuracy),
+        covariance_norm=deflated_norm(covariance, V, **accuracy),
+        trace_product=product,
+        low_rank=low_rank,
+        first_variance=variance,
+        decay=_decay(more.eigenvalues, k, size),
+        n_matvecs=hessian.n_matvecs + covariance.n_matvecs + product.n_matvecs,
+    )
+
+
+def _decay(eigenvalues: Tensor, k: int, size: int) -> Tensor:
+    if len(eigenvalues) == k or size == 1 or bool(eigenvalues[0] <= 0):
+        return eigenvalues.new_tensor(math.nan)
+    # An eigenvalue that is not positive lies below λ₁ D^-d for every d.
+    ratio = (eigenvalues[k] / eigenvalues[0]).clamp(min=0)
+    decay: Tensor = -ratio.log() / math.log(size)
+    return decay

@@ -1,0 +1,126 @@
+"""How much the risk rises by one step of steepest ascent."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flatmin.measures._sharpness_result import SharpnessResult
+from flatmin.risk import Risk
+
+__all__ = ["asam_sharpness", "sam_sharpness"]
+
+
+def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessResult:
+    """Return L(θ + r g₀/‖g₀‖) - L(θ).
+
+    The value that sharpness-aware minimisation descends on: one step to the border of
+    the ball, a lower bound on max L(θ + ε) - L(θ) over ‖ε‖ ≤ r that is close for small
+    r and a gradient that does not vanish. At a minimum the direction is decided by what
+    is left of the gradient, and at g₀ = 0 the value is 0 however sharp it is. It is
+    not invariant to a reparametrisation.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    rho : float, default=0.05
+        r, in units of θ.
+
+    Returns
+    -------
+    SharpnessResult
+        In units of the loss.
+
+    Raises
+    ------
+    ValueError
+        If ``rho`` is not positive.
+
+    References
+    ----------
+    P. Foret et al., "Sharpness-aware minimization for efficiently improving
+    generalization", ICLR 2021, arXiv 2010.01412.
+
+    Examples
+    --------
+    At θ = (1, 0) of ½ (5 x² + y²), a step of 0.1: ½ · 5 · (1.1² - 1) = 0.525.
+
+    >>> from flatmin.risk import QuadraticRisk
+    >>> A = torch.diag(torch.tensor([5.0, 1.0]))
+    >>> risk = QuadraticRisk(A, torch.zeros(1, 2))
+    >>> float(sam_sharpness(risk, torch.tensor([1.0, 0.0]), rho=0.1))
+    0.525
+    """
+    _check_rho(rho)
+    base, gradient = risk.value_and_gradient(theta)
+    return _rise(risk, theta, base, rho * _unit(gradient))
+
+
+def asam_sharpness(
+    risk: Risk, theta: Tensor, *, rho: float = 0.5, eta: float = 0.0
+) -> SharpnessResult:
+    """Return L(θ + r T² g₀/‖T g₀‖) - L(θ) with T = diag(|θ| + η).
+
+    One step of steepest ascent in the norm ‖T⁻¹ε‖ ≤ r. With η = 0 it is invariant to
+    rescaling coordinates by positive numbers without changing the function, as ReLU
+    networks allow. The authors' code has η = 0.01 and T = 1 on biases, which gives
+    that up in part. As :func:`sam_sharpness`, it is the value after one step.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    rho : float, default=0.5
+        r, relative to |θ|.
+    eta : float, default=0.0
+        η, in units of θ; above 0 coordinates at 0 move too.
+
+    Returns
+    -------
+    SharpnessResult
+        In units of the loss.
+
+    Raises
+    ------
+    ValueError
+        If ``rho`` is not positive or ``eta`` is negative.
+
+    References
+    ----------
+    J. Kwon et al., "ASAM: Adaptive sharpness-aware minimization for scale-invariant
+    learning of deep neural networks", ICML 2021, arXiv 2102.11600.
+
+    Examples
+    --------
+    At θ = (2, 0) of ½ (5 x² + y²), a step of 0.1 · 2: ½ · 5 · (2.2² - 2²) = 2.1.
+
+    >>> from flatmin.risk import QuadraticRisk
+    >>> A = torch.diag(torch.tensor([5.0, 1.0]))
+    >>> risk = QuadraticRisk(A, torch.zeros(1, 2))
+    >>> float(asam_sharpness(risk, torch.tensor([2.0, 0.0]), rho=0.1))
+    2.1
+    """
+    _check_rho(rho)
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be finite and not negative. Got {eta}.")
+    base, gradient = risk.value_and_gradient(theta)
+    T = theta.abs() + eta
+    return _rise(risk, theta, base, rho * T * _unit(T * gradient))
+
+
+def _check_rho(rho: float) -> None:
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho must be finite and positive. Got {rho}.")
+
+
+def _unit(v: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return torch.where(norm > 0, v / norm, 0.0)
+
+
+def _rise(risk: Risk, theta: Tensor, base: Tensor, step: Tensor) -> SharpnessResult:
+    value = risk.value(theta + step).double() - base.double()
+    return SharpnessResult(value, torch.zeros_like(value), n_draws=0)

@@ -1,0 +1,117 @@
+"""Sharpness read off the Hessian: its trace and its largest eigenvalue."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.random import make_generator
+from flatmin.curvature import HessianOperator, hessian_eigenpairs
+from flatmin.linalg import trace
+from flatmin.measures._sharpness_result import SharpnessResult
+from flatmin.risk import Risk
+
+__all__ = ["max_eigenvalue", "trace_sharpness"]
+
+
+def trace_sharpness(
+    risk: Risk,
+    theta: Tensor,
+    *,
+    sigma: float = 0.01,
+    rtol: float = 0.02,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = 0,
+) -> SharpnessResult:
+    """Return (s²/2) Tr(H), the second order of the expected sharpness.
+
+    What :func:`expected_sharpness` comes to as s → 0, without the noise of finite
+    differences; where the two differ, s is not small. It is not invariant to a
+    reparametrisation.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    sigma : float, default=0.01
+        s, in units of θ.
+    rtol : float, default=0.02
+        Relative standard error to reach.
+    max_matvecs : int, default=200
+        Products with H at most; exact where D is no larger.
+    rng : torch.Generator, int or None, default=0
+        A seed, a generator on the risk's device, or None for random probes.
+
+    Returns
+    -------
+    SharpnessResult
+        In units of the loss; ``n_matvecs`` counts the probes.
+
+    Raises
+    ------
+    ValueError
+        If ``sigma`` is not positive.
+
+    Examples
+    --------
+    >>> from flatmin.risk import QuadraticRisk
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([5.0, 1.0])), torch.zeros(1, 2))
+    >>> float(trace_sharpness(risk, torch.zeros(2), sigma=0.1))
+    0.03
+    """
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be finite and positive. Got {sigma}.")
+    result = trace(
+        HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng
+    )
+    factor = sigma**2 / 2
+    return SharpnessResult(
+        factor * result.value.double(),
+        factor * result.stderr.double(),
+        n_draws=0,
+        n_matvecs=result.n_matvecs,
+    )
+
+
+def max_eigenvalue(
+    risk: Risk,
+    theta: Tensor,
+    *,
+    tol: float = 1e-4,
+    rng: torch.Generator | int | None = 0,
+) -> SharpnessResult:
+    """Return λ₁, the largest eigenvalue of H.
+
+    Gradient descent at the rate η is stable along every direction while λ₁ < 2/η. It
+    is not invariant to a reparametrisation.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    tol : float, default=1e-4
+        Residual of the eigenpair, relative to max |λ|; the error of λ₁ itself is
+        smaller.
+    rng : torch.Generator, int or None, default=0
+        For Lanczos' start vector.
+
+    Returns
+    -------
+    SharpnessResult
+        In units of the loss over θ².
+
+    Examples
+    --------
+    >>> from flatmin.risk import QuadraticRisk
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([5.0, 1.0])), torch.zeros(1, 2))
+    >>> float(max_eigenvalue(risk, torch.zeros(2)))
+    5.0
+    """
+    generator = make_generator(rng, risk.device)
+    pair = hessian_eigenpairs(risk, theta, 1, tol=tol, rng=generator)
+    value = pair.eigenvalues[..., 0]
+    return SharpnessResult(
+        value, torch.zeros_like(value), n_draws=0, n_matvecs=pair.n_matvecs
+    )

@@ -1,0 +1,108 @@
+"""Traces and norms from leading eigenpairs and an estimate of the rest.
+
+The error of a random estimate is that of the matrix without its large eigenvalues.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flatmin.linalg import (
+    EigenResult,
+    LinearOperator,
+    LowRankOperator,
+    TraceResult,
+    frobenius_norm,
+    trace,
+)
+from flatmin.measures._estimate import Estimate
+
+__all__ = ["deflated_norm", "deflated_trace"]
+
+# Products after which the error is looked at: the rest may be small beside the pairs.
+_PILOT = 20
+
+
+def deflated_trace(
+    operator: LinearOperator,
+    pairs: EigenResult,
+    *,
+    rtol: float,
+    max_matvecs: int,
+    rng: torch.Generator,
+) -> Estimate:
+    """Return Tr(A).
+
+    Parameters
+    ----------
+    operator : LinearOperator of shape (D, D)
+    pairs : EigenResult
+        Some of its eigenpairs.
+    rtol : float
+        Relative standard error to reach.
+    max_matvecs : int
+        Products at most, beside a pilot of 20; D ≤ ``max_matvecs`` is exact.
+    rng : torch.Generator
+
+    Returns
+    -------
+    Estimate
+    """
+    rest = _rest(operator, pairs)
+
+    def total(n_products: int) -> Estimate:
+        result: TraceResult = trace(rest, rtol=rtol, max_matvecs=n_products, rng=rng)
+        value = pairs.eigenvalues.sum() + result.value.double()
+        return Estimate(value, result.stderr.double())
+
+    if operator.shape[-1] > max_matvecs > _PILOT:
+        first = total(_PILOT)
+        if bool(first.stderr <= rtol * first.value.abs()):
+            return first
+    return total(max_matvecs)
+
+
+def deflated_norm(
+    operator: LinearOperator,
+    pairs: EigenResult,
+    *,
+    rtol: float,
+    max_matvecs: int,
+    rng: torch.Generator,
+) -> Estimate:
+    """Return ‖A‖_F.
+
+    Parameters
+    ----------
+    operator : LinearOperator of shape (D, D)
+    pairs : EigenResult
+        Some of its eigenpairs.
+    rtol : float
+        Relative standard error to reach.
+    max_matvecs : int
+        Products at most, beside a pilot of 20; D ≤ ``max_matvecs`` is exact.
+    rng : torch.Generator
+
+    Returns
+    -------
+    Estimate
+    """
+    rest = _rest(operator, pairs)
+
+    def total(n_products: int) -> Estimate:
+        result = frobenius_norm(rest, rtol=rtol, max_matvecs=n_products, rng=rng)
+        left = result.value.double()
+        value = (pairs.eigenvalues.square().sum() + left.square()).sqrt()
+        stderr = torch.where(left > 0, result.stderr.double() * left / value, 0.0)
+        return Estimate(value, stderr)
+
+    if operator.shape[-1] > max_matvecs > _PILOT:
+        first = total(_PILOT)
+        if bool(first.stderr <= rtol * first.value):
+            return first
+    return total(max_matvecs)
+
+
+def _rest(operator: LinearOperator, pairs: EigenResult) -> LinearOperator:
+    """Return what the pairs leave of a matrix."""
+    return operator - LowRankOperator(pairs.eigenvalues, pairs.eigenvectors)

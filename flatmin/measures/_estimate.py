@@ -1,0 +1,61 @@
+"""A number and how well it is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Estimate", "exact", "quotient"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error, which is 0 where nothing is drawn."""
+
+    value: Tensor  # (*batch), float64
+    stderr: Tensor  # the same shape
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+
+def exact(value: Tensor) -> Estimate:
+    """Return a number without a random error.
+
+    Parameters
+    ----------
+    value : Tensor
+
+    Returns
+    -------
+    Estimate
+    """
+    value = value.double()
+    return Estimate(value, torch.zeros_like(value))
+
+
+def quotient(above: list[Estimate], below: list[Estimate]) -> Estimate:
+    """Return Π above / Π below of independent estimates, its error to first order.
+
+    Parameters
+    ----------
+    above : list of Estimate
+    below : list of Estimate
+
+    Returns
+    -------
+    Estimate
+    """
+    one = torch.ones_like(above[0].value)
+    value = one
+    for factor in above:
+        value = value * factor.value
+    for factor in below:
+        value = value / factor.value
+    relative = one * 0
+    for factor in (*above, *below):
+        ratio = torch.where(factor.stderr == 0, 0.0, factor.stderr / factor.value)
+        relative = relative + ratio.square()
+    return Estimate(value, value.abs() * relative.sqrt())

@@ -1,0 +1,69 @@
+"""The Fisher-Rao norm of the parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature import FisherOperator, GGNOperator
+from flatmin.measures._sharpness_result import SharpnessResult
+from flatmin.risk import EmpiricalRisk, Risk
+
+__all__ = ["fisher_rao_norm"]
+
+
+def fisher_rao_norm(
+    risk: Risk, theta: Tensor, *, empirical: bool = False
+) -> SharpnessResult:
+    """Return θᵀFθ, the square of the Fisher-Rao norm of θ.
+
+    F is the Fisher matrix, with the labels that the model draws; ``empirical`` takes
+    the true labels, (1/N) Σ (gᵢᵀθ)². Both are invariant to any linear change of the
+    parameters that leaves the function as it is, and so to rescaled ReLU networks. For
+    a ReLU network without biases and with l layers Jᵢθ = l fᵢ: it then says nothing of
+    the curvature that the outputs do not say.
+
+    Parameters
+    ----------
+    risk : Risk
+        Of a network: with a loss by name, which is a likelihood, unless
+        ``empirical``. An analytic risk takes its Gauss-Newton matrix for F.
+    theta : Tensor of shape (\\*batch, D)
+    empirical : bool, default=False
+        Take the true labels.
+
+    Returns
+    -------
+    SharpnessResult
+        Exact.
+
+    Raises
+    ------
+    TypeError
+        If the loss is no likelihood.
+
+    References
+    ----------
+    T. Liang et al., "Fisher-Rao metric, geometry, and complexity of neural networks",
+    AISTATS 2019, arXiv 1711.01530.
+
+    Examples
+    --------
+    F = (2/N) XᵀX = 10, at θ = 2:
+
+    >>> from flatmin.risk import LinearRegressionRisk
+    >>> risk = LinearRegressionRisk(torch.tensor([[1.0], [3.0]]), torch.zeros(2))
+    >>> float(fisher_rao_norm(risk, torch.tensor([2.0])))
+    40.0
+    """
+    if empirical:
+        slopes = risk.linearize(theta).directional_derivatives(theta)
+        value = slopes.double().square().mean(-1)
+        return SharpnessResult(value, torch.zeros_like(value), n_draws=0, n_matvecs=1)
+    operator: FisherOperator | GGNOperator
+    if isinstance(risk, EmpiricalRisk):
+        operator = FisherOperator(risk, theta, rng=0)
+    else:
+        operator = GGNOperator(risk, theta)
+    value = (theta * operator.matvec(theta)).sum(-1, dtype=torch.float64)
+    return SharpnessResult(value, torch.zeros_like(value), n_draws=0, n_matvecs=1)

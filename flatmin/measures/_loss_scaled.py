@@ -1,0 +1,119 @@
+"""Alignment of the gradient noise per unit of loss, and what SGD can bear of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.random import make_generator
+from flatmin.curvature import GGNOperator
+from flatmin.linalg import eigsh
+from flatmin.measures._deflation import deflated_norm
+from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._trace_product import trace_hessian_covariance
+from flatmin.risk import Risk
+
+__all__ = ["LossScaledAlignment", "loss_scaled_alignment"]
+
+
+@dataclass(frozen=True)
+class LossScaledAlignment:
+    """μ = Tr(ΣG) / (2 L ‖G‖²_F) and what it is made of."""
+
+    value: Tensor  # ()
+    stderr: Tensor  # ()
+    curvature_norm: Estimate  # ‖G‖_F
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def norm_bound(self, lr: float, batch_size: int) -> float:
+        """Return (1/η) √(m/μ), which ‖H‖_F does not exceed where SGD is stable.
+
+        Parameters
+        ----------
+        lr : float
+            η.
+        batch_size : int
+            m.
+
+        Returns
+        -------
+        float
+        """
+        return math.sqrt(batch_size / float(self.value)) / lr
+
+
+def loss_scaled_alignment(
+    risk: Risk,
+    theta: Tensor,
+    *,
+    k: int = 10,
+    rtol: float = 0.02,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = 0,
+) -> LossScaledAlignment:
+    """Return μ = Tr(ΣG) / (2 L ‖G‖²_F), G the generalised Gauss-Newton matrix.
+
+    For the squared error near a minimum that fits all data. There one step of SGD has
+    E[L(θ')] ≥ (η²/(2m)) Tr(HΣ) = (η²/m) μ ‖H‖²_F L, so that SGD can stay only where
+    ‖H‖_F ≤ (1/η) √(m/μ₀), with μ₀ a lower bound of μ about the minimum; the method
+    ``norm_bound`` takes μ at θ for it. With C outputs whose residuals are independent
+    of their Jacobians μ is 1/C. It does not depend on the scale of the loss. For other
+    losses it is a number without that theory.
+
+    Parameters
+    ----------
+    risk : Risk
+        With squared error.
+    theta : Tensor of shape (D,)
+    k : int, default=10
+        Eigenpairs of G from which ‖G‖_F starts; min(k, D).
+    rtol : float, default=0.02
+        Relative standard error to reach, of Tr(ΣG) and of ‖G‖_F.
+    max_matvecs : int, default=200
+        Products for each of the two at most.
+    rng : torch.Generator, int or None, default=0
+        A seed, a generator on the risk's device, or None for random draws.
+
+    Returns
+    -------
+    LossScaledAlignment
+
+    References
+    ----------
+    L. Wu, M. Wang and W. Su, "The alignment property of SGD noise and how it helps
+    select flat minima: A stability analysis", NeurIPS 2022, arXiv 2207.02628.
+
+    Examples
+    --------
+    Two examples of one slope and residuals of one size: Σ = 4r²x², G = 2x², L = r².
+
+    >>> from flatmin.risk import LinearRegressionRisk
+    >>> X, y = torch.tensor([[3.0], [3.0]]), torch.tensor([1.0, -1.0])
+    >>> risk = LinearRegressionRisk(X, y)
+    >>> result = loss_scaled_alignment(risk, torch.zeros(1))
+    >>> float(result), result.norm_bound(lr=0.1, batch_size=4)
+    (1.0, 20.0)
+    """
+    generator = make_generator(rng, risk.device)
+    product = trace_hessian_covariance(
+        risk,
+        theta,
+        matrix="ggn",
+        rtol=rtol,
+        max_matvecs=max_matvecs,
+        rng=generator,
+    )
+    operator = GGNOperator(risk, theta)
+    pairs = eigsh(operator, min(k, operator.shape[-1]), rng=generator)
+    norm = deflated_norm(
+        operator, pairs, rtol=rtol, max_matvecs=max_matvecs, rng=generator
+    )
+    square = Estimate(norm.value.square(), 2 * norm.value * norm.stderr)
+    above = Estimate(product.value, product.stderr)
+    mu = quotient([above], [exact(2 * risk.value(theta)), square])
+    return LossScaledAlignment(mu.value, mu.stderr, norm)

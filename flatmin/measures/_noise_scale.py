@@ -1,0 +1,190 @@
+"""The gradient noise beside the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature import covariance_trace
+from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._trace_product import trace_hessian_covariance
+from flatmin.risk import Risk
+
+__all__ = [
+    "GradientNoise",
+    "curvature_noise_scale",
+    "gradient_noise",
+    "gradient_signal_to_noise",
+]
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """Sizes of the gradient and of its noise; ``float`` gives the noise scale."""
+
+    gradient_norm: Tensor  # (*batch) ‖g₀‖, float64
+    trace: Tensor  # (*batch) Tr(Σ), float64
+
+    @property
+    def noise_scale(self) -> Tensor:
+        """Tr(Σ) / ‖g₀‖², the batch size at which noise and gradient are as large."""
+        return self.trace / self.gradient_norm.square()
+
+    def noise_norm(self, batch_size: int) -> Tensor:
+        """Return √(Tr(Σ)/m), the root mean square of ‖ε‖ in units of the gradient.
+
+        Parameters
+        ----------
+        batch_size : int
+            m.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch)
+        """
+        return (self.trace / batch_size).sqrt()
+
+    def diffusion_norm(self, batch_size: int, lr: float) -> Tensor:
+        """Return √(η Tr(Σ)/m), what figures 2 and 11 of the paper set beside ‖g₀‖.
+
+        The noise of the diffusion, equation 5, over a unit of time: its units are not
+        the gradient's, and where it lies above ‖g₀‖ depends on η.
+
+        Parameters
+        ----------
+        batch_size : int
+            m.
+        lr : float
+            η.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch)
+        """
+        return lr**0.5 * self.noise_norm(batch_size)
+
+    def __float__(self) -> float:
+        return float(self.noise_scale)
+
+
+def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
+    """Return ‖g₀‖ and Tr(Σ), from which both noise magnitudes and the scale follow.
+
+    Tr(Σ)/‖g₀‖² is the simple noise scale. Here g₀ is the gradient of all data and
+    known exactly, so that the two-batch estimate of the reference is not needed.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+
+    Returns
+    -------
+    GradientNoise
+
+    References
+    ----------
+    S. McCandlish et al., "An empirical model of large-batch training", 2018,
+    arXiv 1812.06162, section 2; Z. Zhu et al., arXiv 1803.00195, section 4.1.
+
+    Examples
+    --------
+    >>> from flatmin.risk import QuadraticRisk
+    >>> risk = QuadraticRisk(torch.eye(2), torch.tensor([[6.0, 0.0], [-6.0, 0.0]]))
+    >>> noise = gradient_noise(risk, torch.tensor([0.0, 2.0]))
+    >>> float(noise.gradient_norm), float(noise.noise_norm(batch_size=4)), float(noise)
+    (2.0, 3.0, 9.0)
+    """
+    norm = torch.linalg.vector_norm(risk.gradient(theta), dim=-1, dtype=torch.float64)
+    return GradientNoise(norm, covariance_trace(risk, theta).double())
+
+
+def curvature_noise_scale(
+    risk: Risk,
+    theta: Tensor,
+    *,
+    rtol: float = 0.02,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = 0,
+) -> Estimate:
+    """Return Tr(HΣ) / (g₀ᵀHg₀), the curvature-weighted gradient noise scale.
+
+    About the batch size beyond which a larger one hardly makes a step of gradient
+    descent better, to second order. It needs H to be positive along g₀: where it is
+    not, the number is negative or meaningless.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    rtol : float, default=0.02
+        Relative standard error of Tr(HΣ) to reach.
+    max_matvecs : int, default=200
+        See :func:`trace_hessian_covariance`.
+    rng : torch.Generator, int or None, default=0
+        A seed, a generator on the risk's device, or None for random draws.
+
+    Returns
+    -------
+    Estimate
+
+    References
+    ----------
+    S. McCandlish et al., "An empirical model of large-batch training", 2018,
+    arXiv 1812.06162, section 2.
+
+    Examples
+    --------
+    Noise along an axis of curvature 4, the gradient (0, 2) along one of 1:
+
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[6.0, 0.0], [-6.0, 0.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> float(curvature_noise_scale(risk, torch.tensor([0.0, 2.0])))
+    36.0
+    """
+    product = trace_hessian_covariance(
+        risk, theta, rtol=rtol, max_matvecs=max_matvecs, rng=rng
+    )
+    gradient = risk.gradient(theta)
+    curved = risk.linearize(theta).hvp(gradient)
+    along = (gradient * curved).sum(-1, dtype=torch.float64)
+    return quotient([Estimate(product.value, product.stderr)], [exact(along)])
+
+
+def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> Tensor:
+    """Return the mean over coordinates of g₀ⱼ² / Σⱼⱼ, the GSNR.
+
+    Of one example's gradient; m times as large for a minibatch. Coordinates at which
+    all examples agree, Σⱼⱼ = 0, are left out. The mean is a mean of ratios: a few
+    coordinates of little noise can make most of it.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+
+    Returns
+    -------
+    Tensor of shape (\\*batch)
+        In float64; NaN if no coordinate is left.
+
+    References
+    ----------
+    J. Liu et al., "Understanding why neural networks generalize well through GSNR of
+    parameters", ICLR 2020, arXiv 2001.07384.
+
+    Examples
+    --------
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
+    >>> risk = QuadraticRisk(torch.eye(2), slopes)
+    >>> float(gradient_signal_to_noise(risk, torch.tensor([1.0, 1.0])))
+    0.625
+    """
+    variances = risk.gradient_variances(theta)
+    squares = risk.gradient(theta).double().square()
+    ratios = torch.where(variances > 0, squares / variances, torch.nan)
+    return ratios.nanmean(-1)

@@ -1,0 +1,108 @@
+"""The gradient covariance by itself: size, leading eigenvalues, effective rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.random import make_generator
+from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
+from flatmin.measures._deflation import deflated_norm
+from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.risk import Risk
+
+__all__ = ["NoiseSpectrum", "noise_spectrum"]
+
+
+@dataclass(frozen=True)
+class NoiseSpectrum:
+    """Σ, divisor N, on D coordinates; ``float`` gives the effective rank."""
+
+    n_params: int  # D
+    eigenvalues: Tensor  # (k,) γᵢ, float64, falling
+    trace: Estimate  # Tr(Σ), exact
+    norm: Estimate  # ‖Σ‖_F
+
+    @property
+    def effective_rank(self) -> Estimate:
+        """Tr(Σ)² / ‖Σ‖²_F, the participation ratio of the eigenvalues, in [1, D]."""
+        return quotient([self.trace, self.trace], [_square(self.norm)])
+
+    @property
+    def share(self) -> Tensor:
+        """Share of Tr(Σ) in the k leading eigenvalues."""
+        return self.eigenvalues.sum() / self.trace.value
+
+    def __float__(self) -> float:
+        return float(self.effective_rank)
+
+
+def noise_spectrum(
+    risk: Risk,
+    theta: Tensor,
+    k: int = 20,
+    *,
+    params: str | list[str] | None = None,
+    tol: float = 1e-4,
+    rtol: float = 0.02,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = 0,
+) -> NoiseSpectrum:
+    """Return the leading spectrum of Σ, its trace, norm and effective rank.
+
+    The effective rank is the participation ratio (Σγᵢ)² / Σγᵢ²: r for r equal
+    eigenvalues and zeros besides. For diag(Σ) alone see
+    :func:`flatmin.curvature.covariance_diagonal`.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (D,)
+    k : int, default=20
+        At most min(D, N - 1).
+    params : str or list of str, default=None
+        Names of parameters or modules, to whose block of Σ to confine it.
+    tol : float, default=1e-4
+        Residual of the eigenpairs, relative to the largest eigenvalue.
+    rtol : float, default=0.02
+        Relative standard error of ‖Σ‖_F to reach.
+    max_matvecs : int, default=200
+        Products with Σ for it at most.
+    rng : torch.Generator, int or None, default=0
+        A seed, a generator on the risk's device, or None for random draws.
+
+    Returns
+    -------
+    NoiseSpectrum
+
+    References
+    ----------
+    The participation ratio: T. Litwin-Kumar et al., "Optimal degrees of synaptic
+    connectivity", 2017, :doi:`10.1016/j.neuron.2017.01.030`.
+
+    Examples
+    --------
+    Variances 9 and 3: 12² / (81 + 9) = 1.6.
+
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 0.0], [0.0, 3**0.5]]) * 2**0.5
+    >>> risk = QuadraticRisk(torch.eye(2), torch.cat([slopes, -slopes]))
+    >>> result = noise_spectrum(risk, torch.zeros(2), 1)
+    >>> float(result.trace), float(result.effective_rank)
+    (12.0, 1.6)
+    """
+    generator = make_generator(rng, risk.device)
+    operator = GradientCovarianceOperator(risk, theta, params=params)
+    pairs = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)
+    norm = deflated_norm(
+        operator, pairs, rtol=rtol, max_matvecs=max_matvecs, rng=generator
+    )
+    return NoiseSpectrum(
+        operator.shape[-1], pairs.eigenvalues, exact(operator.trace()), norm
+    )
+
+
+def _square(norm: Estimate) -> Estimate:
+    return Estimate(norm.value.square(), 2 * norm.value * norm.stderr)

@@ -1,0 +1,157 @@
+"""Whether a minimum is one that (stochastic) gradient descent can stay at."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.random import make_generator
+from flatmin.curvature import HessianOperator
+from flatmin.linalg import FunctionOperator, eigsh
+from flatmin.measures._curvature_sharpness import max_eigenvalue
+from flatmin.measures._estimate import Estimate, exact
+from flatmin.risk import Risk
+
+__all__ = ["edge_of_stability", "non_uniformity", "non_uniformity_bound"]
+
+
+def edge_of_stability(
+    risk: Risk,
+    theta: Tensor,
+    *,
+    lr: float,
+    tol: float = 1e-4,
+    rng: torch.Generator | int | None = 0,
+) -> Estimate:
+    """Return λ₁ η / 2: below 1 gradient descent is linearly stable at a minimum.
+
+    Full-batch gradient descent tends to drive it up to 1 and hover there. SGD needs
+    more than that: see :func:`non_uniformity`. Momentum and preconditioning move the
+    edge.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    lr : float
+        η.
+    tol : float, default=1e-4
+        Residual of the eigenpair, relative to max |λ|.
+    rng : torch.Generator, int or None, default=0
+        For Lanczos' start vector.
+
+    Returns
+    -------
+    Estimate
+
+    References
+    ----------
+    J. Cohen et al., "Gradient descent on neural networks typically occurs at the edge
+    of stability", ICLR 2021, arXiv 2103.00065.
+
+    Examples
+    --------
+    >>> from flatmin.risk import QuadraticRisk
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([5.0, 1.0])), torch.zeros(1, 2))
+    >>> float(edge_of_stability(risk, torch.zeros(2), lr=0.2))
+    0.5
+    """
+    return exact(max_eigenvalue(risk, theta, tol=tol, rng=rng).value * (lr / 2))
+
+
+def non_uniformity(
+    risk: Risk,
+    theta: Tensor,
+    *,
+    tol: float = 1e-3,
+    rng: torch.Generator | int | None = 0,
+) -> Estimate:
+    """Return s = λ_max((1/N) Σ Hᵢ² - H²)^(1/2), how much the Hessians Hᵢ differ.
+
+    Near a minimum at which all gᵢ vanish, SGD with m of N examples, drawn without
+    replacement, multiplies the second moment of θ - θ* by
+    (1 - ηH)² + η² (N - m)/(m(N - 1)) ((1/N) Σ Hᵢ² - H²) a step. It is stable only if
+    λ₁ ≤ 2/η and s is at most :func:`non_uniformity_bound`, and both are not sufficient.
+
+    A product with the matrix takes two Hessian products of every example and two of H;
+    some 20 are taken. It is a difference: in single precision s is lost below about a
+    thousandth of λ₁.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (D,)
+    tol : float, default=1e-3
+        Residual of the eigenpair, relative to s².
+    rng : torch.Generator, int or None, default=0
+        For Lanczos' start vector.
+
+    Returns
+    -------
+    Estimate
+        In units of H.
+
+    References
+    ----------
+    L. Wu, C. Ma and W. E, "How SGD selects the global minima in over-parameterized
+    learning: A dynamical stability perspective", NeurIPS 2018, section 3.
+
+    Examples
+    --------
+    Hᵢ = 2xᵢ² = 2, 18: mean 10, standard deviation 8.
+
+    >>> from flatmin.risk import LinearRegressionRisk
+    >>> risk = LinearRegressionRisk(torch.tensor([[1.0], [3.0]]), torch.zeros(2))
+    >>> float(non_uniformity(risk, torch.zeros(1)))
+    8.0
+    """
+    hessian = HessianOperator(risk, theta)
+
+    def product(v: Tensor) -> Tensor:
+        square = hessian.matvec(hessian.matvec(v))
+        return risk.squared_hessian_product(theta, v) - square
+
+    operator = FunctionOperator(
+        product, risk.n_params, dtype=risk.dtype, device=risk.device
+    )
+    pair = eigsh(operator, 1, tol=tol, rng=make_generator(rng, risk.device))
+    # Rounding can make the largest of a zero matrix negative.
+    return exact(pair.eigenvalues[0].clamp(min=0).sqrt())
+
+
+def non_uniformity_bound(lr: float, batch_size: int, n_examples: int) -> float:
+    """Return (1/η) √(m(N - 1)/(N - m)), above which s makes SGD unstable.
+
+    Parameters
+    ----------
+    lr : float
+        η.
+    batch_size : int
+        m, drawn without replacement; N is gradient descent and has no bound.
+    n_examples : int
+        N.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the batch does not fit.
+
+    Examples
+    --------
+    >>> non_uniformity_bound(0.1, 4, 100)
+    20.3101
+    """
+    if not 1 <= batch_size <= n_examples:
+        raise ValueError(
+            f"batch_size must be between 1 and N = {n_examples}. Got {batch_size}."
+        )
+    if batch_size == n_examples:
+        return math.inf
+    ratio = batch_size * (n_examples - 1) / (n_examples - batch_size)
+    return math.sqrt(ratio) / lr

@@ -1,0 +1,248 @@
+"""How two bases, or the subspaces that they span, lie to each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "cosines",
+    "overlap",
+    "principal_angles",
+    "projection_residual",
+    "random_projection_residual",
+    "subspace_share",
+]
+
+
+def cosines(U: Tensor, V: Tensor) -> Tensor:
+    """Return |uᵢᵀvᵢ| / (‖uᵢ‖ ‖vᵢ‖) column by column, equation 9.
+
+    An eigenvector has no sign, hence the absolute value. Where eigenvalues lie close
+    together the order of the vectors is chance: compare the spans then.
+
+    Parameters
+    ----------
+    U : Tensor of shape (\\*batch, D, k)
+        Columns are vectors.
+    V : Tensor of shape (\\*batch, D, k)
+
+    Returns
+    -------
+    Tensor of shape (\\*batch, k)
+        In float64.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit.
+
+    References
+    ----------
+    Z. Zhu et al., arXiv 1803.00195.
+
+    Examples
+    --------
+    >>> cosines(torch.tensor([[1.0], [0.0]]), torch.tensor([[-3.0], [4.0]]))
+    tensor([0.6000], dtype=torch.float64)
+    """
+    _check_bases(U, V)
+    if U.shape[-1] != V.shape[-1]:
+        raise ValueError(
+            "cosines compares column by column and needs as many columns. Got "
+            f"{U.shape[-1]} and {V.shape[-1]}."
+        )
+    U, V = U.double(), V.double()
+    norm = torch.linalg.vector_norm
+    return (U * V).sum(-2).abs() / (norm(U, dim=-2) * norm(V, dim=-2))
+
+
+def projection_residual(A: Tensor, B: Tensor) -> Tensor:
+    """Return e(A, B) = ‖A - P_B A‖²_F, P_B = B (BᵀB)⁻¹ Bᵀ, equations 13 and 18 to 20.
+
+    For orthonormal bases of k columns each it is k - ‖AᵀB‖²_F, symmetric and between
+    0 (the same span) and k (orthogonal spans). Two random spans have about
+    :func:`random_projection_residual`. For other bases it depends on the lengths of
+    A's columns, not on B's.
+
+    Parameters
+    ----------
+    A : Tensor of shape (\\*batch, D, k)
+    B : Tensor of shape (\\*batch, D, j)
+        Linearly independent columns.
+
+    Returns
+    -------
+    Tensor of shape (\\*batch)
+        In float64.
+
+    References
+    ----------
+    Z. Zhu et al., arXiv 1803.00195.
+
+    Examples
+    --------
+    >>> A = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 2.0]])
+    >>> B = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 5.0]])
+    >>> projection_residual(A, B)
+    tensor(1., dtype=torch.float64)
+    """
+    _check_bases(A, B)
+    A, Q = A.double(), _orthonormal(B)
+    return (A - Q @ (Q.mT @ A)).square().sum((-2, -1))
+
+
+def random_projection_residual(k: int, n_params: int) -> float:
+    """Return k (1 - k/D), the mean of e over two random k-dimensional subspaces.
+
+    Parameters
+    ----------
+    k : int
+    n_params : int
+        D.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If k does not fit.
+
+    Examples
+    --------
+    >>> random_projection_residual(20, 11330)
+    19.9647
+    """
+    if not 1 <= k <= n_params:
+        raise ValueError(f"k must be between 1 and D = {n_params}. Got k={k}.")
+    return k * (1 - k / n_params)
+
+
+def overlap(U: Tensor, V: Tensor) -> Tensor:
+    """Return 1 - e/k, the mean squared cosine from the span of U to that of V.
+
+    Of the spans alone: bases are made orthonormal first. 1 if V's span holds U's, 0 if
+    they are orthogonal, k/D on average for random spans of k columns each.
+
+    Parameters
+    ----------
+    U : Tensor of shape (\\*batch, D, k)
+        Linearly independent columns.
+    V : Tensor of shape (\\*batch, D, j)
+        Linearly independent columns.
+
+    Returns
+    -------
+    Tensor of shape (\\*batch)
+        In float64.
+
+    References
+    ----------
+    G. Gur-Ari, D. Roberts and E. Dyer, "Gradient descent happens in a tiny subspace",
+    arXiv 1812.04754.
+
+    Examples
+    --------
+    >>> overlap(torch.eye(3)[:, :2], torch.eye(3)[:, 1:])
+    tensor(0.5000, dtype=torch.float64)
+    """
+    _check_bases(U, V)
+    Q = _orthonormal(U)
+    return 1 - projection_residual(Q, V) / Q.shape[-1]
+
+
+def principal_angles(U: Tensor, V: Tensor) -> Tensor:
+    """Return the angles between two subspaces in radians, the smallest first.
+
+    Their cosines are the singular values of QᵤᵀQᵥ for orthonormal bases; small angles,
+    which the cosine does not resolve, come from their sines.
+
+    Parameters
+    ----------
+    U : Tensor of shape (\\*batch, D, k)
+        Linearly independent columns.
+    V : Tensor of shape (\\*batch, D, j)
+        Linearly independent columns.
+
+    Returns
+    -------
+    Tensor of shape (\\*batch, min(k, j))
+        In float64.
+
+    References
+    ----------
+    A. Knyazev and M. Argentati, "Principal angles between subspaces in an A-based
+    scalar product", 2002, :doi:`10.1137/S1064827500377332`.
+
+    Examples
+    --------
+    >>> principal_angles(torch.eye(3)[:, :1], torch.tensor([[1.0], [1.0], [0.0]]))
+    tensor([0.7854], dtype=torch.float64)
+    """
+    _check_bases(U, V)
+    if U.shape[-1] < V.shape[-1]:
+        U, V = V, U
+    Q, R = _orthonormal(U), _orthonormal(V)
+    inner = Q.mT @ R
+    cosine = torch.linalg.svdvals(inner).clamp(max=1)
+    sine = torch.linalg.svdvals(R - Q @ inner).flip(-1).clamp(max=1)
+    return torch.where(cosine.square() < 0.5, cosine.acos(), sine.asin())
+
+
+def subspace_share(v: Tensor, U: Tensor) -> Tensor:
+    """Return ‖P_U v‖² / ‖v‖², the share of a vector in the span of U.
+
+    For v = g₀ and the k leading eigenvectors of H: how much of the gradient lies in
+    the top eigenspace. A random vector has k/D.
+
+    Parameters
+    ----------
+    v : Tensor of shape (\\*batch, D)
+        NaN comes back where it is 0.
+    U : Tensor of shape (\\*batch, D, k)
+        Linearly independent columns.
+
+    Returns
+    -------
+    Tensor of shape (\\*batch)
+        In float64.
+
+    References
+    ----------
+    G. Gur-Ari, D. Roberts and E. Dyer, "Gradient descent happens in a tiny subspace",
+    arXiv 1812.04754.
+
+    Examples
+    --------
+    >>> subspace_share(torch.tensor([3.0, 4.0]), torch.tensor([[2.0], [0.0]]))
+    tensor(0.3600, dtype=torch.float64)
+    """
+    _check_bases(v.unsqueeze(-1), U)
+    v = v.double()
+    inside = (_orthonormal(U).mT @ v.unsqueeze(-1)).squeeze(-1)
+    return inside.square().sum(-1) / v.square().sum(-1)
+
+
+def _check_bases(U: Tensor, V: Tensor) -> None:
+    if U.ndim < 2 or V.ndim < 2 or U.shape[-2] != V.shape[-2]:
+        raise ValueError(
+            "Bases must be matrices whose columns are vectors of one size D. Got "
+            f"shapes {tuple(U.shape)} and {tuple(V.shape)}."
+        )
+
+
+def _orthonormal(basis: Tensor) -> Tensor:
+    """Return an orthonormal basis of the span, in float64."""
+    rows, columns = basis.shape[-2:]
+    Q, R = torch.linalg.qr(basis.double())
+    sizes = R.diagonal(dim1=-2, dim2=-1).abs()
+    smallest = 1e-10 * sizes.amax(-1, keepdim=True)
+    if columns > rows or bool((sizes <= smallest).any()):
+        raise ValueError(
+            "The columns of a basis must be linearly independent. Got "
+            f"{columns} columns of {rows} numbers that are not; leave out the columns "
+            "that the others span."
+        )
+    return Q

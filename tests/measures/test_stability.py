@@ -1,0 +1,135 @@
+"""Edges of stability and negative mass."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flatmin.linalg import DenseOperator, spectral_density
+from flatmin.measures import (
+    density_negative_mass,
+    edge_of_stability,
+    negative_mass,
+    non_uniformity,
+    non_uniformity_bound,
+)
+from flatmin.risk import EmpiricalRisk, LinearRegressionRisk, QuadraticRisk
+
+from .. import oracles
+from ..curvature import _problems as networks
+from . import _problems
+
+
+def test_the_edge_of_gradient_descent():
+    risk, theta, H, _ = _problems.regression()
+    lr = float(2 / torch.linalg.eigvalsh(H)[-1])
+    assert float(edge_of_stability(risk, theta, lr=lr)) == pytest.approx(1)
+    for factor in (0.95, 1.05):
+        at = theta.clone()
+        for _ in range(300):
+            at = at - factor * lr * (risk.gradient(at) - risk.gradient(0 * at))
+        assert (at.norm() > 100) == (factor > 1)
+
+
+def test_non_uniformity_of_a_regression():
+    risk, theta, H, _ = _problems.regression()
+    squares = (2 * risk.X.square().sum(1, keepdim=True) * risk.X).T @ (2 * risk.X)
+    variance = squares / _problems.N - H @ H
+    expected = torch.linalg.eigvalsh(variance)[-1].sqrt()
+    assert float(non_uniformity(risk, theta)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_non_uniformity_of_a_network(dtype):
+    risk, theta = networks.empirical(dtype=dtype)
+    module, X, y, at = networks.network()
+    w = networks.WEIGHTS / networks.WEIGHTS.mean()
+    hessians = torch.stack(
+        [
+            w[i]
+            * oracles.dense(
+                module, oracles.cross_entropy, X[i : i + 1], y[i : i + 1], at
+            ).hessian
+            for i in range(len(X))
+        ]
+    )
+    mean = hessians.mean(0)
+    torch.testing.assert_close(mean, networks.oracle().hessian)
+    variance = (hessians @ hessians).mean(0) - mean @ mean
+    expected = torch.linalg.eigvalsh(variance)[-1].sqrt()
+    assert float(non_uniformity(risk, theta)) == pytest.approx(
+        float(expected), rel=1e-3
+    )
+
+
+def test_one_hessian_for_all_examples_is_uniform():
+    risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 2.0])), torch.eye(2))
+    assert float(non_uniformity(risk, torch.zeros(2))) == 0
+
+
+def test_the_bound_is_where_the_noise_alone_keeps_the_second_moment():
+    """All batches of m out of N in one dimension, one by one."""
+    x = torch.tensor([0.5, 1.0, 1.5, 2.5, 3.0], dtype=torch.float64)
+    N, m = len(x), 2
+    risk = LinearRegressionRisk(x.unsqueeze(1), torch.zeros(N).double())
+    s = float(non_uniformity(risk, torch.zeros(1).double()))
+    h = float(risk.hessian(torch.zeros(1).double()))
+    for lr in (0.01, 0.1, 0.3):
+        batches = torch.tensor(list(itertools.combinations(2 * x.square(), m)))
+        moment = float((1 - lr * batches.mean(1)).square().mean())
+        noise = (s / non_uniformity_bound(lr, m, N)) ** 2
+        assert moment == pytest.approx((1 - lr * h) ** 2 + noise)
+
+
+def test_the_bound_at_its_ends():
+    assert non_uniformity_bound(0.1, 7, 7) == math.inf
+    assert non_uniformity_bound(0.1, 1, 7) == pytest.approx(10)
+    for batch_size in (0, 8):
+        with pytest.raises(ValueError, match=f"and N = 7. Got {batch_size}"):
+            non_uniformity_bound(0.1, batch_size, 7)
+
+
+def test_negative_mass_of_a_network():
+    risk, theta = networks.empirical()
+    values = torch.linalg.eigvalsh(networks.oracle().hessian)
+    expected = values.clamp(max=0).sum().abs() / values.abs().sum()
+    result = negative_mass(risk, theta)
+    assert expected > 0.01
+    assert float(result) == pytest.approx(float(expected))
+    assert result.stderr == 0
+    at = risk.layout.indices("0")
+    block = torch.linalg.eigvalsh(networks.oracle().hessian[at][:, at])
+    expected = block.clamp(max=0).sum().abs() / block.abs().sum()
+    assert float(negative_mass(risk, theta, params="0")) == pytest.approx(
+        float(expected)
+    )
+
+
+def test_an_estimated_mass_has_an_honest_error():
+    values = torch.cat([torch.linspace(-2, -1, 30), torch.linspace(1, 4, 70)]).double()
+    Q = torch.linalg.qr(_problems.randn(100, 100))[0]
+    operator = DenseOperator(Q * values @ Q.T)
+    expected = values.clamp(max=0).sum().abs() / values.abs().sum()
+    scores = []
+    for seed in range(30):
+        density = spectral_density(
+            operator, method="lanczos", n_probes=8, n_steps=30, rng=seed
+        )
+        result = density_negative_mass(density)
+        scores.append(float((result.value - expected) / result.stderr))
+    assert sum(abs(score) < 3 for score in scores) >= 26
+    assert sum(abs(score) > 0.3 for score in scores) >= 10
+
+
+def test_a_zero_matrix_has_no_mass():
+    risk = QuadraticRisk(torch.zeros(3, 3), torch.zeros(1, 3))
+    assert negative_mass(risk, torch.zeros(3)).value.isnan()
+
+
+def test_a_convex_loss_has_none():
+    X = _problems.randn(20, 3)
+    module = nn.Linear(3, 1).double()
+    risk = EmpiricalRisk(module, "binary_cross_entropy", X, (X[:, 0] > 0).long())
+    assert float(negative_mass(risk, risk.params())) < 1e-12
