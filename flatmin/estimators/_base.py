@@ -450,6 +450,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self.module_ = net.module_.eval()
         self.noise_ = run.law
         self.n_iter_ = run.n_iter_before + done
+        self.diverged_ = run.diverged
         self._iteration = run.offset + done
         self._generator_state = run.generator.get_state()
         self._chunk_size = run.risk.chunk_size

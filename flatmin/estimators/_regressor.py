@@ -120,6 +120,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         noise_norm √E‖ε‖² in the same units, and the metrics.
     n_iter_ : int
         Iterations done after the warm-up.
+    diverged_ : str or None
+        What happened, where ``on_divergence="stop"`` ended the training.
     risk_ : EmpiricalRisk or None
         On the training data, with ``store_data``; its ``params()`` is θ at the end.
         None after unpickling.
