@@ -181,7 +181,7 @@ class ComparisonResult:
         }
         path = Path(path)
         written = path.with_name(f"{path.name}.part")
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
         written.write_text(text + "\n", encoding="utf-8")
         written.replace(path)
 
@@ -282,7 +282,8 @@ def _to_lists(frame: pd.DataFrame) -> dict[str, list[Any]]:
 
 
 def _from_lists(columns: dict[str, list[Any]]) -> pd.DataFrame:
-    kinds = dict.fromkeys(_TEXT, "object") | dict.fromkeys(_WHOLE, "int64")
+    # None: pandas infers its own kind of text, which its versions differ in.
+    kinds = dict.fromkeys(_TEXT, None) | dict.fromkeys(_WHOLE, "int64")
     return pd.DataFrame(
         {
             name: pd.Series(values, dtype=kinds.get(name, "float64"))

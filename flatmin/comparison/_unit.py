@@ -107,7 +107,7 @@ def warm_up(estimator: Any, seed: int, plan: Plan, memory: Any) -> Start:
         "memory": memory,
     }
     try:
-        model = _fit(estimator, seed, plan, settings)
+        model = _fit(estimator, seed, plan.load(seed), settings)
         rows = model.history_.to_dict("records")
         _check_names(plan.end_metrics, rows[-1])
         ends = _measure(model, plan.end_metrics)
@@ -161,7 +161,8 @@ def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
                     "distance": _DistanceFrom(np.asarray(start.theta)),
                 },
             }
-            model = _fit(estimator, start.seed, plan, settings)
+            data = plan.load(start.seed)
+            model = _fit(estimator, start.seed, data, settings)
             noisy = model.history_.to_dict("records")
             noisy[0] |= start.ends
             rows += noisy
@@ -172,7 +173,7 @@ def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
                     noisy[-1] |= _measure(model, plan.end_metrics)
                 if plan.quench:
                     phase = "quench"
-                    failure = _quench(model, start.seed, plan, settings, rows)
+                    failure = _quench(model, data, plan, settings, rows)
     except Exception as error:
         failure = _named(error)
     record = {
@@ -191,7 +192,7 @@ def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
 
 def _quench(
     noisy: Any,
-    seed: int,
+    data: tuple[Any, Any, dict[str, Any]],
     plan: Plan,
     settings: dict[str, Any],
     rows: list[dict[Any, Any]],
@@ -199,8 +200,8 @@ def _quench(
     """Go on without noise, and append what was recorded."""
     quenched = _fit(
         noisy,
-        seed,
-        plan,
+        noisy.random_state,
+        data,
         settings
         | {
             "method": "gd",
@@ -224,8 +225,13 @@ def _quench(
     return None
 
 
-def _fit(estimator: Any, seed: int, plan: Plan, settings: dict[str, Any]) -> Any:
-    X, y, test = plan.load(seed)
+def _fit(
+    estimator: Any,
+    seed: int,
+    data: tuple[Any, Any, dict[str, Any]],
+    settings: dict[str, Any],
+) -> Any:
+    X, y, test = data
     model = clone(estimator).set_params(
         random_state=seed,
         # A run that diverges then has a history up to there.
