@@ -1,5 +1,6 @@
 """flatmin: the shape of gradient noise, and the flatness of the minima it finds."""
 
+from flatmin.comparison import compare_dynamics
 from flatmin.dynamics import DivergenceError
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.measures import expected_sharpness
@@ -15,6 +16,7 @@ __all__ = [
     "NoiseLaw",
     "NoisyDiffusionClassifier",
     "NoisyDiffusionRegressor",
+    "compare_dynamics",
     "expected_sharpness",
     "make_noise_law",
 ]

@@ -173,7 +173,11 @@ def experiment(arguments, units):
         missing[tuple(left)].append(seed)
 
     def write(unit):
-        unit.to_json(path_of(units, unit.methods[0], unit.seeds[0]))
+        # A collapse is an outcome. What else a machine may do to a unit is tried again.
+        if unit.failures["error"].eq("DivergenceError").all():
+            unit.to_json(path_of(units, unit.methods[0], unit.seeds[0]))
+        else:
+            print(unit.failures.to_string(index=False))
 
     for names, seeds in missing.items():
         if names:

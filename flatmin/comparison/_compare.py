@@ -114,7 +114,7 @@ def compare_dynamics(
     Examples
     --------
     >>> from sklearn.datasets import load_iris
-    >>> from flatmin import NoisyDiffusionClassifier
+    >>> from flatmin import NoisyDiffusionClassifier, compare_dynamics
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = NoisyDiffusionClassifier(lr=0.1, max_iter=20, warmup_iter=50)
     >>> found = compare_dynamics(
@@ -187,8 +187,10 @@ def _work(tasks: list[Any], n_jobs: int | None, bar: Any) -> Iterator[Any]:
 def _collect(
     units: list[Unit], protocol: dict[str, Any], origin: list[dict[str, Any]]
 ) -> ComparisonResult:
+    # An empty table, of a warm-up that raised, would change the types of columns.
+    tables = [unit.rows for unit in units if len(unit.rows)] or [units[0].rows]
     return ComparisonResult(
-        pd.concat([unit.rows for unit in units], ignore_index=True),
+        pd.concat(tables, ignore_index=True),
         pd.DataFrame([unit.record for unit in units]),
         protocol,
         origin,

@@ -98,9 +98,11 @@ def _resolve(label: str, method: Any, estimator: Any) -> Any:
             f"{label!r} has its own {_listed(taken)}. Set that on the estimator, or "
             "compare in two calls."
         )
-    name = settings["method"]
-    if isinstance(name, str):
-        check_known("method", name, METHODS)
+    if isinstance(settings["method"], str):
+        check_known("method", settings["method"], METHODS)
+    elif isinstance(settings["method"], NoiseLaw):
+        # method__x below is set on it.
+        settings["method"] = clone(settings["method"])
     unit = clone(estimator).set_params(**settings)
     if isinstance(unit.method, str):
         make_noise_law(unit.method, **(unit.method_params or {}))
