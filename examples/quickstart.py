@@ -7,19 +7,16 @@ how flat it is, and how many unseen digits the network gets right there.
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-import torch
-from joblib import Parallel, cpu_count, delayed, parallel_config
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tqdm import tqdm
 
 from flatmin import METHODS, NoisyDiffusionClassifier, expected_sharpness
+from flatmin.comparison import compare_dynamics
 from flatmin.curvature import hessian_eigenpairs
 from flatmin.datasets import corrupt_labels
 
@@ -60,81 +57,63 @@ LOOKS = [("black", "o"), ("#0173b2", "s"), ("#56b4e9", "D"), ("#029e73", "^")]
 LOOKS += [("#d55e00", "v"), ("#de8f05", "P"), ("#cc78bc", "X")]
 
 
-def sharpness(risk, theta):
-    """Draw the same perturbations each time: comparable along and across runs."""
-    return expected_sharpness(risk, theta, n_draws=20)
-
-
-def fit(seed, **params):
-    """Train a network; the test part is only looked at."""
+def load(seed):
+    """Return digits to learn, some with wrong labels, and others to look at."""
     X, y = load_digits(return_X_y=True)
     X_train, X_test, y_train, y_test = train_test_split(
         X / 16, y, train_size=500, stratify=y, random_state=seed
     )
     y_train, _ = corrupt_labels(y_train, fraction=0.15, random_state=seed)
-    model = NoisyDiffusionClassifier(
-        metrics={"sharpness": sharpness}, random_state=seed, **COMMON, **params
+    return X_train, y_train, X_test, y_test
+
+
+def sharpness(risk, theta):
+    """Draw the same perturbations each time: comparable along and across runs."""
+    return expected_sharpness(risk, theta, n_draws=20)
+
+
+def end_sharpness(risk, theta):
+    """Draw more of them."""
+    return expected_sharpness(risk, theta, n_draws=200)
+
+
+def top_eigenvalue(risk, theta):
+    """Return λ₁ of the Hessian."""
+    return hessian_eigenpairs(risk, theta, 1, which="LA").eigenvalues[0]
+
+
+def compare(methods, seeds):
+    """Run all methods from the same minima, on all cores, and then without noise."""
+    return compare_dynamics(
+        methods,
+        load,
+        estimator=NoisyDiffusionClassifier(max_iter=N_ITER, **COMMON, **WARMUP),
+        n_seeds=seeds,
+        metrics={"sharpness": sharpness},
+        end_metrics={"end_sharpness": end_sharpness, "λ₁": top_eigenvalue},
+        quench=N_QUENCH,
+        n_jobs=-1,
+        verbose=True,
     )
-    return model.fit(X_train, y_train, X_val=X_test, y_val=y_test)
 
 
-def measure(model):
-    """Describe the end point of a run."""
-    theta = torch.as_tensor(model.params_)
-    flatness = expected_sharpness(model.risk_, theta, n_draws=200)
-    top = hessian_eigenpairs(model.risk_, theta, 1, which="LA")
-    last = model.history_.iloc[-1]
-    return {
-        "train": 100 * last["train_score"],
-        "test": 100 * last["valid_score"],
-        "loss": 1000 * last["loss"],
-        "sharpness": 1000 * float(flatness),
-        "se": 1000 * float(flatness.stderr),
-        "λ₁": float(top.eigenvalues[0]),
-        "noise": last["noise_norm"],
-        "gradient": last["gradient_norm"],
+def end_points(result):
+    """Return what describes the ends, by method and seed."""
+    ends = result.ends().loc[["noise", "quench"]]
+    numbers = {
+        "train": 100 * ends["train_score"],
+        "test": 100 * ends["valid_score"],
+        "loss": 1000 * ends["loss"],
+        "sharpness": 1000 * ends["end_sharpness"],
+        "se": 1000 * ends["end_sharpness_stderr"],
+        "λ₁": ends["λ₁"],
+        "noise": ends["noise_norm"],
+        "gradient": ends["gradient_norm"],
     }
-
-
-def run(method, seed, settings, start):
-    """Go on from the minimum with a method's noise, then without any."""
-    noisy = fit(seed, method=method, max_iter=N_ITER, **settings, **start)
-    quenched = fit(seed, method="gd", max_iter=N_QUENCH, params_init=noisy.params_)
-    before = noisy.history_.assign(offset=-WARMUP["warmup_iter"])
-    after = quenched.history_.assign(offset=N_ITER, phase="quench")
-    history = pd.concat([before, after]).assign(method=method)
-    history["iteration"] += history["offset"]
-    numbers = {("with noise", k): v for k, v in measure(noisy).items()}
-    numbers |= {("quenched", k): v for k, v in measure(quenched).items()}
-    return history, pd.Series(numbers, name=(method, seed))
-
-
-def run_all(methods, seeds):
-    """Run all methods from the same minima, on all cores."""
-    n_jobs = min(cpu_count(), len(methods) * len(seeds))
-    with (
-        tempfile.TemporaryDirectory() as memory,
-        # One thread a process: the same numbers whatever the number of cores.
-        parallel_config("loky", n_jobs=n_jobs, inner_max_num_threads=1),
-    ):
-        start = {"memory": memory, **WARMUP}
-        # Without iterations of its own, a fit leaves its warm-up in the memory.
-        tasks = [delayed(fit)(seed, method="gd", max_iter=0, **start) for seed in seeds]
-        work(tasks, "warm-up")
-        tasks = [
-            delayed(run)(method, seed, settings, start)
-            for method, settings in methods.items()
-            for seed in seeds
-        ]
-        histories, numbers = zip(*work(tasks, "methods"), strict=True)
-    results = pd.concat(numbers, axis=1).T.rename_axis(["method", "seed"])
-    return pd.concat(histories, ignore_index=True), results
-
-
-def work(tasks, title):
-    """Do tasks in parallel, with a progress bar."""
-    results = Parallel(return_as="generator_unordered")(tasks)
-    return list(tqdm(results, title, len(tasks), unit="run"))
+    names = {"noise": "with noise", "quench": "quenched"}
+    table = pd.DataFrame(numbers).rename(names, level="phase").unstack("phase")
+    columns = pd.MultiIndex.from_product([names.values(), numbers])
+    return table.swaplevel(axis=1).reindex(columns=columns)
 
 
 def center(results):
@@ -233,7 +212,8 @@ def main():
     parser.add_argument("--output", type=Path, default="quickstart-output")
     options = parser.parse_args()
     methods = PAPER | OTHERS if options.all else PAPER
-    history, results = run_all(methods, options.seeds)
+    result = compare(methods, options.seeds)
+    history, results = result.table, end_points(result)
     at = history[history["iteration"] == 0].mean(numeric_only=True)
     print(
         f"Mean of {len(options.seeds)} seeds; train and test accuracy in %, loss and "

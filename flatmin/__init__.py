@@ -5,6 +5,7 @@ from flatmin.analysis import (
     NoiseCovarianceAnalyzer,
     SharpnessScorer,
 )
+from flatmin.comparison import compare_dynamics
 from flatmin.dynamics import DivergenceError
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.measures import expected_sharpness
@@ -23,6 +24,7 @@ __all__ = [
     "NoisyDiffusionClassifier",
     "NoisyDiffusionRegressor",
     "SharpnessScorer",
+    "compare_dynamics",
     "expected_sharpness",
     "make_noise_law",
 ]

@@ -4,280 +4,355 @@ The dynamics of the paper on 1200 Fashion-MNIST images
 
 Section 5.1 of arXiv 1803.00195 runs gradient descent on 1000 images with correct and
 200 with wrong labels until the training loss is nearly zero, and then continues with
-noise of different shapes from there.
+noise of different shapes from there (figure 5).
 Its claim: SGD, GLD leading and GLD Hessian move on to flatter minima that generalise
 better; GD, GLD const, GLD dynamic and GLD diagonal stay.
 
 The protocol here: a LeNet of 11,330 parameters, PyTorch's initialisation, pixels in
-[0, 1]; GD for 3000 iterations at 0.1; then 1000 iterations of each law at 0.03 with
-m = 20 and k = 20, and of the cheap laws at the paper's 0.07 too. Noise holds the
-training loss up, and the curvature of the cross-entropy vanishes with the loss, so an
-end point is also *quenched*: 500 iterations of GD, without noise, lead to the bottom of
-the basin it lies in. Loss, test accuracy and sharpness are compared before and after.
-One seed draws the images, the wrong labels, the initialisation and the noise, and all
-laws share it.
+[0, 1]; GD for 3000 iterations at 0.1; then 2000 iterations of each law at 0.03 with
+m = 20 and k = 20. The paper's 0.07 is there for the cheap laws, with ``--paper-lr``:
+SGD does not come back from it within the quench. Noise holds the training loss up, and
+the curvature of the cross-entropy vanishes with the loss, so an end point is also
+*quenched*: 500 iterations of GD at the same rate, without noise, lead to the bottom of
+the basin it lies in. A seed draws the images, the wrong labels, the initialisation and
+the noise, and all methods share it, so that differences are paired.
 
-The result is written after every run, and a second call goes on where the first
-stopped. Without ``--full`` a short version runs in a few minutes and shows that all
-works; it says nothing about the claim.
+The rule of the verdict was fixed before the numbers. *Reproduced*: the paired 95 %
+interval of the difference from GD excludes 0 in the claimed direction, and the effect
+is at least 0.5 points of test accuracy, or a fifth of GD's sharpness. *Partly*: one of
+the two, in that direction. Else *not*. It is judged with the noise and after the
+quench.
+
+The result of a unit, a method with a seed, is written when it ends, and a second call
+goes on where the first stopped. Without ``--full`` a short version shows in less than a
+minute that all works; it says nothing about the claim.
 """
 
 # %%
 import argparse
-import json
-import os
-import platform
-import sys
-import time
-from importlib.metadata import version
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
-import torch
 
-from flatmin import DivergenceError, NoisyDiffusionClassifier, expected_sharpness
+from flatmin import NoisyDiffusionClassifier, expected_sharpness
+from flatmin.comparison import ComparisonResult, compare_dynamics, merge_comparisons
+from flatmin.curvature import covariance_trace
 from flatmin.datasets import load_noisy_fashion_mnist
+from flatmin.measures import adaptive_expected_sharpness
 from flatmin.modules import LeNet
 
-PAPER = (
-    "gd",
-    "gld_const",
-    "gld_dynamic",
-    "gld_diagonal",
-    "sgd",
-    "gld_leading",
-    "gld_hessian",
-)
+STAY = ("gld_const", "gld_dynamic", "gld_diagonal")
+MOVE = ("sgd", "gld_leading", "gld_hessian")
+METHODS = ("gd", *STAY, *MOVE, "gld_full")
 CHEAP = ("gd", "gld_const", "sgd", "gld_full")
-WARMUP_LR, LR, PAPER_LR, BATCH_SIZE, N_COMPONENTS = 0.1, 0.03, 0.07, 20, 20
+WARMUP_LR, LR, PAPER_LR, BATCH_SIZE = 0.1, 0.03, 0.07, 20
+
+# Images with right and with wrong labels and for the test, iterations, k, and draws of
+# the sharpness along a run: there are ten times as many at its end, where it is judged.
+FULL = {"clean": 1000, "corrupt": 200, "test": 10_000, "components": 20}
+FULL |= {"warmup": 3000, "noise": 2000, "quench": 500, "every": 100, "draws": 30}
+SHORT = {"clean": 200, "corrupt": 40, "test": 500, "components": 5}
+SHORT |= {"warmup": 60, "noise": 20, "quench": 10, "every": 10, "draws": 2}
+
+# What is claimed to differ from GD: in which direction, and by how much at least.
+CLAIMS = {"valid_score": (1, 0.005), "end_sharpness": (-1, 0.2)}
+# What is judged, with names for people.
+TITLES = {"valid_score": "test accuracy", "end_sharpness": "sharpness"}
 
 
-def parse_arguments():
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--full", action="store_true", help="the whole protocol")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=None, help="JSON file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED")
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME"
+    )
+    parser.add_argument(
+        "--paper-lr", action="store_true", help="also the cheap laws at 0.07"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    parser.add_argument("--n-jobs", type=int, default=1, metavar="J")
+    parser.add_argument(
+        "--output", type=Path, default=Path("fashion-mnist-output"), metavar="DIR"
+    )
     parser.add_argument("--plot-only", action="store_true", help="draw what is there")
-    return parser.parse_args()
-
-
-def protocol(full):
-    """Numbers of iterations, and the runs as (method, lr)."""
-    sizes = {"warmup": 3000, "noise": 1000, "quench": 500, "every": 100, "draws": 100}
-    if not full:
-        sizes = {"warmup": 300, "noise": 60, "quench": 30, "every": 20, "draws": 10}
-    runs = [(method, LR) for method in (*PAPER, "gld_full")]
-    runs += [(method, PAPER_LR) for method in CHEAP]
-    return sizes, runs
+    return parser.parse_args(arguments)
 
 
 # %%
-# A run: noise from θ_GD, then the quench
-# ---------------------------------------
-
-
-def make_classifier(sizes, seed, **settings):
-    def sharpness(risk, theta):
-        return expected_sharpness(risk, theta, sigma=0.01, n_draws=sizes["draws"])
-
-    return NoisyDiffusionClassifier(
-        LeNet,
-        metrics={"sharpness": sharpness},
-        record_every=sizes["every"],
-        random_state=seed,
-        verbose=True,
-        **settings,
-    )
-
-
-def describe(classifier, last):
-    """Final numbers of a run; the sharpness with three times the draws."""
-    sharpness = expected_sharpness(
-        classifier.risk_,
-        classifier.risk_.params(),
-        sigma=0.01,
-        n_draws=3 * last["draws"],
-    )
-    row = classifier.history_.iloc[-1]
-    return {
-        "train_accuracy": row["train_score"],
-        "test_accuracy": row["valid_score"],
-        "loss": row["loss"],
-        "sharpness": float(sharpness),
-        "sharpness_stderr": float(sharpness.stderr),
-        "gradient_norm": row["gradient_norm"],
-        "noise_norm": row["noise_norm"],
-    }
-
-
-def run(data, sizes, seed, theta, method, lr):
-    """Return history and end points of one law, before and after the quench."""
-    start = time.perf_counter()
-    noisy = make_classifier(
-        sizes,
-        seed,
-        method=method,
-        lr=lr,
-        max_iter=sizes["noise"],
-        batch_size=BATCH_SIZE,
-        n_components=N_COMPONENTS,
-        params_init=theta,
-    )
-    test = {"X_val": data.data_test, "y_val": data.target_test}
-    try:
-        noisy.fit(data.data, data.target, **test)
-    except DivergenceError as error:
-        return {"method": method, "lr": lr, "diverged": str(error)}
-    quenched = make_classifier(
-        sizes,
-        seed,
-        method="gd",
-        lr=lr,
-        max_iter=sizes["quench"],
-        params_init=noisy.params_,
-    ).fit(data.data, data.target, **test)
-    return {
-        "method": method,
-        "lr": lr,
-        "distance": float(np.linalg.norm(noisy.params_ - theta)),
-        "noise": describe(noisy, sizes),
-        "quench": describe(quenched, sizes),
-        "history": noisy.history_.to_dict("list"),
-        "quench_history": quenched.history_.to_dict("list"),
-        "seconds": time.perf_counter() - start,
-    }
-
-
-# %%
-# All runs, written as they end
+# What is compared, and on what
 # -----------------------------
 
 
-def experiment(arguments, path):
-    sizes, runs = protocol(arguments.full)
-    data = load_noisy_fashion_mnist(1000, 200, random_state=arguments.seed)
-    result = json.loads(path.read_text()) if path.exists() else {}
-    stored = (result.get("seed"), result.get("protocol"))
-    if result and stored != (arguments.seed, sizes):
-        sys.exit(f"{path} holds runs of another seed or protocol: {stored}.")
-    if not result:
-        warm = make_classifier(
-            sizes, arguments.seed, method="gd", lr=WARMUP_LR, max_iter=sizes["warmup"]
-        ).fit(data.data, data.target, X_val=data.data_test, y_val=data.target_test)
-        result = {
-            "command": "python " + " ".join(sys.argv),
-            "seed": arguments.seed,
-            "protocol": sizes,
-            "machine": f"{platform.processor() or platform.machine()}, "
-            f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
-            "versions": {
-                name: version(name)
-                for name in ("flatmin", "torch", "numpy", "scikit-learn", "skorch")
-            },
-            "theta_gd": describe(warm, sizes),
-            "warmup_history": warm.history_.to_dict("list"),
-            "runs": [],
-        }
-        np.save(path.with_suffix(".theta.npy"), warm.params_)
-        path.write_text(json.dumps(result, indent=1))
-    theta = np.load(path.with_suffix(".theta.npy"))
-    done = {(r["method"], r["lr"]) for r in result["runs"]}
-    for i, (method, lr) in enumerate(runs):
-        if (method, lr) in done:
-            continue
-        print(f"{i + 1}/{len(runs)}: {method} at {lr}", flush=True)
-        result["runs"].append(run(data, sizes, arguments.seed, theta, method, lr))
-        path.write_text(json.dumps(result, indent=1))
-    return result
+def load(seed, sizes):
+    data = load_noisy_fashion_mnist(sizes["clean"], sizes["corrupt"], random_state=seed)
+    test = slice(sizes["test"])
+    return data.data, data.target, data.data_test[test], data.target_test[test]
+
+
+class Sharpness:
+    """A measure with its number of draws; the same draws for every network."""
+
+    def __init__(self, measure, n_draws):
+        self.measure = measure
+        self.n_draws = n_draws
+
+    def __call__(self, risk, theta):
+        return self.measure(risk, theta, n_draws=self.n_draws)
+
+    def __repr__(self):
+        return f"{self.measure.__name__}(n_draws={self.n_draws})"
+
+
+def make_methods(arguments):
+    methods = {name: {} for name in arguments.methods}
+    if arguments.paper_lr:
+        cheap = [name for name in CHEAP if name in methods]
+        methods |= {f"{n} at {PAPER_LR}": {"method": n, "lr": PAPER_LR} for n in cheap}
+    return methods
+
+
+def compare(methods, seeds, arguments, on_unit):
+    sizes = FULL if arguments.full else SHORT
+    classifier = NoisyDiffusionClassifier(
+        LeNet,
+        lr=LR,
+        max_iter=sizes["noise"],
+        batch_size=BATCH_SIZE,
+        n_components=sizes["components"],
+        warmup_iter=sizes["warmup"],
+        warmup_lr=WARMUP_LR,
+        record_every=sizes["every"],
+        device=arguments.device,
+    )
+    draws = sizes["draws"]
+    return compare_dynamics(
+        methods,
+        partial(load, sizes=sizes),
+        estimator=classifier,
+        n_seeds=seeds,
+        metrics={
+            "sharpness": Sharpness(expected_sharpness, draws),
+            "adaptive_sharpness": Sharpness(adaptive_expected_sharpness, draws),
+            "covariance_trace": covariance_trace,
+        },
+        end_metrics={
+            "end_sharpness": Sharpness(expected_sharpness, 10 * draws),
+            "end_adaptive_sharpness": Sharpness(
+                adaptive_expected_sharpness, 10 * draws
+            ),
+        },
+        quench=sizes["quench"],
+        n_jobs=arguments.n_jobs,
+        memory=str(arguments.output / "warm-ups"),
+        on_unit=on_unit,
+        verbose=True,
+    )
 
 
 # %%
-# The table and the picture
-# -------------------------
+# All units, each in a file of its own
+# ------------------------------------
 
 
-def print_table(result):
-    print(
-        f"{'method':14} {'lr':>5} | {'train':>6} {'test':>6} {'loss':>7} "
-        f"{'sharpness':>16} {'noise':>6} {'grad':>6} {'dist':>5} | after the quench:"
-        f" {'test':>6} {'loss':>7} {'sharpness':>16}"
+def path_of(folder, method, seed):
+    return folder / f"{method.replace(' ', '_')}_seed{seed}.json"
+
+
+def experiment(arguments, units):
+    methods = make_methods(arguments)
+    # Seeds that miss the same methods run together: in a first call, all of them.
+    missing = defaultdict(list)
+    for seed in arguments.seeds:
+        left = [name for name in methods if not path_of(units, name, seed).exists()]
+        missing[tuple(left)].append(seed)
+
+    def write(unit):
+        # A collapse is an outcome. What else a machine may do to a unit is tried again.
+        if unit.failures["error"].eq("DivergenceError").all():
+            unit.to_json(path_of(units, unit.methods[0], unit.seeds[0]))
+        else:
+            print(unit.failures.to_string(index=False))
+
+    for names, seeds in missing.items():
+        if names:
+            compare({n: methods[n] for n in names}, seeds, arguments, write)
+
+
+def collect(arguments, units):
+    """Return what is there of the methods and seeds that were asked for."""
+    paths = [
+        path_of(units, method, seed)
+        for method in make_methods(arguments)
+        for seed in arguments.seeds
+    ]
+    found = [ComparisonResult.from_json(path) for path in paths if path.exists()]
+    if not found:
+        raise SystemExit(f"There are no results in {units}: run without --plot-only.")
+    return add_matched_trace(merge_comparisons(found))
+
+
+def add_matched_trace(result):
+    """Add Tr(C) m / Tr(Σ), which is 1 where the noise is of the size of SGD's."""
+    table = result.table
+    ratio = BATCH_SIZE * table["noise_norm"] ** 2 / table["covariance_trace"]
+    return ComparisonResult(
+        table.assign(trace_ratio=ratio.where(table["phase"] == "noise")),
+        result.units,
+        result.protocol,
+        result.provenance,
     )
-    rows = [{"method": "theta_GD", "lr": WARMUP_LR, "noise": result["theta_gd"]}]
-    for row in rows + result["runs"]:
-        if "diverged" in row:
-            print(f"{row['method']:14} {row['lr']:5} | {row['diverged']}")
-            continue
-        n, q = row["noise"], row.get("quench")
-        line = (
-            f"{row['method']:14} {row['lr']:5} | {n['train_accuracy']:6.3f} "
-            f"{n['test_accuracy']:6.3f} {n['loss']:7.4f} "
-            f"{n['sharpness']:8.5f}±{n['sharpness_stderr']:.5f} "
-            f"{n['noise_norm']:6.3f} {n['gradient_norm']:6.3f} "
-            f"{row.get('distance', 0):5.2f} |"
+
+
+# %%
+# The table, the verdict and the picture
+# --------------------------------------
+
+
+def verdict(row, column):
+    """Judge a difference from GD by the rule above."""
+    direction, smallest = CLAIMS[column]
+    effect = direction * row["difference"]
+    certain = min(direction * row["low"], direction * row["high"]) > 0
+    if column == "end_sharpness":
+        effect /= row["mean of gd"]
+    if effect <= 0 or not (certain or effect >= smallest):
+        return "not"
+    return "reproduced" if certain and effect >= smallest else "partly"
+
+
+def judge(result):
+    """Return the differences from GD, and verdicts on the methods said to move on."""
+    summary = result.summary("gd", columns=list(CLAIMS)).reset_index()
+    keys = ["column", "phase"]
+    of_gd = summary[summary["method"] == "gd"][[*keys, "mean"]]
+    summary = summary.merge(of_gd, on=keys, suffixes=("", " of gd"))
+    summary["verdict"] = [
+        verdict(row, row["column"]) if row["method"].split()[0] in MOVE else ""
+        for _, row in summary.iterrows()
+    ]
+    return summary
+
+
+def print_tables(result):
+    ends = result.ends()
+    columns = ["train_score", "valid_score", "loss", "end_sharpness"]
+    columns += ["end_adaptive_sharpness", "distance", "trace_ratio"]
+    order = pd.MultiIndex.from_product([["start", "noise", "quench"], result.methods])
+    means = ends.groupby(["phase", "method"])[columns].mean().reindex(order)
+    print(f"Means over the seeds {result.seeds}.")
+    print(means.to_string(float_format="{:.4f}".format))
+    if len(result.failures):
+        print("\nUnits that did not come to their end:")
+        print(result.failures.drop(columns="seconds").to_string(index=False))
+    if "gd" in result.methods:
+        shown = judge(result).query("method != 'gd'")
+        columns = ["difference", "low", "high", "p_value", "p_holm", "n", "n_failed"]
+        shown = shown.set_index(["column", "phase", "method"])[[*columns, "verdict"]]
+        print("\nPaired differences from gd, with 95 % intervals:")
+        print(shown.to_string(float_format="{:.4f}".format))
+
+
+def draw(result):
+    """Return the figure: the runs, and how they differ from GD at their ends."""
+    methods = [name for name in result.methods if " at " not in name]
+    # Cool colours stay, by the claim, and warm ones move.
+    palette = ["black", "#0173b2", "#56b4e9", "#029e73", "#d55e00", "#de8f05"]
+    colors = dict(zip(METHODS, [*palette, "#cc78bc", "#949494"], strict=True))
+    with sns.axes_style("ticks"), sns.plotting_context("notebook"):
+        figure, axes = plt.subplots(
+            2, 3, figsize=(13, 7), width_ratios=[4, 4, 3], layout="constrained"
         )
-        if q:
-            line += (
-                f"{'':18} {q['test_accuracy']:6.3f} {q['loss']:7.4f} "
-                f"{q['sharpness']:8.5f}±{q['sharpness_stderr']:.5f}"
-            )
-        print(line)
+        panels = {
+            "valid_score": (axes[0, 0], "test accuracy"),
+            "sharpness": (axes[1, 0], "expected sharpness, s = 0.01"),
+            "loss": (axes[0, 1], "training loss"),
+            "distance": (axes[1, 1], r"distance from $\theta_{GD}$"),
+        }
+        for column, (ax, label) in panels.items():
+            draw_curves(ax, result, column, methods, colors)
+            ax.set(ylabel=label)
+        axes[0, 0].set_title("bands: standard error of the difference", loc="left")
+        for ax in axes[1, :2]:
+            ax.set_xlabel(r"iterations from $\theta_{GD}$")
+        if "gd" in methods:
+            for ax, column in zip(axes[:, 2], CLAIMS, strict=True):
+                draw_differences(ax, judge(result), column, methods, colors)
+            axes[0, 2].set_title("○ with noise  ● quenched", loc="left")
+        handles = [plt.Line2D([], [], color=colors[n], lw=2, label=n) for n in methods]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=8, frameon=False
+        )
+        sns.despine(figure)
+    return figure
 
 
-def draw(result, path):
-    runs = [r for r in result["runs"] if r["lr"] == LR and "diverged" not in r]
-    colours = dict(
-        zip((r["method"] for r in runs), sns.color_palette("colorblind"), strict=False)
-    )
-    quantities = (
-        ("valid_score", "test accuracy"),
-        ("sharpness", r"expected sharpness, $s=0.01$"),
-        ("loss", r"training loss $L(\theta)$"),
-    )
-    figure, axes = plt.subplots(
-        1, 3, figsize=(13, 4.2), sharex=True, layout="constrained"
-    )
-    switch = result["protocol"]["noise"]
-    for ax, (name, label) in zip(axes, quantities, strict=True):
-        for row in runs:
-            noise, quench = row["history"], row["quench_history"]
-            x = noise["iteration"] + [switch + i for i in quench["iteration"]]
-            ax.plot(
-                x,
-                noise[name] + quench[name],
-                color=colours[row["method"]],
-                label=row["method"],
-                lw=1.6,
-            )
-        ax.axvline(switch, color="0.4", ls="--", lw=1)
-        ax.set(xlabel=r"iterations from $\theta_{GD}$", ylabel=label)
-    axes[2].set_yscale("log")
-    axes[0].annotate(
-        "quench",
-        (switch, 0.02),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        color="0.4",
-    )
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
-    for ax in axes:
-        sns.despine(ax=ax)
-    figure.savefig(path, dpi=150)
-    print(path)
+def draw_curves(ax, result, column, methods, colors):
+    """Draw means over seeds, with bands of what pairing leaves of their spread."""
+    rows = result.table.query("phase != 'warmup'")
+    # The quench begins on the last row of the noise.
+    rows = rows.drop_duplicates(["method", "seed", "iteration"])
+    values = rows.pivot(index="iteration", columns=["method", "seed"], values=column)
+    if column == "loss":
+        values = np.log(values)
+        ax.set_yscale("log")
+    for name in methods:
+        own = values[name]
+        if "gd" in methods:
+            # An image set is easy or hard for all methods alike.
+            own = own - values["gd"] + values["gd"].mean(axis=1).to_numpy()[:, None]
+        mean, error = own.mean(axis=1), own.sem(axis=1).fillna(0)
+        lines = [mean, mean - error, mean + error]
+        if column == "loss":
+            lines = np.exp(lines)
+        ax.plot(mean.index, lines[0], color=colors[name], lw=1.8)
+        ax.fill_between(mean.index, *lines[1:], color=colors[name], alpha=0.2, lw=0)
+    switch_off = rows.loc[rows["phase"] == "noise", "iteration"].max()
+    ax.axvspan(switch_off, values.index.max(), color="0.93", lw=0, zorder=0)
+    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    ax.annotate("quench", (switch_off, 0.02), xytext=(3, 0), color="0.4", **place)
+
+
+def draw_differences(ax, summary, column, methods, colors):
+    """Draw the paired differences from GD: hollow with the noise, full after it."""
+    part = summary[summary["column"] == column].set_index(["phase", "method"])
+    names = [name for name in methods if name != "gd"]
+    for i, name in enumerate(names):
+        for phase, shift, fill in (("noise", 0.16, "white"), ("quench", -0.16, None)):
+            if (phase, name) in part.index:
+                row = part.loc[(phase, name)]
+                y = len(names) - i + shift
+                ax.plot([row["low"], row["high"]], [y, y], color=colors[name], lw=2)
+                mfc = fill or colors[name]
+                ax.plot(row["difference"], y, "o", color=colors[name], mfc=mfc, ms=6)
+    ax.axvline(0, color="0.5", lw=1, zorder=0)
+    direction, smallest = CLAIMS[column]
+    if column == "end_sharpness":
+        smallest *= part.loc[("quench", "gd"), "mean"]
+    ax.axvline(direction * smallest, color="0.5", lw=1, ls=":", zorder=0)
+    ax.set(yticks=range(len(names), 0, -1), yticklabels=names)
+    ax.set_xlabel(f"{TITLES[column]} less that of gd")
 
 
 # %%
-if __name__ == "__main__":
+def main():
     arguments = parse_arguments()
-    kind = "full" if arguments.full else "short"
-    path = arguments.output or Path(f"fashion_mnist_{kind}_seed{arguments.seed}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if arguments.plot_only:
-        result = json.loads(path.read_text())
-    else:
-        result = experiment(arguments, path)
-    print_table(result)
-    draw(result, path.with_suffix(".png"))
+    units = arguments.output / ("full" if arguments.full else "short")
+    units.mkdir(parents=True, exist_ok=True)
+    if not arguments.plot_only:
+        experiment(arguments, units)
+    result = collect(arguments, units)
+    result.to_json(units.with_suffix(".json"))
+    print_tables(result)
+    path = units.with_suffix(".png")
+    draw(result).savefig(path, dpi=150)
+    print(f"\nThe picture: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -490,6 +490,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self.module_ = net.module_.eval()
         self.noise_ = run.law
         self.n_iter_ = run.n_iter_before + done
+        self.diverged_ = run.diverged
         self._iteration = run.offset + done
         self._generator_states = {
             name: generator.get_state() for name, generator in run.generators.items()

@@ -131,6 +131,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         data, but with ``gradient_batch_size`` the law's noise is that in a batch.
     n_iter_ : int
         Iterations done after the warm-up.
+    diverged_ : str or None
+        What happened, where ``on_divergence="stop"`` ended the training.
     risk_ : EmpiricalRisk or None
         On the training data, with ``store_data``; its ``params()`` is θ at the end.
         None after unpickling.

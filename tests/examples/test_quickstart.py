@@ -20,12 +20,8 @@ def quickstart(monkeypatch):
     monkeypatch.setattr(module, "N_QUENCH", 25)
     monkeypatch.setitem(module.WARMUP, "warmup_iter", 25)
     # Workers do not know a module that was loaded from a path.
-    monkeypatch.setattr(
-        module,
-        "parallel_config",
-        lambda *args, **kw: joblib.parallel_config("sequential"),
-    )
-    return module
+    with joblib.parallel_config("sequential"):
+        yield module
 
 
 def test_table_and_picture_hold_every_method(quickstart, tmp_path, monkeypatch, capsys):

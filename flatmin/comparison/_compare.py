@@ -1,0 +1,284 @@
+"""Methods × seeds from shared warm-ups, on all cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, cpu_count, delayed, effective_n_jobs
+from sklearn.utils import check_scalar
+
+from flatmin._utils.placement import resolve_device
+from flatmin._utils.progress import progress_bar
+from flatmin._utils.random import spawn_seeds
+from flatmin.comparison._methods import ESTIMATORS, resolve_methods
+from flatmin.comparison._provenance import describe, provenance
+from flatmin.comparison._result import ComparisonResult
+from flatmin.comparison._unit import Plan, Unit, run_unit, warm_up
+
+__all__ = ["compare_dynamics"]
+
+
+def compare_dynamics(
+    methods: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    estimator: Any,
+    X_test: Any = None,
+    y_test: Any = None,
+    n_seeds: int | Iterable[int] = 5,
+    metrics: Mapping[str, Callable[..., Any]] | None = None,
+    end_metrics: Mapping[str, Callable[..., Any]] | None = None,
+    quench: int = 0,
+    quench_lr: float | None = None,
+    n_jobs: int | None = None,
+    n_threads: int = 1,
+    memory: Any = None,
+    on_unit: Callable[[ComparisonResult], Any] | None = None,
+    random_state: int | np.random.RandomState | None = None,
+    verbose: bool | int = False,
+) -> ComparisonResult:
+    """Run methods × seeds from shared warm-ups.
+
+    A seed decides the initialisation, the warm-up and the draws of the noise, and its
+    warm-up is run once, for all methods. So methods differ in their noise alone, and
+    their differences are paired by seed. A unit, one method with one seed, is what
+    ``clone(estimator).set_params(method=..., random_state=seed).fit(X, y)`` gives.
+
+    With ``quench``, each unit goes on with gradient descent from where it ended. Noise
+    holds the loss up, and the curvature of the cross-entropy vanishes with the loss:
+    what the noise has reached is seen when it is gone.
+
+    Parameters
+    ----------
+    methods : str, NoiseLaw, estimator, an iterable of them, or a mapping
+        A mapping goes from labels to the same, or to dicts of settings of the
+        estimator, such as ``{"lr": 0.1, "batch_size": 10}``; its label is the method
+        unless they name one. Elsewhere labels are the names.
+    X : array-like of shape (n_samples, n_features, ...) or callable
+        Training data. A function of the seed returns ``(X, y)`` or
+        ``(X, y, X_test, y_test)``: then the seed decides the data too. It is called in
+        the workers, several times a seed.
+    y : array-like of shape (n_samples,), default=None
+        Targets; None with a function.
+    estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor
+        Everything else: network, warm-up, lr, iterations, device. With a GPU each
+        worker has a context of its own on it.
+    X_test, y_test : array-like, default=None
+        Looked at only, as ``X_val`` and ``y_val`` of ``fit``.
+    n_seeds : int or iterable of int, default=5
+        How many seeds to draw from ``random_state``, or the seeds themselves.
+    metrics : dict of str to callable, default=None
+        ``metric(risk, theta)`` returns a number; in each row, besides the estimator's.
+    end_metrics : dict of str to callable, default=None
+        The same, measured only where the noise begins, and where it and the quench end.
+        A result with a ``stderr`` gets a column for that too.
+    quench : int, default=0
+        Iterations of gradient descent after the noise.
+    quench_lr : float, default=None
+        Their η; None is the lr of the method.
+    n_jobs : int, default=None
+        Units at a time, through joblib, whose ``parallel_config`` chooses the back
+        end: "loky" processes unless told otherwise; "threading" works too.
+    n_threads : int, default=1
+        Of PyTorch in each worker. Sums depend, in the last bits, on the number of
+        threads and on nothing else here: not on ``n_jobs``, the back end or the order.
+    memory : None, str or joblib.Memory, default=None
+        Keeps warm-ups for further calls.
+    on_unit : callable, default=None
+        Called with a :class:`ComparisonResult` of one unit whenever one has ended, in
+        the calling process; to keep what is done should the rest be lost.
+    random_state : int, RandomState instance or None, default=None
+        Where seeds are drawn from. The first seeds are the same if there are more.
+    verbose : bool or int, default=False
+        Show a progress bar over warm-ups and units.
+
+    Returns
+    -------
+    ComparisonResult
+        Whatever a unit raised, or that it diverged, stands in ``failures``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the right kind.
+    ValueError
+        If an argument cannot work, or the data that all methods need; before the first
+        unit.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import NoisyDiffusionClassifier, compare_dynamics
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = NoisyDiffusionClassifier(lr=0.1, max_iter=20, warmup_iter=50)
+    >>> found = compare_dynamics(
+    ...     ["gd", "sgd"], X, y, estimator=clf, n_seeds=3, quench=10, random_state=0
+    ... )
+    >>> found.table.groupby("phase")["iteration"].agg(["min", "max"]).T
+    phase  noise  quench  warmup
+    min        0      20     -50
+    max       20      30     -50
+    >>> found.summary("gd", columns=["loss"])["n"].tolist()
+    [3, 3, 3, 3]
+    """
+    if not isinstance(estimator, ESTIMATORS):
+        raise TypeError(
+            "estimator must be a NoisyDiffusionClassifier or a "
+            f"NoisyDiffusionRegressor. Got {estimator!r}."
+        )
+    check_scalar(quench, "quench", Integral, min_val=0)
+    check_scalar(n_threads, "n_threads", Integral, min_val=1)
+    if quench_lr is not None:
+        check_scalar(
+            quench_lr, "quench_lr", Real, min_val=0, include_boundaries="neither"
+        )
+    estimator._validate_params()
+    device = resolve_device(estimator.device)
+    _check_threads(n_threads, n_jobs)
+    estimators = resolve_methods(methods, estimator)
+    seeds = _resolve_seeds(n_seeds, random_state)
+    plan = Plan(
+        _resolve_data(X, y, X_test, y_test),
+        _checked_metrics("metrics", metrics),
+        _checked_metrics("end_metrics", end_metrics),
+        int(quench),
+        quench_lr,
+        int(n_threads),
+    )
+    protocol = _protocol(estimator, estimators, plan)
+    origin = [provenance(device)]
+    done: dict[tuple[str, int], Unit] = {}
+    before = torch.get_num_threads()
+    total = len(seeds) * (1 + len(estimators))
+    try:
+        with progress_bar(total, "comparison", verbose=verbose) as bar:
+            tasks = [delayed(warm_up)(estimator, s, plan, memory) for s in seeds]
+            starts = {start.seed: start for start in _work(tasks, n_jobs, bar)}
+            tasks = [
+                delayed(run_unit)(unit, label, starts[seed], plan)
+                for seed in seeds
+                for label, unit in estimators.items()
+            ]
+            for unit in _work(tasks, n_jobs, bar):
+                label, seed = unit.record["method"], unit.record["seed"]
+                done[label, seed] = unit
+                if on_unit is not None:
+                    own = {label: protocol["methods"][label]}
+                    on_unit(_collect([unit], {**protocol, "methods": own}, origin))
+    finally:
+        torch.set_num_threads(before)
+    ordered = [done[label, seed] for label in estimators for seed in seeds]
+    return _collect(ordered, protocol, origin)
+
+
+def _work(tasks: list[Any], n_jobs: int | None, bar: Any) -> Iterator[Any]:
+    """Yield results as they come."""
+    for result in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks):
+        bar.update()
+        yield result
+
+
+def _collect(
+    units: list[Unit], protocol: dict[str, Any], origin: list[dict[str, Any]]
+) -> ComparisonResult:
+    # An empty table, of a warm-up that raised, would change the types of columns.
+    tables = [unit.rows for unit in units if len(unit.rows)] or [units[0].rows]
+    return ComparisonResult(
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame([unit.record for unit in units]),
+        protocol,
+        origin,
+    )
+
+
+def _protocol(
+    estimator: Any, estimators: Mapping[str, Any], plan: Plan
+) -> dict[str, Any]:
+    """Return the settings: the estimator's, and what each method has of its own."""
+    common = describe(estimator.get_params(deep=False))
+    own = {}
+    for label, unit in estimators.items():
+        settings = describe(unit.get_params(deep=False))
+        different = {k: v for k, v in settings.items() if v != common[k]}
+        own[label] = {"method": settings["method"], **different}
+    return {
+        "estimator": {"class": type(estimator).__name__, **common},
+        "methods": own,
+        "data": describe(plan.data) if callable(plan.data) else "given",
+        "metrics": describe(plan.metrics),
+        "end_metrics": describe(plan.end_metrics),
+        "quench": plan.quench,
+        "quench_lr": describe(plan.quench_lr),
+        "n_threads": plan.n_threads,
+    }
+
+
+def _resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
+    if callable(X):
+        if any(part is not None for part in (y, X_test, y_test)):
+            raise ValueError(
+                "A function of the seed returns all data: leave y, X_test and y_test "
+                "at None, or pass arrays."
+            )
+        return X
+    if y is None:
+        raise ValueError("y must be given, unless X is a function of the seed.")
+    if (X_test is None) != (y_test is None):
+        missing = "X_test" if X_test is None else "y_test"
+        raise ValueError(f"X_test and y_test come together. Got {missing}=None.")
+    return (X, y) if X_test is None else (X, y, X_test, y_test)
+
+
+def _resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
+    if isinstance(n_seeds, Integral):
+        check_scalar(n_seeds, "n_seeds", Integral, min_val=1)
+        names = [str(i) for i in range(int(n_seeds))]
+        return list(spawn_seeds(random_state, names).values())
+    if not isinstance(n_seeds, Iterable):
+        raise TypeError(f"n_seeds must be a number or the seeds. Got {n_seeds!r}.")
+    seeds = list(n_seeds)
+    if not seeds or not all(isinstance(seed, Integral) and seed >= 0 for seed in seeds):
+        raise ValueError(
+            "Seeds must be integers of at least 0, and there must be one. "
+            f"Got {seeds!r}."
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"Every seed may be there once. Got {seeds!r}.")
+    return [int(seed) for seed in seeds]
+
+
+def _checked_metrics(title: str, metrics: Any) -> dict[str, Any]:
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"{title} must be a mapping from names to functions of (risk, theta). "
+            f"Got {metrics!r}."
+        )
+    for name, metric in metrics.items():
+        if name in ("distance", "method", "seed"):
+            raise ValueError(
+                f"{title} need names that the table does not use. Got {name!r}."
+            )
+        if not callable(metric):
+            raise TypeError(
+                f"{title}[{name!r}] must be a function of (risk, theta). "
+                f"Got {metric!r}."
+            )
+    return dict(metrics)
+
+
+def _check_threads(n_threads: int, n_jobs: int | None) -> None:
+    workers = effective_n_jobs(n_jobs)
+    if n_threads > 1 and n_threads * workers > cpu_count():
+        raise ValueError(
+            f"n_threads must be at most the cores a worker has, "
+            f"{max(1, cpu_count() // workers)} with {workers} workers on "
+            f"{cpu_count()} cores. Got {n_threads}."
+        )

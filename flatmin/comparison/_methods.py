@@ -1,0 +1,139 @@
+"""From what a user calls methods to one estimator a label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import joblib
+from sklearn.base import clone
+
+from flatmin._utils.names import check_known
+from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
+from flatmin.estimators._fingerprint import fingerprint
+from flatmin.noise import METHODS, NoiseLaw, make_noise_law
+
+__all__ = ["ESTIMATORS", "resolve_methods"]
+
+ESTIMATORS = NoisyDiffusionClassifier | NoisyDiffusionRegressor
+
+# What decides where the methods start and what they are measured on: the same for all.
+_SHARED = {
+    *("module", "module_params", "loss", "class_weight", "dtype", "device"),
+    *("warmup_method", "warmup_optimizer", "warmup_iter", "warmup_lr", "memory"),
+    *("params_init", "metrics", "batch_norm", "random_state", "warm_start"),
+}
+
+
+def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
+    """Return an estimator for every label.
+
+    Parameters
+    ----------
+    methods : str, NoiseLaw, estimator, an iterable or a mapping of them
+        The values of a mapping may also be dicts of settings of the estimator.
+    estimator : estimator
+        What the settings are settings of.
+
+    Returns
+    -------
+    dict of str to estimator
+        New ones.
+
+    Raises
+    ------
+    TypeError
+        If something is no method.
+    ValueError
+        If a name or setting is unknown, two methods would have one label, or a setting
+        would give methods different starts.
+    """
+    if isinstance(methods, str | NoiseLaw | ESTIMATORS):
+        methods = [methods]
+    if isinstance(methods, Mapping):
+        labelled = list(methods.items())
+    elif isinstance(methods, Iterable):
+        labelled = [(_label(method), method) for method in methods]
+    else:
+        raise TypeError(
+            "methods must be names, noise laws or estimators, in a list or in a "
+            f"mapping from labels. Got {methods!r}."
+        )
+    labels = [label for label, _ in labelled]
+    if not labels:
+        raise ValueError("methods must hold at least one method. Got none.")
+    for label in labels:
+        if not isinstance(label, str):
+            raise TypeError(f"Labels of methods must be strings. Got {label!r}.")
+        if labels.count(label) > 1:
+            raise ValueError(
+                f"Every method needs a label of its own. Got {label!r} twice; pass a "
+                "mapping from labels to methods."
+            )
+    return {label: _resolve(label, method, estimator) for label, method in labelled}
+
+
+def _label(method: Any) -> Any:
+    if isinstance(method, ESTIMATORS):
+        method = method.method
+    return getattr(method, "name", method)
+
+
+def _resolve(label: str, method: Any, estimator: Any) -> Any:
+    if isinstance(method, ESTIMATORS):
+        return _checked_estimator(label, method, estimator)
+    if isinstance(method, str | NoiseLaw):
+        method = {"method": method}
+    if not isinstance(method, Mapping):
+        raise TypeError(
+            f"The method {label!r} must be a name, a NoiseLaw, an estimator or, in a "
+            f"mapping, a dict of settings. Got {method!r}."
+        )
+    settings = {"method": label, "method_params": None, **method}
+    taken = {str(name).partition("__")[0] for name in settings} & _SHARED
+    taken |= {name for name in settings if f"{name}_params" in _SHARED}
+    if taken:
+        raise ValueError(
+            f"All methods of a seed share their start and what is measured; the method "
+            f"{label!r} has its own {_listed(taken)}. Set that on the estimator, or "
+            "compare in two calls."
+        )
+    if isinstance(settings["method"], str):
+        check_known("method", settings["method"], METHODS)
+    elif isinstance(settings["method"], NoiseLaw):
+        # method__x below is set on it.
+        settings["method"] = clone(settings["method"])
+    unit = clone(estimator).set_params(**settings)
+    if isinstance(unit.method, str):
+        make_noise_law(unit.method, **(unit.method_params or {}))
+    unit._validate_params()
+    return unit
+
+
+def _checked_estimator(label: str, unit: Any, estimator: Any) -> Any:
+    """Refuse an estimator that would start elsewhere than the others."""
+    if type(unit) is not type(estimator):
+        raise TypeError(
+            f"All methods must be of the kind of estimator, "
+            f"{type(estimator).__name__}. Got {type(unit).__name__} as {label!r}."
+        )
+    own, common = unit.get_params(deep=False), estimator.get_params(deep=False)
+    # The comparison sets these three itself.
+    names = (_SHARED & own.keys()) - {"random_state", "memory", "warm_start"}
+    different = {name for name in names if _hash(own[name]) != _hash(common[name])}
+    if different:
+        raise ValueError(
+            f"All methods of a seed share their start and what is measured; the method "
+            f"{label!r} differs from estimator in {_listed(different)}. Make them "
+            "equal, or compare in two calls."
+        )
+    unit._validate_params()
+    return clone(unit)
+
+
+def _hash(value: Any) -> str:
+    return str(joblib.hash(fingerprint(value)))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

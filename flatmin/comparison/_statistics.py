@@ -1,0 +1,127 @@
+"""Paired differences: intervals, sign-flip tests, and many of them at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+__all__ = ["PairedDifference", "holm", "paired_difference"]
+
+# All 2^n sign patterns are tried up to n = 14 pairs, a sample of this size beyond.
+_N_SIGN_PATTERNS = 2**14
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A mean of paired differences, with what is known about it."""
+
+    mean: float
+    low: float  # ends of the t interval; NaN from a single pair
+    high: float
+    p_value: float  # two-sided, by sign flips; NaN from a single pair
+    n: int  # pairs
+
+
+def paired_difference(
+    values: ArrayLike, baseline: ArrayLike, *, confidence: float = 0.95
+) -> PairedDifference:
+    """Return the mean of ``values - baseline``, its t interval and sign-flip p value.
+
+    The interval is d̄ ± t s/√n with n - 1 degrees of freedom. The p value is the share
+    of the 2ⁿ patterns of signs whose mean difference is at least as extreme, twice the
+    smaller tail: exact if each difference is symmetric about 0, and never below 2/2ⁿ.
+    With more than 14 pairs it is estimated from 16,384 patterns.
+
+    Parameters
+    ----------
+    values : array-like of shape (n,)
+    baseline : array-like of shape (n,)
+        Of the same seeds in the same order. Pairs that are not finite are left out.
+    confidence : float, default=0.95
+        Of the interval.
+
+    Returns
+    -------
+    PairedDifference
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the confidence is not between 0 and 1.
+
+    Examples
+    --------
+    All three differences have one sign, which happens in 2 of 8 patterns:
+
+    >>> found = paired_difference([2.0, 3.0, 7.0], [1.0, 1.0, 4.0])
+    >>> found.mean, round(found.low, 3), round(found.high, 3), found.p_value
+    (2.0, -0.484, 4.484, 0.25)
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1. Got {confidence!r}.")
+    first, second = (np.asarray(v, dtype=np.float64) for v in (values, baseline))
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(
+            "values and baseline must be vectors of one length, a pair for each seed. "
+            f"Got the shapes {first.shape} and {second.shape}."
+        )
+    whole = np.isfinite(first) & np.isfinite(second)
+    first, second = first[whole], second[whole]
+    n = len(first)
+    mean = float(np.mean(first - second)) if n else math.nan
+    if n < 2:
+        return PairedDifference(mean, math.nan, math.nan, math.nan, n)
+    error = float(np.std(first - second, ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    test = stats.permutation_test(
+        (first, second),
+        _mean_difference,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_N_SIGN_PATTERNS,
+        rng=np.random.default_rng(0),
+    )
+    return PairedDifference(mean, mean - half, mean + half, float(test.pvalue), n)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Adjust p values for being many, by Holm's step-down method.
+
+    The i-th smallest of m is multiplied by m - i + 1, and no adjusted value is smaller
+    than that of a smaller p value, nor above 1. The chance of any false rejection is
+    kept, whatever the tests have to do with each other.
+
+    Parameters
+    ----------
+    p_values : array-like of shape (m,)
+        NaN stands for no test, and does not count.
+
+    Returns
+    -------
+    ndarray of shape (m,)
+
+    References
+    ----------
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
+    Journal of Statistics 6 (1979) 65-70.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    order = np.argsort(p)[: np.isfinite(p).sum()]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def _mean_difference(x: NDArray[Any], y: NDArray[Any], axis: int) -> Any:
+    return np.mean(x - y, axis=axis)

@@ -1,0 +1,157 @@
+"""The result: summaries, files, merging."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from flatmin import compare_dynamics
+from flatmin.comparison import (
+    ComparisonResult,
+    holm,
+    merge_comparisons,
+    paired_difference,
+)
+from flatmin.noise import GLDFull
+
+from ._problems import classifier, digits, norm
+
+X, y, *_ = digits()
+
+
+def compare(methods, seeds, **settings):
+    return compare_dynamics(
+        methods,
+        X,
+        y,
+        estimator=classifier(),
+        n_seeds=seeds,
+        metrics={"norm": norm},
+        quench=10,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def result():
+    """With a method that diverges; read only."""
+    methods = {"gd": {}, "sgd": {}, "gld_full": GLDFull(), "bad": {"lr": 1e30}}
+    methods["bad"]["method"] = "gd"
+    return compare(methods, [3, 1, 2])
+
+
+@pytest.mark.parametrize("baseline", ["gd", "sgd"])
+def test_the_summary_by_hand(result, baseline):
+    summary = result.summary(baseline, columns=["loss", "norm"], confidence=0.9)
+    table = result.table.query("phase == 'quench' and iteration == 30")
+    ends = table.pivot(index="seed", columns="method", values="norm").loc[[1, 2, 3]]
+    found = summary.loc[("norm", "quench")]
+    assert found.index.tolist() == result.methods
+    for method in ("gd", "sgd", "gld_full"):
+        row = found.loc[method]
+        np.testing.assert_allclose(row["mean"], ends[method].mean())
+        np.testing.assert_allclose(row["std"], np.std(ends[method], ddof=1))
+        if method == baseline:
+            assert np.isnan(row["difference"])
+            continue
+        by_hand = paired_difference(ends[method], ends[baseline], confidence=0.9)
+        np.testing.assert_allclose(
+            row[["difference", "low", "high", "p_value"]].astype(float),
+            [by_hand.mean, by_hand.low, by_hand.high, by_hand.p_value],
+        )
+    np.testing.assert_array_equal(found["p_holm"], holm(found["p_value"]))
+    assert found["n_failed"].tolist() == [0, 0, 0, 3]
+    assert np.isnan(found.loc["bad", "mean"])
+
+
+def test_the_baseline_is_the_first_method_and_all_columns_are_summed_up(result):
+    summary = result.summary()
+    assert_frame_equal(summary, result.summary("gd"))
+    columns = set(summary.index.get_level_values("column"))
+    assert {"loss", "train_score", "norm", "distance", "noise_norm"} <= columns
+    assert "iteration" not in columns
+
+
+def test_names_are_checked(result):
+    with pytest.raises(ValueError, match="baseline 'sdg'; did you mean 'sgd'"):
+        result.summary("sdg")
+    with pytest.raises(ValueError, match="column 'los'; did you mean 'loss'"):
+        result.summary(columns=["los"])
+
+
+def test_json_and_back(result, tmp_path):
+    table = result.table.copy()
+    table.loc[0, "norm"] = np.inf
+    table.loc[1, "norm"] = -np.inf
+    changed = ComparisonResult(table, result.units, result.protocol, result.provenance)
+    changed.to_json(tmp_path / "a.json")
+    found = ComparisonResult.from_json(tmp_path / "a.json")
+    assert_frame_equal(found.table, table, check_exact=True)
+    assert_frame_equal(found.units, result.units, check_exact=True)
+    assert found.protocol == result.protocol
+    assert found.provenance == result.provenance
+    assert_frame_equal(found.summary(), changed.summary())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_file_says_where_it_comes_from(result, tmp_path):
+    result.to_json(tmp_path / "a.json")
+
+    def forbid(constant):
+        raise AssertionError(constant)
+
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    content = json.loads(text, parse_constant=forbid)  # strict JSON has no NaN
+    (origin,) = content["provenance"]
+    assert {"python", "torch", "flatmin", "scipy"} <= origin["versions"].keys()
+    assert origin["machine"]["device"] == "cpu"
+    protocol = content["protocol"]
+    assert protocol["estimator"]["warmup_iter"] == 30
+    assert protocol["methods"]["bad"] == {"method": "gd", "lr": 1e30}
+    assert protocol["methods"]["gld_full"]["method"] == "GLDFull()"
+    assert protocol["metrics"]["norm"].endswith("norm")
+    assert protocol["quench"] == 10
+    assert " at 0x" not in text
+    assert content["units"]["seed"] == [3, 1, 2] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": "flatmin.compa', "not JSON, or cut off"),
+        ('{"format": "other"}', "Got 'other'"),
+        ("[1]", "Got None"),
+    ],
+)
+def test_a_foreign_file_is_refused(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ComparisonResult.from_json(tmp_path / "a.json")
+
+
+def test_merging_gives_what_one_call_would():
+    whole = compare(["gd", "sgd"], [0, 1])
+    parts = [compare([m], [s]) for m in ("gd", "sgd") for s in (0, 1)]
+    merged = merge_comparisons(parts)
+    assert_frame_equal(merged.table, whole.table, check_exact=True)
+    assert (merged.methods, merged.seeds) == (whole.methods, whole.seeds)
+    assert merged.protocol == whole.protocol
+    assert merged.provenance == whole.provenance
+
+
+def test_what_cannot_be_merged():
+    one = compare(["gd"], [0])
+    with pytest.raises(ValueError, match="at least one result"):
+        merge_comparisons([])
+    with pytest.raises(ValueError, match="'gd' with seed 0 twice"):
+        merge_comparisons([one, one])
+    other = compare({"gd": {"lr": 0.2}}, [1])
+    with pytest.raises(ValueError, match="methods and seeds alone"):
+        merge_comparisons([one, other])
+
+
+def test_failures_are_rows_of_units(result):
+    assert set(result.failures["method"]) == {"bad"}
+    assert isinstance(result.failures, pd.DataFrame)
