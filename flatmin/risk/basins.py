@@ -198,7 +198,7 @@ class TwoBasinsRisk(AnalyticRisk):
         return math.sqrt(2) * torch.cat([sharp, flat], dim=-2)
 
     def _branches(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return both branches of the minimum, and half of their gradients as columns."""
+        """Return both branches of the minimum, and half their gradients as columns."""
         # Examples innermost: five times as fast as coordinates innermost.
         from_data = theta.unsqueeze(-1) - self._columns
         displacement, flat_half = from_data - 1, from_data + 1

@@ -188,7 +188,7 @@ def test_a_seed_makes_methods_independent_of_each_other(basins):
 @pytest.mark.filterwarnings("ignore:η λ_max:UserWarning")
 def test_chains_that_diverge_are_not_successes():
     """From D = 3 on an eigensolver refuses numbers that are not finite."""
-    risk = QuadraticRisk(torch.eye(3), torch.eye(3))
+    risk = QuadraticRisk(torch.eye(3), torch.zeros(4, 3))
     start = torch.ones(3, 3)
     start[1] = 0
 

@@ -1,4 +1,4 @@
-"""The paper's two basins: formulas, the variants' numbers, chains with their own data."""
+"""The paper's two basins: its formulas, its numbers, and data of each chain's own."""
 
 import math
 
