@@ -47,10 +47,11 @@ def obtain(arguments, run):
     }
     result |= run(arguments)
     result["seconds"] = round(time.perf_counter() - start, 1)
+    text = json.dumps(_rounded(result), indent=1)
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(_rounded(result), indent=1))
-    return result
+        arguments.output.write_text(text)
+    return json.loads(text)
 
 
 def save_figure(figure, arguments, suffix=""):

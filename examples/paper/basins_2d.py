@@ -270,13 +270,14 @@ def measure(name, setting, seed, n_more):
 
 
 def experiment(arguments):
-    settings = SETTINGS | (MORE_SETTINGS if arguments.full else {})
-    n_more = 10_000 if arguments.full else 0
+    settings, n_more = SETTINGS, dict.fromkeys(SETTINGS, 0)
+    if arguments.full:
+        settings = SETTINGS | MORE_SETTINGS
+        n_more = dict.fromkeys(SETTINGS, 10_000) | dict.fromkeys(MORE_SETTINGS, 2000)
     return {
         "n_runs": N_RUNS,
-        "n_more": n_more,
         "settings": {
-            name: measure(name, setting, arguments.seed, n_more)
+            name: measure(name, setting, arguments.seed, n_more[name])
             for name, setting in settings.items()
         },
     }
@@ -300,11 +301,10 @@ def best(cell):
 
 def print_table(result):
     print(
-        f"\nSuccess in % with 95 % Wilson intervals, over {result['n_runs']} runs"
-        + (f" and over {result['n_more']}" if result["n_more"] else "")
-        + "; 'earlier' is the independent simulation.\n'visited': some iterate was in "
-        "the flat basin. Exit: mean first-exit time in iterations (exponential,\n"
-        "censored). Tr(HC) at the start, in gradient units."
+        f"\nSuccess in %, with 95 % Wilson intervals: 'few' over {result['n_runs']} "
+        "runs, 'many' over more\n(--full); 'earlier' is the independent simulation. "
+        "'visited': some iterate was in the flat basin.\n'exit': mean first-exit time "
+        "in iterations (exponential, censored). Tr(HC) at the start, in gradient units."
     )
     for name, setting in result["settings"].items():
         unstable = setting["lr_times_sharpest"] > 2
@@ -314,7 +314,7 @@ def print_table(result):
             + (" > 2: UNSTABLE without any noise" if unstable else "")
         )
         print(
-            f"{'':22}{'earlier':>8} {'few runs':>15} {'many runs':>18} "
+            f"{'':22}{'earlier':>8} {'few':>15} {'many':>18} "
             f"{'visited':>18} {'exit':>7} {'Tr(HC)':>8}"
         )
         for label, cell in setting["methods"].items():
@@ -370,7 +370,7 @@ def draw_surface(result):
         axis, values = landscape(result["settings"][name])
         ax = figure.add_subplot(1, 2, i + 1, projection="3d")
         w1, w2 = np.meshgrid(axis, axis)
-        ax.plot_surface(w1, w2, values, cmap="cividis", rcount=161, ccount=161)
+        ax.plot_surface(w1, w2, values, cmap="cividis", rcount=100, ccount=100)
         ax.set(xlabel="$w_1$", ylabel="$w_2$", zlabel="$L(w)$", title=name)
         ax.view_init(elev=35, azim=-115)
     return figure
