@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -79,9 +80,11 @@ def _processor():
 
 
 def _rounded(value):
-    """Keep six digits of every float: a result is read, and compared by machines."""
+    """Keep six digits of every float; what is not finite has no name in JSON."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -269,13 +269,33 @@ def measure(name, setting, seed, n_more):
     }
 
 
+def success_by_data(setting, label, n_sets):
+    """Return success rates where one set of data serves BLOCK runs, by set of data."""
+    law, rates = setting.laws(setting.lr)[label], []
+    for seed in range(n_sets):
+        one = make_risk(setting, 1, seed)
+        risk = TwoBasinsRisk(one.offsets.expand(BLOCK, -1, -1), one.angle)
+        run = run_chains(setting, risk, {label: law}, seed)[label]
+        rates.append(run.success_rate().value)
+    return rates
+
+
 def experiment(arguments):
     settings, n_more = SETTINGS, dict.fromkeys(SETTINGS, 0)
     if arguments.full:
         settings = SETTINGS | MORE_SETTINGS
         n_more = dict.fromkeys(SETTINGS, 10_000) | dict.fromkeys(MORE_SETTINGS, 2000)
+    n_sets = 12 if arguments.full else 0
     return {
         "n_runs": N_RUNS,
+        "success_by_data": {
+            name: {
+                label: success_by_data(SETTINGS[name], label, n_sets)
+                for label in ("gld_leading", "gld_hessian")
+            }
+            for name in ("released_code", "matched")
+            if n_sets
+        },
         "settings": {
             name: measure(name, setting, arguments.seed, n_more[name])
             for name, setting in settings.items()
@@ -327,6 +347,14 @@ def print_table(result):
                 f"{percent(numbers['visited']):>18} "
                 f"{exit_time['value'] if exit_time else np.inf:7.0f} "
                 f"{cell['trace_HC']:8.0f}"
+            )
+
+    for name, laws in result["success_by_data"].items():
+        for label, rates in laws.items():
+            low, high = 100 * min(rates), 100 * max(rates)
+            print(
+                f"\n{name}, {label}: {low:.0f} to {high:.0f} % by set of data, where "
+                f"{BLOCK} runs share one of {len(rates)}"
             )
 
 

@@ -202,8 +202,9 @@ def draw(result):
             ylim=(0, 1.02),
         )
         norms.set(ylabel="norm", yscale="log")
-    for ax in axes[0, [0, 1, 3]]:
-        ax.legend(frameon=False)
+    axes[0, 0].legend(frameon=False)
+    for ax in axes[0, [1, 3]]:
+        ax.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     for ax in axes[-1]:
         ax.set_xlabel("iteration")
     sns.despine(figure)

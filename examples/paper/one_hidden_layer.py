@@ -14,7 +14,13 @@ at 0.001, 31 epochs of 10 full-batch steps, its rate falling linearly from epoch
 The code estimates Σ from 100 batches of 10; here H and Σ are exact, dense and in
 float64, and ten seeds draw points and weights.
 
-What came out (``benchmarks/results/paper/one_hidden_layer.json``): OUTCOME
+What came out (``benchmarks/results/paper/one_hidden_layer.json``): the claim holds, at
+the upper end. Tr(HΣ) is 73 to 160 times its isotropic reference at the start and 119 to
+146 times from epoch 5 on. H is positive semi-definite here, and the bound of the 2019
+version, a λ₁² D/Tr(H)² with the measured a of about 1, explains most of it: 98 of 136
+in the end. That is eight of ten seeds. In the other two the outputs of all points
+become clipped within ten steps, which leaves no gradient, no H and no Σ; one seed, as
+in the authors' code, does not show that.
 """
 
 # %%
@@ -111,15 +117,25 @@ def experiment(arguments):
 # -----------------
 
 
-def gain(runs):
-    """Return D Tr(HΣ)/(Tr(H) Tr(Σ)), shape (n_seeds, n_epochs + 1)."""
-    return np.divide(runs["trace_HS"], runs["isotropic"])
+def living(result):
+    """Return the runs in which some output is not clipped, by quantity and seed.
+
+    Where all outputs are clipped there is no gradient, no H and no Σ: such a run is
+    dead, and only its number counts.
+    """
+    runs = {key: np.array(values, float) for key, values in result["runs"].items()}
+    alive = (runs["isotropic"] > 0).all(1)
+    runs = {key: values[alive] for key, values in runs.items()}
+    # D Tr(HΣ)/(Tr(H) Tr(Σ)), shape (n_living, n_epochs + 1).
+    return runs | {"gain": runs["trace_HS"] / runs["isotropic"]}
 
 
 def print_table(result):
-    runs = {key: np.array(values) for key, values in result["runs"].items()}
-    runs["gain"] = gain(runs)
-    print(f"medians over {result['n_seeds']} seeds; gain: smallest and largest as well")
+    runs = living(result)
+    print(
+        f"{len(runs['gain'])} of {result['n_seeds']} seeds; in the others all outputs "
+        "became clipped.\nMedians over these seeds; gain: smallest and largest as well"
+    )
     print(
         f"{'epoch':>5} {'loss':>8} {'accuracy':>9} {'Tr(HΣ)':>9} {'isotropic':>9} "
         f"{'gain':>20} {'a':>6} {'a λ₁²D/Tr(H)²':>14} {'negative':>9}"
@@ -138,7 +154,7 @@ def print_table(result):
 
 
 def draw(result):
-    runs = {key: np.array(values) for key, values in result["runs"].items()}
+    runs = living(result)
     x = np.arange(result["n_epochs"] + 1)
     figure, (traces, ratio) = plt.subplots(
         1, 2, figsize=(11, 4.4), layout="constrained"
@@ -155,7 +171,7 @@ def draw(result):
     traces.set(xlabel="epoch of 10 steps", ylabel="trace (loss³ per unit of θ⁴)")
     traces.set_yscale("log")
     traces.legend(frameon=False)
-    band(ratio, gain(runs), "black", "measured")
+    band(ratio, runs["gain"], "black", "measured")
     bound = runs["alignment"] * runs["bound_without_a"]
     band(ratio, bound, "#029e73", r"lower bound $a\lambda_1^2 D/\mathrm{Tr}(H)^2$", ":")
     ratio.set(xlabel="epoch of 10 steps", yscale="log")
@@ -172,8 +188,10 @@ def draw(result):
 
 
 def check(result):
-    """The noise is far above its isotropic reference in every run at every epoch."""
-    assert gain(result["runs"]).min() > 3
+    """The noise is far above its isotropic reference in every living run throughout."""
+    gain = living(result)["gain"]
+    assert len(gain)
+    assert gain.min() > 10
 
 
 # %%
