@@ -284,7 +284,7 @@ def experiment(arguments):
     settings, n_more = SETTINGS, dict.fromkeys(SETTINGS, 0)
     if arguments.full:
         settings = SETTINGS | MORE_SETTINGS
-        n_more = dict.fromkeys(SETTINGS, 10_000) | dict.fromkeys(MORE_SETTINGS, 2000)
+        n_more = dict.fromkeys(SETTINGS, 10_000) | dict.fromkeys(MORE_SETTINGS, 1000)
     n_sets = 12 if arguments.full else 0
     return {
         "n_runs": N_RUNS,
