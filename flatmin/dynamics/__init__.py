@@ -1,4 +1,4 @@
-"""The iteration θ ← θ - η (g₀ + ε), alone and inside a skorch net."""
+"""The iteration θ ← θ - η (g₀ + ε), alone, inside a skorch net, or many at once."""
 
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
@@ -11,22 +11,28 @@ from flatmin.dynamics._net import (
     check_monitors,
 )
 from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
+from flatmin.dynamics._proportion import Proportion
 from flatmin.dynamics._recorder import Recorder
+from flatmin.dynamics._simulate import ExitTime, Simulation, simulate
 from flatmin.dynamics._warmup import WarmupResult, run_warmup
 
 __all__ = [
     "OPTIMIZERS",
     "DivergenceError",
+    "ExitTime",
     "FlatBinding",
     "GradientBatches",
     "NoisyDescent",
     "NoisyNetClassifier",
     "NoisyNetRegressor",
+    "Proportion",
     "Recorder",
+    "Simulation",
     "StopTraining",
     "WarmupResult",
     "check_callbacks",
     "check_monitors",
     "resolve_optimizer",
     "run_warmup",
+    "simulate",
 ]

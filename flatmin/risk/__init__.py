@@ -1,6 +1,7 @@
 """The empirical risk: the only floor that differentiates."""
 
 from flatmin.risk.analytic import AnalyticRisk, LinearRegressionRisk, QuadraticRisk
+from flatmin.risk.basins import TwoBasinsRisk
 from flatmin.risk.empirical import EmpiricalRisk
 from flatmin.risk.interface import LinearizedRisk, Risk
 from flatmin.risk.layout import ParameterLayout
@@ -16,5 +17,6 @@ __all__ = [
     "ParameterLayout",
     "QuadraticRisk",
     "Risk",
+    "TwoBasinsRisk",
     "resolve_loss",
 ]

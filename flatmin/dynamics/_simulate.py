@@ -1,0 +1,300 @@
+"""Many chains of a dynamic at once, on a risk given by formulas."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.progress import progress_bar
+from flatmin._utils.random import make_generator
+from flatmin.dynamics._descent import DivergenceError
+from flatmin.dynamics._proportion import Proportion
+from flatmin.noise import NoiseLaw, make_noise_law
+from flatmin.risk import AnalyticRisk
+
+__all__ = ["ExitTime", "Simulation", "simulate"]
+
+
+@dataclass(frozen=True)
+class ExitTime:
+    """A mean first-exit time in iterations, under a constant rate of exit."""
+
+    value: float  # infinite where no chain came out
+    stderr: float
+    n_exits: int
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What the chains of one law did."""
+
+    law: NoiseLaw
+    theta: Tensor  # (n_chains, D) after the last step
+    n_iter: int
+    success: Tensor | None  # (n_chains,) bool: the last point is in the target
+    exit_times: Tensor | None  # (n_chains,) first iterate in it; n_iter if censored
+    censored: Tensor | None  # (n_chains,) bool: no iterate was in it
+    iterations: Tensor | None  # (n_records,) of the trajectory
+    trajectory: Tensor | None  # (n_records, n_chains, D)
+
+    def success_rate(self, confidence: float = 0.95) -> Proportion:
+        """Return the share of chains whose last point is in the target.
+
+        Parameters
+        ----------
+        confidence : float, default=0.95
+            Of the Wilson interval. It is one over chains on the given data; over
+            data as well where every chain has its own.
+
+        Returns
+        -------
+        Proportion
+        """
+        return Proportion.of(_known(self.success), confidence)
+
+    def exit_rate(self, confidence: float = 0.95) -> Proportion:
+        """Return the share of chains of which some iterate was in the target.
+
+        Parameters
+        ----------
+        confidence : float, default=0.95
+            Of the Wilson interval; see :meth:`success_rate`.
+
+        Returns
+        -------
+        Proportion
+        """
+        return Proportion.of(~_known(self.censored), confidence)
+
+    def mean_exit_time(self) -> ExitTime:
+        """Return the iterations spent outside the target, by all chains, per exit.
+
+        The maximum-likelihood mean of exponential exit times with censoring; its
+        standard error is the mean over the root of the number of exits.
+
+        Returns
+        -------
+        ExitTime
+        """
+        n_exits = int((~_known(self.censored)).sum())
+        if not n_exits:
+            return ExitTime(math.inf, math.inf, 0)
+        mean = float(_known(self.exit_times).sum()) / n_exits
+        return ExitTime(mean, mean / n_exits**0.5, n_exits)
+
+
+def simulate(
+    risk: AnalyticRisk,
+    methods: str | NoiseLaw | Iterable[str | NoiseLaw] | Mapping[str, str | NoiseLaw],
+    start: Tensor,
+    *,
+    lr: float,
+    n_iter: int,
+    n_chains: int = 100,
+    reached: Callable[[Tensor], Tensor] | None = None,
+    record_every: int | None = None,
+    rng: torch.Generator | int | None = 0,
+    verbose: bool | int = False,
+) -> dict[str, Simulation]:
+    """Run θ ← θ - η (g₀ + ε) from one start, many chains of each method at once.
+
+    Memory grows with ``n_chains``, and with ``n_iter`` only through the trajectories.
+
+    Parameters
+    ----------
+    risk : AnalyticRisk
+    methods : str, NoiseLaw, iterable or mapping of these
+        Names, or laws for other settings than a law's own; a mapping gives labels.
+    start : Tensor of shape (D,) or (n_chains, D)
+        θ before the first step.
+    lr : float
+        η.
+    n_iter : int
+        Steps.
+    n_chains : int, default=100
+        Independent chains of each method.
+    reached : callable, default=None
+        The target: takes θ of shape (n_chains, D), returns a boolean Tensor of shape
+        (n_chains,). None leaves successes and exit times out.
+    record_every : int, default=None
+        Keeps the iterates 0, r, 2r, … of every chain; None keeps none.
+    rng : torch.Generator, int or None, default=0
+        A seed gives every method the same random numbers, so that its result does not
+        depend on which others run; a generator, on the risk's device, is used by one
+        after the other; None is random.
+    verbose : bool or int, default=False
+        Shows a progress bar.
+
+    Returns
+    -------
+    dict of str to Simulation
+        By label, else by the law's name. A chain that is not finite any more is not in
+        the target.
+
+    Raises
+    ------
+    TypeError
+        If θ of the risk cannot be many chains.
+    ValueError
+        If an argument, or a law's setting, does not fit.
+    DivergenceError
+        If a law that needs eigenpairs meets a θ that is not finite.
+
+    Warns
+    -----
+    UserWarning
+        If η λ_max(H) > 2 at the start: gradient descent leaves it without noise, so
+        that escaping says nothing about the noise.
+
+    Examples
+    --------
+    >>> from flatmin.risk import TwoBasinsRisk
+    >>> risk = TwoBasinsRisk.from_paper("matched")
+    >>> laws = {"sgd": make_noise_law("sgd", batch_size=1), "gd": "gd"}
+    >>> result = simulate(
+    ...     risk, laws, risk.sharp_minimum, lr=0.006, n_iter=600,
+    ...     reached=risk.in_flat_basin,
+    ... )
+    >>> result["gd"].success_rate()
+    Proportion(value=0.0, low=0.0, high=0.0369..., count=0, n=100)
+    >>> result["sgd"].success_rate().low > 0.0369
+    True
+    """
+    if not isinstance(risk, AnalyticRisk):
+        raise TypeError(
+            "simulate needs an AnalyticRisk, whose θ may be many chains. Got "
+            f"{type(risk).__name__}; train a network with NoisyDiffusionClassifier or "
+            "NoisyDiffusionRegressor."
+        )
+    laws = _laws(methods, risk)
+    _check_settings(lr, n_iter, n_chains, record_every)
+    theta = _start(risk, start, n_chains)
+    _warn_if_unstable(risk, theta, lr)
+    results = {}
+    for label, law in laws.items():
+        generator = make_generator(rng, risk.device)
+        with progress_bar(n_iter, label, verbose=verbose) as bar:
+            results[label] = _run(
+                risk, law, theta, lr, n_iter, reached, record_every, generator, bar
+            )
+    return results
+
+
+def _run(risk, law, theta, lr, n_iter, reached, record_every, rng, bar) -> Simulation:
+    kept = []
+    exits = None if reached is None else _Exits(reached, theta, n_iter)
+    state = None
+    for t in range(n_iter + 1):
+        if record_every is not None and t % record_every == 0:
+            kept.append(theta)
+        if t == n_iter:
+            break
+        if t % law.refresh_every == 0:
+            state = _refresh(risk, law, theta, rng, state, t)
+        _, gradient = law.noisy_gradient(risk, theta, state, rng)
+        theta = theta - lr * gradient
+        if exits is not None:
+            exits.look(theta, t + 1)
+        bar.update(1)
+    return Simulation(
+        law,
+        theta,
+        n_iter,
+        None if exits is None else exits.inside,
+        None if exits is None else exits.times,
+        None if exits is None else exits.censored,
+        None if record_every is None else torch.arange(0, n_iter + 1, record_every),
+        torch.stack(kept) if kept else None,
+    )
+
+
+class _Exits:
+    """When each chain was in the target for the first time."""
+
+    def __init__(self, reached, theta: Tensor, n_iter: int) -> None:
+        self.reached = reached
+        self.inside = reached(theta)
+        self.censored = ~self.inside
+        self.times = torch.where(self.inside, 0, n_iter)
+
+    def look(self, theta: Tensor, t: int) -> None:
+        self.inside = self.reached(theta)
+        first = self.inside & self.censored
+        self.times = torch.where(first, t, self.times)
+        self.censored = self.censored & ~first
+
+
+def _refresh(risk, law, theta, rng, state, t):
+    try:
+        return law.refresh(risk, theta, rng, state)
+    except RuntimeError as error:  # of an eigensolver
+        n_lost = int((~theta.isfinite().all(-1)).sum())
+        if not n_lost:
+            raise
+        raise DivergenceError(
+            f"{n_lost} chains of {law.name} are not finite at iteration {t}. Try a "
+            "smaller lr or a smaller noise_scale."
+        ) from error
+
+
+def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
+    if isinstance(methods, str | NoiseLaw):
+        methods = [methods]
+    if not isinstance(methods, Mapping):
+        named = [(m if isinstance(m, str) else m.name, m) for m in methods]
+        methods = dict(named)
+        if len(methods) < len(named):
+            raise ValueError(
+                "Each method must have a label of its own. Got "
+                f"{[label for label, _ in named]}; give a mapping of labels to laws."
+            )
+    laws = {
+        label: make_noise_law(method) if isinstance(method, str) else method
+        for label, method in methods.items()
+    }
+    if not laws:
+        raise ValueError("simulate needs at least one method. Got none.")
+    for law in laws.values():
+        law.check(risk)
+    return laws
+
+
+def _check_settings(lr, n_iter, n_chains, record_every) -> None:
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be finite and positive. Got {lr}.")
+    counts = {"n_iter": n_iter, "n_chains": n_chains, "record_every": record_every}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1. Got {count}.")
+
+
+def _start(risk: AnalyticRisk, start: Tensor, n_chains: int) -> Tensor:
+    shapes = [(risk.n_params,), (n_chains, risk.n_params)]
+    if tuple(start.shape) not in shapes:
+        raise ValueError(
+            f"start must have shape {shapes[0]} or {shapes[1]}. Got "
+            f"{tuple(start.shape)}."
+        )
+    return start.to(risk.device, risk.dtype).expand(n_chains, -1)
+
+
+def _warn_if_unstable(risk: AnalyticRisk, theta: Tensor, lr: float) -> None:
+    sharpest = float(torch.linalg.eigvalsh(risk.hessian(theta)).max())
+    if lr * sharpest > 2:
+        warnings.warn(
+            f"η λ_max = {lr * sharpest:.3g} > 2 at the start: gradient descent is "
+            "unstable there and leaves it without any noise. Escapes at this lr say "
+            f"nothing about the noise; a stable one is below {2 / sharpest:.3g}.",
+            stacklevel=3,
+        )
+
+
+def _known(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise ValueError("Without reached= there are no successes or exit times.")
+    return tensor

@@ -1,0 +1,191 @@
+"""The experiments under examples/paper, on few runs and iterations."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from flatmin.linalg import DenseOperator
+from flatmin.noise import GaussianLaw
+from flatmin.risk import TwoBasinsRisk
+
+FOLDER = Path(__file__).parents[2] / "examples" / "paper"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Return a function that imports a script by its name."""
+    mpl.use("Agg")
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def load_script(name):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(__import__("sys").modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load_script
+    plt.close("all")
+
+
+def run(script, path, capsys):
+    """Run a script, then draw again what it stored; return the result and the table."""
+    script.main(["--output", str(path)])
+    result = json.loads(path.read_text())
+    assert result["seed"] == 0
+    assert set(result["versions"]) >= {"flatmin", "torch", "python"}
+    assert result["command"].startswith("python ")
+    table = capsys.readouterr().out
+    for picture in path.parent.glob("*.png"):
+        picture.unlink()
+    script.main(["--output", str(path), "--plot-only"])
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    assert table.endswith(capsys.readouterr().out)
+    return result, table
+
+
+def test_basins(load, tmp_path, capsys, monkeypatch):
+    script = load("basins_2d")
+    monkeypatch.setattr(script, "N_RUNS", 40)
+    monkeypatch.setattr(script, "RECORD_EVERY", 100)
+    result, table = run(script, tmp_path / "basins.json", capsys)
+    assert (tmp_path / "basins_surface.png").exists()
+    assert list(result["settings"]) == ["text", "released_code", "matched"]
+    assert table.count("UNSTABLE") == 1
+    matched = result["settings"]["matched"]["methods"]
+    assert matched["gd"]["few"]["success"]["n"] == 40
+
+
+def test_more_basins_come_in_blocks(load, monkeypatch):
+    script = load("basins_2d")
+    monkeypatch.setattr(script, "BLOCK", 8)
+    setting = script.SETTINGS["matched"]
+    law = setting.laws(setting.lr)["gld_leading"]
+    runs = script.run_blocks(setting, "a", law, 24, torch.Generator().manual_seed(0))
+    assert runs.success_rate().n == 24
+    assert len(runs.theta.unique(dim=0)) == 24
+
+
+def test_a_law_of_fixed_size(load):
+    """C = τ C'/Tr(C'), and draws of that covariance within 4.5 standard errors."""
+    script = load("basins_2d")
+    risk, rng = TwoBasinsRisk.from_paper("matched"), torch.Generator().manual_seed(0)
+    matrix = torch.tensor([[4.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+
+    class Fixed(GaussianLaw):
+        name = "fixed"
+
+        def refresh(self, risk, theta, rng, previous=None):
+            return DenseOperator(matrix.expand(*theta.shape[:-1], 2, 2))
+
+    M = 20_000
+    law, theta = script.FixedTrace(Fixed(), total=3.0), risk.sharp_minimum.expand(M, 2)
+    state = law.refresh(risk, theta, rng)
+    _, gradient = law.noisy_gradient(risk, theta, state, rng)
+    expected = matrix / 2
+    torch.testing.assert_close(
+        law.covariance(risk, theta, state).to_dense()[0], expected
+    )
+    noise = gradient - risk.gradient(theta)
+    products = noise[:, :, None] * noise[:, None, :]
+    error = (products.mean(0) - expected) / products.std(0)
+    assert error.abs().max() < 4.5 / M**0.5
+
+
+def test_cubic_regression(load, tmp_path, capsys, monkeypatch):
+    script = load("cubic_regression")
+    monkeypatch.setattr(
+        script,
+        "protocol",
+        lambda full: {"n_iter": 60, "record_every": 20, "n_seeds": 2},
+    )
+    result, table = run(script, tmp_path / "cubic.json", capsys)
+    for name, runs in result["networks"].items():
+        assert f"{name} parameters" in table
+        k = 4 if name == "251" else 3
+        assert np.shape(runs["cosines"]) == (2, 4, k)
+        assert np.shape(runs["loss"]) == (2, 4)
+
+
+def test_what_the_cubic_regression_measures(load):
+    """For a network that is linear in θ, with data of one input: known H, Σ, norms."""
+    script = load("cubic_regression")
+    module = torch.nn.Linear(1, 1)
+    risk = script.make_risk(module, 20)
+    X, y = (torch.as_tensor(part) for part in script.make_cubic_regression(20))
+    design = torch.cat([X, torch.ones(20, 1)], 1)
+    theta = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    row = script.measure(risk, risk, theta, lr=0.1, k=1)
+    rows = 2 * (design @ theta - y)[:, None] * design
+    H, S = 2 * design.T @ design / 20, rows.T.cov(correction=0)
+    first = [torch.linalg.eigh(matrix).eigenvectors[:, -1] for matrix in (H, S)]
+    expected = {
+        "loss": (design @ theta - y).square().mean(),
+        "cosines": (first[0] @ first[1]).abs()[None],
+        "overlap": (first[0] @ first[1]).square(),
+        "hessian_eigenvalues": torch.linalg.eigvalsh(H)[-1:] / H.norm(),
+        "covariance_eigenvalues": torch.linalg.eigvalsh(S)[-1:] / S.norm(),
+        "gradient_norm": rows.mean(0).norm(),
+        "noise_norm": (0.1 * S.trace() / 5).sqrt(),
+        "noise_norm_in_gradient_units": (S.trace() / 5).sqrt(),
+    }
+    for key, value in expected.items():
+        torch.testing.assert_close(row[key], value)
+
+
+def test_fisher_equals_hessian(load, tmp_path, capsys):
+    script = load("fisher_equals_hessian")
+    result, table = run(script, tmp_path / "fisher.json", capsys)
+    assert list(result["gaps"]) == list(script.LOOKS)
+    assert "exponent" in table
+
+
+def test_gaps_of_the_logistic_regression(load):
+    """H = (1/N) Σ p(1 - p) xxᵀ, Σ that of (p - y) x; at 0, Σ = H - g₀g₀ᵀ."""
+    script = load("fisher_equals_hessian")
+    X, y, _ = script.draw_data(50, seed=0)
+    risk, zero = script.make_risk(X, y), torch.zeros(5, dtype=torch.float64)
+    p = torch.sigmoid(X @ script.TRUTH)
+    H = (X.T * (p * (1 - p))) @ X / 50
+    S = ((p - y)[:, None] * X).T.cov(correction=0)
+    expected = float((S - H).norm() / H.norm())
+    assert script.gap(risk, script.TRUTH) == pytest.approx(expected)
+    H, gradient = X.T @ X / 200, X.T @ (0.5 - y) / 50
+    expected = float(gradient.square().sum() / H.norm())
+    assert script.gap(risk, zero) == pytest.approx(expected)
+
+
+def test_one_hidden_layer(load, tmp_path, capsys, monkeypatch):
+    script = load("one_hidden_layer")
+    monkeypatch.setattr(script, "N_UNITS", 10)
+    result, table = run(script, tmp_path / "layer.json", capsys)
+    assert np.shape(result["runs"]["trace_HS"]) == (2, 7)
+    assert "gain" in table
+
+
+def test_the_bound_on_the_gain_holds(load, monkeypatch):
+    """Tr(HΣ) ≥ λ₁ u₁ᵀΣu₁ for a positive semi-definite H, which this network has."""
+    script = load("one_hidden_layer")
+    monkeypatch.setattr(script, "N_UNITS", 10)
+    risk, y = script.make_risk(3, 60)
+    row = script.measure(risk, risk.params(), y)
+    assert row["negative_share"] < 1e-6
+    gain = row["trace_HS"] / row["isotropic"]
+    assert 0 < row["alignment"] * row["bound_without_a"] <= gain * (1 + 1e-9)
+
+
+def test_noise_against_gradient(load, tmp_path, capsys, monkeypatch):
+    script = load("noise_against_gradient")
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 1, 28, 28)).astype(np.float32)
+    data = type("Data", (), {"data": X, "target": np.arange(60) % 10})
+    monkeypatch.setattr(script, "load_noisy_fashion_mnist", lambda *a, **k: data)
+    result, table = run(script, tmp_path / "noise.json", capsys)
+    assert result["runs"][0]["iteration"][-1] == 300
+    assert "noise / gradient" in table
