@@ -120,7 +120,7 @@ class ComparisonResult:
         """
         baseline = self.methods[0] if baseline is None else baseline
         check_known("baseline", baseline, self.methods)
-        ends = self.ends()
+        ends: Any = self.ends()
         numeric = ends.select_dtypes("number").columns.drop("iteration")
         for column in columns or ():
             check_known("column", column, numeric)
