@@ -22,6 +22,11 @@ _FORMAT = "flatmin.comparison/1"
 _TEXT = {"method", "phase", "status", "error", "message"}
 _WHOLE = {"seed", "iteration"}
 
+# Of a summary.
+_KEYS = ("column", "phase", "method")
+_STATISTICS = ("mean", "std", "difference", "low", "high", "p_value", "p_holm")
+_STATISTICS += ("n", "n_failed")
+
 
 @dataclass(frozen=True)
 class ComparisonResult:
@@ -135,7 +140,8 @@ class ComparisonResult:
                         confidence,
                         {"column": column, "phase": phase},
                     )
-        return pd.DataFrame(rows).set_index(["column", "phase", "method"])
+        frame = pd.DataFrame(rows, columns=[*_KEYS, *_STATISTICS])
+        return frame.set_index(list(_KEYS))
 
     def _differences(
         self,
