@@ -243,7 +243,7 @@ def _resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
     if not isinstance(n_seeds, Iterable):
         raise TypeError(f"n_seeds must be a number or the seeds. Got {n_seeds!r}.")
     seeds = list(n_seeds)
-    if not seeds or not all(isinstance(seed, Integral) and seed >= 0 for seed in seeds):
+    if not seeds or not all(isinstance(s, Integral) and int(s) >= 0 for s in seeds):
         raise ValueError(
             "Seeds must be integers of at least 0, and there must be one. "
             f"Got {seeds!r}."
@@ -275,7 +275,7 @@ def _checked_metrics(title: str, metrics: Any) -> dict[str, Any]:
 
 
 def _check_threads(n_threads: int, n_jobs: int | None) -> None:
-    workers = effective_n_jobs(n_jobs)
+    workers = effective_n_jobs(n_jobs)  # type: ignore[arg-type]
     if n_threads > 1 and n_threads * workers > cpu_count():
         raise ValueError(
             f"n_threads must be at most the cores a worker has, "

@@ -91,7 +91,6 @@ def _resolve(label: str, method: Any, estimator: Any) -> Any:
         )
     settings = {"method": label, "method_params": None, **method}
     taken = {str(name).partition("__")[0] for name in settings} & _SHARED
-    taken |= {name for name in settings if f"{name}_params" in _SHARED}
     if taken:
         raise ValueError(
             f"All methods of a seed share their start and what is measured; the method "

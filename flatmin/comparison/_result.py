@@ -22,6 +22,11 @@ _FORMAT = "flatmin.comparison/1"
 _TEXT = {"method", "phase", "status", "error", "message"}
 _WHOLE = {"seed", "iteration"}
 
+# Of a summary.
+_KEYS = ("column", "phase", "method")
+_STATISTICS = ("mean", "std", "difference", "low", "high", "p_value", "p_holm")
+_STATISTICS += ("n", "n_failed")
+
 
 @dataclass(frozen=True)
 class ComparisonResult:
@@ -120,7 +125,7 @@ class ComparisonResult:
         """
         baseline = self.methods[0] if baseline is None else baseline
         check_known("baseline", baseline, self.methods)
-        ends = self.ends()
+        ends: Any = self.ends()
         numeric = ends.select_dtypes("number").columns.drop("iteration")
         for column in columns or ():
             check_known("column", column, numeric)
@@ -135,7 +140,8 @@ class ComparisonResult:
                         confidence,
                         {"column": column, "phase": phase},
                     )
-        return pd.DataFrame(rows).set_index(["column", "phase", "method"])
+        frame = pd.DataFrame(rows, columns=[*_KEYS, *_STATISTICS])
+        return frame.set_index(list(_KEYS))
 
     def _differences(
         self,

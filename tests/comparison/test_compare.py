@@ -220,6 +220,20 @@ def test_a_warmup_that_diverges_fails_its_units():
     assert (found.failures["phase"] == "warmup").all()
     assert len(found.failures) == 2
     assert set(found.table["phase"]) == {"warmup"}
+    assert found.summary().empty
+
+
+def test_no_data_at_all_is_a_result_too(tmp_path):
+    def load(seed):
+        raise OSError("the disk is away")
+
+    found = compare_dynamics(["gd"], load, estimator=classifier(), n_seeds=[1, 0])
+    assert found.failures["message"].tolist() == ["the disk is away"] * 2
+    assert found.table.empty
+    assert found.summary().empty
+    found.to_json(tmp_path / "a.json")
+    again = ComparisonResult.from_json(tmp_path / "a.json")
+    assert_frame_equal(again.units, found.units)
 
 
 def test_a_seed_without_data_fails_alone():

@@ -1,0 +1,47 @@
+"""Settings as what JSON can hold."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flatmin.comparison._provenance import describe, provenance
+from flatmin.modules import LeNet
+from flatmin.noise import GLDConst
+
+from ._problems import norm
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.1, 0.1),
+        (True, True),
+        (None, None),
+        (np.float64(0.5), 0.5),
+        (np.int64(3), 3),
+        (float("inf"), "inf"),
+        ((1, [2.0]), [1, [2.0]]),
+        ({"hidden_layer_sizes": (8, 4)}, {"hidden_layer_sizes": [8, 4]}),
+        (LeNet, "flatmin.modules._lenet.LeNet"),
+        (GLDConst(sigma=0.1), "GLDConst(sigma=0.1)"),
+        (np.ones(2), "array([1., 1.])"),
+    ],
+)
+def test_settings(value, expected):
+    assert describe(value) == expected
+
+
+def test_no_address_is_written():
+    described = describe(functools.partial(norm, scale=2))
+    assert "norm" in described
+    assert "0x" not in described
+
+
+def test_versions_and_machine_are_json():
+    found = provenance(torch.device("cpu"))
+    assert json.loads(json.dumps(found)) == found
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["machine"]["device"] == "cpu"

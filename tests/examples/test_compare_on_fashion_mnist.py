@@ -1,0 +1,163 @@
+"""Figure 5's script on few iterations, in this process, and on made-up images."""
+
+import importlib.util
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+PATH = Path(__file__).parents[2] / "examples" / "paper" / "compare_on_fashion_mnist.py"
+
+
+def fake_images(seed, sizes):
+    """Return a bright square for each class, at a place of its own."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(80) % 10
+    X = rng.random((80, 1, 28, 28), dtype=np.float32) / 2
+    for image, label in zip(X, y, strict=True):
+        row, column = divmod(label, 4)
+        image[0, 7 * row : 7 * row + 7, 7 * column : 7 * column + 7] += 0.5
+    return X[:60], y[:60], X[60:], y[60:]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    mpl.use("Agg")
+    spec = importlib.util.spec_from_file_location("compare_on_fashion_mnist", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "load", fake_images)
+    sizes = {"warmup": 20, "noise": 4, "quench": 4, "every": 2}
+    monkeypatch.setattr(module, "SHORT", module.SHORT | sizes)
+    return module
+
+
+@pytest.fixture
+def run(script, tmp_path, monkeypatch, capsys):
+    """Return a function that runs the script and returns what it printed."""
+
+    def call(*arguments):
+        command = ["script", "--output", str(tmp_path), "--seeds", "0", "1", *arguments]
+        monkeypatch.setattr("sys.argv", command)
+        script.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def asked(script, monkeypatch):
+    """A list of what compare_dynamics was asked for."""
+    calls = []
+    compare = script.compare_dynamics
+
+    def spy(methods, data, **settings):
+        calls.append((list(methods), settings))
+        return compare(methods, data, **settings)
+
+    monkeypatch.setattr(script, "compare_dynamics", spy)
+    return calls
+
+
+def test_a_run_is_resumed_and_drawn_again(run, asked, tmp_path):
+    methods = ("--methods", "gd", "sgd")
+    first = run(*methods)
+    files = sorted(path.name for path in (tmp_path / "short").iterdir())
+    assert files == [f"{m}_seed{s}.json" for m in ("gd", "sgd") for s in (0, 1)]
+    assert (tmp_path / "short.png").stat().st_size > 10_000
+    (call,) = asked
+    assert call[0] == ["gd", "sgd"]
+    assert call[1]["n_seeds"] == [0, 1]
+    assert call[1]["n_jobs"] == 1
+
+    (tmp_path / "short" / "sgd_seed1.json").unlink()
+    assert run(*methods) == first
+    assert asked[1][0] == ["sgd"]
+    assert asked[1][1]["n_seeds"] == [1]
+
+    assert run(*methods, "--plot-only") == run(*methods) == first
+    assert len(asked) == 2
+
+
+def test_the_table_names_ends_and_differences(run):
+    printed = run("--methods", "gd", "sgd", "gld_full")
+    ends, differences = printed.split("Paired differences")
+    for name in ("train_score", "valid_score", "distance", "trace_ratio"):
+        assert name in ends
+    assert "end_sharpness" in differences
+    row = next(line for line in ends.splitlines() if "noise  gd " in line)
+    assert float(row.split()[-1]) == 0  # GD has no noise
+    row = next(line for line in ends.splitlines() if " gld_full " in line)
+    np.testing.assert_allclose(float(row.split()[-1]), 1, atol=1e-3)
+
+
+def test_the_device_and_the_jobs_are_passed_on(script, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(script, "compare_dynamics", lambda *_, **kw: seen.update(kw))
+    arguments = script.parse_arguments(
+        ["--full", "--device", "cuda", "--n-jobs", "8", "--output", str(tmp_path)]
+    )
+    script.compare(script.make_methods(arguments), [0], arguments, None)
+    estimator = seen["estimator"]
+    assert estimator.device == "cuda"
+    assert seen["n_jobs"] == 8
+    protocol = (estimator.warmup_iter, estimator.warmup_lr, estimator.lr)
+    assert protocol == (3000, 0.1, 0.03)
+    assert (estimator.batch_size, estimator.n_components) == (20, 20)
+    assert estimator.max_iter >= 2000
+    assert seen["quench"] == 500
+    assert seen.get("quench_lr") is None
+
+
+def test_the_papers_rate_is_an_option(script):
+    assert list(script.make_methods(script.parse_arguments([]))) == list(script.METHODS)
+    arguments = script.parse_arguments(["--paper-lr", "--methods", "gd", "gld_hessian"])
+    methods = script.make_methods(arguments)
+    assert methods["gd at 0.07"] == {"method": "gd", "lr": 0.07}
+    assert list(methods) == ["gd", "gld_hessian", "gd at 0.07"]
+
+
+def test_a_unit_that_the_machine_broke_is_tried_again(run, script, monkeypatch):
+    def break_once(risk, theta):
+        raise MemoryError("no room")
+
+    whole = script.covariance_trace
+    monkeypatch.setattr(script, "covariance_trace", break_once)
+    with pytest.raises(SystemExit, match="no results"):
+        run("--methods", "gd")
+    monkeypatch.setattr(script, "covariance_trace", whole)
+    assert "Means over the seeds [0, 1]" in run("--methods", "gd")
+
+
+@pytest.mark.parametrize(
+    ("column", "difference", "low", "high", "expected"),
+    [
+        ("valid_score", 0.010, 0.002, 0.018, "reproduced"),
+        ("valid_score", 0.010, -0.001, 0.021, "partly"),
+        ("valid_score", 0.003, 0.001, 0.005, "partly"),
+        ("valid_score", 0.003, -0.001, 0.007, "not"),
+        ("valid_score", -0.010, -0.018, -0.002, "not"),
+        # Of a sharpness of 0.02 a fifth is 0.004, and flatter is less.
+        ("end_sharpness", -0.005, -0.008, -0.002, "reproduced"),
+        ("end_sharpness", -0.005, -0.012, 0.002, "partly"),
+        ("end_sharpness", -0.003, -0.004, -0.002, "partly"),
+        ("end_sharpness", 0.005, 0.002, 0.008, "not"),
+        ("valid_score", np.nan, np.nan, np.nan, "not"),
+    ],
+)
+def test_the_rule_of_the_verdict(script, column, difference, low, high, expected):
+    row = {"difference": difference, "low": low, "high": high, "mean of gd": 0.02}
+    assert script.verdict(pd.Series(row), column) == expected
+
+
+@pytest.mark.usefixtures("fashion_mnist_home")
+def test_the_images_and_labels_depend_on_the_seed(script, monkeypatch):
+    monkeypatch.undo()
+    sizes = script.FULL
+    (X, y, X_test, y_test), (other, *_) = (script.load(s, sizes) for s in (0, 1))
+    assert X.shape == (1200, 1, 28, 28)
+    assert len(y) == 1200
+    assert len(X_test) == len(y_test) == 10_000
+    assert not np.array_equal(X, other)
