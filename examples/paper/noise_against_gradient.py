@@ -52,7 +52,7 @@ def run(seed, sizes):
 def experiment(arguments):
     sizes = {"n_iter": 300, "record_every": 50, "n_seeds": 1}
     if arguments.full:
-        sizes = {"n_iter": 20_000, "record_every": 100, "n_seeds": 4}
+        sizes = {"n_iter": 20_000, "record_every": 200, "n_seeds": 3}
     runs = []
     for seed in range(arguments.seed, arguments.seed + sizes["n_seeds"]):
         runs.append(run(seed, sizes))
