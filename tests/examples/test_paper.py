@@ -163,7 +163,7 @@ def test_gaps_of_the_logistic_regression(load):
 
 def test_one_hidden_layer(load, tmp_path, capsys, monkeypatch):
     script = load("one_hidden_layer")
-    monkeypatch.setattr(script, "N_UNITS", 10)
+    monkeypatch.setattr(script, "N_UNITS", 60)
     result, table = run(script, tmp_path / "layer.json", capsys)
     assert np.shape(result["runs"]["trace_HS"]) == (2, 7)
     assert "gain" in table
