@@ -1,0 +1,203 @@
+"""Axes, colours and sizes of all Displays, set on each drawing and never globally."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import numpy as np
+
+__all__ = ["finish", "legend", "looks", "make_axes"]
+
+# Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
+_STRONG = (0, 1, 2, 3, 4, 9, 5)
+_DASHES = ("-", "--", "-.", ":")
+
+# Inches of a panel below which rcParams' sizes of text are too large for it.
+_FULL_WIDTH, _FULL_HEIGHT = 2.8, 1.5
+_SMALLEST = 0.62
+
+
+def make_axes(ax: Any, n: int, *, vertical: bool = False) -> np.ndarray:
+    """Return n axes to draw in.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes, array-like of n of them, or None
+        None makes a figure. One for several panels is cut up, as scikit-learn does.
+    n : int
+        Number of panels.
+    vertical : bool, default=False
+        One above the other, with a common horizontal axis.
+
+    Returns
+    -------
+    ndarray of shape (n,) of matplotlib Axes
+
+    Raises
+    ------
+    TypeError
+        If ``ax`` holds something else.
+    ValueError
+        If there are not n, or one outside of any grid would have to be cut up.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+
+    if ax is not None:
+        given = np.array(ax, dtype=object, ndmin=1).ravel()
+        for one in given:
+            if not isinstance(one, Axes):
+                raise TypeError(f"ax must hold matplotlib Axes. Got {one!r}.")
+        if len(given) == n:
+            return given
+        if len(given) != 1:
+            raise ValueError(
+                f"This drawing has {n} panels. Got {len(given)} axes; pass {n}, or one "
+                "that is cut up."
+            )
+    rows, columns = (n, 1) if vertical else (1, n)
+    if ax is None:
+        figure = plt.figure(layout="constrained")
+        grid = figure.add_gridspec(rows, columns)
+    else:
+        (whole,) = given
+        place = whole.get_subplotspec()
+        if place is None:
+            raise ValueError(
+                f"This drawing has {n} panels, and axes that were placed by hand "
+                f"cannot be cut up. Pass {n} axes, or one made by plt.subplots."
+            )
+        whole.set_axis_off()
+        figure = whole.figure
+        grid = place.subgridspec(rows, columns)
+    axes: list[Any] = []
+    for cell in range(n):
+        share = axes[0] if vertical and axes else None
+        axes.append(figure.add_subplot(grid[cell], sharex=share))
+    if vertical:
+        for upper in axes[:-1]:
+            upper.tick_params(labelbottom=False)
+    return np.array(axes, dtype=object)
+
+
+def looks(n: int) -> list[dict[str, Any]]:
+    """Return colour and dashes of n lines: safe for the colour-blind, all different.
+
+    Parameters
+    ----------
+    n : int
+        At most 28.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    ValueError
+        If there are more lines than can be told apart.
+    """
+    import seaborn as sns
+
+    if n > len(_STRONG) * len(_DASHES):
+        raise ValueError(
+            f"At most {len(_STRONG) * len(_DASHES)} lines can be told apart in one "
+            f"picture. Got {n}; draw fewer at a time."
+        )
+    palette = sns.color_palette("colorblind")
+    return [
+        {
+            "color": palette[_STRONG[i % len(_STRONG)]],
+            "linestyle": _DASHES[i // len(_STRONG)],
+        }
+        for i in range(n)
+    ]
+
+
+def legend(ax: Any, *, title: str | None = None, inside: bool = False) -> Any:
+    """Put the legend above the data where a layout makes room for it.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+        With labelled artists.
+    title : str, default=None
+        Above the entries.
+    inside : bool, default=False
+        In the emptiest corner instead, for drawings that leave one.
+
+    Returns
+    -------
+    matplotlib Legend
+    """
+    size = _points("legend.fontsize") * _scale(ax)
+    style = {"title": title, "frameon": False, "fontsize": size, "title_fontsize": size}
+    figure = ax.get_figure(root=True)
+    if inside or figure.get_layout_engine() is None:
+        return ax.legend(loc="best", **style)
+    _, labels = ax.get_legend_handles_labels()
+    longest = max(map(len, labels), default=1)
+    # A character is about 0.55 em wide; handle, its gap and that between columns, 5 em.
+    entry = (0.55 * longest + 5) * size / 72
+    columns = int(np.clip(_panel_size(ax)[0] // entry, 1, max(len(labels), 1)))
+    return ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        borderaxespad=0.2,
+        **style,
+        alignment="left",
+    )
+
+
+def finish(ax: Any, *, spines: bool = False) -> None:
+    """Take away superfluous lines and fit the text to the size of the panel.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    spines : bool, default=False
+        Keep the frame, as around pictures.
+    """
+    import seaborn as sns
+
+    if not spines:
+        sns.despine(ax=ax)
+    scale = _scale(ax)
+    for axis, room in zip((ax.xaxis, ax.yaxis), _panel_size(ax), strict=True):
+        axis.label.set_size(_points("axes.labelsize") * scale)
+        _wrap(axis.label, room * ax.get_figure(root=True).dpi)
+        axis.get_offset_text().set_size(_points("xtick.labelsize") * scale)
+    ax.tick_params(which="both", labelsize=_points("xtick.labelsize") * scale)
+    ax.title.set_size(_points("axes.labelsize") * scale)
+
+
+def _wrap(label: Any, room: float) -> None:
+    """Break a label between words if it is longer than its axis, in pixels."""
+    text = label.get_text()
+    length = max(label.get_window_extent().size)
+    if length > room:
+        width = max(1, int(len(text) * room / length))
+        lines = textwrap.wrap(
+            text, width, break_long_words=False, break_on_hyphens=False
+        )
+        label.set_text("\n".join(lines))
+
+
+def _panel_size(ax: Any) -> np.ndarray:
+    """Return width and height in inches, before any layout."""
+    return ax.get_position().size * ax.get_figure(root=True).get_size_inches()
+
+
+def _scale(ax: Any) -> float:
+    width, height = _panel_size(ax)
+    return float(np.clip(min(width / _FULL_WIDTH, height / _FULL_HEIGHT), _SMALLEST, 1))
+
+
+def _points(name: Any) -> float:
+    """Return a font size of the user's rcParams in points."""
+    import matplotlib as mpl
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(size=mpl.rcParams[name]).get_size_in_points()
