@@ -13,7 +13,7 @@ from flatmin.analysis import AlignmentTable, NoiseCovarianceAnalyzer
 from flatmin.measures import random_projection_residual
 from flatmin.plotting._bands import band, check_band
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import finish, legend, looks, make_axes
+from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
 from flatmin.plotting._models import fit_analyzer
 
 __all__ = ["AlignmentDisplay"]
@@ -110,6 +110,7 @@ class AlignmentDisplay(BaseDisplay):
         -------
         AlignmentDisplay
         """
+        check_axes(ax, 1)
         analyzer = NoiseCovarianceAnalyzer(
             estimator,
             loss=loss,
@@ -283,7 +284,7 @@ class AlignmentDisplay(BaseDisplay):
         rows, columns = values.shape
         self.image_ = ax.imshow(
             values,
-            cmap=sns.color_palette("mako", as_cmap=True),
+            cmap=sns.color_palette("mako_r", as_cmap=True),
             vmin=0,
             vmax=1,
             extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
@@ -293,9 +294,7 @@ class AlignmentDisplay(BaseDisplay):
         ax.set(xlabel=r"$v_j$ of $\Sigma$, rank $j$", ylabel=r"$u_i$ of $H$, rank $i$")
         self.colorbar_ = ax.figure.colorbar(self.image_, ax=ax)
         self.colorbar_.set_label(r"$|u_i^\top v_j|$")
-        self.colorbar_.outline.set_visible(False)
-        finish(ax, spines=True)
-        finish(self.colorbar_.ax, spines=True)
+        finish(ax, spines=True, colorbar=self.colorbar_)
 
     def _draw_curves(self, names: list[str], baseline: float, spread: str) -> None:
         upper, lower = self.axes_
@@ -322,5 +321,6 @@ class AlignmentDisplay(BaseDisplay):
         )
         lower.set(xlabel="iteration", ylabel="residual $e$", ylim=(0, 1.05 * self.k))
         legend(lower)
+        self.figure_.align_ylabels(self.axes_)
         for ax in self.axes_:
             finish(ax)

@@ -57,7 +57,8 @@ def band(runs: pd.DataFrame, column: str, spread: str) -> pd.DataFrame:
     seeds = runs["seed"] if "seed" in runs else pd.Series(0, runs.index)
     long = pd.DataFrame(
         {"iteration": runs["iteration"], "seed": seeds, "value": runs[column]}
-    ).dropna(subset=["value"])
+    )
+    long = long[np.isfinite(long["value"])]
     if long.duplicated(["iteration", "seed"]).any():
         raise ValueError(
             f"{column!r} must have one value for each seed and iteration. Got several; "

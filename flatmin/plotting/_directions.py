@@ -10,7 +10,13 @@ from torch import Tensor
 
 from flatmin.risk.layout import ParameterLayout
 
-__all__ = ["filter_normalised", "plane_through", "principal_directions", "project"]
+__all__ = [
+    "check_trajectory",
+    "filter_normalised",
+    "plane_through",
+    "principal_directions",
+    "project",
+]
 
 
 def filter_normalised(
@@ -130,14 +136,43 @@ def principal_directions(trajectory: np.ndarray, n: int) -> np.ndarray:
     return directions[:n].T
 
 
+def check_trajectory(trajectory: Any, n_params: int) -> np.ndarray:
+    """Return a trajectory in float64.
+
+    Parameters
+    ----------
+    trajectory : array-like of shape (n_steps, D)
+    n_params : int
+        D.
+
+    Returns
+    -------
+    ndarray of shape (n_steps, D)
+
+    Raises
+    ------
+    ValueError
+        If the shape does not fit, or a number is not finite.
+    """
+    points = np.asarray(trajectory, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != n_params or len(points) < 2:
+        raise ValueError(
+            "A trajectory must hold at least two flat parameter vectors, shape "
+            f"(n_steps, {n_params}). Got {points.shape}."
+        )
+    if not np.isfinite(points).all():
+        raise ValueError("The trajectory contains NaN or infinity.")
+    return points
+
+
 def project(
-    trajectory: Any, origin: np.ndarray, directions: np.ndarray
+    points: np.ndarray, origin: np.ndarray, directions: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Return the coordinates of a trajectory in a plane, and what it holds of it.
 
     Parameters
     ----------
-    trajectory : array-like of shape (n_steps, D)
+    points : ndarray of shape (n_steps, D)
     origin : ndarray of shape (D,)
         Of the coordinates.
     directions : ndarray of shape (D, n)
@@ -150,24 +185,13 @@ def project(
         Of the trajectory's variance, Σ‖P(θₜ - θ̄)‖² / Σ‖θₜ - θ̄‖²; NaN if it stands
         still.
 
-    Raises
-    ------
-    ValueError
-        If the shape does not fit.
-
     Examples
     --------
-    >>> line = [[0.0, 1.0], [3.0, 5.0]]
+    >>> line = np.array([[0.0, 1.0], [3.0, 5.0]])
     >>> project(line, np.zeros(2), np.array([[2.0], [0.0]]))
     (array([[0. ],
            [1.5]]), 0.36)
     """
-    points = np.asarray(trajectory, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != len(origin) or len(points) < 2:
-        raise ValueError(
-            "A trajectory must hold at least two flat parameter vectors, shape "
-            f"(n_steps, {len(origin)}). Got {points.shape}."
-        )
     coordinates = np.linalg.lstsq(directions, (points - origin).T, rcond=None)[0].T
     total = np.square(points - points.mean(axis=0)).sum()
     inside = (coordinates - coordinates.mean(axis=0)) @ directions.T

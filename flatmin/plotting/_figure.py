@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any
 
 import numpy as np
 
-__all__ = ["finish", "legend", "looks", "make_axes"]
+__all__ = ["check_axes", "finish", "legend", "looks", "make_axes", "scaled"]
 
 # Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
 _STRONG = (0, 1, 2, 3, 4, 9, 5)
@@ -16,6 +17,43 @@ _DASHES = ("-", "--", "-.", ":")
 # Inches of a panel below which rcParams' sizes of text are too large for it.
 _FULL_WIDTH, _FULL_HEIGHT = 2.8, 1.5
 _SMALLEST = 0.62
+
+
+def check_axes(ax: Any, n: int) -> None:
+    """Raise if n panels cannot be drawn there; asked before anything is computed.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes, array-like of n of them, or None
+    n : int
+
+    Raises
+    ------
+    TypeError
+        If ``ax`` holds something else.
+    ValueError
+        If there are not n, or one outside of any grid would have to be cut up.
+    """
+    from matplotlib.axes import Axes
+
+    if ax is None:
+        return
+    given = np.array(ax, dtype=object, ndmin=1).ravel()
+    for one in given:
+        if not isinstance(one, Axes):
+            raise TypeError(f"ax must hold matplotlib Axes. Got {one!r}.")
+    if len(given) == n:
+        return
+    if len(given) != 1:
+        raise ValueError(
+            f"This drawing has {n} panels. Got {len(given)} axes; pass {n}, or one "
+            "that is cut up."
+        )
+    if given[0].get_subplotspec() is None:
+        raise ValueError(
+            f"This drawing has {n} panels, and axes that were placed by hand cannot be "
+            f"cut up. Pass {n} axes, or one made by plt.subplots."
+        )
 
 
 def make_axes(ax: Any, n: int, *, vertical: bool = False) -> np.ndarray:
@@ -33,44 +71,21 @@ def make_axes(ax: Any, n: int, *, vertical: bool = False) -> np.ndarray:
     Returns
     -------
     ndarray of shape (n,) of matplotlib Axes
-
-    Raises
-    ------
-    TypeError
-        If ``ax`` holds something else.
-    ValueError
-        If there are not n, or one outside of any grid would have to be cut up.
     """
     import matplotlib.pyplot as plt
-    from matplotlib.axes import Axes
 
-    if ax is not None:
-        given = np.array(ax, dtype=object, ndmin=1).ravel()
-        for one in given:
-            if not isinstance(one, Axes):
-                raise TypeError(f"ax must hold matplotlib Axes. Got {one!r}.")
-        if len(given) == n:
-            return given
-        if len(given) != 1:
-            raise ValueError(
-                f"This drawing has {n} panels. Got {len(given)} axes; pass {n}, or one "
-                "that is cut up."
-            )
+    check_axes(ax, n)
     rows, columns = (n, 1) if vertical else (1, n)
     if ax is None:
         figure = plt.figure(layout="constrained")
         grid = figure.add_gridspec(rows, columns)
     else:
-        (whole,) = given
-        place = whole.get_subplotspec()
-        if place is None:
-            raise ValueError(
-                f"This drawing has {n} panels, and axes that were placed by hand "
-                f"cannot be cut up. Pass {n} axes, or one made by plt.subplots."
-            )
-        whole.set_axis_off()
-        figure = whole.figure
-        grid = place.subgridspec(rows, columns)
+        given = np.array(ax, dtype=object, ndmin=1).ravel()
+        if len(given) == n:
+            return given
+        given[0].set_axis_off()
+        figure = given[0].figure
+        grid = given[0].get_subplotspec().subgridspec(rows, columns)
     axes: list[Any] = []
     for cell in range(n):
         share = axes[0] if vertical and axes else None
@@ -131,27 +146,35 @@ def legend(ax: Any, *, title: str | None = None, inside: bool = False) -> Any:
     -------
     matplotlib Legend
     """
-    size = _points("legend.fontsize") * _scale(ax)
+    size = scaled(ax, _points("legend.fontsize"))
     style = {"title": title, "frameon": False, "fontsize": size, "title_fontsize": size}
     figure = ax.get_figure(root=True)
     if inside or figure.get_layout_engine() is None:
-        return ax.legend(loc="best", **style)
-    _, labels = ax.get_legend_handles_labels()
-    longest = max(map(len, labels), default=1)
-    # A character is about 0.55 em wide; handle, its gap and that between columns, 5 em.
-    entry = (0.55 * longest + 5) * size / 72
-    columns = int(np.clip(_panel_size(ax)[0] // entry, 1, max(len(labels), 1)))
+        return ax.legend(loc="best", handlelength=1.5, **style)
+    handles, labels = ax.get_legend_handles_labels()
+    # In ems: a character is about 0.55 wide; handle and gaps take 4.
+    room = float(_panel_size(ax)[0] * 72 / size)
+    labels = [_fold(label, int((room - 3) / 0.55)) for label in labels]
+    longest = max(
+        (_visible_length(line) for label in labels for line in label.split("\n")),
+        default=1,
+    )
+    columns = int(np.clip(room // (0.55 * longest + 4), 1, max(len(labels), 1)))
     return ax.legend(
+        handles,
+        labels,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
         ncols=columns,
         borderaxespad=0.2,
-        **style,
         alignment="left",
+        handlelength=1.8,
+        columnspacing=1.2,
+        **style,
     )
 
 
-def finish(ax: Any, *, spines: bool = False) -> None:
+def finish(ax: Any, *, spines: bool = False, colorbar: Any = None) -> None:
     """Take away superfluous lines and fit the text to the size of the panel.
 
     Parameters
@@ -159,18 +182,56 @@ def finish(ax: Any, *, spines: bool = False) -> None:
     ax : matplotlib Axes
     spines : bool, default=False
         Keep the frame, as around pictures.
+    colorbar : matplotlib Colorbar, default=None
+        Gets text of the same size, and no frame.
     """
     import seaborn as sns
 
     if not spines:
         sns.despine(ax=ax)
-    scale = _scale(ax)
+    size, ticks = _points("axes.labelsize"), scaled(ax, _points("xtick.labelsize"))
+    dpi = ax.get_figure(root=True).dpi
     for axis, room in zip((ax.xaxis, ax.yaxis), _panel_size(ax), strict=True):
-        axis.label.set_size(_points("axes.labelsize") * scale)
-        _wrap(axis.label, room * ax.get_figure(root=True).dpi)
-        axis.get_offset_text().set_size(_points("xtick.labelsize") * scale)
-    ax.tick_params(which="both", labelsize=_points("xtick.labelsize") * scale)
-    ax.title.set_size(_points("axes.labelsize") * scale)
+        axis.label.set_size(scaled(ax, size))
+        _wrap(axis.label, room * dpi)
+        axis.get_offset_text().set_size(ticks)
+    ax.tick_params(which="both", labelsize=ticks)
+    if colorbar is not None:
+        colorbar.outline.set_visible(False)
+        colorbar.ax.yaxis.label.set_size(scaled(ax, size))
+        colorbar.ax.tick_params(which="both", labelsize=ticks)
+
+
+def scaled(ax: Any, points: float) -> float:
+    """Return a size of text or markers, less in small panels.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    points : float
+
+    Returns
+    -------
+    float
+    """
+    width, height = _panel_size(ax)
+    scale = np.clip(min(width / _FULL_WIDTH, height / _FULL_HEIGHT), _SMALLEST, 1)
+    return float(points * scale)
+
+
+def _fold(text: str, width: int) -> str:
+    """Break between words what has more visible characters than width."""
+    if _visible_length(text) <= width:
+        return text
+    width = max(1, width)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _visible_length(text: str) -> int:
+    """Return about how many characters mathtext shows."""
+    bare = re.sub(r"[${}^_]|\\(mathrm|mathbb|,)", "", text)
+    return len(re.sub(r"\\[a-zA-Z]+", "x", bare))
 
 
 def _wrap(label: Any, room: float) -> None:
@@ -178,21 +239,12 @@ def _wrap(label: Any, room: float) -> None:
     text = label.get_text()
     length = max(label.get_window_extent().size)
     if length > room:
-        width = max(1, int(len(text) * room / length))
-        lines = textwrap.wrap(
-            text, width, break_long_words=False, break_on_hyphens=False
-        )
-        label.set_text("\n".join(lines))
+        label.set_text(_fold(text, int(_visible_length(text) * room / length)))
 
 
 def _panel_size(ax: Any) -> np.ndarray:
     """Return width and height in inches, before any layout."""
     return ax.get_position().size * ax.get_figure(root=True).get_size_inches()
-
-
-def _scale(ax: Any) -> float:
-    width, height = _panel_size(ax)
-    return float(np.clip(min(width / _FULL_WIDTH, height / _FULL_HEIGHT), _SMALLEST, 1))
 
 
 def _points(name: Any) -> float:

@@ -14,12 +14,13 @@ from flatmin._utils.random import make_generator
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._directions import (
+    check_trajectory,
     filter_normalised,
     plane_through,
     principal_directions,
     project,
 )
-from flatmin.plotting._figure import finish, legend, looks, make_axes
+from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
 from flatmin.plotting._models import fit_analyzer, make_seed
 from flatmin.risk import EmpiricalRisk
 
@@ -191,6 +192,7 @@ class LandscapeDisplay(BaseDisplay):
         if kind == "trajectory" and trajectory is None:
             raise ValueError("directions='trajectory' needs a trajectory. Got None.")
         _check_grid(n_points, span)
+        check_axes(ax, 1)
         settings = {
             "loss": loss,
             "n_components": n_directions,
@@ -202,32 +204,25 @@ class LandscapeDisplay(BaseDisplay):
         analyzer = fit_analyzer(make(estimator, **settings), X, y, sample_weight)
         risk = analyzer.risk_
         theta = risk.params()
-        origin = theta.double().cpu().numpy()
+        path = None
+        if trajectory is not None:
+            path = check_trajectory(trajectory, risk.n_params)
         if kind is None:
             A = _as_directions(directions, risk.n_params)
         elif kind == "random":
-            rng = make_generator(make_seed(random_state), risk.device)
-            A = np.stack(
-                [
-                    filter_normalised(theta, risk.layout, rng).double().cpu().numpy()
-                    for _ in range(n_directions)
-                ],
-                axis=1,
-            )
-        elif kind == "trajectory":
-            path = np.asarray(trajectory, dtype=np.float64)
-            project(path, origin, np.eye(risk.n_params, 1))  # its shape
+            A = _random_directions(risk, n_directions, make_seed(random_state))
+        elif path is not None and kind == "trajectory":
             A = principal_directions(path, n_directions)
         else:
             A = analyzer.eigen().eigenvectors.astype(np.float64)
-            if A.shape[1] < n_directions:
-                raise ValueError(
-                    f"The {kind} has {A.shape[1]} eigenvectors here. Got "
-                    f"n_directions={n_directions}."
-                )
+        if A.shape[1] < n_directions and kind is not None:
+            raise ValueError(
+                f"The {kind} has {A.shape[1]} eigenvectors here. Got "
+                f"n_directions={n_directions}."
+            )
         coordinates, share = None, None
-        if trajectory is not None:
-            coordinates, share = project(trajectory, origin, A)
+        if path is not None:
+            coordinates, share = project(path, theta.double().cpu().numpy(), A)
         curvatures = None if kind == "random" else _curvatures(risk, theta, A)
         reach = _reach(span, curvatures, coordinates)
         grids = [np.linspace(-reach, reach, n_points)] * A.shape[1]
@@ -301,6 +296,7 @@ class LandscapeDisplay(BaseDisplay):
             If the arguments do not fit together, or the solutions lie on a line.
         """
         _check_grid(n_points, None)
+        check_axes(ax, 1)
         if not margin >= 0:
             raise ValueError(f"margin must be 0 or more. Got {margin}.")
         thetas = np.asarray(solutions, dtype=np.float64)
@@ -315,7 +311,8 @@ class LandscapeDisplay(BaseDisplay):
         points, _ = project(thetas, thetas[0], A)
         shown, coordinates, share = points, None, None
         if trajectory is not None:
-            coordinates, share = project(trajectory, thetas[0], A)
+            path = check_trajectory(trajectory, risk.n_params)
+            coordinates, share = project(path, thetas[0], A)
             shown = np.concatenate([points, coordinates])
         low, high = shown.min(axis=0), shown.max(axis=0)
         room = margin * (high - low)
@@ -422,14 +419,12 @@ class LandscapeDisplay(BaseDisplay):
             format="%g",
         )
         self.colorbar_.set_label(r"loss $L$")
-        self.colorbar_.outline.set_visible(False)
         self.colorbar_.ax.minorticks_off()
         self._mark(looks(4)[1]["color"])
         ax.set(xlabel=self.labels[0], ylabel=self.labels[1])
         if self.equal:
             ax.set_aspect("equal")
-        finish(ax, spines=True)
-        finish(self.colorbar_.ax, spines=True)
+        finish(ax, spines=True, colorbar=self.colorbar_)
 
     def _mark(self, color: Any) -> None:
         """Draw solutions and trajectory in a plane."""
@@ -488,6 +483,12 @@ def _as_directions(directions: Any, n_params: int) -> np.ndarray:
     if not np.isfinite(A).all() or np.linalg.matrix_rank(A) < A.shape[1]:
         raise ValueError("directions must be finite and linearly independent.")
     return A
+
+
+def _random_directions(risk: EmpiricalRisk, n: int, seed: int) -> np.ndarray:
+    theta, rng = risk.params(), make_generator(seed, risk.device)
+    columns = [filter_normalised(theta, risk.layout, rng) for _ in range(n)]
+    return torch.stack(columns, 1).double().cpu().numpy()
 
 
 def _curvatures(risk: EmpiricalRisk, theta: Tensor, A: np.ndarray) -> np.ndarray:

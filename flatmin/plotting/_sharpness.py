@@ -12,11 +12,13 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.analysis import CurvatureAnalyzer
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import finish, legend, looks, make_axes
+from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
 from flatmin.plotting._models import fit_analyzer, make_seed
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["SharpnessDisplay"]
+
+_DASHED = (0, (2, 2))
 
 
 class SharpnessDisplay(BaseDisplay):
@@ -76,8 +78,8 @@ class SharpnessDisplay(BaseDisplay):
         dtype: Any = None,
         random_state: Any = 0,
         verbose: bool | int = False,
+        log: bool = True,
         ax: Any = None,
-        **plot_options: Any,
     ) -> SharpnessDisplay:
         """Perturb fitted models and draw how their losses rise.
 
@@ -103,10 +105,10 @@ class SharpnessDisplay(BaseDisplay):
             A number means common random numbers: models of one size meet the same ξ.
         verbose : bool or int, default=False
             Show a progress bar over the draws of each model.
+        log : bool, default=True
+            See :meth:`plot`.
         ax : matplotlib Axes, default=None
             None makes a figure.
-        **plot_options
-            Handed to :meth:`plot`.
 
         Returns
         -------
@@ -117,6 +119,7 @@ class SharpnessDisplay(BaseDisplay):
         ValueError
             If sizes or n_draws do not fit.
         """
+        check_axes(ax, 1)
         sizes = np.geomspace(1e-3, 1e-1, 12) if sizes is None else np.sort(sizes)
         if sizes.ndim != 1 or not len(sizes) or not (sizes > 0).all():
             raise ValueError(f"sizes must be a list of positive numbers. Got {sizes}.")
@@ -135,7 +138,7 @@ class SharpnessDisplay(BaseDisplay):
             if second_order:
                 traces[name] = analyzer.trace().value
         display = cls(sizes, rises, traces=traces or None)
-        return display.plot(ax, **plot_options)
+        return display.plot(ax, log=log)
 
     def mean(self, name: str) -> np.ndarray:
         """Return the mean rise of a model, its expected sharpness.
@@ -150,16 +153,16 @@ class SharpnessDisplay(BaseDisplay):
         """
         return np.asarray(self.rises[name], float).mean(axis=0)
 
-    def plot(self, ax: Any = None, *, log: bool | None = None) -> SharpnessDisplay:
+    def plot(self, ax: Any = None, *, log: bool = True) -> SharpnessDisplay:
         """Draw.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             None makes a figure.
-        log : bool, default=None
-            Logarithmic axes, where what does not rise is not seen. None is True if all
-            means are positive.
+        log : bool, default=True
+            Logarithmic axes. Where a mean does not rise, the vertical one is linear
+            about 0, up to about a hundredth of the largest.
 
         Returns
         -------
@@ -178,8 +181,6 @@ class SharpnessDisplay(BaseDisplay):
                     f"column for each size. Got {np.shape(rise)}."
                 )
         means = {name: self.mean(name) for name in self.rises}
-        if log is None:
-            log = all((mean > 0).all() for mean in means.values())
         styles = looks(len(means))
         self.axes_ = make_axes(ax, 1)
         self.figure_ = self.axes_[0].figure
@@ -188,7 +189,13 @@ class SharpnessDisplay(BaseDisplay):
         self.second_order_lines_: dict[str, Any] = {}
         for (name, mean), look in zip(means.items(), styles, strict=True):
             self._draw(name, mean, look)
-        self._scale(means, log)
+        if self.second_order_lines_:
+            label = r"$(s^2/2)\,\mathrm{Tr}\,H$"
+            self.ax_.plot([], color="0.3", linestyle=_DASHED, linewidth=1, label=label)
+        if log:
+            self._scale(means)
+        else:
+            self.ax_.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         self.ax_.set(
             xlabel=r"size $s$ of the perturbation, units of $\theta$",
             ylabel=r"$L(\theta+s\,\xi)-L(\theta)$",
@@ -209,26 +216,26 @@ class SharpnessDisplay(BaseDisplay):
             )
         trace = (self.traces or {}).get(name)
         if trace is not None:
-            first = not self.second_order_lines_
-            label = r"$(s^2/2)\,\mathrm{Tr}\,H$" if first else None
             (self.second_order_lines_[name],) = ax.plot(
                 sizes,
                 sizes**2 / 2 * trace,
                 color=look["color"],
-                linestyle=(0, (2, 2)),
+                linestyle=_DASHED,
                 linewidth=1,
-                label=label,
             )
 
-    def _scale(self, means: dict[str, np.ndarray], log: bool) -> None:
-        if not log:
-            self.ax_.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    def _scale(self, means: dict[str, np.ndarray]) -> None:
+        self.ax_.set_xscale("log")
+        values = np.concatenate(list(means.values()))
+        if (values <= 0).any():
+            largest = np.abs(values).max() or 1.0
+            near = 10.0 ** np.floor(np.log10(largest / 100))
+            self.ax_.set_yscale("symlog", linthresh=near)
+            self.ax_.yaxis.get_major_locator().set_params(numticks=4)
             return
-        self.ax_.set(xscale="log", yscale="log")
+        self.ax_.set_yscale("log")
         # Draws that do not rise have no place there, and must not stretch the axis.
-        positive = np.concatenate([mean[mean > 0] for mean in means.values()])
-        if len(positive):
-            self.ax_.set_ylim(positive.min() / 3, positive.max() * 3)
+        self.ax_.set_ylim(values.min() / 3, values.max() * 3)
 
 
 def _rises(

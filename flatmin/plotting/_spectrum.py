@@ -14,7 +14,14 @@ from flatmin.analysis import (
     Spectrum,
 )
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import finish, legend, looks, make_axes
+from flatmin.plotting._figure import (
+    check_axes,
+    finish,
+    legend,
+    looks,
+    make_axes,
+    scaled,
+)
 from flatmin.plotting._models import fit_analyzer
 
 __all__ = ["SpectrumDisplay"]
@@ -122,10 +129,14 @@ class SpectrumDisplay(BaseDisplay):
         device: Any = None,
         dtype: Any = None,
         random_state: Any = None,
+        kind: str = "both",
+        normalised: bool = True,
         ax: Any = None,
-        **plot_options: Any,
     ) -> SpectrumDisplay:
         """Compute the spectra of a fitted model and draw them.
+
+        It costs what :meth:`flatmin.NoiseCovarianceAnalyzer.alignment` and ``density``
+        cost; hand results that are there already to :meth:`from_results`.
 
         Parameters
         ----------
@@ -149,15 +160,19 @@ class SpectrumDisplay(BaseDisplay):
             Of the analysis; None is the model's.
         random_state : int, RandomState instance or None, default=None
             Of start vectors and probes.
+        kind : {"both", "eigenvalues", "density"}, default="both"
+            What to draw. "eigenvalues" spares the density.
+        normalised : bool, default=True
+            See :meth:`plot`.
         ax : matplotlib Axes or pair of them, default=None
             See :meth:`plot`.
-        **plot_options
-            Handed to :meth:`plot`.
 
         Returns
         -------
         SpectrumDisplay
         """
+        check_known("kind", kind, _KINDS)
+        check_axes(ax, 2 if kind == "both" else 1)
         settings = {
             "loss": loss,
             "n_components": k,
@@ -168,12 +183,14 @@ class SpectrumDisplay(BaseDisplay):
         }
         noise = NoiseCovarianceAnalyzer(estimator, **settings)
         table = fit_analyzer(noise, X, y, sample_weight).alignment()
-        curvature = CurvatureAnalyzer(estimator, **settings)
-        spectrum = fit_analyzer(curvature, X, y, sample_weight).density(
-            n_probes=n_probes, n_steps=n_steps
-        )
+        spectrum = None
+        if kind != "eigenvalues":
+            curvature = CurvatureAnalyzer(estimator, **settings)
+            spectrum = fit_analyzer(curvature, X, y, sample_weight).density(
+                n_probes=n_probes, n_steps=n_steps
+            )
         display = cls.from_results(table, spectrum, width=width)
-        return display.plot(ax, **plot_options)
+        return display.plot(ax, kind=kind, normalised=normalised)
 
     @classmethod
     def from_results(
@@ -221,14 +238,14 @@ class SpectrumDisplay(BaseDisplay):
                 width = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
             smooth = spectrum.to_frame(sigma=width)
             numbers = {
-                "grid": smooth["eigenvalue"].to_numpy(),
-                "density": smooth["density"].to_numpy(),
-                "density_stderr": smooth["density_stderr"].to_numpy(),
+                "grid": smooth["eigenvalue"].to_numpy(copy=True),
+                "density": smooth["density"].to_numpy(copy=True),
+                "density_stderr": smooth["density_stderr"].to_numpy(copy=True),
                 "width": width,
             }
         return cls(
-            table.pairs["hessian"].to_numpy(),
-            table.pairs["covariance"].to_numpy(),
+            table.pairs["hessian"].to_numpy(copy=True),
+            table.pairs["covariance"].to_numpy(copy=True),
             hessian_norm=table["‖H‖_F"],
             covariance_norm=table["‖Σ‖_F"],
             n_params=table.n_params,
@@ -354,11 +371,14 @@ class SpectrumDisplay(BaseDisplay):
                 ranks + offset, values, basefmt=" ", bottom=floor, label=name
             )
             stems.stemlines.set(color=look["color"], linewidth=1.0, alpha=0.6)
-            stems.markerline.set(color=look["color"], marker=marker, markersize=3.5)
+            stems.markerline.set(
+                color=look["color"], marker=marker, markersize=scaled(ax, 4)
+            )
             self.stems_.append(stems)
         if log:
             ax.set_yscale("log")
             ax.set_ylim(bottom=floor)
+        ax.set_xlim(0.3, max(map(len, series)) + 0.7)
         ax.xaxis.get_major_locator().set_params(integer=True)
         unit = r"eigenvalue / $\|\cdot\|_F$" if normalised else "eigenvalue"
         ax.set(xlabel="rank $i$", ylabel=unit)
@@ -376,11 +396,11 @@ class SpectrumDisplay(BaseDisplay):
         top = density.max()
         (self.outlier_marks_,) = ax.plot(
             outliers,
-            np.full(len(outliers), 2.2 * one),
+            np.full(len(outliers), 4 * one),
             "v",
             color=mark,
-            markersize=4,
-            label=f"{len(outliers)} outliers of {self.n_params} eigenvalues",
+            markersize=scaled(ax, 5),
+            label=f"{len(outliers)} outliers",
         )
         ax.set_yscale("log")
         ax.set(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,8 @@ class TrajectoryDisplay(BaseDisplay):
         Parameters
         ----------
         estimators : flatmin estimator or sequence of them
-            Fitted. The method is ``estimator.method``, the seed its ``random_state``.
+            Fitted. The method is ``estimator.method``, the seed its ``random_state``,
+            or without one its place.
         quantities : sequence of str, default=None
             See :meth:`plot`.
         ax : matplotlib Axes or sequence of them, default=None
@@ -106,7 +108,7 @@ class TrajectoryDisplay(BaseDisplay):
         """
         several = estimators if isinstance(estimators, list | tuple) else [estimators]
         histories = []
-        for estimator in several:
+        for place, estimator in enumerate(several):
             if not hasattr(estimator, "history_"):
                 raise TypeError(
                     "estimators must be fitted flatmin estimators, which have a "
@@ -115,7 +117,9 @@ class TrajectoryDisplay(BaseDisplay):
                 )
             law = estimator.method
             name = law if isinstance(law, str) else type(law).__name__
-            seed = str(estimator.random_state)
+            # Runs without a number are told apart by their place.
+            seed = estimator.random_state
+            seed = str(seed) if isinstance(seed, Integral) else f"run {place}"
             histories.append(estimator.history_.assign(method=name, seed=seed))
         display = cls.from_results(pd.concat(histories, ignore_index=True))
         return display.plot(ax, quantities=quantities, **plot_options)
@@ -141,6 +145,9 @@ class TrajectoryDisplay(BaseDisplay):
             If the table has no iterations.
         """
         frame = getattr(results, "table", results)
+        if isinstance(frame, pd.DataFrame):
+            named = {"method", "seed", "iteration"}.intersection(frame.index.names)
+            frame = frame.reset_index(list(named)) if named else frame
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(
                 "results must be a DataFrame with one row for each method, seed and "
@@ -218,6 +225,7 @@ class TrajectoryDisplay(BaseDisplay):
         for name, one in zip(names, self.axes_, strict=True):
             self._draw(one, name, curves[name], styles)
         self.axes_[-1].set_xlabel("iteration")
+        self.figure_.align_ylabels(self.axes_)
         if len(methods) > 1 or self._n_seeds() > 1 or self.switches():
             legend(self.axes_[0], title=self._title(spread))
         for one in self.axes_:
@@ -296,7 +304,7 @@ class TrajectoryDisplay(BaseDisplay):
         if shared:
             # Lead the warm-up to where the methods begin, if they begin at one point.
             starts = pd.concat([c.head(1) for m, c in curves.items() if m])
-            first = starts.loc[[starts.index.min()]]
+            first = starts[starts.index == starts.index.min()]
             if first["mean"].nunique() == 1:
                 curves[""] = pd.concat([curves[""], first.head(1)])
         return curves
@@ -310,7 +318,7 @@ class TrajectoryDisplay(BaseDisplay):
             row = pd.DataFrame(keys)[repeated].iloc[0]
             raise ValueError(
                 "A method must have one row for each seed and iteration. Got several "
-                f"for method {row['method']!r}, seed {row['seed']!r}, iteration "
+                f"for method {row['method']!r}, seed {row['seed']}, iteration "
                 f"{row['iteration']}; give the runs different seeds or method names."
             )
 
@@ -336,7 +344,7 @@ class TrajectoryDisplay(BaseDisplay):
                     linewidth=0,
                 )
         values = np.concatenate([curve["mean"] for curve in curves.values()])
-        if values.min() > 0 and values.max() > _LOG_FROM * values.min():
+        if len(values) and values.min() > 0 and values.max() > _LOG_FROM * values.min():
             ax.set_yscale("log")
         dots = {"switch": ":", "quench": "-."}
         for marker, iterations in self.switches().items():

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from flatmin.plotting import SpectrumDisplay
+from flatmin.plotting import (
+    AlignmentDisplay,
+    LandscapeDisplay,
+    SharpnessDisplay,
+    SpectrumDisplay,
+)
 from flatmin.plotting._figure import looks
 
 from ._problems import displays
@@ -73,6 +78,21 @@ def test_what_is_not_axes_is_refused(case):
     _, axes = plt.subplots(1, n + 1)
     with pytest.raises(ValueError, match=f"{n} panels. Got {n + 1} axes"):
         display.plot(axes)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        SpectrumDisplay.from_estimator,
+        AlignmentDisplay.from_estimator,
+        SharpnessDisplay.from_estimator,
+        LandscapeDisplay.from_estimator,
+        lambda model, ax: LandscapeDisplay.from_solutions(model, None, ax=ax),
+    ],
+)
+def test_it_is_refused_before_anything_is_computed(compute):
+    with pytest.raises(TypeError, match="must hold matplotlib Axes"):
+        compute("no model", ax="no axes")
 
 
 def test_axes_without_a_place_are_not_cut_up():

@@ -122,6 +122,22 @@ def test_a_curve_ends_with_its_first_seed():
     assert display.lines_["loss", "gd"].get_xdata()[-1] == 8
 
 
+def test_a_curve_ends_where_the_loss_is_not_finite():
+    frame = runs(quench=False)
+    frame.loc[(frame["method"] == "sgd") & (frame["iteration"] > 4), "loss"] = np.inf
+    display = TrajectoryDisplay.from_results(frame).plot(quantities=["loss"])
+    assert display.lines_["loss", "sgd"].get_xdata()[-1] == 4
+    assert np.isfinite(display.ax_.get_ylim()).all()
+
+
+def test_methods_and_seeds_may_be_in_the_index():
+    one = pd.DataFrame({"iteration": [0, 1], "loss": [2.0, 1.0]})
+    keys = [("gd", 0), ("gd", 1), ("sgd", 0), ("sgd", 1)]
+    frame = pd.concat([one] * 4, keys=keys, names=["method", "seed"])
+    display = TrajectoryDisplay.from_results(frame).plot()
+    assert set(display.lines_) == {("loss", "gd"), ("loss", "sgd")}
+
+
 def test_from_estimator_reads_histories():
     X, y = make_blobs(30, random_state=0)
     fits = [
@@ -135,6 +151,10 @@ def test_from_estimator_reads_histories():
     both = [fit.history_.set_index("iteration")["loss"][6] for fit in fits[2:]]
     assert display.lines_["loss", "sgd"].get_ydata()[-1] == np.mean(both)
     assert display.switches() == {"switch": [2]}
+    for fit in fits:
+        fit.random_state = None  # told apart all the same
+    again = TrajectoryDisplay.from_estimator(fits, ["loss"])
+    assert again.lines_["loss", "sgd"].get_ydata()[-1] == np.mean(both)
     one = TrajectoryDisplay.from_estimator(fits[0])
     assert {method for _, method in one.lines_} == {"gd"}
     with pytest.raises(TypeError, match=r"have a history_\. Got"):
