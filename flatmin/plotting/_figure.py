@@ -18,6 +18,9 @@ _DASHES = ("-", "--", "-.", ":")
 _FULL_WIDTH, _FULL_HEIGHT = 2.8, 1.5
 _SMALLEST = 0.62
 
+# A legend takes so much of the height at most: of the figure, or of its own panel.
+_ABOVE, _INSIDE = 0.35, 0.6
+
 
 def check_axes(ax: Any, n: int) -> None:
     """Raise if n panels cannot be drawn there; asked before anything is computed.
@@ -146,30 +149,40 @@ def legend(ax: Any, *, title: str | None = None, inside: bool = False) -> Any:
     -------
     matplotlib Legend
     """
-    size = scaled(ax, _points("legend.fontsize"))
-    style = {"title": title, "frameon": False, "fontsize": size, "title_fontsize": size}
-    figure = ax.get_figure(root=True)
-    if inside or figure.get_layout_engine() is None:
-        return ax.legend(loc="best", handlelength=1.5, **style)
     handles, labels = ax.get_legend_handles_labels()
-    # In ems: a character is about 0.55 wide; handle and gaps take 4.
-    room = float(_panel_size(ax)[0] * 72 / size)
-    labels = [_fold(label, int((room - 3) / 0.55)) for label in labels]
-    longest = max(
-        (_visible_length(line) for label in labels for line in label.split("\n")),
-        default=1,
-    )
-    columns = int(np.clip(room // (0.55 * longest + 4), 1, max(len(labels), 1)))
+    figure = ax.get_figure(root=True)
+    above = not inside and figure.get_layout_engine() is not None
+    width, height = _panel_size(ax)
+    room = _ABOVE * figure.get_size_inches()[1] if above else _INSIDE * height
+    full = scaled(ax, _points("legend.fontsize"))
+    for shrink in (1.0, 0.9, 0.8, 0.7, 0.6):
+        size = full * shrink
+        lines, columns = _arrange(labels, width * 72 / size)
+        columns = columns if above else 1
+        rows = sum(1 + line.count("\n") for line in lines) / columns + bool(title)
+        if rows * 1.5 * size / 72 <= room:
+            break
+    style: dict[str, Any] = {
+        "title": title,
+        "fontsize": size,
+        "title_fontsize": size,
+        "handlelength": 1.8,
+    }
+    if not above:
+        return ax.legend(
+            handles, lines, loc="best", frameon=not inside, framealpha=0.8, **style
+        )
     return ax.legend(
         handles,
-        labels,
+        lines,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
         ncols=columns,
         borderaxespad=0.2,
         alignment="left",
-        handlelength=1.8,
         columnspacing=1.2,
+        labelspacing=0.3,
+        frameon=False,
         **style,
     )
 
@@ -217,6 +230,15 @@ def scaled(ax: Any, points: float) -> float:
     width, height = _panel_size(ax)
     scale = np.clip(min(width / _FULL_WIDTH, height / _FULL_HEIGHT), _SMALLEST, 1)
     return float(points * scale)
+
+
+def _arrange(labels: list[str], room: float) -> tuple[list[str], int]:
+    """Return folded labels and the columns that fit in, in ems."""
+    # A character is about 0.55 wide; handle and gaps take 4.
+    lines = [_fold(label, int((room - 3) / 0.55)) for label in labels]
+    longest = max(_visible_length(part) for line in lines for part in line.split("\n"))
+    columns = int(room // (0.55 * longest + 4))
+    return lines, min(max(columns, 1), len(labels))
 
 
 def _fold(text: str, width: int) -> str:

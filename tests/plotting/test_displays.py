@@ -14,10 +14,11 @@ from flatmin.plotting import (
     LandscapeDisplay,
     SharpnessDisplay,
     SpectrumDisplay,
+    TrajectoryDisplay,
 )
 from flatmin.plotting._figure import looks
 
-from ._problems import displays
+from ._problems import displays, runs
 
 NAMES = sorted(displays())
 PANELS = {"spectrum": 2, "curves": 2, "trajectory": 3}
@@ -131,6 +132,27 @@ def test_text_stays_inside_the_figure(case, size):
             assert label.y0 >= -1
             assert label.x1 <= frame.x1 + 1
             assert label.y1 <= frame.y1 + 1
+
+
+@pytest.mark.parametrize("size", [(3, 2), (10, 7)])
+def test_a_long_legend_stays_off_the_data_and_inside(size):
+    names = tuple(f"gld_some_method_{i}" for i in range(10))
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    TrajectoryDisplay(runs(names)).plot(ax, quantities=["loss"])
+    figure.canvas.draw()
+    box = ax.get_legend().get_window_extent()
+    assert box.y0 >= ax.get_window_extent().y1
+    assert box.y1 <= figure.bbox.y1
+    assert box.x1 <= figure.bbox.x1
+    assert ax.get_window_extent().height > 0.25 * figure.bbox.height
+
+
+def test_without_a_layout_the_legend_is_inside():
+    _, ax = plt.subplots()
+    TrajectoryDisplay(runs()).plot(ax, quantities=["loss"])
+    box = ax.get_legend().get_window_extent()
+    assert ax.get_window_extent().padded(1).containsx(box.x1)
+    assert ax.get_window_extent().padded(1).containsy(box.y1)
 
 
 def test_small_panels_have_small_text():
