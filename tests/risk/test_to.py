@@ -58,7 +58,7 @@ def test_where_nothing_changes_it_is_itself(net):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_to_a_gpu_and_back(net):
     risk = EmpiricalRisk(net, Weighted, X, y)
     there = risk.to(device="cuda", dtype="float64")
