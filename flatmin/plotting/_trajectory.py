@@ -215,6 +215,7 @@ class TrajectoryDisplay(BaseDisplay):
         """
         check_band(spread)
         names = self._check_quantities(quantities)
+        self._check_rows()
         methods = list(dict.fromkeys(self._methods()))
         styles = dict(zip(methods, looks(len(methods)), strict=True))
         curves = {name: self._curves(name, spread) for name in names}
@@ -226,8 +227,9 @@ class TrajectoryDisplay(BaseDisplay):
             self._draw(one, name, curves[name], styles)
         self.axes_[-1].set_xlabel("iteration")
         self.figure_.align_ylabels(self.axes_)
-        if len(methods) > 1 or self._n_seeds() > 1 or self.switches():
-            legend(self.axes_[0], title=self._title(spread))
+        title = self._title(spread)
+        if len(methods) > 1 or title is not None or self.switches():
+            legend(self.axes_[0], title=title)
         for one in self.axes_:
             finish(one)
         return self
@@ -268,12 +270,13 @@ class TrajectoryDisplay(BaseDisplay):
     def _runs(self) -> pd.Series:
         return self._methods() + " " + self._seeds().astype(str)
 
-    def _n_seeds(self) -> int:
-        return int(self._seeds().groupby(self._methods()).nunique().max())
-
     def _title(self, spread: str) -> str | None:
-        n = self._n_seeds()
-        return None if n == 1 else f"mean and {SPREADS[spread]} of {n} seeds"
+        seeds = self._seeds().groupby(self._methods()).nunique()
+        few, many = int(seeds.min()), int(seeds.max())
+        if many == 1:
+            return None
+        counts = str(many) if few == many else f"{few} to {many}"
+        return f"mean and {SPREADS[spread]} of {counts} seeds"
 
     def _curves(self, name: str, spread: str) -> dict[str, pd.DataFrame]:
         """Return the curve of every method, and that of a shared warm-up as ""."""
@@ -284,12 +287,11 @@ class TrajectoryDisplay(BaseDisplay):
             "phase": self.history.get("phase", "noise"),
             name: self.history[name],
         }
+        runs = pd.DataFrame(columns).dropna(subset=[name])
         # What the quench begins with is what the noise ends with.
-        runs = pd.DataFrame(columns).drop_duplicates(["method", "seed", "iteration"])
-        if len(runs) < len(self.history):
-            self._refuse_repeats()
+        runs = runs.drop_duplicates(["method", "seed", "iteration"])
         curves: dict[str, pd.DataFrame] = {}
-        warm = runs[(runs["phase"] == "warmup") & runs[name].notna()]
+        warm = runs[runs["phase"] == "warmup"]
         shared = runs["method"].nunique() > 1 and len(warm) > 0
         if shared:
             spreads = warm.groupby(["seed", "iteration"])[name].agg(["nunique", "size"])
@@ -309,7 +311,7 @@ class TrajectoryDisplay(BaseDisplay):
                 curves[""] = pd.concat([curves[""], first.head(1)])
         return curves
 
-    def _refuse_repeats(self) -> None:
+    def _check_rows(self) -> None:
         keys = {"method": self._methods(), "seed": self._seeds()}
         keys |= {"iteration": self.history["iteration"]}
         keys |= {"phase": self.history.get("phase", "noise")}

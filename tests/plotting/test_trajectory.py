@@ -62,6 +62,10 @@ def test_one_seed_has_no_band_and_no_word_of_seeds():
     many = TrajectoryDisplay.from_results(runs()).plot()
     title = many.axes_[0].get_legend().get_title().get_text()
     assert title == "mean and range of 3 seeds"
+    fewer = runs().query("method == 'gd' or seed > 0")
+    some = TrajectoryDisplay.from_results(fewer).plot()
+    title = some.axes_[0].get_legend().get_title().get_text()
+    assert title == "mean and range of 2 to 3 seeds"
 
 
 def test_the_table_of_a_result_is_taken():
@@ -96,9 +100,10 @@ def test_wide_positive_ranges_are_logarithmic():
 
 def test_the_rows_at_the_quench_may_be_twice_there():
     frame = runs()
-    again = frame[frame["iteration"] == 6].assign(phase="quench")
+    again = frame[frame["iteration"] == 6].assign(phase="quench", end=4.0)
     double = pd.concat([frame, again])
-    display = TrajectoryDisplay.from_results(double).plot(quantities=["loss"])
+    display = TrajectoryDisplay.from_results(double).plot(quantities=["end", "loss"])
+    np.testing.assert_array_equal(display.lines_["end", "gd"].get_xydata(), [[6, 4]])
     np.testing.assert_array_equal(display.lines_["loss", "gd"].get_xdata(), range(3, 9))
 
 
