@@ -13,6 +13,8 @@ __all__ = ["SPREADS", "band", "check_band"]
 # What a band shows, as legends say it.
 SPREADS = {"range": "range", "sd": "1 SD", "ci": "95 % interval"}
 
+_PHASES = {"warmup": 0, "noise": 1, "quench": 2}
+
 
 def check_band(spread: str) -> None:
     """Raise if there is no such band.
@@ -33,7 +35,8 @@ def band(runs: pd.DataFrame, column: str, spread: str) -> pd.DataFrame:
     Parameters
     ----------
     runs : DataFrame
-        With columns iteration, ``column`` and, where there are several, seed.
+        With columns iteration, ``column`` and, where there are several, seed and
+        phase.
     column : str
     spread : {"range", "sd", "ci"}
         All seeds; one standard deviation, ddof 1; the 95 % t interval of the mean.
@@ -41,7 +44,8 @@ def band(runs: pd.DataFrame, column: str, spread: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns mean, low and high, indexed by iteration; for one seed all the same.
+        Columns mean, low and high, indexed by iteration; for one seed all the same. A
+        phase may begin at the iteration that the one before ends with.
 
     Raises
     ------
@@ -55,17 +59,23 @@ def band(runs: pd.DataFrame, column: str, spread: str) -> pd.DataFrame:
     [[2.0, 0.586, 3.414]]
     """
     seeds = runs["seed"] if "seed" in runs else pd.Series(0, runs.index)
+    phases = runs["phase"].map(_PHASES) if "phase" in runs else 0
     long = pd.DataFrame(
-        {"iteration": runs["iteration"], "seed": seeds, "value": runs[column]}
+        {
+            "phase": phases,
+            "iteration": runs["iteration"],
+            "seed": seeds,
+            "value": runs[column],
+        }
     )
     long = long[np.isfinite(long["value"])]
-    if long.duplicated(["iteration", "seed"]).any():
+    if long.duplicated(["phase", "iteration", "seed"]).any():
         raise ValueError(
             f"{column!r} must have one value for each seed and iteration. Got several; "
             "give the runs different seeds, or draw them one by one."
         )
-    wide = long.pivot(index="iteration", columns="seed", values="value").sort_index()
-    shared = wide.dropna()
+    wide = long.pivot(index=["phase", "iteration"], columns="seed", values="value")
+    shared = wide.sort_index().dropna().droplevel("phase")
     if len(wide) and not len(shared):
         raise ValueError(
             f"The seeds share no iteration at which {column!r} is known, so there is "

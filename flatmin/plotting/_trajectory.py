@@ -142,7 +142,7 @@ class TrajectoryDisplay(BaseDisplay):
         TypeError
             If there is no table.
         ValueError
-            If the table has no iterations.
+            If the table has no iterations, or an unknown phase.
         """
         frame = getattr(results, "table", results)
         if isinstance(frame, pd.DataFrame):
@@ -152,6 +152,12 @@ class TrajectoryDisplay(BaseDisplay):
             raise TypeError(
                 "results must be a DataFrame with one row for each method, seed and "
                 f"iteration, or have one as its table. Got {results!r}."
+            )
+        phases = set(frame.get("phase", ())) - {"warmup", "noise", "quench"}
+        if phases:
+            raise ValueError(
+                "phase must be 'warmup', 'noise' or 'quench'. Got "
+                f"{', '.join(map(repr, sorted(phases, key=str)))}."
             )
         if "iteration" not in frame or frame.empty:
             raise ValueError(
@@ -288,8 +294,6 @@ class TrajectoryDisplay(BaseDisplay):
             name: self.history[name],
         }
         runs = pd.DataFrame(columns).dropna(subset=[name])
-        # What the quench begins with is what the noise ends with.
-        runs = runs.drop_duplicates(["method", "seed", "iteration"])
         curves: dict[str, pd.DataFrame] = {}
         warm = runs[runs["phase"] == "warmup"]
         shared = runs["method"].nunique() > 1 and len(warm) > 0

@@ -98,13 +98,19 @@ def test_wide_positive_ranges_are_logarithmic():
     assert [ax.get_yscale() for ax in display.axes_] == ["linear", "log", "linear"]
 
 
-def test_the_rows_at_the_quench_may_be_twice_there():
-    frame = runs()
+def test_a_quench_may_begin_where_the_noise_ends():
+    frame = runs().assign(noise_norm=1.0)
     again = frame[frame["iteration"] == 6].assign(phase="quench", end=4.0)
-    double = pd.concat([frame, again])
-    display = TrajectoryDisplay.from_results(double).plot(quantities=["end", "loss"])
+    both = pd.concat([again, frame.query("phase == 'quench'")]).assign(noise_norm=0.0)
+    double = pd.concat([frame.query("phase != 'quench'"), both])
+    display = TrajectoryDisplay.from_results(double).plot(
+        quantities=["end", "noise_norm"]
+    )
     np.testing.assert_array_equal(display.lines_["end", "gd"].get_xydata(), [[6, 4]])
-    np.testing.assert_array_equal(display.lines_["loss", "gd"].get_xdata(), range(3, 9))
+    x, y = display.lines_["noise_norm", "gd"].get_data()
+    np.testing.assert_array_equal(x, [3, 4, 5, 6, 6, 7, 8])
+    np.testing.assert_array_equal(y, [1, 1, 1, 1, 0, 0, 0])
+    assert display.switches()["quench"] == [6]
 
 
 @pytest.mark.parametrize("spread", ["sd", "ci"])
@@ -179,6 +185,8 @@ def test_methods_have_different_colours():
 def test_bad_input():
     with pytest.raises(TypeError, match="must be a DataFrame"):
         TrajectoryDisplay.from_results([1, 2])
+    with pytest.raises(ValueError, match="must be 'warmup', 'noise' or 'quench'"):
+        TrajectoryDisplay.from_results(runs().assign(phase="rest"))
     with pytest.raises(ValueError, match=r"a column 'iteration'\. Got 1 rows of loss"):
         TrajectoryDisplay.from_results(pd.DataFrame({"loss": [1.0]}))
     display = TrajectoryDisplay.from_results(runs())
