@@ -1,0 +1,547 @@
+"""Sections of the loss along lines and planes, with a trajectory projected on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatmin._utils.names import check_known
+from flatmin._utils.progress import progress_bar
+from flatmin._utils.random import make_generator
+from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
+from flatmin.plotting._base import BaseDisplay
+from flatmin.plotting._directions import (
+    check_trajectory,
+    filter_normalised,
+    plane_through,
+    principal_directions,
+    project,
+)
+from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
+from flatmin.plotting._models import fit_analyzer, make_seed
+from flatmin.risk import EmpiricalRisk
+
+__all__ = ["LandscapeDisplay"]
+
+_DIRECTIONS = ("hessian", "covariance", "random", "trajectory")
+_LOG_FROM = 10  # ratio of the largest to the smallest loss
+
+
+class LandscapeDisplay(BaseDisplay):
+    """The loss L(θ + xa + yb) on a line or in a plane through a solution.
+
+    It is recommended to use :meth:`from_estimator` or :meth:`from_solutions`. A plane
+    shows little of a space of many dimensions: the picture says which share of a
+    trajectory's variance lies in it.
+
+    Parameters
+    ----------
+    x : array-like of shape (n,)
+        Steps along a, rising.
+    loss : array-like of shape (n,) or (m, n)
+        On the line, or in the plane where y changes from row to row. What is not
+        finite stays white.
+    y : array-like of shape (m,), default=None
+        Steps along b; None with a line.
+    labels : tuple of str, default=("x", "y")
+        Of the axes.
+    equal : bool, default=False
+        x and y have the same unit and are at right angles, so that distances in the
+        plane are distances of parameters.
+    points : array-like of shape (n_points, 2), default=None
+        Solutions to mark, (x, y).
+    trajectory : array-like of shape (n_steps, 1) or (n_steps, 2), default=None
+        Its coordinates, from the start to the end.
+    share : float, default=None
+        Of the trajectory's variance, that lies in the plane.
+
+    Attributes
+    ----------
+    axes_ : ndarray of one matplotlib Axes
+        Also ``ax_``.
+    figure_ : matplotlib Figure
+    line_ : matplotlib Line2D
+        The loss, on a line.
+    contours_ : matplotlib QuadContourSet
+        The loss, in a plane.
+    colorbar_ : matplotlib Colorbar
+    trajectory_line_ : matplotlib Line2D
+        If there is a trajectory.
+
+    References
+    ----------
+    H. Li, Z. Xu, G. Taylor, C. Studer and T. Goldstein, "Visualizing the loss landscape
+    of neural nets", NeurIPS 2018, arXiv 1712.09913. The plane through three solutions:
+    T. Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs",
+    NeurIPS 2018, arXiv 1802.10026.
+
+    Examples
+    --------
+    The loss (θ - 1)² of one weight has the second derivative 2, so that the section
+    reaches to a rise of 1:
+
+    >>> import matplotlib.pyplot as plt
+    >>> import torch
+    >>> from flatmin.plotting import LandscapeDisplay
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> torch.nn.init.ones_(net.weight).tolist()
+    [[1.0]]
+    >>> display = LandscapeDisplay.from_estimator(
+    ...     net, [[1.0]], [1.0], loss="squared_error", n_directions=1, n_points=5
+    ... )
+    >>> display.x, display.loss
+    (array([-1. , -0.5,  0. ,  0.5,  1. ]), array([1.  , 0.25, 0.  , 0.25, 1.  ]))
+    >>> plt.close(display.figure_)
+    """
+
+    def __init__(
+        self,
+        x,
+        loss,
+        *,
+        y=None,
+        labels=("x", "y"),
+        equal=False,
+        points=None,
+        trajectory=None,
+        share=None,
+    ):
+        self.x = x
+        self.loss = loss
+        self.y = y
+        self.labels = labels
+        self.equal = equal
+        self.points = points
+        self.trajectory = trajectory
+        self.share = share
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any = None,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        loss: Any = None,
+        directions: Any = "hessian",
+        n_directions: int = 2,
+        span: float | None = None,
+        n_points: int = 25,
+        trajectory: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        random_state: Any = None,
+        verbose: bool | int = False,
+        ax: Any = None,
+    ) -> LandscapeDisplay:
+        """Compute a section through a fitted model and draw it.
+
+        Parameters
+        ----------
+        estimator : flatmin estimator, skorch net or torch.nn.Module
+            As in :class:`flatmin.CurvatureAnalyzer`.
+        X : array-like of shape (n_samples, n_features, ...), default=None
+            None is the training data of a flatmin estimator.
+        y : array-like of shape (n_samples,), default=None
+        sample_weight : array-like of shape (n_samples,), default=None
+        loss : str, loss module or callable, default=None
+            A module needs one.
+        directions : str or array-like of shape (D, n_directions), default="hessian"
+            "hessian" and "covariance" are leading eigenvectors of H and Σ, of length
+            1. "random" are Gaussian directions d with every filter (slice of a weight
+            along its first axis) scaled to dⱼ ‖θⱼ‖ / ‖dⱼ‖, and 0 for biases and other
+            parameters of one axis, as Li et al. do. "trajectory" are its principal
+            directions. Columns of an array are taken as they are.
+        n_directions : {1, 2}, default=2
+            A line or a plane; of an array, its columns.
+        span : float, default=None
+            The section reaches from -span to span, in multiples of the directions.
+            None is 1 for "random", else where the second order of the more curved
+            direction has raised the loss by 1; further, where a trajectory does.
+        n_points : int, default=25
+            Along each direction; the loss is computed at all n_points ** n_directions.
+        trajectory : array-like of shape (n_steps, D), default=None
+            Flat parameter vectors of a run, in the order of ``params_``.
+        device, dtype : default=None
+            Of the analysis; None is the model's.
+        random_state : int, RandomState instance or None, default=None
+            Of random directions and start vectors.
+        verbose : bool or int, default=False
+            Show a progress bar over the losses.
+        ax : matplotlib Axes, default=None
+            None makes a figure.
+
+        Returns
+        -------
+        LandscapeDisplay
+
+        Raises
+        ------
+        ValueError
+            If the arguments do not fit together.
+        """
+        kind = directions if isinstance(directions, str) else None
+        if kind is not None:
+            check_known("directions", kind, _DIRECTIONS)
+            if n_directions not in (1, 2):
+                raise ValueError(f"n_directions must be 1 or 2. Got {n_directions}.")
+        if kind == "trajectory" and trajectory is None:
+            raise ValueError("directions='trajectory' needs a trajectory. Got None.")
+        _check_grid(n_points, span)
+        check_axes(ax, 1)
+        settings = {
+            "loss": loss,
+            "n_components": n_directions,
+            "device": device,
+            "dtype": dtype,
+            "random_state": random_state,
+        }
+        make = NoiseCovarianceAnalyzer if kind == "covariance" else CurvatureAnalyzer
+        analyzer = fit_analyzer(make(estimator, **settings), X, y, sample_weight)
+        risk = analyzer.risk_
+        theta = risk.params()
+        path = None
+        if trajectory is not None:
+            path = check_trajectory(trajectory, risk.n_params)
+        if kind is None:
+            A = _as_directions(directions, risk.n_params)
+        elif kind == "random":
+            A = _random_directions(risk, n_directions, make_seed(random_state))
+        elif path is not None and kind == "trajectory":
+            A = principal_directions(path, n_directions)
+        else:
+            A = analyzer.eigen().eigenvectors.astype(np.float64)
+        if A.shape[1] < n_directions and kind is not None:
+            raise ValueError(
+                f"The {kind} has {A.shape[1]} eigenvectors here. Got "
+                f"n_directions={n_directions}."
+            )
+        coordinates, share = None, None
+        if path is not None:
+            coordinates, share = project(path, theta.double().cpu().numpy(), A)
+        curvatures = None if kind == "random" else _curvatures(risk, theta, A)
+        reach = _reach(span, curvatures, coordinates)
+        grids = [np.linspace(-reach, reach, n_points)] * A.shape[1]
+        display = cls(
+            grids[0],
+            _losses(risk, theta, A, grids, verbose),
+            y=grids[1] if len(grids) == 2 else None,
+            labels=_labels(kind, curvatures, A.shape[1]),
+            equal=kind not in (None, "random"),
+            points=np.zeros((1, A.shape[1])),
+            trajectory=coordinates,
+            share=share,
+        )
+        return display.plot(ax)
+
+    @classmethod
+    def from_solutions(
+        cls,
+        estimator: Any,
+        solutions: Any,
+        X: Any = None,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        loss: Any = None,
+        margin: float = 0.3,
+        n_points: int = 25,
+        trajectory: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        verbose: bool | int = False,
+        ax: Any = None,
+    ) -> LandscapeDisplay:
+        """Compute the plane through three solutions and draw it.
+
+        The horizontal axis leads from the first to the second, the vertical one at a
+        right angle to it towards the third; both are distances of parameters.
+
+        Parameters
+        ----------
+        estimator : flatmin estimator, skorch net or torch.nn.Module
+            Gives the network, the loss and, for a flatmin estimator, the data.
+        solutions : array-like of shape (3, D)
+            Flat parameter vectors of that network, such as ``params_`` of three fits.
+        X : array-like of shape (n_samples, n_features, ...), default=None
+            None is the training data of a flatmin estimator.
+        y : array-like of shape (n_samples,), default=None
+        sample_weight : array-like of shape (n_samples,), default=None
+        loss : str, loss module or callable, default=None
+            A module needs one.
+        margin : float, default=0.3
+            Around the three, in parts of the extent along either axis.
+        n_points : int, default=25
+            Along either axis.
+        trajectory : array-like of shape (n_steps, D), default=None
+            Flat parameter vectors of a run.
+        device, dtype : default=None
+            Of the analysis; None is the model's.
+        verbose : bool or int, default=False
+            Show a progress bar over the losses.
+        ax : matplotlib Axes, default=None
+            None makes a figure.
+
+        Returns
+        -------
+        LandscapeDisplay
+
+        Raises
+        ------
+        ValueError
+            If the arguments do not fit together, or the solutions lie on a line.
+        """
+        _check_grid(n_points, None)
+        check_axes(ax, 1)
+        if not margin >= 0:
+            raise ValueError(f"margin must be 0 or more. Got {margin}.")
+        thetas = np.asarray(solutions, dtype=np.float64)
+        analyzer = CurvatureAnalyzer(estimator, loss=loss, device=device, dtype=dtype)
+        risk = fit_analyzer(analyzer, X, y, sample_weight).risk_
+        if thetas.shape != (3, risk.n_params):
+            raise ValueError(
+                "solutions must be three flat parameter vectors, shape "
+                f"(3, {risk.n_params}). Got {thetas.shape}."
+            )
+        A = plane_through(thetas)
+        points, _ = project(thetas, thetas[0], A)
+        shown, coordinates, share = points, None, None
+        if trajectory is not None:
+            path = check_trajectory(trajectory, risk.n_params)
+            coordinates, share = project(path, thetas[0], A)
+            shown = np.concatenate([points, coordinates])
+        low, high = shown.min(axis=0), shown.max(axis=0)
+        room = margin * (high - low)
+        grids = [
+            np.linspace(start, stop, n_points)
+            for start, stop in zip(low - room, high + room, strict=True)
+        ]
+        theta = torch.as_tensor(thetas[0], dtype=risk.dtype, device=risk.device)
+        display = cls(
+            grids[0],
+            _losses(risk, theta, A, grids, verbose),
+            y=grids[1],
+            labels=(
+                r"along $\theta_2-\theta_1$, units of $\theta$",
+                r"towards $\theta_3$, units of $\theta$",
+            ),
+            equal=True,
+            points=points,
+            trajectory=coordinates,
+            share=share,
+        )
+        return display.plot(ax)
+
+    def plot(self, ax: Any = None, *, log: bool | None = None) -> LandscapeDisplay:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            None makes a figure.
+        log : bool, default=None
+            The loss of a plane on a logarithmic scale. None is True where it is
+            positive and spans more than a factor of 10.
+
+        Returns
+        -------
+        LandscapeDisplay
+
+        Raises
+        ------
+        ValueError
+            If the arrays do not fit together, or no loss is finite.
+        """
+        loss = np.asarray(self.loss, dtype=np.float64)
+        shape = (len(self.x),) if self.y is None else (len(self.y), len(self.x))
+        if loss.shape != shape:
+            raise ValueError(f"loss must have the shape {shape}. Got {loss.shape}.")
+        finite = loss[np.isfinite(loss)]
+        if not len(finite):
+            raise ValueError("No loss of the section is finite; take a smaller span.")
+        if log is None:
+            log = bool(finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
+        self.axes_ = make_axes(ax, 1)
+        self.figure_ = self.axes_[0].figure
+        if self.y is None:
+            self._draw_line(loss)
+        else:
+            self._draw_plane(np.ma.masked_invalid(loss), log)
+        return self
+
+    def _draw_line(self, loss: np.ndarray) -> None:
+        ax, (look, other) = self.ax_, looks(2)
+        (self.line_,) = ax.plot(self.x, loss, **look)
+        if self.points is not None:
+            ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+        if self.trajectory is not None:
+            steps = np.asarray(self.trajectory)[:, 0]
+            (self.trajectory_line_,) = ax.plot(
+                steps,
+                np.full(len(steps), 0.02),
+                "|",
+                transform=ax.get_xaxis_transform(),
+                color=other["color"],
+                label=self._trajectory_label("line"),
+            )
+            legend(ax)
+        ax.set(xlabel=self.labels[0], ylabel=r"loss $L$")
+        finish(ax)
+
+    def _draw_plane(self, loss: np.ma.MaskedArray, log: bool) -> None:
+        import seaborn as sns
+        from matplotlib.colors import LogNorm, Normalize
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        ax, low, high = self.ax_, loss.min(), loss.max()
+        if high <= low:
+            high = low + max(abs(low), 1.0) * 1e-6  # a flat plane has one colour
+        spaced = np.geomspace if log else np.linspace
+        levels = spaced(low, high, 25)
+        levels[[0, -1]] = low, high  # rounding must not leave the ends out
+        self.contours_ = ax.contourf(
+            self.x,
+            self.y,
+            loss,
+            levels,
+            norm=(LogNorm if log else Normalize)(low, high),
+            cmap=sns.color_palette("mako", as_cmap=True),
+        )
+        ax.contour(self.x, self.y, loss, levels[3:-1:3], colors="white", linewidths=0.4)
+        self.colorbar_ = ax.figure.colorbar(
+            self.contours_,
+            ax=ax,
+            ticks=LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5),
+            format="%g",
+        )
+        self.colorbar_.set_label(r"loss $L$")
+        self.colorbar_.ax.minorticks_off()
+        self._mark(looks(4)[1]["color"])
+        ax.set(xlabel=self.labels[0], ylabel=self.labels[1])
+        if self.equal:
+            ax.set_aspect("equal")
+        finish(ax, spines=True, colorbar=self.colorbar_)
+
+    def _mark(self, color: Any) -> None:
+        """Draw solutions and trajectory in a plane."""
+        from matplotlib.patheffects import Normal, Stroke
+
+        ax, halo = self.ax_, [Stroke(linewidth=2.6, foreground="white"), Normal()]
+        if self.trajectory is not None:
+            path = np.asarray(self.trajectory)
+            (self.trajectory_line_,) = ax.plot(
+                *path.T,
+                color=color,
+                linewidth=1.2,
+                marker="o",
+                markersize=4,
+                markevery=[0],
+                path_effects=halo,
+                label=self._trajectory_label("plane"),
+            )
+            legend(ax)
+        if self.points is not None:
+            points = np.asarray(self.points)
+            ax.plot(*points.T, "w*", markersize=8, markeredgecolor="0.2")
+            if len(points) > 1:
+                for i, point in enumerate(points, 1):
+                    ax.annotate(
+                        rf"$\theta_{i}$",
+                        point,
+                        (5, 5),
+                        textcoords="offset points",
+                        color="white",
+                        path_effects=[Stroke(linewidth=2, foreground="0.2"), Normal()],
+                    )
+
+    def _trajectory_label(self, section: str) -> str:
+        if self.share is None or not np.isfinite(self.share):
+            return "trajectory"
+        return f"trajectory, {self.share:.0%} of its variance in the {section}"
+
+
+def _check_grid(n_points: int, span: float | None) -> None:
+    if n_points < 2:
+        raise ValueError(f"n_points must be at least 2. Got {n_points}.")
+    if span is not None and not 0 < span < np.inf:
+        raise ValueError(f"span must be positive and finite. Got {span}.")
+
+
+def _as_directions(directions: Any, n_params: int) -> np.ndarray:
+    A = np.asarray(directions, dtype=np.float64)
+    if A.ndim == 1:
+        A = A[:, None]
+    if A.ndim != 2 or len(A) != n_params or A.shape[1] not in (1, 2):
+        raise ValueError(
+            f"directions must be one or two columns of {n_params} numbers. Got shape "
+            f"{A.shape}."
+        )
+    if not np.isfinite(A).all() or np.linalg.matrix_rank(A) < A.shape[1]:
+        raise ValueError("directions must be finite and linearly independent.")
+    return A
+
+
+def _random_directions(risk: EmpiricalRisk, n: int, seed: int) -> np.ndarray:
+    theta, rng = risk.params(), make_generator(seed, risk.device)
+    columns = [filter_normalised(theta, risk.layout, rng) for _ in range(n)]
+    return torch.stack(columns, 1).double().cpu().numpy()
+
+
+def _curvatures(risk: EmpiricalRisk, theta: Tensor, A: np.ndarray) -> np.ndarray:
+    """Return aᵀHa of the columns."""
+    point = risk.linearize(theta)
+    columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)
+    return np.array([float(a @ point.hvp(a)) for a in columns.unbind(1)])
+
+
+def _reach(
+    span: float | None, curvatures: np.ndarray | None, coordinates: np.ndarray | None
+) -> float:
+    if span is not None:
+        return float(span)
+    reach, steepest = 1.0, 0.0 if curvatures is None else np.abs(curvatures).max()
+    if steepest > 0:
+        reach = float(np.sqrt(2 / steepest))
+    if coordinates is not None:
+        reach = max(reach, 1.1 * float(np.abs(coordinates).max()))
+    return reach
+
+
+def _losses(
+    risk: EmpiricalRisk,
+    theta: Tensor,
+    A: np.ndarray,
+    grids: list[np.ndarray],
+    verbose: bool | int,
+) -> np.ndarray:
+    """Return L on the grid, (n,) or (m, n): the first direction runs along the rows."""
+    columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)
+    mesh = np.meshgrid(*grids)  # for two: rows are β
+    steps = np.stack([part.ravel() for part in mesh], axis=1)
+    losses = []
+    with progress_bar(len(steps), "losses", verbose=verbose) as bar:
+        for step in torch.as_tensor(steps, dtype=risk.dtype, device=risk.device):
+            losses.append(risk.value(theta + columns @ step))
+            bar.update()
+    values: np.ndarray = torch.stack(losses).double().cpu().numpy()
+    return values.reshape(mesh[0].shape)
+
+
+def _labels(kind: str | None, curvatures: np.ndarray | None, n: int) -> list[str]:
+    if curvatures is None:
+        return [f"random direction {i}, filter norms" for i in range(1, n + 1)]
+    symbol, source = {
+        "hessian": ("u", " of $H$"),
+        "covariance": ("v", r" of $\Sigma$"),
+        "trajectory": ("p", " of the run"),
+        None: ("a", ""),
+    }[kind]
+    names = [f"{symbol}_{i}" for i in range(1, n + 1)]
+    return [
+        rf"along ${name}${source}, ${name}^\top{{H}}{name}={curvature:.3g}$"
+        for name, curvature in zip(names, curvatures, strict=True)
+    ]

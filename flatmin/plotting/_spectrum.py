@@ -1,0 +1,413 @@
+"""The eigenvalues of H and Σ: the leading ones, and the distribution of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flatmin._utils.names import check_known
+from flatmin.analysis import (
+    AlignmentTable,
+    CurvatureAnalyzer,
+    NoiseCovarianceAnalyzer,
+    Spectrum,
+)
+from flatmin.plotting._base import BaseDisplay
+from flatmin.plotting._figure import (
+    check_axes,
+    finish,
+    legend,
+    looks,
+    make_axes,
+    scaled,
+)
+from flatmin.plotting._models import fit_analyzer
+
+__all__ = ["SpectrumDisplay"]
+
+_KINDS = ("both", "eigenvalues", "density")
+
+
+class SpectrumDisplay(BaseDisplay):
+    """Leading eigenvalues of H and Σ side by side, and the spectral density of H.
+
+    It is recommended to use :meth:`from_estimator` or :meth:`from_results`; the
+    constructor takes the numbers as they are.
+
+    The density (1/D) Σ δ(λ - λᵢ), smoothed by a normal density of standard deviation
+    ``width``, stands on a log scale. Its bulk is the interval around the mode where it
+    is above what one eigenvalue alone gives, 1/(D · width · √(2π)). Leading eigenvalues
+    to the right of the bulk are outliers, and marked.
+
+    Parameters
+    ----------
+    hessian_eigenvalues : array-like of shape (k,)
+        Of H, the largest first.
+    covariance_eigenvalues : array-like of shape (k,), default=None
+        Of Σ, divisor N, the largest first.
+    hessian_norm : float, default=None
+        ‖H‖_F, for normalised eigenvalues.
+    covariance_norm : float, default=None
+        ‖Σ‖_F.
+    n_params : int, default=None
+        D. It is needed with a density.
+    grid : array-like of shape (n,), default=None
+        Where the density of H is known, rising.
+    density : array-like of shape (n,), default=None
+    density_stderr : array-like of shape (n,), default=None
+        Its standard error over random probes.
+    width : float, default=None
+        Of the smoothing, in units of the eigenvalues. It is needed with a density.
+
+    Attributes
+    ----------
+    axes_ : ndarray of matplotlib Axes
+        One for each panel; ``ax_`` is the first.
+    figure_ : matplotlib Figure
+    stems_ : list of matplotlib StemContainer
+        Of H and Σ, where eigenvalues are drawn.
+    density_line_ : matplotlib Line2D
+        Where the density is drawn.
+    outlier_marks_ : matplotlib Line2D
+
+    See Also
+    --------
+    flatmin.CurvatureAnalyzer : Gives eigenpairs and density.
+    AlignmentDisplay : How the eigenvectors lie to each other.
+
+    References
+    ----------
+    B. Ghorbani, S. Krishnan and Y. Xiao, "An investigation into neural net optimization
+    via Hessian eigenvalue density", 2019, :doi:`10.48550/arXiv.1901.10159`.
+
+    Examples
+    --------
+    >>> from flatmin.plotting import SpectrumDisplay
+    >>> display = SpectrumDisplay([8.0, 6.0], hessian_norm=10.0)
+    >>> display.normalised()[0]
+    array([0.8, 0.6])
+    """
+
+    def __init__(
+        self,
+        hessian_eigenvalues,
+        covariance_eigenvalues=None,
+        *,
+        hessian_norm=None,
+        covariance_norm=None,
+        n_params=None,
+        grid=None,
+        density=None,
+        density_stderr=None,
+        width=None,
+    ):
+        self.hessian_eigenvalues = hessian_eigenvalues
+        self.covariance_eigenvalues = covariance_eigenvalues
+        self.hessian_norm = hessian_norm
+        self.covariance_norm = covariance_norm
+        self.n_params = n_params
+        self.grid = grid
+        self.density = density
+        self.density_stderr = density_stderr
+        self.width = width
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any = None,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        loss: Any = None,
+        k: int = 20,
+        n_probes: int = 10,
+        n_steps: int = 80,
+        width: float | None = None,
+        params: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        random_state: Any = None,
+        kind: str = "both",
+        normalised: bool = True,
+        ax: Any = None,
+    ) -> SpectrumDisplay:
+        """Compute the spectra of a fitted model and draw them.
+
+        It costs what :meth:`flatmin.NoiseCovarianceAnalyzer.alignment` and ``density``
+        cost; hand results that are there already to :meth:`from_results`.
+
+        Parameters
+        ----------
+        estimator : flatmin estimator, skorch net or torch.nn.Module
+            As in :class:`flatmin.CurvatureAnalyzer`.
+        X : array-like of shape (n_samples, n_features, ...), default=None
+            None is the training data of a flatmin estimator.
+        y : array-like of shape (n_samples,), default=None
+        sample_weight : array-like of shape (n_samples,), default=None
+        loss : str, loss module or callable, default=None
+            A module needs one.
+        k : int, default=20
+            Leading eigenvalues, or all where they are fewer.
+        n_probes, n_steps : int, default=10, 80
+            Of :func:`flatmin.linalg.spectral_density`.
+        width : float, default=None
+            Of the smoothing; None is a hundredth of the range of the eigenvalues.
+        params : str or list of str, default=None
+            Names of parameters or modules: the blocks of H and Σ.
+        device, dtype : default=None
+            Of the analysis; None is the model's.
+        random_state : int, RandomState instance or None, default=None
+            Of start vectors and probes.
+        kind : {"both", "eigenvalues", "density"}, default="both"
+            What to draw. "eigenvalues" spares the density.
+        normalised : bool, default=True
+            See :meth:`plot`.
+        ax : matplotlib Axes or pair of them, default=None
+            See :meth:`plot`.
+
+        Returns
+        -------
+        SpectrumDisplay
+        """
+        check_known("kind", kind, _KINDS)
+        check_axes(ax, 2 if kind == "both" else 1)
+        settings = {
+            "loss": loss,
+            "n_components": k,
+            "params": params,
+            "device": device,
+            "dtype": dtype,
+            "random_state": random_state,
+        }
+        noise = NoiseCovarianceAnalyzer(estimator, **settings)
+        table = fit_analyzer(noise, X, y, sample_weight).alignment()
+        spectrum = None
+        if kind != "eigenvalues":
+            curvature = CurvatureAnalyzer(estimator, **settings)
+            spectrum = fit_analyzer(curvature, X, y, sample_weight).density(
+                n_probes=n_probes, n_steps=n_steps
+            )
+        display = cls.from_results(table, spectrum, width=width)
+        return display.plot(ax, kind=kind, normalised=normalised)
+
+    @classmethod
+    def from_results(
+        cls,
+        table: AlignmentTable,
+        spectrum: Spectrum | None = None,
+        *,
+        width: float | None = None,
+    ) -> SpectrumDisplay:
+        """Take what the analyzers have computed; nothing is drawn yet.
+
+        Parameters
+        ----------
+        table : AlignmentTable
+            Of :meth:`flatmin.NoiseCovarianceAnalyzer.alignment`.
+        spectrum : Spectrum, default=None
+            Of :meth:`flatmin.CurvatureAnalyzer.density`.
+        width : float, default=None
+            Of the smoothing, in units of the eigenvalues; None is a hundredth of their
+            range.
+
+        Returns
+        -------
+        SpectrumDisplay
+
+        Raises
+        ------
+        TypeError
+            If these are not such results.
+        """
+        if not isinstance(table, AlignmentTable):
+            raise TypeError(
+                "table must be an AlignmentTable, which "
+                f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
+            )
+        numbers = {}
+        if spectrum is not None:
+            if not isinstance(spectrum, Spectrum):
+                raise TypeError(
+                    "spectrum must be a Spectrum, which CurvatureAnalyzer.density() "
+                    f"returns. Got {spectrum!r}."
+                )
+            if width is None:
+                low, high = spectrum.nodes.min(), spectrum.nodes.max()
+                width = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
+            smooth = spectrum.to_frame(sigma=width)
+            numbers = {
+                "grid": smooth["eigenvalue"].to_numpy(copy=True),
+                "density": smooth["density"].to_numpy(copy=True),
+                "density_stderr": smooth["density_stderr"].to_numpy(copy=True),
+                "width": width,
+            }
+        return cls(
+            table.pairs["hessian"].to_numpy(copy=True),
+            table.pairs["covariance"].to_numpy(copy=True),
+            hessian_norm=table["‖H‖_F"],
+            covariance_norm=table["‖Σ‖_F"],
+            n_params=table.n_params,
+            **numbers,
+        )
+
+    def normalised(self) -> list[np.ndarray]:
+        """Return the eigenvalues of H, and of Σ if there are, over Frobenius norms.
+
+        Returns
+        -------
+        list of ndarray of shape (k,)
+
+        Raises
+        ------
+        ValueError
+            If a norm is missing.
+        """
+        pairs = [(self.hessian_eigenvalues, self.hessian_norm)]
+        if self.covariance_eigenvalues is not None:
+            pairs.append((self.covariance_eigenvalues, self.covariance_norm))
+        if any(norm is None for _, norm in pairs):
+            raise ValueError(
+                "Normalised eigenvalues need the Frobenius norms. Got None; pass "
+                "hessian_norm and covariance_norm, or plot(normalised=False)."
+            )
+        return [np.asarray(values, float) / norm for values, norm in pairs]
+
+    def bulk(self) -> tuple[float, float]:
+        """Return the interval around the mode that single eigenvalues do not fill.
+
+        Returns
+        -------
+        low : float
+        high : float
+
+        Raises
+        ------
+        ValueError
+            If there is no density.
+        """
+        if any(v is None for v in (self.grid, self.density, self.width, self.n_params)):
+            raise ValueError(
+                "The bulk is read off the density. Got none; pass grid, density, width "
+                "and n_params, or a Spectrum to from_results."
+            )
+        grid, density = np.asarray(self.grid), np.asarray(self.density)
+        one = 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
+        mode = int(density.argmax())
+        below = np.flatnonzero(density <= one)
+        left, right = below[below < mode], below[below > mode]
+        low = grid[left[-1]] if len(left) else grid[0]
+        return float(low), float(grid[right[0]] if len(right) else grid[-1])
+
+    def outliers(self) -> np.ndarray:
+        """Return the leading eigenvalues of H that lie to the right of the bulk.
+
+        Returns
+        -------
+        ndarray of shape (n_outliers,)
+        """
+        values = np.asarray(self.hessian_eigenvalues, float)
+        return values[values > self.bulk()[1]]
+
+    def plot(
+        self, ax: Any = None, *, kind: str | None = None, normalised: bool | None = None
+    ) -> SpectrumDisplay:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or pair of them, default=None
+            None makes a figure; one for two panels is cut up.
+        kind : {"both", "eigenvalues", "density"}, default=None
+            None is both, where there is a density.
+        normalised : bool, default=None
+            Eigenvalues over the Frobenius norm, on a linear scale, instead of as they
+            are, on a log scale. None is True where the norms are known.
+
+        Returns
+        -------
+        SpectrumDisplay
+
+        Raises
+        ------
+        ValueError
+            If what should be drawn is missing.
+        """
+        if kind is None:
+            kind = "eigenvalues" if self.density is None else "both"
+        check_known("kind", kind, _KINDS)
+        if normalised is None:
+            normalised = self.hessian_norm is not None
+        # Asked for before anything is drawn: they may raise.
+        series = self.normalised() if normalised else self._plain()
+        outliers = np.empty(0) if kind == "eigenvalues" else self.outliers()
+        self.axes_ = make_axes(ax, 2 if kind == "both" else 1)
+        self.figure_ = self.axes_[0].figure
+        if kind != "density":
+            self._draw_eigenvalues(self.axes_[0], series, normalised)
+        if kind != "eigenvalues":
+            self._draw_density(self.axes_[-1], outliers)
+        return self
+
+    def _plain(self) -> list[np.ndarray]:
+        values = [self.hessian_eigenvalues, self.covariance_eigenvalues]
+        return [np.asarray(v, float) for v in values if v is not None]
+
+    def _draw_eigenvalues(
+        self, ax: Any, series: list[np.ndarray], normalised: bool
+    ) -> None:
+        names = [r"$H$, $\lambda_i$", r"$\Sigma$, $\gamma_i$"]
+        offsets = [-0.15, 0.15] if len(series) == 2 else [0.0]
+        log = not normalised and all((values > 0).all() for values in series)
+        floor = min(values.min() for values in series) / 2 if log else 0.0
+        self.stems_ = []
+        styles = zip(looks(2), "os", names, strict=True)
+        for values, offset, (look, marker, name) in zip(
+            series, offsets, styles, strict=False
+        ):
+            ranks = np.arange(1, len(values) + 1)
+            stems = ax.stem(
+                ranks + offset, values, basefmt=" ", bottom=floor, label=name
+            )
+            stems.stemlines.set(color=look["color"], linewidth=1.0, alpha=0.6)
+            stems.markerline.set(
+                color=look["color"], marker=marker, markersize=scaled(ax, 4)
+            )
+            self.stems_.append(stems)
+        if log:
+            ax.set_yscale("log")
+            ax.set_ylim(bottom=floor)
+        ax.set_xlim(0.3, max(map(len, series)) + 0.7)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        unit = r"eigenvalue / $\|\cdot\|_F$" if normalised else "eigenvalue"
+        ax.set(xlabel="rank $i$", ylabel=unit)
+        legend(ax, inside=True)
+        finish(ax)
+
+    def _draw_density(self, ax: Any, outliers: np.ndarray) -> None:
+        grid, density = np.asarray(self.grid), np.asarray(self.density)
+        one = 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
+        floor = one / 30  # a thirtieth of an eigenvalue: there is nothing below
+        color, mark = (look["color"] for look in looks(4)[0:4:3])
+        shown = np.maximum(density, floor)
+        (self.density_line_,) = ax.plot(grid, shown, color=color, linewidth=1.2)
+        ax.fill_between(grid, floor, shown, color=color, alpha=0.2, linewidth=0)
+        top = density.max()
+        (self.outlier_marks_,) = ax.plot(
+            outliers,
+            np.full(len(outliers), 4 * one),
+            "v",
+            color=mark,
+            markersize=scaled(ax, 5),
+            label=f"{len(outliers)} outliers",
+        )
+        ax.set_yscale("log")
+        ax.set(
+            ylim=(floor, 3 * top),
+            xlabel=r"eigenvalue $\lambda$ of $H$",
+            ylabel=r"density $p(\lambda)$",
+        )
+        if len(outliers):
+            legend(ax)
+        finish(ax)
