@@ -171,8 +171,12 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             self._check_features(X, reset=True)
             self.risk_ = self._make_risk(self.estimator, X, y, sample_weight)
         self._kept: dict[str, Any] = {}
-        self._n_features_out = self._basis_size(self.risk_)
+        self._basis_size(self.risk_)  # a name in ``params`` that fits nothing
         return self
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._basis_size(self.risk_)
 
     def fit_transform(
         self, X: Any = None, y: Any = None, sample_weight: Any = None

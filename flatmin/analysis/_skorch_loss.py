@@ -57,7 +57,9 @@ def skorch_loss(net: Any) -> ExampleLoss:
             "cannot be told from its criterion. Pass it as loss=, a function of "
             "(outputs, targets) that returns one loss an example."
         )
-    if type(criterion) is nn.NLLLoss and criterion.weight is None:
+    plain = getattr(criterion, "weight", None) is None
+    plain &= getattr(criterion, "ignore_index", -100) == -100
+    if type(criterion) is nn.NLLLoss and plain:
         if get_loss.__qualname__.startswith("NeuralNetClassifier"):
             return _log_of_probabilities(net)
         raise ValueError(
@@ -69,9 +71,10 @@ def skorch_loss(net: Any) -> ExampleLoss:
     if _PLAIN.get(type(criterion)) != loss.name:
         raise ValueError(
             f"The criterion {name} of this net is not one of plain CrossEntropyLoss, "
-            "NLLLoss, MSELoss and BCEWithLogitsLoss, without weights or smoothing. "
-            "Pass the loss that is meant as loss=: a name, a loss module, or a "
-            "function of (outputs, targets) that returns one loss an example."
+            "NLLLoss, MSELoss and BCEWithLogitsLoss, without weights, smoothing or an "
+            "ignored class. Pass the loss that is meant as loss=: a name, a loss "
+            "module, or a function of (outputs, targets) that returns one loss an "
+            "example."
         )
     return loss
 

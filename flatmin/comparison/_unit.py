@@ -209,6 +209,7 @@ def _quench(
             "lr": noisy.lr if plan.quench_lr is None else plan.quench_lr,
             "max_iter": plan.quench,
             "params_init": noisy.params_,
+            "gradient_batch_size": None,
             "optimizer": "sgd",
             "optimizer_params": None,
             "callbacks": None,

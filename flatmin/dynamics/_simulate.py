@@ -223,7 +223,8 @@ class _Exits:
         self.times = torch.where(self.inside, 0, n_iter)
 
     def look(self, theta: Tensor, t: int) -> None:
-        self.inside = self.reached(theta)
+        # -∞ lies below everything.
+        self.inside = self.reached(theta) & theta.isfinite().all(-1)
         first = self.inside & self.censored
         self.times = torch.where(first, t, self.times)
         self.censored = self.censored & ~first

@@ -142,7 +142,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Return the weights of the examples; learn those of classes if ``reset``."""
         if sample_weight is None:
             return None
-        return np.asarray(sample_weight, dtype=np.float64)
+        weights = np.asarray(sample_weight, dtype=np.float64)
+        if weights.shape != (len(y),):
+            raise ValueError(
+                f"sample_weight must have shape ({len(y)},). Got {weights.shape}."
+            )
+        return weights
 
     # ----------------------------------------------------------------------- fit
     def fit(

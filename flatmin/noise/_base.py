@@ -40,6 +40,16 @@ class NoiseLaw(BaseEstimator, ABC):
     name: ClassVar[str]
     refresh_every: int = 1
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A parent's shortcut knows nothing of what a subclass puts in its place.
+        for base in cls.__mro__:
+            if "refreshed_gradient" in vars(base):
+                break
+            if vars(base).keys() & {"refresh", "noisy_gradient"}:
+                cls.refreshed_gradient = NoiseLaw.refreshed_gradient  # type: ignore[method-assign]
+                break
+
     @abstractmethod
     def noisy_gradient(
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator

@@ -85,9 +85,9 @@ def prepare_module(
                     "Rescale the weight once and set max_norm=None."
                 )
             part.sparse = False  # a layout of the gradient, which is flat here
-        if isinstance(part, nn.RNNBase):
+        if type(part) in (nn.RNN, nn.GRU, nn.LSTM):
             # cuDNN differentiates recurrent layers in train mode only, which without
-            # dropout is the same.
+            # dropout is the same. A subclass may have more that depends on the mode.
             part.dropout = 0.0
             part.train()
     return copied

@@ -261,8 +261,6 @@ def find_source(X: Any, y: Any) -> Source | None:
         If a loader shuffles or leaves examples out, or targets come twice or not at
         all.
     """
-    if isinstance(X, Source):
-        return X
     if isinstance(X, data.IterableDataset):
         raise TypeError(
             f"A risk needs a data set with a length and an order. Got the iterable "

@@ -245,16 +245,18 @@ class EmpiricalRisk:
         if (device, dtype) == (self.device, self.dtype):
             return self
         self._model.bind(self._theta)
-        return EmpiricalRisk(
+        moved = EmpiricalRisk(
             self._model.module,
             copy.deepcopy(self._loss),  # a loss module moves along
             *self._data.arguments(),
-            sample_weight=self._data.weights,
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
             device=device,
             dtype=dtype,
         )
+        if self._data.weights is not None:  # as they are: a subset's mean is not one
+            moved._data.weights = self._data.weights.to(device, dtype)
+        return moved
 
     def subset(self, indices: Tensor) -> EmpiricalRisk:
         """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.

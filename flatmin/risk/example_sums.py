@@ -118,8 +118,7 @@ class ExampleSums:
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
     ) -> LayerSums | None:
         if self.path is None:
-            few = slice(_N_TRIED)
-            self.path = self._try(X[few], tuple(a[few] for a in args), scalar)
+            self.path = self._try(X, args, scalar)
         if self.path != "by layer":
             return None
         try:
@@ -130,11 +129,15 @@ class ExampleSums:
 
     def _try(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
-    ) -> str:
+    ) -> str | None:
+        """Return the path to take, or None where the gradients do not tell."""
         try:
             self._layers = find_layers(self.model)
+            few = self._telling(X, args, scalar)
+            if len(few) < min(2, len(X)):
+                return None
             # Backwards too: a module that sorts its examples mixes up one of the two.
-            for order in (slice(None), torch.arange(len(X)).flip(0)):
+            for order in (few, few.flip(0)):
                 error = self._difference(
                     X[order], tuple(a[order] for a in args), scalar
                 )
@@ -143,6 +146,17 @@ class ExampleSums:
         except UnsupportedLayers as reason:
             return f"plain: {reason}"
         return "by layer"
+
+    def _telling(
+        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
+    ) -> Tensor:
+        """Return a few examples whose gradient is not 0, as it is at a weight of 0."""
+        for n in (_N_TRIED, len(X)):
+            sums = self._sums(X[:n], tuple(a[:n] for a in args), scalar)
+            few = sums.squared_norms().nonzero().flatten()[:_N_TRIED]
+            if len(few) == _N_TRIED:
+                break
+        return few
 
     def _difference(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
@@ -157,10 +171,7 @@ class ExampleSums:
             (moments.squares - expected.squares).abs().sum(),
             (moments.mean - expected.mean).square().sum() * len(X),
         )
-        total = _norms(rows).sum()
-        if total == 0:
-            return float(torch.stack(errors).max())
-        return float(torch.stack(errors).max() / total)
+        return float(torch.stack(errors).max() / _norms(rows).sum())
 
     def _sums(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]

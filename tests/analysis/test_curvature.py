@@ -201,6 +201,7 @@ def test_settings_may_change_after_fit():
     close(model.eigen().eigenvalues, fresh.eigen().eigenvalues)
     close(model.trace().value, fresh.trace().value)
     assert model.transform(X, y).shape[1] == 2
+    assert model.set_output(transform="pandas").transform(X, y).shape[1] == 2
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,10 @@ class OwnLoss(NeuralNetClassifier):
             skorch_net(criterion=nn.NLLLoss(weight=torch.ones(3))),
             r"criterion NLLLoss .*without weights.* as loss=",
         ),
+        (
+            skorch_net(criterion=nn.NLLLoss(ignore_index=0)),
+            r"criterion NLLLoss .*ignored class.* as loss=",
+        ),
         (skorch_net(NeuralNet, criterion=nn.NLLLoss), r"Pass loss='cross_entropy'"),
         (
             skorch_net(OwnLoss, criterion=nn.CrossEntropyLoss),

@@ -186,6 +186,18 @@ def test_the_quench_has_a_rate_of_its_own():
     assert_frame_equal(own.table, by_default.table, check_exact=True)
 
 
+def test_the_quench_sees_all_examples():
+    batches = compare(["sgd"], estimator=classifier(gradient_batch_size=10))
+    ends = batches.ends()
+    for seed in batches.seeds:
+        unit = classifier(gradient_batch_size=10, method="sgd", random_state=seed)
+        rate = {"lr": 0.1, "max_iter": 10, "warmup_iter": 0, "random_state": seed}
+        theta = unit.fit(X, y).params_
+        quenched = classifier(method="gd", params_init=theta, **rate).fit(X, y)
+        expected = quenched.history_["loss"].iloc[-1]
+        assert ends.loc[("quench", "sgd", seed), "loss"] == expected
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_failed_unit_does_not_sink_the_rest(n_jobs):
     methods = {

@@ -204,6 +204,18 @@ def test_chains_that_diverge_are_not_successes():
         )
 
     assert run("gd")["gd"].success.tolist() == [False, True, False]
+    # The first step that leaves the numbers goes to -∞.
+    below = simulate(
+        risk,
+        "gd",
+        start,
+        lr=1e39,
+        n_iter=1,
+        n_chains=3,
+        reached=lambda theta: (theta < 0).all(-1),
+    )
+    assert below["gd"].theta[0].isneginf().all()
+    assert not below["gd"].exit_rate().count
     law = make_noise_law("gld_leading", source="examples", noise_scale=0)
     with pytest.raises(DivergenceError, match=r"2 chains of gld_leading are not fin"):
         run(law)

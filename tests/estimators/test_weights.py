@@ -84,3 +84,10 @@ def test_noisy_methods_take_weights(method):
     clf = classifier(method=method, max_iter=60).fit(X, y, weights)
     plain = classifier(method=method, max_iter=60).fit(X, y)
     assert (clf.predict(X) == 0).sum() > (plain.predict(X) == 0).sum()
+
+
+@pytest.mark.parametrize("class_weight", [{0: 1, 1: 2, 2: 3}, "balanced"])
+@pytest.mark.parametrize("weights", [np.ones(3), 2.0], ids=["short", "a number"])
+def test_weights_are_counted_before_they_are_multiplied(class_weight, weights):
+    with pytest.raises(ValueError, match=rf"sample_weight must have .*\({len(X)},\)"):
+        gd(class_weight=class_weight).fit(X, y, weights)

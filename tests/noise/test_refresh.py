@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from flatmin.noise import make_noise_law
+from flatmin.linalg import DiagonalOperator
+from flatmin.noise import GLDDiagonal, GLDDynamic, make_noise_law
 
 from ._problems import generator, problem
 
@@ -87,3 +88,27 @@ def test_gauss_newton_noise_has_the_shape_of_here_and_the_size_of_the_refresh():
     here = law.covariance(case.risk, case.theta, state).to_dense()
     assert not torch.allclose(there, here)
     torch.testing.assert_close(here, state.scale**2 * case.point.gauss_newton)
+
+
+class _NoNoise:
+    def refresh(self, risk, theta, rng, previous=None):
+        return DiagonalOperator(torch.zeros_like(theta))
+
+
+class _Silent(_NoNoise, GLDDiagonal):
+    pass
+
+
+class _Twice(GLDDynamic):
+    def noisy_gradient(self, risk, theta, state, rng):
+        loss, gradient = super().noisy_gradient(risk, theta, state, rng)
+        return loss, 2 * gradient
+
+
+@pytest.mark.parametrize("law", [_Silent(), _Twice()])
+def test_a_subclass_has_its_own_way_in_one_call_too(law):
+    case = problem("mlp")
+    state = law.refresh(case.risk, case.theta, generator())
+    apart = law.noisy_gradient(case.risk, case.theta, state, generator())
+    in_one = law.refreshed_gradient(case.risk, case.theta, generator())
+    torch.testing.assert_close(in_one[2], apart[1])

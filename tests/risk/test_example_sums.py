@@ -200,6 +200,33 @@ def with_scale():
     return module
 
 
+@pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
+def test_examples_of_weight_zero_tell_nothing(weights):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = two_layers(sorted_use)().double()
+        X, y = torch.randn(12, 4).double(), torch.randint(0, 3, (12,))
+    risk = EmpiricalRisk(
+        module, "cross_entropy", X, y, sample_weight=3 * weights, chunk_size=6
+    )
+    theta = risk.params()
+    rows = torch.cat(list(risk.per_example_gradients(theta)))
+    torch.testing.assert_close(risk.squared_norms(theta), rows.square().sum(1))
+    assert "is off by" in risk.paths["per-example sums"]
+
+
+def test_where_no_example_tells_the_next_does():
+    X, y = torch.randn(9, 4), torch.arange(9) % 3
+    weights = torch.tensor([0.0] * 4 + [1.0] * 5)
+    risk = EmpiricalRisk(mlp(3), "cross_entropy", X, y, sample_weight=weights)
+    theta = risk.params()
+    silent = risk.subset(torch.arange(4))
+    assert not silent.squared_norms(theta).any()
+    assert "per-example sums" not in risk.paths
+    assert risk.squared_norms(theta)[4:].all()
+    assert risk.paths["per-example sums"] == "by layer"
+
+
 @pytest.mark.parametrize(
     ("make", "path"),
     [

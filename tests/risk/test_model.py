@@ -154,6 +154,19 @@ def test_randomness_in_the_forward_pass_is_refused():
         EmpiricalRisk(module, "cross_entropy", torch.ones(20, 4), torch.zeros(20))
 
 
+class _DroppingLSTM(nn.LSTM):
+    def forward(self, X):
+        return super().forward(F.dropout(X, 0.5, self.training))[0][:, -1]
+
+
+def test_a_recurrent_layer_of_ones_own_is_in_eval_mode():
+    module = nn.Sequential(_DroppingLSTM(3, 4, batch_first=True), nn.Linear(4, 2))
+    X, y = torch.ones(20, 5, 3), torch.zeros(20, dtype=torch.long)
+    risk = EmpiricalRisk(module.eval(), "cross_entropy", X, y)
+    expected = F.cross_entropy(module(X), y)
+    torch.testing.assert_close(risk.value(risk.params()), expected.detach())
+
+
 def test_hooks_of_the_module_are_neither_lost_nor_multiplied():
     module = mlp()
     module[0].register_forward_hook(lambda _module, _inputs, outputs: 2 * outputs)

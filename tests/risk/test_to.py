@@ -51,6 +51,25 @@ def test_it_is_the_risk_of_a_double_network(net, loss, data):
     assert torch.equal(risk.gradient(theta), before)
 
 
+@pytest.mark.parametrize("data", [(X, y), (TensorDataset(X, y), None)])
+@pytest.mark.parametrize("chosen", [[1, 2, 3], [0, 0]])
+def test_a_subset_keeps_its_weights(net, data, chosen):
+    """Whose mean is not one, and may be 0."""
+    risk = EmpiricalRisk(net, "cross_entropy", *data, sample_weight=WEIGHTS)
+    theta, indices = risk.params(), torch.tensor(chosen)
+    part = risk.subset(indices)
+    torch.testing.assert_close(
+        part.to(dtype="float64").value(theta.double()).float(), part.value(theta)
+    )
+    of_double = risk.to(dtype="float64").subset(indices)
+    torch.testing.assert_close(
+        part.to(dtype="float64").gradient(theta.double()),
+        of_double.gradient(theta.double()),
+        rtol=1e-12,
+        atol=1e-14,
+    )
+
+
 def test_where_nothing_changes_it_is_itself(net):
     risk = EmpiricalRisk(net, "cross_entropy", X, y)
     assert risk.to() is risk
