@@ -31,7 +31,7 @@ class SequenceClassifier(nn.Module):
         return outputs
 
 
-def published(n: int) -> Problem:
+def published(n: int, width: int) -> Problem:
     """Build the tabular ResNet of rtdl_revisiting_models, with batch norm."""
     if rtdl_revisiting_models is None:
         raise SystemExit(
@@ -44,7 +44,7 @@ def published(n: int) -> Problem:
         d_in=30,
         d_out=2,
         n_blocks=2,
-        d_block=12,
+        d_block=width,
         d_hidden_multiplier=2.0,
         dropout1=0.2,
         dropout2=0.0,
@@ -54,7 +54,7 @@ def published(n: int) -> Problem:
     return _problem("published", module, X, y, source)
 
 
-def lstm(n: int) -> Problem:
+def lstm(n: int, width: int) -> Problem:
     """Build an LSTM that tells which of three frequencies a noisy wave has."""
     rng = torch.Generator().manual_seed(0)
     y = torch.randint(0, 3, (n,), generator=rng)
@@ -63,19 +63,21 @@ def lstm(n: int) -> Problem:
     waves = torch.sin(6.28 * (phase + (1 + y[:, None]) * time / 12))
     X = waves + 0.5 * torch.randn(n, 12, generator=rng)
     source = f"an LSTM on {n} noisy waves of 12 numbers"
-    return _problem("lstm", SequenceClassifier(12, 3), X[..., None], y, source)
+    return _problem("lstm", SequenceClassifier(width, 3), X[..., None], y, source)
 
 
-def transformer(n: int) -> Problem:
+def transformer(n: int, width: int) -> Problem:
     """Build a transformer block that says which of three groups is the commonest."""
     rng = torch.Generator().manual_seed(0)
     X = torch.randint(0, 12, (n, 10), generator=rng)
     y = nn.functional.one_hot(X % 3, 3).sum(1).argmax(1)
     source = f"nn.TransformerEncoderLayer on {n} sequences of 10 tokens"
-    return _problem("transformer", TokenClassifier(12, 10, 12, 3), X, y, source)
+    return _problem("transformer", TokenClassifier(12, 10, width, 3), X, y, source)
 
 
-def _problem(name: str, module: nn.Module, X: Tensor, y: Tensor, source: str) -> Problem:
+def _problem(
+    name: str, module: nn.Module, X: Tensor, y: Tensor, source: str
+) -> Problem:
     return Problem(
         name,
         module,
@@ -91,16 +93,17 @@ def _problem(name: str, module: nn.Module, X: Tensor, y: Tensor, source: str) ->
     )
 
 
-NETWORKS: dict[str, Callable[[int], Problem]] = {
+NETWORKS: dict[str, Callable[[int, int], Problem]] = {
     make.__name__: make for make in (published, lstm, transformer)
 }
 
 
-def make_network(name: str, n: int) -> Problem:
+def make_network(name: str, quick: bool) -> Problem:
     """Build a network and its data, the same in every process."""
+    n, width = (40, 4) if quick else (120, 12)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return NETWORKS[name](n)
+        return NETWORKS[name](n, width)
 
 
 def train(problem: Problem) -> Tensor:
