@@ -47,10 +47,10 @@ def covariance_exponent(
 
     1 where Σ is proportional to H, as equation 7 of the paper has it; between 1 and 2
     in the theory of the reference, which finds it layer by layer. The fit is of the
-    coordinates with Σᵢᵢ above rounding whose Hᵢᵢ is positive and, where it is estimated, five
-    standard errors from 0. Errors of Hᵢᵢ that remain draw b towards 0, and the
-    standard error takes coordinates for independent, which they are not: it is too
-    small rather than too large.
+    coordinates with Σᵢᵢ above rounding whose Hᵢᵢ is positive and, where it is
+    estimated, five standard errors from 0. Errors of Hᵢᵢ that remain draw b towards 0,
+    and the standard error takes coordinates for independent, which they are not: it is
+    too small rather than too large.
 
     Parameters
     ----------
