@@ -1,6 +1,7 @@
 """Every measure of flatmin beside a float64 value that is computed without flatmin.
 
     python benchmarks/report.py [--quick] [--problems NAME ...] [--json FOLDER]
+        [--theta FILE]
 
 "reference" is the LeNet of 11,330 parameters after 3000 steps of gradient descent at
 0.1 on 1200 noisy Fashion-MNIST images (``FLATMIN_DATA``; without it a synthetic
@@ -42,7 +43,10 @@ def parse_arguments():
     parser.add_argument(
         "--theta", type=Path, default=None, help="keeps the reference problem's θ"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.quick and arguments.theta is not None:
+        parser.error("--theta keeps the θ of 3000 steps; --quick takes 20.")
+    return arguments
 
 
 def reference(arguments):
