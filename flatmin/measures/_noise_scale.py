@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatmin.curvature import covariance_trace
 from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._silent import noisy
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
 
@@ -158,8 +159,8 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> Tensor:
     """Return the mean over coordinates of g₀ⱼ² / Σⱼⱼ, the GSNR.
 
     Of one example's gradient; m times as large for a minibatch. Coordinates at which
-    all examples agree, Σⱼⱼ = 0, are left out. The mean is a mean of ratios: a few
-    coordinates of little noise can make most of it.
+    all examples agree, Σⱼⱼ = 0 up to rounding, are left out. The mean is a mean of
+    ratios: a few coordinates of little noise can make most of it.
 
     Parameters
     ----------
@@ -186,5 +187,6 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> Tensor:
     """
     variances = risk.gradient_variances(theta)
     squares = risk.gradient(theta).double().square()
-    ratios = torch.where(variances > 0, squares / variances, torch.nan)
+    some = noisy(variances, risk.dtype)
+    ratios = torch.where(some, squares / variances, torch.nan)
     return ratios.nanmean(-1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatmin.curvature import HessianOperator
 from flatmin.linalg import DiagonalResult, diagonal
+from flatmin.measures._silent import noisy
 from flatmin.risk import EmpiricalRisk, Risk
 
 __all__ = ["PowerLaw", "covariance_exponent", "covariance_exponents"]
@@ -46,10 +47,10 @@ def covariance_exponent(
 
     1 where Σ is proportional to H, as equation 7 of the paper has it; between 1 and 2
     in the theory of the reference, which finds it layer by layer. The fit is of the
-    coordinates with Σᵢᵢ > 0 whose Hᵢᵢ is positive and, where it is estimated, five
-    standard errors from 0. Errors of Hᵢᵢ that remain draw b towards 0, and the
-    standard error takes coordinates for independent, which they are not: it is too
-    small rather than too large.
+    coordinates with Σᵢᵢ above rounding whose Hᵢᵢ is positive and, where it is
+    estimated, five standard errors from 0. Errors of Hᵢᵢ that remain draw b towards 0,
+    and the standard error takes coordinates for independent, which they are not: it is
+    too small rather than too large.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ def covariance_exponent(
     """
     operator = HessianOperator(risk, theta, params=params)
     curvature = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
-    variances = risk.gradient_variances(theta)
+    variances = _variances(risk, theta)
     if operator.indices is not None:
         variances = variances[operator.indices]
     return _fit(curvature, variances)
@@ -128,13 +129,19 @@ def covariance_exponents(
     """
     operator = HessianOperator(risk, theta)
     whole = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
-    variances = risk.gradient_variances(theta)
+    variances = _variances(risk, theta)
     fits = {}
     for name, part in risk.layout.layers().items():
         curvature = DiagonalResult(whole.value[part], whole.stderr[part], 0)
         if int(_usable(curvature, variances[part]).sum()) >= 3:
             fits[name] = _fit(curvature, variances[part])
     return fits
+
+
+def _variances(risk: Risk, theta: Tensor) -> Tensor:
+    """Return diag(Σ), 0 where it is rounding alone."""
+    variances = risk.gradient_variances(theta)
+    return torch.where(noisy(variances, risk.dtype), variances, 0.0)
 
 
 def _usable(curvature: DiagonalResult, variances: Tensor) -> Tensor:

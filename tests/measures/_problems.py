@@ -3,8 +3,9 @@
 from functools import cache
 
 import torch
+from torch import nn
 
-from flatmin.risk import LinearRegressionRisk
+from flatmin.risk import EmpiricalRisk, LinearRegressionRisk
 
 N, D = 80, 50
 
@@ -24,3 +25,14 @@ def regression():
 def randn(*shape, seed=0):
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+
+def attention():
+    """A network in float32, θ, and where the bias of its keys is: without effect."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0, batch_first=True)
+        module = nn.Sequential(block, nn.Flatten(), nn.Linear(12, 2)).eval()
+        X = torch.randn(10, 3, 4)
+    risk = EmpiricalRisk(module, "cross_entropy", X, torch.arange(10) % 2)
+    return risk, risk.params(), risk.layout.indices("0.self_attn.in_proj_bias")[4:8]

@@ -127,6 +127,15 @@ def test_coordinates_without_noise_are_left_out():
     assert gradient_signal_to_noise(silent, torch.ones(2)).isnan()
 
 
+def test_coordinates_with_rounding_alone_are_left_out():
+    risk, theta, bias = _problems.attention()
+    variances = risk.gradient_variances(theta)
+    assert 0 < float(variances[bias].max()) < 1e-12
+    ratios = risk.gradient(theta).double().square() / variances
+    ratios[bias] = torch.nan
+    close(gradient_signal_to_noise(risk, theta), ratios.nanmean())
+
+
 def test_chains():
     risk, theta, _, _ = _problems.regression()
     at = torch.stack([theta, 2 * theta])

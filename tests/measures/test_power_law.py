@@ -4,6 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
+from flatmin.curvature import HessianOperator
+from flatmin.linalg import diagonal
 from flatmin.measures import covariance_exponent, covariance_exponents
 from flatmin.risk import QuadraticRisk
 
@@ -56,6 +58,16 @@ def test_estimated_entries_have_to_stand_clear_of_zero():
     result = covariance_exponent(risk, torch.zeros(100).double(), max_matvecs=40)
     assert 35 <= result.n_points <= 45
     assert result.exponent == pytest.approx(2, abs=0.3)
+
+
+def test_rounding_alone_is_no_noise():
+    risk, theta, bias = _problems.attention()
+    H = diagonal(HessianOperator(risk, theta), max_matvecs=len(theta)).value
+    found = covariance_exponents(risk, theta, max_matvecs=len(theta))
+    part = risk.layout.layers()["0.self_attn"]
+    usable = H[part] > 0
+    usable[torch.isin(torch.arange(len(theta))[part], bias)] = False
+    assert found["0.self_attn"].n_points == int(usable.sum())
 
 
 def test_the_layers_of_a_network():
