@@ -281,7 +281,19 @@ def _start(risk: AnalyticRisk, start: Tensor, n_chains: int) -> Tensor:
             f"start must have shape {shapes[0]} or {shapes[1]}. Got "
             f"{tuple(start.shape)}."
         )
-    return start.to(risk.device, risk.dtype).expand(n_chains, -1)
+    theta = start.to(risk.device, risk.dtype).expand(n_chains, -1)
+    try:
+        shape = risk.value(theta).shape
+    except RuntimeError as error:
+        raise ValueError(
+            f"The risk must take n_chains={n_chains} chains. Got one whose data are of "
+            f"another number of chains: {error}"
+        ) from error
+    if shape != (n_chains,):
+        raise ValueError(
+            f"The risk must give n_chains={n_chains} values. Got {tuple(shape)}."
+        )
+    return theta
 
 
 def _warn_if_unstable(risk: AnalyticRisk, theta: Tensor, lr: float) -> None:

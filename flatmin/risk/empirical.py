@@ -40,8 +40,9 @@ class EmpiricalRisk:
     ``module.named_parameters()`` order, a shared parameter once. The risk works on a
     deep copy in eval mode. Every quantity is a sum over examples and does not depend
     on the chunk size, up to rounding. On a GPU, what is measured has all digits of
-    float32, whatever PyTorch's setting for convolutions. One risk must not be used by
-    two threads at a time.
+    float32, whatever PyTorch's setting for convolutions; the gradients that come with a
+    loss, which train, follow the setting. One risk must not be used by two threads at a
+    time.
 
     Parameters
     ----------
@@ -342,6 +343,7 @@ class EmpiricalRisk:
         with torch.no_grad():
             return torch.cat([self._model(chunk.X) for chunk in self._chunks()])
 
+    @in_full_float32
     def gradient(self, theta: Tensor) -> Tensor:
         """Return g₀ = ∇L(θ).
 
@@ -369,6 +371,7 @@ class EmpiricalRisk:
         """
         return self._pull_back(theta, self._uniform)
 
+    @in_full_float32
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return Σ vᵢ gᵢ / N; v is never normalised.
 

@@ -274,3 +274,9 @@ def simulate_nobody():
     reached = {"reached": lambda theta: theta[:, 0] > 1}
     run = simulate(risk, "gd", torch.zeros(2), lr=0.1, n_iter=1, **reached)
     return run["gd"].mean_exit_time()
+
+
+def test_data_of_another_number_of_chains():
+    risk = TwoBasinsRisk.from_paper("matched", batch_shape=(5,))
+    with pytest.raises(ValueError, match="n_chains=7"):
+        simulate(risk, "gd", risk.sharp_minimum, lr=0.006, n_iter=2, n_chains=7)
