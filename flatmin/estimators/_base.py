@@ -8,8 +8,8 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, spawn_seeds
 from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.dynamics import (
+    Checkpoints,
     FlatBinding,
     GradientBatches,
     NoisyDescent,
@@ -35,8 +36,8 @@ from flatmin.dynamics import (
     resolve_optimizer,
     run_warmup,
 )
+from flatmin.estimators._checkpoints import RunCheckpoints
 from flatmin.estimators._examples import Examples
-from flatmin.estimators._fingerprint import fingerprint
 from flatmin.estimators._inputs import (
     as_source,
     check_inputs,
@@ -48,33 +49,13 @@ from flatmin.estimators._inputs import (
 from flatmin.estimators._laws import resolve_law
 from flatmin.estimators._module import build_module
 from flatmin.estimators._routing import RoutedParamsMixin
-from flatmin.estimators._warmup import remembered_warmup
+from flatmin.estimators._run import Run
+from flatmin.estimators._warmup import remembered_warmup, warmup_key
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.checks import as_input
 
 __all__ = ["BaseNoisyDiffusion"]
-
-
-@dataclass
-class _Run:
-    """What one call of fit works with."""
-
-    module: nn.Module
-    risk: EmpiricalRisk
-    recorder: Recorder
-    law: NoiseLaw
-    seeds: dict[str, int]
-    generators: dict[str, torch.Generator]  # of noise and batches
-    examples: Examples
-    weights: np.ndarray | None
-    validation: Examples | None
-    continues: bool  # where an earlier fit ended
-    n_iter_before: int  # noisy iterations of earlier fits
-    offset: int  # iterations of earlier fits and of the warm-up
-    rows: list[dict[Any, Any]]
-    warmup_law: NoiseLaw
-    diverged: str | None = None
 
 
 class BaseNoisyDiffusion(RoutedParamsMixin):
@@ -108,6 +89,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         "callbacks": [None, list],
         "callbacks_params": [None, dict],
         "on_divergence": [StrOptions({"raise", "stop"})],
+        "checkpoint_dir": [None, str, PathLike],
+        "checkpoint_every": [None, Interval(Integral, 1, None, closed="left")],
         "store_data": ["boolean"],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
@@ -198,9 +181,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         binding = FlatBinding(net.module_)
         net.bind(binding)
         binding.assign(self._start(run))
+        saved = self._checkpoints(run, binding.theta)
         try:
-            self._warm_up(run, binding)
-            self._train(run, net, binding)
+            self._warm_up(run, binding, saved)
+            self._train(run, net, binding, saved)
         except KeyboardInterrupt:
             self._store(run, net, binding)
             raise
@@ -216,12 +200,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def _prepare(
         self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any
-    ) -> _Run:
+    ) -> Run:
         """Check everything that can be checked before work is done."""
         device, dtype = resolve_device(self.device), resolve_dtype(self.dtype)
         check_callbacks(self.callbacks or [])
         resolve_optimizer(self.optimizer, self.optimizer_params or {})
         resolve_optimizer(self.warmup_optimizer, {})
+        self._check_checkpoint_params()
         law = resolve_law(
             self.method,
             self.method_params,
@@ -284,7 +269,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             each.check(risk)
             if batches is not None:
                 batches.check(each)
-        return _Run(
+        return Run(
             module=module,
             risk=risk,
             recorder=recorder,
@@ -301,12 +286,29 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             warmup_law=warmup_law,
         )
 
+    def _check_checkpoint_params(self) -> None:
+        if self.checkpoint_dir is None and self.checkpoint_every is not None:
+            raise ValueError(
+                "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
+                f"checkpoint_every={self.checkpoint_every}."
+            )
+        if self.checkpoint_dir is not None and not isinstance(
+            self.random_state, Integral
+        ):
+            raise ValueError(
+                "A checkpoint_dir needs an integer random_state: otherwise fit, called "
+                f"again, would be another run. Got random_state={self.random_state!r}."
+            )
+
+    def _checkpoints(self, run: Run, theta: Tensor) -> RunCheckpoints | None:
+        return None if self.checkpoint_dir is None else RunCheckpoints(self, run, theta)
+
     def _rows_before(self) -> list[dict[Any, Any]]:
         """Return the rows of earlier fits, but the one that this fit begins with."""
         rows = self.history_.to_dict("records")
         return [row for row in rows if row["iteration"] < self._iteration]
 
-    def _start(self, run: _Run) -> Tensor:
+    def _start(self, run: Run) -> Tensor:
         """Return θ₀: ``params_init``, where an earlier fit ended, or the module's."""
         if self.params_init is None or run.continues:
             return run.risk.params()
@@ -323,35 +325,53 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             raise ValueError("params_init contains NaN or infinity.")
         return torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
 
-    def _warm_up(self, run: _Run, binding: FlatBinding) -> None:
+    def _warm_up(
+        self, run: Run, binding: FlatBinding, saved: RunCheckpoints | None
+    ) -> None:
         """Move θ by ``warmup_iter`` iterations of the warm-up's own law."""
+        found = None if saved is None else saved.found
+        if found is not None and found["phase"] != "warmup":
+            run.rows, run.offset = found["warmup_rows"], found["offset"]
+            run.diverged = found["diverged"]
+            return
         if not self.warmup_iter or run.continues:
             return
         lr = self.lr if self.warmup_lr is None else self.warmup_lr
         kind = resolve_optimizer(self.warmup_optimizer, {})
         recorder = copy.copy(run.recorder)
         recorder.metrics = {}
+        seeds, device = run.seeds, run.risk.device
         descent = NoisyDescent(
             run.risk,
             run.warmup_law,
             binding,
             kind(binding.params_for(kind), lr=lr),  # type: ignore[call-arg]
-            make_generator(run.seeds["warmup"], run.risk.device),
+            make_generator(seeds["warmup"], device),
             on_divergence=self.on_divergence,
             batches=self._batches(
-                run.risk, make_generator(run.seeds["warmup batches"], run.risk.device)
+                run.risk, make_generator(seeds["warmup batches"], device)
             ),
         )
         settings = {
             "n_iter": self.warmup_iter,
             "record_every": self.record_every,
             "verbose": self.verbose,
+            "rows": [],
+            "checkpoints": Checkpoints(),
         }
+        key = warmup_key(self, run, descent) if self._remembers(run) else None
+        if saved is not None:
+            settings["checkpoints"] = saved.of_phase("warmup")
+            if found is None:
+                batches = self._batches(run.risk, make_generator(0, device))
+                saved.check_law(binding.theta, batches)
+            else:
+                settings["rows"] = found["rows"]
+                descent.load_state_dict(found["descent"])
         try:
-            if not self._remembers(run):
+            if key is None:
                 result = run_warmup(descent, recorder, **settings)
             else:
-                key = self._warmup_key(run, descent)
                 result = remembered_warmup(
                     descent, recorder, key, self.memory, **settings
                 )
@@ -381,32 +401,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             return None
         return GradientBatches(risk, size, rng)
 
-    def _remembers(self, run: _Run) -> bool:
+    def _remembers(self, run: Run) -> bool:
         """Say whether the warm-up goes through the memory."""
-        streamed = run.examples.streamed or (
-            run.validation is not None and run.validation.streamed
-        )
-        return not (self.memory is None or self.random_state is None or streamed)
+        return not (self.memory is None or self.random_state is None or run.streamed)
 
-    def _warmup_key(self, run: _Run, descent: NoisyDescent) -> dict[str, Any]:
-        """Return what a warm-up depends on besides its length."""
-        return {
-            "theta": descent.theta.cpu().numpy().copy(),
-            "module": fingerprint(run.module),
-            "data": fingerprint([run.examples, run.weights, run.validation]),
-            "loss": fingerprint(self.loss),
-            "law": fingerprint(run.warmup_law),
-            "optimizer": fingerprint(type(descent.optimizer)),
-            "lr": float(descent.optimizer.param_groups[0]["lr"]),
-            "seeds": [run.seeds["warmup"], run.seeds["warmup batches"]],
-            "gradient_batch_size": self.gradient_batch_size,
-            "arithmetic": f"{run.risk.dtype} {run.risk.device} {torch.__version__}",
-            "threads": torch.get_num_threads(),
-            "batch_norm": self.batch_norm,
-            "on_divergence": self.on_divergence,
-        }
-
-    def _train(self, run: _Run, net: Any, binding: FlatBinding) -> None:
+    def _train(
+        self, run: Run, net: Any, binding: FlatBinding, saved: RunCheckpoints | None
+    ) -> None:
         """Run the noisy iterations inside the skorch net."""
         descent = NoisyDescent(
             run.risk,
@@ -427,23 +428,55 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             record_every=self.record_every,
             offset=run.offset,
             progress=bar.update,
+            checkpoints=Checkpoints() if saved is None else saved.of_phase("noise"),
         )
+        found = None if saved is None else saved.found
+        if found is not None and found["phase"] == "finished":
+            net.load_(found, begun=False)
+            descent.load_state_dict(found["descent"])
+            return
+        if found is not None and found["phase"] == "warmup":
+            found = None
         with bar:
+            bar.update(found["descent"]["iteration"] if found else 0)
+            self._iterate(run, net, descent, found)
+        if saved is not None:
+            net.note_end_()
+            saved.save(
+                "finished", lambda: {**net.state_(), "descent": descent.state_dict()}
+            )
+
+    def _iterate(
+        self,
+        run: Run,
+        net: Any,
+        descent: NoisyDescent,
+        found: dict[str, Any] | None,
+    ) -> None:
+        """Run the blocks, all or those that are left."""
+        if found is None:
             descent.refresh()
             descent.check(net.record_()["loss"])
             if run.diverged is not None or not self.max_iter:
                 return
-            data = run.examples.for_skorch(net.module_, run.risk.dtype)
-            examples = {"X": data.X, "y": data.y}
+        data = run.examples.for_skorch(net.module_, run.risk.dtype)
+        examples = {"X": data.X, "y": data.y}
+        with suppress(StopTraining):
+            net.notify("on_train_begin", **examples)
+            if found is None:
+                net.end_block_()
+            else:
+                net.load_(found, begun=True)
+                descent.load_state_dict(found["descent"])
+            left = self.max_iter - descent.iteration
+            done = descent.iteration // self.record_every if left else net.max_epochs
+            net.fit_loop(**examples, epochs=net.max_epochs - done)
+        run.diverged = descent.diverged
+        if net.history:
             with suppress(StopTraining):
-                net.notify("on_train_begin", **examples)
-                net.fit_loop(**examples)
-            run.diverged = descent.diverged
-            if net.history:
-                with suppress(StopTraining):
-                    net.notify("on_train_end", **examples)
+                net.notify("on_train_end", **examples)
 
-    def _make_net(self, run: _Run) -> Any:
+    def _make_net(self, run: Run) -> Any:
         """Return an initialised net around the module."""
         split = None
         if run.validation is not None:
@@ -478,7 +511,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             check_monitors(net.callbacks_)
         return net
 
-    def _store(self, run: _Run, net: Any, binding: FlatBinding) -> None:
+    def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""
         done = net.descent_.iteration if hasattr(net, "descent_") else 0
         self.params_ = binding.theta.cpu().numpy().copy()
