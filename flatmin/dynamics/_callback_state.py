@@ -135,4 +135,3 @@ def _plain(value: Any, title: str) -> Any:
             "callback the methods state_dict and load_state_dict, or leave "
             "checkpoint_dir at None."
         ) from error
-

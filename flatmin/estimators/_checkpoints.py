@@ -91,6 +91,13 @@ class RunCheckpoints:
         parts : callable
             Returns what it has to say.
 
+        Raises
+        ------
+        OSError
+            If it cannot be written, and nothing has been before.
+        TypeError
+            If it is not made of plain values, and nothing has been saved before.
+
         Warns
         -----
         UserWarning
