@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from flatmin._utils.plain import as_plain, from_plain
+
 __all__ = ["CheckpointFolder", "DamagedFileError", "read_file", "write_file"]
 
 _KIND = b"flatmin.checkpoint/"
@@ -34,10 +36,17 @@ def write_file(path: Path, content: Any) -> None:
     path : pathlib.Path
         In a folder that exists.
     content : object
-        As from :func:`flatmin._utils.plain.as_plain`.
+        What :func:`flatmin._utils.plain.as_plain` takes.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, or the like.
+    TypeError
+        If it is something else.
     """
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(as_plain(content, "the content"), buffer)
     payload = buffer.getbuffer()
     digest = hashlib.sha256(payload).hexdigest().encode()
     part = path.with_name(f"{path.name}.part")
@@ -72,9 +81,9 @@ def read_file(path: Path) -> Any:
     ValueError
         If it is of another version of the format.
     """
-    with path.open("rb") as file:
-        kind, _, digest = file.readline(200).rstrip(b"\n").partition(b" ")
-        payload = file.read()
+    with path.open("rb") as whole:
+        kind, _, digest = whole.readline(200).rstrip(b"\n").partition(b" ")
+        payload = whole.read()
     if not kind.startswith(_KIND):
         raise DamagedFileError(f"{path} is cut off, or no checkpoint of flatmin.")
     version = kind.removeprefix(_KIND)
@@ -86,8 +95,9 @@ def read_file(path: Path) -> Any:
         )
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise DamagedFileError(f"{path} is cut off or altered: its checksum is wrong.")
+    file = io.BytesIO(payload)
     try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        return from_plain(torch.load(file, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise DamagedFileError(f"{path} holds more than plain values.") from error
 
@@ -165,7 +175,7 @@ class CheckpointFolder:
         Parameters
         ----------
         content : object
-            As from :func:`flatmin._utils.plain.as_plain`.
+            As for :func:`write_file`.
         """
         files = self._files()
         number = _number(files[-1]) + 1 if files else 0

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from flatmin._utils.checkpoint_files import DamagedFileError, read_file, write_file
-from flatmin._utils.plain import as_plain
 from flatmin.estimators._checkpoints import check_identity, hashes
 
 __all__ = ["ComparisonFolder", "UnitFolder"]
@@ -83,7 +82,7 @@ class UnitFolder:
             If it cannot be written; the checkpoints of the fits then stay.
         """
         try:
-            write_file(self.path / "end.flatmin", as_plain(content, "the result"))
+            write_file(self.path / "end.flatmin", dict(content))
         except OSError as error:
             warnings.warn(
                 f"A result could not be kept in {self.path}: {error} What is there is "

@@ -110,8 +110,7 @@ def warm_up(
     """
     found = None if folder is None else folder.read()
     if found is not None:
-        theta = found["theta"].numpy()
-        return Start(**{**found, "theta": theta})
+        return Start(**found)
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()
     # Without iterations of its own a fit is its warm-up, and tries out the metrics.
@@ -149,7 +148,7 @@ def warm_up(
         time.perf_counter() - began,
     )
     if folder is not None:
-        folder.write({**vars(start), "theta": torch.as_tensor(start.theta)})
+        folder.write(vars(start))
     return start
 
 

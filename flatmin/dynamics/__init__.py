@@ -2,7 +2,7 @@
 
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
-from flatmin.dynamics._callback_state import callback_settings
+from flatmin.dynamics._callback_state import callback_settings, store_callbacks
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import DivergenceError, NoisyDescent
 from flatmin.dynamics._net import (
@@ -39,4 +39,5 @@ __all__ = [
     "resolve_optimizer",
     "run_warmup",
     "simulate",
+    "store_callbacks",
 ]

@@ -25,10 +25,13 @@ def callback_settings(callback: Any) -> dict[str, Any]:
     -------
     dict of str to object
     """
-    names = _constructor(callback)
-    if names is None:
-        names = {name for name in vars(callback) if not name.endswith("_")}
-    return {name: value for name, value in vars(callback).items() if name in names}
+    parameters = inspect.signature(type(callback)).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if name in parameters or (takes_any and not name.endswith("_"))
+    }
 
 
 def store_callbacks(callbacks: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def _store(callback: Any) -> dict[str, Any]:
     title = type(callback).__name__
     if _keeps_itself(callback):
         return {"state": _plain(callback.state_dict(), f"state_dict() of {title}")}
-    settings = _constructor(callback) or ()
+    settings = callback_settings(callback)
     values, parts = {}, {}
     for name, value in vars(callback).items():
         if _keeps_itself(value) or isinstance(value, Callback):
@@ -115,15 +118,8 @@ def _load(callback: Any, stored: Mapping[str, Any], begun: bool) -> None:
 
 def _keeps_itself(value: Any) -> bool:
     methods = ("state_dict", "load_state_dict")
-    return all(callable(getattr(value, name, None)) for name in methods)
-
-
-def _constructor(callback: Any) -> set[str] | None:
-    """Return the names of the constructor's arguments, or None if it takes any."""
-    parameters = inspect.signature(type(callback)).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return set(parameters)
+    known = all(callable(getattr(value, name, None)) for name in methods)
+    return known and not isinstance(value, type)
 
 
 def _plain(value: Any, title: str) -> Any:

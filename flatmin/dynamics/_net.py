@@ -40,6 +40,7 @@ __all__ = [
     "check_monitors",
 ]
 
+_OF_A_TRAINING = ("descent_", "recorder_", "_plan_", "_block_end_", "_begun_block_")
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
@@ -99,6 +100,7 @@ class _NoisyNet(NeuralNet):
         self.recorder_ = recorder
         self.rows_: list[dict[str, Any]] = []
         self._plan_ = (max_iter, record_every, offset, progress, checkpoints)
+        self._begun_block_: dict[str, Any] | None = None
 
     def state_(self) -> dict[str, Any]:
         """Return what the net and its callbacks remembered at the last block's end.
@@ -126,11 +128,12 @@ class _NoisyNet(NeuralNet):
         }
 
     def load_(self, state: dict[str, Any], *, begun: bool) -> None:
-        """Go back to what :meth:`state_` returned.
+        """Go back to where a checkpoint was written.
 
         Parameters
         ----------
         state : dict
+            From :meth:`state_`, and the "descent".
         begun : bool
             Whether callbacks have been told that the training begins.
         """
@@ -139,6 +142,9 @@ class _NoisyNet(NeuralNet):
         remembered = copy.deepcopy(state["callbacks"])  # lists that will grow
         load_callbacks(self.callbacks_, remembered, begun=begun)
         self._block_end_ = (len(self.history), state["callbacks"])
+        self.descent_.load_state_dict(state["descent"])
+        in_block = self.descent_.iteration % self._plan_[1] != 0
+        self._begun_block_ = state["descent"] if in_block else None
 
     def end_block_(self) -> None:
         """Note where skorch is, and save if that is due."""
@@ -158,7 +164,7 @@ class _NoisyNet(NeuralNet):
 
     def detach(self) -> None:
         """Let go of the data that training needed; the net still predicts."""
-        for name in ("descent_", "recorder_", "_plan_", "_block_end_"):
+        for name in _OF_A_TRAINING:
             self.__dict__.pop(name, None)
         self.train_split = None
         self.initialize_optimizer()  # on the module's own parameters again
@@ -229,6 +235,10 @@ class _NoisyNet(NeuralNet):
                 "with is not what is trained. Give the module its parameters by "
                 "module_params."
             )
+        if self._begun_block_ is not None:
+            # What callbacks do when a block begins has been done in it.
+            descent.load_state_dict(self._begun_block_)
+            self._begun_block_ = None
         left = record_every - descent.iteration % record_every
         block = min(left, max_iter - descent.iteration)
         checkpoints.run(descent, block, progress, self.state_)
@@ -272,7 +282,7 @@ class _NoisyNet(NeuralNet):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         # ``module`` is the instance that became ``module_``: once is enough.
-        for name in ("descent_", "recorder_", "_plan_", "_block_end_", "module"):
+        for name in (*_OF_A_TRAINING, "module"):
             state.pop(name, None)
         return state
 

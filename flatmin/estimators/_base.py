@@ -181,7 +181,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         binding = FlatBinding(net.module_)
         net.bind(binding)
         binding.assign(self._start(run))
-        saved = self._checkpoints(run, binding.theta)
+        saved = None
+        if self.checkpoint_dir is not None:
+            saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
         try:
             self._warm_up(run, binding, saved)
             self._train(run, net, binding, saved)
@@ -299,9 +301,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 "A checkpoint_dir needs an integer random_state: otherwise fit, called "
                 f"again, would be another run. Got random_state={self.random_state!r}."
             )
-
-    def _checkpoints(self, run: Run, theta: Tensor) -> RunCheckpoints | None:
-        return None if self.checkpoint_dir is None else RunCheckpoints(self, run, theta)
 
     def _rows_before(self) -> list[dict[Any, Any]]:
         """Return the rows of earlier fits, but the one that this fit begins with."""
@@ -433,7 +432,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         found = None if saved is None else saved.found
         if found is not None and found["phase"] == "finished":
             net.load_(found, begun=False)
-            descent.load_state_dict(found["descent"])
             return
         if found is not None and found["phase"] == "warmup":
             found = None
@@ -467,7 +465,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 net.end_block_()
             else:
                 net.load_(found, begun=True)
-                descent.load_state_dict(found["descent"])
             left = self.max_iter - descent.iteration
             done = descent.iteration // self.record_every if left else net.max_epochs
             net.fit_loop(**examples, epochs=net.max_epochs - done)

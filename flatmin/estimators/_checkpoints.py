@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.checkpoint_files import CheckpointFolder
-from flatmin._utils.plain import as_plain
 from flatmin._utils.random import make_generator
-from flatmin.dynamics import Checkpoints, callback_settings
+from flatmin.dynamics import Checkpoints, callback_settings, store_callbacks
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._fingerprint import fingerprint
 from flatmin.estimators._run import Run
@@ -38,6 +37,8 @@ class RunCheckpoints:
     run : Run
     theta : Tensor of shape (D,)
         Where the run begins.
+    callbacks : iterable of (name, callback) pairs
+        Initialised.
 
     Attributes
     ----------
@@ -49,9 +50,18 @@ class RunCheckpoints:
     ------
     ValueError
         If the folder holds another run, or nothing that can be read.
+    TypeError
+        If a callback remembers what cannot be stored.
     """
 
-    def __init__(self, estimator: Any, run: Run, theta: Tensor) -> None:
+    def __init__(
+        self,
+        estimator: Any,
+        run: Run,
+        theta: Tensor,
+        callbacks: Iterable[tuple[str, Any]],
+    ) -> None:
+        store_callbacks(callbacks)
         self._folder = CheckpointFolder(estimator.checkpoint_dir)
         self._every = estimator.checkpoint_every
         self._run = run
@@ -62,8 +72,9 @@ class RunCheckpoints:
             "threads": torch.get_num_threads(),
         }
         self.found: dict[str, Any] | None = self._folder.read()
-        self._saved = self.found is not None
+        self._phases: set[str] = set()
         if self.found is not None:
+            self._phases.add(self.found["phase"])
             check_identity(
                 self._folder.path, self.found.pop("identity", {}), self._identity
             )
@@ -83,7 +94,7 @@ class RunCheckpoints:
         return Checkpoints(lambda parts: self.save(phase, parts), self._every)
 
     def save(self, phase: str, parts: Callable[[], Mapping[str, Any]]) -> None:
-        """Save a phase; a failure ends the run only if nothing has been saved yet.
+        """Save a phase; a failure ends the run only if nothing would be lost.
 
         Parameters
         ----------
@@ -94,9 +105,10 @@ class RunCheckpoints:
         Raises
         ------
         OSError
-            If it cannot be written, and nothing has been before.
+            If nothing can be written, and nothing has been before.
         TypeError
-            If it is not made of plain values, and nothing has been saved before.
+            If what is to be saved of this phase is not made of plain values, and
+            nothing of it has been saved before.
 
         Warns
         -----
@@ -114,10 +126,13 @@ class RunCheckpoints:
                 "diverged": run.diverged,
                 **parts(),
             }
-            self._folder.write(as_plain(content, "the state of the run"))
-            self._saved = True
+            self._folder.write(content)
+            self._phases.add(phase)
         except (OSError, TypeError) as error:
-            if not self._saved:
+            known = self._phases
+            if isinstance(error, TypeError) and phase != "finished":
+                known = known & {phase}
+            if not known:
                 raise
             warnings.warn(
                 f"No checkpoint could be written into {self._folder.path}: {error} The "
