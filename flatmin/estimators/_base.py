@@ -27,16 +27,14 @@ from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.dynamics import (
     Checkpoints,
     FlatBinding,
-    GradientBatches,
     NoisyDescent,
     Recorder,
     StopTraining,
     check_callbacks,
     check_monitors,
     resolve_optimizer,
-    run_warmup,
 )
-from flatmin.estimators._checkpoints import RunCheckpoints
+from flatmin.estimators._checkpoints import RunCheckpoints, check_checkpoint_params
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import (
     as_source,
@@ -49,8 +47,8 @@ from flatmin.estimators._inputs import (
 from flatmin.estimators._laws import resolve_law
 from flatmin.estimators._module import build_module
 from flatmin.estimators._routing import RoutedParamsMixin
-from flatmin.estimators._run import Run
-from flatmin.estimators._warmup import remembered_warmup, warmup_key
+from flatmin.estimators._run import Run, make_batches
+from flatmin.estimators._warmup import warm_up
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.checks import as_input
@@ -164,7 +162,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         Raises
         ------
         ValueError, TypeError
-            Before training, if parameters and data do not fit together.
+            Before training, if parameters and data do not fit together, or
+            ``checkpoint_dir`` holds another run or one that cannot be read.
         DivergenceError
             If the loss stops being finite and ``on_divergence="raise"``.
         KeyboardInterrupt
@@ -174,6 +173,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         -----
         ConvergenceWarning
             If it stops being finite and ``on_divergence="stop"``.
+        UserWarning
+            If the last checkpoint is damaged, and the one before is used; or if one
+            cannot be written, and those that are there are kept.
         """
         self._validate_params()
         run = self._prepare(X, y, sample_weight, X_val, y_val)
@@ -185,7 +187,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if self.checkpoint_dir is not None:
             saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
         try:
-            self._warm_up(run, binding, saved)
+            warm_up(self, run, binding, saved)
             self._train(run, net, binding, saved)
         except KeyboardInterrupt:
             self._store(run, net, binding)
@@ -208,7 +210,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         check_callbacks(self.callbacks or [])
         resolve_optimizer(self.optimizer, self.optimizer_params or {})
         resolve_optimizer(self.warmup_optimizer, {})
-        self._check_checkpoint_params()
+        check_checkpoint_params(self)
         law = resolve_law(
             self.method,
             self.method_params,
@@ -266,7 +268,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if warm:
             for name, state in self._generator_states.items():
                 generators[name].set_state(state)
-        batches = self._batches(risk, generators["batches"])
+        batches = make_batches(self, risk, generators["batches"])
         for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
             each.check(risk)
             if batches is not None:
@@ -287,20 +289,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             rows=self._rows_before() if warm else [],
             warmup_law=warmup_law,
         )
-
-    def _check_checkpoint_params(self) -> None:
-        if self.checkpoint_dir is None and self.checkpoint_every is not None:
-            raise ValueError(
-                "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
-                f"checkpoint_every={self.checkpoint_every}."
-            )
-        if self.checkpoint_dir is not None and not isinstance(
-            self.random_state, Integral
-        ):
-            raise ValueError(
-                "A checkpoint_dir needs an integer random_state: otherwise fit, called "
-                f"again, would be another run. Got random_state={self.random_state!r}."
-            )
 
     def _rows_before(self) -> list[dict[Any, Any]]:
         """Return the rows of earlier fits, but the one that this fit begins with."""
@@ -324,86 +312,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             raise ValueError("params_init contains NaN or infinity.")
         return torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
 
-    def _warm_up(
-        self, run: Run, binding: FlatBinding, saved: RunCheckpoints | None
-    ) -> None:
-        """Move θ by ``warmup_iter`` iterations of the warm-up's own law."""
-        found = None if saved is None else saved.found
-        if found is not None and found["phase"] != "warmup":
-            run.rows, run.offset = found["warmup_rows"], found["offset"]
-            run.diverged = found["diverged"]
-            return
-        if not self.warmup_iter or run.continues:
-            return
-        lr = self.lr if self.warmup_lr is None else self.warmup_lr
-        kind = resolve_optimizer(self.warmup_optimizer, {})
-        recorder = copy.copy(run.recorder)
-        recorder.metrics = {}
-        seeds, device = run.seeds, run.risk.device
-        descent = NoisyDescent(
-            run.risk,
-            run.warmup_law,
-            binding,
-            kind(binding.params_for(kind), lr=lr),  # type: ignore[call-arg]
-            make_generator(seeds["warmup"], device),
-            on_divergence=self.on_divergence,
-            batches=self._batches(
-                run.risk, make_generator(seeds["warmup batches"], device)
-            ),
-        )
-        settings = {
-            "n_iter": self.warmup_iter,
-            "record_every": self.record_every,
-            "verbose": self.verbose,
-            "rows": [],
-            "checkpoints": Checkpoints(),
-        }
-        key = warmup_key(self, run, descent) if self._remembers(run) else None
-        if saved is not None:
-            settings["checkpoints"] = saved.of_phase("warmup")
-            if found is None:
-                batches = self._batches(run.risk, make_generator(0, device))
-                saved.check_law(binding.theta, batches)
-            else:
-                settings["rows"] = found["rows"]
-                descent.load_state_dict(found["descent"])
-        try:
-            if key is None:
-                result = run_warmup(descent, recorder, **settings)
-            else:
-                result = remembered_warmup(
-                    descent, recorder, key, self.memory, **settings
-                )
-        except KeyboardInterrupt:
-            run.offset = descent.iteration
-            run.rows = [
-                recorder.record(
-                    run.offset,
-                    "warmup",
-                    descent.theta,
-                    descent.law,
-                    descent.state,
-                    descent.batch,
-                )
-            ]
-            raise
-        run.offset, run.diverged = result.n_iter, result.diverged
-        run.rows = list(result.rows)
-        binding.assign(torch.tensor(result.theta, device=run.risk.device))
-
-    def _batches(
-        self, risk: EmpiricalRisk, rng: torch.Generator
-    ) -> GradientBatches | None:
-        """Return the batches of the iterations, or None if each sees all examples."""
-        size = self.gradient_batch_size
-        if size is None or size >= risk.n_examples:
-            return None
-        return GradientBatches(risk, size, rng)
-
-    def _remembers(self, run: Run) -> bool:
-        """Say whether the warm-up goes through the memory."""
-        return not (self.memory is None or self.random_state is None or run.streamed)
-
     def _train(
         self, run: Run, net: Any, binding: FlatBinding, saved: RunCheckpoints | None
     ) -> None:
@@ -416,7 +324,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             run.generators["noise"],
             on_divergence=self.on_divergence,
             offset=run.offset,
-            batches=self._batches(run.risk, run.generators["batches"]),
+            batches=make_batches(self, run.risk, run.generators["batches"]),
         )
         title = self.method if isinstance(self.method, str) else type(run.law).__name__
         bar = progress_bar(self.max_iter, title, verbose=self.verbose)

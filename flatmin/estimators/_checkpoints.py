@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from numbers import Integral
 from typing import Any
 
 import joblib
@@ -17,8 +18,9 @@ from flatmin.dynamics import Checkpoints, callback_settings, store_callbacks
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._fingerprint import fingerprint
 from flatmin.estimators._run import Run
+from flatmin.noise import METHODS
 
-__all__ = ["RunCheckpoints", "check_identity", "hashes"]
+__all__ = ["RunCheckpoints", "check_checkpoint_params", "check_identity", "hashes"]
 
 # Parameters that a run does not depend on; where it runs is its environment.
 _NOT_ITS_OWN = {
@@ -141,7 +143,7 @@ class RunCheckpoints:
             )
 
     def check_law(self, theta: Tensor, batches: Any) -> None:
-        """Raise before the warm-up if the state of the law cannot be stored.
+        """Raise before the warm-up if the state of somebody's law cannot be stored.
 
         Parameters
         ----------
@@ -150,6 +152,8 @@ class RunCheckpoints:
             With draws that are not those of the run.
         """
         law, rng = self._run.law, make_generator(0, self._run.risk.device)
+        if type(law) in METHODS.values():
+            return
         risk = self._run.risk if batches is None else batches.draw()
         state = None
         # Where the warm-up leads to it may be able to.
@@ -165,6 +169,31 @@ class RunCheckpoints:
                 "that was not interrupted.",
                 stacklevel=2,
             )
+
+
+def check_checkpoint_params(estimator: Any) -> None:
+    """Raise if a run with these parameters could not be found again.
+
+    Parameters
+    ----------
+    estimator : estimator
+
+    Raises
+    ------
+    ValueError
+        If the folder is missing, or the seed.
+    """
+    folder, seed = estimator.checkpoint_dir, estimator.random_state
+    if folder is None and estimator.checkpoint_every is not None:
+        raise ValueError(
+            "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
+            f"checkpoint_every={estimator.checkpoint_every}."
+        )
+    if folder is not None and not isinstance(seed, Integral):
+        raise ValueError(
+            "A checkpoint_dir needs an integer random_state: otherwise fit, called "
+            f"again, would be another run. Got random_state={seed!r}."
+        )
 
 
 def hashes(identity: Mapping[str, Any]) -> dict[str, str]:

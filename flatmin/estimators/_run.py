@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from flatmin.dynamics import Recorder
+from flatmin.dynamics import GradientBatches, Recorder
 from flatmin.estimators._examples import Examples
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 
-__all__ = ["Run"]
+__all__ = ["Run", "make_batches"]
 
 
 @dataclass
@@ -44,3 +44,25 @@ class Run:
         return self.examples.streamed or (
             validation is not None and validation.streamed
         )
+
+
+def make_batches(
+    estimator: Any, risk: EmpiricalRisk, rng: torch.Generator
+) -> GradientBatches | None:
+    """Return the batches of the iterations, or None if each sees all examples.
+
+    Parameters
+    ----------
+    estimator : estimator
+    risk : EmpiricalRisk
+    rng : torch.Generator
+        For them alone.
+
+    Returns
+    -------
+    GradientBatches or None
+    """
+    size = estimator.gradient_batch_size
+    if size is None or size >= risk.n_examples:
+        return None
+    return GradientBatches(risk, size, rng)
