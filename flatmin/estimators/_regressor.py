@@ -106,9 +106,9 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         keep the last θ with a finite loss and warn.
     checkpoint_dir : path-like, default=None
         A folder for this run alone, in which it is saved on its way: ``fit``, called
-        again with the same arguments, also in another process, goes on from there, and
-        ends at the same θ bit for bit; of a run that has ended it gives the end. Needs
-        an integer ``random_state``. A folder that holds a run with other settings or
+        again with the same arguments, also in a later process, goes on from there, and
+        ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); of
+        a run that has ended it gives the end. Needs an integer ``random_state``. A folder that holds a run with other settings or
         other data is refused; a data set is known by its first input and its targets.
         Files are whole or not there, hold no code, and the last two are kept. What a
         run does not own is not in them: random numbers of NumPy's and PyTorch's global
