@@ -76,11 +76,12 @@ class RunCheckpoints:
         self.found: dict[str, Any] | None = self._folder.read()
         self._phases: set[str] = set()
         if self.found is not None:
-            self._phases.add(self.found["phase"])
             check_identity(
                 self._folder.path, self.found.pop("identity", {}), self._identity
             )
-            self._compare_environment(self.found.pop("environment"))
+            self._phases.add(self.found["phase"])
+            if self.found["phase"] != "finished":
+                self._compare_environment(self.found["environment"])
 
     def of_phase(self, phase: str) -> Checkpoints:
         """Return what saves a phase.

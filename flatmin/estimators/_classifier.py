@@ -115,14 +115,16 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         A folder for this run alone, in which it is saved on its way: ``fit``, called
         again with the same arguments, also in a later process, goes on from there, and
         ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); of
-        a run that has ended it gives the end. Needs an integer ``random_state``. A folder that holds a run with other settings or
-        other data is refused; a data set is known by its first input and its targets.
-        Files are whole or not there, hold no code, and the last two are kept. What a
-        run does not own is not in them: random numbers of NumPy's and PyTorch's global
-        generators, what metrics and modules remember, and of callbacks whatever they
-        do not keep in attributes of plain values or return from ``state_dict``.
+        a run that has ended it gives the end. Needs an integer ``random_state``. A
+        folder that holds a run with other settings or other data is refused; a data set
+        is known by its first input and its targets. Files are whole or not there, hold
+        no code, and the last two are kept. What a run does not own is not in them:
+        random numbers of NumPy's and PyTorch's global generators, what metrics and
+        modules remember, and of callbacks whatever they do not keep in attributes of
+        plain values or return from ``state_dict``.
     checkpoint_every : int, default=None
-        Iterations between two checkpoints; None is after every block.
+        Iterations between two checkpoints, counted in the warm-up and after it; None
+        is after every block.
     store_data : bool, default=True
         Keep the risk of the training data in ``risk_``, until pickled.
     random_state : int, RandomState instance or None, default=None

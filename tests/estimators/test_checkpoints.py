@@ -364,6 +364,8 @@ def test_another_machine_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     with pytest.warns(UserWarning, match=r"'threads': 1.*'threads': 64.*last bits"):
         fit(tmp_path)
+    monkeypatch.undo()
+    fit(tmp_path)  # nothing of what has ended can differ
 
 
 @pytest.mark.parametrize("random_state", [None, np.random.RandomState(0)])
