@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -15,6 +16,7 @@ from sklearn.utils import check_scalar
 from flatmin._utils.placement import resolve_device
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import spawn_seeds
+from flatmin.comparison._checkpoints import ComparisonFolder
 from flatmin.comparison._methods import ESTIMATORS, resolve_methods
 from flatmin.comparison._provenance import describe, provenance
 from flatmin.comparison._result import ComparisonResult
@@ -40,6 +42,8 @@ def compare_dynamics(
     n_threads: int = 1,
     memory: Any = None,
     on_unit: Callable[[ComparisonResult], Any] | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
     random_state: int | np.random.RandomState | None = None,
     verbose: bool | int = False,
 ) -> ComparisonResult:
@@ -93,6 +97,16 @@ def compare_dynamics(
     on_unit : callable, default=None
         Called with a :class:`ComparisonResult` of one unit whenever one has ended, in
         the calling process; to keep what is done should the rest be lost.
+    checkpoint_dir : path-like, default=None
+        A folder in which warm-ups and units are kept when they have ended, and the
+        fits of the others on their way. The same call, also in another process and
+        after a kill, takes from it what is there, and comes to the same table. Other
+        methods, seeds and ``n_jobs`` may be asked for; with other settings or data a
+        unit is refused. Units that failed, but by diverging, are run again. See
+        ``checkpoint_dir`` of the estimator for what a fit that goes on cannot bring
+        back.
+    checkpoint_every : int, default=None
+        Iterations between two checkpoints of a fit; None is after every block.
     random_state : int, RandomState instance or None, default=None
         Where seeds are drawn from. The first seeds are the same if there are more.
     verbose : bool or int, default=False
@@ -153,28 +167,94 @@ def compare_dynamics(
     )
     protocol = _protocol(estimator, estimators, plan)
     origin = [provenance(device)]
+    folders = _folders(checkpoint_dir, checkpoint_every, plan, estimator, estimators)
     done: dict[tuple[str, int], Unit] = {}
+
+    def end(unit: Unit) -> None:
+        label, seed = unit.record["method"], unit.record["seed"]
+        done[label, seed] = unit
+        if on_unit is not None:
+            own = {label: protocol["methods"][label]}
+            on_unit(_collect([unit], {**protocol, "methods": own}, origin))
+
     before = torch.get_num_threads()
-    total = len(seeds) * (1 + len(estimators))
+    units = [(label, seed) for seed in seeds for label in estimators]
+    total = len(seeds) + len(units)
     try:
         with progress_bar(total, "comparison", verbose=verbose) as bar:
-            tasks = [delayed(warm_up)(estimator, s, plan, memory) for s in seeds]
+            for unit, place in _found(folders, units):
+                origin += [] if place in origin else [place]
+                end(unit)
+            left = [unit for unit in units if unit not in done]
+            tasks = [
+                delayed(warm_up)(
+                    estimator,
+                    seed,
+                    plan,
+                    memory,
+                    None if folders is None else folders.warmup(seed),
+                )
+                for seed in dict.fromkeys(seed for _, seed in left)
+            ]
+            bar.update(total - len(left) - len(tasks))
             starts = {start.seed: start for start in _work(tasks, n_jobs, bar)}
             tasks = [
-                delayed(run_unit)(unit, label, starts[seed], plan)
-                for seed in seeds
-                for label, unit in estimators.items()
+                delayed(run_unit)(
+                    estimators[label],
+                    label,
+                    starts[seed],
+                    plan,
+                    None if folders is None else folders.unit(label, seed),
+                )
+                for label, seed in left
             ]
             for unit in _work(tasks, n_jobs, bar):
-                label, seed = unit.record["method"], unit.record["seed"]
-                done[label, seed] = unit
-                if on_unit is not None:
-                    own = {label: protocol["methods"][label]}
-                    on_unit(_collect([unit], {**protocol, "methods": own}, origin))
+                end(unit)
     finally:
         torch.set_num_threads(before)
     ordered = [done[label, seed] for label in estimators for seed in seeds]
     return _collect(ordered, protocol, origin)
+
+
+def _folders(
+    path: str | os.PathLike[str] | None,
+    every: int | None,
+    plan: Plan,
+    estimator: Any,
+    estimators: Mapping[str, Any],
+) -> ComparisonFolder | None:
+    if estimator.checkpoint_dir is not None:
+        raise ValueError(
+            "A comparison has one folder for all its fits: pass checkpoint_dir to "
+            f"compare_dynamics. Got an estimator with {estimator.checkpoint_dir!r}."
+        )
+    if every is not None:
+        check_scalar(every, "checkpoint_every", Integral, min_val=1)
+        if path is None:
+            raise ValueError(
+                "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
+                f"checkpoint_every={every}."
+            )
+    if path is None:
+        return None
+    data: Any = plan.data
+    if not callable(data):  # alike for a data frame and its values
+        data = [d if isinstance(d, torch.Tensor) else np.asarray(d) for d in data]
+    common = {**vars(plan), "data": data}
+    return ComparisonFolder(path, every, common, estimator, estimators)
+
+
+def _found(
+    folders: ComparisonFolder | None, units: list[tuple[str, int]]
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """Yield the units that an earlier call has kept, and their provenance."""
+    if folders is None:
+        return
+    for label, seed in units:
+        found = folders.unit(label, seed).read()
+        if found is not None:
+            rows = pd.DataFrame(found["rows"])
+            yield Unit(rows, found["record"]), found["provenance"]
 
 
 def _work(tasks: list[Any], n_jobs: int | None, bar: Any) -> Iterator[Any]:
@@ -201,10 +281,10 @@ def _protocol(
     estimator: Any, estimators: Mapping[str, Any], plan: Plan
 ) -> dict[str, Any]:
     """Return the settings: the estimator's, and what each method has of its own."""
-    common = describe(estimator.get_params(deep=False))
+    common = _described(estimator)
     own = {}
     for label, unit in estimators.items():
-        settings = describe(unit.get_params(deep=False))
+        settings = _described(unit)
         different = {k: v for k, v in settings.items() if v != common[k]}
         own[label] = {"method": settings["method"], **different}
     return {
@@ -217,6 +297,13 @@ def _protocol(
         "quench_lr": describe(plan.quench_lr),
         "n_threads": plan.n_threads,
     }
+
+
+def _described(estimator: Any) -> dict[str, Any]:
+    """Describe the settings, but for those that no result depends on."""
+    settings = describe(estimator.get_params(deep=False))
+    own = ("checkpoint_dir", "checkpoint_every")
+    return {name: value for name, value in settings.items() if name not in own}
 
 
 def _resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:

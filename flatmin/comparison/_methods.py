@@ -22,6 +22,7 @@ _SHARED = {
     *("module", "module_params", "loss", "class_weight", "dtype", "device"),
     *("warmup_method", "warmup_optimizer", "warmup_iter", "warmup_lr", "memory"),
     *("params_init", "metrics", "batch_norm", "random_state", "warm_start"),
+    *("checkpoint_dir", "checkpoint_every"),
 }
 
 

@@ -14,6 +14,10 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
+from flatmin._utils.placement import resolve_device
+from flatmin.comparison._checkpoints import UnitFolder
+from flatmin.comparison._provenance import provenance
+
 __all__ = ["Plan", "Start", "Unit", "run_unit", "warm_up"]
 
 _KEYS = ("method", "seed", "iteration", "phase")
@@ -74,8 +78,14 @@ class _DistanceFrom:
         return torch.linalg.vector_norm(theta - start)
 
 
-def warm_up(estimator: Any, seed: int, plan: Plan, memory: Any) -> Start:
-    """Run the part that all methods of a seed share.
+def warm_up(
+    estimator: Any,
+    seed: int,
+    plan: Plan,
+    memory: Any,
+    folder: UnitFolder | None = None,
+) -> Start:
+    """Run the part that all methods of a seed share, or take it from its folder.
 
     Parameters
     ----------
@@ -84,6 +94,8 @@ def warm_up(estimator: Any, seed: int, plan: Plan, memory: Any) -> Start:
     plan : Plan
     memory : None, str or joblib.Memory
         Of the estimator.
+    folder : UnitFolder, default=None
+        Keeps it.
 
     Returns
     -------
@@ -96,6 +108,9 @@ def warm_up(estimator: Any, seed: int, plan: Plan, memory: Any) -> Start:
     ValueError
         The estimator's, about its settings or the data, which no method could use.
     """
+    found = None if folder is None else folder.read()
+    if found is not None:
+        return Start(**found)
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()
     # Without iterations of its own a fit is its warm-up, and tries out the metrics.
@@ -105,8 +120,11 @@ def warm_up(estimator: Any, seed: int, plan: Plan, memory: Any) -> Start:
         "max_iter": 0,
         "metrics": _metrics(estimator, plan) or None,
         "memory": memory,
+        **_kept(folder, "fit"),
     }
     try:
+        if folder is not None:
+            folder.begin()
         model = _fit(estimator, seed, plan.load(seed), settings)
         rows = model.history_.to_dict("records")
         _check_names(plan.end_metrics, rows[-1])
@@ -117,7 +135,7 @@ def warm_up(estimator: Any, seed: int, plan: Plan, memory: Any) -> Start:
         seconds = time.perf_counter() - began
         return Start(seed, None, [], {}, _named(error), seconds)
     failure = ("DivergenceError", model.diverged_) if model.diverged_ else None
-    return Start(
+    start = Start(
         seed,
         model.params_,
         [
@@ -129,9 +147,18 @@ def warm_up(estimator: Any, seed: int, plan: Plan, memory: Any) -> Start:
         failure,
         time.perf_counter() - began,
     )
+    if folder is not None:
+        folder.write(vars(start))
+    return start
 
 
-def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
+def run_unit(
+    estimator: Any,
+    label: str,
+    start: Start,
+    plan: Plan,
+    folder: UnitFolder | None = None,
+) -> Unit:
     """Run one method from a start, and quench it.
 
     Parameters
@@ -141,6 +168,9 @@ def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
     label : str
     start : Start
     plan : Plan
+    folder : UnitFolder, default=None
+        Keeps what comes out, unless that is an error of which another time may be
+        free.
 
     Returns
     -------
@@ -151,6 +181,8 @@ def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
     began = time.perf_counter()
     rows, phase, failure = list(start.rows), "warmup", start.failure
     try:
+        if folder is not None:
+            folder.begin()
         if failure is None:
             phase = "noise"
             settings = {
@@ -162,7 +194,8 @@ def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
                 },
             }
             data = plan.load(start.seed)
-            model = _fit(estimator, start.seed, data, settings)
+            kept = _kept(folder, "noise")
+            model = _fit(estimator, start.seed, data, settings | kept)
             noisy = model.history_.to_dict("records")
             noisy[0] |= start.ends
             rows += noisy
@@ -173,7 +206,8 @@ def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
                     noisy[-1] |= _measure(model, plan.end_metrics)
                 if plan.quench:
                     phase = "quench"
-                    failure = _quench(model, data, plan, settings, rows)
+                    kept = _kept(folder, phase)
+                    failure = _quench(model, data, plan, settings | kept, rows)
     except Exception as error:
         failure = _named(error)
     record = {
@@ -187,7 +221,16 @@ def run_unit(estimator: Any, label: str, start: Start, plan: Plan) -> Unit:
     }
     table = pd.DataFrame(rows).assign(method=label, seed=start.seed)
     others = [name for name in table if name not in _KEYS]
-    return Unit(table.reindex(columns=[*_KEYS, *others]), record)
+    table = table.reindex(columns=[*_KEYS, *others])
+    if folder is not None and record["error"] in ("", "DivergenceError"):
+        folder.write(
+            {
+                "rows": table.to_dict("list"),
+                "record": record,
+                "provenance": provenance(resolve_device(estimator.device)),
+            }
+        )
+    return Unit(table, record)
 
 
 def _quench(
@@ -246,6 +289,10 @@ def _fit(
     with suppress(ConvergenceWarning):
         model.fit(X, y, **test)
     return model
+
+
+def _kept(folder: UnitFolder | None, phase: str) -> dict[str, Any]:
+    return {} if folder is None else folder.fits(phase)
 
 
 def _metrics(estimator: Any, plan: Plan) -> dict[str, Callable[..., Any]]:

@@ -2,6 +2,8 @@
 
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
+from flatmin.dynamics._callback_state import callback_settings, store_callbacks
+from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import DivergenceError, NoisyDescent
 from flatmin.dynamics._net import (
     NoisyNetClassifier,
@@ -18,6 +20,7 @@ from flatmin.dynamics._warmup import WarmupResult, run_warmup
 
 __all__ = [
     "OPTIMIZERS",
+    "Checkpoints",
     "DivergenceError",
     "ExitTime",
     "FlatBinding",
@@ -30,9 +33,11 @@ __all__ = [
     "Simulation",
     "StopTraining",
     "WarmupResult",
+    "callback_settings",
     "check_callbacks",
     "check_monitors",
     "resolve_optimizer",
     "run_warmup",
     "simulate",
+    "store_callbacks",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
@@ -27,12 +28,18 @@ class GradientBatches:
     rng : torch.Generator
         On the risk's device; serves nothing else, so that equal seeds give the same
         batches to every law.
+
+    Attributes
+    ----------
+    indices : Tensor of shape (B,) or None
+        The examples of the last batch drawn.
     """
 
     def __init__(self, risk: EmpiricalRisk, size: int, rng: torch.Generator) -> None:
         self.risk = risk
         self.size = size
         self.rng = rng
+        self.indices: Tensor | None = None
 
     def draw(self) -> EmpiricalRisk:
         """Return the risk of the next batch.
@@ -43,7 +50,8 @@ class GradientBatches:
         """
         n, device = self.risk.n_examples, self.risk.device
         order = torch.randperm(n, generator=self.rng, device=device)
-        return self.risk.subset(order[: self.size])
+        self.indices = order[: self.size].clone()
+        return self.risk.subset(self.indices)
 
     def check(self, law: NoiseLaw) -> None:
         """Raise if a law's settings cannot work on B examples; draws nothing.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.noise import NoiseLaw
@@ -80,6 +81,7 @@ class NoisyDescent:
         self._batches = batches
         self._drawn_at = -1
         self._refreshed_at = -1
+        self._refreshed_on: Tensor | None = None  # the batch's examples
         self._last_loss = math.nan
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
@@ -116,7 +118,7 @@ class NoisyDescent:
                 self.state = self.law.refresh(
                     self.batch, self.theta, self.rng, self.state
                 )
-                self._refreshed_at = self.iteration
+                self._note_refresh()
         return self.diverged is None
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
@@ -177,6 +179,65 @@ class NoisyDescent:
         """
         return self._accept(self.iteration, loss)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next steps depend on, besides the constructor's.
+
+        Returns
+        -------
+        dict
+            Plain values, as far as the optimizer's are; shares the tensors.
+
+        Raises
+        ------
+        TypeError
+            If the law's state cannot be stored.
+        """
+        batches = self._batches
+        return {
+            "theta": self.theta,
+            "iteration": self.iteration,
+            "optimizer": self.optimizer.state_dict(),
+            "law": self.law.store_state(self.state),
+            "refreshed_at": self._refreshed_at,
+            "refreshed_on": self._refreshed_on,
+            "rng": self.rng.get_state(),
+            "batches_rng": None if batches is None else batches.rng.get_state(),
+            "batch": None if batches is None else batches.indices,
+            "drawn_at": self._drawn_at,
+            "last_loss": self._last_loss,
+            "step_start": self._step_start,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where :meth:`state_dict` was called.
+
+        Parameters
+        ----------
+        state : dict
+            Of a descent that was made with the same arguments.
+        """
+        self.iteration = state["iteration"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.binding.assign(state["theta"])
+        self.rng.set_state(state["rng"])
+        state = move_plain(state, self.risk.device)
+        if self._batches is not None:
+            self._batches.rng.set_state(state["batches_rng"].cpu())
+            self._batches.indices = state["batch"]
+        self.batch = self._risk_of(state["batch"])
+        self._drawn_at = state["drawn_at"]
+        self._refreshed_at = state["refreshed_at"]
+        self._refreshed_on = state["refreshed_on"]
+        seen = self._risk_of(self._refreshed_on)
+        self.state = self.law.restore_state(state["law"], seen)
+        self._last_loss = state["last_loss"]
+        self._step_start = state["step_start"]
+
+    def _risk_of(self, indices: Tensor | None) -> Risk:
+        if self._batches is None or indices is None:
+            return self.risk
+        return self._batches.risk.subset(indices)
+
     @property
     def _is_due(self) -> bool:
         due = self.iteration % self.law.refresh_every == 0
@@ -195,8 +256,12 @@ class NoisyDescent:
         self.state, loss, gradient = self.law.refreshed_gradient(
             self.batch, self.theta, self.rng, self.state
         )
-        self._refreshed_at = self.iteration
+        self._note_refresh()
         return loss, gradient
+
+    def _note_refresh(self) -> None:
+        self._refreshed_at = self.iteration
+        self._refreshed_on = None if self._batches is None else self._batches.indices
 
     @contextlib.contextmanager
     def _judging_errors(self) -> Iterator[None]:

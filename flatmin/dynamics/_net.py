@@ -7,6 +7,7 @@ never iterated.
 
 from __future__ import annotations
 
+import copy
 import dis
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,9 +22,13 @@ from skorch.callbacks import (
     LRScheduler,
     Unfreezer,
 )
+from skorch.history import History
 
 from flatmin._utils.names import check_known
+from flatmin._utils.plain import as_plain
 from flatmin.dynamics._binding import FlatBinding
+from flatmin.dynamics._callback_state import load_callbacks, store_callbacks
+from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._recorder import Recorder
 
@@ -35,6 +40,7 @@ __all__ = [
     "check_monitors",
 ]
 
+_OF_A_TRAINING = ("descent_", "recorder_", "_plan_", "_block_end_", "_begun_block_")
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
@@ -70,6 +76,7 @@ class _NoisyNet(NeuralNet):
         record_every: int,
         offset: int,
         progress: Callable[[int], Any],
+        checkpoints: Checkpoints,
     ) -> None:
         """Give the net what an epoch runs.
 
@@ -86,15 +93,78 @@ class _NoisyNet(NeuralNet):
             Iterations before the first one here.
         progress : callable
             Called with 1 after each iteration.
+        checkpoints : Checkpoints
+            Get what :meth:`state_` returns, besides the descent.
         """
         self.descent_ = descent
         self.recorder_ = recorder
         self.rows_: list[dict[str, Any]] = []
-        self._plan_ = (max_iter, record_every, offset, progress)
+        self._plan_ = (max_iter, record_every, offset, progress, checkpoints)
+        self._begun_block_: dict[str, Any] | None = None
+
+    def state_(self) -> dict[str, Any]:
+        """Return what the net and its callbacks remembered at the last block's end.
+
+        A block that is resumed begins again for skorch, and goes on in the descent.
+
+        Returns
+        -------
+        dict
+            Plain values, for :meth:`load_`.
+
+        Raises
+        ------
+        TypeError
+            If something that they remember is no plain value.
+        """
+        n_blocks, callbacks = self._block_end_
+        if isinstance(callbacks, TypeError):
+            raise callbacks
+        history = self.history.to_list()[:n_blocks]
+        return {
+            "rows": self.rows_,
+            "history": as_plain(history, "the history of the net"),
+            "callbacks": callbacks,
+        }
+
+    def load_(self, state: dict[str, Any], *, begun: bool) -> None:
+        """Go back to where a checkpoint was written.
+
+        Parameters
+        ----------
+        state : dict
+            From :meth:`state_`, and the "descent".
+        begun : bool
+            Whether callbacks have been told that the training begins.
+        """
+        self.rows_ = list(state["rows"])
+        self.history = History(state["history"])
+        remembered = copy.deepcopy(state["callbacks"])  # lists that will grow
+        load_callbacks(self.callbacks_, remembered, begun=begun)
+        self._block_end_ = (len(self.history), state["callbacks"])
+        self.descent_.load_state_dict(state["descent"])
+        in_block = self.descent_.iteration % self._plan_[1] != 0
+        self._begun_block_ = state["descent"] if in_block else None
+
+    def end_block_(self) -> None:
+        """Note where skorch is, and save if that is due."""
+        checkpoints = self._plan_[4]
+        if checkpoints.saves:
+            self.note_end_()
+            checkpoints.end_block(self.descent_, self.state_)
+
+    def note_end_(self) -> None:
+        """Note where skorch is, for :meth:`state_`."""
+        remembered: dict[str, Any] | TypeError
+        try:
+            remembered = store_callbacks(self.callbacks_)
+        except TypeError as error:
+            remembered = error
+        self._block_end_ = (len(self.history), remembered)
 
     def detach(self) -> None:
         """Let go of the data that training needed; the net still predicts."""
-        for name in ("descent_", "recorder_", "_plan_"):
+        for name in _OF_A_TRAINING:
             self.__dict__.pop(name, None)
         self.train_split = None
         self.initialize_optimizer()  # on the module's own parameters again
@@ -157,7 +227,7 @@ class _NoisyNet(NeuralNet):
         self.history.record(f"{prefix}_batch_count", 1)
 
     def _run_block(self) -> None:
-        max_iter, record_every, offset, progress = self._plan_
+        max_iter, record_every, offset, progress, checkpoints = self._plan_
         descent = self.descent_
         if self.optimizer_ is not descent.optimizer:
             raise RuntimeError(
@@ -165,8 +235,13 @@ class _NoisyNet(NeuralNet):
                 "with is not what is trained. Give the module its parameters by "
                 "module_params."
             )
-        block = min(record_every, max_iter - descent.iteration)
-        descent.run(block, progress)
+        if self._begun_block_ is not None:
+            # What callbacks do when a block begins has been done in it.
+            descent.load_state_dict(self._begun_block_)
+            self._begun_block_ = None
+        left = record_every - descent.iteration % record_every
+        block = min(left, max_iter - descent.iteration)
+        checkpoints.run(descent, block, progress, self.state_)
         if descent.diverged is None and descent.iteration < max_iter:
             descent.refresh()  # due now rather than after the row
         if descent.diverged is None:
@@ -183,7 +258,7 @@ class _NoisyNet(NeuralNet):
                 self.history.record(name, value)
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
-        """Tell skorch's request to stop from the user's Ctrl-C.
+        """Tell skorch's request to stop from the user's Ctrl-C, and save blocks.
 
         skorch's callbacks stop a training by ``raise KeyboardInterrupt``. A real one
         is raised by the interpreter between two instructions, never by a raise.
@@ -201,11 +276,13 @@ class _NoisyNet(NeuralNet):
             if _raised_by_statement(interrupt):
                 raise StopTraining from interrupt
             raise
+        if method_name == "on_epoch_end":
+            self.end_block_()
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         # ``module`` is the instance that became ``module_``: once is enough.
-        for name in ("descent_", "recorder_", "_plan_", "module"):
+        for name in (*_OF_A_TRAINING, "module"):
             state.pop(name, None)
         return state
 

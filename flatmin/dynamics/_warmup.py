@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flatmin._utils.progress import progress_bar
+from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._recorder import Recorder
 
@@ -29,6 +31,8 @@ def run_warmup(
     n_iter: int,
     record_every: int,
     verbose: bool | int,
+    rows: Sequence[dict[str, Any]] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> WarmupResult:
     """Run a warm-up; the result depends on nothing but where the descent starts.
 
@@ -43,28 +47,42 @@ def run_warmup(
         Steps between two rows; rows are written before each block.
     verbose : bool or int
         Shows a progress bar.
+    rows : sequence of dict, default=()
+        Those until where ``descent`` is, if it comes from a checkpoint.
+    checkpoints : Checkpoints, default=None
+        Get ``rows``, besides the descent.
 
     Returns
     -------
     WarmupResult
     """
-    rows = []
+    rows = list(rows)
+    checkpoints = checkpoints or Checkpoints()
+
+    def parts() -> dict[str, Any]:
+        return {"rows": rows}
+
     with progress_bar(n_iter, "warm-up", verbose=verbose) as bar:
+        bar.update(descent.iteration)
         while descent.iteration < n_iter and descent.diverged is None:
-            if not descent.refresh():
-                break
-            row = recorder.record(
-                descent.iteration,
-                "warmup",
-                descent.theta,
-                descent.law,
-                descent.state,
-                descent.batch,
-            )
-            if not descent.check(row["loss"]):
-                break
-            rows.append(row)
-            descent.run(min(record_every, n_iter - descent.iteration), bar.update)
+            in_block = descent.iteration % record_every
+            if not in_block and len(rows) == descent.iteration // record_every:
+                if not descent.refresh():
+                    break
+                row = recorder.record(
+                    descent.iteration,
+                    "warmup",
+                    descent.theta,
+                    descent.law,
+                    descent.state,
+                    descent.batch,
+                )
+                if not descent.check(row["loss"]):
+                    break
+                rows.append(row)
+                checkpoints.end_block(descent, parts)
+            block = min(record_every - in_block, n_iter - descent.iteration)
+            checkpoints.run(descent, block, bar.update, parts)
     if descent.diverged is None:
         descent.check(float(recorder.risk.value(descent.theta)))
     theta = descent.theta.cpu().numpy().copy()

@@ -8,8 +8,8 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,18 +25,17 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, spawn_seeds
 from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.dynamics import (
+    Checkpoints,
     FlatBinding,
-    GradientBatches,
     NoisyDescent,
     Recorder,
     StopTraining,
     check_callbacks,
     check_monitors,
     resolve_optimizer,
-    run_warmup,
 )
+from flatmin.estimators._checkpoints import RunCheckpoints, check_checkpoint_params
 from flatmin.estimators._examples import Examples
-from flatmin.estimators._fingerprint import fingerprint
 from flatmin.estimators._inputs import (
     as_source,
     check_inputs,
@@ -48,33 +47,13 @@ from flatmin.estimators._inputs import (
 from flatmin.estimators._laws import resolve_law
 from flatmin.estimators._module import build_module
 from flatmin.estimators._routing import RoutedParamsMixin
-from flatmin.estimators._warmup import remembered_warmup
+from flatmin.estimators._run import Run, make_batches
+from flatmin.estimators._warmup import warm_up
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.checks import as_input
 
 __all__ = ["BaseNoisyDiffusion"]
-
-
-@dataclass
-class _Run:
-    """What one call of fit works with."""
-
-    module: nn.Module
-    risk: EmpiricalRisk
-    recorder: Recorder
-    law: NoiseLaw
-    seeds: dict[str, int]
-    generators: dict[str, torch.Generator]  # of noise and batches
-    examples: Examples
-    weights: np.ndarray | None
-    validation: Examples | None
-    continues: bool  # where an earlier fit ended
-    n_iter_before: int  # noisy iterations of earlier fits
-    offset: int  # iterations of earlier fits and of the warm-up
-    rows: list[dict[Any, Any]]
-    warmup_law: NoiseLaw
-    diverged: str | None = None
 
 
 class BaseNoisyDiffusion(RoutedParamsMixin):
@@ -108,6 +87,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         "callbacks": [None, list],
         "callbacks_params": [None, dict],
         "on_divergence": [StrOptions({"raise", "stop"})],
+        "checkpoint_dir": [None, str, PathLike],
+        "checkpoint_every": [None, Interval(Integral, 1, None, closed="left")],
         "store_data": ["boolean"],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
@@ -186,7 +167,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         Raises
         ------
         ValueError, TypeError
-            Before training, if parameters and data do not fit together.
+            Before training, if parameters and data do not fit together, or
+            ``checkpoint_dir`` holds another run or one that cannot be read.
         DivergenceError
             If the loss stops being finite and ``on_divergence="raise"``.
         KeyboardInterrupt
@@ -196,6 +178,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         -----
         ConvergenceWarning
             If it stops being finite and ``on_divergence="stop"``.
+        UserWarning
+            If the last checkpoint is damaged, and the one before is used; or if one
+            cannot be written, and those that are there are kept.
         """
         self._validate_params()
         run = self._prepare(X, y, sample_weight, X_val, y_val)
@@ -203,9 +188,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         binding = FlatBinding(net.module_)
         net.bind(binding)
         binding.assign(self._start(run))
+        saved = None
+        if self.checkpoint_dir is not None:
+            saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
         try:
-            self._warm_up(run, binding)
-            self._train(run, net, binding)
+            warm_up(self, run, binding, saved)
+            self._train(run, net, binding, saved)
         except KeyboardInterrupt:
             self._store(run, net, binding)
             raise
@@ -221,12 +209,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def _prepare(
         self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any
-    ) -> _Run:
+    ) -> Run:
         """Check everything that can be checked before work is done."""
         device, dtype = resolve_device(self.device), resolve_dtype(self.dtype)
         check_callbacks(self.callbacks or [])
         resolve_optimizer(self.optimizer, self.optimizer_params or {})
         resolve_optimizer(self.warmup_optimizer, {})
+        check_checkpoint_params(self)
         law = resolve_law(
             self.method,
             self.method_params,
@@ -284,12 +273,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if warm:
             for name, state in self._generator_states.items():
                 generators[name].set_state(state)
-        batches = self._batches(risk, generators["batches"])
+        batches = make_batches(self, risk, generators["batches"])
         for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
             each.check(risk)
             if batches is not None:
                 batches.check(each)
-        return _Run(
+        return Run(
             module=module,
             risk=risk,
             recorder=recorder,
@@ -311,7 +300,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         rows = self.history_.to_dict("records")
         return [row for row in rows if row["iteration"] < self._iteration]
 
-    def _start(self, run: _Run) -> Tensor:
+    def _start(self, run: Run) -> Tensor:
         """Return θ₀: ``params_init``, where an earlier fit ended, or the module's."""
         if self.params_init is None or run.continues:
             return run.risk.params()
@@ -328,90 +317,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             raise ValueError("params_init contains NaN or infinity.")
         return torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
 
-    def _warm_up(self, run: _Run, binding: FlatBinding) -> None:
-        """Move θ by ``warmup_iter`` iterations of the warm-up's own law."""
-        if not self.warmup_iter or run.continues:
-            return
-        lr = self.lr if self.warmup_lr is None else self.warmup_lr
-        kind = resolve_optimizer(self.warmup_optimizer, {})
-        recorder = copy.copy(run.recorder)
-        recorder.metrics = {}
-        descent = NoisyDescent(
-            run.risk,
-            run.warmup_law,
-            binding,
-            kind(binding.params_for(kind), lr=lr),  # type: ignore[call-arg]
-            make_generator(run.seeds["warmup"], run.risk.device),
-            on_divergence=self.on_divergence,
-            batches=self._batches(
-                run.risk, make_generator(run.seeds["warmup batches"], run.risk.device)
-            ),
-        )
-        settings = {
-            "n_iter": self.warmup_iter,
-            "record_every": self.record_every,
-            "verbose": self.verbose,
-        }
-        try:
-            if not self._remembers(run):
-                result = run_warmup(descent, recorder, **settings)
-            else:
-                key = self._warmup_key(run, descent)
-                result = remembered_warmup(
-                    descent, recorder, key, self.memory, **settings
-                )
-        except KeyboardInterrupt:
-            run.offset = descent.iteration
-            run.rows = [
-                recorder.record(
-                    run.offset,
-                    "warmup",
-                    descent.theta,
-                    descent.law,
-                    descent.state,
-                    descent.batch,
-                )
-            ]
-            raise
-        run.offset, run.diverged = result.n_iter, result.diverged
-        run.rows = list(result.rows)
-        binding.assign(torch.tensor(result.theta, device=run.risk.device))
-
-    def _batches(
-        self, risk: EmpiricalRisk, rng: torch.Generator
-    ) -> GradientBatches | None:
-        """Return the batches of the iterations, or None if each sees all examples."""
-        size = self.gradient_batch_size
-        if size is None or size >= risk.n_examples:
-            return None
-        return GradientBatches(risk, size, rng)
-
-    def _remembers(self, run: _Run) -> bool:
-        """Say whether the warm-up goes through the memory."""
-        streamed = run.examples.streamed or (
-            run.validation is not None and run.validation.streamed
-        )
-        return not (self.memory is None or self.random_state is None or streamed)
-
-    def _warmup_key(self, run: _Run, descent: NoisyDescent) -> dict[str, Any]:
-        """Return what a warm-up depends on besides its length."""
-        return {
-            "theta": descent.theta.cpu().numpy().copy(),
-            "module": fingerprint(run.module),
-            "data": fingerprint([run.examples, run.weights, run.validation]),
-            "loss": fingerprint(self.loss),
-            "law": fingerprint(run.warmup_law),
-            "optimizer": fingerprint(type(descent.optimizer)),
-            "lr": float(descent.optimizer.param_groups[0]["lr"]),
-            "seeds": [run.seeds["warmup"], run.seeds["warmup batches"]],
-            "gradient_batch_size": self.gradient_batch_size,
-            "arithmetic": f"{run.risk.dtype} {run.risk.device} {torch.__version__}",
-            "threads": torch.get_num_threads(),
-            "batch_norm": self.batch_norm,
-            "on_divergence": self.on_divergence,
-        }
-
-    def _train(self, run: _Run, net: Any, binding: FlatBinding) -> None:
+    def _train(
+        self, run: Run, net: Any, binding: FlatBinding, saved: RunCheckpoints | None
+    ) -> None:
         """Run the noisy iterations inside the skorch net."""
         descent = NoisyDescent(
             run.risk,
@@ -421,7 +329,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             run.generators["noise"],
             on_divergence=self.on_divergence,
             offset=run.offset,
-            batches=self._batches(run.risk, run.generators["batches"]),
+            batches=make_batches(self, run.risk, run.generators["batches"]),
         )
         title = self.method if isinstance(self.method, str) else type(run.law).__name__
         bar = progress_bar(self.max_iter, title, verbose=self.verbose)
@@ -432,23 +340,53 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             record_every=self.record_every,
             offset=run.offset,
             progress=bar.update,
+            checkpoints=Checkpoints() if saved is None else saved.of_phase("noise"),
         )
+        found = None if saved is None else saved.found
+        if found is not None and found["phase"] == "finished":
+            net.load_(found, begun=False)
+            return
+        if found is not None and found["phase"] == "warmup":
+            found = None
         with bar:
+            bar.update(found["descent"]["iteration"] if found else 0)
+            self._iterate(run, net, descent, found)
+        if saved is not None:
+            net.note_end_()
+            saved.save(
+                "finished", lambda: {**net.state_(), "descent": descent.state_dict()}
+            )
+
+    def _iterate(
+        self,
+        run: Run,
+        net: Any,
+        descent: NoisyDescent,
+        found: dict[str, Any] | None,
+    ) -> None:
+        """Run the blocks, all or those that are left."""
+        if found is None:
             descent.refresh()
             descent.check(net.record_()["loss"])
             if run.diverged is not None or not self.max_iter:
                 return
-            data = run.examples.for_skorch(net.module_, run.risk.dtype)
-            examples = {"X": data.X, "y": data.y}
+        data = run.examples.for_skorch(net.module_, run.risk.dtype)
+        examples = {"X": data.X, "y": data.y}
+        with suppress(StopTraining):
+            net.notify("on_train_begin", **examples)
+            if found is None:
+                net.end_block_()
+            else:
+                net.load_(found, begun=True)
+            left = self.max_iter - descent.iteration
+            done = descent.iteration // self.record_every if left else net.max_epochs
+            net.fit_loop(**examples, epochs=net.max_epochs - done)
+        run.diverged = descent.diverged
+        if net.history:
             with suppress(StopTraining):
-                net.notify("on_train_begin", **examples)
-                net.fit_loop(**examples)
-            run.diverged = descent.diverged
-            if net.history:
-                with suppress(StopTraining):
-                    net.notify("on_train_end", **examples)
+                net.notify("on_train_end", **examples)
 
-    def _make_net(self, run: _Run) -> Any:
+    def _make_net(self, run: Run) -> Any:
         """Return an initialised net around the module."""
         split = None
         if run.validation is not None:
@@ -483,7 +421,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             check_monitors(net.callbacks_)
         return net
 
-    def _store(self, run: _Run, net: Any, binding: FlatBinding) -> None:
+    def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""
         done = net.descent_.iteration if hasattr(net, "descent_") else 0
         self.params_ = binding.theta.cpu().numpy().copy()

@@ -111,6 +111,20 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     on_divergence : {"raise", "stop"}, default="raise"
         When the loss stops being finite: raise :class:`flatmin.DivergenceError`, or
         keep the last θ with a finite loss and warn.
+    checkpoint_dir : path-like, default=None
+        A folder for this run alone, in which it is saved on its way: ``fit``, called
+        again with the same arguments, also in a later process, goes on from there, and
+        ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); of
+        a run that has ended it gives the end. Needs an integer ``random_state``. A
+        folder that holds a run with other settings or other data is refused; a data set
+        is known by its first input and its targets. Files are whole or not there, hold
+        no code, and the last two are kept. What a run does not own is not in them:
+        random numbers of NumPy's and PyTorch's global generators, what metrics and
+        modules remember, and of callbacks whatever they do not keep in attributes of
+        plain values or return from ``state_dict``.
+    checkpoint_every : int, default=None
+        Iterations between two checkpoints, counted in the warm-up and after it; None
+        is after every block.
     store_data : bool, default=True
         Keep the risk of the training data in ``risk_``, until pickled.
     random_state : int, RandomState instance or None, default=None
@@ -209,6 +223,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         callbacks=None,
         callbacks_params=None,
         on_divergence="raise",
+        checkpoint_dir=None,
+        checkpoint_every=None,
         store_data=True,
         random_state=None,
         warm_start=False,
@@ -243,6 +259,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.callbacks = callbacks
         self.callbacks_params = callbacks_params
         self.on_divergence = on_divergence
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
         self.store_data = store_data
         self.random_state = random_state
         self.warm_start = warm_start

@@ -127,6 +127,7 @@ class ScaledIdentityOperator(LinearOperator):
             device=scale.device,
         )
         self.scale = scale
+        self.size = size
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.scale.unsqueeze(-1) * v

@@ -11,7 +11,8 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from flatmin.linalg import LinearOperator
+from flatmin._utils.plain import as_plain
+from flatmin.linalg import LinearOperator, operator_from_plain, operator_to_plain
 from flatmin.risk import Risk
 
 __all__ = ["GaussianLaw", "NoiseLaw"]
@@ -149,6 +150,50 @@ class NoiseLaw(BaseEstimator, ABC):
         """
         return self.covariance(risk, theta, state).trace()
 
+    def store_state(self, state: Any) -> Any:
+        """Return a state as plain values, for a checkpoint.
+
+        Parameters
+        ----------
+        state : object
+            From :meth:`refresh`.
+
+        Returns
+        -------
+        object
+            Numbers, strings, None and tensors, in dicts, lists, tuples and sets.
+
+        Raises
+        ------
+        TypeError
+            If the state is made of something else: then a law has to override this
+            method and :meth:`restore_state`.
+        """
+        try:
+            return as_plain(state, "the state")
+        except TypeError as error:
+            raise TypeError(
+                f"A checkpoint cannot hold the state of {type(self).__name__}: {error} "
+                "Override store_state and restore_state, or leave checkpoint_dir at "
+                "None."
+            ) from error
+
+    def restore_state(self, stored: Any, risk: Risk) -> Any:
+        """Return the state of which :meth:`store_state` made plain values.
+
+        Parameters
+        ----------
+        stored : object
+            With its tensors on the risk's device.
+        risk : Risk
+            What the law saw when it made the state.
+
+        Returns
+        -------
+        object
+        """
+        return stored
+
     def check(self, risk: Risk) -> None:
         """Raise if the settings cannot work on this risk; called before training.
 
@@ -243,3 +288,14 @@ class GaussianLaw(NoiseLaw):
         """See :meth:`NoiseLaw.covariance`; C is that of the last refresh."""
         operator: LinearOperator = state
         return operator
+
+    def store_state(self, state: Any) -> Any:
+        """See :meth:`NoiseLaw.store_state`."""
+        try:
+            return None if state is None else operator_to_plain(state)
+        except TypeError:
+            return super().store_state(state)
+
+    def restore_state(self, stored: Any, risk: Risk) -> Any:
+        """See :meth:`NoiseLaw.restore_state`."""
+        return None if stored is None else operator_from_plain(stored)

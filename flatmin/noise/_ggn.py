@@ -90,3 +90,13 @@ class GLDGGN(NoiseLaw):
     def trace(self, risk: Risk, theta: Tensor, state: GGNState) -> Tensor:
         """See :meth:`NoiseLaw.trace`; of the last refresh, without products."""
         return state.scale.square() * state.ggn_trace
+
+    def store_state(self, state: GGNState | None) -> dict[str, Any] | None:
+        """See :meth:`NoiseLaw.store_state`."""
+        return None if state is None else dict(vars(state))
+
+    def restore_state(
+        self, stored: dict[str, Any] | None, risk: Risk
+    ) -> GGNState | None:
+        """See :meth:`NoiseLaw.restore_state`."""
+        return None if stored is None else GGNState(**stored)

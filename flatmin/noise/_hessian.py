@@ -82,7 +82,21 @@ class GLDHessian(HessianSpectrumLaw):
         trace = density.mean(torch.abs)[0] * risk.n_params
         variance = self._variance(risk, theta, trace.unsqueeze(-1), rng)
         factor = variance * self.noise_scale**2
-        return AbsoluteOperator(hessian * factor.to(risk.dtype), factor * trace)
+        return _ScaledMagnitude(hessian, factor.to(risk.dtype), factor * trace)
+
+    def store_state(self, state: Any) -> Any:
+        """See :meth:`NoiseLaw.store_state`."""
+        if not isinstance(state, _ScaledMagnitude):
+            return super().store_state(state)
+        theta = state.hessian.theta
+        return {"theta": theta, "factor": state.factor, "trace": state.trace()}
+
+    def restore_state(self, stored: Any, risk: Risk) -> Any:
+        """See :meth:`NoiseLaw.restore_state`."""
+        if stored is None or "theta" not in stored:
+            return super().restore_state(stored, risk)
+        hessian = HessianOperator(risk, stored["theta"])
+        return _ScaledMagnitude(hessian, stored["factor"], stored["trace"])
 
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
@@ -111,3 +125,12 @@ class GLDHessian(HessianSpectrumLaw):
                 f"{float(trace.min()):.3g} at this point; use match='trace'."
             )
         return covariance_trace(risk, theta) / (self._batch_size(risk) * trace)
+
+
+class _ScaledMagnitude(AbsoluteOperator):
+    """|c H|, and what it is made of."""
+
+    def __init__(self, hessian: HessianOperator, factor: Tensor, trace: Tensor) -> None:
+        super().__init__(hessian * factor, trace)
+        self.hessian = hessian
+        self.factor = factor

@@ -106,6 +106,16 @@ class SGD(NoiseLaw):
             factor *= (n - m) / max(1, n - 1)
         return factor * GradientCovarianceOperator(risk, theta)
 
+    def store_state(self, state: EpochState | None) -> dict[str, Any] | None:
+        """See :meth:`NoiseLaw.store_state`."""
+        return None if state is None else dict(vars(state))
+
+    def restore_state(
+        self, stored: dict[str, Any] | None, risk: Risk
+    ) -> EpochState | None:
+        """See :meth:`NoiseLaw.restore_state`."""
+        return None if stored is None else EpochState(**stored)
+
     def _draw(
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
     ) -> Tensor:

@@ -10,7 +10,7 @@ from pandas.testing import assert_frame_equal
 from flatmin import compare_dynamics, expected_sharpness
 from flatmin.comparison import ComparisonResult
 from flatmin.dynamics import run_warmup
-from flatmin.estimators import _base
+from flatmin.estimators import _warmup
 from flatmin.noise import GD, GLDFull
 
 from ._problems import classifier, digits, norm
@@ -138,7 +138,7 @@ def warmups(monkeypatch):
         done.append(args)
         return run_warmup(*args, **settings)
 
-    monkeypatch.setattr(_base, "run_warmup", counted)
+    monkeypatch.setattr(_warmup, "run_warmup", counted)
     return done
 
 

@@ -1,5 +1,7 @@
 """The iteration alone."""
 
+import copy
+
 import pytest
 import torch
 
@@ -176,3 +178,30 @@ def test_a_law_of_ones_own():
     run.run(5)
     assert run.iteration == 5
     assert torch.isfinite(risk().value(run.theta))
+
+
+@pytest.mark.parametrize("law", METHODS)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_it_goes_on_from_its_state(law, optimizer):
+    whole, begun, resumed = (descent(law, optimizer=optimizer) for _ in range(3))
+    whole.run(17)
+    begun.run(13)
+    resumed.run(5)  # is forgotten
+    resumed.load_state_dict(copy.deepcopy(begun.state_dict()))
+    assert resumed.iteration == 13
+    resumed.run(4)
+    assert torch.equal(resumed.theta, whole.theta)
+    assert torch.equal(resumed.rng.get_state(), whole.rng.get_state())
+
+
+def test_it_returns_to_a_finite_loss_from_before():
+    begun, resumed = (descent(on_divergence="stop") for _ in range(2))
+    begun.run(2)
+    before = begun.theta.clone()
+    begun.run(1)
+    resumed.load_state_dict(copy.deepcopy(begun.state_dict()))
+    resumed.theta.fill_(1e200)
+    resumed.run(1)
+    assert resumed.diverged is not None
+    assert resumed.iteration == 2
+    assert torch.equal(resumed.theta, before)

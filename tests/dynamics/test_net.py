@@ -9,6 +9,7 @@ from skorch.callbacks import Callback, EarlyStopping, EpochScoring, ProgressBar
 from torch import nn
 
 from flatmin.dynamics import (
+    Checkpoints,
     NoisyNetClassifier,
     NoisyNetRegressor,
     Recorder,
@@ -41,6 +42,7 @@ def attached(max_iter=10, record_every=4, callbacks=(), **params):
         record_every=record_every,
         offset=100,
         progress=lambda steps: None,
+        checkpoints=Checkpoints(),
     )
     return net
 

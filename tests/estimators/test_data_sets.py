@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import data
 
 from flatmin.dynamics import run_warmup
-from flatmin.estimators import _base, _warmup
+from flatmin.estimators import _warmup
 from flatmin.risk.chunks import choose_chunk_size
 
 from ._problems import Images, Tokens, blobs, classifier, plane, regressor
@@ -224,7 +224,6 @@ def test_the_memory_is_for_arrays(streamed, tmp_path, monkeypatch):
         done.append(args)
         return run_warmup(*args, **settings)
 
-    monkeypatch.setattr(_base, "run_warmup", counted)
     monkeypatch.setattr(_warmup, "run_warmup", counted)
     memory = Memory(tmp_path, verbose=0)
     clf = classifier(warmup_iter=5, memory=memory)

@@ -10,7 +10,7 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from flatmin.dynamics import run_warmup
-from flatmin.estimators import _base, _warmup
+from flatmin.estimators import _warmup
 from flatmin.noise import SGD
 
 from ._problems import Scaled, blobs, classifier, flat
@@ -27,7 +27,6 @@ def runs(monkeypatch):
         done.append(args)
         return run_warmup(*args, **settings)
 
-    monkeypatch.setattr(_base, "run_warmup", counted)
     monkeypatch.setattr(_warmup, "run_warmup", counted)
     return done
 

@@ -13,6 +13,7 @@ import torch
 from sklearn.base import clone
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flatmin._utils.checkpoint_files import read_file, write_file
 from flatmin.linalg import ScaledIdentityOperator
 from flatmin.noise import METHODS, NoiseLaw, make_noise_law
 from flatmin.risk import QuadraticRisk
@@ -133,6 +134,23 @@ def test_refresh_and_draw_in_one(law, name):
     assert torch.equal(rng_in_one.get_state(), rng.get_state())
     again = law.noisy_gradient(risk, theta, in_one[0], rng_in_one)
     assert_near(again[1], law.noisy_gradient(risk, theta, state, rng)[1])
+
+
+@some_problems
+@every_law
+def test_a_stored_state_draws_alike(law, name, tmp_path):
+    risk, theta, state, rng = prepare(law, name)
+    draw(law, risk, theta, state, rng, 2)
+    write_file(tmp_path / "state", law.store_state(state))
+    before = rng.get_state()
+    expected = law.noisy_gradient(risk, theta, state, rng)[1]
+    renewed = law.refresh(risk, theta + 1, rng, state)
+    trace = law.trace(risk, theta, renewed)
+    rng.set_state(before)
+    stored = law.restore_state(read_file(tmp_path / "state"), risk)
+    assert torch.equal(law.noisy_gradient(risk, theta, stored, rng)[1], expected)
+    renewed = law.refresh(risk, theta + 1, rng, stored)
+    assert torch.equal(law.trace(risk, theta, renewed), trace)
 
 
 # -- covariance and trace -------------------------------------------------------------

@@ -1,0 +1,197 @@
+"""Checkpoints as files: there as a whole or not at all, and read without running code.
+
+A file is one line, the format and the SHA-256 of the rest, and then what ``torch.save``
+writes of plain values, which ``torch.load(weights_only=True)`` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatmin._utils.plain import as_plain, from_plain
+
+__all__ = ["CheckpointFolder", "DamagedFileError", "read_file", "write_file"]
+
+_KIND = b"flatmin.checkpoint/"
+_VERSION = b"1"
+
+
+class DamagedFileError(ValueError):
+    """A file is cut off, altered, or something else."""
+
+
+def write_file(path: Path, content: Any) -> None:
+    """Write plain values so that the file is whole or as it was before.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        In a folder that exists.
+    content : object
+        What :func:`flatmin._utils.plain.as_plain` takes.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, or the like.
+    TypeError
+        If it is something else.
+    """
+    buffer = io.BytesIO()
+    torch.save(as_plain(content, "the content"), buffer)
+    payload = buffer.getbuffer()
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(_KIND + _VERSION + b" " + digest + b"\n")
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def read_file(path: Path) -> Any:
+    """Read what :func:`write_file` wrote; tensors come on the CPU.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    DamagedFileError
+        If it is cut off, altered, or no checkpoint.
+    ValueError
+        If it is of another version of the format.
+    """
+    with path.open("rb") as whole:
+        kind, _, digest = whole.readline(200).rstrip(b"\n").partition(b" ")
+        payload = whole.read()
+    if not kind.startswith(_KIND):
+        raise DamagedFileError(f"{path} is cut off, or no checkpoint of flatmin.")
+    version = kind.removeprefix(_KIND)
+    if version != _VERSION:
+        raise ValueError(
+            f"{path} must be a checkpoint of format {_VERSION.decode()}. Got format "
+            f"{version.decode(errors='replace')!r}; read it with the version of "
+            "flatmin that wrote it, or begin in another folder."
+        )
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        raise DamagedFileError(f"{path} is cut off or altered: its checksum is wrong.")
+    file = io.BytesIO(payload)
+    try:
+        return from_plain(torch.load(file, map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise DamagedFileError(f"{path} holds more than plain values.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name to the disk; Windows has no such call."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: the last two are kept.
+
+    Parameters
+    ----------
+    path : path-like
+        Made if it is not there; other files in it are left alone.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._last: Path | None = None
+
+    def read(self) -> Any:
+        """Return the content of the last whole checkpoint, or None.
+
+        Returns
+        -------
+        object or None
+            None if there is no checkpoint.
+
+        Raises
+        ------
+        DamagedFileError
+            If there are checkpoints, and none is whole.
+
+        Warns
+        -----
+        UserWarning
+            For each that is damaged, where an earlier one is whole.
+        """
+        faults = []
+        for path in reversed(self._files()):
+            try:
+                content = read_file(path)
+            except DamagedFileError as error:
+                faults.append(str(error))
+                continue
+            for fault in faults:
+                warnings.warn(
+                    f"{fault} Going on from the one before, {path.name}.", stacklevel=2
+                )
+            self._last = path
+            return content
+        if faults:
+            raise DamagedFileError(
+                f"No checkpoint in {self.path} can be used. {' '.join(faults)} Empty "
+                "the folder, or name another one, to begin anew."
+            )
+        return None
+
+    def write(self, content: Any) -> None:
+        """Write a checkpoint, and then remove all but this one and the one before.
+
+        Parameters
+        ----------
+        content : object
+            As for :func:`write_file`.
+        """
+        files = self._files()
+        number = _number(files[-1]) + 1 if files else 0
+        path = self.path / f"checkpoint-{number:08d}.flatmin"
+        write_file(path, content)
+        for old in files:
+            if old != self._last:
+                old.unlink(missing_ok=True)
+        self._last = path
+
+    def _files(self) -> list[Path]:
+        """Return the checkpoints, the last one at the end."""
+        found = self.path.glob("checkpoint-*.flatmin")
+        named = [path for path in found if path.stem.partition("-")[2].isdecimal()]
+        return sorted(named, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.partition("-")[2])

@@ -1,0 +1,158 @@
+"""A comparison in a folder: what has ended, and where the rest stands.
+
+``<method>-<seed>/begin.flatmin`` says what a unit depends on, and ``end.flatmin`` what
+came out. Until then the checkpoints of its fits lie beside them. A seed's warm-up has
+``warm-up-<seed>`` in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatmin._utils.checkpoint_files import DamagedFileError, read_file, write_file
+from flatmin.estimators._checkpoints import check_identity, hashes
+
+__all__ = ["ComparisonFolder", "UnitFolder"]
+
+# What the comparison sets itself, or no result depends on.
+_NOT_ITS_OWN = {
+    *("checkpoint_dir", "checkpoint_every", "memory", "verbose", "store_data"),
+    *("random_state", "warm_start", "on_divergence"),
+}
+
+
+@dataclass(frozen=True)
+class UnitFolder:
+    """Where a unit, or a warm-up, is kept; travels to the workers."""
+
+    path: Path
+    every: int | None
+    identity: dict[str, str]  # hashes
+
+    def fits(self, phase: str) -> dict[str, Any]:
+        """Return the settings of an estimator that fits a phase."""
+        return {
+            "checkpoint_dir": str(self.path / phase),
+            "checkpoint_every": self.every,
+        }
+
+    def begin(self) -> None:
+        """Make the folder, and write down what it is for."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_file(self.path / "begin.flatmin", self.identity)
+
+    def read(self) -> dict[str, Any] | None:
+        """Return what :meth:`write` was given, or None if it has not come to that.
+
+        Returns
+        -------
+        dict or None
+
+        Raises
+        ------
+        ValueError
+            If the folder is that of another comparison.
+        """
+        identity = self._read("begin")
+        if identity is None:
+            return None
+        check_identity(self.path, identity, self.identity)
+        found: dict[str, Any] | None = self._read("end")
+        return found
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Keep what came out, and no longer the way there.
+
+        Parameters
+        ----------
+        content : mapping
+            Plain values.
+
+        Warns
+        -----
+        UserWarning
+            If it cannot be written; the checkpoints of the fits then stay.
+        """
+        try:
+            write_file(self.path / "end.flatmin", dict(content))
+        except OSError as error:
+            warnings.warn(
+                f"A result could not be kept in {self.path}: {error} What is there is "
+                "whole, and the comparison goes on.",
+                stacklevel=2,
+            )
+            return
+        for folder in self.path.iterdir():
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _read(self, name: str) -> Any:
+        """Return what a file holds, or None if there is no such file, or no whole."""
+        try:
+            return read_file(self.path / f"{name}.flatmin")
+        except FileNotFoundError:
+            return None
+        except DamagedFileError as error:
+            warnings.warn(f"{error} What it held is run again.", stacklevel=3)
+            return None
+
+
+class ComparisonFolder:
+    """The folders of the units of a comparison.
+
+    Parameters
+    ----------
+    path : path-like
+    every : int or None
+        Iterations between two checkpoints of a fit.
+    protocol : mapping of str to object
+        What all units depend on.
+    estimator : estimator
+        Of the warm-ups.
+    estimators : mapping of str to estimator
+        Of the units.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        every: int | None,
+        protocol: Mapping[str, Any],
+        estimator: Any,
+        estimators: Mapping[str, Any],
+    ) -> None:
+        self._path = Path(path)
+        self._every = every
+        common = hashes(protocol)
+        self._warmup = {**common, **hashes(_settings(estimator))}
+        self._units = {
+            label: {**common, **hashes(_settings(unit))}
+            for label, unit in estimators.items()
+        }
+
+    def warmup(self, seed: int) -> UnitFolder:
+        """Return the folder of a seed's warm-up."""
+        return self._folder("warm-up", seed, self._warmup)
+
+    def unit(self, label: str, seed: int) -> UnitFolder:
+        """Return the folder of a unit."""
+        # A label may be no name for a file.
+        short = hashlib.sha256(label.encode()).hexdigest()[:8]
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", label)[:40]
+        return self._folder(f"{name}-{short}", seed, self._units[label])
+
+    def _folder(self, name: str, seed: int, identity: dict[str, str]) -> UnitFolder:
+        return UnitFolder(self._path / f"{name}-{seed}", self._every, identity)
+
+
+def _settings(estimator: Any) -> dict[str, Any]:
+    settings = estimator.get_params(deep=False)
+    return {name: held for name, held in settings.items() if name not in _NOT_ITS_OWN}

@@ -1,0 +1,276 @@
+"""A run in a folder: what it is, and how far it has come."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from numbers import Integral
+from typing import Any
+
+import joblib
+import torch
+from torch import Tensor
+
+from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._utils.random import make_generator
+from flatmin.dynamics import Checkpoints, callback_settings, store_callbacks
+from flatmin.estimators._examples import Examples
+from flatmin.estimators._fingerprint import fingerprint
+from flatmin.estimators._run import Run
+from flatmin.noise import METHODS
+
+__all__ = ["RunCheckpoints", "check_checkpoint_params", "check_identity", "hashes"]
+
+# Parameters that a run does not depend on; where it runs is its environment.
+_NOT_ITS_OWN = {
+    *("checkpoint_dir", "checkpoint_every", "memory", "store_data", "verbose"),
+    *("warm_start", "device"),
+}
+
+
+class RunCheckpoints:
+    """Saves one run, and finds it again.
+
+    Parameters
+    ----------
+    estimator : estimator
+        With an integer as ``random_state``.
+    run : Run
+    theta : Tensor of shape (D,)
+        Where the run begins.
+    callbacks : iterable of (name, callback) pairs
+        Initialised.
+
+    Attributes
+    ----------
+    found : dict or None
+        What was saved last of the same run: its phase, "warmup", "noise" or
+        "finished", and what that phase has saved.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another run, or nothing that can be read.
+    TypeError
+        If a callback remembers what cannot be stored.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        run: Run,
+        theta: Tensor,
+        callbacks: Iterable[tuple[str, Any]],
+    ) -> None:
+        store_callbacks(callbacks)
+        self._folder = CheckpointFolder(estimator.checkpoint_dir)
+        self._every = estimator.checkpoint_every
+        self._run = run
+        self._identity = hashes(_identity(estimator, run, theta))
+        self._environment = {
+            "torch": str(torch.__version__),
+            "device": run.risk.device.type,
+            "threads": torch.get_num_threads(),
+        }
+        self.found: dict[str, Any] | None = self._folder.read()
+        self._phases: set[str] = set()
+        if self.found is not None:
+            check_identity(
+                self._folder.path, self.found.pop("identity", {}), self._identity
+            )
+            self._phases.add(self.found["phase"])
+            if self.found["phase"] != "finished":
+                self._compare_environment(self.found["environment"])
+
+    def of_phase(self, phase: str) -> Checkpoints:
+        """Return what saves a phase.
+
+        Parameters
+        ----------
+        phase : {"warmup", "noise"}
+
+        Returns
+        -------
+        Checkpoints
+        """
+        return Checkpoints(lambda parts: self.save(phase, parts), self._every)
+
+    def save(self, phase: str, parts: Callable[[], Mapping[str, Any]]) -> None:
+        """Save a phase; a failure ends the run only if nothing would be lost.
+
+        Parameters
+        ----------
+        phase : {"warmup", "noise", "finished"}
+        parts : callable
+            Returns what it has to say.
+
+        Raises
+        ------
+        OSError
+            If nothing can be written, and nothing has been before.
+        TypeError
+            If what is to be saved of this phase is not made of plain values, and
+            nothing of it has been saved before.
+
+        Warns
+        -----
+        UserWarning
+            If nothing could be written. What was saved before is still there.
+        """
+        run = self._run
+        try:
+            content = {
+                "identity": self._identity,
+                "environment": self._environment,
+                "phase": phase,
+                "offset": run.offset,
+                "warmup_rows": run.rows,
+                "diverged": run.diverged,
+                **parts(),
+            }
+            self._folder.write(content)
+            self._phases.add(phase)
+        except (OSError, TypeError) as error:
+            known = self._phases
+            if isinstance(error, TypeError) and phase != "finished":
+                known = known & {phase}
+            if not known:
+                raise
+            warnings.warn(
+                f"No checkpoint could be written into {self._folder.path}: {error} The "
+                "last one there is whole, and the training goes on without a new one.",
+                stacklevel=2,
+            )
+
+    def check_law(self, theta: Tensor, batches: Any) -> None:
+        """Raise before the warm-up if the state of somebody's law cannot be stored.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        batches : GradientBatches or None
+            With draws that are not those of the run.
+        """
+        law, rng = self._run.law, make_generator(0, self._run.risk.device)
+        if type(law) in METHODS.values():
+            return
+        risk = self._run.risk if batches is None else batches.draw()
+        state = None
+        # Where the warm-up leads to it may be able to.
+        with suppress(RuntimeError, ValueError):
+            state = law.refresh(risk, theta, rng)
+        law.store_state(state)
+
+    def _compare_environment(self, found: Mapping[str, Any]) -> None:
+        if found != self._environment:
+            warnings.warn(
+                f"The run in {self._folder.path} was begun with {found}, and goes on "
+                f"with {self._environment}: it may differ, in the last bits, from one "
+                "that was not interrupted.",
+                stacklevel=2,
+            )
+
+
+def check_checkpoint_params(estimator: Any) -> None:
+    """Raise if a run with these parameters could not be found again.
+
+    Parameters
+    ----------
+    estimator : estimator
+
+    Raises
+    ------
+    ValueError
+        If the folder is missing, or the seed.
+    """
+    folder, seed = estimator.checkpoint_dir, estimator.random_state
+    if folder is None and estimator.checkpoint_every is not None:
+        raise ValueError(
+            "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
+            f"checkpoint_every={estimator.checkpoint_every}."
+        )
+    if folder is not None and not isinstance(seed, Integral):
+        raise ValueError(
+            "A checkpoint_dir needs an integer random_state: otherwise fit, called "
+            f"again, would be another run. Got random_state={seed!r}."
+        )
+
+
+def hashes(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return a hash for each thing that a run depends on.
+
+    Parameters
+    ----------
+    identity : mapping of str to object
+
+    Returns
+    -------
+    dict of str to str
+    """
+    return {
+        name: str(joblib.hash(fingerprint(value))) for name, value in identity.items()
+    }
+
+
+def check_identity(
+    path: Any, found: Mapping[str, str], wanted: Mapping[str, str]
+) -> None:
+    """Raise unless a checkpoint is of the run that is to go on.
+
+    Parameters
+    ----------
+    path : path-like
+        For the message.
+    found : mapping of str to str
+        Its hashes.
+    wanted : mapping of str to str
+        Those of the run.
+
+    Raises
+    ------
+    ValueError
+        With the names of what differs.
+    """
+    names = {*found, *wanted}
+    different = sorted(name for name in names if found.get(name) != wanted.get(name))
+    if different:
+        raise ValueError(
+            f"{path} holds a run that differs from this one in "
+            f"{', '.join(different)}. Pass what that run was begun with, or another "
+            "checkpoint_dir."
+        )
+
+
+def _identity(estimator: Any, run: Run, theta: Tensor) -> dict[str, Any]:
+    settings = estimator.get_params(deep=False)
+    return {
+        **{name: held for name, held in settings.items() if name not in _NOT_ITS_OWN},
+        "kind of estimator": type(estimator),
+        "module": run.module,
+        "method": run.law,
+        "warmup_method": run.warmup_law,
+        "random_state": run.seeds,
+        "callbacks": [_describe_callback(item) for item in estimator.callbacks or ()],
+        "X and y": _describe_data(run.examples),
+        "sample_weight": run.weights,
+        "X_val and y_val": run.validation and _describe_data(run.validation),
+        "the start": [
+            theta,
+            run.offset,
+            [generator.get_state() for generator in run.generators.values()],
+        ],
+    }
+
+
+def _describe_data(examples: Examples) -> list[Any]:
+    """Describe data; nobody has read all of a data set to compare."""
+    X = examples.first_input() if examples.streamed else examples.X
+    return [X, examples.y]
+
+
+def _describe_callback(item: Any) -> Any:
+    name, callback = item if isinstance(item, tuple) else (None, item)
+    if callback is None or isinstance(callback, type):
+        return [name, callback]
+    return [name, type(callback), callback_settings(callback)]

@@ -1,0 +1,145 @@
+"""A comparison is interrupted, goes on, and gives the same table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pandas.testing import assert_frame_equal
+
+from flatmin import compare_dynamics
+from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin.comparison import ComparisonResult
+from flatmin.dynamics import NoisyDescent
+
+from ._problems import classifier, digits, norm
+
+X, y, X_test, y_test = digits()
+
+
+def compare(folder, methods=("gd", "sgd"), **settings):
+    given = {"estimator": classifier(), "n_seeds": [3, 1], "quench": 10}
+    given |= {"end_metrics": {"end": norm}, "checkpoint_dir": folder}
+    return compare_dynamics(methods, X, y, **given | settings)
+
+
+def assert_alike(one, two):
+    assert_frame_equal(one.table, two.table, check_exact=True)
+    assert one.protocol == two.protocol
+    records = [result.units.drop(columns="seconds") for result in (one, two)]
+    assert_frame_equal(*records)
+
+
+class Killed(BaseException):
+    """What a kill is inside a test."""
+
+
+def interrupt(monkeypatch, folder, n_writes, **settings):
+    """Compare until the fits have written so many checkpoints."""
+    write, left = CheckpointFolder.write, [n_writes]
+
+    def counted(self, content):
+        write(self, content)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "write", counted)
+        with pytest.raises(Killed):
+            compare(folder, **settings)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """What is to come out."""
+    return compare(None)
+
+
+def test_it_goes_on(monkeypatch, tmp_path, whole):
+    # Into the first warm-up, the second, a noise, a quench.
+    for n_writes in (2, 6, 5, 6):
+        interrupt(monkeypatch, tmp_path, n_writes)
+    assert_alike(compare(tmp_path), whole)
+
+
+def test_what_has_ended_is_found(monkeypatch, tmp_path, whole):
+    compare(tmp_path)
+    monkeypatch.setattr(NoisyDescent, "run", None)
+    seen = []
+    found = compare(tmp_path, on_unit=seen.append, n_jobs=2)
+    assert_alike(found, whole)
+    assert len(seen) == 4
+    # Fits that have ended leave nothing but what came out.
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"begin.flatmin", "end.flatmin"}
+
+
+def test_other_methods_and_seeds_may_follow(tmp_path):
+    compare(tmp_path, ["gd"], n_seeds=[3])
+    found = compare(tmp_path, ["sgd", "gd"], n_seeds=[1, 3])
+    assert_alike(found, compare(None, ["sgd", "gd"], n_seeds=[1, 3]))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"quench": 11}, "quench"),
+        ({"estimator": classifier(lr=0.2)}, "lr"),
+        ({"end_metrics": {"end": lambda risk, theta: 0.0}}, "end_metrics"),
+        ({"X_test": X_test, "y_test": y_test}, "data"),
+        ({"methods": {"gd": {"noise_scale": 2.0}}}, "noise_scale"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+@pytest.mark.parametrize("n_writes", [11, None])
+def test_another_comparison_is_refused(monkeypatch, tmp_path, n_writes, change, named):
+    """Also where no unit has ended."""
+    if n_writes is None:
+        compare(tmp_path, ["gd"], n_seeds=[3])
+    else:
+        interrupt(monkeypatch, tmp_path, n_writes, methods=["gd"], n_seeds=[3])
+    monkeypatch.setattr(NoisyDescent, "run", None)
+    with pytest.raises(ValueError, match=rf"differs from this one in .*{named}"):
+        compare(tmp_path, **{"methods": ["gd"], "n_seeds": [3]} | change)
+
+
+def test_what_is_damaged_is_run_again(tmp_path, whole):
+    compare(tmp_path)
+    unit = next(tmp_path.glob("sgd-*-3")) / "end.flatmin"
+    unit.write_bytes(unit.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"checksum is wrong.*is run again"):
+        assert_alike(compare(tmp_path), whole)
+
+
+def test_a_divergence_is_kept(monkeypatch, tmp_path):
+    settings = {"methods": {"gd": {}, "sgd": {"lr": 1e30}}, "n_seeds": [3]}
+    first = compare(tmp_path, **settings)
+    assert first.failures["error"].tolist() == ["DivergenceError"]
+    monkeypatch.setattr(NoisyDescent, "run", None)
+    assert_alike(compare(tmp_path, **settings), first)
+
+
+def test_an_estimator_with_a_folder_is_refused(tmp_path):
+    estimator = classifier(checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="pass checkpoint_dir to compare_dynamics"):
+        compare(None, estimator=estimator)
+    with pytest.raises(ValueError, match="checkpoint_every needs a checkpoint_dir"):
+        compare(None, checkpoint_every=3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_killed_comparison_gives_the_same_table(tmp_path):
+    files = [tmp_path / "whole.json", tmp_path / "resumed.json"]
+    script = Path(__file__).with_name("_killed.py")
+    found = subprocess.run(
+        [sys.executable, str(script), *map(str, files), "2"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) >= 1
+    whole, resumed = map(ComparisonResult.from_json, files)
+    assert_alike(resumed, whole)
