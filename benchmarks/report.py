@@ -25,6 +25,7 @@ import os
 import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ from _networks import NETWORKS, make_network, train
 from _problems import make_problem
 from _report_rows import Report, Sizes
 from run import command, log, processor, versions
+
+PUBLISHED = "rtdl-revisiting-models"
 
 
 def parse_arguments():
@@ -126,6 +129,8 @@ def main():
 
 def store(arguments, name, title, rows, seconds):
     known = {key: value for key, value in versions().items() if value is not None}
+    if name == "published":
+        known[PUBLISHED] = version(PUBLISHED)
     result = {
         "command": command(),
         "problem": title,
