@@ -166,16 +166,19 @@ def compare_dynamics(
         int(n_threads),
     )
     protocol = _protocol(estimator, estimators, plan)
-    origin = [provenance(device)]
+    here = provenance(device)
+    origin: list[dict[str, Any]] = []
     folders = _folders(checkpoint_dir, checkpoint_every, plan, estimator, estimators)
     done: dict[tuple[str, int], Unit] = {}
 
-    def end(unit: Unit) -> None:
+    def end(unit: Unit, place: dict[str, Any]) -> None:
         label, seed = unit.record["method"], unit.record["seed"]
         done[label, seed] = unit
+        if place not in origin:
+            origin.append(place)
         if on_unit is not None:
             own = {label: protocol["methods"][label]}
-            on_unit(_collect([unit], {**protocol, "methods": own}, origin))
+            on_unit(_collect([unit], {**protocol, "methods": own}, [place]))
 
     before = torch.get_num_threads()
     units = [(label, seed) for seed in seeds for label in estimators]
@@ -183,8 +186,7 @@ def compare_dynamics(
     try:
         with progress_bar(total, "comparison", verbose=verbose) as bar:
             for unit, place in _found(folders, units):
-                origin += [] if place in origin else [place]
-                end(unit)
+                end(unit, place)
             left = [unit for unit in units if unit not in done]
             tasks = [
                 delayed(warm_up)(
@@ -209,7 +211,7 @@ def compare_dynamics(
                 for label, seed in left
             ]
             for unit in _work(tasks, n_jobs, bar):
-                end(unit)
+                end(unit, here)
     finally:
         torch.set_num_threads(before)
     ordered = [done[label, seed] for label in estimators for seed in seeds]

@@ -10,7 +10,7 @@ from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
 from flatmin._utils.checkpoint_files import CheckpointFolder
-from flatmin.comparison import ComparisonResult
+from flatmin.comparison import ComparisonResult, _compare, _unit
 from flatmin.dynamics import NoisyDescent
 
 from ._problems import classifier, digits, norm
@@ -80,6 +80,17 @@ def test_other_methods_and_seeds_may_follow(tmp_path):
     compare(tmp_path, ["gd"], n_seeds=[3])
     found = compare(tmp_path, ["sgd", "gd"], n_seeds=[1, 3])
     assert_alike(found, compare(None, ["sgd", "gd"], n_seeds=[1, 3]))
+
+
+def test_it_says_where_each_part_was_run(monkeypatch, tmp_path):
+    places = [{"machine": "one"}, {"machine": "two"}]
+    for place, methods in zip(places, (["gd"], ["gd", "sgd"]), strict=True):
+        for module in (_compare, _unit):
+            monkeypatch.setattr(module, "provenance", lambda device, at=place: at)
+        seen = []
+        found = compare(tmp_path, methods, n_seeds=[3], on_unit=seen.append)
+    assert found.provenance == places
+    assert [result.provenance for result in seen] == [[place] for place in places]
 
 
 @pytest.mark.parametrize(
