@@ -120,7 +120,7 @@ def test_it_goes_on_from_every_checkpoint(goes_on, n_writes):
         {"validation": True, "metrics": {"norm": lambda risk, theta: theta.norm()}},
         {"kind": regressor, "data": plane(), "method": "gld_ggn"},
     ],
-    ids=str,
+    ids=lambda params: " ".join(params),
 )
 def test_other_settings_go_on(goes_on, params):
     goes_on(2, 3, **params)
