@@ -3,8 +3,8 @@
     python examples/displays.py [--full] [--theta FILE.npy] [--output DIR]
 
 ``--full`` trains the LeNet of 11,330 parameters by gradient descent for 3000 iterations
-on 1200 images, as the paper does; without it everything is small, for a look in a
-minute. ``--theta`` starts from parameters that an earlier run has stored.
+on 1200 images, as the paper does; without it everything is small, for a first
+look. ``--theta`` starts from parameters that an earlier run has stored.
 """
 
 import argparse

@@ -49,7 +49,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
     Parameters
     ----------
     estimator : flatmin estimator, skorch net or torch.nn.Module
-        Fitted; also inside of a ``FrozenEstimator`` or a ``Pipeline``, through whose
+        Fitted; also inside a ``FrozenEstimator`` or a ``Pipeline``, through whose
         earlier steps X goes. Labels are encoded as at training: those of a skorch net
         and of a module are class indices. Of a tuple that a module returns the first
         entry counts.
@@ -150,9 +150,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
         rtol : float, default=0.02
             Relative standard error to reach.
         max_matvecs : int, default=200
-            Products at most; see :func:`flatmin.linalg.trace`. The trace of "ggn" and
-            "fisher" is estimated by sweeps over the examples, 32 at most, which give
-            one estimate for each.
+            Products at most; see :func:`flatmin.linalg.trace`. Without ``params`` the
+            trace of "ggn" and "fisher" is estimated by sweeps over the examples
+            instead, 32 at most: see :func:`flatmin.curvature.ggn_trace`.
 
         Returns
         -------

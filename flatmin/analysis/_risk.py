@@ -37,7 +37,7 @@ def make_risk(
     Parameters
     ----------
     estimator : flatmin estimator, skorch net or torch.nn.Module
-        Also inside of a ``FrozenEstimator``, a fitted search or a ``Pipeline``, through
+        Also inside a ``FrozenEstimator``, a fitted search or a ``Pipeline``, through
         whose earlier steps X goes. It is not touched.
     X : array-like, Tensor or data set
     y : array-like or Tensor; None with a data set

@@ -18,7 +18,7 @@ class SharpnessScorer(ModelByReference):
     """Minus the sharpness of a model: flat is high, as a scorer has to be.
 
     ``scoring={"accuracy": "accuracy", "flatness": SharpnessScorer()}`` in a search over
-    flatmin estimators or skorch nets, also inside of pipelines: a call
+    flatmin estimators or skorch nets, also inside pipelines: a call
     ``scorer(estimator, X, y)`` changes neither the estimator nor the scorer. With a
     model of its own, ``SharpnessScorer(clf).fit(X, y)`` measures it once and keeps the
     result.
@@ -155,6 +155,13 @@ class SharpnessScorer(ModelByReference):
         Returns
         -------
         self
+
+        Raises
+        ------
+        NotFittedError
+            If the model is not fitted, or X is None and it holds no training data.
+        ValueError, TypeError
+            If parameters, model and data do not fit together.
         """
         result = self._measure(self._own(), X, y, sample_weight)
         if X is not None:

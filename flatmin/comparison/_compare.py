@@ -54,7 +54,8 @@ def compare_dynamics(
     their differences are paired by seed. A unit, one method with one seed, is what
     ``clone(estimator).set_params(method=..., random_state=seed).fit(X, y)`` gives.
 
-    With ``quench``, each unit goes on with gradient descent from where it ended. Noise
+    With ``quench``, each unit goes on with gradient descent from where it ended: the
+    plain step on all examples, without the method's optimizer and callbacks. Noise
     holds the loss up, and the curvature of the cross-entropy vanishes with the loss:
     what the noise has reached is seen when it is gone.
 
@@ -74,7 +75,8 @@ def compare_dynamics(
         Everything else: network, warm-up, lr, iterations, device. With a GPU each
         worker has a context of its own on it.
     X_test, y_test : array-like, default=None
-        Looked at only, as ``X_val`` and ``y_val`` of ``fit``.
+        Looked at only, as ``X_val`` and ``y_val`` of ``fit``: the columns
+        ``valid_loss`` and ``valid_score`` are of these.
     n_seeds : int or iterable of int, default=5
         How many seeds to draw from ``random_state``, or the seeds themselves.
     metrics : dict of str to callable, default=None

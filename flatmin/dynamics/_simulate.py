@@ -24,7 +24,7 @@ __all__ = ["ExitTime", "Simulation", "simulate"]
 class ExitTime:
     """A mean first-exit time in iterations, under a constant rate of exit."""
 
-    value: float  # infinite where no chain came out
+    value: float  # infinite where no chain reached the target
     stderr: float
     n_exits: int
 
@@ -48,12 +48,17 @@ class Simulation:
         Parameters
         ----------
         confidence : float, default=0.95
-            Of the Wilson interval. It is one over chains on the given data; over
-            data as well where every chain has its own.
+            Of the Wilson interval. It holds for chains on the given data; where every
+            chain has data of its own, also for other data.
 
         Returns
         -------
         Proportion
+
+        Raises
+        ------
+        ValueError
+            If there was no ``reached``, or ``confidence`` is not in (0, 1).
         """
         return Proportion.of(_known(self.success), confidence)
 
@@ -68,6 +73,11 @@ class Simulation:
         Returns
         -------
         Proportion
+
+        Raises
+        ------
+        ValueError
+            If there was no ``reached``, or ``confidence`` is not in (0, 1).
         """
         return Proportion.of(~_known(self.censored), confidence)
 
@@ -80,6 +90,11 @@ class Simulation:
         Returns
         -------
         ExitTime
+
+        Raises
+        ------
+        ValueError
+            If there was no ``reached``.
         """
         n_exits = int((~_known(self.censored)).sum())
         if not n_exits:

@@ -81,14 +81,14 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     memory : None, str or joblib.Memory, default=None
         Caches the warm-up, so that a grid over ``method`` runs it once a fold. It needs
         a ``random_state``: with None every warm-up is another one. Not used where
-        training or validation data are a data set, which nobody has read to compare.
+        training or validation data are a data set, which is not read as a whole.
     params_init : array-like of shape (n_params,), default=None
         θ to start from, flat, in ``named_parameters()`` order.
     metrics : dict of str to callable, default=None
         ``metric(risk, theta)`` returns a number; recorded in ``history_`` after the
         warm-up.
     record_every : int, default=100
-        Iterations a block. After each one ``history_`` gets a row, which costs a few
+        Iterations per block. After each one ``history_`` gets a row, which costs a few
         passes over the data, and callbacks are called: a skorch epoch is a block.
     batch_norm : {"error", "frozen"}, default="error"
         BatchNorm has no per-example gradients in train mode: refuse it, or train with
@@ -107,8 +107,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     checkpoint_dir : path-like, default=None
         A folder for this run alone, in which it is saved on its way: ``fit``, called
         again with the same arguments, also in a later process, goes on from there, and
-        ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); of
-        a run that has ended it gives the end. Needs an integer ``random_state``. A
+        ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); a
+        run that has ended is read back. Needs an integer ``random_state``. A
         folder that holds a run with other settings or other data is refused; a data set
         is known by its first input and its targets. Files are whole or not there, hold
         no code, and the last two are kept. What a run does not own is not in them:

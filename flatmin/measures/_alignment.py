@@ -176,10 +176,10 @@ def alignment(
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
 ) -> Alignment:
-    """Return the table of section 3: cosines, residual, traces and what they say.
+    """Return how Σ lies to H: cosines, projection residual, traces and their ratios.
 
-    Eigenvalues are ordered algebraically, as in equation 8. Traces and norms are the
-    sums over the k pairs plus an estimate of the rest.
+    Eigenvalues are ordered algebraically, as in equation 8 of the paper. Traces and
+    norms are the sums over the k pairs plus an estimate of the rest.
 
     Parameters
     ----------

@@ -62,8 +62,8 @@ def loss_scaled_alignment(
     E[L(θ')] ≥ (η²/(2m)) Tr(HΣ) = (η²/m) μ ‖H‖²_F L, so that SGD can stay only where
     ‖H‖_F ≤ (1/η) √(m/μ₀), with μ₀ a lower bound of μ about the minimum; the method
     ``norm_bound`` takes μ at θ for it. With C outputs whose residuals are independent
-    of their Jacobians μ is 1/C. It does not depend on the scale of the loss. For other
-    losses it is a number without that theory.
+    of their Jacobians μ is 1/C. It does not depend on the scale of the loss, and it is
+    not defined at L = 0. For other losses it is a number without that theory.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ class GradientNoise:
 
     @property
     def noise_scale(self) -> Tensor:
-        """Tr(Σ) / ‖g₀‖², the batch size at which noise and gradient are as large."""
+        """Tr(Σ) / ‖g₀‖², the batch size at which √E‖ε‖² equals ‖g₀‖."""
         return self.trace / self.gradient_norm.square()
 
     def noise_norm(self, batch_size: int) -> Tensor:

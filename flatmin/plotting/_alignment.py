@@ -224,7 +224,7 @@ class AlignmentDisplay(BaseDisplay):
         Parameters
         ----------
         ax : matplotlib Axes or pair of them, default=None
-            None makes a figure; one for the two panels of the curves is cut up.
+            None makes a figure; a single one is cut up for the curves, two panels.
         kind : {"heatmap", "curves"}, default=None
             None is the curves, where there are.
         n_cosines : int, default=3

@@ -17,13 +17,13 @@ _PHASES = {"warmup": 0, "noise": 1, "quench": 2}
 
 
 def check_band(spread: str) -> None:
-    """Raise if there is no such band.
+    """Raise if a band cannot show that.
 
     Parameters
     ----------
     spread : str
     """
-    check_known("band", spread, SPREADS)
+    check_known("spread", spread, SPREADS)
 
 
 def band(runs: pd.DataFrame, column: str, spread: str) -> pd.DataFrame:

@@ -56,7 +56,7 @@ class LandscapeDisplay(BaseDisplay):
     trajectory : array-like of shape (n_steps, 1) or (n_steps, 2), default=None
         Its coordinates, from the start to the end.
     share : float, default=None
-        Of the trajectory's variance, that lies in the plane.
+        Of the trajectory's variance, the part in the line or plane, from 0 to 1.
 
     Attributes
     ----------
@@ -161,7 +161,7 @@ class LandscapeDisplay(BaseDisplay):
         span : float, default=None
             The section reaches from -span to span, in multiples of the directions.
             None is 1 for "random", else where the second order of the more curved
-            direction has raised the loss by 1; further, where a trajectory does.
+            direction has raised the loss by 1; more where a trajectory lies outside.
         n_points : int, default=25
             Along each direction; the loss is computed at all n_points ** n_directions.
         trajectory : array-like of shape (n_steps, D), default=None
@@ -520,7 +520,7 @@ def _losses(
 ) -> np.ndarray:
     """Return L on the grid, (n,) or (m, n): the first direction runs along the rows."""
     columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)
-    mesh = np.meshgrid(*grids)  # for two: rows are β
+    mesh = np.meshgrid(*grids)  # for two, y changes from row to row
     steps = np.stack([part.ravel() for part in mesh], axis=1)
     losses = []
     with progress_bar(len(steps), "losses", verbose=verbose) as bar:

@@ -318,7 +318,7 @@ class SpectrumDisplay(BaseDisplay):
         Parameters
         ----------
         ax : matplotlib Axes or pair of them, default=None
-            None makes a figure; one for two panels is cut up.
+            None makes a figure; a single one is cut up if there are two panels.
         kind : {"both", "eigenvalues", "density"}, default=None
             None is both, where there is a density.
         normalised : bool, default=None

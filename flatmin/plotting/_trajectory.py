@@ -200,11 +200,13 @@ class TrajectoryDisplay(BaseDisplay):
         Parameters
         ----------
         ax : matplotlib Axes or sequence of them, default=None
-            One for each quantity. None makes a figure; one for several is cut up.
+            One for each quantity, or a single one, which is cut up. None makes a
+            figure.
         quantities : sequence of str, default=None
-            Columns of the history. None is the score on the freshest data that there
-            is, the loss and the sharpness. A logarithmic axis is taken for positive
-            numbers over more than a factor of 20.
+            Columns of the history. None is the score on test data, or if there is none
+            on validation data, or else on training data; the loss; the sharpness. A
+            logarithmic axis is taken for positive numbers over more than a factor of
+            20.
         spread : {"range", "sd", "ci"}, default="range"
             What bands over seeds show: all seeds, one standard deviation (ddof 1) about
             the mean, or its 95 % t interval.

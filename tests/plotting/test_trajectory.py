@@ -192,7 +192,7 @@ def test_bad_input():
     display = TrajectoryDisplay.from_results(runs())
     with pytest.raises(ValueError, match="did you mean 'loss'"):
         display.plot(quantities=["los"])
-    with pytest.raises(ValueError, match="Unknown band 'sem'"):
+    with pytest.raises(ValueError, match="Unknown spread 'sem'"):
         display.plot(spread="sem")
     twice = pd.concat([runs(), runs()])
     with pytest.raises(ValueError, match="Got several for method 'gd', seed 0"):
