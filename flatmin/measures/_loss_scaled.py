@@ -43,7 +43,10 @@ class LossScaledAlignment:
         Returns
         -------
         float
+            Infinite for μ ≤ 0, where the theory bounds nothing.
         """
+        if not float(self.value) > 0:
+            return math.inf
         return math.sqrt(batch_size / float(self.value)) / lr
 
 

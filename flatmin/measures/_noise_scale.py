@@ -29,7 +29,7 @@ class GradientNoise:
     trace: Tensor  # (*batch) Tr(Σ), float64
 
     @property
-    def noise_scale(self) -> Tensor:
+    def simple_noise_scale(self) -> Tensor:
         """Tr(Σ) / ‖g₀‖², the batch size at which √E‖ε‖² equals ‖g₀‖."""
         return self.trace / self.gradient_norm.square()
 
@@ -67,7 +67,7 @@ class GradientNoise:
         return lr**0.5 * self.noise_norm(batch_size)
 
     def __float__(self) -> float:
-        return float(self.noise_scale)
+        return float(self.simple_noise_scale)
 
 
 def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
