@@ -96,7 +96,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     }
     _net_class: ClassVar[type]
 
-    # ------------------------------------------------------------------ subclass
     @abstractmethod
     def _encode(self, y: Any, *, reset: bool) -> np.ndarray:
         """Check y, learn from it if ``reset``, and give it the risk's form."""
@@ -130,7 +129,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             )
         return weights
 
-    # ----------------------------------------------------------------------- fit
     def fit(
         self,
         X: Any,
@@ -521,7 +519,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             outputs = first_output(copy.deepcopy(module).eval()(first))
         return self._resolve_loss(outputs if isinstance(outputs, Tensor) else first)
 
-    # ------------------------------------------------------------------ outputs
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the network's outputs, around the data loader and its seeds."""
         return self._outputs_and_targets(X)[0]

@@ -5,6 +5,8 @@ The error of a random estimate is that of the matrix without its large eigenvalu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from flatmin.linalg import (
@@ -55,11 +57,7 @@ def deflated_trace(
         value = pairs.eigenvalues.sum() + result.value.double()
         return Estimate(value, result.stderr.double())
 
-    if operator.shape[-1] > max_matvecs > _PILOT:
-        first = total(_PILOT)
-        if bool(first.stderr <= rtol * first.value.abs()):
-            return first
-    return total(max_matvecs)
+    return _after_a_pilot(total, operator.shape[-1], rtol, max_matvecs)
 
 
 def deflated_norm(
@@ -96,9 +94,16 @@ def deflated_norm(
         stderr = torch.where(left > 0, result.stderr.double() * left / value, 0.0)
         return Estimate(value, stderr)
 
-    if operator.shape[-1] > max_matvecs > _PILOT:
+    return _after_a_pilot(total, operator.shape[-1], rtol, max_matvecs)
+
+
+def _after_a_pilot(
+    total: Callable[[int], Estimate], size: int, rtol: float, max_matvecs: int
+) -> Estimate:
+    """Return the estimate of few products if that will do, else of all."""
+    if size > max_matvecs > _PILOT:
         first = total(_PILOT)
-        if bool(first.stderr <= rtol * first.value):
+        if bool(first.stderr <= rtol * first.value.abs()):
             return first
     return total(max_matvecs)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "exact", "quotient"]
+__all__ = ["Estimate", "exact", "quotient", "square"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ def exact(value: Tensor) -> Estimate:
     """
     value = value.double()
     return Estimate(value, torch.zeros_like(value))
+
+
+def square(number: Estimate) -> Estimate:
+    """Return a², its error to first order: not the product of independent factors."""
+    return Estimate(number.value.square(), 2 * number.value.abs() * number.stderr)
 
 
 def quotient(above: list[Estimate], below: list[Estimate]) -> Estimate:

@@ -12,7 +12,7 @@ from flatmin._utils.random import make_generator
 from flatmin.curvature import GGNOperator
 from flatmin.linalg import eigsh
 from flatmin.measures._deflation import deflated_norm
-from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._estimate import Estimate, exact, quotient, square
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
 
@@ -116,7 +116,6 @@ def loss_scaled_alignment(
     norm = deflated_norm(
         operator, pairs, rtol=rtol, max_matvecs=max_matvecs, rng=generator
     )
-    square = Estimate(norm.value.square(), 2 * norm.value * norm.stderr)
     above = Estimate(product.value, product.stderr)
-    mu = quotient([above], [exact(2 * risk.value(theta)), square])
+    mu = quotient([above], [exact(2 * risk.value(theta)), square(norm)])
     return LossScaledAlignment(mu.value, mu.stderr, norm)

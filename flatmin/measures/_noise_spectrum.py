@@ -10,7 +10,7 @@ from torch import Tensor
 from flatmin._utils.random import make_generator
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
 from flatmin.measures._deflation import deflated_norm
-from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._estimate import Estimate, exact, quotient, square
 from flatmin.risk import Risk
 
 __all__ = ["NoiseSpectrum", "noise_spectrum"]
@@ -28,7 +28,7 @@ class NoiseSpectrum:
     @property
     def effective_rank(self) -> Estimate:
         """Tr(Σ)² / ‖Σ‖²_F, the participation ratio of the eigenvalues, in [1, D]."""
-        return quotient([self.trace, self.trace], [_square(self.norm)])
+        return quotient([self.trace, self.trace], [square(self.norm)])
 
     @property
     def share(self) -> Tensor:
@@ -102,7 +102,3 @@ def noise_spectrum(
     return NoiseSpectrum(
         operator.shape[-1], pairs.eigenvalues, exact(operator.trace()), norm
     )
-
-
-def _square(norm: Estimate) -> Estimate:
-    return Estimate(norm.value.square(), 2 * norm.value * norm.stderr)

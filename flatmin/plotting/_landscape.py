@@ -6,23 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flatmin._utils.names import check_known
-from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import make_generator
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._directions import (
     check_trajectory,
-    filter_normalised,
     plane_through,
     principal_directions,
     project,
 )
 from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
 from flatmin.plotting._models import fit_analyzer, make_seed
-from flatmin.risk import EmpiricalRisk
+from flatmin.plotting._sections import (
+    as_directions,
+    check_grid,
+    curvatures_along,
+    losses_on,
+    random_directions,
+    reach_of,
+)
 
 __all__ = ["LandscapeDisplay"]
 
@@ -191,7 +194,7 @@ class LandscapeDisplay(BaseDisplay):
                 raise ValueError(f"n_directions must be 1 or 2. Got {n_directions}.")
         if kind == "trajectory" and trajectory is None:
             raise ValueError("directions='trajectory' needs a trajectory. Got None.")
-        _check_grid(n_points, span)
+        check_grid(n_points, span)
         check_axes(ax, 1)
         settings = {
             "loss": loss,
@@ -208,9 +211,9 @@ class LandscapeDisplay(BaseDisplay):
         if trajectory is not None:
             path = check_trajectory(trajectory, risk.n_params)
         if kind is None:
-            A = _as_directions(directions, risk.n_params)
+            A = as_directions(directions, risk.n_params)
         elif kind == "random":
-            A = _random_directions(risk, n_directions, make_seed(random_state))
+            A = random_directions(risk, n_directions, make_seed(random_state))
         elif path is not None and kind == "trajectory":
             A = principal_directions(path, n_directions)
         else:
@@ -223,12 +226,12 @@ class LandscapeDisplay(BaseDisplay):
         coordinates, share = None, None
         if path is not None:
             coordinates, share = project(path, theta.double().cpu().numpy(), A)
-        curvatures = None if kind == "random" else _curvatures(risk, theta, A)
-        reach = _reach(span, curvatures, coordinates)
+        curvatures = None if kind == "random" else curvatures_along(risk, theta, A)
+        reach = reach_of(span, curvatures, coordinates)
         grids = [np.linspace(-reach, reach, n_points)] * A.shape[1]
         display = cls(
             grids[0],
-            _losses(risk, theta, A, grids, verbose),
+            losses_on(risk, theta, A, grids, verbose),
             y=grids[1] if len(grids) == 2 else None,
             labels=_labels(kind, curvatures, A.shape[1]),
             equal=kind not in (None, "random"),
@@ -295,7 +298,7 @@ class LandscapeDisplay(BaseDisplay):
         ValueError
             If the arguments do not fit together, or the solutions lie on a line.
         """
-        _check_grid(n_points, None)
+        check_grid(n_points, None)
         check_axes(ax, 1)
         if not margin >= 0:
             raise ValueError(f"margin must be 0 or more. Got {margin}.")
@@ -323,7 +326,7 @@ class LandscapeDisplay(BaseDisplay):
         theta = torch.as_tensor(thetas[0], dtype=risk.dtype, device=risk.device)
         display = cls(
             grids[0],
-            _losses(risk, theta, A, grids, verbose),
+            losses_on(risk, theta, A, grids, verbose),
             y=grids[1],
             labels=(
                 r"along $\theta_2-\theta_1$, units of $\theta$",
@@ -462,73 +465,6 @@ class LandscapeDisplay(BaseDisplay):
         if self.share is None or not np.isfinite(self.share):
             return "trajectory"
         return f"trajectory, {self.share:.0%} of its variance in the {section}"
-
-
-def _check_grid(n_points: int, span: float | None) -> None:
-    if n_points < 2:
-        raise ValueError(f"n_points must be at least 2. Got {n_points}.")
-    if span is not None and not 0 < span < np.inf:
-        raise ValueError(f"span must be positive and finite. Got {span}.")
-
-
-def _as_directions(directions: Any, n_params: int) -> np.ndarray:
-    A = np.asarray(directions, dtype=np.float64)
-    if A.ndim == 1:
-        A = A[:, None]
-    if A.ndim != 2 or len(A) != n_params or A.shape[1] not in (1, 2):
-        raise ValueError(
-            f"directions must be one or two columns of {n_params} numbers. Got shape "
-            f"{A.shape}."
-        )
-    if not np.isfinite(A).all() or np.linalg.matrix_rank(A) < A.shape[1]:
-        raise ValueError("directions must be finite and linearly independent.")
-    return A
-
-
-def _random_directions(risk: EmpiricalRisk, n: int, seed: int) -> np.ndarray:
-    theta, rng = risk.params(), make_generator(seed, risk.device)
-    columns = [filter_normalised(theta, risk.layout, rng) for _ in range(n)]
-    return torch.stack(columns, 1).double().cpu().numpy()
-
-
-def _curvatures(risk: EmpiricalRisk, theta: Tensor, A: np.ndarray) -> np.ndarray:
-    """Return aᵀHa of the columns."""
-    point = risk.linearize(theta)
-    columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)
-    return np.array([float(a @ point.hvp(a)) for a in columns.unbind(1)])
-
-
-def _reach(
-    span: float | None, curvatures: np.ndarray | None, coordinates: np.ndarray | None
-) -> float:
-    if span is not None:
-        return float(span)
-    reach, steepest = 1.0, 0.0 if curvatures is None else np.abs(curvatures).max()
-    if steepest > 0:
-        reach = float(np.sqrt(2 / steepest))
-    if coordinates is not None:
-        reach = max(reach, 1.1 * float(np.abs(coordinates).max()))
-    return reach
-
-
-def _losses(
-    risk: EmpiricalRisk,
-    theta: Tensor,
-    A: np.ndarray,
-    grids: list[np.ndarray],
-    verbose: bool | int,
-) -> np.ndarray:
-    """Return L on the grid, (n,) or (m, n): the first direction runs along the rows."""
-    columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)
-    mesh = np.meshgrid(*grids)  # for two, y changes from row to row
-    steps = np.stack([part.ravel() for part in mesh], axis=1)
-    losses = []
-    with progress_bar(len(steps), "losses", verbose=verbose) as bar:
-        for step in torch.as_tensor(steps, dtype=risk.dtype, device=risk.device):
-            losses.append(risk.value(theta + columns @ step))
-            bar.update()
-    values: np.ndarray = torch.stack(losses).double().cpu().numpy()
-    return values.reshape(mesh[0].shape)
 
 
 def _labels(kind: str | None, curvatures: np.ndarray | None, n: int) -> list[str]:
