@@ -56,6 +56,7 @@ class BandLanczos:
         self.V = start.new_empty(n_rows, len(start))  # rows are vectors
         self.H = torch.zeros(n_rows, n_basis, dtype=torch.float64, device=start.device)
         self.V[0] = start
+        self._scale = self.H.new_zeros(())  # the largest inner product so far
 
     @property
     def is_full(self) -> bool:
@@ -166,10 +167,12 @@ class BandLanczos:
     def _extend(self, j: int, stop: int) -> None:
         """Take the product with V[j]; what is new in it becomes V[stop]."""
         V, H = self.V, self.H
-        w, H[:stop, j] = orthogonalise(self.operator.matvec(V[j]), V[:stop])
+        w, along = orthogonalise(self.operator.matvec(V[j]), V[:stop])
         self.n_matvecs += 1
+        H[:stop, j] = along
+        self._scale = torch.maximum(self._scale, along.abs().amax())
         beta = torch.linalg.vector_norm(w, dtype=torch.float64)
-        if beta <= 10 * torch.finfo(w.dtype).eps * H.abs().amax():
+        if beta <= 10 * torch.finfo(w.dtype).eps * self._scale:
             V[stop] = random_direction(V[:stop], self.rng)  # leave the subspace
         else:
             V[stop] = w / beta.to(w.dtype)
