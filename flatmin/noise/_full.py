@@ -48,9 +48,9 @@ class GLDFull(NoiseLaw):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`NoiseLaw.noisy_gradient`."""
         z = standard_normal_weights(risk, theta, rng)
-        z = z - z.mean(-1, keepdim=True)
+        z -= z.mean(-1, keepdim=True)
         scale = self.noise_scale * (risk.n_examples / self._batch_size(risk)) ** 0.5
-        return risk.value_and_weighted_gradient(theta, 1 + scale * z)
+        return risk.value_and_weighted_gradient(theta, z.mul_(scale).add_(1))
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""

@@ -822,4 +822,4 @@ class EmpiricalRisk:
 
     def _mean(self, sums: list[Tensor]) -> Tensor:
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
-        return (total / self.n_examples).to(self.dtype)
+        return total.div_(self.n_examples).to(self.dtype)

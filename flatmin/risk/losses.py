@@ -161,7 +161,9 @@ class _ElementwiseLoss(ExampleLoss):
         return y.to(outputs.dtype).reshape(-1, *shape)
 
     def _mean(self, elements: Tensor) -> Tensor:
-        return elements if elements.ndim == 1 else elements.flatten(1).mean(1)
+        if elements.shape[1:].numel() == 1:  # one output: a mean would take a pass
+            return elements.flatten()
+        return elements.flatten(1).mean(1)
 
 
 class SquaredError(_ElementwiseLoss):

@@ -51,9 +51,11 @@ class FlatModel:
         self.params = [p for p in self.module.parameters() if p.requires_grad]
         self._theta = self.layout.flatten(dict(self.module.named_parameters()))
         views = self.layout.views(self._theta)
-        for parameter, view in zip(self.params, views, strict=True):
+        self._gradient = torch.zeros_like(self._theta)
+        slopes = self.layout.views(self._gradient)
+        for parameter, view, slope in zip(self.params, views, slopes, strict=True):
             parameter.data = view
-            parameter.grad = None
+            parameter.grad = slope
         # Where each parameter is held: a tied one in several modules. (By itself
         # functional_call leaves its own tensors behind in a module of two names.)
         index = {id(p): i for i, p in enumerate(self.params)}
@@ -68,7 +70,7 @@ class FlatModel:
     # bind(), and a pickle would hold θ once for every parameter.
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for derived in ("layout", "params", "_theta", "_places"):
+        for derived in ("layout", "params", "_theta", "_gradient", "_places"):
             del state[derived]
         state["module"] = copy.deepcopy(self.module)
         return state
@@ -101,8 +103,7 @@ class FlatModel:
                 f"θ must have shape ({self.layout.n_params},), one flat vector of the "
                 f"trainable parameters. Got {tuple(theta.shape)}."
             )
-        with torch.no_grad():
-            self._theta.copy_(theta)
+        self._theta.copy_(theta.detach())
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a part of the bound θ."""
@@ -137,14 +138,11 @@ class FlatModel:
 
     def gradient(self, tensors: Tensor, cotangents: Tensor) -> Tensor:
         """Return the flat vector-Jacobian product at the bound θ, shape (D,)."""
-        parts = torch.autograd.grad(
-            tensors,
-            self.params,
-            cotangents,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return torch.cat([part.reshape(-1) for part in parts])
+        # Added up in views of one vector: putting the parts together afterwards takes
+        # a tenth of an iteration on a network of 251 parameters.
+        self._gradient.zero_()
+        torch.autograd.backward(tensors, cotangents)
+        return self._gradient.clone()
 
     def _transform(self, outputs: Any) -> Tensor:
         if self.output_transform is not None:
