@@ -12,9 +12,10 @@ batches. The paper compares ‖g₀‖ with √(η Tr(Σ)/m), whose units are no
 √(Tr(Σ)/m), the size of the noise in one step, stands beside it.
 Short: 300 iterations of one seed, which say nothing about late ones.
 
-What came out of the short version (seed 0): over the first 300 iterations the noise is
-1.4 to 2.3 times the gradient, and √(η Tr(Σ)/m) 0.4 to 0.6 times. No result of the full
-protocol is stored yet.
+What came out of the full protocol (three seeds): reproduced from when the wrong labels
+have been fitted, about iteration 7000. Over the thirds of the iterations the noise of
+a step is 3, 10 and 13 times the gradient, and √(η Tr(Σ)/m) 0.8, 2.7 and 3.4 times:
+while SGD still learns, the paper's own measure stays below the gradient.
 """
 
 # %%
