@@ -54,10 +54,10 @@ class GLDDiagonal(GaussianLaw):
     def refreshed_gradient(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> tuple[DiagonalOperator, Tensor, Tensor]:
-        """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for diag(Σ) and g₀."""
-        gradient, variances = risk.gradient_and_variances(theta)
+        """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for L, g₀ and diag(Σ)."""
+        loss, gradient, variances = risk.value_gradient_and_variances(theta)
         state = self._noise(risk, variances.to(risk.dtype))
-        return state, risk.value(theta), gradient + state.sample(rng)
+        return state, loss, gradient + state.sample(rng)
 
     def _noise(self, risk: Risk, variances: Tensor) -> DiagonalOperator:
         return DiagonalOperator(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from flatmin.risk.moments import moments_of_rows
+from flatmin.risk.moments import mean_and_squares
 
 __all__ = ["AnalyticRisk", "LinearRegressionRisk", "QuadraticRisk"]
 
@@ -144,12 +144,15 @@ class AnalyticRisk(ABC):
 
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*batch, D)."""
-        return self.gradient_and_variances(theta)[1]
+        return self.value_gradient_and_variances(theta)[2]
 
-    def gradient_and_variances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g₀ and, in float64, diag(Σ); both of shape (\\*batch, D)."""
-        moments = moments_of_rows(self.example_gradients(theta))
-        return moments.mean.to(self.dtype), moments.squares / self.n_examples
+    def value_gradient_and_variances(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), shape (\\*batch), g₀ and, in float64, diag(Σ)."""
+        rows = self.example_gradients(theta)
+        mean, squares = mean_and_squares(rows)
+        return self.value(theta), mean.to(self.dtype), squares / self.n_examples
 
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return (1/N) Σᵢ Hᵢ² v, shape (\\*batch, D), from ``example_gradients``."""

@@ -26,6 +26,11 @@ class Chunk:
     weights: Tensor | None  # (n,) N wᵢ / Σw; None when all are one
     rows: slice  # where the chunk lies among the N examples
 
+    @property
+    def args(self) -> tuple[Tensor, ...]:
+        """What else belongs to each example: y, and the weight where there is one."""
+        return (self.y,) if self.weights is None else (self.y, self.weights)
+
     def weigh(self, values: Tensor) -> Tensor:
         """Multiply what belongs to each example, shape (n, ...), by its weight."""
         if self.weights is None:

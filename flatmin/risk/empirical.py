@@ -24,7 +24,7 @@ from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments, merge_moments
-from flatmin.risk.per_example import ROW_BUDGET, per_example_rows
+from flatmin.risk.per_example import ROW_BUDGET, values_and_rows
 from flatmin.risk.precision import full_float32, in_full_float32
 from flatmin.risk.probe import check_dependence, choose_strides, probe_example
 from flatmin.risk.traces import Traces
@@ -504,7 +504,7 @@ class EmpiricalRisk:
         for chunk in self._chunks(self._row_chunk_size):
             self._model.bind(theta)  # the caller may have asked for another θ between
             with full_float32(self.device):
-                rows = per_example_rows(
+                _, rows = values_and_rows(
                     self._model, theta, chunk.X, *self._scalar(chunk)
                 )
             yield rows
@@ -559,8 +559,10 @@ class EmpiricalRisk:
         """
         return self._moments(theta).squares / self.n_examples
 
-    def gradient_and_variances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g₀ and diag(Σ) by one sweep.
+    def value_gradient_and_variances(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), g₀ and diag(Σ) by one sweep.
 
         Parameters
         ----------
@@ -568,12 +570,13 @@ class EmpiricalRisk:
 
         Returns
         -------
+        value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         variances : Tensor of shape (D,)
             In float64.
         """
-        moments = self._moments(theta)
-        return moments.mean.to(self.dtype), moments.squares / self.n_examples
+        m = self._moments(theta)
+        return m.value.to(self.dtype), m.mean.to(self.dtype), m.squares / m.n
 
     @in_full_float32
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -805,12 +808,12 @@ class EmpiricalRisk:
     def _scalar(self, chunk: Chunk) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:
         """Return the arguments of ℓ̃ᵢ besides the outputs, and ℓ̃ᵢ."""
         if chunk.weights is None:
-            return (chunk.y,), self._loss.per_example
+            return chunk.args, self._loss.per_example
 
         def weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
             return self._loss.per_example(outputs, y) * weights
 
-        return (chunk.y, chunk.weights), weighted
+        return chunk.args, weighted
 
     def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         losses, total = next(parts)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from flatmin.risk.layer_calls import UnsupportedLayers
 from flatmin.risk.layer_sums import LayerSums, find_layers
 from flatmin.risk.model import FlatModel
-from flatmin.risk.moments import Moments, merge_moments, moments_of_rows
-from flatmin.risk.per_example import per_example_rows
+from flatmin.risk.moments import Moments, mean_and_squares, merge_moments
+from flatmin.risk.per_example import values_and_rows
 
 __all__ = ["ExampleSums"]
 
@@ -65,12 +65,12 @@ class ExampleSums:
         sums = self._by_layer(X, args, scalar)
         if sums is not None:
             return sums.squared_norms()
-        return torch.cat([_norms(rows) for rows in self._rows(X, args, scalar)])
+        return torch.cat([_norms(rows) for _, rows in self._rows(X, args, scalar)])
 
     def moments(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
     ) -> Moments:
-        """Return mean and spread of the ∇ scalarᵢ at the bound θ.
+        """Return the mean of scalarᵢ, and mean and spread of its ∇, at the bound θ.
 
         Parameters
         ----------
@@ -86,7 +86,7 @@ class ExampleSums:
         sums = self._by_layer(X, args, scalar)
         if sums is not None:
             return sums.moments()
-        return merge_moments(map(moments_of_rows, self._rows(X, args, scalar)))
+        return merge_moments(_moments(*part) for part in self._rows(X, args, scalar))
 
     def batch_sums(
         self,
@@ -163,13 +163,13 @@ class ExampleSums:
     ) -> float:
         """Return by how much the two kernels differ, relative to the squares."""
         sums = self._sums(X, args, scalar)
-        rows = torch.cat(list(self._rows(X, args, scalar)))
+        rows = torch.cat([rows for _, rows in self._rows(X, args, scalar)])
         norms, moments = sums.squared_norms(), sums.moments()
-        expected = moments_of_rows(rows)
+        mean, squares = mean_and_squares(rows)
         errors = (
             (norms - _norms(rows)).abs().sum(),
-            (moments.squares - expected.squares).abs().sum(),
-            (moments.mean - expected.mean).square().sum() * len(X),
+            (moments.squares - squares).abs().sum(),
+            (moments.mean - mean).square().sum() * len(X),
         )
         return float(torch.stack(errors).max() / _norms(rows).sum())
 
@@ -182,17 +182,22 @@ class ExampleSums:
 
     def _rows(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         theta = self.model.values()
         for start in range(0, len(X), self.row_chunk_size):
             part = slice(start, start + self.row_chunk_size)
-            yield per_example_rows(
+            yield values_and_rows(
                 self.model, theta, X[part], tuple(a[part] for a in args), scalar
             )
 
     # A copy of the risk has a model, and layers, of its own.
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "path": None, "_layers": []}
+
+
+def _moments(values: Tensor, rows: Tensor) -> Moments:
+    value = values.mean(dtype=torch.float64)
+    return Moments(len(rows), value, *mean_and_squares(rows))
 
 
 def _norms(rows: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def gauss_newton_draw(
     leaf = outputs.detach().requires_grad_()
     losses = chunk.weigh(loss.per_example(leaf, chunk.y))
     (slopes,) = torch.autograd.grad(losses.sum(), leaf)
-    noise = _weighted_root(loss, leaf.detach(), chunk, z)
+    noise = _weighted_root(loss, leaf.detach(), z, *chunk.args)
     cotangents = slopes / n_examples + noise * (scale / n_examples**0.5)
     return losses.detach(), model.gradient(outputs, cotangents)
 
@@ -75,21 +75,18 @@ def gauss_newton_example_traces(
     Tensor of shape (n,)
         In float64.
     """
-    with torch.no_grad():
-        outputs = model(chunk.X)
-    cotangents = _weighted_root(loss, outputs, chunk, z)
-    return sums.squared_norms(chunk.X, (cotangents,), _inner_products)
 
+    def inner_products(outputs: Tensor, *rest: Tensor) -> Tensor:
+        cotangents = _weighted_root(loss, outputs.detach(), *rest)
+        return (outputs * cotangents).reshape(len(outputs), -1).sum(1)
 
-def _inner_products(outputs: Tensor, cotangents: Tensor) -> Tensor:
-    return (outputs * cotangents).reshape(len(outputs), -1).sum(1)
+    return sums.squared_norms(chunk.X, (z, *chunk.args), inner_products)
 
 
 def _weighted_root(
-    loss: ExampleLoss, outputs: Tensor, chunk: Chunk, z: Tensor
+    loss: ExampleLoss, outputs: Tensor, z: Tensor, y: Tensor, *weights: Tensor
 ) -> Tensor:
-    product = loss.root_product(outputs, chunk.y, z)
-    if chunk.weights is None:
-        return product
-    roots = chunk.weights.sqrt()
-    return product * roots.view(-1, *(1 for _ in product.shape[1:]))
+    product = loss.root_product(outputs, y, z)
+    for w in weights:
+        product = product * w.sqrt().view(-1, *(1 for _ in product.shape[1:]))
+    return product

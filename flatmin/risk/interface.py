@@ -105,8 +105,10 @@ class Risk(Protocol):
         """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*batch, D)."""
         ...
 
-    def gradient_and_variances(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g₀ and the ``gradient_variances`` by one sweep."""
+    def value_gradient_and_variances(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), g₀ and the ``gradient_variances`` by one sweep."""
         ...
 
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:

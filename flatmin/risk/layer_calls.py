@@ -41,7 +41,7 @@ def record_calls(
     X: Tensor,
     scalar: Callable[[Tensor], Tensor],
     layers: list[nn.Module],
-) -> list[LayerCall]:
+) -> tuple[Tensor, list[LayerCall]]:
     """Run the network forward and back to the outputs of some of its layers.
 
     Parameters
@@ -56,8 +56,10 @@ def record_calls(
 
     Returns
     -------
-    list of LayerCall
-        Of those layers, in the order of the calls.
+    values : Tensor of shape (n,)
+        Of the scalar.
+    calls : list of LayerCall
+        Of those layers, in their order.
 
     Raises
     ------
@@ -83,14 +85,15 @@ def record_calls(
     try:
         with watch:
             outputs = model(X)
-        total = scalar(outputs).sum()
+        values = scalar(outputs)
     finally:
         for handle in handles:
             handle.remove()
-    if not calls or not total.requires_grad:
-        return []
-    slopes = torch.autograd.grad(total, [edge for *_, edge in calls], allow_unused=True)
-    return [
+    if not calls or not values.requires_grad:
+        return values.detach(), []
+    edges = [edge for *_, edge in calls]
+    slopes = torch.autograd.grad(values.sum(), edges, allow_unused=True)
+    return values.detach(), [
         LayerCall(module, given, slope)
         for (module, given, _), slope in zip(calls, slopes, strict=True)
         if slope is not None

@@ -87,7 +87,8 @@ class LayerSums:
         self.model = model
         self.n = len(X)
         self._uses: dict[int, list[ParameterUse]] = {}
-        for call in record_calls(model, X, scalar, layers):
+        self.values, calls = record_calls(model, X, scalar, layers)
+        for call in calls:
             for name, use in uses_of(call).items():
                 parameter = getattr(call.module, name)
                 self._uses.setdefault(id(parameter), []).append(use)
@@ -117,7 +118,8 @@ class LayerSums:
         """
         parts = [self._moments_of(parameter) for parameter in self.model.params]
         means, squares = zip(*parts, strict=True)
-        return Moments(self.n, torch.cat(means), torch.cat(squares))
+        value = self.values.mean(dtype=torch.float64)
+        return Moments(self.n, value, torch.cat(means), torch.cat(squares))
 
     def batch_sums(self, m: int) -> Tensor:
         """Return the sums of m gᵢ each, in order; m divides n.

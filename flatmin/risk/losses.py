@@ -307,7 +307,8 @@ class CallableLoss(ExampleLoss):
 
         flat = outputs.detach().reshape(len(outputs), -1)
         # Twice in reverse mode: forward mode knows fewer operations.
-        return vectorize(jacrev(jacrev(single)))(flat, targets)
+        hessians: Tensor = vectorize(jacrev(jacrev(single)))(flat, targets)
+        return hessians
 
 
 LossLike = (

@@ -1,4 +1,4 @@
-"""Mean and spread of the per-example gradients, a chunk at a time."""
+"""Mean loss, and mean and spread of the per-example gradients, a chunk at a time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "merge_moments", "moments_of_rows"]
+__all__ = ["Moments", "mean_and_squares", "merge_moments"]
 
 
 class Moments(NamedTuple):
-    """What n gradients have in common and how far they spread, by coordinate."""
+    """What n gradients have in common and how far they spread, by coordinate.
+
+    All in float64.
+    """
 
     n: int
-    mean: Tensor  # (*batch, D) ḡ, in float64 as the next
-    squares: Tensor  # (*batch, D) Σᵢ (gᵢ - ḡ)²
+    value: Tensor  # () the mean of what they are the gradients of
+    mean: Tensor  # (D,) ḡ
+    squares: Tensor  # (D,) Σᵢ (gᵢ - ḡ)²
 
 
-def moments_of_rows(rows: Tensor) -> Moments:
-    """Return the moments of gradients that are there in full.
+def mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ḡ and Σᵢ (gᵢ - ḡ)² of gradients that are there in full.
 
     Parameters
     ----------
@@ -29,11 +33,13 @@ def moments_of_rows(rows: Tensor) -> Moments:
 
     Returns
     -------
-    Moments
+    mean : Tensor of shape (\\*batch, D)
+        In float64, as the next.
+    squares : Tensor of shape (\\*batch, D)
     """
     mean = rows.mean(-2, keepdim=True)
     squares = (rows - mean).square().sum(-2, dtype=torch.float64)
-    return Moments(rows.shape[-2], mean.squeeze(-2).double(), squares)
+    return mean.squeeze(-2).double(), squares
 
 
 def merge_moments(parts: Iterator[Moments]) -> Moments:
@@ -65,6 +71,7 @@ def _merge(one: Moments, other: Moments) -> Moments:
     between = delta.square() * (one.n * other.n / n)
     return Moments(
         n,
+        one.value + (other.value - one.value) * (other.n / n),
         one.mean + delta * (other.n / n),
         one.squares + other.squares + between,
     )

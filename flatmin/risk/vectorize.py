@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor
 from torch.func import vmap
 
 __all__ = ["vectorize"]
 
+T = TypeVar("T")
+
 
 def vectorize(
-    function: Callable[..., Tensor], in_dims: int | tuple[int | None, ...] = 0
-) -> Callable[..., Tensor]:
+    function: Callable[..., T], in_dims: int | tuple[int | None, ...] = 0
+) -> Callable[..., T]:
     """Map a function over examples.
 
     An operation without a batching rule is looped over, and PyTorch warns of it. The
@@ -32,10 +35,10 @@ def vectorize(
     """
     mapped = vmap(function, in_dims)
 
-    def quietly(*args: Tensor) -> Tensor:
+    def quietly(*args: Tensor) -> T:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")
-            result: Tensor = mapped(*args)
+            result: T = mapped(*args)
         return result
 
     return quietly

@@ -139,7 +139,10 @@ def test_sums_over_examples_follow_from_the_gradients(risk, theta):
     rows = risk.example_gradients(theta)
     close(risk.squared_norms(theta), rows.square().sum(-1))
     close(risk.squared_gradient_sum(theta), rows.square().sum(-2))
-    close(risk.gradient_variances(theta), rows.var(-2, correction=0))
+    value, gradient, variances = risk.value_gradient_and_variances(theta)
+    close(value, risk.value(theta))
+    close(gradient, risk.gradient(theta))
+    close(variances, rows.var(-2, correction=0))
     assert risk.squared_norms(theta).dtype == torch.float64
     v = randn(*theta.shape[:-1], N)
     expected = torch.einsum("...n,...nd->...d", v, rows) / N

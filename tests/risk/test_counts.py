@@ -82,9 +82,14 @@ COSTS = {
     # Of the two backward passes one goes back to the outputs alone.
     "gld_ggn": (law_step("gld_ggn"), 1, 2),
     "gld_diagonal": (law_step("gld_diagonal"), 1, 1),
-    # Noise from the sweep that gives the gradient, and the loss.
-    "gld_diagonal with its refresh": (refreshed_step("gld_diagonal"), 2, 1),
-    "gld_dynamic with its refresh": (refreshed_step("gld_dynamic"), 2, 1),
+    # Noise from the sweep that gives the loss and the gradient.
+    "gld_diagonal with its refresh": (refreshed_step("gld_diagonal"), 1, 1),
+    "gld_dynamic with its refresh": (refreshed_step("gld_dynamic"), 1, 1),
+    "Tr(G), one sweep": (
+        lambda r, t: lambda: r.gauss_newton_traces(t, torch.Generator()),
+        1,
+        1,
+    ),
     "sgd": (law_step("sgd"), 1, 1),
 }
 

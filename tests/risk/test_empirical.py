@@ -111,8 +111,10 @@ def test_squares(pair, theta):
     assert norms.dtype == sums.dtype == torch.float64
     close(norms, rows.square().sum(1))
     close(sums, rows.square().sum(0))
-    variances = risk.gradient_variances(theta)
+    value, gradient, variances = risk.value_gradient_and_variances(theta)
     assert variances.dtype == torch.float64
+    close(value, risk.value(theta))
+    close(gradient, risk.gradient(theta))
     close(variances, expected.covariance.diagonal())
 
 

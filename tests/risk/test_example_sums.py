@@ -101,8 +101,10 @@ def test_every_layer(name, chunk_size):
     )
     theta = risk.params()
     norms, sums = risk.squared_norms(theta), risk.squared_gradient_sum(theta)
-    variances = risk.gradient_variances(theta)
+    value, gradient, variances = risk.value_gradient_and_variances(theta)
     assert risk.paths["per-example sums"] == "by layer"
+    torch.testing.assert_close(value, risk.value(theta))
+    torch.testing.assert_close(gradient, risk.gradient(theta))
 
     scale = N * weights.double() / weights.double().sum()
     parameters = list(module.parameters())
@@ -255,5 +257,7 @@ def test_what_a_trial_on_three_examples_could_miss(make, path):
     batches = torch.arange(6).view(2, 3)
     means = risk.batch_gradients(theta, batches)
     torch.testing.assert_close(means, rows[:6].view(2, 3, -1).mean(1))
-    variances = risk.gradient_variances(theta)
+    value, gradient, variances = risk.value_gradient_and_variances(theta)
+    torch.testing.assert_close(value, risk.value(theta))
+    torch.testing.assert_close(gradient, rows.mean(0))
     torch.testing.assert_close(variances, rows.var(0, correction=0))
