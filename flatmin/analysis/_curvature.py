@@ -261,10 +261,10 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            gᵢᵀuⱼ, not centred.
+            ∇ℓᵢᵀuⱼ, not centred. Weights, of examples and of classes, are in the basis
+            and not in these rows.
         """
-        basis = self._basis()
-        return self._coordinates(self._new_risk(X, y), basis.eigenvectors).cpu().numpy()
+        return self._new_coordinates(X, y, self._basis().eigenvectors)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the share of Tr(Σ) that lies in the leading eigenbasis.

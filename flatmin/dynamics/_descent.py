@@ -82,7 +82,7 @@ class NoisyDescent:
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
-        # θ, and the loss and noisy gradient there, where a refresh came before the step.
+        # θ and its loss and noisy gradient, where a refresh came before the step.
         self._ahead: tuple[Tensor, Tensor, Tensor] | None = None
         self._last_loss = math.nan
         # Reading a loss stops a GPU; there it is read once a block.
