@@ -285,7 +285,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Raises
         ------
         ValueError
-            If there is one example.
+            If there is one example, or the gradients of all are alike: no noise has no
+            shares.
         """
         basis = self._basis()
         risk = self._new_risk(X, y, sample_weight)
@@ -294,9 +295,18 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 "score compares with the gradient noise Σ of the examples, so there "
                 "must be at least two. Got 1."
             )
-        variances = self._selected(risk, risk.gradient_variances(risk.params()))
+        gradient, variances = risk.gradient_and_variances(risk.params())
+        total = float(self._selected(risk, variances).sum())
+        # What N equal gradients leave, whose squares are summed in float64.
+        rounding = risk.n_examples * np.finfo(np.float64).eps
+        if total <= rounding * float(self._selected(risk, gradient).square().sum()):
+            raise ValueError(
+                "score is the share of the gradient noise Σ in the basis, so gradients "
+                f"must differ between examples. Got Tr(Σ) = {total:.3g}, which is "
+                "rounding; use more diverse examples, or other params."
+            )
         along = self._coordinates(risk, basis.eigenvectors).var(0, correction=0)
-        return float(along.sum() / variances.sum())
+        return float(along.sum() / total)
 
     def _make_operator(self, risk: EmpiricalRisk) -> RiskOperator:
         return _MATRICES[self.matrix](risk, risk.params(), params=self.params)

@@ -127,6 +127,18 @@ def test_score_is_the_share_of_the_noise_in_the_basis(params):
         model.score(X_new[:1], y_new[:1])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_noise_has_no_share(dtype):
+    model = analyzer(dtype=dtype)
+    with pytest.raises(ValueError, match=r"must differ between examples\. Got Tr\(Σ\)"):
+        model.score(np.tile(X[:1], (300, 1)), np.zeros(300, int))
+    flat = network()
+    torch.nn.init.zeros_(flat[2].weight)
+    model = CurvatureAnalyzer(flat, loss="cross_entropy", params="0", dtype=dtype)
+    with pytest.raises(ValueError, match=r"Got Tr\(Σ\) = 0, which is rounding"):
+        model.fit(X, y).score(X, y)
+
+
 def test_weights_of_the_examples():
     weights = np.linspace(0, 1, N)
     model = CurvatureAnalyzer(NET, loss="cross_entropy").fit(X, y, weights)
