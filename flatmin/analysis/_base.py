@@ -18,6 +18,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin._utils.validation import Interval
 from flatmin.analysis._results import Eigenpairs
@@ -209,7 +210,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         Returns
         -------
         Eigenpairs
+
+        Raises
+        ------
+        ValueError
+            If ``k`` does not fit.
         """
+        if k is not None:
+            check_count("k", k)
         if k is None and which == "LA":
             return self._basis()
         risk = self._risk()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin._utils.validation import StrOptions
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
@@ -157,7 +158,13 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         Trace
+
+        Raises
+        ------
+        ValueError
+            If ``rtol`` or ``max_matvecs`` is too small.
         """
+        check_accuracy(rtol, max_matvecs, at_least=6)
         risk = self._risk()
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
@@ -189,7 +196,13 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         Diagonal
+
+        Raises
+        ------
+        ValueError
+            If ``rtol`` or ``max_matvecs`` is too small.
         """
+        check_accuracy(rtol, max_matvecs, at_least=6)
         risk = self._risk()
         names = self._parameter_names(risk)
         if self.matrix == "empirical_fisher":
@@ -219,7 +232,14 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         Spectrum
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two probes, or no step.
         """
+        check_count("n_probes", n_probes, at_least=2)
+        check_count("n_steps", n_steps)
         risk = self._risk()
         result = spectral_density(
             self._operator(risk),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
     AlignmentTable,
@@ -149,8 +150,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         ValueError
             If n is less than 1.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1. Got {n}.")
+        check_count("n", n)
         risk = self._risk()
         rng = self._generator(risk.device)
         theta = risk.params()

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_accuracy, check_count, check_number
 from flatmin._utils.random import make_generator
 from flatmin.curvature import (
     GradientCovarianceOperator,
@@ -205,7 +206,8 @@ def alignment(
     Raises
     ------
     ValueError
-        If k does not fit, a name fits no parameter, or θ is not one vector.
+        If k does not fit, a name fits no parameter, θ is not one vector, or ``tol``,
+        ``rtol`` or ``max_matvecs`` is too small.
 
     References
     ----------
@@ -227,6 +229,9 @@ def alignment(
         raise ValueError(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
+    check_count("k", k)
+    check_number("tol", tol)
+    check_accuracy(rtol, max_matvecs, at_least=6)
     generator = make_generator(rng, risk.device)
     hessian = HessianOperator(risk, theta, params=params)
     covariance = GradientCovarianceOperator(risk, theta, params=params)
