@@ -238,13 +238,7 @@ def alignment(
     size = hessian.shape[-1]
     V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)
     more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
-    U = EigenResult(
-        more.eigenvalues[:k],
-        more.eigenvectors[:, :k],
-        more.residuals[:k],
-        more.converged[:k],
-        more.n_matvecs,
-    )
+    U = _first(more, k)
     gradient = risk.gradient(theta)
     if hessian.indices is not None:
         gradient = gradient[hessian.indices]
@@ -274,6 +268,16 @@ def alignment(
         first_variance=variance,
         decay=_decay(more.eigenvalues, k, size),
         n_matvecs=hessian.n_matvecs + covariance.n_matvecs + product.n_matvecs,
+    )
+
+
+def _first(pairs: EigenResult, k: int) -> EigenResult:
+    return EigenResult(
+        pairs.eigenvalues[:k],
+        pairs.eigenvectors[:, :k],
+        pairs.residuals[:k],
+        pairs.converged[:k],
+        pairs.n_matvecs,
     )
 
 
