@@ -2,9 +2,9 @@
 
     python benchmarks/measures.py [--theta FILE] [--repeats 3]
 
-The problem is "reference" of ``report.py``. Times are medians in units b of a full-batch
-gradient, which is timed before and after each call. Graphs are traced before; what takes
-longer than ``PATIENCE`` seconds is called once.
+The problem is "reference" of ``report.py``. Times are medians in units b of a
+full-batch gradient, which is timed before and after each call. Graphs are traced
+before; what takes longer than ``PATIENCE`` seconds is called once.
 """
 
 import argparse
