@@ -82,8 +82,9 @@ class NoisyDescent:
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
-        # θ and its loss and noisy gradient, where a refresh came before the step.
-        self._ahead: tuple[Tensor, Tensor, Tensor] | None = None
+        # Where a refresh came before the step: θ, its loss and noisy gradient, and the
+        # generator's state after them.
+        self._ahead: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self._last_loss = math.nan
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
@@ -118,8 +119,13 @@ class NoisyDescent:
         """
         self._draw()
         if self._is_due:
+            before = self.rng.get_state()
             with self._judging_errors():
-                self._ahead = (self.theta.clone(), *self._refreshed_gradient())
+                loss, gradient = self._refreshed_gradient()
+                drawn = self.rng.get_state()
+                self._ahead = (self.theta.clone(), loss, gradient, drawn)
+            # A run that is interrupted before the step draws the same in its next fit.
+            self.rng.set_state(before)
         return self.diverged is None
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
@@ -257,9 +263,11 @@ class NoisyDescent:
         if self._is_due:
             return self._refreshed_gradient()
         ahead, self._ahead = self._ahead, None
-        # A callback may have moved θ since.
-        if ahead is not None and torch.equal(ahead[0], self.theta):
-            return ahead[1:]
+        if ahead is not None:
+            theta, loss, gradient, drawn = ahead
+            self.rng.set_state(drawn.cpu())
+            if torch.equal(theta, self.theta):  # a callback may have moved it since
+                return loss, gradient
         return self.law.noisy_gradient(self.batch, self.theta, self.state, self.rng)
 
     def _refreshed_gradient(self) -> tuple[Tensor, Tensor]:

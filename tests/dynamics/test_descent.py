@@ -53,7 +53,9 @@ def test_measuring_leaves_no_trace(law, every):
     left_alone, measured = descent(law), descent(law)
     left_alone.run(6)
     for _ in range(0, 6, every):
+        before = measured.rng.get_state()
         measured.refresh()
+        assert torch.equal(measured.rng.get_state(), before)
         measured.law.trace(measured.batch, measured.theta, measured.state)
         measured.run(every)
     assert torch.equal(measured.theta, left_alone.theta)
