@@ -18,6 +18,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin._utils.validation import Interval
 from flatmin.analysis._results import Eigenpairs
@@ -87,9 +88,9 @@ class ModelByReference(BaseEstimator):
         return super().set_params(**params)
 
     def _make_risk(
-        self, estimator: Any, X: Any, y: Any, sample_weight: Any = None
+        self, estimator: Any, X: Any, y: Any, sample_weight: Any = None, **options: Any
     ) -> EmpiricalRisk:
-        return make_risk(estimator, X, y, sample_weight, **self._settings())
+        return make_risk(estimator, X, y, sample_weight, **options, **self._settings())
 
     def _training_risk(self, estimator: Any) -> EmpiricalRisk:
         return training_risk(estimator, type(self).__name__, **self._settings())
@@ -188,7 +189,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         X : array-like of shape (n_samples, n_features, ...)
         y : array-like of shape (n_samples,)
         sample_weight : array-like of shape (n_samples,), default=None
-            For the matrix; the coordinates are unweighted.
+            For the matrix; the coordinates are unweighted, as by ``transform``.
 
         Returns
         -------
@@ -209,7 +210,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         Returns
         -------
         Eigenpairs
+
+        Raises
+        ------
+        ValueError
+            If ``k`` does not fit.
         """
+        if k is not None:
+            check_count("k", k)
         if k is None and which == "LA":
             return self._basis()
         risk = self._risk()
@@ -222,12 +230,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             return self._training_risk(self.estimator)
         return self.risk_
 
-    def _new_risk(self, X: Any, y: Any, sample_weight: Any = None) -> EmpiricalRisk:
+    def _new_risk(
+        self, X: Any, y: Any, sample_weight: Any = None, **options: Any
+    ) -> EmpiricalRisk:
         """Return the risk on data that ``transform`` or ``score`` got."""
         if not hasattr(self, "risk_"):
-            return self._make_risk(self.estimator, X, y, sample_weight)
+            return self._make_risk(self.estimator, X, y, sample_weight, **options)
         self._check_features(X, reset=False)
-        risk = self._make_risk(self.estimator, X, y, sample_weight)
+        risk = self._make_risk(self.estimator, X, y, sample_weight, **options)
         risk.set_params(self.risk_.params())  # the model may have moved on
         return risk
 
@@ -274,6 +284,11 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         names = np.repeat(risk.layout.names, risk.layout.sizes)
         indices = self._indices(risk)
         return names if indices is None else names[indices.cpu().numpy()]
+
+    def _new_coordinates(self, X: Any, y: Any, vectors: np.ndarray) -> np.ndarray:
+        """Return ∇ℓᵢᵀuⱼ, a row of its example alone: weights have a mean over all."""
+        risk = self._new_risk(X, y, use_class_weight=False)
+        return self._coordinates(risk, vectors).cpu().numpy()
 
     def _coordinates(self, risk: EmpiricalRisk, vectors: np.ndarray) -> Tensor:
         """Return gᵢᵀuⱼ of all examples, (N, k) in float64, by k passes."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin._utils.validation import StrOptions
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
@@ -157,7 +158,13 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         Trace
+
+        Raises
+        ------
+        ValueError
+            If ``rtol`` or ``max_matvecs`` is too small.
         """
+        check_accuracy(rtol, max_matvecs, at_least=6)
         risk = self._risk()
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
@@ -189,7 +196,13 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         Diagonal
+
+        Raises
+        ------
+        ValueError
+            If ``rtol`` or ``max_matvecs`` is too small.
         """
+        check_accuracy(rtol, max_matvecs, at_least=6)
         risk = self._risk()
         names = self._parameter_names(risk)
         if self.matrix == "empirical_fisher":
@@ -219,7 +232,14 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         Spectrum
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two probes, or no step.
         """
+        check_count("n_probes", n_probes, at_least=2)
+        check_count("n_steps", n_steps)
         risk = self._risk()
         result = spectral_density(
             self._operator(risk),
@@ -261,10 +281,10 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            gᵢᵀuⱼ, not centred.
+            ∇ℓᵢᵀuⱼ, not centred. Weights, of examples and of classes, are in the basis
+            and not in these rows.
         """
-        basis = self._basis()
-        return self._coordinates(self._new_risk(X, y), basis.eigenvectors).cpu().numpy()
+        return self._new_coordinates(X, y, self._basis().eigenvectors)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the share of Tr(Σ) that lies in the leading eigenbasis.
@@ -285,7 +305,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Raises
         ------
         ValueError
-            If there is one example.
+            If there is one example, or the gradients of all are alike: no noise has no
+            shares.
         """
         basis = self._basis()
         risk = self._new_risk(X, y, sample_weight)
@@ -294,9 +315,18 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 "score compares with the gradient noise Σ of the examples, so there "
                 "must be at least two. Got 1."
             )
-        variances = self._selected(risk, risk.gradient_variances(risk.params()))
+        gradient, variances = risk.gradient_and_variances(risk.params())
+        total = float(self._selected(risk, variances).sum())
+        # What N equal gradients leave, whose squares are summed in float64.
+        rounding = risk.n_examples * np.finfo(np.float64).eps
+        if total <= rounding * float(self._selected(risk, gradient).square().sum()):
+            raise ValueError(
+                "score is the share of the gradient noise Σ in the basis, so gradients "
+                f"must differ between examples. Got Tr(Σ) = {total:.3g}, which is "
+                "rounding; use more diverse examples, or other params."
+            )
         along = self._coordinates(risk, basis.eigenvectors).var(0, correction=0)
-        return float(along.sum() / variances.sum())
+        return float(along.sum() / total)
 
     def _make_operator(self, risk: EmpiricalRisk) -> RiskOperator:
         return _MATRICES[self.matrix](risk, risk.params(), params=self.params)

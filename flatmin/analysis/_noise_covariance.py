@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
     AlignmentTable,
@@ -149,8 +150,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         ValueError
             If n is less than 1.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1. Got {n}.")
+        check_count("n", n)
         risk = self._risk()
         rng = self._generator(risk.device)
         theta = risk.params()
@@ -213,12 +213,12 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            (gᵢ - g₀)ᵀvⱼ with the mean gradient g₀ of the fixed data.
+            (∇ℓᵢ - g₀)ᵀvⱼ with the mean gradient g₀ of the fixed data. Weights, of
+            examples and of classes, are in the basis and in g₀, not in these rows.
         """
         basis = self._basis()
         mean = self._keep("mean", lambda: self._mean_coordinates(basis))
-        along = self._coordinates(self._new_risk(X, y), basis.eigenvectors)
-        return along.cpu().numpy() - mean
+        return self._new_coordinates(X, y, basis.eigenvectors) - mean
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the overlap of the basis V of Σ with the basis U of H.

@@ -28,6 +28,7 @@ def make_risk(
     y: Any,
     sample_weight: Any = None,
     *,
+    use_class_weight: bool = True,
     loss: LossLike | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -43,6 +44,8 @@ def make_risk(
     y : array-like or Tensor; None with a data set
         Of a flatmin estimator, labels as in its ``fit``; else in the loss's form.
     sample_weight : array-like of shape (n_samples,), default=None
+    use_class_weight : bool, default=True
+        False leaves out what a flatmin estimator weighs classes with.
     loss : str, loss module or callable, default=None
         None is the model's own, which a bare module does not have.
     device : torch.device or str, default=None
@@ -72,7 +75,14 @@ def make_risk(
         )
     if _is_flatmin(model):
         _refuse_loss(model, loss)
-        return model.make_risk(X, y, sample_weight, device=device, dtype=dtype)
+        return model.make_risk(
+            X,
+            y,
+            sample_weight,
+            use_class_weight=use_class_weight,
+            device=device,
+            dtype=dtype,
+        )
     if isinstance(model, nn.Module):
         module = model
         if loss is None:

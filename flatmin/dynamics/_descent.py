@@ -82,6 +82,9 @@ class NoisyDescent:
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
+        # Where a refresh came before the step: θ, its loss and noisy gradient, and the
+        # generator's state after them.
+        self._ahead: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self._last_loss = math.nan
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
@@ -98,7 +101,9 @@ class NoisyDescent:
     def refresh(self) -> bool:
         """Draw the iteration's batch, and renew the law's state on it if that is due.
 
-        Neither happens twice at one iteration.
+        Neither happens twice at one iteration. A refresh takes the step's gradient
+        along, as it does inside :meth:`run`, so that what is measured between two
+        steps leaves no trace in θ.
 
         Returns
         -------
@@ -114,11 +119,13 @@ class NoisyDescent:
         """
         self._draw()
         if self._is_due:
+            before = self.rng.get_state()
             with self._judging_errors():
-                self.state = self.law.refresh(
-                    self.batch, self.theta, self.rng, self.state
-                )
-                self._note_refresh()
+                loss, gradient = self._refreshed_gradient()
+                drawn = self.rng.get_state()
+                self._ahead = (self.theta.clone(), loss, gradient, drawn)
+            # A run that is interrupted before the step draws the same in its next fit.
+            self.rng.set_state(before)
         return self.diverged is None
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
@@ -200,6 +207,7 @@ class NoisyDescent:
             "law": self.law.store_state(self.state),
             "refreshed_at": self._refreshed_at,
             "refreshed_on": self._refreshed_on,
+            "ahead": self._ahead,
             "rng": self.rng.get_state(),
             "batches_rng": None if batches is None else batches.rng.get_state(),
             "batch": None if batches is None else batches.indices,
@@ -228,6 +236,7 @@ class NoisyDescent:
         self._drawn_at = state["drawn_at"]
         self._refreshed_at = state["refreshed_at"]
         self._refreshed_on = state["refreshed_on"]
+        self._ahead = state.get("ahead")  # an older checkpoint has none
         seen = self._risk_of(self._refreshed_on)
         self.state = self.law.restore_state(state["law"], seen)
         self._last_loss = state["last_loss"]
@@ -251,17 +260,23 @@ class NoisyDescent:
 
     def _noisy_gradient(self) -> tuple[Tensor, Tensor]:
         self._draw()
-        if not self._is_due:
-            return self.law.noisy_gradient(self.batch, self.theta, self.state, self.rng)
+        if self._is_due:
+            return self._refreshed_gradient()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            theta, loss, gradient, drawn = ahead
+            self.rng.set_state(drawn.cpu())
+            if torch.equal(theta, self.theta):  # a callback may have moved it since
+                return loss, gradient
+        return self.law.noisy_gradient(self.batch, self.theta, self.state, self.rng)
+
+    def _refreshed_gradient(self) -> tuple[Tensor, Tensor]:
         self.state, loss, gradient = self.law.refreshed_gradient(
             self.batch, self.theta, self.rng, self.state
         )
-        self._note_refresh()
-        return loss, gradient
-
-    def _note_refresh(self) -> None:
         self._refreshed_at = self.iteration
         self._refreshed_on = None if self._batches is None else self._batches.indices
+        return loss, gradient
 
     @contextlib.contextmanager
     def _judging_errors(self) -> Iterator[None]:

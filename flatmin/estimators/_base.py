@@ -120,14 +120,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self, sample_weight: Any, y: np.ndarray, *, reset: bool
     ) -> np.ndarray | None:
         """Return the weights of the examples; learn those of classes if ``reset``."""
-        if sample_weight is None:
-            return None
-        weights = np.asarray(sample_weight, dtype=np.float64)
-        if weights.shape != (len(y),):
-            raise ValueError(
-                f"sample_weight must have shape ({len(y)},). Got {weights.shape}."
-            )
-        return weights
+        return _check_weights(sample_weight, len(y))
 
     def fit(
         self,
@@ -445,6 +438,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         y: Any = None,
         sample_weight: Any = None,
         *,
+        use_class_weight: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> EmpiricalRisk:
@@ -457,6 +451,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             Labels or targets as in :meth:`fit`.
         sample_weight : array-like of shape (n_samples,), default=None
             Multiplied by the class weights of the training.
+        use_class_weight : bool, default=True
+            False leaves them out.
         device : torch.device or str, default=None
             None is the network's.
         dtype : {"float32", "float64"}, default=None
@@ -470,7 +466,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         check_is_fitted(self)
         examples = self._check_examples(X, y, "X and y", reset=False)
         first = next(self.module_.parameters())
-        weights = self._combine_weights(sample_weight, examples.y, reset=False)
+        if use_class_weight:
+            weights = self._combine_weights(sample_weight, examples.y, reset=False)
+        else:
+            weights = _check_weights(sample_weight, len(examples.y))
         return EmpiricalRisk(
             self.module_,
             self._probe_loss(self.module_, examples, first.dtype, first.device),
@@ -549,3 +548,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if hasattr(self, "net_"):
             self.module_ = self.net_.module_
             self.risk_ = None
+
+
+def _check_weights(sample_weight: Any, n_examples: int) -> np.ndarray | None:
+    if sample_weight is None:
+        return None
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n_examples,):
+        raise ValueError(
+            f"sample_weight must have shape ({n_examples},). Got {weights.shape}."
+        )
+    return weights

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_accuracy, check_count, check_number
 from flatmin._utils.random import make_generator
 from flatmin.curvature import (
     GradientCovarianceOperator,
@@ -205,7 +206,8 @@ def alignment(
     Raises
     ------
     ValueError
-        If k does not fit, a name fits no parameter, or θ is not one vector.
+        If k does not fit, a name fits no parameter, θ is not one vector, or ``tol``,
+        ``rtol`` or ``max_matvecs`` is too small.
 
     References
     ----------
@@ -227,19 +229,16 @@ def alignment(
         raise ValueError(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
+    check_count("k", k)
+    check_number("tol", tol)
+    check_accuracy(rtol, max_matvecs, at_least=6)
     generator = make_generator(rng, risk.device)
     hessian = HessianOperator(risk, theta, params=params)
     covariance = GradientCovarianceOperator(risk, theta, params=params)
     size = hessian.shape[-1]
     V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)
     more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
-    U = EigenResult(
-        more.eigenvalues[:k],
-        more.eigenvectors[:, :k],
-        more.residuals[:k],
-        more.converged[:k],
-        more.n_matvecs,
-    )
+    U = _first(more, k)
     gradient = risk.gradient(theta)
     if hessian.indices is not None:
         gradient = gradient[hessian.indices]
@@ -269,6 +268,16 @@ def alignment(
         first_variance=variance,
         decay=_decay(more.eigenvalues, k, size),
         n_matvecs=hessian.n_matvecs + covariance.n_matvecs + product.n_matvecs,
+    )
+
+
+def _first(pairs: EigenResult, k: int) -> EigenResult:
+    return EigenResult(
+        pairs.eigenvalues[:k],
+        pairs.eigenvectors[:, :k],
+        pairs.residuals[:k],
+        pairs.converged[:k],
+        pairs.n_matvecs,
     )
 
 

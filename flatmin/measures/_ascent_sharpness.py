@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_number
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
 
@@ -54,7 +53,7 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     >>> float(sam_sharpness(risk, torch.tensor([1.0, 0.0]), rho=0.1))
     0.525
     """
-    _check_rho(rho)
+    check_number("rho", rho)
     base, gradient = risk.value_and_gradient(theta)
     return _rise(risk, theta, base, rho * _unit(gradient))
 
@@ -103,17 +102,11 @@ def asam_sharpness(
     >>> float(asam_sharpness(risk, torch.tensor([2.0, 0.0]), rho=0.1))
     2.1
     """
-    _check_rho(rho)
-    if not 0 <= eta < math.inf:
-        raise ValueError(f"eta must be finite and not negative. Got {eta}.")
+    check_number("rho", rho)
+    check_number("eta", eta, or_zero=True)
     base, gradient = risk.value_and_gradient(theta)
     T = theta.abs() + eta
     return _rise(risk, theta, base, rho * T * _unit(T * gradient))
-
-
-def _check_rho(rho: float) -> None:
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho must be finite and positive. Got {rho}.")
 
 
 def _unit(v: Tensor) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_accuracy, check_number
 from flatmin._utils.random import make_generator
 from flatmin.curvature import HessianOperator, hessian_eigenpairs
 from flatmin.linalg import trace
@@ -52,7 +51,7 @@ def trace_sharpness(
     Raises
     ------
     ValueError
-        If ``sigma`` is not positive.
+        If ``sigma`` is not positive, or ``rtol`` or ``max_matvecs`` is too small.
 
     Examples
     --------
@@ -61,8 +60,8 @@ def trace_sharpness(
     >>> float(trace_sharpness(risk, torch.zeros(2), sigma=0.1))
     0.03
     """
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be finite and positive. Got {sigma}.")
+    check_number("sigma", sigma)
+    check_accuracy(rtol, max_matvecs, at_least=6)
     result = trace(
         HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng
     )
@@ -102,6 +101,11 @@ def max_eigenvalue(
     SharpnessResult
         In units of the loss over θ².
 
+    Raises
+    ------
+    ValueError
+        If ``tol`` is not positive.
+
     Examples
     --------
     >>> from flatmin.risk import QuadraticRisk
@@ -109,6 +113,7 @@ def max_eigenvalue(
     >>> float(max_eigenvalue(risk, torch.zeros(2)))
     5.0
     """
+    check_number("tol", tol)
     generator = make_generator(rng, risk.device)
     pair = hessian_eigenpairs(risk, theta, 1, tol=tol, rng=generator)
     value = pair.eigenvalues[..., 0]

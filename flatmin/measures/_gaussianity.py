@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin.curvature import covariance_eigenpairs
 from flatmin.risk import Risk
@@ -105,8 +106,8 @@ def minibatch_gaussianity(
     Raises
     ------
     ValueError
-        If ``batch_size`` or ``n_batches`` is less than 1, or there is no noise along a
-        direction.
+        If a number is less than 1, ``directions`` are no columns of D numbers, or there
+        is no noise along one.
 
     Examples
     --------
@@ -120,10 +121,17 @@ def minibatch_gaussianity(
     >>> float(result.excess_kurtosis), result.p_value < 1e-10
     (-0.5, True)
     """
-    if batch_size < 1 or n_batches < 1:
+    check_count("batch_size", batch_size)
+    check_count("n_directions", n_directions)
+    check_count("n_batches", n_batches)
+    if directions is not None and (
+        directions.ndim != 2
+        or len(directions) != risk.n_params
+        or directions.shape[1] == 0
+    ):
         raise ValueError(
-            "batch_size and n_batches must be at least 1. Got "
-            f"batch_size={batch_size} and n_batches={n_batches}."
+            f"directions must have shape ({risk.n_params}, k) with k at least 1. Got "
+            f"{tuple(directions.shape)}."
         )
     generator = make_generator(rng, risk.device)
     if directions is None:
@@ -135,11 +143,11 @@ def minibatch_gaussianity(
     )
     slopes = slopes - slopes.mean(-1, keepdim=True)
     variances = slopes.square().mean(-1)
-    if bool((variances == 0).any()):
-        silent = (variances == 0).nonzero().flatten().tolist()
+    silent = (~(variances > 0)).nonzero().flatten().tolist()  # of NaN too
+    if silent:
         raise ValueError(
             "Along a direction without noise there is nothing to test. Got directions "
-            f"{silent} with vᵀΣv = 0; leave them out."
+            f"{silent} with vᵀΣv = {variances[silent].tolist()}; leave them out."
         )
     scaled = slopes / variances.sqrt().unsqueeze(-1)
     chosen = torch.randint(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_accuracy, check_count, check_number
 from flatmin._utils.random import make_generator
 from flatmin.curvature import GGNOperator
 from flatmin.linalg import eigsh
@@ -44,7 +45,14 @@ class LossScaledAlignment:
         -------
         float
             Infinite for μ ≤ 0, where the theory bounds nothing.
+
+        Raises
+        ------
+        ValueError
+            If ``lr`` or ``batch_size`` is not positive.
         """
+        check_number("lr", lr)
+        check_number("batch_size", batch_size)
         if not float(self.value) > 0:
             return math.inf
         return math.sqrt(batch_size / float(self.value)) / lr
@@ -86,6 +94,11 @@ def loss_scaled_alignment(
     -------
     LossScaledAlignment
 
+    Raises
+    ------
+    ValueError
+        If ``k``, ``rtol`` or ``max_matvecs`` is too small.
+
     References
     ----------
     L. Wu, M. Wang and W. Su, "The alignment property of SGD noise and how it helps
@@ -102,6 +115,8 @@ def loss_scaled_alignment(
     >>> float(result), result.norm_bound(lr=0.1, batch_size=4)
     (1.0, 20.0)
     """
+    check_count("k", k)
+    check_accuracy(rtol, max_matvecs, at_least=2)
     generator = make_generator(rng, risk.device)
     product = trace_hessian_covariance(
         risk,

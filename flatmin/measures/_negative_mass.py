@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin.curvature import HessianOperator
 from flatmin.linalg import SpectralDensity, spectral_density
 from flatmin.measures._estimate import Estimate
@@ -47,6 +48,11 @@ def negative_mass(
     -------
     Estimate
 
+    Raises
+    ------
+    ValueError
+        If there are fewer than two probes, or no step.
+
     References
     ----------
     B. Ghorbani, S. Krishnan and Y. Xiao, "An investigation into neural net
@@ -60,6 +66,8 @@ def negative_mass(
     >>> float(negative_mass(risk, torch.zeros(4)))
     0.375
     """
+    check_count("n_probes", n_probes, at_least=2)
+    check_count("n_steps", n_steps)
     operator = HessianOperator(risk, theta, params=params)
     density = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, rng=rng)
     return density_negative_mass(density)

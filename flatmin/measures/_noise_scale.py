@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_number
 from flatmin.curvature import covariance_trace
 from flatmin.measures._estimate import Estimate, exact, quotient
 from flatmin.measures._silent import noisy
@@ -44,7 +45,13 @@ class GradientNoise:
         Returns
         -------
         Tensor of shape (\\*batch)
+
+        Raises
+        ------
+        ValueError
+            If ``batch_size`` is not positive.
         """
+        check_number("batch_size", batch_size)  # the noise scale is no integer
         return (self.trace / batch_size).sqrt()
 
     def diffusion_norm(self, batch_size: int, lr: float) -> Tensor:
@@ -63,7 +70,13 @@ class GradientNoise:
         Returns
         -------
         Tensor of shape (\\*batch)
+
+        Raises
+        ------
+        ValueError
+            If ``lr`` or ``batch_size`` is not positive.
         """
+        check_number("lr", lr)
         return lr**0.5 * self.noise_norm(batch_size)
 
     def __float__(self) -> float:
@@ -130,6 +143,11 @@ def curvature_noise_scale(
     Returns
     -------
     Estimate
+
+    Raises
+    ------
+    ValueError
+        If ``rtol`` or ``max_matvecs`` is too small.
 
     References
     ----------

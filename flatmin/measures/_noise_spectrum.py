@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_accuracy, check_count, check_number
 from flatmin._utils.random import make_generator
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
 from flatmin.measures._deflation import deflated_norm
@@ -77,6 +78,11 @@ def noise_spectrum(
     -------
     NoiseSpectrum
 
+    Raises
+    ------
+    ValueError
+        If ``k`` does not fit, or ``tol``, ``rtol`` or ``max_matvecs`` is too small.
+
     References
     ----------
     The participation ratio: T. Litwin-Kumar et al., "Optimal degrees of synaptic
@@ -93,6 +99,9 @@ def noise_spectrum(
     >>> float(result.trace), float(result.effective_rank)
     (12.0, 1.6)
     """
+    check_count("k", k)
+    check_number("tol", tol)
+    check_accuracy(rtol, max_matvecs, at_least=2)
     generator = make_generator(rng, risk.device)
     operator = GradientCovarianceOperator(risk, theta, params=params)
     pairs = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)

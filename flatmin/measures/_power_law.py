@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from flatmin._utils.numbers import check_accuracy
 from flatmin.curvature import HessianOperator
 from flatmin.linalg import DiagonalResult, diagonal
 from flatmin.measures._silent import noisy
@@ -72,7 +73,8 @@ def covariance_exponent(
     Raises
     ------
     ValueError
-        If fewer than three coordinates can be used.
+        If ``rtol`` or ``max_matvecs`` is too small, or fewer than three coordinates can
+        be used.
 
     References
     ----------
@@ -90,6 +92,7 @@ def covariance_exponent(
     >>> float(covariance_exponent(risk, torch.zeros(3, dtype=torch.float64)))
     2.0
     """
+    check_accuracy(rtol, max_matvecs, at_least=6)
     operator = HessianOperator(risk, theta, params=params)
     curvature = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     variances = _variances(risk, theta)
@@ -126,7 +129,13 @@ def covariance_exponents(
     -------
     dict of str to PowerLaw
         By the name of the module.
+
+    Raises
+    ------
+    ValueError
+        If ``rtol`` or ``max_matvecs`` is too small.
     """
+    check_accuracy(rtol, max_matvecs, at_least=6)
     operator = HessianOperator(risk, theta)
     whole = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     variances = _variances(risk, theta)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count, check_number
 from flatmin._utils.random import make_generator
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
@@ -141,12 +140,8 @@ def _mean_rise(
     absolute: bool,
     rng: torch.Generator | int | None,
 ) -> SharpnessResult:
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be finite and positive. Got {sigma}.")
-    if n_draws < 2:
-        raise ValueError(
-            f"n_draws must be at least 2 to have a standard error. Got {n_draws}."
-        )
+    check_number("sigma", sigma)
+    check_count("n_draws", n_draws, at_least=2)  # to have a standard error
     generator = make_generator(rng, risk.device)
     base = risk.value(theta).double()
     differences = []

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count, check_number
 from flatmin._utils.random import make_generator
 from flatmin.curvature import HessianOperator
 from flatmin.linalg import FunctionOperator, eigsh
@@ -46,6 +47,11 @@ def edge_of_stability(
     -------
     Estimate
 
+    Raises
+    ------
+    ValueError
+        If ``lr`` or ``tol`` is not positive.
+
     References
     ----------
     J. Cohen et al., "Gradient descent on neural networks typically occurs at the edge
@@ -58,6 +64,7 @@ def edge_of_stability(
     >>> float(edge_of_stability(risk, torch.zeros(2), lr=0.2))
     0.5
     """
+    check_number("lr", lr)
     return exact(max_eigenvalue(risk, theta, tol=tol, rng=rng).value * (lr / 2))
 
 
@@ -93,6 +100,11 @@ def non_uniformity(
     Estimate
         In units of H.
 
+    Raises
+    ------
+    ValueError
+        If ``tol`` is not positive.
+
     References
     ----------
     L. Wu, C. Ma and W. E, "How SGD selects the global minima in over-parameterized
@@ -107,6 +119,7 @@ def non_uniformity(
     >>> float(non_uniformity(risk, torch.zeros(1)))
     8.0
     """
+    check_number("tol", tol)
     hessian = HessianOperator(risk, theta)
 
     def product(v: Tensor) -> Tensor:
@@ -140,14 +153,17 @@ def non_uniformity_bound(lr: float, batch_size: int, n_examples: int) -> float:
     Raises
     ------
     ValueError
-        If the batch does not fit.
+        If ``lr`` is not positive, or the batch does not fit.
 
     Examples
     --------
     >>> non_uniformity_bound(0.1, 4, 100)
     20.3101
     """
-    if not 1 <= batch_size <= n_examples:
+    check_number("lr", lr)
+    check_count("batch_size", batch_size)
+    check_count("n_examples", n_examples)
+    if batch_size > n_examples:
         raise ValueError(
             f"batch_size must be between 1 and N = {n_examples}. Got {batch_size}."
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
+
 __all__ = [
     "cosines",
     "overlap",
@@ -115,7 +117,9 @@ def random_projection_residual(k: int, n_params: int) -> float:
     >>> random_projection_residual(20, 11330)
     19.9647
     """
-    if not 1 <= k <= n_params:
+    check_count("k", k)
+    check_count("n_params", n_params)
+    if k > n_params:
         raise ValueError(f"k must be between 1 and D = {n_params}. Got k={k}.")
     return k * (1 - k / n_params)
 
@@ -226,9 +230,10 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
 
 
 def _check_bases(U: Tensor, V: Tensor) -> None:
-    if U.ndim < 2 or V.ndim < 2 or U.shape[-2] != V.shape[-2]:
+    empty = U.numel() == 0 or V.numel() == 0
+    if U.ndim < 2 or V.ndim < 2 or U.shape[-2] != V.shape[-2] or empty:
         raise ValueError(
-            "Bases must be matrices whose columns are vectors of one size D. Got "
+            "Bases must be matrices of one or more columns of one size D. Got "
             f"shapes {tuple(U.shape)} and {tuple(V.shape)}."
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin._utils.random import make_generator
 from flatmin.curvature import (
     GGNOperator,
@@ -95,7 +96,7 @@ def trace_hessian_covariance(
     Raises
     ------
     ValueError
-        If ``method`` or ``matrix`` is unknown.
+        If ``method`` or ``matrix`` is unknown, or a number is too small.
 
     References
     ----------
@@ -113,6 +114,8 @@ def trace_hessian_covariance(
     """
     check_known("method", method, ("auto", "exact", "sampled", "low_rank"))
     check_known("matrix", matrix, MATRICES)
+    check_count("k", k)
+    check_accuracy(rtol, max_matvecs)
     operator = MATRICES[matrix](risk, theta, params=params)
     if method == "auto":
         cheap = min(operator.shape[-1], risk.n_examples) <= max_matvecs

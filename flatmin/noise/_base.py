@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from flatmin._utils.numbers import is_count, is_number
 from flatmin._utils.plain import as_plain
 from flatmin.linalg import LinearOperator, operator_from_plain, operator_to_plain
 from flatmin.risk import Risk
@@ -209,25 +208,25 @@ class NoiseLaw(BaseEstimator, ABC):
         settings = self.get_params(deep=False)
         for name in ("batch_size", "n_components"):
             value = settings.get(name)
-            if value is not None and not _is_count(value):
+            if value is not None and not is_count(value):
                 raise ValueError(
                     f"{name} of {self.name} must be an integer of at least 1, or None "
                     f"for the default. Got {value!r}."
                 )
-        if not _is_count(self.refresh_every):
+        if not is_count(self.refresh_every):
             raise ValueError(
                 f"refresh_every of {self.name} must be an integer of at least 1. "
                 f"Got {self.refresh_every!r}."
             )
         for name in ("noise_scale", "sigma"):
             value = settings.get(name, 0)
-            if not (_is_finite(value) and value >= 0):
+            if not (is_number(value) and value >= 0):
                 raise ValueError(
                     f"{name} of {self.name} must be a finite number of at least 0. "
                     f"Got {value!r}."
                 )
         tol = settings.get("tol", 1)
-        if not (_is_finite(tol) and tol > 0):
+        if not (is_number(tol) and tol > 0):
             raise ValueError(
                 f"tol of {self.name} must be a finite number above 0. Got {tol!r}."
             )
@@ -254,14 +253,6 @@ class NoiseLaw(BaseEstimator, ABC):
         """Return k; None stands for min(20, D)."""
         k: int | None = self.n_components
         return min(DEFAULT_N_COMPONENTS, risk.n_params) if k is None else int(k)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and int(value) >= 1
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
 
 
 class GaussianLaw(NoiseLaw):

@@ -210,19 +210,7 @@ class LandscapeDisplay(BaseDisplay):
         path = None
         if trajectory is not None:
             path = check_trajectory(trajectory, risk.n_params)
-        if kind is None:
-            A = as_directions(directions, risk.n_params)
-        elif kind == "random":
-            A = random_directions(risk, n_directions, make_seed(random_state))
-        elif path is not None and kind == "trajectory":
-            A = principal_directions(path, n_directions)
-        else:
-            A = analyzer.eigen().eigenvectors.astype(np.float64)
-        if A.shape[1] < n_directions and kind is not None:
-            raise ValueError(
-                f"The {kind} has {A.shape[1]} eigenvectors here. Got "
-                f"n_directions={n_directions}."
-            )
+        A = _columns(directions, n_directions, analyzer, path, random_state)
         coordinates, share = None, None
         if path is not None:
             coordinates, share = project(path, theta.double().cpu().numpy(), A)
@@ -465,6 +453,26 @@ class LandscapeDisplay(BaseDisplay):
         if self.share is None or not np.isfinite(self.share):
             return "trajectory"
         return f"trajectory, {self.share:.0%} of its variance in the {section}"
+
+
+def _columns(
+    directions: Any, n: int, analyzer: Any, path: np.ndarray | None, random_state: Any
+) -> np.ndarray:
+    """Return the directions that were asked for, shape (D, n); an array as it is."""
+    risk = analyzer.risk_
+    if not isinstance(directions, str):
+        return as_directions(directions, risk.n_params)
+    if directions == "random":
+        return random_directions(risk, n, make_seed(random_state))
+    if directions == "trajectory" and path is not None:
+        return principal_directions(path, n)
+    A = analyzer.eigen().eigenvectors.astype(np.float64)
+    if A.shape[1] < n:
+        raise ValueError(
+            f"The {directions} has {A.shape[1]} eigenvectors here. Got "
+            f"n_directions={n}."
+        )
+    return A
 
 
 def _labels(kind: str | None, curvatures: np.ndarray | None, n: int) -> list[str]:

@@ -127,6 +127,36 @@ def test_score_is_the_share_of_the_noise_in_the_basis(params):
         model.score(X_new[:1], y_new[:1])
 
 
+@pytest.mark.parametrize(
+    ("call", "name", "values"),
+    [
+        ("eigen", "k", [0, 2.5, True, "3"]),
+        ("trace", "rtol", [-0.1, np.nan, True]),
+        ("trace", "max_matvecs", [5, 20.5, None]),
+        ("diagonal", "rtol", [-0.1, np.nan, True]),
+        ("diagonal", "max_matvecs", [5, 20.5, None]),
+        ("density", "n_probes", [1, 2.5, None]),
+        ("density", "n_steps", [0, 2.5, True]),
+    ],
+)
+def test_numbers_out_of_range(call, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} must be an? .* Got {value!r}"):
+            getattr(analyzer(), call)(**{name: value})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_noise_has_no_share(dtype):
+    model = analyzer(dtype=dtype)
+    with pytest.raises(ValueError, match=r"must differ between examples\. Got Tr\(Σ\)"):
+        model.score(np.tile(X[:1], (300, 1)), np.zeros(300, int))
+    flat = network()
+    torch.nn.init.zeros_(flat[2].weight)
+    model = CurvatureAnalyzer(flat, loss="cross_entropy", params="0", dtype=dtype)
+    with pytest.raises(ValueError, match=r"Got Tr\(Σ\) = 0, which is rounding"):
+        model.fit(X, y).score(X, y)
+
+
 def test_weights_of_the_examples():
     weights = np.linspace(0, 1, N)
     model = CurvatureAnalyzer(NET, loss="cross_entropy").fit(X, y, weights)

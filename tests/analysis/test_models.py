@@ -71,6 +71,26 @@ def test_labels_and_class_weights_are_those_of_the_training():
         trace(clf, X_new, y_new)
 
 
+@pytest.mark.parametrize("class_weight", ["balanced", {"ant": 0, "bee": 1, "cat": 5}])
+@pytest.mark.parametrize("kind", [CurvatureAnalyzer, NoiseCovarianceAnalyzer])
+def test_coordinates_are_of_one_example_whatever_the_weights(kind, class_weight):
+    clf = classifier(class_weight=class_weight).fit(X[:31], LABELS[y[:31]])
+    analyzer = kind(clf, n_components=3, dtype="float64", random_state=0)
+    analyzer.fit(X[:31], LABELS[y[:31]], np.linspace(1, 2, 31))
+    rows = analyzer.transform(X_new, LABELS[y_new])
+    apart = [
+        analyzer.transform(X_new[i : i + 1], LABELS[y_new[i : i + 1]])
+        for i in range(len(y_new))
+    ]
+    close(np.concatenate(apart), rows, atol=1e-12)
+    gradients = truth(clf.module_, X_new, y_new).gradients
+    expected = gradients.numpy() @ analyzer.eigen().eigenvectors
+    if kind is NoiseCovarianceAnalyzer:
+        risk = analyzer.risk_
+        expected -= risk.gradient(risk.params()).numpy() @ analyzer.eigen().eigenvectors
+    close(rows, expected, atol=1e-12)
+
+
 def test_a_regressor_and_one_logit():
     reg = NoisyDiffusionRegressor(network(1), max_iter=5, random_state=0)
     reg.fit(X, X[:, 0])

@@ -76,7 +76,7 @@ def test_draws_by_the_seed():
     one, other = (analyzer(random_state=seed) for seed in (0, 1))
     assert (one.sample(2) == one.sample(2)).all()
     assert (one.sample(1) != other.sample(1)).all()
-    with pytest.raises(ValueError, match=r"n must be at least 1\. Got 0"):
+    with pytest.raises(ValueError, match=r"n must be an integer of at least 1. Got 0"):
         one.sample(0)
 
 

@@ -47,6 +47,42 @@ def test_blocks_add_up(optimizer):
     assert parts.iteration == 10
 
 
+@pytest.mark.parametrize("law", METHODS)
+@pytest.mark.parametrize("every", [1, 3])
+def test_measuring_leaves_no_trace(law, every):
+    left_alone, measured = descent(law), descent(law)
+    left_alone.run(6)
+    for _ in range(0, 6, every):
+        before = measured.rng.get_state()
+        measured.refresh()
+        assert torch.equal(measured.rng.get_state(), before)
+        measured.law.trace(measured.batch, measured.theta, measured.state)
+        measured.run(every)
+    assert torch.equal(measured.theta, left_alone.theta)
+    assert torch.equal(measured.rng.get_state(), left_alone.rng.get_state())
+
+
+@pytest.mark.parametrize("law", ["gld_dynamic", "gld_diagonal"])
+def test_it_goes_on_from_a_refresh(law):
+    whole, resumed = descent(law), descent(law)
+    whole.run(2)
+    whole.refresh()
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    whole.run(2)
+    resumed.run(2)
+    assert torch.equal(resumed.theta, whole.theta)
+
+
+def test_a_step_has_the_gradient_of_where_it_begins():
+    """A callback may move θ between the refresh and the step."""
+    moved, begun_there = descent(), descent()
+    moved.refresh()
+    for run in (moved, begun_there):
+        run.theta.mul_(2)
+        run.run(1)
+    assert torch.equal(moved.theta, begun_there.theta)
+
+
 def test_refreshes_count_from_the_start():
     law = Spy(refresh_every=3)
     run = descent(law)

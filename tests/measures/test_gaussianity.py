@@ -98,9 +98,9 @@ def test_a_networks_leading_directions():
 
 def test_bad_input():
     risk, theta = risk_of(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), torch.zeros(2)
-    with pytest.raises(ValueError, match="Got batch_size=0"):
+    with pytest.raises(ValueError, match=r"batch_size must be .* Got 0"):
         minibatch_gaussianity(risk, theta.double(), batch_size=0)
-    with pytest.raises(ValueError, match=r"Got directions \[1\] with vᵀΣv = 0"):
+    with pytest.raises(ValueError, match=r"Got directions \[1\] with vᵀΣv = \[0\.0\]"):
         minibatch_gaussianity(
             risk, theta.double(), batch_size=2, directions=torch.eye(2).double()
         )

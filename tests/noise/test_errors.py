@@ -105,12 +105,21 @@ def test_settings_that_just_fit(method, settings, shape):
 
 
 NUMBERS = {
-    "noise_scale": ([-1, float("nan"), float("inf"), "1", None], "finite number of at"),
-    "sigma": ([-1e-3, float("nan"), float("inf"), "1", None], "finite number of at"),
-    "tol": ([0, -1e-3, float("nan"), float("inf"), None], "finite number above 0"),
-    "batch_size": ([0, -3, 2.5, "3"], "integer of at least 1, or None"),
-    "n_components": ([0, -3, 2.5, "3"], "integer of at least 1, or None"),
-    "refresh_every": ([0, -3, 2.5, "3", None], "integer of at least 1. "),
+    "noise_scale": (
+        [-1, float("nan"), float("inf"), "1", None, True],
+        "finite number of at",
+    ),
+    "sigma": (
+        [-1e-3, float("nan"), float("inf"), "1", None, True],
+        "finite number of at",
+    ),
+    "tol": (
+        [0, -1e-3, float("nan"), float("inf"), None, True],
+        "finite number above 0",
+    ),
+    "batch_size": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
+    "n_components": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
+    "refresh_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
 }
 
 
