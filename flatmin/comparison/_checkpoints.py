@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flatmin._utils.checkpoint_files import DamagedFileError, read_file, write_file
-from flatmin.estimators._checkpoints import check_identity, hashes
+from flatmin._utils.fingerprint import check_identity, hashes
 
 __all__ = ["ComparisonFolder", "UnitFolder"]
 

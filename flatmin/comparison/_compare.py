@@ -13,6 +13,7 @@ import torch
 from joblib import Parallel, cpu_count, delayed, effective_n_jobs
 from sklearn.utils import check_scalar
 
+from flatmin._utils.checkpoint_files import check_names_folder
 from flatmin._utils.placement import resolve_device
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import spawn_seeds
@@ -234,11 +235,7 @@ def _folders(
         )
     if every is not None:
         check_scalar(every, "checkpoint_every", Integral, min_val=1)
-        if path is None:
-            raise ValueError(
-                "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
-                f"checkpoint_every={every}."
-            )
+    check_names_folder(path, every)
     if path is None:
         return None
     data: Any = plan.data
