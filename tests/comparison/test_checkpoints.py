@@ -73,7 +73,7 @@ def test_what_has_ended_is_found(monkeypatch, tmp_path, whole):
     assert len(seen) == 4
     # Fits that have ended leave nothing but what came out.
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {"begin.flatmin", "end.flatmin"}
+    assert names == {".lock", "begin.flatmin", "end.flatmin"}
 
 
 def test_other_methods_and_seeds_may_follow(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
+from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._unit import Plan, run_unit, warm_up
 
 from ._problems import classifier, digits, norm
@@ -32,8 +33,9 @@ def test_no_tensor_crosses_a_border(device):
     metrics = {"norm": norm}
     plan = Plan((X, y, X_test, y_test), metrics, {"end": norm}, 10, None, 1)
     estimator = classifier(method="gld_hessian", n_components=2, device=device)
-    start = warm_up(estimator, 0, plan, None)
-    unit = run_unit(estimator, "gld_hessian", start, plan)
+    nowhere = UnitFolder(None, None, {})
+    start = warm_up(estimator, 0, plan, None, nowhere)
+    unit = run_unit(estimator, "gld_hessian", start, plan, nowhere)
     assert unit.record["status"] == "done", unit.record
     for value in (start, unit):
         pickled = pickle.dumps(value)

@@ -419,7 +419,7 @@ def test_a_full_disk_at_the_beginning_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         fit(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
 # -------------------------------------------------------------------- divergence
