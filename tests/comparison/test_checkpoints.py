@@ -140,17 +140,44 @@ def test_an_estimator_with_a_folder_is_refused(tmp_path):
         compare(None, checkpoint_every=3)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_killed_comparison_gives_the_same_table(tmp_path):
-    files = [tmp_path / "whole.json", tmp_path / "resumed.json"]
-    script = Path(__file__).with_name("_killed.py")
-    found = subprocess.run(
-        [sys.executable, str(script), *map(str, files), "2"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert found.returncode == 0, found.stderr
-    assert int(found.stdout) >= 1
-    whole, resumed = map(ComparisonResult.from_json, files)
-    assert_alike(resumed, whole)
+@pytest.fixture
+def killed_comparisons(tmp_path):
+    """A function that kills comparisons in each of some phases, and compares ends."""
+
+    def check(backend, phases, n_rounds):
+        script = Path(__file__).with_name("_killed.py")
+        arguments = [str(tmp_path), backend, phases, str(n_rounds)]
+        found = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert found.returncode == 0, found.stderr
+        whole = ComparisonResult.from_json(tmp_path / "whole.json")
+        for i in range(n_rounds):
+            resumed = ComparisonResult.from_json(tmp_path / f"resumed-{i}.json")
+            assert len(resumed.failures) == 0
+            assert_alike(resumed, whole)
+        return int(found.stdout)
+
+    return check
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("backend", "phases"),
+    [("threading", "fit quench"), ("loky", "noise")],
+)
+def test_a_killed_comparison_gives_the_same_table(killed_comparisons, backend, phases):
+    assert killed_comparisons(backend, phases, 1) == len(phases.split())
+
+
+@needs_fork
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["sequential", "threading", "loky"])
+def test_twenty_kills(killed_comparisons, backend):
+    assert killed_comparisons(backend, "fit noise quench", 7) >= 20
