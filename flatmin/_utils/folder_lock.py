@@ -52,10 +52,11 @@ def locked_folder(path: str | os.PathLike[str] | None) -> Iterator[None]:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     handle = None
-    # What cannot be written is for the run to say.
-    with suppress(OSError):
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        _held.add(handle)
+    if fcntl is not None:
+        # What cannot be written is for the run to say.
+        with suppress(OSError):
+            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            _held.add(handle)
     try:
         if handle is not None:
             _lock(handle, folder)
@@ -67,8 +68,6 @@ def locked_folder(path: str | os.PathLike[str] | None) -> Iterator[None]:
 
 
 def _lock(handle: int, folder: Path) -> None:
-    if fcntl is None:
-        return
     end = time.monotonic() + _PATIENCE
     while True:
         try:

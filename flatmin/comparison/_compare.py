@@ -122,9 +122,9 @@ def compare_dynamics(
     Returns
     -------
     ComparisonResult
-        Whatever a unit raised, or that it diverged, stands in ``failures``. Its rows
-        are those until it diverged, or those of the phases before the one in which it
-        raised: a fit that raises returns nothing, and the same call runs it again.
+        Whatever a unit raised, or that it diverged, stands in ``failures``. The table
+        has its rows until it diverged or, if it raised, those of the fits that had
+        ended: a fit that raises returns nothing, and the same call runs it again.
 
     Raises
     ------

@@ -170,7 +170,7 @@ def run_unit(
     -------
     Unit
         Also of a method that diverged, with the rows until then, or raised, with those
-        of the phases before.
+        of the fits that had ended.
     """
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()

@@ -9,7 +9,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
+from flatmin._utils import folder_lock
 from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._utils.folder_lock import locked_folder
 from flatmin.comparison import ComparisonResult, _compare, _unit
 from flatmin.dynamics import NoisyDescent
 
@@ -130,6 +132,31 @@ def test_a_divergence_is_kept(monkeypatch, tmp_path):
     assert first.failures["error"].tolist() == ["DivergenceError"]
     monkeypatch.setattr(NoisyDescent, "run", None)
     assert_alike(compare(tmp_path, **settings), first)
+
+
+def test_a_folder_in_use_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 0)
+    seen = []
+    with (
+        locked_folder(tmp_path),
+        pytest.raises(BlockingIOError, match="in use by process"),
+    ):
+        compare(tmp_path, on_unit=seen.append)
+    assert seen == []
+
+
+def test_a_unit_in_use_fails_alone(monkeypatch, tmp_path, whole):
+    """As when a worker of a comparison that was killed cannot end."""
+    compare(tmp_path, ["gd"])
+    compare(tmp_path, ["sgd"], n_seeds=[1])
+    (unit,) = tmp_path.glob("sgd-*-1")
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 0)
+    (unit / "end.flatmin").unlink()
+    with locked_folder(unit):
+        found = compare(tmp_path)
+    assert found.failures[["method", "seed"]].to_numpy().tolist() == [["sgd", 1]]
+    assert found.failures["message"].str.contains("in use by process").all()
+    assert_alike(compare(tmp_path), whole)
 
 
 def test_an_estimator_with_a_folder_is_refused(tmp_path):
