@@ -1,4 +1,4 @@
-"""What all tests share: one thread, and where the real images lie."""
+"""What all tests share: one thread, what is skipped, where the real images lie."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
+# The slow tests of these floors run when they are asked for.
+ON_REQUEST = [Path(__file__).parent / name for name in ("comparison", "estimators")]
+
 
 def pytest_configure():
     # Workers of pytest-xdist already fill the cores; more threads only make them wait.
     # Without workers too: sums are the same to the last bit for one number of threads.
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    if "slow" in config.option.markexpr:
+        return
+    skip = pytest.mark.skip(reason="takes minutes; run it with -m slow")
+    for item in items:
+        if item.get_closest_marker("slow") and {*ON_REQUEST} & {*item.path.parents}:
+            item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,13 @@ import torch
 
 from flatmin._utils.plain import as_plain, from_plain
 
-__all__ = ["CheckpointFolder", "DamagedFileError", "read_file", "write_file"]
+__all__ = [
+    "CheckpointFolder",
+    "DamagedFileError",
+    "check_names_folder",
+    "read_file",
+    "write_file",
+]
 
 _KIND = b"flatmin.checkpoint/"
 _VERSION = b"1"
@@ -191,6 +197,28 @@ class CheckpointFolder:
         found = self.path.glob("checkpoint-*.flatmin")
         named = [path for path in found if path.stem.partition("-")[2].isdecimal()]
         return sorted(named, key=_number)
+
+
+def check_names_folder(path: str | os.PathLike[str] | None, every: int | None) -> None:
+    """Raise if an interval is given, and no folder.
+
+    Parameters
+    ----------
+    path : path-like or None
+        The ``checkpoint_dir``.
+    every : int or None
+        The ``checkpoint_every``.
+
+    Raises
+    ------
+    ValueError
+        With what was given.
+    """
+    if path is None and every is not None:
+        raise ValueError(
+            "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
+            f"checkpoint_every={every}."
+        )
 
 
 def _number(path: Path) -> int:

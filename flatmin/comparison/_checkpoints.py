@@ -12,13 +12,15 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flatmin._utils.checkpoint_files import DamagedFileError, read_file, write_file
-from flatmin.estimators._checkpoints import check_identity, hashes
+from flatmin._utils.fingerprint import check_identity, hashes
+from flatmin._utils.folder_lock import locked_folder
 
 __all__ = ["ComparisonFolder", "UnitFolder"]
 
@@ -33,21 +35,26 @@ _NOT_ITS_OWN = {
 class UnitFolder:
     """Where a unit, or a warm-up, is kept; travels to the workers."""
 
-    path: Path
+    path: Path | None  # None keeps nothing
     every: int | None
     identity: dict[str, str]  # hashes
 
     def fits(self, phase: str) -> dict[str, Any]:
         """Return the settings of an estimator that fits a phase."""
+        if self.path is None:
+            return {}
         return {
             "checkpoint_dir": str(self.path / phase),
             "checkpoint_every": self.every,
         }
 
-    def begin(self) -> None:
-        """Make the folder, and write down what it is for."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_file(self.path / "begin.flatmin", self.identity)
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Hold the folder while the context lasts, and write down what it is for."""
+        with locked_folder(self.path):
+            if self.path is not None:
+                write_file(self.path / "begin.flatmin", self.identity)
+            yield
 
     def read(self) -> dict[str, Any] | None:
         """Return what :meth:`write` was given, or None if it has not come to that.
@@ -61,11 +68,13 @@ class UnitFolder:
         ValueError
             If the folder is that of another comparison.
         """
-        identity = self._read("begin")
+        if self.path is None:
+            return None
+        identity = _read(self.path / "begin.flatmin")
         if identity is None:
             return None
         check_identity(self.path, identity, self.identity)
-        found: dict[str, Any] | None = self._read("end")
+        found: dict[str, Any] | None = _read(self.path / "end.flatmin")
         return found
 
     def write(self, content: Mapping[str, Any]) -> None:
@@ -81,6 +90,8 @@ class UnitFolder:
         UserWarning
             If it cannot be written; the checkpoints of the fits then stay.
         """
+        if self.path is None:
+            return
         try:
             write_file(self.path / "end.flatmin", dict(content))
         except OSError as error:
@@ -94,23 +105,14 @@ class UnitFolder:
             if folder.is_dir():
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _read(self, name: str) -> Any:
-        """Return what a file holds, or None if there is no such file, or no whole."""
-        try:
-            return read_file(self.path / f"{name}.flatmin")
-        except FileNotFoundError:
-            return None
-        except DamagedFileError as error:
-            warnings.warn(f"{error} What it held is run again.", stacklevel=3)
-            return None
-
 
 class ComparisonFolder:
     """The folders of the units of a comparison.
 
     Parameters
     ----------
-    path : path-like
+    path : path-like or None
+        None keeps nothing.
     every : int or None
         Iterations between two checkpoints of a fit.
     protocol : mapping of str to object
@@ -123,20 +125,23 @@ class ComparisonFolder:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None,
         every: int | None,
         protocol: Mapping[str, Any],
         estimator: Any,
         estimators: Mapping[str, Any],
     ) -> None:
-        self._path = Path(path)
+        self._path = None if path is None else Path(path)
         self._every = every
-        common = hashes(protocol)
-        self._warmup = {**common, **hashes(_settings(estimator))}
-        self._units = {
-            label: {**common, **hashes(_settings(unit))}
-            for label, unit in estimators.items()
-        }
+        self._warmup: dict[str, str] = {}
+        self._units: dict[str, dict[str, str]] = {}
+        if path is not None:  # hashing what is large takes a while
+            common = hashes(protocol)
+            self._warmup = {**common, **hashes(_settings(estimator))}
+            self._units = {
+                label: {**common, **hashes(_settings(unit))}
+                for label, unit in estimators.items()
+            }
 
     def warmup(self, seed: int) -> UnitFolder:
         """Return the folder of a seed's warm-up."""
@@ -147,10 +152,22 @@ class ComparisonFolder:
         # A label may be no name for a file.
         short = hashlib.sha256(label.encode()).hexdigest()[:8]
         name = re.sub(r"[^A-Za-z0-9_]+", "-", label)[:40]
-        return self._folder(f"{name}-{short}", seed, self._units[label])
+        return self._folder(f"{name}-{short}", seed, self._units.get(label, {}))
 
     def _folder(self, name: str, seed: int, identity: dict[str, str]) -> UnitFolder:
-        return UnitFolder(self._path / f"{name}-{seed}", self._every, identity)
+        path = None if self._path is None else self._path / f"{name}-{seed}"
+        return UnitFolder(path, self._every, identity)
+
+
+def _read(path: Path) -> Any:
+    """Return what a file holds, or None if there is no such file, or no whole."""
+    try:
+        return read_file(path)
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        warnings.warn(f"{error} What it held is run again.", stacklevel=3)
+        return None
 
 
 def _settings(estimator: Any) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, cpu_count, delayed, effective_n_jobs
+from joblib import cpu_count, effective_n_jobs
 from sklearn.utils import check_scalar
 
+from flatmin._utils.checkpoint_files import check_names_folder
+from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.placement import resolve_device
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import spawn_seeds
@@ -21,6 +24,7 @@ from flatmin.comparison._methods import ESTIMATORS, resolve_methods
 from flatmin.comparison._provenance import describe, provenance
 from flatmin.comparison._result import ComparisonResult
 from flatmin.comparison._unit import Plan, Unit, run_unit, warm_up
+from flatmin.comparison._workers import work
 
 __all__ = ["compare_dynamics"]
 
@@ -95,7 +99,7 @@ def compare_dynamics(
         Of PyTorch in each worker. Sums depend, in the last bits, on the number of
         threads and on nothing else here: not on ``n_jobs``, the back end or the order.
     memory : None, str or joblib.Memory, default=None
-        Keeps warm-ups for further calls.
+        Keeps warm-ups for further calls; None is the estimator's own ``memory``.
     on_unit : callable, default=None
         Called with a :class:`ComparisonResult` of one unit whenever one has ended, in
         the calling process; to keep what is done should the rest be lost.
@@ -104,7 +108,8 @@ def compare_dynamics(
         fits of the others on their way. The same call, also in another process and
         after a kill, takes from it what is there, and comes to the same table. Other
         methods, seeds and ``n_jobs`` may be asked for; with other settings or data a
-        unit is refused. Units that failed, but by diverging, are run again. See
+        unit is refused, and so is a folder in which another comparison is at work
+        (but not on Windows). Units that failed, but by diverging, are run again. See
         ``checkpoint_dir`` of the estimator for what a fit that goes on cannot bring
         back.
     checkpoint_every : int, default=None
@@ -117,7 +122,9 @@ def compare_dynamics(
     Returns
     -------
     ComparisonResult
-        Whatever a unit raised, or that it diverged, stands in ``failures``.
+        Whatever a unit raised, or that it diverged, stands in ``failures``. The table
+        has its rows until it diverged or, if it raised, those of the fits that had
+        ended: a fit that raises returns nothing, and the same call runs it again.
 
     Raises
     ------
@@ -126,6 +133,8 @@ def compare_dynamics(
     ValueError
         If an argument cannot work, or the data that all methods need; before the first
         unit.
+    BlockingIOError
+        If another comparison is at work in ``checkpoint_dir``.
 
     Examples
     --------
@@ -155,7 +164,8 @@ def compare_dynamics(
             quench_lr, "quench_lr", Real, min_val=0, include_boundaries="neither"
         )
     estimator._validate_params()
-    device = resolve_device(estimator.device)
+    memory = estimator.memory if memory is None else memory
+    resolve_device(estimator.device)
     _check_threads(n_threads, n_jobs)
     estimators = resolve_methods(methods, estimator)
     seeds = _resolve_seeds(n_seeds, random_state)
@@ -168,56 +178,68 @@ def compare_dynamics(
         int(n_threads),
     )
     protocol = _protocol(estimator, estimators, plan)
-    here = provenance(device)
-    origin: list[dict[str, Any]] = []
     folders = _folders(checkpoint_dir, checkpoint_every, plan, estimator, estimators)
     done: dict[tuple[str, int], Unit] = {}
-
-    def end(unit: Unit, place: dict[str, Any]) -> None:
-        label, seed = unit.record["method"], unit.record["seed"]
-        done[label, seed] = unit
-        if place not in origin:
-            origin.append(place)
-        if on_unit is not None:
-            own = {label: protocol["methods"][label]}
-            on_unit(_collect([unit], {**protocol, "methods": own}, [place]))
-
+    origin: list[dict[str, Any]] = []
+    total = len(seeds) * (1 + len(estimators))
     before = torch.get_num_threads()
-    units = [(label, seed) for seed in seeds for label in estimators]
-    total = len(seeds) + len(units)
     try:
-        with progress_bar(total, "comparison", verbose=verbose) as bar:
-            for unit, place in _found(folders, units):
-                end(unit, place)
-            left = [unit for unit in units if unit not in done]
-            tasks = [
-                delayed(warm_up)(
-                    estimator,
-                    seed,
-                    plan,
-                    memory,
-                    None if folders is None else folders.warmup(seed),
-                )
-                for seed in dict.fromkeys(seed for _, seed in left)
-            ]
-            bar.update(total - len(left) - len(tasks))
-            starts = {start.seed: start for start in _work(tasks, n_jobs, bar)}
-            tasks = [
-                delayed(run_unit)(
-                    estimators[label],
-                    label,
-                    starts[seed],
-                    plan,
-                    None if folders is None else folders.unit(label, seed),
-                )
-                for label, seed in left
-            ]
-            for unit in _work(tasks, n_jobs, bar):
-                end(unit, here)
+        with (
+            locked_folder(checkpoint_dir),
+            progress_bar(total, "comparison", verbose=verbose) as bar,
+        ):
+            for unit, place in _outcomes(
+                estimator, estimators, seeds, plan, memory, folders, n_jobs, bar
+            ):
+                label, seed = unit.record["method"], unit.record["seed"]
+                done[label, seed] = unit
+                if place not in origin:
+                    origin.append(place)
+                if on_unit is not None:
+                    own = {label: protocol["methods"][label]}
+                    on_unit(_collect([unit], {**protocol, "methods": own}, [place]))
     finally:
         torch.set_num_threads(before)
     ordered = [done[label, seed] for label in estimators for seed in seeds]
     return _collect(ordered, protocol, origin)
+
+
+def _outcomes(
+    estimator: Any,
+    estimators: Mapping[str, Any],
+    seeds: list[int],
+    plan: Plan,
+    memory: Any,
+    folders: ComparisonFolder,
+    n_jobs: int | None,
+    bar: Any,
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """Yield units and their provenance: first those that an earlier call has kept."""
+    left = []
+    for seed, label in product(seeds, estimators):
+        found = folders.unit(label, seed).read()
+        if found is None:
+            left.append((label, seed))
+            continue
+        bar.update()
+        yield Unit(pd.DataFrame(found["rows"]), found["record"]), found["provenance"]
+    tasks: list[tuple[Any, ...]] = [
+        (estimator, seed, plan, memory, folders.warmup(seed))
+        for seed in dict.fromkeys(seed for _, seed in left)
+    ]
+    bar.update(len(seeds) - len(tasks))
+    starts = {}
+    for start in work(warm_up, tasks, n_jobs):
+        starts[start.seed] = start
+        bar.update()
+    tasks = [
+        (estimators[label], label, starts[seed], plan, folders.unit(label, seed))
+        for label, seed in left
+    ]
+    here = provenance(resolve_device(estimator.device))
+    for unit in work(run_unit, tasks, n_jobs):
+        bar.update()
+        yield unit, here
 
 
 def _folders(
@@ -226,7 +248,7 @@ def _folders(
     plan: Plan,
     estimator: Any,
     estimators: Mapping[str, Any],
-) -> ComparisonFolder | None:
+) -> ComparisonFolder:
     if estimator.checkpoint_dir is not None:
         raise ValueError(
             "A comparison has one folder for all its fits: pass checkpoint_dir to "
@@ -234,38 +256,12 @@ def _folders(
         )
     if every is not None:
         check_scalar(every, "checkpoint_every", Integral, min_val=1)
-        if path is None:
-            raise ValueError(
-                "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
-                f"checkpoint_every={every}."
-            )
-    if path is None:
-        return None
+    check_names_folder(path, every)
     data: Any = plan.data
-    if not callable(data):  # alike for a data frame and its values
+    if path is not None and not callable(data):  # alike for a data frame and its values
         data = [d if isinstance(d, torch.Tensor) else np.asarray(d) for d in data]
     common = {**vars(plan), "data": data}
     return ComparisonFolder(path, every, common, estimator, estimators)
-
-
-def _found(
-    folders: ComparisonFolder | None, units: list[tuple[str, int]]
-) -> Iterator[tuple[Unit, dict[str, Any]]]:
-    """Yield the units that an earlier call has kept, and their provenance."""
-    if folders is None:
-        return
-    for label, seed in units:
-        found = folders.unit(label, seed).read()
-        if found is not None:
-            rows = pd.DataFrame(found["rows"])
-            yield Unit(rows, found["record"]), found["provenance"]
-
-
-def _work(tasks: list[Any], n_jobs: int | None, bar: Any) -> Iterator[Any]:
-    """Yield results as they come."""
-    for result in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks):
-        bar.update()
-        yield result
 
 
 def _collect(

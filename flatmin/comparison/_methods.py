@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import joblib
 from sklearn.base import clone
 
+from flatmin._utils.fingerprint import hashes
 from flatmin._utils.names import check_known
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
-from flatmin.estimators._fingerprint import fingerprint
 from flatmin.noise import METHODS, NoiseLaw, make_noise_law
 
 __all__ = ["ESTIMATORS", "resolve_methods"]
@@ -117,10 +116,10 @@ def _checked_estimator(label: str, unit: Any, estimator: Any) -> Any:
             f"All methods must be of the kind of estimator, "
             f"{type(estimator).__name__}. Got {type(unit).__name__} as {label!r}."
         )
-    own, common = unit.get_params(deep=False), estimator.get_params(deep=False)
+    own, common = (hashes(each.get_params(deep=False)) for each in (unit, estimator))
     # The comparison sets these three itself.
     names = (_SHARED & own.keys()) - {"random_state", "memory", "warm_start"}
-    different = {name for name in names if _hash(own[name]) != _hash(common[name])}
+    different = {name for name in names if own[name] != common[name]}
     if different:
         raise ValueError(
             f"All methods of a seed share their start and what is measured; the method "
@@ -129,10 +128,6 @@ def _checked_estimator(label: str, unit: Any, estimator: Any) -> Any:
         )
     unit._validate_params()
     return clone(unit)
-
-
-def _hash(value: Any) -> str:
-    return str(joblib.hash(fingerprint(value)))
 
 
 def _listed(names: Iterable[str]) -> str:

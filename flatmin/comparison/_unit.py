@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ def warm_up(
     seed: int,
     plan: Plan,
     memory: Any,
-    folder: UnitFolder | None = None,
+    folder: UnitFolder,
 ) -> Start:
     """Run the part that all methods of a seed share, or take it from its folder.
 
@@ -94,7 +94,7 @@ def warm_up(
     plan : Plan
     memory : None, str or joblib.Memory
         Of the estimator.
-    folder : UnitFolder, default=None
+    folder : UnitFolder
         Keeps it.
 
     Returns
@@ -108,7 +108,7 @@ def warm_up(
     ValueError
         The estimator's, about its settings or the data, which no method could use.
     """
-    found = None if folder is None else folder.read()
+    found = folder.read()
     if found is not None:
         return Start(**found)
     torch.set_num_threads(plan.n_threads)
@@ -120,44 +120,38 @@ def warm_up(
         "max_iter": 0,
         "metrics": _metrics(estimator, plan) or None,
         "memory": memory,
-        **_kept(folder, "fit"),
+        **folder.fits("fit"),
     }
-    try:
-        if folder is not None:
-            folder.begin()
-        model = _fit(estimator, seed, plan.load(seed), settings)
-        rows = model.history_.to_dict("records")
-        _check_names(plan.end_metrics, rows[-1])
-        ends = _measure(model, plan.end_metrics)
-    except (TypeError, ValueError):
-        raise
-    except Exception as error:
-        seconds = time.perf_counter() - began
-        return Start(seed, None, [], {}, _named(error), seconds)
-    failure = ("DivergenceError", model.diverged_) if model.diverged_ else None
-    start = Start(
-        seed,
-        model.params_,
-        [
-            row | {"iteration": row["iteration"] - rows[-1]["iteration"]}
-            for row in rows
-            if row["phase"] == "warmup"
-        ],
-        ends,
-        failure,
-        time.perf_counter() - began,
-    )
-    if folder is not None:
+    with ExitStack() as held:
+        try:
+            held.enter_context(folder.begun())
+            model = _fit(estimator, seed, plan.load(seed), settings)
+            rows = model.history_.to_dict("records")
+            _check_names(plan.end_metrics, rows[-1])
+            ends = _measure(model, plan.end_metrics)
+        except (TypeError, ValueError):
+            raise
+        except Exception as error:
+            seconds = time.perf_counter() - began
+            return Start(seed, None, [], {}, _named(error), seconds)
+        start = Start(
+            seed,
+            model.params_,
+            [
+                row | {"iteration": row["iteration"] - rows[-1]["iteration"]}
+                for row in rows
+                if row["phase"] == "warmup"
+            ],
+            ends,
+            _divergence(model),
+            time.perf_counter() - began,
+        )
         folder.write(vars(start))
     return start
 
 
 def run_unit(
-    estimator: Any,
-    label: str,
-    start: Start,
-    plan: Plan,
-    folder: UnitFolder | None = None,
+    estimator: Any, label: str, start: Start, plan: Plan, folder: UnitFolder
 ) -> Unit:
     """Run one method from a start, and quench it.
 
@@ -168,105 +162,110 @@ def run_unit(
     label : str
     start : Start
     plan : Plan
-    folder : UnitFolder, default=None
+    folder : UnitFolder
         Keeps what comes out, unless that is an error of which another time may be
         free.
 
     Returns
     -------
     Unit
-        Also of a method that raised: with the rows until then.
+        Also of a method that diverged, with the rows until then, or raised, with those
+        of the fits that had ended.
     """
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()
     rows, phase, failure = list(start.rows), "warmup", start.failure
-    try:
-        if folder is not None:
-            folder.begin()
-        if failure is None:
-            phase = "noise"
-            settings = {
-                "params_init": start.theta,
-                "warmup_iter": 0,
-                "metrics": {
-                    **_metrics(estimator, plan),
-                    "distance": _DistanceFrom(np.asarray(start.theta)),
-                },
-            }
-            data = plan.load(start.seed)
-            kept = _kept(folder, "noise")
-            model = _fit(estimator, start.seed, data, settings | kept)
-            noisy = model.history_.to_dict("records")
-            noisy[0] |= start.ends
-            rows += noisy
-            if model.diverged_:
-                failure = ("DivergenceError", model.diverged_)
-            else:
-                if len(noisy) > 1:
-                    noisy[-1] |= _measure(model, plan.end_metrics)
-                if plan.quench:
-                    phase = "quench"
-                    kept = _kept(folder, phase)
-                    failure = _quench(model, data, plan, settings | kept, rows)
-    except Exception as error:
-        failure = _named(error)
-    record = {
-        "method": label,
-        "seed": start.seed,
-        "status": "done" if failure is None else "failed",
-        "phase": phase,
-        "error": failure[0] if failure else "",
-        "message": failure[1] if failure else "",
-        "seconds": time.perf_counter() - began,
-    }
-    table = pd.DataFrame(rows).assign(method=label, seed=start.seed)
-    others = [name for name in table if name not in _KEYS]
-    table = table.reindex(columns=[*_KEYS, *others])
-    if folder is not None and record["error"] in ("", "DivergenceError"):
-        folder.write(
+    with ExitStack() as held:
+        try:
+            held.enter_context(folder.begun())
+            if failure is None:
+                phase = "noise"
+                data = plan.load(start.seed)
+                noisy = _noise(estimator, start, data, plan, folder, rows)
+                failure = _divergence(noisy)
+            if failure is None and plan.quench:
+                phase = "quench"
+                failure = _quench(noisy, data, plan, folder, rows)
+        except Exception as error:
+            failure = _named(error)
+        unit = Unit(
+            _table(rows, label, start.seed),
             {
-                "rows": table.to_dict("list"),
-                "record": record,
-                "provenance": provenance(resolve_device(estimator.device)),
-            }
+                "method": label,
+                "seed": start.seed,
+                "status": "done" if failure is None else "failed",
+                "phase": phase,
+                "error": failure[0] if failure else "",
+                "message": failure[1] if failure else "",
+                "seconds": time.perf_counter() - began,
+            },
         )
-    return Unit(table, record)
+        if failure is None or failure[0] == "DivergenceError":
+            folder.write(
+                {
+                    "rows": unit.rows.to_dict("list"),
+                    "record": unit.record,
+                    "provenance": provenance(resolve_device(estimator.device)),
+                }
+            )
+    return unit
+
+
+def _noise(
+    estimator: Any,
+    start: Start,
+    data: tuple[Any, Any, dict[str, Any]],
+    plan: Plan,
+    folder: UnitFolder,
+    rows: list[dict[Any, Any]],
+) -> Any:
+    """Run the method, append what was recorded, and return the fitted estimator."""
+    distance = _DistanceFrom(np.asarray(start.theta))
+    settings = {
+        "params_init": start.theta,
+        "warmup_iter": 0,
+        "metrics": {**_metrics(estimator, plan), "distance": distance},
+        **folder.fits("noise"),
+    }
+    noisy = _fit(estimator, start.seed, data, settings)
+    found = noisy.history_.to_dict("records")
+    found[0] |= start.ends
+    rows += found
+    if not noisy.diverged_ and len(found) > 1:
+        found[-1] |= _measure(noisy, plan.end_metrics)
+    return noisy
 
 
 def _quench(
     noisy: Any,
     data: tuple[Any, Any, dict[str, Any]],
     plan: Plan,
-    settings: dict[str, Any],
+    folder: UnitFolder,
     rows: list[dict[Any, Any]],
 ) -> tuple[str, str] | None:
-    """Go on without noise, and append what was recorded."""
-    quenched = _fit(
-        noisy,
-        noisy.random_state,
-        data,
-        settings
-        | {
-            "method": "gd",
-            "method_params": None,
-            "lr": noisy.lr if plan.quench_lr is None else plan.quench_lr,
-            "max_iter": plan.quench,
-            "params_init": noisy.params_,
-            "gradient_batch_size": None,
-            "optimizer": "sgd",
-            "optimizer_params": None,
-            "callbacks": None,
-            "callbacks_params": None,
-        },
-    )
+    """Go on without noise, append what was recorded, and return a failure."""
+    settings = {
+        "method": "gd",
+        "method_params": None,
+        "lr": noisy.lr if plan.quench_lr is None else plan.quench_lr,
+        "max_iter": plan.quench,
+        "params_init": noisy.params_,
+        "gradient_batch_size": None,
+        "optimizer": "sgd",
+        "optimizer_params": None,
+        "callbacks": None,
+        "callbacks_params": None,
+        "metrics": noisy.metrics,  # themselves, not what clone makes of them
+        **folder.fits("quench"),
+    }
+    quenched = _fit(noisy, noisy.random_state, data, settings)
     found = quenched.history_.assign(phase="quench")
     found["iteration"] += noisy.n_iter_
     found = found.to_dict("records")
     rows += found
-    if quenched.diverged_:
-        return ("DivergenceError", quenched.diverged_)
-    found[-1] |= _measure(quenched, plan.end_metrics)
-    return None
+    if not quenched.diverged_:
+        found[-1] |= _measure(quenched, plan.end_metrics)
+    return _divergence(quenched)
 
 
 def _fit(
@@ -291,8 +290,14 @@ def _fit(
     return model
 
 
-def _kept(folder: UnitFolder | None, phase: str) -> dict[str, Any]:
-    return {} if folder is None else folder.fits(phase)
+def _divergence(model: Any) -> tuple[str, str] | None:
+    return ("DivergenceError", model.diverged_) if model.diverged_ else None
+
+
+def _table(rows: list[dict[Any, Any]], label: str, seed: int) -> pd.DataFrame:
+    table = pd.DataFrame(rows).assign(method=label, seed=seed)
+    others = [name for name in table if name not in _KEYS]
+    return table.reindex(columns=[*_KEYS, *others])
 
 
 def _metrics(estimator: Any, plan: Plan) -> dict[str, Callable[..., Any]]:

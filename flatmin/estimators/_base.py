@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
+from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, spawn_seeds
@@ -160,6 +161,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         ValueError, TypeError
             Before training, if parameters and data do not fit together, or
             ``checkpoint_dir`` holds another run or one that cannot be read.
+        BlockingIOError
+            Before training, if another run works in ``checkpoint_dir``.
         DivergenceError
             If the loss stops being finite and ``on_divergence="raise"``.
         KeyboardInterrupt
@@ -179,15 +182,16 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         binding = FlatBinding(net.module_)
         net.bind(binding)
         binding.assign(self._start(run))
-        saved = None
-        if self.checkpoint_dir is not None:
-            saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
-        try:
-            warm_up(self, run, binding, saved)
-            self._train(run, net, binding, saved)
-        except KeyboardInterrupt:
-            self._store(run, net, binding)
-            raise
+        with locked_folder(self.checkpoint_dir):
+            saved = None
+            if self.checkpoint_dir is not None:
+                saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
+            try:
+                warm_up(self, run, binding, saved)
+                self._train(run, net, binding, saved)
+            except KeyboardInterrupt:
+                self._store(run, net, binding)
+                raise
         self._store(run, net, binding)
         if run.diverged is not None:
             warnings.warn(

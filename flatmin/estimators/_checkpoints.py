@@ -8,19 +8,18 @@ from contextlib import suppress
 from numbers import Integral
 from typing import Any
 
-import joblib
 import torch
 from torch import Tensor
 
-from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._utils.checkpoint_files import CheckpointFolder, check_names_folder
+from flatmin._utils.fingerprint import check_identity, hashes
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import Checkpoints, callback_settings, store_callbacks
 from flatmin.estimators._examples import Examples
-from flatmin.estimators._fingerprint import fingerprint
 from flatmin.estimators._run import Run
 from flatmin.noise import METHODS
 
-__all__ = ["RunCheckpoints", "check_checkpoint_params", "check_identity", "hashes"]
+__all__ = ["RunCheckpoints", "check_checkpoint_params"]
 
 # Parameters that a run does not depend on; where it runs is its environment.
 _NOT_ITS_OWN = {
@@ -185,60 +184,11 @@ def check_checkpoint_params(estimator: Any) -> None:
         If the folder is missing, or the seed.
     """
     folder, seed = estimator.checkpoint_dir, estimator.random_state
-    if folder is None and estimator.checkpoint_every is not None:
-        raise ValueError(
-            "checkpoint_every needs a checkpoint_dir. Got checkpoint_dir=None and "
-            f"checkpoint_every={estimator.checkpoint_every}."
-        )
+    check_names_folder(folder, estimator.checkpoint_every)
     if folder is not None and not isinstance(seed, Integral):
         raise ValueError(
             "A checkpoint_dir needs an integer random_state: otherwise fit, called "
             f"again, would be another run. Got random_state={seed!r}."
-        )
-
-
-def hashes(identity: Mapping[str, Any]) -> dict[str, str]:
-    """Return a hash for each thing that a run depends on.
-
-    Parameters
-    ----------
-    identity : mapping of str to object
-
-    Returns
-    -------
-    dict of str to str
-    """
-    return {
-        name: str(joblib.hash(fingerprint(value))) for name, value in identity.items()
-    }
-
-
-def check_identity(
-    path: Any, found: Mapping[str, str], wanted: Mapping[str, str]
-) -> None:
-    """Raise unless a checkpoint is of the run that is to go on.
-
-    Parameters
-    ----------
-    path : path-like
-        For the message.
-    found : mapping of str to str
-        Its hashes.
-    wanted : mapping of str to str
-        Those of the run.
-
-    Raises
-    ------
-    ValueError
-        With the names of what differs.
-    """
-    names = {*found, *wanted}
-    different = sorted(name for name in names if found.get(name) != wanted.get(name))
-    if different:
-        raise ValueError(
-            f"{path} holds a run that differs from this one in "
-            f"{', '.join(different)}. Pass what that run was begun with, or another "
-            "checkpoint_dir."
         )
 
 

@@ -116,7 +116,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         again with the same arguments, also in a later process, goes on from there, and
         ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); a
         run that has ended is read back. Needs an integer ``random_state``. A
-        folder that holds a run with other settings or other data is refused; a data set
+        folder that holds a run with other settings or other data is refused, and so is
+        one in which another run is at work (but not on Windows); a data set
         is known by its first input and its targets. Files are whole or not there, hold
         no code, and the last two are kept. What a run does not own is not in them:
         random numbers of NumPy's and PyTorch's global generators, what metrics and

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from sklearn.utils.validation import check_memory
 
+from flatmin._utils.fingerprint import fingerprint
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import (
     Checkpoints,
@@ -20,7 +21,6 @@ from flatmin.dynamics import (
     run_warmup,
 )
 from flatmin.estimators._checkpoints import RunCheckpoints
-from flatmin.estimators._fingerprint import fingerprint
 from flatmin.estimators._run import Run, make_batches
 
 __all__ = ["warm_up"]

@@ -1,4 +1,7 @@
-"""A comparison that is killed; run as a script by test_checkpoints."""
+"""Comparisons that are killed; run as a script by test_checkpoints.
+
+Each runs in a fork of this process: importing PyTorch takes longer than a comparison.
+"""
 
 import importlib.util
 import json
@@ -11,66 +14,72 @@ import traceback
 from pathlib import Path
 
 import torch
+from joblib import parallel_config
 
 from flatmin import compare_dynamics
 
 
-def compare(folder):
+def compare(folder, backend="sequential"):
     """Compare, with the problem of the tests beside this file."""
     path = Path(__file__).with_name("_problems.py")
     spec = importlib.util.spec_from_file_location("problems", path)
     problems = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(problems)
     X, y, X_test, y_test = problems.digits()
-    return compare_dynamics(
-        ["gd", "gld_hessian"],
-        X,
-        y,
-        estimator=problems.classifier(),
-        X_test=X_test,
-        y_test=y_test,
-        n_seeds=[3, 1],
-        quench=20,
-        end_metrics={"norm": problems.norm},
-        checkpoint_dir=folder,
-        checkpoint_every=None if folder is None else 3,
-    )
+    with parallel_config(backend):
+        return compare_dynamics(
+            ["gd", "gld_hessian"],
+            X,
+            y,
+            estimator=problems.classifier(),
+            X_test=X_test,
+            y_test=y_test,
+            n_seeds=[3, 1],
+            quench=20,
+            end_metrics={"norm": problems.norm},
+            n_jobs=1 if backend == "sequential" else 2,
+            checkpoint_dir=folder,
+            checkpoint_every=None if folder is None else 3,
+        )
 
 
-def killed(folder, out, delay):
-    """Say whether a comparison in a fork was killed before its end."""
+def killed(folder, backend, out, phase):
+    """Say whether a comparison in a fork was killed, in a phase of some unit."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            compare(folder).to_json(out)
+            compare(folder, backend).to_json(out)
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
-    if delay is not None:
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    while True:
+        ended, status = os.waitpid(child, 0 if phase is None else os.WNOHANG)
+        if ended:
+            break
+        if any(Path(folder).glob(f"*/{phase}/checkpoint-*")):
+            os.kill(child, signal.SIGKILL)
+            phase = None
+        time.sleep(0.002)
     if not os.WIFSIGNALED(status) and status != 0:
         raise RuntimeError("The comparison failed.")
     return os.WIFSIGNALED(status)
 
 
 def main():
-    """Write the table of an uninterrupted comparison, and that of a killed one."""
-    whole, resumed, n_kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    """Write the table of an uninterrupted comparison, and those of killed ones."""
+    out, backend, phases, n_rounds = sys.argv[1:]
     torch.set_num_threads(1)
-    compare(None)  # what takes long the first time
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        compare(folder)
-        seconds = time.perf_counter() - began
-    compare(None).to_json(whole)
-    with tempfile.TemporaryDirectory() as folder:
-        delays = [seconds / (n_kills + 1)] * n_kills + [None]
-        print(json.dumps(sum(killed(folder, resumed, delay) for delay in delays)))
+    compare(None).to_json(Path(out) / "whole.json")
+    n_kills = 0
+    for i in range(int(n_rounds)):
+        with tempfile.TemporaryDirectory() as folder:
+            for phase in [*phases.split(), None]:
+                resumed = Path(out) / f"resumed-{i}.json"
+                n_kills += killed(folder, backend, resumed, phase)
+    print(json.dumps(n_kills))
 
 
 if __name__ == "__main__":

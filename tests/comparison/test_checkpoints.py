@@ -9,7 +9,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
+from flatmin._utils import folder_lock
 from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._utils.folder_lock import locked_folder
 from flatmin.comparison import ComparisonResult, _compare, _unit
 from flatmin.dynamics import NoisyDescent
 
@@ -73,7 +75,7 @@ def test_what_has_ended_is_found(monkeypatch, tmp_path, whole):
     assert len(seen) == 4
     # Fits that have ended leave nothing but what came out.
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {"begin.flatmin", "end.flatmin"}
+    assert names == {".lock", "begin.flatmin", "end.flatmin"}
 
 
 def test_other_methods_and_seeds_may_follow(tmp_path):
@@ -132,6 +134,31 @@ def test_a_divergence_is_kept(monkeypatch, tmp_path):
     assert_alike(compare(tmp_path, **settings), first)
 
 
+def test_a_folder_in_use_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 0)
+    seen = []
+    with (
+        locked_folder(tmp_path),
+        pytest.raises(BlockingIOError, match="in use by process"),
+    ):
+        compare(tmp_path, on_unit=seen.append)
+    assert seen == []
+
+
+def test_a_unit_in_use_fails_alone(monkeypatch, tmp_path, whole):
+    """As when a worker of a comparison that was killed cannot end."""
+    compare(tmp_path, ["gd"])
+    compare(tmp_path, ["sgd"], n_seeds=[1])
+    (unit,) = tmp_path.glob("sgd-*-1")
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 0)
+    (unit / "end.flatmin").unlink()
+    with locked_folder(unit):
+        found = compare(tmp_path)
+    assert found.failures[["method", "seed"]].to_numpy().tolist() == [["sgd", 1]]
+    assert found.failures["message"].str.contains("in use by process").all()
+    assert_alike(compare(tmp_path), whole)
+
+
 def test_an_estimator_with_a_folder_is_refused(tmp_path):
     estimator = classifier(checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="pass checkpoint_dir to compare_dynamics"):
@@ -140,17 +167,47 @@ def test_an_estimator_with_a_folder_is_refused(tmp_path):
         compare(None, checkpoint_every=3)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_killed_comparison_gives_the_same_table(tmp_path):
-    files = [tmp_path / "whole.json", tmp_path / "resumed.json"]
-    script = Path(__file__).with_name("_killed.py")
-    found = subprocess.run(
-        [sys.executable, str(script), *map(str, files), "2"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert found.returncode == 0, found.stderr
-    assert int(found.stdout) >= 1
-    whole, resumed = map(ComparisonResult.from_json, files)
-    assert_alike(resumed, whole)
+@pytest.fixture
+def killed_comparisons(tmp_path):
+    """A function that kills comparisons in each of some phases, and compares ends."""
+
+    def check(backend, phases, n_rounds):
+        script = Path(__file__).with_name("_killed.py")
+        arguments = [str(tmp_path), backend, phases, str(n_rounds)]
+        found = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert found.returncode == 0, found.stderr
+        whole = ComparisonResult.from_json(tmp_path / "whole.json")
+        for i in range(n_rounds):
+            resumed = ComparisonResult.from_json(tmp_path / f"resumed-{i}.json")
+            assert len(resumed.failures) == 0
+            assert_alike(resumed, whole)
+        return int(found.stdout)
+
+    return check
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("backend", "phases"),
+    [("threading", "fit quench"), ("loky", "noise")],
+)
+def test_a_killed_comparison_gives_the_same_table(killed_comparisons, backend, phases):
+    assert killed_comparisons(backend, phases, 1) >= 1
+
+
+@needs_fork
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "n_rounds"), [("sequential", 7), ("threading", 7), ("loky", 3)]
+)
+def test_many_kills(killed_comparisons, backend, n_rounds):
+    # All three phases are seen unless a unit is through one between two looks.
+    assert killed_comparisons(backend, "fit noise quench", n_rounds) >= 2 * n_rounds

@@ -147,10 +147,16 @@ def test_one_warmup_a_seed(warmups):
     assert len(warmups) == 2
 
 
-def test_a_memory_keeps_warmups(tmp_path, result):
-    kept = [compare(memory=str(tmp_path)) for _ in range(2)]
+@pytest.mark.parametrize("whose", ["the call", "the estimator"])
+def test_a_memory_keeps_warmups(tmp_path, warmups, whose):
+    own, other = str(tmp_path / "own"), str(tmp_path / "other")
+    settings = {"estimator": classifier(memory=own)}
+    if whose == "the call":
+        settings = {"estimator": classifier(memory=other), "memory": own}
+    kept = [compare(**settings) for _ in range(2)]
     assert_frame_equal(kept[0].table, kept[1].table, check_exact=True)
-    assert len(list(tmp_path.rglob("output.pkl"))) == 2
+    assert len(warmups) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_a_function_gives_each_seed_its_data():

@@ -1,6 +1,10 @@
-"""What travels between processes: plain values, whatever the device."""
+"""What travels between processes is plain values, and no process stays behind."""
 
+import os
 import pickle
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
+from flatmin.comparison import _workers
+from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._unit import Plan, run_unit, warm_up
 
 from ._problems import classifier, digits, norm
@@ -32,8 +38,9 @@ def test_no_tensor_crosses_a_border(device):
     metrics = {"norm": norm}
     plan = Plan((X, y, X_test, y_test), metrics, {"end": norm}, 10, None, 1)
     estimator = classifier(method="gld_hessian", n_components=2, device=device)
-    start = warm_up(estimator, 0, plan, None)
-    unit = run_unit(estimator, "gld_hessian", start, plan)
+    nowhere = UnitFolder(None, None, {})
+    start = warm_up(estimator, 0, plan, None, nowhere)
+    unit = run_unit(estimator, "gld_hessian", start, plan, nowhere)
     assert unit.record["status"] == "done", unit.record
     for value in (start, unit):
         pickled = pickle.dumps(value)
@@ -69,3 +76,44 @@ def test_two_workers_on_one_gpu():
     assert two.provenance[0]["machine"]["device"] == torch.cuda.get_device_name()
     for column in ("loss", "distance", "noise_norm"):
         np.testing.assert_allclose(one.table[column], two.table[column], rtol=1e-3)
+
+
+# By the file alone, since importing PyTorch takes seconds.
+BEAT = """
+import runpy, sys, time
+work = runpy.run_path(sys.argv[1])["work"]
+
+def beat(path):
+    for _ in range(1000):
+        with open(path, "a") as file:
+            file.write(".")
+        time.sleep(0.02)
+
+for _ in work(beat, [(path,) for path in sys.argv[2:]], 2):
+    pass
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a parent's end goes unnoticed")
+def test_workers_end_with_a_caller_that_is_killed(tmp_path):
+    files = [tmp_path / name for name in "ab"]
+    command = [sys.executable, "-c", BEAT, _workers.__file__, *map(str, files)]
+    with subprocess.Popen(command) as caller:
+        wait_until(lambda: all(path.exists() for path in files))
+        caller.kill()
+
+    def stands_still():
+        before = [path.stat().st_size for path in files]
+        time.sleep(0.3)
+        return before == [path.stat().st_size for path in files]
+
+    wait_until(stands_still)
+    # Not because there was no more to do.
+    assert all(path.stat().st_size < 1000 for path in files)
+
+
+def wait_until(condition):
+    end = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -18,7 +18,9 @@ from skorch.callbacks import (
     TrainEndCheckpoint,
 )
 
+from flatmin._utils import folder_lock
 from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._utils.folder_lock import locked_folder
 from flatmin.dynamics import DivergenceError, NoisyDescent
 from flatmin.linalg import DiagonalOperator, FunctionOperator
 from flatmin.noise import METHODS, SGD, GaussianLaw, GLDHessian
@@ -386,6 +388,23 @@ def test_a_folder_that_cannot_be_written_is_named_at_once(monkeypatch, tmp_path)
         fit(tmp_path / "file" / "run")
 
 
+def test_a_folder_in_use_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 0)
+
+    def is_held(risk, theta):
+        with pytest.raises(BlockingIOError, match="in use"), locked_folder(tmp_path):
+            pass
+        return 1
+
+    fit(tmp_path, metrics={"held": is_held})
+    monkeypatch.setattr(NoisyDescent, "run", None)
+    with (
+        locked_folder(tmp_path),
+        pytest.raises(BlockingIOError, match="in use by process"),
+    ):
+        fit(tmp_path, metrics={"held": is_held})
+
+
 # ------------------------------------------------------------------------- files
 def test_of_a_damaged_checkpoint_the_one_before_is_used(monkeypatch, tmp_path):
     interrupt(monkeypatch, 6, tmp_path)
@@ -419,7 +438,7 @@ def test_a_full_disk_at_the_beginning_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         fit(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
 # -------------------------------------------------------------------- divergence

@@ -1,4 +1,4 @@
-"""What a computation depends on, as plain values that joblib can hash."""
+"""What a computation depends on, as plain values, and their hashes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Set
 from functools import partial
 from typing import Any
 
+import joblib
 import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["fingerprint"]
+__all__ = ["check_identity", "fingerprint", "hashes"]
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), np.generic)
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
@@ -40,6 +41,51 @@ def fingerprint(value: Any) -> Any:
     {'loss': 'cross_entropy', 'betas': [0.9, 0.99]}
     """
     return _describe(value, ())
+
+
+def hashes(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return a hash for each thing that a run depends on.
+
+    Parameters
+    ----------
+    identity : mapping of str to object
+
+    Returns
+    -------
+    dict of str to str
+    """
+    return {
+        name: str(joblib.hash(fingerprint(value))) for name, value in identity.items()
+    }
+
+
+def check_identity(
+    path: Any, found: Mapping[str, str], wanted: Mapping[str, str]
+) -> None:
+    """Raise unless a checkpoint is of the run that is to go on.
+
+    Parameters
+    ----------
+    path : path-like
+        For the message.
+    found : mapping of str to str
+        Its hashes.
+    wanted : mapping of str to str
+        Those of the run.
+
+    Raises
+    ------
+    ValueError
+        With the names of what differs.
+    """
+    names = {*found, *wanted}
+    different = sorted(name for name in names if found.get(name) != wanted.get(name))
+    if different:
+        raise ValueError(
+            f"{path} holds a run that differs from this one in "
+            f"{', '.join(different)}. Pass what that run was begun with, or another "
+            "checkpoint_dir."
+        )
 
 
 def _describe(value: Any, above: tuple[int, ...]) -> Any:

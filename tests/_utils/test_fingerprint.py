@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from flatmin.estimators._fingerprint import fingerprint
+from flatmin._utils.fingerprint import fingerprint
 from flatmin.noise import GLDConst
 
-from ._problems import Scaled
+from ..estimators._problems import Scaled
 
 
 def _module(make, **params):
