@@ -315,7 +315,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 "score compares with the gradient noise Σ of the examples, so there "
                 "must be at least two. Got 1."
             )
-        gradient, variances = risk.gradient_and_variances(risk.params())
+        _, gradient, variances = risk.value_gradient_and_variances(risk.params())
         total = float(self._selected(risk, variances).sum())
         # What N equal gradients leave, whose squares are summed in float64.
         rounding = risk.n_examples * np.finfo(np.float64).eps
