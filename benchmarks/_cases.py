@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import functools
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from _problems import BATCH_SIZE, Problem
+from _timing import seconds
 from torch import Tensor
 
 from flatmin.curvature import hessian_eigenpairs
-from flatmin.dynamics import FlatBinding, NoisyDescent
+from flatmin.dynamics import FlatBinding, NoisyDescent, simulate
 from flatmin.estimators import NoisyDiffusionRegressor
 from flatmin.modules import cubic_regression_mlp
 from flatmin.noise import METHODS, NoiseLaw, make_noise_law
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, TwoBasinsRisk
 
 __all__ = ["FLATMIN", "NETWORKS", "Case", "Work", "bare_loop"]
 
@@ -207,6 +209,33 @@ def _tiny_estimator(problem: Problem, v: Tensor, setting: Any) -> Work:
     return Work(fit(1100), less=fit(100), steps=1000, unit=unit)
 
 
+def _basins(name: str) -> Callable[..., Work]:
+    """600 iterations of 100 chains of the paper's example in two dimensions."""
+    known = METHODS[name]._get_param_names()
+    settings = {
+        "batch_size": 1, "refresh_every": 1, "n_components": 2, "source": "examples"
+    }  # fmt: skip
+    law = make_noise_law(name, **{k: v for k, v in settings.items() if k in known})
+
+    def make(problem: Problem, v: Tensor, setting: Any) -> Work:
+        rng = torch.Generator().manual_seed(0)
+        risk = TwoBasinsRisk.from_paper("matched", batch_shape=(100,), rng=rng)
+        times = []
+
+        def run() -> None:
+            start = torch.ones(2, dtype=risk.dtype)
+            simulate(risk, law, start, lr=0.006, n_iter=600, n_chains=100, rng=0)
+
+        return Work(
+            lambda: times.append(seconds(run)),
+            steps=600,
+            unit=bare_loop(problem, steps=1),
+            note=lambda: f"{statistics.median(times):.2f} s for 600",
+        )
+
+    return make
+
+
 TRACES = dict.fromkeys(METHODS, "trace")
 TRACES["gld_fisher"] = "uncentred trace"
 for _name in ("gd", "sgd", "gld_const", "gld_leading"):
@@ -250,6 +279,12 @@ FLATMIN = [
         "flatmin",
         _tiny_descent("gld_full"),
         problems=("cubic",),
+    ),
+    *(
+        Case(
+            f"100 chains in 2-D, {name}", "flatmin", _basins(name), problems=("cubic",)
+        )
+        for name in ("gd", "gld_diagonal", "gld_leading", "gld_hessian")
     ),
     Case("iteration of gd", "flatmin, estimator", _tiny_estimator, problems=("cubic",)),
 ]
