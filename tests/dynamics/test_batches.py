@@ -157,10 +157,8 @@ def test_blocks_add_up():
     assert torch.equal(whole.theta, parts.theta)
 
 
-@pytest.mark.parametrize(
-    ("law", "sweeps"), [("gd", 1), ("gld_full", 1), ("gld_ggn", 1), ("gld_diagonal", 2)]
-)
-def test_an_iteration_costs_what_b_examples_cost(law, sweeps, monkeypatch):
+@pytest.mark.parametrize("law", ["gd", "gld_full", "gld_ggn", "gld_diagonal"])
+def test_an_iteration_costs_what_b_examples_cost(law, monkeypatch):
     """Examples that go through the network, and copies of it that are made."""
     whole = risk()
     run = descent(law, whole, batch_size=M) if law != "gd" else descent(law, whole)
@@ -169,9 +167,10 @@ def test_an_iteration_costs_what_b_examples_cost(law, sweeps, monkeypatch):
     whole._model.module.register_forward_hook(
         lambda module, inputs, outputs: lengths.append(len(outputs))
     )
-    monkeypatch.setattr(copy, "deepcopy", None)
-    run.run(5)
-    assert lengths == [B] * 5 * sweeps
+    with monkeypatch.context() as context:  # a report of a failure copies, too
+        context.setattr(copy, "deepcopy", None)
+        run.run(5)
+    assert lengths == [B] * 5
 
 
 def test_a_law_with_products_is_traced_once(monkeypatch):
