@@ -88,7 +88,7 @@ def time_one(call, risk, theta):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--theta", type=Path, default=None, help="keeps θ")
+    parser.add_argument("--theta", type=Path, help="read θ from here, or write it to")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from flatmin._utils.plain import as_plain, from_plain
 __all__ = [
     "CheckpointFolder",
     "DamagedFileError",
-    "check_names_folder",
+    "check_checkpoint_every",
     "read_file",
     "write_file",
 ]
@@ -199,7 +199,9 @@ class CheckpointFolder:
         return sorted(named, key=_number)
 
 
-def check_names_folder(path: str | os.PathLike[str] | None, every: int | None) -> None:
+def check_checkpoint_every(
+    path: str | os.PathLike[str] | None, every: int | None
+) -> None:
     """Raise if an interval is given, and no folder.
 
     Parameters

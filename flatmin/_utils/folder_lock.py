@@ -21,8 +21,7 @@ except ImportError:
 
 __all__ = ["locked_folder"]
 
-# Until a process that has just been killed is gone.
-_PATIENCE = 5.0  # seconds
+_PATIENCE = 5.0  # seconds that a killed process may take to let go
 
 _held: set[int] = set()
 
@@ -44,7 +43,7 @@ def locked_folder(path: str | os.PathLike[str] | None) -> Iterator[None]:
     Raises
     ------
     BlockingIOError
-        If another run holds it, be it in this process.
+        If another run holds it for 5 s more, be it in this process.
     """
     if path is None:
         yield

@@ -4,7 +4,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_accuracy", "check_count", "check_number", "is_count", "is_number"]
+__all__ = ["check_accuracy", "check_count", "check_positive", "is_count", "is_number"]
 
 
 def is_count(value: Any, at_least: int = 1) -> bool:
@@ -65,7 +65,7 @@ def check_count(name: str, value: Any, at_least: int = 1) -> None:
         )
 
 
-def check_number(name: str, value: Any, *, or_zero: bool = False) -> None:
+def check_positive(name: str, value: Any, *, or_zero: bool = False) -> None:
     """Raise unless a value is finite and positive.
 
     Parameters
@@ -83,7 +83,7 @@ def check_number(name: str, value: Any, *, or_zero: bool = False) -> None:
 
     Examples
     --------
-    >>> check_number("lr", float("nan"))
+    >>> check_positive("lr", float("nan"))
     Traceback (most recent call last):
     ValueError: lr must be a finite number above 0. Got nan.
     """
@@ -102,12 +102,12 @@ def check_accuracy(rtol: Any, max_matvecs: Any, at_least: int = 1) -> None:
     max_matvecs : object
         Products at most.
     at_least : int, default=1
-        So many are needed.
+        The least that ``max_matvecs`` may be.
 
     Raises
     ------
     ValueError
         With the name and the value.
     """
-    check_number("rtol", rtol, or_zero=True)
+    check_positive("rtol", rtol, or_zero=True)
     check_count("max_matvecs", max_matvecs, at_least)

@@ -286,7 +286,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         return names if indices is None else names[indices.cpu().numpy()]
 
     def _new_coordinates(self, X: Any, y: Any, vectors: np.ndarray) -> np.ndarray:
-        """Return ∇ℓᵢᵀuⱼ, a row of its example alone: weights have a mean over all."""
+        """Return ∇ℓᵢᵀuⱼ of the unweighted loss, so that a row depends on no other."""
         risk = self._new_risk(X, y, use_class_weight=False)
         return self._coordinates(risk, vectors).cpu().numpy()
 

@@ -305,8 +305,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Raises
         ------
         ValueError
-            If there is one example, or the gradients of all are alike: no noise has no
-            shares.
+            If there is one example, or all gradients are equal up to rounding: Σ = 0
+            has no shares.
         """
         basis = self._basis()
         risk = self._new_risk(X, y, sample_weight)
@@ -317,8 +317,10 @@ class CurvatureAnalyzer(BaseAnalyzer):
             )
         _, gradient, variances = risk.value_gradient_and_variances(risk.params())
         total = float(self._selected(risk, variances).sum())
-        # What N equal gradients leave, whose squares are summed in float64.
+        # What N equal gradients leave: their mean is rounded as θ is, and the squares
+        # are summed in float64.
         rounding = risk.n_examples * np.finfo(np.float64).eps
+        rounding += torch.finfo(risk.dtype).eps ** 2
         if total <= rounding * float(self._selected(risk, gradient).square().sum()):
             raise ValueError(
                 "score is the share of the gradient noise Σ in the basis, so gradients "

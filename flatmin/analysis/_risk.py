@@ -45,7 +45,7 @@ def make_risk(
         Of a flatmin estimator, labels as in its ``fit``; else in the loss's form.
     sample_weight : array-like of shape (n_samples,), default=None
     use_class_weight : bool, default=True
-        False leaves out what a flatmin estimator weighs classes with.
+        Of a flatmin estimator; False ignores its class weights.
     loss : str, loss module or callable, default=None
         None is the model's own, which a bare module does not have.
     device : torch.device or str, default=None

@@ -14,7 +14,7 @@ import torch
 from joblib import cpu_count, effective_n_jobs
 from sklearn.utils import check_scalar
 
-from flatmin._utils.checkpoint_files import check_names_folder
+from flatmin._utils.checkpoint_files import check_checkpoint_every
 from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.placement import resolve_device
 from flatmin._utils.progress import progress_bar
@@ -256,7 +256,7 @@ def _folders(
         )
     if every is not None:
         check_scalar(every, "checkpoint_every", Integral, min_val=1)
-    check_names_folder(path, every)
+    check_checkpoint_every(path, every)
     data: Any = plan.data
     if path is not None and not callable(data):  # alike for a data frame and its values
         data = [d if isinstance(d, torch.Tensor) else np.asarray(d) for d in data]

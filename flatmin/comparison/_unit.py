@@ -93,7 +93,7 @@ def warm_up(
     seed : int
     plan : Plan
     memory : None, str or joblib.Memory
-        Of the estimator.
+        What the estimator is given.
     folder : UnitFolder
         Keeps it.
 

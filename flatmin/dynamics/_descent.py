@@ -101,9 +101,9 @@ class NoisyDescent:
     def refresh(self) -> bool:
         """Draw the iteration's batch, and renew the law's state on it if that is due.
 
-        Neither happens twice at one iteration. A refresh takes the step's gradient
-        along, as it does inside :meth:`run`, so that what is measured between two
-        steps leaves no trace in θ.
+        Neither happens twice at one iteration. A refresh also computes the step's loss
+        and noisy gradient, as inside :meth:`run`, and keeps them for the step: so what
+        is measured between two steps does not change θ.
 
         Returns
         -------
@@ -236,7 +236,7 @@ class NoisyDescent:
         self._drawn_at = state["drawn_at"]
         self._refreshed_at = state["refreshed_at"]
         self._refreshed_on = state["refreshed_on"]
-        self._ahead = state.get("ahead")  # an older checkpoint has none
+        self._ahead = state["ahead"]
         seen = self._risk_of(self._refreshed_on)
         self.state = self.law.restore_state(state["law"], seen)
         self._last_loss = state["last_loss"]

@@ -456,7 +456,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         sample_weight : array-like of shape (n_samples,), default=None
             Multiplied by the class weights of the training.
         use_class_weight : bool, default=True
-            False leaves them out.
+            False ignores the class weights of the training; a regressor has none.
         device : torch.device or str, default=None
             None is the network's.
         dtype : {"float32", "float64"}, default=None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._utils.checkpoint_files import CheckpointFolder, check_names_folder
+from flatmin._utils.checkpoint_files import CheckpointFolder, check_checkpoint_every
 from flatmin._utils.fingerprint import check_identity, hashes
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import Checkpoints, callback_settings, store_callbacks
@@ -184,7 +184,7 @@ def check_checkpoint_params(estimator: Any) -> None:
         If the folder is missing, or the seed.
     """
     folder, seed = estimator.checkpoint_dir, estimator.random_state
-    check_names_folder(folder, estimator.checkpoint_every)
+    check_checkpoint_every(folder, estimator.checkpoint_every)
     if folder is not None and not isinstance(seed, Integral):
         raise ValueError(
             "A checkpoint_dir needs an integer random_state: otherwise fit, called "

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_accuracy, check_count, check_number
+from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature import (
     GradientCovarianceOperator,
@@ -230,7 +230,7 @@ def alignment(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
     check_count("k", k)
-    check_number("tol", tol)
+    check_positive("tol", tol)
     check_accuracy(rtol, max_matvecs, at_least=6)
     generator = make_generator(rng, risk.device)
     hessian = HessianOperator(risk, theta, params=params)

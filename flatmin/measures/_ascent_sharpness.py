@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_number
+from flatmin._utils.numbers import check_positive
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
 
@@ -53,7 +53,7 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     >>> float(sam_sharpness(risk, torch.tensor([1.0, 0.0]), rho=0.1))
     0.525
     """
-    check_number("rho", rho)
+    check_positive("rho", rho)
     base, gradient = risk.value_and_gradient(theta)
     return _rise(risk, theta, base, rho * _unit(gradient))
 
@@ -102,8 +102,8 @@ def asam_sharpness(
     >>> float(asam_sharpness(risk, torch.tensor([2.0, 0.0]), rho=0.1))
     2.1
     """
-    check_number("rho", rho)
-    check_number("eta", eta, or_zero=True)
+    check_positive("rho", rho)
+    check_positive("eta", eta, or_zero=True)
     base, gradient = risk.value_and_gradient(theta)
     T = theta.abs() + eta
     return _rise(risk, theta, base, rho * T * _unit(T * gradient))

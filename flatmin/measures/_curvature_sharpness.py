@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_accuracy, check_number
+from flatmin._utils.numbers import check_accuracy, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature import HessianOperator, hessian_eigenpairs
 from flatmin.linalg import trace
@@ -60,7 +60,7 @@ def trace_sharpness(
     >>> float(trace_sharpness(risk, torch.zeros(2), sigma=0.1))
     0.03
     """
-    check_number("sigma", sigma)
+    check_positive("sigma", sigma)
     check_accuracy(rtol, max_matvecs, at_least=6)
     result = trace(
         HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng
@@ -113,7 +113,7 @@ def max_eigenvalue(
     >>> float(max_eigenvalue(risk, torch.zeros(2)))
     5.0
     """
-    check_number("tol", tol)
+    check_positive("tol", tol)
     generator = make_generator(rng, risk.device)
     pair = hessian_eigenpairs(risk, theta, 1, tol=tol, rng=generator)
     value = pair.eigenvalues[..., 0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_accuracy, check_count, check_number
+from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature import GGNOperator
 from flatmin.linalg import eigsh
@@ -31,15 +31,15 @@ class LossScaledAlignment:
     def __float__(self) -> float:
         return float(self.value)
 
-    def norm_bound(self, lr: float, batch_size: int) -> float:
+    def norm_bound(self, lr: float, batch_size: float) -> float:
         """Return (1/η) √(m/μ), which ‖H‖_F does not exceed where SGD is stable.
 
         Parameters
         ----------
         lr : float
             η.
-        batch_size : int
-            m.
+        batch_size : float
+            m; a noise scale is no integer.
 
         Returns
         -------
@@ -51,8 +51,8 @@ class LossScaledAlignment:
         ValueError
             If ``lr`` or ``batch_size`` is not positive.
         """
-        check_number("lr", lr)
-        check_number("batch_size", batch_size)
+        check_positive("lr", lr)
+        check_positive("batch_size", batch_size)
         if not float(self.value) > 0:
             return math.inf
         return math.sqrt(batch_size / float(self.value)) / lr

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_number
+from flatmin._utils.numbers import check_positive
 from flatmin.curvature import covariance_trace
 from flatmin.measures._estimate import Estimate, exact, quotient
 from flatmin.measures._silent import noisy
@@ -34,13 +34,13 @@ class GradientNoise:
         """Tr(Σ) / ‖g₀‖², the batch size at which √E‖ε‖² equals ‖g₀‖."""
         return self.trace / self.gradient_norm.square()
 
-    def noise_norm(self, batch_size: int) -> Tensor:
+    def noise_norm(self, batch_size: float) -> Tensor:
         """Return √(Tr(Σ)/m), the root mean square of ‖ε‖ in units of the gradient.
 
         Parameters
         ----------
-        batch_size : int
-            m.
+        batch_size : float
+            m; a noise scale is no integer.
 
         Returns
         -------
@@ -51,10 +51,10 @@ class GradientNoise:
         ValueError
             If ``batch_size`` is not positive.
         """
-        check_number("batch_size", batch_size)  # the noise scale is no integer
+        check_positive("batch_size", batch_size)
         return (self.trace / batch_size).sqrt()
 
-    def diffusion_norm(self, batch_size: int, lr: float) -> Tensor:
+    def diffusion_norm(self, batch_size: float, lr: float) -> Tensor:
         """Return √(η Tr(Σ)/m), what figures 2 and 11 of the paper set beside ‖g₀‖.
 
         The noise of the diffusion, equation 5, over a unit of time: its units are not
@@ -62,8 +62,8 @@ class GradientNoise:
 
         Parameters
         ----------
-        batch_size : int
-            m.
+        batch_size : float
+            m; a noise scale is no integer.
         lr : float
             η.
 
@@ -76,7 +76,7 @@ class GradientNoise:
         ValueError
             If ``lr`` or ``batch_size`` is not positive.
         """
-        check_number("lr", lr)
+        check_positive("lr", lr)
         return lr**0.5 * self.noise_norm(batch_size)
 
     def __float__(self) -> float:

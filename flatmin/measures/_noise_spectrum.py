@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_accuracy, check_count, check_number
+from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
 from flatmin.measures._deflation import deflated_norm
@@ -100,7 +100,7 @@ def noise_spectrum(
     (12.0, 1.6)
     """
     check_count("k", k)
-    check_number("tol", tol)
+    check_positive("tol", tol)
     check_accuracy(rtol, max_matvecs, at_least=2)
     generator = make_generator(rng, risk.device)
     operator = GradientCovarianceOperator(risk, theta, params=params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_count, check_number
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
@@ -140,7 +140,7 @@ def _mean_rise(
     absolute: bool,
     rng: torch.Generator | int | None,
 ) -> SharpnessResult:
-    check_number("sigma", sigma)
+    check_positive("sigma", sigma)
     check_count("n_draws", n_draws, at_least=2)  # to have a standard error
     generator = make_generator(rng, risk.device)
     base = risk.value(theta).double()

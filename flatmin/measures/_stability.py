@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_count, check_number
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature import HessianOperator
 from flatmin.linalg import FunctionOperator, eigsh
@@ -64,7 +64,7 @@ def edge_of_stability(
     >>> float(edge_of_stability(risk, torch.zeros(2), lr=0.2))
     0.5
     """
-    check_number("lr", lr)
+    check_positive("lr", lr)
     return exact(max_eigenvalue(risk, theta, tol=tol, rng=rng).value * (lr / 2))
 
 
@@ -119,7 +119,7 @@ def non_uniformity(
     >>> float(non_uniformity(risk, torch.zeros(1)))
     8.0
     """
-    check_number("tol", tol)
+    check_positive("tol", tol)
     hessian = HessianOperator(risk, theta)
 
     def product(v: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def non_uniformity_bound(lr: float, batch_size: int, n_examples: int) -> float:
     >>> non_uniformity_bound(0.1, 4, 100)
     20.3101
     """
-    check_number("lr", lr)
+    check_positive("lr", lr)
     check_count("batch_size", batch_size)
     check_count("n_examples", n_examples)
     if batch_size > n_examples:

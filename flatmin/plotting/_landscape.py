@@ -456,7 +456,7 @@ class LandscapeDisplay(BaseDisplay):
 
 
 def _columns(
-    directions: Any, n: int, analyzer: Any, path: np.ndarray | None, random_state: Any
+    directions: Any, n: int, analyzer: Any, path: Any, random_state: Any
 ) -> np.ndarray:
     """Return the directions that were asked for, shape (D, n); an array as it is."""
     risk = analyzer.risk_
@@ -464,7 +464,7 @@ def _columns(
         return as_directions(directions, risk.n_params)
     if directions == "random":
         return random_directions(risk, n, make_seed(random_state))
-    if directions == "trajectory" and path is not None:
+    if directions == "trajectory":
         return principal_directions(path, n)
     A = analyzer.eigen().eigenvectors.astype(np.float64)
     if A.shape[1] < n:

@@ -149,9 +149,8 @@ class AnalyticRisk(ABC):
     def value_gradient_and_variances(
         self, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return L(θ), shape (\\*batch), g₀ and, in float64, diag(Σ)."""
-        rows = self.example_gradients(theta)
-        mean, squares = mean_and_squares(rows)
+        """Return L(θ), shape (\\*batch), g₀ and, in float64, diag(Σ), (\\*batch, D)."""
+        mean, squares = mean_and_squares(self.example_gradients(theta))
         return self.value(theta), mean.to(self.dtype), squares / self.n_examples
 
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments, merge_moments
-from flatmin.risk.per_example import ROW_BUDGET, values_and_rows
+from flatmin.risk.per_example import ROW_BUDGET, values_and_gradients
 from flatmin.risk.precision import full_float32, in_full_float32
 from flatmin.risk.probe import check_dependence, choose_strides, probe_example
 from flatmin.risk.traces import Traces
@@ -504,7 +504,7 @@ class EmpiricalRisk:
         for chunk in self._chunks(self._row_chunk_size):
             self._model.bind(theta)  # the caller may have asked for another θ between
             with full_float32(self.device):
-                _, rows = values_and_rows(
+                _, rows = values_and_gradients(
                     self._model, theta, chunk.X, *self._scalar(chunk)
                 )
             yield rows
@@ -575,8 +575,9 @@ class EmpiricalRisk:
         variances : Tensor of shape (D,)
             In float64.
         """
-        m = self._moments(theta)
-        return m.value.to(self.dtype), m.mean.to(self.dtype), m.squares / m.n
+        moments = self._moments(theta)
+        variances = moments.squares / self.n_examples
+        return moments.value.to(self.dtype), moments.mean.to(self.dtype), variances
 
     @in_full_float32
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -825,4 +826,4 @@ class EmpiricalRisk:
 
     def _mean(self, sums: list[Tensor]) -> Tensor:
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
-        return total.div_(self.n_examples).to(self.dtype)
+        return (total / self.n_examples).to(self.dtype)

@@ -16,7 +16,7 @@ from flatmin.risk.layer_calls import UnsupportedLayers
 from flatmin.risk.layer_sums import LayerSums, find_layers
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments, mean_and_squares, merge_moments
-from flatmin.risk.per_example import values_and_rows
+from flatmin.risk.per_example import values_and_gradients
 
 __all__ = ["ExampleSums"]
 
@@ -186,7 +186,7 @@ class ExampleSums:
         theta = self.model.values()
         for start in range(0, len(X), self.row_chunk_size):
             part = slice(start, start + self.row_chunk_size)
-            yield values_and_rows(
+            yield values_and_gradients(
                 self.model, theta, X[part], tuple(a[part] for a in args), scalar
             )
 

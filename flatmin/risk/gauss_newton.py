@@ -84,9 +84,13 @@ def gauss_newton_example_traces(
 
 
 def _weighted_root(
-    loss: ExampleLoss, outputs: Tensor, z: Tensor, y: Tensor, *weights: Tensor
+    loss: ExampleLoss,
+    outputs: Tensor,
+    z: Tensor,
+    y: Tensor,
+    weights: Tensor | None = None,
 ) -> Tensor:
     product = loss.root_product(outputs, y, z)
-    for w in weights:
-        product = product * w.sqrt().view(-1, *(1 for _ in product.shape[1:]))
-    return product
+    if weights is None:
+        return product
+    return product * weights.sqrt().view(-1, *(1 for _ in product.shape[1:]))

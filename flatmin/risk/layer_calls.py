@@ -59,7 +59,7 @@ def record_calls(
     values : Tensor of shape (n,)
         Of the scalar.
     calls : list of LayerCall
-        Of those layers, in their order.
+        Of those layers, in the order of the calls.
 
     Raises
     ------

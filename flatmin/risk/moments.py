@@ -13,13 +13,10 @@ __all__ = ["Moments", "mean_and_squares", "merge_moments"]
 
 
 class Moments(NamedTuple):
-    """What n gradients have in common and how far they spread, by coordinate.
-
-    All in float64.
-    """
+    """The mean of n values, and mean and spread of their gradients, in float64."""
 
     n: int
-    value: Tensor  # () the mean of what they are the gradients of
+    value: Tensor  # ()
     mean: Tensor  # (D,) ḡ
     squares: Tensor  # (D,) Σᵢ (gᵢ - ḡ)²
 

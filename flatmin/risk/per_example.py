@@ -11,14 +11,14 @@ from torch.func import grad_and_value
 from flatmin.risk.model import FlatModel
 from flatmin.risk.vectorize import vectorize
 
-__all__ = ["ROW_BUDGET", "values_and_rows"]
+__all__ = ["ROW_BUDGET", "values_and_gradients"]
 
 # Numbers in the rows and activations of one call: beyond the caches of a processor
 # a larger chunk is slower (LeNet, 1200 images: 200 at a time beat 1200 by a third).
 ROW_BUDGET = 1 << 22
 
 
-def values_and_rows(
+def values_and_gradients(
     model: FlatModel,
     theta: Tensor,
     X: Tensor,
@@ -27,10 +27,10 @@ def values_and_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return a scalar of each example's output, and its ∇.
 
-    Vectorised by ``vmap`` of ``grad``; example by example for modules that it cannot
-    take (recurrent layers, control flow that depends on data). For an LSTM and a GRU
-    on 256 sequences one pass with ``is_grads_batched`` took 2 to 5 times as long as
-    that loop.
+    Vectorised by ``vmap`` of ``grad_and_value``; example by example for modules that
+    it cannot take (recurrent layers, control flow that depends on data). For an LSTM
+    and a GRU on 256 sequences one pass with ``is_grads_batched`` took 2 to 5 times as
+    long as that loop.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ with locked_folder(sys.argv[2]):
 
 @contextmanager
 def held_elsewhere(folder, fork=False):
-    """Give a process that holds the folder, and the number of a fork of it."""
+    """Give a process that holds the folder, with a living fork of it if asked."""
     arguments = [folder_lock.__file__, str(folder), "fork" if fork else "alone"]
     command = [sys.executable, "-c", HOLD, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:

@@ -145,11 +145,12 @@ def test_numbers_out_of_range(call, name, values):
             getattr(analyzer(), call)(**{name: value})
 
 
+@pytest.mark.parametrize("n", [3, 300])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_no_noise_has_no_share(dtype):
+def test_no_noise_has_no_share(dtype, n):
     model = analyzer(dtype=dtype)
     with pytest.raises(ValueError, match=r"must differ between examples\. Got Tr\(Σ\)"):
-        model.score(np.tile(X[:1], (300, 1)), np.zeros(300, int))
+        model.score(np.tile(X[:1], (n, 1)), np.zeros(n, int))
     flat = network()
     torch.nn.init.zeros_(flat[2].weight)
     model = CurvatureAnalyzer(flat, loss="cross_entropy", params="0", dtype=dtype)

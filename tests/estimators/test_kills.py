@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parent / "_killed.py"
 def check():
     """A function that kills the fits of a case, and looks at their ends."""
     with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("_killed.py"))],
+        [sys.executable, str(SCRIPT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
