@@ -54,7 +54,7 @@ def locked_folder(path: str | os.PathLike[str] | None) -> Iterator[None]:
     if fcntl is not None:
         # What cannot be written is for the run to say.
         with suppress(OSError):
-            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            handle = _open(folder / ".lock")
             _held.add(handle)
     try:
         if handle is not None:
@@ -64,6 +64,13 @@ def locked_folder(path: str | os.PathLike[str] | None) -> Iterator[None]:
         if handle in _held:  # not in a fork
             _held.remove(handle)
             os.close(handle)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user's; to lock it is allowed
+        return os.open(path, os.O_RDONLY)
 
 
 def _lock(handle: int, folder: Path) -> None:

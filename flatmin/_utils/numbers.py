@@ -34,8 +34,12 @@ def is_number(value: Any) -> bool:
     -------
     bool
     """
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    return real and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def check_count(name: str, value: Any, at_least: int = 1) -> None:

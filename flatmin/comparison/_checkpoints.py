@@ -53,6 +53,8 @@ class UnitFolder:
         """Hold the folder while the context lasts, and write down what it is for."""
         with locked_folder(self.path):
             if self.path is not None:
+                # Of another identity, if the file that said so was damaged.
+                (self.path / "end.flatmin").unlink(missing_ok=True)
                 write_file(self.path / "begin.flatmin", self.identity)
             yield
 

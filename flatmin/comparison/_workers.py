@@ -39,8 +39,9 @@ def work(
 def _call(caller: int, function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
     parent = multiprocessing.parent_process()
     watched = any(thread.name == _WATCH for thread in threading.enumerate())
-    # Windows does not tell that a parent has gone.
-    if parent is not None and parent.pid == caller and os.name != "nt" and not watched:
+    # Windows does not tell that a parent has gone, nor is a fork server's child told.
+    tells = os.name != "nt" and os.getppid() == caller
+    if parent is not None and parent.pid == caller and tells and not watched:
         threading.Thread(
             target=_end_with, args=(caller,), name=_WATCH, daemon=True
         ).start()

@@ -120,12 +120,15 @@ class NoisyDescent:
         self._draw()
         if self._is_due:
             before = self.rng.get_state()
-            with self._judging_errors():
-                loss, gradient = self._refreshed_gradient()
-                drawn = self.rng.get_state()
-                self._ahead = (self.theta.clone(), loss, gradient, drawn)
-            # A run that is interrupted before the step draws the same in its next fit.
-            self.rng.set_state(before)
+            try:
+                with self._judging_errors():
+                    loss, gradient = self._refreshed_gradient()
+                    drawn = self.rng.get_state()
+                    self._ahead = (self.theta.clone(), loss, gradient, drawn)
+            finally:
+                # A run that is interrupted before the step draws the same in its next
+                # fit.
+                self.rng.set_state(before)
         return self.diverged is None
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:

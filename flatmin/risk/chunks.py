@@ -80,7 +80,8 @@ def iterate_chunks(
     Chunk
     """
     if chunk_size >= len(X):  # cutting takes time on a tiny problem
-        yield Chunk(X, y, weights, slice(0, len(X)))
+        # A tensor of its own: forward may call requires_grad_ on it.
+        yield Chunk(X.detach(), y, weights, slice(0, len(X)))
         return
     for start in range(0, len(X), chunk_size):
         rows = slice(start, min(start + chunk_size, len(X)))

@@ -75,12 +75,15 @@ def gauss_newton_example_traces(
     Tensor of shape (n,)
         In float64.
     """
+    # Beforehand: the root of a loss that is a callable does not vectorise.
+    with torch.no_grad():
+        outputs = model(chunk.X)
+    cotangents = _weighted_root(loss, outputs, z, *chunk.args)
+    return sums.squared_norms(chunk.X, (cotangents,), _inner_products)
 
-    def inner_products(outputs: Tensor, *rest: Tensor) -> Tensor:
-        cotangents = _weighted_root(loss, outputs.detach(), *rest)
-        return (outputs * cotangents).reshape(len(outputs), -1).sum(1)
 
-    return sums.squared_norms(chunk.X, (z, *chunk.args), inner_products)
+def _inner_products(outputs: Tensor, cotangents: Tensor) -> Tensor:
+    return (outputs * cotangents).reshape(len(outputs), -1).sum(1)
 
 
 def _weighted_root(

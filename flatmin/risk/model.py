@@ -52,10 +52,10 @@ class FlatModel:
         self._theta = self.layout.flatten(dict(self.module.named_parameters()))
         views = self.layout.views(self._theta)
         self._gradient = torch.zeros_like(self._theta)
-        slopes = self.layout.views(self._gradient)
-        for parameter, view, slope in zip(self.params, views, slopes, strict=True):
+        self._slopes = self.layout.views(self._gradient)
+        for parameter, view in zip(self.params, views, strict=True):
             parameter.data = view
-            parameter.grad = slope
+            parameter.grad = None
         # Where each parameter is held: a tied one in several modules. (By itself
         # functional_call leaves its own tensors behind in a module of two names.)
         index = {id(p): i for i, p in enumerate(self.params)}
@@ -70,7 +70,14 @@ class FlatModel:
     # bind(), and a pickle would hold θ once for every parameter.
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for derived in ("layout", "params", "_theta", "_gradient", "_places"):
+        for derived in (
+            "layout",
+            "params",
+            "_theta",
+            "_gradient",
+            "_slopes",
+            "_places",
+        ):
             del state[derived]
         state["module"] = copy.deepcopy(self.module)
         return state
@@ -141,7 +148,9 @@ class FlatModel:
         # Added up in views of one vector: putting the parts together afterwards takes
         # a tenth of an iteration on a network of 251 parameters.
         self._gradient.zero_()
-        torch.autograd.backward(tensors, cotangents)
+        for parameter, slope in zip(self.params, self._slopes, strict=True):
+            parameter.grad = slope  # forward may have called zero_grad
+        torch.autograd.backward(tensors, cotangents, inputs=self.params)
         return self._gradient.clone()
 
     def _transform(self, outputs: Any) -> Tensor:

@@ -34,9 +34,9 @@ def mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
         In float64, as the next.
     squares : Tensor of shape (\\*batch, D)
     """
-    mean = rows.mean(-2, keepdim=True)
-    squares = (rows - mean).square().sum(-2, dtype=torch.float64)
-    return mean.squeeze(-2).double(), squares
+    mean = rows.mean(-2, keepdim=True, dtype=torch.float64)
+    squares = (rows - mean.to(rows.dtype)).square().sum(-2, dtype=torch.float64)
+    return mean.squeeze(-2), squares
 
 
 def merge_moments(parts: Iterator[Moments]) -> Moments:

@@ -107,3 +107,17 @@ def test_a_full_disk_does_not_matter(monkeypatch, tmp_path):
         locked_folder(tmp_path),
     ):
         pass
+
+
+def test_the_lock_of_another_user_is_seen(monkeypatch, tmp_path):
+    def not_mine(path, flags, mode=0o777):
+        if flags & os.O_RDWR:
+            raise PermissionError
+        return opened(path, flags, mode)
+
+    opened = os.open
+    monkeypatch.setattr(folder_lock, "_PATIENCE", 0.1)
+    with held_elsewhere(tmp_path):
+        monkeypatch.setattr(os, "open", not_mine)
+        with pytest.raises(BlockingIOError, match="in use"), locked_folder(tmp_path):
+            pass

@@ -87,7 +87,7 @@ COSTS = {
     "gld_dynamic with its refresh": (refreshed_step("gld_dynamic"), 1, 1),
     "Tr(G), one sweep": (
         lambda r, t: lambda: r.gauss_newton_traces(t, torch.Generator()),
-        1,
+        2,
         1,
     ),
     "sgd": (law_step("sgd"), 1, 1),

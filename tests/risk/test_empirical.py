@@ -495,3 +495,13 @@ def test_real_draws_have_mean_g0_and_covariance_g():
         products = (noise @ a) * (noise @ b)
         error = products.mean() - a @ expected.gauss_newton @ b
         assert error.abs() < 4.5 * products.std() / len(products) ** 0.5
+
+
+def test_a_callable_loss_leaves_the_rows_vectorised():
+    def huber(outputs, targets):
+        return nn.functional.huber_loss(outputs, targets, reduction="none").mean(1)
+
+    X, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    risk = EmpiricalRisk(nn.Linear(3, 2).double(), huber, X, y)
+    risk.gauss_newton_traces(risk.params())
+    assert risk._model.vectorises

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatmin.risk import EmpiricalRisk
+from flatmin.risk.moments import mean_and_squares
 
 from ._cases import Apply, batch_norm, make_risk, mlp, problem
 
@@ -261,3 +262,12 @@ def test_what_a_trial_on_three_examples_could_miss(make, path):
     torch.testing.assert_close(value, risk.value(theta))
     torch.testing.assert_close(gradient, rows.mean(0))
     torch.testing.assert_close(variances, rows.var(0, correction=0))
+
+
+def test_equal_gradients_spread_by_less_than_a_rounding():
+    rng = torch.Generator().manual_seed(0)
+    eps = torch.finfo(torch.float32).eps
+    for n in range(2, 60):
+        row = torch.randn(100, generator=rng)
+        _, squares = mean_and_squares(row.expand(n, -1))
+        assert squares.sum() <= n * eps**2 * row.square().sum()

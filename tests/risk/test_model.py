@@ -175,3 +175,46 @@ def test_hooks_of_the_module_are_neither_lost_nor_multiplied():
     expected = F.cross_entropy(module(X), y.long())
     torch.testing.assert_close(risk.value(risk.params()), expected.detach())
     assert len(module[0]._forward_hooks) == 1
+
+
+class Steep(nn.Module):
+    """Forgets gradients, and wants that of its input, as force fields do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+
+    def forward(self, X):
+        self.zero_grad()
+        with torch.enable_grad():
+            X = X.requires_grad_()
+            (slope,) = torch.autograd.grad(self.net(X).sum(), X, create_graph=True)
+        return slope
+
+
+@pytest.mark.filterwarnings("ignore:The loss does not depend")
+def test_a_module_may_use_autograd_itself():
+    rng = torch.Generator().manual_seed(0)
+    X, y = torch.randn(2, 5, 2, generator=rng, dtype=torch.float64)
+    module = Steep().double()
+    loss = (module(X.clone()) - y).square().mean()
+    params = list(module.parameters())
+    slopes = torch.autograd.grad(
+        loss, params, allow_unused=True, materialize_grads=True
+    )
+    expected = torch.cat([slope.flatten() for slope in slopes])
+    risk = EmpiricalRisk(module, "squared_error", X, y)
+    for _ in range(2):
+        torch.testing.assert_close(risk.gradient(risk.params()), expected)
+    assert not X.requires_grad
+    assert risk._data.X.grad is None
+
+
+def test_gradients_reach_no_tensor_but_the_parameters():
+    head = nn.Linear(2, 1)
+    risk = EmpiricalRisk(
+        nn.Linear(3, 2), "squared_error", torch.ones(4, 3), torch.ones(4),
+        output_transform=head,
+    )  # fmt: skip
+    assert risk.gradient(risk.params()).any()
+    assert head.weight.grad is None
