@@ -165,7 +165,7 @@ def compare_dynamics(
         )
     estimator._validate_params()
     memory = estimator.memory if memory is None else memory
-    resolve_device(estimator.device)
+    resolve_device(estimator.device)  # an error here, and not in each unit
     _check_threads(n_threads, n_jobs)
     estimators = resolve_methods(methods, estimator)
     seeds = _resolve_seeds(n_seeds, random_state)
