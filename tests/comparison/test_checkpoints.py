@@ -10,11 +10,11 @@ from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
 from flatmin._utils import folder_lock
-from flatmin._utils.checkpoint_files import CheckpointFolder
 from flatmin._utils.folder_lock import locked_folder
 from flatmin.comparison import ComparisonResult, _compare, _unit
 from flatmin.dynamics import NoisyDescent
 
+from ..interrupts import killed_after
 from ._problems import classifier, digits, norm
 
 X, y, X_test, y_test = digits()
@@ -33,24 +33,10 @@ def assert_alike(one, two):
     assert_frame_equal(*records)
 
 
-class Killed(BaseException):
-    """What a kill is inside a test."""
-
-
 def interrupt(monkeypatch, folder, n_writes, **settings):
     """Compare until the fits have written so many checkpoints."""
-    write, left = CheckpointFolder.write, [n_writes]
-
-    def counted(self, content):
-        write(self, content)
-        left[0] -= 1
-        if not left[0]:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointFolder, "write", counted)
-        with pytest.raises(Killed):
-            compare(folder, **settings)
+    with killed_after(monkeypatch, n_writes):
+        compare(folder, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,12 @@ from skorch.callbacks import (
 )
 
 from flatmin._utils import folder_lock
-from flatmin._utils.checkpoint_files import CheckpointFolder
 from flatmin._utils.folder_lock import locked_folder
 from flatmin.dynamics import DivergenceError, NoisyDescent
 from flatmin.linalg import DiagonalOperator, FunctionOperator
 from flatmin.noise import METHODS, SGD, GaussianLaw, GLDHessian
 
+from ..interrupts import killed_after
 from ._problems import blobs, classifier, plane, regressor
 
 X, y = blobs()
@@ -38,10 +38,6 @@ def silent(text):
     """Do nothing: what callbacks say goes here."""
 
 
-class Killed(BaseException):
-    """What a kill is inside a test."""
-
-
 def fit(folder, kind=classifier, data=(X, y), validation=False, **params):
     settings = SETTINGS | {"checkpoint_every": 4} | params | {"checkpoint_dir": folder}
     if folder is None:
@@ -52,18 +48,8 @@ def fit(folder, kind=classifier, data=(X, y), validation=False, **params):
 
 def interrupt(monkeypatch, n_writes, folder, **params):
     """Fit until there have been so many checkpoints."""
-    write, left = CheckpointFolder.write, [n_writes]
-
-    def counted(self, content):
-        write(self, content)
-        left[0] -= 1
-        if not left[0]:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointFolder, "write", counted)
-        with pytest.raises(Killed):
-            fit(folder, **params)
+    with killed_after(monkeypatch, n_writes):
+        fit(folder, **params)
 
 
 def assert_alike(one, two):
