@@ -55,15 +55,16 @@ def measure(
     called alone is (preparation and use) less use. ``steps`` is what one call counts
     as, and ``prime`` does untimed what only a first call does. There are fewer blocks
     where ``budget`` seconds do not last for all, never fewer than one; a call that
-    alone takes longer is made once.
+    alone takes longer is made once, between two measurements of the unit.
     """
-    b = seconds(unit)
-    unit_repeats = max(2, round(SHORTEST / b))
+    unit_repeats = max(2, round(SHORTEST / seconds(unit)))
     prime()
     if less is not None:
         less()
+    b = seconds(unit, unit_repeats)
     first = seconds(call)
     if first > budget and less is None:
+        b = (b + seconds(unit, unit_repeats)) / 2
         return Times([first / steps / b], [b])
     if first * (1 + UNTIMED) * blocks > budget:
         blocks, untimed, repeats = max(1, min(blocks, int(budget / first))), 0, 1
