@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.linalg._dense import eigh
@@ -74,10 +75,9 @@ class SpectralDensity:
         Raises
         ------
         ValueError
-            If p is negative.
+            If p is no integer of at least 0.
         """
-        if p < 0:
-            raise ValueError(f"p must be at least 0. Got {p}.")
+        check_count("p", p, at_least=0)
         return self.mean(lambda nodes: nodes**p)
 
     def density(self, grid: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -101,8 +101,7 @@ class SpectralDensity:
         ValueError
             If ``sigma`` is not positive.
         """
-        if not sigma > 0:
-            raise ValueError(f"sigma must be positive. Got {sigma}.")
+        check_positive("sigma", sigma)
         height = 1 / (sigma * (2 * torch.pi) ** 0.5)
         return self._on_grid(
             grid, lambda x: height * torch.exp(-((x / sigma) ** 2) / 2)
@@ -213,11 +212,8 @@ def spectral_density(
     """
     check_one_matrix(operator, "spectral_density")
     check_known("method", method, ("auto", "exact", "lanczos"))
-    if n_probes < 2 or n_steps < 1:
-        raise ValueError(
-            "n_probes must be at least 2 and n_steps at least 1. Got "
-            f"n_probes={n_probes} and n_steps={n_steps}."
-        )
+    check_count("n_probes", n_probes, at_least=2)
+    check_count("n_steps", n_steps)
     size, before = operator.shape[-1], operator.n_matvecs
     if method == "auto":
         cheap = size <= min(n_probes * n_steps, _MAX_DENSE)

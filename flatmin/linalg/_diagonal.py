@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.linalg._estimate import estimate
@@ -73,8 +74,8 @@ def diagonal(
     Raises
     ------
     ValueError
-        If ``method`` is unknown, ``max_matvecs`` is less than 6 or the operator is a
-        batch.
+        If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
+        less than 6 or the operator is a batch.
 
     References
     ----------
@@ -91,8 +92,7 @@ def diagonal(
     """
     check_one_matrix(operator, "diagonal")
     check_known("method", method, ("auto", "exact", "hutchinson", "xdiag"))
-    if max_matvecs < 6:
-        raise ValueError(f"max_matvecs must be at least 6. Got {max_matvecs}.")
+    check_accuracy(rtol, max_matvecs, at_least=6)
     before = operator.n_matvecs
     size = operator.shape[-1]
     whole = method == "xdiag" and size <= SMALL

@@ -11,6 +11,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count, check_positive, is_count
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.linalg._band_lanczos import BandLanczos
@@ -94,8 +95,8 @@ def eigsh(
     Raises
     ------
     ValueError
-        If k, ``v0`` or ``max_matvecs`` does not fit, ``which`` is unknown or the
-        operator is a batch.
+        If k, ``tol``, ``v0`` or ``max_matvecs`` does not fit, ``which`` is unknown or
+        the operator is a batch.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -121,13 +122,11 @@ def eigsh(
     size = operator.shape[-1]
     if which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")
-    if not 1 <= k <= size:
-        raise ValueError(f"k must be between 1 and D = {size}. Got k={k}.")
-    if max_matvecs is not None and max_matvecs < k:
-        raise ValueError(
-            f"max_matvecs must be at least k = {k}, one product for each pair. "
-            f"Got {max_matvecs}."
-        )
+    if not is_count(k) or k > size:
+        raise ValueError(f"k must be an integer from 1 to D = {size}. Got k={k!r}.")
+    check_positive("tol", tol, or_zero=True)
+    if max_matvecs is not None:
+        check_count("max_matvecs", max_matvecs, at_least=k)  # one for each pair
 
     n_basis = max(20, 2 * k + 10)
     if (4 * k + 40) * size <= _ROOMY:

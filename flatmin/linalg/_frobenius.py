@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
@@ -65,8 +66,8 @@ def frobenius_norm(
     Raises
     ------
     ValueError
-        If ``method`` is unknown, ``max_matvecs`` is less than 2 or the operator is a
-        batch.
+        If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
+        less than 2 or the operator is a batch.
 
     Examples
     --------
@@ -76,8 +77,7 @@ def frobenius_norm(
     """
     check_one_matrix(operator, "frobenius_norm")
     check_known("method", method, ("auto", "exact", "hutchinson"))
-    if max_matvecs < 2:
-        raise ValueError(f"max_matvecs must be at least 2. Got {max_matvecs}.")
+    check_accuracy(rtol, max_matvecs, at_least=2)
     before = operator.n_matvecs
     if method == "exact" or (method == "auto" and operator.shape[-1] <= max_matvecs):
         value = torch.linalg.matrix_norm(operator.to_dense())

@@ -9,6 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._lanczos import LanczosProcess
@@ -67,8 +68,8 @@ def sqrt_matvec(
     Raises
     ------
     ValueError
-        If z is not one finite vector of the operator's size, ``max_steps`` is less
-        than 1 or the operator is a batch.
+        If z is not one finite vector of the operator's size, ``tol`` is negative,
+        ``max_steps`` is less than 1 or the operator is a batch.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -91,8 +92,8 @@ def sqrt_matvec(
     """
     check_one_matrix(operator, "sqrt_matvec")
     size = operator.shape[-1]
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1. Got {max_steps}.")
+    check_positive("tol", tol, or_zero=True)
+    check_count("max_steps", max_steps)
     norm = torch.linalg.vector_norm(z, dtype=torch.float64)
     if z.shape != (size,) or not bool(torch.isfinite(norm)):
         raise ValueError(

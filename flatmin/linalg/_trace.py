@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.linalg._estimate import estimate
@@ -79,8 +80,8 @@ def trace(
     Raises
     ------
     ValueError
-        If ``method`` is unknown, ``max_matvecs`` is less than 6, or an estimate is
-        asked of a batch.
+        If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
+        less than 6, or an estimate is asked of a batch.
 
     References
     ----------
@@ -98,8 +99,7 @@ def trace(
     tensor(6.)
     """
     check_known("method", method, ("auto", "exact", "hutchinson", "xtrace"))
-    if max_matvecs < 6:
-        raise ValueError(f"max_matvecs must be at least 6. Got {max_matvecs}.")
+    check_accuracy(rtol, max_matvecs, at_least=6)
     before, size = operator.n_matvecs, operator.shape[-1]
     batch = len(operator.shape) > 2
     whole = method == "xtrace" and size <= SMALL and not batch

@@ -162,7 +162,9 @@ def test_seeds(method):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_matvecs": 5}, "max_matvecs must be at least 6. Got 5"),
+        ({"max_matvecs": 5}, "max_matvecs must be an integer of at least 6. Got 5"),
+        ({"max_matvecs": 9.5}, "max_matvecs must be an integer of at least 6. Got 9.5"),
+        ({"rtol": float("nan")}, "rtol must be a finite number of at least 0. Got nan"),
         ({"method": "xtrace"}, "Unknown method 'xtrace'"),
     ],
 )

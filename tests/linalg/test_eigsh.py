@@ -396,10 +396,12 @@ def test_an_interrupt_returns_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "k must be between 1 and D = 100. Got k=0"),
-        ({"k": 101}, "k must be between 1 and D = 100. Got k=101"),
+        ({"k": 0}, "k must be an integer from 1 to D = 100. Got k=0"),
+        ({"k": 101}, "k must be an integer from 1 to D = 100. Got k=101"),
+        ({"k": 2.0}, "k must be an integer from 1 to D = 100. Got k=2.0"),
+        ({"tol": float("nan")}, "tol must be a finite number of at least 0. Got nan"),
         ({"which": "SM"}, "which must be 'LM', 'LA', 'SA' or 'BE'. Got 'SM'"),
-        ({"max_matvecs": 1}, "max_matvecs must be at least k = 2.*Got 1"),
+        ({"max_matvecs": 1}, "max_matvecs must be an integer of at least 2. Got 1"),
         ({"v0": torch.zeros(100)}, "v0 must be a finite, nonzero vector"),
         ({"v0": torch.full((100,), torch.nan)}, "v0 must be a finite, nonzero vector"),
         ({"v0": torch.ones(1)}, r"of shape \(100,\). Got shape \(1,\)"),

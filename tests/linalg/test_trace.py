@@ -258,7 +258,9 @@ def test_progress_goes_to_standard_error(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_matvecs": 5}, "max_matvecs must be at least 6. Got 5"),
+        ({"max_matvecs": 5}, "max_matvecs must be an integer of at least 6. Got 5"),
+        ({"max_matvecs": 9.5}, "max_matvecs must be an integer of at least 6. Got 9.5"),
+        ({"rtol": float("nan")}, "rtol must be a finite number of at least 0. Got nan"),
         ({"method": "xdiag"}, "Unknown method 'xdiag'"),
     ],
 )
