@@ -24,7 +24,7 @@ from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments, merge_moments
-from flatmin.risk.per_example import ROW_BUDGET, values_and_gradients
+from flatmin.risk.per_example import ROW_BUDGET
 from flatmin.risk.precision import full_float32, in_full_float32
 from flatmin.risk.probe import check_dependence, choose_strides, probe_example
 from flatmin.risk.traces import Traces
@@ -504,9 +504,7 @@ class EmpiricalRisk:
         for chunk in self._chunks(self._row_chunk_size):
             self._model.bind(theta)  # the caller may have asked for another θ between
             with full_float32(self.device):
-                _, rows = values_and_gradients(
-                    self._model, theta, chunk.X, *self._scalar(chunk)
-                )
+                rows = self._sums.rows(chunk.X, *self._scalar(chunk))
             yield rows
 
     @in_full_float32

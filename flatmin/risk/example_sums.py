@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flatmin.risk.layer_calls import UnsupportedLayers
-from flatmin.risk.layer_sums import LayerSums, find_layers
+from flatmin.risk.layer_sums import LayerSums
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments, mean_and_squares, merge_moments
 from flatmin.risk.per_example import values_and_gradients
+from flatmin.risk.unsupported import UnsupportedLayers
 
 __all__ = ["ExampleSums"]
 
@@ -42,7 +42,7 @@ class ExampleSums:
         self.model = model
         self.row_chunk_size = row_chunk_size
         self.path: str | None = None
-        self._layers: list[nn.Module] = []
+        self._trail: list[str] = []
 
     def squared_norms(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
@@ -114,6 +114,27 @@ class ExampleSums:
         sums = self._by_layer(X, args, scalar)
         return None if sums is None else sums.batch_sums(m)
 
+    def rows(
+        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
+    ) -> Tensor:
+        """Return ∇ scalarᵢ at the bound θ.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...)
+        args : tuple of Tensor of shape (n, ...)
+        scalar : callable
+            As in :meth:`squared_norms`.
+
+        Returns
+        -------
+        Tensor of shape (n, D)
+        """
+        sums = self._by_layer(X, args, scalar)
+        if sums is not None:
+            return sums.batch_sums(1)
+        return torch.cat([rows for _, rows in self._rows(X, args, scalar)])
+
     def _by_layer(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
     ) -> LayerSums | None:
@@ -122,7 +143,10 @@ class ExampleSums:
         if self.path != "by layer":
             return None
         try:
-            return self._sums(X, args, scalar)
+            sums = self._sums(X, args, scalar)
+            if sums.trail != self._trail:
+                raise UnsupportedLayers("a path that depends on the examples")
+            return sums
         except UnsupportedLayers as reason:  # on other examples than the trial's
             self.path = f"plain: {reason}"
             return None
@@ -132,7 +156,6 @@ class ExampleSums:
     ) -> str | None:
         """Return the path to take, or None where the gradients do not tell."""
         try:
-            self._layers = find_layers(self.model)
             few = self._telling(X, args, scalar)
             if len(few) < min(2, len(X)):
                 return None
@@ -163,6 +186,7 @@ class ExampleSums:
     ) -> float:
         """Return by how much the two kernels differ, relative to the squares."""
         sums = self._sums(X, args, scalar)
+        self._trail = sums.trail
         rows = torch.cat([rows for _, rows in self._rows(X, args, scalar)])
         norms, moments = sums.squared_norms(), sums.moments()
         mean, squares = mean_and_squares(rows)
@@ -176,9 +200,7 @@ class ExampleSums:
     def _sums(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
     ) -> LayerSums:
-        return LayerSums(
-            self.model, X, lambda outputs: scalar(outputs, *args), self._layers
-        )
+        return LayerSums(self.model, X, lambda outputs: scalar(outputs, *args))
 
     def _rows(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
@@ -189,10 +211,6 @@ class ExampleSums:
             yield values_and_gradients(
                 self.model, theta, X[part], tuple(a[part] for a in args), scalar
             )
-
-    # A copy of the risk has a model, and layers, of its own.
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "path": None, "_layers": []}
 
 
 def _moments(values: Tensor, rows: Tensor) -> Moments:

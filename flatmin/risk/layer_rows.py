@@ -1,4 +1,4 @@
-"""Per-example gradients of one layer's parameters, some examples at a time.
+"""Per-example gradients of the parameters that a function takes, some at a time.
 
 Letters: n examples, t positions (of a sequence or an image), i inputs, o outputs. A
 row is the gradient of one example in one parameter, in an order of its own, which
@@ -9,132 +9,155 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from flatmin.risk.layer_calls import LayerCall
+from flatmin.risk.unsupported import UnsupportedLayers
 
-__all__ = ["LAYER_ROWS", "ParameterUse", "looked_up", "uses_of"]
+__all__ = ["READERS", "Rows", "read_linear", "spread_rows"]
 
 
 @dataclass(frozen=True)
-class ParameterUse:
-    """How one call of a layer depends on one of its parameters."""
+class Rows:
+    """How the output of a call depends on one of its parameters."""
 
-    call: LayerCall
-    rows: Callable[[LayerCall], Tensor]  # of some examples, (n, P)
+    # Of the input and the gradient in the output of some examples, (n, P).
+    of: Callable[[Tensor, Tensor], Tensor]
     restore: Callable[[Tensor], Tensor] = lambda sums: sums  # (..., P) to row-major
-
-    def part(self, start: int, stop: int) -> Tensor:
-        """Return the rows of examples ``start`` to ``stop``, shape (n, P)."""
-        return self.rows(self._examples(start, stop))
-
-    def part_of_batches(self, start: int, stop: int, m: int) -> Tensor:
-        """Return the sums of the rows of m examples each, shape (n / m, P)."""
-        call = self._examples(start, stop)
-        if type(call.module) is nn.Linear:  # a batch is a longer sequence
-            whole = LayerCall(
-                call.module,
-                call.input.unflatten(0, (-1, m)),
-                call.slope.unflatten(0, (-1, m)),
-            )
-            return self.rows(whole)
-        rows = self.rows(call)
-        return rows.view(-1, m, rows.shape[1]).sum(1)
-
-    @property
-    def n_numbers(self) -> int:
-        """How many numbers the rows of one example, and the way to them, take."""
-        module: Any = self.call.module
-        size: int = module.weight.numel()
-        given, slope = self.call.input[0].numel(), self.call.slope[0].numel()
-        if self.rows is _convolution_weight:  # the patches
-            n_positions = slope // module.out_channels
-            given = n_positions * module.groups * module.weight[0].numel()
-        return size + given + slope
-
-    def _examples(self, start: int, stop: int) -> LayerCall:
-        call, part = self.call, slice(start, stop)
-        return LayerCall(call.module, call.input[part], call.slope[part])
-
-    @property
-    def is_outer(self) -> bool:
-        """Whether a row is the outer product of an example's slope and input."""
-        return self.rows is _linear_weight and self.call.input.ndim == 2
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether a row is zero but for the tokens of the example."""
-        return self.rows is _embedding_weight
+    # "linear": positions are summed over, so that a batch is a longer sequence;
+    # "outer": so too, and one position is an outer product.
+    kind: Literal["any", "linear", "outer"] = "any"
+    patch_size: int = 0  # numbers that are gathered for a position
+    # Where most of a row is zero: which parts are not, and what is there.
+    looked_up: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
-def uses_of(call: LayerCall) -> dict[str, ParameterUse]:
-    """Return the uses of a layer's parameters by name.
+# What a function is applied to, and its parameters with their rows.
+Reading = tuple[Tensor, list[tuple[Tensor | None, Rows]]]
+
+
+def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Reading:
+    """Read the arguments of ``torch.nn.functional.linear``.
 
     Parameters
     ----------
-    call : LayerCall
-        Of a layer of a type in :data:`LAYER_ROWS`.
+    input : Tensor of shape (n, \\*positions, i)
+    weight : Tensor of shape (o, i)
+    bias : Tensor of shape (o,), default=None
 
     Returns
     -------
-    dict of str to ParameterUse
+    input : Tensor
+    parameters : list of (Tensor or None, Rows)
     """
-    uses = LAYER_ROWS[type(call.module)](call)
-    return {name: uses[name] for name, _ in call.module.named_parameters()}
+    return input, [
+        (weight, Rows(_outer_products, kind="outer")),
+        (bias, Rows(_sum_of_last, kind="linear")),
+    ]
 
 
-def _linear(call: LayerCall) -> dict[str, ParameterUse]:
-    return {
-        "weight": ParameterUse(call, _linear_weight),
-        "bias": ParameterUse(call, _sum_of_last),
-    }
+def spread_rows(_input: Tensor, slope: Tensor) -> Tensor:
+    """Return the rows of a parameter of which every example has a copy."""
+    return slope.reshape(len(slope), -1)
 
 
-def _linear_weight(call: LayerCall) -> Tensor:
-    slopes = call.slope.flatten(1, -2) if call.slope.ndim > 2 else call.slope[:, None]
-    inputs = call.input.flatten(1, -2) if call.input.ndim > 2 else call.input[:, None]
+def _outer_products(input: Tensor, slope: Tensor) -> Tensor:
+    slopes = slope.flatten(1, -2) if slope.ndim > 2 else slope[:, None]
+    inputs = input.flatten(1, -2) if input.ndim > 2 else input[:, None]
     return torch.bmm(slopes.mT, inputs).flatten(1)  # n o i
 
 
-def _sum_of_last(call: LayerCall) -> Tensor:
+def _sum_of_last(_input: Tensor, slope: Tensor) -> Tensor:
     """Return the slopes summed over positions, channels last: n o."""
-    return call.slope if call.slope.ndim == 2 else call.slope.flatten(1, -2).sum(1)
+    return slope if slope.ndim == 2 else slope.flatten(1, -2).sum(1)
 
 
-def _sum_of_channels(call: LayerCall) -> Tensor:
+def _sum_of_channels(_input: Tensor, slope: Tensor) -> Tensor:
     """Return the slopes summed over positions, channels first: n o."""
-    return call.slope if call.slope.ndim == 2 else call.slope.flatten(2).sum(2)
+    return slope if slope.ndim == 2 else slope.flatten(2).sum(2)
 
 
-def _convolution(call: LayerCall) -> dict[str, ParameterUse]:
-    module: Any = call.module
-    o, i = module.weight.shape[:2]
+def _read_matmul(input: Tensor, other: Tensor) -> Reading:
+    if other.ndim != 2:
+        raise UnsupportedLayers("a product with a parameter that is no matrix")
+
+    def restore(sums: Tensor) -> Tensor:
+        transposed: Tensor = sums.unflatten(-1, other.mT.shape).mT
+        return transposed.flatten(-2)
+
+    return input, [(other, Rows(_outer_products, restore, kind="outer"))]
+
+
+def _read_convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Reading:
+    o, i, *kernel = weight.shape
+    stride, dilation = _each(stride, kernel), _each(dilation, kernel)
+    rows = partial(
+        _patch_products,
+        kernel=kernel,
+        stride=stride,
+        padding=_padding(padding, kernel, dilation),
+        dilation=dilation,
+        groups=groups,
+    )
 
     def restore(sums: Tensor) -> Tensor:
         blocks = sums.reshape(*sums.shape[:-1], o, -1, i)
         return blocks.mT.flatten(-3)
 
-    return {
-        "weight": ParameterUse(call, _convolution_weight, restore),
-        "bias": ParameterUse(call, _sum_of_channels),
-    }
+    return input, [
+        (weight, Rows(rows, restore, patch_size=groups * weight[0].numel())),
+        (bias, Rows(_sum_of_channels)),
+    ]
 
 
-def _convolution_weight(call: LayerCall) -> Tensor:
+def _each(value: Any, kernel: list[int]) -> list[int]:
+    """Return a setting of a convolution for each dimension."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * len(kernel) if len(values) == 1 else values
+
+
+def _padding(value: Any, kernel: list[int], dilation: list[int]) -> list[int]:
+    """Return the padding as :func:`torch.nn.functional.pad` takes it."""
+    amounts = []
+    for dimension in reversed(range(len(kernel))):
+        if value == "same":
+            total = dilation[dimension] * (kernel[dimension] - 1)
+            amounts += [total // 2, total - total // 2]
+        else:
+            size = 0 if value == "valid" else _each(value, kernel)[dimension]
+            amounts += [size, size]
+    return amounts
+
+
+def _patch_products(
+    input: Tensor,
+    slope: Tensor,
+    *,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
     """Return the slopes times the patches they saw: n o (kernel i)."""
-    module: Any = call.module
-    images, slopes = _padded(call.input, module), call.slope
-    stride, dilation = module.stride, module.dilation
+    images = F.pad(input, padding) if any(padding) else input
+    slopes = slope
     if slopes.ndim == 3:  # one dimension is two, the first of size one
         images, slopes = images.unsqueeze(2), slopes.unsqueeze(2)
-        stride, dilation = (1, *stride), (1, *dilation)
-    kernel = (1, *module.kernel_size)[-2:]
+        kernel, stride, dilation = [1, *kernel], [1, *stride], [1, *dilation]
     n, o, height, width = slopes.shape
-    groups = module.groups
     by_example, by_channel, by_row, by_column = images.stride()
     patches = images.as_strided(
         (n, groups, height, width, *kernel, images.shape[1] // groups),
@@ -156,98 +179,140 @@ def _convolution_weight(call: LayerCall) -> Tensor:
     return torch.bmm(slopes, patches).view(n, -1)
 
 
-def _padded(images: Tensor, module: Any) -> Tensor:
-    """Return a convolution's input with the padding that the layer adds."""
-    amounts = list(module._reversed_padding_repeated_twice)
-    if not any(amounts):
-        return images
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return F.pad(images, amounts, mode=mode)
+def _read_embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Reading:
+    if max_norm is not None or scale_grad_by_freq:
+        raise UnsupportedLayers("an embedding that rescales")
+    n_words = len(weight)
+    looked_up = partial(
+        _looked_up, padding=None if padding_idx is None else padding_idx % n_words
+    )
+
+    def rows(input: Tensor, slope: Tensor) -> Tensor:
+        tokens, slopes = looked_up(input, slope)
+        rows = slopes.new_zeros(len(tokens), n_words, slopes.shape[-1])
+        where = tokens.unsqueeze(-1).expand_as(slopes)
+        return rows.scatter_add_(1, where, slopes).flatten(1)
+
+    return input, [(weight, Rows(rows, looked_up=looked_up))]
 
 
-def _embedding(call: LayerCall) -> dict[str, ParameterUse]:
-    return {"weight": ParameterUse(call, _embedding_weight)}
-
-
-def _embedding_weight(call: LayerCall) -> Tensor:
-    tokens, slopes = looked_up(call)
-    module: Any = call.module
-    rows = slopes.new_zeros(len(tokens), *module.weight.shape)
-    where = tokens.unsqueeze(-1).expand_as(slopes)
-    return rows.scatter_add_(1, where, slopes).flatten(1)
-
-
-def looked_up(call: LayerCall) -> tuple[Tensor, Tensor]:
-    """Return which rows of an Embedding each example read, and their gradients.
-
-    Parameters
-    ----------
-    call : LayerCall
-
-    Returns
-    -------
-    tokens : Tensor of shape (n, t)
-    slopes : Tensor of shape (n, t, o)
-        Zero at the padding index.
-    """
-    module: Any = call.module
-    tokens = call.input.flatten(1) if call.input.ndim > 1 else call.input[:, None]
-    slopes = call.slope.reshape(*tokens.shape, -1)
-    if module.padding_idx is not None:
-        slopes = slopes * (tokens != module.padding_idx).unsqueeze(-1)
+def _looked_up(
+    input: Tensor, slope: Tensor, padding: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens, n t, and their gradients, n t o, zero at the padding."""
+    tokens = input.flatten(1) if input.ndim > 1 else input[:, None]
+    slopes = slope.reshape(*tokens.shape, -1)
+    if padding is not None:
+        slopes = slopes * (tokens != padding).unsqueeze(-1)
     return tokens, slopes
 
 
-def _layer_norm(call: LayerCall) -> dict[str, ParameterUse]:
-    def weight(call: LayerCall) -> Tensor:
-        module: Any = call.module
-        normal = F.layer_norm(call.input, module.normalized_shape, eps=module.eps)
-        return positions(call.slope * normal)
-
-    def positions(values: Tensor) -> Tensor:
-        module: Any = call.module
-        size = module.weight.numel()
-        return values.reshape(len(values), -1, size).sum(1)
-
-    return {
-        "weight": ParameterUse(call, weight),
-        "bias": ParameterUse(call, lambda call: positions(call.slope)),
-    }
+def _read_layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Reading:
+    normalise = partial(F.layer_norm, normalized_shape=normalized_shape, eps=eps)
+    return input, [
+        (weight, Rows(partial(_normal_sums, normalise, len(normalized_shape)))),
+        (bias, Rows(partial(_position_sums, len(normalized_shape)))),
+    ]
 
 
-def _group_norm(call: LayerCall) -> dict[str, ParameterUse]:
-    def weight(call: LayerCall) -> Tensor:
-        module: Any = call.module
-        normal = F.group_norm(call.input, module.num_groups, eps=module.eps)
-        return _sum_of_channels(LayerCall(module, normal, call.slope * normal))
-
-    return {
-        "weight": ParameterUse(call, weight),
-        "bias": ParameterUse(call, _sum_of_channels),
-    }
-
-
-def _batch_norm(call: LayerCall) -> dict[str, ParameterUse]:
-    def weight(call: LayerCall) -> Tensor:
-        module: Any = call.module  # in eval mode
-        mean, variance = module.running_mean, module.running_var
-        normal = F.batch_norm(call.input, mean, variance, eps=module.eps)
-        return _sum_of_channels(LayerCall(module, normal, call.slope * normal))
-
-    return {
-        "weight": ParameterUse(call, weight),
-        "bias": ParameterUse(call, _sum_of_channels),
-    }
+def _read_rms_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Reading:
+    normalise = partial(F.rms_norm, normalized_shape=normalized_shape, eps=eps)
+    rows = partial(_normal_sums, normalise, len(normalized_shape))
+    return input, [(weight, Rows(rows))]
 
 
-# By exact type: a subclass may do something else.
-LAYER_ROWS: Mapping[type[nn.Module], Callable[[LayerCall], dict[str, ParameterUse]]] = {
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.Conv1d: _convolution,
-    nn.Conv2d: _convolution,
-    nn.Embedding: _embedding,
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.Linear: _linear,
+def _position_sums(n_last: int, _input: Tensor, slope: Tensor) -> Tensor:
+    """Return the slopes summed over all but the last dimensions."""
+    flat = slope.flatten(slope.ndim - n_last)
+    return flat if flat.ndim == 2 else flat.flatten(1, -2).sum(1)
+
+
+def _normal_sums(
+    normalise: Callable[[Tensor], Tensor], n_last: int, input: Tensor, slope: Tensor
+) -> Tensor:
+    return _position_sums(n_last, input, slope * normalise(input))
+
+
+def _read_group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Reading:
+    return _channel_norm(
+        input, weight, bias, partial(F.group_norm, num_groups=num_groups, eps=eps)
+    )
+
+
+def _read_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Reading:
+    if training:
+        raise UnsupportedLayers("a BatchNorm in train mode")
+    normalise = partial(
+        F.batch_norm, running_mean=running_mean, running_var=running_var, eps=eps
+    )
+    return _channel_norm(input, weight, bias, normalise)
+
+
+def _channel_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalise: Callable[[Tensor], Tensor],
+) -> Reading:
+    def rows(input: Tensor, slope: Tensor) -> Tensor:
+        return _sum_of_channels(input, slope * normalise(input))
+
+    return input, [(weight, Rows(rows)), (bias, Rows(_sum_of_channels))]
+
+
+def _read_prelu(input: Tensor, weight: Tensor) -> Reading:
+    def rows(input: Tensor, slope: Tensor) -> Tensor:
+        sums = _sum_of_channels(input, slope * input.clamp(max=0))
+        return sums if len(weight) > 1 else sums.sum(1, keepdim=True)
+
+    return input, [(weight, Rows(rows))]
+
+
+# By function: whatever module calls it, and whatever hooks do before and after.
+READERS: Mapping[Any, Callable[..., Reading]] = {
+    F.linear: read_linear,
+    torch.matmul: _read_matmul,
+    Tensor.matmul: _read_matmul,
+    torch.conv1d: _read_convolution,
+    torch.conv2d: _read_convolution,
+    F.embedding: _read_embedding,
+    F.layer_norm: _read_layer_norm,
+    F.rms_norm: _read_rms_norm,
+    F.group_norm: _read_group_norm,
+    F.batch_norm: _read_batch_norm,
+    torch.prelu: _read_prelu,
 }

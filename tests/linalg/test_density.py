@@ -213,7 +213,9 @@ def test_bad_input(options, message):
 
 def test_bad_input_of_the_result():
     result = spectral_density(operator([1.0, 2.0]))
-    with pytest.raises(ValueError, match=r"sigma must be a finite number above 0. Got 0"):
+    with pytest.raises(
+        ValueError, match=r"sigma must be a finite number above 0. Got 0"
+    ):
         result.density(torch.zeros(1), 0)
     with pytest.raises(ValueError, match=r"p must be an integer of at least 0. Got -1"):
         result.moment(-1)

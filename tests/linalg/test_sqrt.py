@@ -170,7 +170,11 @@ def test_a_product_that_is_not_finite():
         (torch.ones(5, 1), {}, r"vector of shape \(5,\). Got shape \(5, 1\)"),
         (torch.full((5,), torch.inf), {}, "finite vector .* with norm inf"),
         (torch.ones(5), {"max_steps": 0}, "max_steps must be an integer .* Got 0"),
-        (torch.ones(5), {"tol": float("nan")}, "tol must be a finite number of at least 0"),
+        (
+            torch.ones(5),
+            {"tol": float("nan")},
+            "tol must be a finite number of at least 0",
+        ),
     ],
 )
 def test_bad_input(z, options, message):

@@ -1,0 +1,81 @@
+"""Attention as the two linear maps that hold its parameters, and what is between."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from flatmin.risk.unsupported import UnsupportedLayers
+
+__all__ = ["attend"]
+
+_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
+
+def attend(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    note: Callable[[Tensor, Tensor | None, Tensor, Tensor], None],
+) -> tuple[Tensor, Tensor | None]:
+    """Return what ``multi_head_attention_forward`` returns, and note its linear maps.
+
+    Parameters
+    ----------
+    args : tuple
+    kwargs : dict
+        As :class:`torch.nn.MultiheadAttention` gives them: masks are to be added.
+    note : callable
+        Takes weight, bias, input ``(n, t, i)`` and output ``(n, t, o)`` of each map.
+
+    Returns
+    -------
+    outputs : Tensor of shape (t, n, e)
+    weights : Tensor of shape (n, t, t) or (n, h, t, t), or None
+
+    Raises
+    ------
+    UnsupportedLayers
+        If it is not a sequence's attention to itself, with one weight for all three of
+        its parts.
+    """
+    bound = _SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    call = bound.arguments
+    given, n_heads = call["query"], call["num_heads"]
+    if not given is call["key"] is call["value"] or given.ndim != 3:
+        raise UnsupportedLayers("attention to another sequence")
+    if call["use_separate_proj_weight"] or call["bias_k"] is not None:
+        raise UnsupportedLayers("attention with further parameters")
+    if call["add_zero_attn"] or (call["training"] and call["dropout_p"]):
+        raise UnsupportedLayers("attention with dropout, or to nothing")
+
+    sequence = given.transpose(0, 1)
+    n, t, e = sequence.shape
+    weight, bias = call["in_proj_weight"], call["in_proj_bias"]
+    projected = F.linear(sequence, weight, bias)
+    note(weight, bias, sequence, projected)
+    q, k, v = projected.view(n, t, 3, n_heads, -1).permute(2, 0, 3, 1, 4)  # n h t d
+    mask, padding = call["attn_mask"], call["key_padding_mask"]
+    if mask is not None and mask.ndim == 3:
+        mask = mask.view(n, n_heads, t, t)
+    if padding is not None:
+        padding = padding.view(n, 1, 1, t)
+        mask = padding if mask is None else mask + padding
+    weights = None
+    if call["need_weights"]:
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        mixed = weights @ v
+        if call["average_attn_weights"]:
+            weights = weights.mean(1)
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, mask)
+    mixed = mixed.transpose(1, 2).reshape(n, t, e)
+    weight, bias = call["out_proj_weight"], call["out_proj_bias"]
+    outputs = F.linear(mixed, weight, bias)
+    note(weight, bias, mixed, outputs)
+    return outputs.transpose(0, 1), weights
