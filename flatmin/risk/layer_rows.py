@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +28,9 @@ class Rows:
     # Of the input and the gradient in the output of some examples, (n, P).
     of: Callable[[Tensor, Tensor], Tensor]
     restore: Callable[[Tensor], Tensor] = lambda sums: sums  # (..., P) to row-major
-    # "linear": positions are summed over, so that a batch is a longer sequence;
-    # "outer": so too, and one position is an outer product.
-    kind: Literal["any", "linear", "outer"] = "any"
+    # Of m examples each, summed, (n / m, P); without it the rows are.
+    of_batches: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    is_outer: bool = False  # a position's part is an outer product
     patch_size: int = 0  # numbers that are gathered for a position
     # Where most of a row is zero: which parts are not, and what is there.
     looked_up: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -55,8 +55,8 @@ def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Re
     parameters : list of (Tensor or None, Rows)
     """
     return input, [
-        (weight, Rows(_outer_products, kind="outer")),
-        (bias, Rows(_sum_of_last, kind="linear")),
+        (weight, Rows(_outer_products, of_batches=_of_longer, is_outer=True)),
+        (bias, Rows(_sum_of_last)),
     ]
 
 
@@ -69,6 +69,11 @@ def _outer_products(input: Tensor, slope: Tensor) -> Tensor:
     slopes = slope.flatten(1, -2) if slope.ndim > 2 else slope[:, None]
     inputs = input.flatten(1, -2) if input.ndim > 2 else input[:, None]
     return torch.bmm(slopes.mT, inputs).flatten(1)  # n o i
+
+
+def _of_longer(input: Tensor, slope: Tensor, m: int) -> Tensor:
+    """Return the sums of outer products: m sequences are a longer one."""
+    return _outer_products(input.unflatten(0, (-1, m)), slope.unflatten(0, (-1, m)))
 
 
 def _sum_of_last(_input: Tensor, slope: Tensor) -> Tensor:
@@ -89,7 +94,7 @@ def _read_matmul(input: Tensor, other: Tensor) -> Reading:
         transposed: Tensor = sums.unflatten(-1, other.mT.shape).mT
         return transposed.flatten(-2)
 
-    return input, [(other, Rows(_outer_products, restore, kind="outer"))]
+    return input, [(other, Rows(_outer_products, restore, _of_longer, is_outer=True))]
 
 
 def _read_convolution(
@@ -117,7 +122,7 @@ def _read_convolution(
         return blocks.mT.flatten(-3)
 
     return input, [
-        (weight, Rows(rows, restore, patch_size=groups * weight[0].numel())),
+        (weight, Rows(rows, restore, rows, patch_size=groups * weight[0].numel())),
         (bias, Rows(_sum_of_channels)),
     ]
 
@@ -144,6 +149,7 @@ def _padding(value: Any, kernel: list[int], dilation: list[int]) -> list[int]:
 def _patch_products(
     input: Tensor,
     slope: Tensor,
+    m: int = 1,
     *,
     kernel: list[int],
     stride: list[int],
@@ -151,7 +157,7 @@ def _patch_products(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """Return the slopes times the patches they saw: n o (kernel i)."""
+    """Return the slopes times the patches that m images saw: n/m o (kernel i)."""
     images = F.pad(input, padding) if any(padding) else input
     slopes = slope
     if slopes.ndim == 3:  # one dimension is two, the first of size one
@@ -160,10 +166,11 @@ def _patch_products(
     n, o, height, width = slopes.shape
     by_example, by_channel, by_row, by_column = images.stride()
     patches = images.as_strided(
-        (n, groups, height, width, *kernel, images.shape[1] // groups),
+        (n // m, groups, m, height, width, *kernel, images.shape[1] // groups),
         (
-            by_example,
+            by_example * m,
             by_channel * (images.shape[1] // groups),
+            by_example,
             by_row * stride[0],
             by_column * stride[1],
             by_row * dilation[0],
@@ -172,11 +179,12 @@ def _patch_products(
         ),
         images.storage_offset(),
     )
-    patches = patches.reshape(n * groups, height * width, -1)  # (n g) t (kernel i)
+    t = m * height * width
+    patches = patches.reshape(n // m * groups, t, -1)  # (n/m g) t (kernel i)
     # Channels last, as the kernels before have left them: then nothing is copied.
-    slopes = slopes.movedim(1, -1).reshape(n, height * width, groups, o // groups)
-    slopes = slopes.permute(0, 2, 3, 1).reshape(n * groups, o // groups, -1)
-    return torch.bmm(slopes, patches).view(n, -1)
+    slopes = slopes.movedim(1, -1).reshape(n // m, t, groups, o // groups)
+    slopes = slopes.permute(0, 2, 3, 1).reshape(n // m * groups, o // groups, t)
+    return torch.bmm(slopes, patches).view(n // m, -1)
 
 
 def _read_embedding(

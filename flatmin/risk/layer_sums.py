@@ -133,8 +133,8 @@ def _squared_norms(uses: list[ParameterUse], n: int, size: int) -> Tensor:
 
 
 def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tensor]:
-    # In float64 what is left of the squares after the mean is taken out has its digits
-    # even where the mean is a hundred thousand times the spread.
+    # Squares less the square of the mean keep their digits in float64 even where the
+    # mean is a hundred thousand times the spread.
     use = uses[0]
     if len(uses) == 1 and use.is_outer:
         slopes, inputs = use.slope, use.input
@@ -155,13 +155,17 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
         rows[0].index_add_(0, tokens.flatten(), flat)
         rows[1].index_add_(0, tokens.flatten(), flat.square())
         return _centre(rows[0].flatten(), rows[1].flatten(), n)
+    # What is left of the first block's mean has the digits that the rows have.
     sums = torch.zeros(size, dtype=torch.float64, device=use.slope.device)
     squares = torch.zeros_like(sums)
+    centre: Tensor | None = None
     for rows in _blocks(uses, n, size):
-        exact = rows.double()
-        sums += exact.sum(0)
-        squares += exact.square().sum(0)
-    return _centre(sums, squares, n)
+        centre = rows.mean(0) if centre is None else centre
+        rest = rows - centre
+        sums += rest.sum(0)
+        squares += rest.square().sum(0)
+    mean, squares = _centre(sums, squares, n)
+    return mean if centre is None else mean + centre, squares
 
 
 def _centre(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:

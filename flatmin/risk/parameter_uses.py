@@ -37,26 +37,25 @@ class ParameterUse:
 
     def part_of_batches(self, start: int, stop: int, m: int) -> Tensor:
         """Return the sums of the rows of m examples each, shape (n / m, P)."""
-        if self.rows.kind in ("linear", "outer"):  # a batch is a longer sequence
-            batches = (
-                tensor[start:stop].unflatten(0, (-1, m))
-                for tensor in (self.input, self.slope)
+        if self.rows.of_batches is not None:
+            return self.rows.of_batches(
+                self.input[start:stop], self.slope[start:stop], m
             )
-            return self.rows.of(*batches)
         rows = self.part(start, stop)
         return rows.view(-1, m, rows.shape[1]).sum(1)
 
     @property
     def n_numbers(self) -> int:
         """How many numbers of one example go into its row."""
-        positions = self.slope[0, 0].numel()
-        patches = positions * self.rows.patch_size
-        return self.slope[0].numel() + (patches or self.input[0].numel())
+        slope, given = self.slope[0], self.input[0]
+        if self.rows.patch_size:
+            return slope.numel() + slope[0].numel() * self.rows.patch_size
+        return slope.numel() + given.numel()
 
     @property
     def is_outer(self) -> bool:
         """Whether a row is the outer product of an example's slope and input."""
-        return self.rows.kind == "outer" and self.input.ndim == 2
+        return self.rows.is_outer and self.input.ndim == 2
 
 
 @dataclass(frozen=True)

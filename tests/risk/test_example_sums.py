@@ -91,6 +91,7 @@ class Bare(nn.Module):
     def forward(self, X):
         hidden = self.b + X @ self.W
         hidden *= self.scale.exp()
+        hidden[:, 0] = hidden[:, 0].clone() * self.scale
         centred = self.out - self.out.mean(1, keepdim=True)
         return F.linear(hidden.tanh(), centred) / self.W.norm()
 
