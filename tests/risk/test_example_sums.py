@@ -488,3 +488,10 @@ def test_equal_gradients_spread_by_less_than_a_rounding():
         row = torch.randn(100, generator=rng)
         _, squares = mean_and_squares(row.expand(n, -1))
         assert squares.sum() <= n * eps**2 * row.square().sum()
+
+
+def test_tokens_in_single_precision():
+    module, X = LAYERS["Embedding"]
+    risk = EmpiricalRisk(module, "cross_entropy", X, torch.zeros(N, dtype=torch.long))
+    risk.squared_norms(risk.params())
+    assert risk.paths["per-example sums"] == "by layer"
