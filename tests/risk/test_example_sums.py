@@ -491,7 +491,8 @@ def test_equal_gradients_spread_by_less_than_a_rounding():
 
 
 def test_tokens_in_single_precision():
-    module, X = LAYERS["Embedding"]
-    risk = EmpiricalRisk(module, "cross_entropy", X, torch.zeros(N, dtype=torch.long))
+    module = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(18, 2))
+    y = torch.zeros(N, dtype=torch.long)
+    risk = EmpiricalRisk(module, "cross_entropy", tokens, y)
     risk.squared_norms(risk.params())
     assert risk.paths["per-example sums"] == "by layer"
