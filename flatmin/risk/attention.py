@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +28,7 @@ def attend(
     ----------
     args : tuple
     kwargs : dict
-        As :class:`torch.nn.MultiheadAttention` gives them: masks are to be added.
+        Of the function.
     note : callable
         Takes weight, bias, input ``(n, t, i)`` and output ``(n, t, o)`` of each map.
 
@@ -52,6 +53,8 @@ def attend(
         raise UnsupportedLayers("attention with further parameters")
     if call["add_zero_attn"] or (call["training"] and call["dropout_p"]):
         raise UnsupportedLayers("attention with dropout, or to nothing")
+    if call["static_k"] is not None or call["static_v"] is not None:
+        raise UnsupportedLayers("attention to keys or values that are given")
 
     sequence = given.transpose(0, 1)
     n, t, e = sequence.shape
@@ -59,7 +62,7 @@ def attend(
     projected = F.linear(sequence, weight, bias)
     note(weight, bias, sequence, projected)
     q, k, v = projected.view(n, t, 3, n_heads, -1).permute(2, 0, 3, 1, 4)  # n h t d
-    mask, padding = call["attn_mask"], call["key_padding_mask"]
+    mask, padding = (_added(call[key], q) for key in ("attn_mask", "key_padding_mask"))
     if mask is not None and mask.ndim == 3:
         mask = mask.view(n, n_heads, t, t)
     if padding is not None:
@@ -79,3 +82,11 @@ def attend(
     outputs = F.linear(mixed, weight, bias)
     note(weight, bias, mixed, outputs)
     return outputs.transpose(0, 1), weights
+
+
+def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return a mask that is added to the scores, from one of what to leave out."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    zeros = torch.zeros_like(mask, dtype=like.dtype)
+    return zeros.masked_fill_(mask, float("-inf"))

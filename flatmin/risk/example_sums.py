@@ -1,13 +1,13 @@
 """Sums over examples of squared gradients, by the faster of two kernels.
 
 By layer where the rows of all layers are known, else from the rows of ``vmap``. A trial
-on a few examples decides: it also finds parameters that are used behind a layer's
-back.
+on a few examples decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from flatmin.risk.per_example import values_and_gradients
 from flatmin.risk.unsupported import UnsupportedLayers
 
 __all__ = ["ExampleSums"]
+
+T = TypeVar("T")
 
 _N_TRIED = 3
 
@@ -42,6 +44,7 @@ class ExampleSums:
         self.model = model
         self.row_chunk_size = row_chunk_size
         self.path: str | None = None
+        self._n_tried = 0
         self._trail: list[str] = []
 
     def squared_norms(
@@ -62,9 +65,9 @@ class ExampleSums:
         Tensor of shape (n,)
             In float64.
         """
-        sums = self._by_layer(X, args, scalar)
-        if sums is not None:
-            return sums.squared_norms()
+        norms = self._by_layer(X, args, scalar, LayerSums.squared_norms)
+        if norms is not None:
+            return norms
         return torch.cat([_norms(rows) for _, rows in self._rows(X, args, scalar)])
 
     def moments(
@@ -83,9 +86,9 @@ class ExampleSums:
         -------
         Moments
         """
-        sums = self._by_layer(X, args, scalar)
-        if sums is not None:
-            return sums.moments()
+        moments = self._by_layer(X, args, scalar, LayerSums.moments)
+        if moments is not None:
+            return moments
         return merge_moments(_moments(*part) for part in self._rows(X, args, scalar))
 
     def batch_sums(
@@ -111,8 +114,7 @@ class ExampleSums:
         Tensor of shape (n / m, D), or None
             None where the layers do not tell: a loop over batches is better than rows.
         """
-        sums = self._by_layer(X, args, scalar)
-        return None if sums is None else sums.batch_sums(m)
+        return self._by_layer(X, args, scalar, lambda sums: sums.batch_sums(m))
 
     def rows(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
@@ -130,46 +132,51 @@ class ExampleSums:
         -------
         Tensor of shape (n, D)
         """
-        sums = self._by_layer(X, args, scalar)
-        if sums is not None:
-            return sums.batch_sums(1)
+        rows = self._by_layer(X, args, scalar, lambda sums: sums.batch_sums(1))
+        if rows is not None:
+            return rows
         return torch.cat([rows for _, rows in self._rows(X, args, scalar)])
 
     def _by_layer(
-        self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
-    ) -> LayerSums | None:
-        if self.path is None:
-            self.path = self._try(X, args, scalar)
-        if self.path != "by layer":
-            return None
+        self,
+        X: Tensor,
+        args: tuple[Tensor, ...],
+        scalar: Callable[..., Tensor],
+        quantity: Callable[[LayerSums], T],
+    ) -> T | None:
+        """Return a quantity layer by layer, or None where another path is taken."""
         try:
+            if self.path is None or self._n_tried == 1 < len(X):
+                self.path = self._try(X, args, scalar)
+            if self.path != "by layer":
+                return None
             sums = self._sums(X, args, scalar)
-            if sums.trail != self._trail:
+            if sums.trail != self._trail:  # on other examples than the trial's
                 raise UnsupportedLayers("a path that depends on the examples")
-            return sums
-        except UnsupportedLayers as reason:  # on other examples than the trial's
+            return quantity(sums)
+        except torch.OutOfMemoryError:
+            raise
+        except UnsupportedLayers as reason:
             self.path = f"plain: {reason}"
-            return None
+        except Exception as error:  # the module's own comes again
+            self.path = f"plain: {type(error).__name__} layer by layer"
+        return None
 
     def _try(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]
     ) -> str | None:
         """Return the path to take, or None where the gradients do not tell."""
+        few = self._telling(X, args, scalar)
+        if len(few) < min(2, len(X)):
+            return None
+        self._n_tried = len(few)
         # Of the parameters: tokens are integers.
         single = self.model.values().dtype == torch.float32
-        try:
-            few = self._telling(X, args, scalar)
-            if len(few) < min(2, len(X)):
-                return None
-            # Backwards too: a module that sorts its examples mixes up one of the two.
-            for order in (few, few.flip(0)):
-                error = self._difference(
-                    X[order], tuple(a[order] for a in args), scalar
-                )
-                if not error <= (1e-4 if single else 1e-9):
-                    return f"plain: layer by layer is off by {error:.1e}"
-        except UnsupportedLayers as reason:
-            return f"plain: {reason}"
+        # Backwards too: a module that sorts its examples mixes up one of the two.
+        for order in (few, few.flip(0)):
+            error = self._difference(X[order], tuple(a[order] for a in args), scalar)
+            if not error <= (1e-4 if single else 1e-9):
+                return f"plain: layer by layer is off by {error:.1e}"
         return "by layer"
 
     def _telling(
@@ -192,12 +199,23 @@ class ExampleSums:
         rows = torch.cat([rows for _, rows in self._rows(X, args, scalar)])
         norms, moments = sums.squared_norms(), sums.moments()
         mean, squares = mean_and_squares(rows)
-        errors = (
-            (norms - _norms(rows)).abs().sum(),
-            (moments.squares - squares).abs().sum(),
-            (moments.mean - mean).square().sum() * len(X),
+        parts = (
+            rows.double().square().sum(0),
+            (moments.squares - squares).abs(),
+            (moments.mean - mean).square() * len(X),
         )
-        return float(torch.stack(errors).max() / _norms(rows).sum())
+        size, *errors = (self._by_parameter(part) for part in parts)
+        total = size.sum()
+        largest = torch.stack(errors).amax(0)
+        # A missing parameter shows although it is small.
+        single = (largest / (size + 1e-7 * total)).max() / 100
+        whole = torch.maximum(largest.sum(), (norms - _norms(rows)).abs().sum()) / total
+        return float(torch.maximum(whole, single))
+
+    def _by_parameter(self, coordinates: Tensor) -> Tensor:
+        """Return the sums over the coordinates of each parameter."""
+        sizes = [parameter.numel() for parameter in self.model.params]
+        return torch.stack([part.sum() for part in coordinates.split(sizes)])
 
     def _sums(
         self, X: Tensor, args: tuple[Tensor, ...], scalar: Callable[..., Tensor]

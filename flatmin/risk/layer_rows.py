@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from flatmin.risk.unsupported import UnsupportedLayers
 
-__all__ = ["READERS", "Rows", "read_linear", "spread_rows"]
+__all__ = ["READERS", "Rows", "batch_rows", "read_linear", "spread_rows"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Rows:
     of_batches: Callable[[Tensor, Tensor, int], Tensor] | None = None
     is_outer: bool = False  # a position's part is an outer product
     patch_size: int = 0  # numbers that are gathered for a position
+    n_further: int = 0  # other numbers that a row comes from
     # Where most of a row is zero: which parts are not, and what is there.
     looked_up: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
@@ -53,7 +54,14 @@ def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Re
     -------
     input : Tensor
     parameters : list of (Tensor or None, Rows)
+
+    Raises
+    ------
+    UnsupportedLayers
+        If the weight is no matrix.
     """
+    if weight.ndim != 2:
+        raise UnsupportedLayers("a product with a parameter that is no matrix")
     return input, [
         (weight, Rows(_outer_products, of_batches=_of_longer, is_outer=True)),
         (bias, Rows(_sum_of_last)),
@@ -63,6 +71,27 @@ def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Re
 def spread_rows(_input: Tensor, slope: Tensor) -> Tensor:
     """Return the rows of a parameter of which every example has a copy."""
     return slope.reshape(len(slope), -1)
+
+
+def batch_rows(rows: Rows, input: Tensor, slope: Tensor, m: int) -> Tensor:
+    """Return the sums of the rows of m consecutive examples each.
+
+    Parameters
+    ----------
+    rows : Rows
+    input : Tensor of shape (n, ...)
+    slope : Tensor of shape (n, ...)
+    m : int
+        Divides n.
+
+    Returns
+    -------
+    Tensor of shape (n / m, P)
+    """
+    if rows.of_batches is not None:
+        return rows.of_batches(input, slope, m)
+    each = rows.of(input, slope)
+    return each.view(-1, m, each.shape[1]).sum(1)
 
 
 def _outer_products(input: Tensor, slope: Tensor) -> Tensor:
@@ -305,7 +334,7 @@ def _channel_norm(
 def _read_prelu(input: Tensor, weight: Tensor) -> Reading:
     def rows(input: Tensor, slope: Tensor) -> Tensor:
         sums = _sum_of_channels(input, slope * input.clamp(max=0))
-        return sums if len(weight) > 1 else sums.sum(1, keepdim=True)
+        return sums if weight.numel() > 1 else sums.sum(1, keepdim=True)
 
     return input, [(weight, Rows(rows))]
 

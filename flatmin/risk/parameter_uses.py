@@ -8,19 +8,22 @@ that works in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flatmin.risk.layer_rows import Rows
+from flatmin.risk.layer_rows import Rows, batch_rows
 from flatmin.risk.model import FlatModel
 from flatmin.risk.parameter_watch import ParameterWatch
 from flatmin.risk.unsupported import UnsupportedLayers
 
 __all__ = ["ParameterUse", "Recording", "record_uses"]
+
+_MOST_ORIGINS = 8  # each is pulled back on its own
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,17 @@ class ParameterUse:
 
     def part_of_batches(self, start: int, stop: int, m: int) -> Tensor:
         """Return the sums of the rows of m examples each, shape (n / m, P)."""
-        if self.rows.of_batches is not None:
-            return self.rows.of_batches(
-                self.input[start:stop], self.slope[start:stop], m
-            )
-        rows = self.part(start, stop)
-        return rows.view(-1, m, rows.shape[1]).sum(1)
+        part = slice(start, stop)
+        return batch_rows(self.rows, self.input[part], self.slope[part], m)
 
     @property
     def n_numbers(self) -> int:
         """How many numbers of one example go into its row."""
         slope, given = self.slope[0], self.input[0]
+        size = slope.numel() + self.rows.n_further
         if self.rows.patch_size:
-            return slope.numel() + slope[0].numel() * self.rows.patch_size
-        return slope.numel() + given.numel()
+            return size + slope[0].numel() * self.rows.patch_size
+        return size + given.numel()
 
     @property
     def is_outer(self) -> bool:
@@ -96,49 +96,69 @@ def record_uses(
         outputs = model(X)
     values = scalar(outputs)
     recording = Recording(values.detach(), {}, watch.trail)
-    if not watch.calls or not values.requires_grad:
+    if not values.requires_grad:
         return recording
-    edges = [edge for _, edge in watch.calls]
-    slopes = torch.autograd.grad(values.sum(), edges, allow_unused=True)
-    for ((given, used), _), slope in zip(watch.calls, slopes, strict=True):
-        for tensor, its_rows in used if slope is not None else ():
-            for parameter, rows in _rows_of_parameters(tensor, its_rows, model.params):
-                use = ParameterUse(rows, given, slope)
-                recording.uses.setdefault(id(parameter), []).append(use)
+    origin = _Origin(model.params)
+    parts = [
+        [found for part in call.parameters for found in origin.of(*part)]
+        for call in watch.calls
+    ]
+    noted = {id(parameter) for part in parts for parameter, _ in part}
+    # Who is used out of sight has a gradient without a call.
+    others = [p for p in model.params if id(p) not in noted]
+    edges: list[Any] = [call.edge for call in watch.calls]
+    if not edges and not others:
+        return recording
+    slopes = torch.autograd.grad(values.sum(), [*edges, *others], allow_unused=True)
+    if any(slope is not None for slope in slopes[len(edges) :]):
+        raise UnsupportedLayers("a parameter that is used out of sight")
+    for call, part, slope in zip(watch.calls, parts, slopes, strict=False):
+        if slope is None:
+            continue
+        for parameter, rows in part:
+            use = ParameterUse(rows, call.input, slope.reshape(call.shape))
+            recording.uses.setdefault(id(parameter), []).append(use)
     return recording
 
 
-def _rows_of_parameters(
-    used: Tensor | None, rows: Rows, parameters: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Rows]]:
-    """Yield the parameters that a tensor is made of, and their rows."""
-    if used is None or not used.requires_grad:
-        return
-    if any(used is parameter for parameter in parameters):
-        yield used, rows
-        return
-    found = _pull(used, parameters, torch.ones_like(used))
-    for parameter, gradient in zip(parameters, found, strict=True):
-        if gradient is not None:
-            yield parameter, Rows(partial(_pulled_rows, used, rows, parameter))
+class _Origin:
+    """Knows which parameters a tensor is made of."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self._found: dict[int, list[Tensor]] = {id(p): [p] for p in parameters}
+
+    def of(self, used: Tensor, rows: Rows) -> list[tuple[Tensor, Rows]]:
+        """Return the parameters and their rows, from those of what is used."""
+        if id(used) not in self._found:
+            slopes = _pull(used, self.parameters, torch.ones_like(used))
+            self._found[id(used)] = [
+                parameter
+                for parameter, slope in zip(self.parameters, slopes, strict=True)
+                if slope is not None
+            ]
+        found = self._found[id(used)]
+        if any(parameter is used for parameter in found):
+            return [(used, rows)]
+        if len(found) > _MOST_ORIGINS:
+            raise UnsupportedLayers(f"a function of {len(found)} parameters")
+        return [(parameter, _pulled(used, rows, parameter)) for parameter in found]
 
 
-def _pulled_rows(
-    used: Tensor, rows: Rows, parameter: Tensor, input: Tensor, slope: Tensor
-) -> Tensor:
+def _pulled(used: Tensor, rows: Rows, parameter: Tensor) -> Rows:
     """Return the rows of a parameter from those of a function of it."""
-    above = rows.restore(rows.of(input, slope)).reshape(-1, *used.shape)
-    (below,) = _pull(used, [parameter], above, is_grads_batched=True)
-    return below.reshape(len(above), -1)
+
+    def of_batches(input: Tensor, slope: Tensor, m: int) -> Tensor:
+        sums = rows.restore(batch_rows(rows, input, slope, m))
+        above = sums.reshape(-1, *used.shape)
+        (below,) = _pull(used, [parameter], above, is_grads_batched=True)
+        return below.reshape(len(above), -1)
+
+    return Rows(partial(of_batches, m=1), of_batches=of_batches, n_further=used.numel())
 
 
 def _pull(
     used: Tensor, parameters: Sequence[Tensor], cotangents: Tensor, **options: bool
 ) -> tuple[Tensor, ...]:
     options = {"retain_graph": True, "allow_unused": True, **options}
-    try:
-        return torch.autograd.grad(used, parameters, cotangents, **options)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # without a rule for batches
-        raise UnsupportedLayers(f"a function of parameters: {error}") from error
+    return torch.autograd.grad(used, parameters, cotangents, **options)

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from flatmin.risk.attention import attend
-from flatmin.risk.layer_rows import READERS, Reading, Rows, read_linear, spread_rows
+from flatmin.risk.layer_rows import READERS, Rows, read_linear, spread_rows
 from flatmin.risk.model import FlatModel
 from flatmin.risk.recurrent import CELLS, UNROLLED, unroll, unroll_cell
 from flatmin.risk.unsupported import UnsupportedLayers
 
-__all__ = ["ParameterWatch"]
+__all__ = ["Call", "ParameterWatch"]
 
-_POINTWISE = frozenset({"add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_"})
+# Functions that broadcast a parameter to the examples.
+_ARITHMETIC = ("add", "sub", "mul", "div")
+_LONGER = ("subtract", "multiply", "divide", "true_divide", "rsub", "__rsub__")
+_POINTWISE = {*_ARITHMETIC, *_LONGER, *(f"{name}_" for name in _ARITHMETIC)}
+# Functions after which a row may be another example's, and where their dimension is.
+_REORDERS = {"sort": 1, "argsort": 1, "msort": 1, "flip": 1, "topk": 2, "roll": 2}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a function that takes parameters."""
+
+    input: Tensor  # (n, ...)
+    parameters: list[tuple[Tensor, Rows]]  # or what is made of parameters alone
+    edge: GradientEdge  # of the output: an activation may overwrite the tensor
+    shape: torch.Size  # of the output
 
 
 class ParameterWatch(TorchFunctionMode):
     """Notes where parameters meet examples, while the network runs inside of it.
 
     What is computed from parameters alone (a normalised weight, a slice, the embedding
-    of the positions) counts as a parameter. Where one is added to examples or
-    multiplied with them, every example gets a copy of its own.
+    of the positions) counts as a parameter. Where one is broadcast to the examples,
+    every example gets a copy of its own.
 
     Parameters
     ----------
@@ -36,7 +52,7 @@ class ParameterWatch(TorchFunctionMode):
 
     Attributes
     ----------
-    calls : list of (Reading, GradientEdge)
+    calls : list of Call
     trail : list of str
         What was done, to be compared with what was done for other examples: whether
         the first dimension is that of the examples is read off its size.
@@ -45,7 +61,7 @@ class ParameterWatch(TorchFunctionMode):
     def __init__(self, model: FlatModel, n_examples: int) -> None:
         super().__init__()
         self.n_examples = n_examples
-        self.calls: list[tuple[Reading, GradientEdge]] = []
+        self.calls: list[Call] = []
         self.trail: list[str] = []
         # By id; kept, so that no other tensor gets it.
         self._parameters: dict[int, Tensor] = {id(p): p for p in model.params}
@@ -64,29 +80,18 @@ class ParameterWatch(TorchFunctionMode):
         tensors = {id(tensor) for tensor in _tensors((*args, *kwargs.values()))}
         held = tensors & self._parameters.keys()
         alone = all(t in held or t in self._constants for t in tensors)
-        if not held or alone:
-            if name == "expand" and self._is_spread(*args):
-                return func(*self._spread(name, args, _sizes(args)), **kwargs)
-            return self._keep(name, args, func(*args, **kwargs), held, alone)
-
-        if func in UNROLLED:
-            return unroll(func, args, partial(self._note_linear, name))
-        if func in CELLS:
-            return unroll_cell(func, args, partial(self._note_linear, name))
-        if func is F.multi_head_attention_forward:
-            return attend(args, kwargs, partial(self._note_linear, name))
-        if func in READERS:
-            reading = READERS[func](*args, **kwargs)
-            if held <= {id(parameter) for parameter, _ in reading[1]}:
-                output = func(*args, **kwargs)
-                self._note(name, reading, output)
+        if held:
+            output = self._spread(name, func, args, kwargs, alone)
+            if output is None:
+                output = self._read(name, func, args, kwargs, alone)
+            if output is None and not alone:
+                output = self._take_apart(name, func, args, kwargs, held)
+            if output is not None:
                 return output
-        if name in _POINTWISE and len(tensors) == 2 and len(held) == 1:
-            (other,) = (a for a in _tensors(args) if id(a) not in held)
-            return func(*self._spread(name, args, other.shape), **kwargs)
+        if name in _REORDERS and not alone and self._reorders(name, args, kwargs):
+            raise UnsupportedLayers(f"{name} changes the order of the examples")
         result = func(*args, **kwargs)
-        if any(tensor.requires_grad for tensor in _tensors([result])):
-            raise UnsupportedLayers(f"a parameter in {name}")
+        self._keep(name, args, result, held, alone)
         return result
 
     def _keep(
@@ -96,76 +101,171 @@ class ParameterWatch(TorchFunctionMode):
         result: Any,
         held: set[int],
         alone: bool,
-    ) -> Any:
-        """Return a result, remembered if it depends on no example."""
+    ) -> None:
+        """Remember a result that depends on no example."""
         results = {id(tensor): tensor for tensor in _tensors([result])}
+        learned = bool(held) and any(r.requires_grad for r in results.values())
         writes = name == "__setitem__" or (name[-1] == "_" and name[-2:] != "__")
-        if writes and held:
-            raise UnsupportedLayers(f"a parameter is written to by {name}")
+        if (held and writes) or (learned and not alone):
+            raise UnsupportedLayers(f"a parameter in {name}")
         if writes and not alone:
-            self._constants.pop(id(args[0]), None)
+            changed = _storage(args[0])
+            for key, constant in list(self._constants.items()):
+                if _storage(constant) == changed:
+                    del self._constants[key]
         elif alone:
-            learned = held and any(r.requires_grad for r in results.values())
             (self._parameters if learned else self._constants).update(results)
-        return result
-
-    def _is_spread(self, tensor: Tensor, size: Any = None, *_: Any) -> bool:
-        """Whether ``expand`` gives every example the same parameter."""
-        first = size[0] if isinstance(size, list | tuple) and size else size
-        return id(tensor) in self._parameters and first == self.n_examples
 
     def _spread(
-        self, name: str, args: tuple[Any, ...], shape: Sequence[int]
-    ) -> list[Any]:
-        """Return arguments where every example has a copy of the parameter."""
-        # The function broadcasts to the shape: it gives the same with copies.
-        return [
-            self._copies(name, value, shape) if id(value) in self._parameters else value
-            for value in args
-        ]
+        self,
+        name: str,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        alone: bool,
+    ) -> Any:
+        """Return the output where a parameter is broadcast to examples, else None."""
+        if kwargs.keys() - {"alpha", "rounding_mode"}:
+            return None
+        tensors = list(_tensors(args))
+        held = [tensor for tensor in tensors if id(tensor) in self._parameters]
+        if len(held) != 1:
+            return None
+        if name in ("expand", "repeat", "expand_as") and held[0] is args[0]:
+            shape = args[1].shape if isinstance(args[1], Tensor) else [*_flat(args[1:])]
+            if shape[0] != self.n_examples:
+                return None
+            copies = self._copies(name, held[0], shape)
+            return (
+                copies.repeat(1, *shape[1:])
+                if name == "repeat"
+                else copies.expand(*shape)
+            )
+        if name in _POINTWISE and len(tensors) == 2 and not alone:
+            (other,) = (tensor for tensor in tensors if tensor is not held[0])
+            copies = self._copies(name, held[0], other.shape)
+            spread = [copies if value is held[0] else value for value in args]
+            return func(*spread, **kwargs)
+        return None
 
     def _copies(self, name: str, parameter: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return a parameter as each example has it, to be broadcast to a shape."""
         n = self.n_examples
         sizes = [1] * (len(shape) - parameter.ndim) + list(parameter.shape)
         if len(sizes) > len(shape) or sizes[0] != 1 or shape[0] != n:
             raise UnsupportedLayers(f"a parameter in {name}")
         # Nothing is copied in memory, only the gradient has all of them.
         copies = parameter.detach().reshape(sizes).expand(n, *sizes[1:])
-        self._note(
-            name, (copies, [(parameter, Rows(spread_rows))]), copies.requires_grad_()
-        )
+        copies.requires_grad_()
+        self._note(name, copies, [(parameter, Rows(spread_rows))], copies)
         return copies
 
-    def _note_linear(
+    def _read(
         self,
         name: str,
-        weight: Tensor,
-        bias: Tensor | None,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        alone: bool,
+    ) -> Any:
+        """Return the output of a function whose rows are known, else None."""
+        if func not in READERS:
+            return None
+        given, parameters = READERS[func](*args, **kwargs)
+        if id(given) in self._parameters:
+            return None
+        # Constants may have the examples first, too: states of zero, copied positions.
+        if alone and (given.ndim < 2 or len(given) != self.n_examples):
+            return None
+        output = func(*args, **kwargs)
+        self._note(name, given, parameters, output)
+        return output
+
+    def _take_apart(
+        self,
+        name: str,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        held: set[int],
+    ) -> Any:
+        """Return the output of a function that is made of linear maps, else None."""
+        noted: set[int] = set()
+
+        def note(
+            weight: Tensor, bias: Tensor | None, given: Tensor, output: Tensor
+        ) -> None:
+            noted.update((id(weight), id(bias)))
+            self._note(name, *read_linear(given, weight, bias), output)
+
+        output: Any
+        if func in UNROLLED:
+            output = unroll(func, args, note)
+        elif func in CELLS:
+            output = unroll_cell(func, args, note)
+        elif func is F.multi_head_attention_forward:
+            output = attend(args, kwargs, note)
+        else:
+            return None
+        if not held <= noted:
+            raise UnsupportedLayers(f"a parameter in {name} that is no weight")
+        return output
+
+    def _note(
+        self,
+        name: str,
         given: Tensor,
+        parameters: Sequence[tuple[Tensor | None, Rows]],
         output: Tensor,
     ) -> None:
-        self._note(name, read_linear(given, weight, bias), output)
-
-    def _note(self, name: str, reading: Reading, output: Tensor) -> None:
-        given, parameters = reading
         if not given.shape[:1] == output.shape[:1] == (self.n_examples,):
             raise UnsupportedLayers(f"{name} does not have the examples first")
         self.trail.append(name)
-        if output.requires_grad:  # not where the module switches gradients off
-            # The edge, not the tensor: an activation may overwrite it.
-            noted = given.detach(), parameters
-            self.calls.append((noted, get_gradient_edge(output)))
+        if not output.requires_grad:  # the module switches gradients off
+            return
+        known = [
+            (parameter, rows)
+            for parameter, rows in parameters
+            if parameter is not None and id(parameter) in self._parameters
+        ]
+        # Who writes to a view replaces its node, not that of what it is a view of.
+        source, base = output, output._base
+        if base is not None and base.requires_grad and base.numel() == output.numel():
+            if not (base.is_contiguous() and output.is_contiguous()):
+                raise UnsupportedLayers(f"{name} puts out a view in another layout")
+            source = base
+        edge = get_gradient_edge(source)
+        self.calls.append(Call(given.detach(), known, edge, output.shape))
+
+    def _reorders(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a function works along the dimension of the examples."""
+        given = args[0] if args else None
+        if not isinstance(given, Tensor) or given.shape[:1] != (self.n_examples,):
+            return False
+        dims = kwargs.get("dim", kwargs.get("dims", args[_REORDERS[name] :] or -1))
+        if name == "msort":
+            dims = 0
+        dims = dims if isinstance(dims, list | tuple) else [dims]
+        return any(
+            dim % given.ndim == 0
+            for dim in _flat(dims)
+            if isinstance(dim, int) and not isinstance(dim, bool)
+        )
 
 
-def _sizes(args: tuple[Any, ...]) -> Sequence[int]:
-    """Return the sizes that a tensor is expanded to."""
-    sizes: Sequence[int] = args[1:] if isinstance(args[1], int) else args[1]
-    return sizes
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from _tensors(value)
-        elif isinstance(value, Tensor):
-            yield value
+    return (value for value in _flat(values) if isinstance(value, Tensor))

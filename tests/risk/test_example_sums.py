@@ -56,10 +56,8 @@ def attention(forward, *, batch_first=True, **options):
 
 
 def packed(p, X):
-    lengths = (X[:, 0, 0] > 0).long() + 3
-    whole = nn.utils.rnn.pack_padded_sequence(
-        X, lengths, batch_first=True, enforce_sorted=False
-    )
+    lengths = torch.full((len(X),), 4)
+    whole = nn.utils.rnn.pack_padded_sequence(X, lengths, batch_first=True)
     outputs, _ = nn.utils.rnn.pad_packed_sequence(
         p["a"](whole)[0], batch_first=True, total_length=X.shape[1]
     )
@@ -370,6 +368,73 @@ def test_a_common_gradient_a_hundred_thousand_times_the_spread():
     torch.testing.assert_close(variances, X.var(0, correction=0), rtol=1e-3, atol=0)
 
 
+class Filled(nn.Module):
+    """A learned token in place of what is missing, which is so for few examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, X):
+        X = X.clone()
+        X[X[:, 1] > 0.3] = self.token
+        return self.head(X.tanh())
+
+
+class LearnedStart(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(2, 1, 3))
+        self.layer = nn.LSTM(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, X):
+        h, c = self.start.repeat(1, len(X), 1).split(1)
+        return self.head(self.layer(X[:, None].expand(-1, 9, -1), (h, c))[0][:, -1])
+
+
+class Residual(nn.Module):
+    """A small branch with an activation that works in place on a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, X):
+        steps = X[:, None].expand(-1, 3, -1)
+        steps = steps + 1e-6 * self.b(F.relu(self.a(steps), inplace=True))
+        return self.head(steps.sum(1))
+
+
+class Masked(nn.Module):
+    """Masks that are not added to the scores, given to attention's function."""
+
+    def __init__(self):
+        super().__init__()
+        self.lift, self.attention = nn.Linear(1, 4), nn.MultiheadAttention(4, 2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, X):
+        steps = self.lift(X[..., None]).transpose(0, 1)
+        outputs, _ = F.multi_head_attention_forward(
+            steps, steps, steps, 4, 2,
+            self.attention.in_proj_weight, self.attention.in_proj_bias,
+            None, None, False, 0.0,
+            self.attention.out_proj.weight, self.attention.out_proj.bias,
+            key_padding_mask=(X > 0.3) & (X.amax(1, keepdim=True) > X),
+        )  # fmt: skip
+        return self.head(outputs.transpose(0, 1).flatten(1))
+
+
+def recurrent_by_hand(parts, X):
+    state = torch.zeros(len(X), 4, dtype=X.dtype)
+    for x in X.unbind(1):
+        state = (parts["b"](state) + x[:, None]).tanh()
+    return parts["a"](state)
+
+
 def with_hook():
     module = mlp(3)
     module[0].register_forward_hook(lambda layer, given, out: out.clamp(-0.5, 0.5))
@@ -384,6 +449,12 @@ def functional_use(parts, X):
 def sorted_use(parts, X):
     order = X[:, 0].argsort(descending=True)
     return parts["b"](parts["a"](X[order]).tanh())[order.argsort()]
+
+
+def sorted_in_python(parts, X):
+    order = torch.tensor(sorted(range(len(X)), key=X[:, 0].tolist().__getitem__))
+    outputs = parts["b"](parts["a"](X[order]).tanh())
+    return torch.zeros_like(outputs).index_copy(0, order, outputs)
 
 
 def teacher(parts, X):
@@ -418,11 +489,55 @@ def with_scale():
     return module
 
 
+def test_one_example_proves_nothing():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = two_layers(sorted_in_python)().double()
+        X, y = torch.randn(N, 4).double(), torch.randint(0, 3, (N,))
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    theta, rows = risk.params(), one_by_one(module, X, y)
+    norms = rows.square().sum(1)
+    first = risk.subset(torch.tensor([0]))
+    torch.testing.assert_close(first.squared_norms(theta), norms[:1])
+    torch.testing.assert_close(risk.squared_norms(theta), norms)
+
+
+def test_a_derived_weight_is_not_held_for_every_example():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.weight = nn.Parameter(torch.randn(3, 20000) / 100)
+
+        def forward(self, X):
+            return F.linear(X, self.scale * self.weight)
+
+    X, y = torch.randn(64, 20000), torch.randint(0, 3, (64,))
+    risk = EmpiricalRisk(Scaled(), "cross_entropy", X, y)
+    theta = risk.params()
+    risk.squared_norms(theta)
+    largest = 0
+    # As many numbers as the rows of all examples would have.
+    real = torch.bmm
+
+    def counted(a, b, **options):
+        nonlocal largest
+        result = real(a, b, **options)
+        largest = max(largest, result.numel())
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "bmm", counted)
+        risk.squared_norms(theta)
+    assert risk.paths["per-example sums"] == "by layer"
+    assert 0 < largest < 64 * 60000 / 4
+
+
 @pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
 def test_examples_of_weight_zero_tell_nothing(weights):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = two_layers(sorted_use)().double()
+        module = two_layers(sorted_in_python)().double()
         X, y = torch.randn(12, 4).double(), torch.randint(0, 3, (12,))
     risk = EmpiricalRisk(
         module, "cross_entropy", X, y, sample_weight=3 * weights, chunk_size=6
@@ -451,12 +566,20 @@ def test_where_no_example_tells_the_next_does():
         (with_hook, "by layer"),
         # Used behind the layer's back by examples that no trial sees.
         (two_layers(functional_use), "by layer"),
-        (two_layers(sorted_use), "plain: layer by layer is off by"),
+        (two_layers(sorted_use), "plain: argsort changes the order"),
+        (two_layers(sorted_in_python), "plain: layer by layer is off by"),
         (two_layers(teacher), "by layer"),
+        (Filled, "plain: a parameter in __setitem__"),
+        (LearnedStart, "plain: a parameter in lstm that is no weight"),
+        (Residual, "by layer"),
+        (Masked, "by layer"),
+        (
+            lambda: Apply(recurrent_by_hand, a=nn.Linear(4, 3), b=nn.Linear(4, 4)),
+            "by layer",
+        ),
         (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))), "by layer"),
         (with_scale, "by layer"),
-        # Out of sight: the trial finds that something is missing.
-        (lambda: Apply(unseen, a=nn.Linear(4, 4), b=nn.Linear(4, 3)), "plain: layer"),
+        (two_layers(unseen), "plain: a parameter that is used out of sight"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The loss does not depend")
