@@ -147,7 +147,9 @@ def main():
             for row in rows:
                 log(f"{worker.malloc:9} {row['problem']:12} {row['case']}")
                 job = {"kind": "measure", "setting": row["setting"]}
-                row[worker.malloc] = run(worker, row, folder, **job)
+                result = run(worker, row, folder, **job)
+                result.pop("traceback", None)  # the folders of this machine
+                row[worker.malloc] = result
                 if arguments.json:
                     Path(arguments.json).write_text(json.dumps(report, indent=1))
     report["seconds"] = time.perf_counter() - started
