@@ -123,7 +123,7 @@ def eigsh(
     if which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")
     if not is_count(k) or k > size:
-        raise ValueError(f"k must be an integer from 1 to D = {size}. Got k={k!r}.")
+        raise ValueError(f"k must be an integer between 1 and D = {size}. Got k={k!r}.")
     check_positive("tol", tol, or_zero=True)
     if max_matvecs is not None:
         check_count("max_matvecs", max_matvecs, at_least=k)  # one for each pair

@@ -396,9 +396,9 @@ def test_an_interrupt_returns_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "k must be an integer from 1 to D = 100. Got k=0"),
-        ({"k": 101}, "k must be an integer from 1 to D = 100. Got k=101"),
-        ({"k": 2.0}, "k must be an integer from 1 to D = 100. Got k=2.0"),
+        ({"k": 0}, "k must be an integer between 1 and D = 100. Got k=0"),
+        ({"k": 101}, "k must be an integer between 1 and D = 100. Got k=101"),
+        ({"k": 2.0}, "k must be an integer between 1 and D = 100. Got k=2.0"),
         ({"tol": float("nan")}, "tol must be a finite number of at least 0. Got nan"),
         ({"which": "SM"}, "which must be 'LM', 'LA', 'SA' or 'BE'. Got 'SM'"),
         ({"max_matvecs": 1}, "max_matvecs must be an integer of at least 2. Got 1"),
