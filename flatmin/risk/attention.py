@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatmin.risk.layer_rows import alias
 from flatmin.risk.unsupported import UnsupportedLayers
 
 __all__ = ["attend"]
@@ -59,7 +60,7 @@ def attend(
     sequence = given.transpose(0, 1)
     n, t, e = sequence.shape
     weight, bias = call["in_proj_weight"], call["in_proj_bias"]
-    projected = F.linear(sequence, weight, bias)
+    projected = F.linear(sequence, alias(weight), alias(bias))
     note(weight, bias, sequence, projected)
     q, k, v = projected.view(n, t, 3, n_heads, -1).permute(2, 0, 3, 1, 4)  # n h t d
     mask, padding = (_added(call[key], q) for key in ("attn_mask", "key_padding_mask"))
@@ -79,7 +80,7 @@ def attend(
         mixed = F.scaled_dot_product_attention(q, k, v, mask)
     mixed = mixed.transpose(1, 2).reshape(n, t, e)
     weight, bias = call["out_proj_weight"], call["out_proj_bias"]
-    outputs = F.linear(mixed, weight, bias)
+    outputs = F.linear(mixed, alias(weight), alias(bias))
     note(weight, bias, mixed, outputs)
     return outputs.transpose(0, 1), weights
 

@@ -151,7 +151,8 @@ class ExampleSums:
             if self.path != "by layer":
                 return None
             sums = self._sums(X, args, scalar)
-            if sums.trail != self._trail:  # on other examples than the trial's
+            # On other examples than the trial's; one has a first dimension of one.
+            if len(X) > 1 and sums.trail != self._trail:
                 raise UnsupportedLayers("a path that depends on the examples")
             return quantity(sums)
         except torch.OutOfMemoryError:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from flatmin.risk.unsupported import UnsupportedLayers
 
-__all__ = ["READERS", "Rows", "batch_rows", "read_linear", "spread_rows"]
+__all__ = ["READERS", "Rows", "alias", "batch_rows", "read_linear", "spread_rows"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,20 @@ def batch_rows(rows: Rows, input: Tensor, slope: Tensor, m: int) -> Tensor:
         return rows.of_batches(input, slope, m)
     each = rows.of(input, slope)
     return each.view(-1, m, each.shape[1]).sum(1)
+
+
+def alias(parameter: Any) -> Any:
+    """Return a leaf in place of a parameter, which then has no gradient from here.
+
+    Parameters
+    ----------
+    parameter : Tensor or None
+
+    Returns
+    -------
+    Tensor or None
+    """
+    return None if parameter is None else parameter.detach().requires_grad_()
 
 
 def _outer_products(input: Tensor, slope: Tensor) -> Tensor:

@@ -103,13 +103,10 @@ def record_uses(
         [found for part in call.parameters for found in origin.of(*part)]
         for call in watch.calls
     ]
-    noted = {id(parameter) for part in parts for parameter, _ in part}
-    # Who is used out of sight has a gradient without a call.
-    others = [p for p in model.params if id(p) not in noted]
+    # Calls took aliases: a parameter has a gradient of its own where no call was seen.
     edges: list[Any] = [call.edge for call in watch.calls]
-    if not edges and not others:
-        return recording
-    slopes = torch.autograd.grad(values.sum(), [*edges, *others], allow_unused=True)
+    inputs = [*edges, *model.params]
+    slopes = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
     if any(slope is not None for slope in slopes[len(edges) :]):
         raise UnsupportedLayers("a parameter that is used out of sight")
     for call, part, slope in zip(watch.calls, parts, slopes, strict=False):
@@ -154,7 +151,12 @@ def _pulled(used: Tensor, rows: Rows, parameter: Tensor) -> Rows:
         (below,) = _pull(used, [parameter], above, is_grads_batched=True)
         return below.reshape(len(above), -1)
 
-    return Rows(partial(of_batches, m=1), of_batches=of_batches, n_further=used.numel())
+    return Rows(
+        partial(of_batches, m=1),
+        of_batches=of_batches,
+        patch_size=rows.patch_size,
+        n_further=used.numel(),
+    )
 
 
 def _pull(

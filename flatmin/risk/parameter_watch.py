@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from flatmin.risk.attention import attend
-from flatmin.risk.layer_rows import READERS, Rows, read_linear, spread_rows
+from flatmin.risk.layer_rows import READERS, Rows, alias, read_linear, spread_rows
 from flatmin.risk.model import FlatModel
 from flatmin.risk.recurrent import CELLS, UNROLLED, unroll, unroll_cell
 from flatmin.risk.unsupported import UnsupportedLayers
@@ -177,9 +177,22 @@ class ParameterWatch(TorchFunctionMode):
         # Constants may have the examples first, too: states of zero, copied positions.
         if alone and (given.ndim < 2 or len(given) != self.n_examples):
             return None
-        output = func(*args, **kwargs)
+        output = func(*self._aliases(args), **self._aliases(kwargs))
+        # Else what is one thing in the trial could be another in a chunk of its size.
+        name = f"{name} of a constant" if alone else name
         self._note(name, given, parameters, output)
         return output
+
+    def _aliases(self, values: Any) -> Any:
+        """Return arguments with leaves in place of parameters."""
+        # The parameters then get a gradient only from uses out of sight.
+        if isinstance(values, dict):
+            return {key: self._aliases(value) for key, value in values.items()}
+        if isinstance(values, list | tuple) and type(values) in (list, tuple):
+            return type(values)(self._aliases(value) for value in values)
+        if id(values) in self._parameters and values.requires_grad:
+            return alias(values)
+        return values
 
     def _take_apart(
         self,
@@ -220,7 +233,7 @@ class ParameterWatch(TorchFunctionMode):
     ) -> None:
         if not given.shape[:1] == output.shape[:1] == (self.n_examples,):
             raise UnsupportedLayers(f"{name} does not have the examples first")
-        self.trail.append(name)
+        self.trail.append(f"{name} {list(output.shape[1:])}")
         if not output.requires_grad:  # the module switches gradients off
             return
         known = [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatmin.risk.layer_rows import alias
 from flatmin.risk.unsupported import UnsupportedLayers
 
 __all__ = ["CELLS", "UNROLLED", "unroll", "unroll_cell"]
@@ -108,13 +109,14 @@ def _run(
     """Return the outputs of one layer in one direction, and the last state."""
     of_input, of_state, *biases = weights
     input_bias, state_bias = biases or (None, None)
-    inputs = F.linear(sequence, of_input, input_bias)
+    inputs = F.linear(sequence, alias(of_input), alias(input_bias))
     note(of_input, input_bias, sequence, inputs)
     taps = torch.zeros_like(inputs).requires_grad_()
+    weight, bias = alias(of_state), alias(state_bias)
     before, outputs = [], []
     for put_in, tap in zip(inputs.unbind(1), taps.unbind(1), strict=True):
         before.append(state[0])
-        state = step(put_in, F.linear(state[0], of_state, state_bias) + tap, state)
+        state = step(put_in, F.linear(state[0], weight, bias) + tap, state)
         outputs.append(state[0])
     note(of_state, state_bias, torch.stack(before, 1), taps)
     return torch.stack(outputs, 1), state

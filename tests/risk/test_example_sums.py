@@ -475,6 +475,23 @@ class Matmul(torch.autograd.Function):
         return slope @ W.T, X.T @ slope
 
 
+class FrozenBasis(nn.Module):
+    """A product of a constant and a parameter, as long as the chunk has examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("basis", torch.randn(4, 2))
+        self.B = nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, X):
+        return X @ (self.basis @ self.B)
+
+
+def seen_and_unseen(parts, X):
+    hidden = parts["a"](X) + Matmul.apply(X.clamp(min=1) - 1, parts["a"].weight)
+    return parts["b"](hidden.tanh())
+
+
 def unseen(parts, X):
     return parts["b"](Matmul.apply(X, parts["a"].weight).tanh())
 
@@ -487,6 +504,11 @@ def with_scale():
     module = mlp(3)
     module[0].register_parameter("scale", nn.Parameter(torch.ones(())))
     return module
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4, 5])
+def test_a_constant_with_as_many_rows_as_there_are_examples(chunk_size):
+    check_against_rows(FrozenBasis(), torch.randn(N, 4), chunk_size)
 
 
 def test_one_example_proves_nothing():
@@ -580,6 +602,7 @@ def test_where_no_example_tells_the_next_does():
         (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))), "by layer"),
         (with_scale, "by layer"),
         (two_layers(unseen), "plain: a parameter that is used out of sight"),
+        (two_layers(seen_and_unseen), "plain: a parameter that is used out of sight"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The loss does not depend")
