@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatmin.risk.layer_rows import alias
+from flatmin.risk.recurrent import Note
 from flatmin.risk.unsupported import UnsupportedLayers
 
 __all__ = ["attend"]
@@ -21,7 +21,7 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 def attend(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    note: Callable[[Tensor, Tensor | None, Tensor, Tensor], None],
+    note: Note,
 ) -> tuple[Tensor, Tensor | None]:
     """Return what ``multi_head_attention_forward`` returns, and note its linear maps.
 
@@ -41,8 +41,8 @@ def attend(
     Raises
     ------
     UnsupportedLayers
-        If it is not a sequence's attention to itself, with one weight for all three of
-        its parts.
+        If it is not attention of sequences to themselves, or has separate or further
+        weights, keys or values that are given, an added zero or dropout.
     """
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()

@@ -16,6 +16,7 @@ from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
 from flatmin.risk.example_hessians import ExampleHessians
+from flatmin.risk.example_scalars import ExampleScalars
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import example_losses, losses_and_gradient
@@ -482,7 +483,7 @@ class EmpiricalRisk:
         parts = []
         for some in batches.split(per_chunk):
             chunk = self._data.select(some.flatten())
-            sums = self._sums.batch_sums(chunk.X, *self._scalar(chunk), m)
+            sums = self._sums.batch_sums(self._scalars(chunk), m)
             if sums is None:
                 return torch.stack([self.batch_gradient(theta, b) for b in batches])
             parts.append(sums / m)
@@ -504,7 +505,7 @@ class EmpiricalRisk:
         for chunk in self._chunks(self._row_chunk_size):
             self._model.bind(theta)  # the caller may have asked for another θ between
             with full_float32(self.device):
-                rows = self._sums.rows(chunk.X, *self._scalar(chunk))
+                rows = self._sums.rows(self._scalars(chunk))
             yield rows
 
     @in_full_float32
@@ -522,10 +523,7 @@ class EmpiricalRisk:
         """
         self._model.bind(theta)
         return torch.cat(
-            [
-                self._sums.squared_norms(chunk.X, *self._scalar(chunk))
-                for chunk in self._chunks()
-            ]
+            [self._sums.squared_norms(self._scalars(chunk)) for chunk in self._chunks()]
         )
 
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
@@ -800,19 +798,17 @@ class EmpiricalRisk:
     def _moments(self, theta: Tensor) -> Moments:
         self._model.bind(theta)
         return merge_moments(
-            self._sums.moments(chunk.X, *self._scalar(chunk))
-            for chunk in self._chunks()
+            self._sums.moments(self._scalars(chunk)) for chunk in self._chunks()
         )
 
-    def _scalar(self, chunk: Chunk) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:
-        """Return the arguments of ℓ̃ᵢ besides the outputs, and ℓ̃ᵢ."""
-        if chunk.weights is None:
-            return chunk.args, self._loss.per_example
+    def _scalars(self, chunk: Chunk) -> ExampleScalars:
+        """Return ℓ̃ᵢ of a chunk, to be differentiated."""
 
         def weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
             return self._loss.per_example(outputs, y) * weights
 
-        return chunk.args, weighted
+        scalar = self._loss.per_example if chunk.weights is None else weighted
+        return ExampleScalars(chunk.X, chunk.args, scalar)
 
     def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         losses, total = next(parts)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.chunks import Chunk
+from flatmin.risk.example_scalars import ExampleScalars
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
@@ -79,7 +80,8 @@ def gauss_newton_example_traces(
     with torch.no_grad():
         outputs = model(chunk.X)
     cotangents = _weighted_root(loss, outputs, z, *chunk.args)
-    return sums.squared_norms(chunk.X, (cotangents,), _inner_products)
+    scalars = ExampleScalars(chunk.X, (cotangents,), _inner_products)
+    return sums.squared_norms(scalars)
 
 
 def _inner_products(outputs: Tensor, cotangents: Tensor) -> Tensor:

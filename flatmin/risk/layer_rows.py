@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from flatmin.risk.unsupported import UnsupportedLayers
 
-__all__ = ["READERS", "Rows", "alias", "batch_rows", "read_linear", "spread_rows"]
+__all__ = ["READERS", "Rows", "alias", "read_linear", "spread_rows"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class Rows:
     n_further: int = 0  # other numbers that a row comes from
     # Where most of a row is zero: which parts are not, and what is there.
     looked_up: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def sums(self, input: Tensor, slope: Tensor, m: int) -> Tensor:
+        """Return the sums of the rows of m consecutive examples each, (n / m, P)."""
+        if m == 1:
+            return self.of(input, slope)
+        if self.of_batches is not None:
+            return self.of_batches(input, slope, m)
+        rows = self.of(input, slope)
+        return rows.view(-1, m, rows.shape[1]).sum(1)
 
 
 # What a function is applied to, and its parameters with their rows.
@@ -63,7 +72,10 @@ def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Re
     if weight.ndim != 2:
         raise UnsupportedLayers("a product with a parameter that is no matrix")
     return input, [
-        (weight, Rows(_outer_products, of_batches=_of_longer, is_outer=True)),
+        (
+            weight,
+            Rows(_outer_products, of_batches=_outer_products_of_batches, is_outer=True),
+        ),
         (bias, Rows(_sum_of_last)),
     ]
 
@@ -71,27 +83,6 @@ def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Re
 def spread_rows(_input: Tensor, slope: Tensor) -> Tensor:
     """Return the rows of a parameter of which every example has a copy."""
     return slope.reshape(len(slope), -1)
-
-
-def batch_rows(rows: Rows, input: Tensor, slope: Tensor, m: int) -> Tensor:
-    """Return the sums of the rows of m consecutive examples each.
-
-    Parameters
-    ----------
-    rows : Rows
-    input : Tensor of shape (n, ...)
-    slope : Tensor of shape (n, ...)
-    m : int
-        Divides n.
-
-    Returns
-    -------
-    Tensor of shape (n / m, P)
-    """
-    if rows.of_batches is not None:
-        return rows.of_batches(input, slope, m)
-    each = rows.of(input, slope)
-    return each.view(-1, m, each.shape[1]).sum(1)
 
 
 def alias(parameter: Any) -> Any:
@@ -114,8 +105,8 @@ def _outer_products(input: Tensor, slope: Tensor) -> Tensor:
     return torch.bmm(slopes.mT, inputs).flatten(1)  # n o i
 
 
-def _of_longer(input: Tensor, slope: Tensor, m: int) -> Tensor:
-    """Return the sums of outer products: m sequences are a longer one."""
+def _outer_products_of_batches(input: Tensor, slope: Tensor, m: int) -> Tensor:
+    """Return the sums over m examples each: their positions are joined."""
     return _outer_products(input.unflatten(0, (-1, m)), slope.unflatten(0, (-1, m)))
 
 
@@ -137,7 +128,12 @@ def _read_matmul(input: Tensor, other: Tensor) -> Reading:
         transposed: Tensor = sums.unflatten(-1, other.mT.shape).mT
         return transposed.flatten(-2)
 
-    return input, [(other, Rows(_outer_products, restore, _of_longer, is_outer=True))]
+    return input, [
+        (
+            other,
+            Rows(_outer_products, restore, _outer_products_of_batches, is_outer=True),
+        )
+    ]
 
 
 def _read_convolution(

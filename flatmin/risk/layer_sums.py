@@ -1,16 +1,17 @@
-"""Kernels: sums over examples of squared gradients, without the (N, D) matrix.
+"""Kernels: sums of per-example gradients and of their squares, without all rows.
 
-One backward pass to the outputs of the layers, then products layer by layer. Where a
-row is an outer product or sparse its squares are known without it.
+One backward pass to the outputs of the functions that take parameters, then products
+use by use. Where a row is an outer product or sparse its squares are known without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from flatmin.risk.example_scalars import ExampleScalars
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments
 from flatmin.risk.parameter_uses import ParameterUse, record_uses
@@ -18,7 +19,8 @@ from flatmin.risk.parameter_uses import ParameterUse, record_uses
 __all__ = ["LayerSums"]
 
 # Numbers in rows and patches that are held at a time: they stay within the caches of
-# a CPU. A GPU wants few large ones (VGG11 on an H100: 37 b with the CPU's blocks).
+# a CPU. A GPU wants few large ones (VGG11 on an H100: with the CPU's blocks a sweep
+# took as long as 37 gradients).
 _AT_A_TIME_CPU = 1 << 19
 _AT_A_TIME_GPU = 1 << 26
 
@@ -30,9 +32,7 @@ class LayerSums:
     ----------
     model : FlatModel
         Bound to θ.
-    X : Tensor of shape (n, ...)
-    scalar : callable
-        Maps the outputs to one number an example, whose gradients are the rows.
+    examples : ExampleScalars
 
     Raises
     ------
@@ -44,15 +44,13 @@ class LayerSums:
     values : Tensor of shape (n,)
         Of the scalar.
     trail : list of str
-        The functions that parameters were used in.
+        See :class:`~flatmin.risk.parameter_watch.ParameterWatch`.
     """
 
-    def __init__(
-        self, model: FlatModel, X: Tensor, scalar: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, model: FlatModel, examples: ExampleScalars) -> None:
         self.model = model
-        self.n = len(X)
-        recording = record_uses(model, X, scalar)
+        self.n = len(examples)
+        recording = record_uses(model, examples)
         self.values, self._uses = recording.values, recording.uses
         self.trail = recording.trail
 
@@ -64,8 +62,7 @@ class LayerSums:
         Tensor of shape (n,)
             In float64.
         """
-        theta = self.model.values()
-        total = torch.zeros(self.n, dtype=torch.float64, device=theta.device)
+        total = torch.zeros(self.n, dtype=torch.float64, device=self.values.device)
         for parameter in self.model.params:
             uses = self._uses.get(id(parameter), [])
             if uses:
@@ -100,7 +97,7 @@ class LayerSums:
             uses = self._uses.get(id(parameter), [])
             if uses:
                 size = parameter.numel()
-                blocks = torch.cat(list(_batch_blocks(uses, self.n, size, m)))
+                blocks = torch.cat(list(_blocks(uses, self.n, size, m)))
                 parts.append(_restore(uses, blocks))
             else:
                 parts.append(
@@ -177,20 +174,13 @@ def _at_a_time(tensor: Tensor) -> int:
     return _AT_A_TIME_CPU if tensor.device.type == "cpu" else _AT_A_TIME_GPU
 
 
-def _blocks(uses: list[ParameterUse], n: int, size: int) -> Iterator[Tensor]:
-    """Yield the rows of some examples at a time; uses add up before any square."""
-    step = max(1, _at_a_time(uses[0].slope) // _largest(uses, size))
-    for start in range(0, n, step):
-        yield _total(uses, [use.part(start, start + step) for use in uses])
-
-
-def _batch_blocks(
-    uses: list[ParameterUse], n: int, size: int, m: int
+def _blocks(
+    uses: list[ParameterUse], n: int, size: int, m: int = 1
 ) -> Iterator[Tensor]:
+    """Yield sums of m rows each, a block at a time; uses add up before any square."""
     step = m * max(1, _at_a_time(uses[0].slope) // (m * _largest(uses, size)))
     for start in range(0, n, step):
-        parts = [use.part_of_batches(start, start + step, m) for use in uses]
-        yield _total(uses, parts)
+        yield _total(uses, [use.part(start, start + step, m) for use in uses])
 
 
 def _largest(uses: list[ParameterUse], size: int) -> int:

@@ -8,7 +8,7 @@ that works in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin.risk.layer_rows import Rows, batch_rows
+from flatmin.risk.example_scalars import ExampleScalars
+from flatmin.risk.layer_rows import Rows
 from flatmin.risk.model import FlatModel
 from flatmin.risk.parameter_watch import ParameterWatch
 from flatmin.risk.unsupported import UnsupportedLayers
@@ -34,23 +35,19 @@ class ParameterUse:
     input: Tensor  # (n, ...)
     slope: Tensor  # (n, ...) gradient of the scalar in the output
 
-    def part(self, start: int, stop: int) -> Tensor:
-        """Return the rows of examples ``start`` to ``stop``, shape (n, P)."""
-        return self.rows.of(self.input[start:stop], self.slope[start:stop])
-
-    def part_of_batches(self, start: int, stop: int, m: int) -> Tensor:
+    def part(self, start: int, stop: int, m: int = 1) -> Tensor:
         """Return the sums of the rows of m examples each, shape (n / m, P)."""
         part = slice(start, stop)
-        return batch_rows(self.rows, self.input[part], self.slope[part], m)
+        return self.rows.sums(self.input[part], self.slope[part], m)
 
     @property
     def n_numbers(self) -> int:
         """How many numbers of one example go into its row."""
-        slope, given = self.slope[0], self.input[0]
-        size = slope.numel() + self.rows.n_further
+        size = self.slope[0].numel() + self.rows.n_further
         if self.rows.patch_size:
-            return size + slope[0].numel() * self.rows.patch_size
-        return size + given.numel()
+            n_positions = self.slope[0, 0].numel()
+            return size + n_positions * self.rows.patch_size
+        return size + self.input[0].numel()
 
     @property
     def is_outer(self) -> bool:
@@ -64,22 +61,18 @@ class Recording:
 
     values: Tensor  # (n,) of the scalar
     uses: dict[int, list[ParameterUse]]  # by the parameter's id
-    trail: list[str]  # the functions that parameters were used in
+    trail: list[str]  # see ParameterWatch
 
 
 @torch.enable_grad()
-def record_uses(
-    model: FlatModel, X: Tensor, scalar: Callable[[Tensor], Tensor]
-) -> Recording:
+def record_uses(model: FlatModel, examples: ExampleScalars) -> Recording:
     """Run the network forward and back to where its parameters are used.
 
     Parameters
     ----------
     model : FlatModel
         Bound to θ.
-    X : Tensor of shape (n, ...)
-    scalar : callable
-        Maps the outputs, shape (n, ...), to one number an example, shape (n,).
+    examples : ExampleScalars
 
     Returns
     -------
@@ -91,10 +84,10 @@ def record_uses(
         If a parameter is used by a function whose rows are not known, or not on a
         tensor with the examples first.
     """
-    watch = ParameterWatch(model, len(X))
+    watch = ParameterWatch(model, len(examples))
     with watch:
-        outputs = model(X)
-    values = scalar(outputs)
+        outputs = model(examples.X)
+    values = examples.of(outputs)
     recording = Recording(values.detach(), {}, watch.trail)
     if not values.requires_grad:
         return recording
@@ -146,7 +139,7 @@ def _pulled(used: Tensor, rows: Rows, parameter: Tensor) -> Rows:
     """Return the rows of a parameter from those of a function of it."""
 
     def of_batches(input: Tensor, slope: Tensor, m: int) -> Tensor:
-        sums = rows.restore(batch_rows(rows, input, slope, m))
+        sums = rows.restore(rows.sums(input, slope, m))
         above = sums.reshape(-1, *used.shape)
         (below,) = _pull(used, [parameter], above, is_grads_batched=True)
         return below.reshape(len(above), -1)

@@ -24,8 +24,20 @@ __all__ = ["Call", "ParameterWatch"]
 _ARITHMETIC = ("add", "sub", "mul", "div")
 _LONGER = ("subtract", "multiply", "divide", "true_divide", "rsub", "__rsub__")
 _POINTWISE = {*_ARITHMETIC, *_LONGER, *(f"{name}_" for name in _ARITHMETIC)}
-# Functions after which a row may be another example's, and where their dimension is.
+# Functions that can permute the examples: the position of their argument for that.
 _REORDERS = {"sort": 1, "argsort": 1, "msort": 1, "flip": 1, "topk": 2, "roll": 2}
+
+
+@dataclass(frozen=True)
+class _Invocation:
+    """A function as the network calls it."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    held: set[int]  # the id of each parameter among its tensors
+    alone: bool  # no tensor of it depends on the examples
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,9 @@ class ParameterWatch(TorchFunctionMode):
     ----------
     calls : list of Call
     trail : list of str
-        What was done, to be compared with what was done for other examples: whether
-        the first dimension is that of the examples is read off its size.
+        The functions that took parameters and the shapes of an example's output, to be
+        compared with those of other examples: whether the first dimension is that of
+        the examples is read off its size.
     """
 
     def __init__(self, model: FlatModel, n_examples: int) -> None:
@@ -80,52 +93,42 @@ class ParameterWatch(TorchFunctionMode):
         tensors = {id(tensor) for tensor in _tensors((*args, *kwargs.values()))}
         held = tensors & self._parameters.keys()
         alone = all(t in held or t in self._constants for t in tensors)
+        invocation = _Invocation(name, func, args, kwargs, held, alone)
         if held:
-            output = self._spread(name, func, args, kwargs, alone)
-            if output is None:
-                output = self._read(name, func, args, kwargs, alone)
-            if output is None and not alone:
-                output = self._take_apart(name, func, args, kwargs, held)
-            if output is not None:
-                return output
-        if name in _REORDERS and not alone and self._reorders(name, args, kwargs):
+            for meet in (self._spread, self._read, self._take_apart):
+                output = meet(invocation)
+                if output is not None:
+                    return output
+        if self._reorders(invocation):
             raise UnsupportedLayers(f"{name} changes the order of the examples")
         result = func(*args, **kwargs)
-        self._keep(name, args, result, held, alone)
+        self._sort(invocation, result)
         return result
 
-    def _keep(
-        self,
-        name: str,
-        args: tuple[Any, ...],
-        result: Any,
-        held: set[int],
-        alone: bool,
-    ) -> None:
-        """Remember a result that depends on no example."""
+    def _sort(self, invocation: _Invocation, result: Any) -> None:
+        """Count a result among parameters or constants, or raise if it is neither."""
+        name, held, alone = invocation.name, invocation.held, invocation.alone
         results = {id(tensor): tensor for tensor in _tensors([result])}
         learned = bool(held) and any(r.requires_grad for r in results.values())
         writes = name == "__setitem__" or (name[-1] == "_" and name[-2:] != "__")
         if (held and writes) or (learned and not alone):
             raise UnsupportedLayers(f"a parameter in {name}")
         if writes and not alone:
-            changed = _storage(args[0])
-            for key, constant in list(self._constants.items()):
-                if _storage(constant) == changed:
-                    del self._constants[key]
+            self._forget(invocation.args[0])
         elif alone:
             (self._parameters if learned else self._constants).update(results)
 
-    def _spread(
-        self,
-        name: str,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        alone: bool,
-    ) -> Any:
+    def _forget(self, tensor: Tensor) -> None:
+        """No longer count a tensor, and all that share its memory, as constants."""
+        changed = tensor.untyped_storage().data_ptr()
+        for key, constant in list(self._constants.items()):
+            if constant.untyped_storage().data_ptr() == changed:
+                del self._constants[key]
+
+    def _spread(self, invocation: _Invocation) -> Any:
         """Return the output where a parameter is broadcast to examples, else None."""
-        if kwargs.keys() - {"alpha", "rounding_mode"}:
+        name, args = invocation.name, invocation.args
+        if invocation.kwargs.keys() - {"alpha", "rounding_mode"}:
             return None
         tensors = list(_tensors(args))
         held = [tensor for tensor in tensors if id(tensor) in self._parameters]
@@ -136,16 +139,14 @@ class ParameterWatch(TorchFunctionMode):
             if shape[0] != self.n_examples:
                 return None
             copies = self._copies(name, held[0], shape)
-            return (
-                copies.repeat(1, *shape[1:])
-                if name == "repeat"
-                else copies.expand(*shape)
-            )
-        if name in _POINTWISE and len(tensors) == 2 and not alone:
+            if name == "repeat":
+                return copies.repeat(1, *shape[1:])
+            return copies.expand(*shape)
+        if name in _POINTWISE and len(tensors) == 2 and not invocation.alone:
             (other,) = (tensor for tensor in tensors if tensor is not held[0])
             copies = self._copies(name, held[0], other.shape)
             spread = [copies if value is held[0] else value for value in args]
-            return func(*spread, **kwargs)
+            return invocation.func(*spread, **invocation.kwargs)
         return None
 
     def _copies(self, name: str, parameter: Tensor, shape: Sequence[int]) -> Tensor:
@@ -160,27 +161,24 @@ class ParameterWatch(TorchFunctionMode):
         self._note(name, copies, [(parameter, Rows(spread_rows))], copies)
         return copies
 
-    def _read(
-        self,
-        name: str,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        alone: bool,
-    ) -> Any:
+    def _read(self, invocation: _Invocation) -> Any:
         """Return the output of a function whose rows are known, else None."""
+        name, func, alone = invocation.name, invocation.func, invocation.alone
         if func not in READERS:
             return None
-        given, parameters = READERS[func](*args, **kwargs)
+        given, parameters = READERS[func](*invocation.args, **invocation.kwargs)
         if id(given) in self._parameters:
             return None
         # Constants may have the examples first, too: states of zero, copied positions.
         if alone and (given.ndim < 2 or len(given) != self.n_examples):
             return None
-        output = func(*self._aliases(args), **self._aliases(kwargs))
+        output = func(
+            *self._aliases(invocation.args), **self._aliases(invocation.kwargs)
+        )
         # Else what is one thing in the trial could be another in a chunk of its size.
-        name = f"{name} of a constant" if alone else name
-        self._note(name, given, parameters, output)
+        self._note(
+            f"{name} of a constant" if alone else name, given, parameters, output
+        )
         return output
 
     def _aliases(self, values: Any) -> Any:
@@ -188,21 +186,17 @@ class ParameterWatch(TorchFunctionMode):
         # The parameters then get a gradient only from uses out of sight.
         if isinstance(values, dict):
             return {key: self._aliases(value) for key, value in values.items()}
-        if isinstance(values, list | tuple) and type(values) in (list, tuple):
+        if type(values) in (list, tuple):
             return type(values)(self._aliases(value) for value in values)
         if id(values) in self._parameters and values.requires_grad:
             return alias(values)
         return values
 
-    def _take_apart(
-        self,
-        name: str,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        held: set[int],
-    ) -> Any:
+    def _take_apart(self, invocation: _Invocation) -> Any:
         """Return the output of a function that is made of linear maps, else None."""
+        if invocation.alone:
+            return None
+        name, func, args = invocation.name, invocation.func, invocation.args
         noted: set[int] = set()
 
         def note(
@@ -217,10 +211,10 @@ class ParameterWatch(TorchFunctionMode):
         elif func in CELLS:
             output = unroll_cell(func, args, note)
         elif func is F.multi_head_attention_forward:
-            output = attend(args, kwargs, note)
+            output = attend(args, invocation.kwargs, note)
         else:
             return None
-        if not held <= noted:
+        if not invocation.held <= noted:
             raise UnsupportedLayers(f"a parameter in {name} that is no weight")
         return output
 
@@ -250,26 +244,22 @@ class ParameterWatch(TorchFunctionMode):
         edge = get_gradient_edge(source)
         self.calls.append(Call(given.detach(), known, edge, output.shape))
 
-    def _reorders(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> bool:
-        """Whether a function works along the dimension of the examples."""
-        given = args[0] if args else None
+    def _reorders(self, invocation: _Invocation) -> bool:
+        """Whether a function can put the examples into another order."""
+        name, args, kwargs = invocation.name, invocation.args, invocation.kwargs
+        if name not in _REORDERS or invocation.alone or not args:
+            return False
+        given = args[0]
         if not isinstance(given, Tensor) or given.shape[:1] != (self.n_examples,):
             return False
-        dims = kwargs.get("dim", kwargs.get("dims", args[_REORDERS[name] :] or -1))
         if name == "msort":
-            dims = 0
-        dims = dims if isinstance(dims, list | tuple) else [dims]
+            return True
+        dims = kwargs.get("dim", kwargs.get("dims", args[_REORDERS[name] :] or -1))
         return any(
             dim % given.ndim == 0
-            for dim in _flat(dims)
+            for dim in _flat([dims])
             if isinstance(dim, int) and not isinstance(dim, bool)
         )
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:

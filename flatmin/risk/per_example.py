@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from flatmin.risk.example_scalars import ExampleScalars
 from flatmin.risk.model import FlatModel
 from flatmin.risk.vectorize import vectorize
 
@@ -19,11 +18,7 @@ ROW_BUDGET = 1 << 22
 
 
 def values_and_gradients(
-    model: FlatModel,
-    theta: Tensor,
-    X: Tensor,
-    args: tuple[Tensor, ...],
-    scalar: Callable[..., Tensor],
+    model: FlatModel, theta: Tensor, examples: ExampleScalars
 ) -> tuple[Tensor, Tensor]:
     """Return a scalar of each example's output, and its ∇.
 
@@ -37,11 +32,7 @@ def values_and_gradients(
     model : FlatModel
     theta : Tensor of shape (D,)
         Where; the model is bound to it.
-    X : Tensor of shape (n, ...)
-    args : tuple of Tensor of shape (n, ...)
-        Further per-example arguments of ``scalar``.
-    scalar : callable
-        Maps outputs ``(n, ...)`` and ``args`` to one number an example, ``(n,)``.
+    examples : ExampleScalars
 
     Returns
     -------
@@ -54,10 +45,11 @@ def values_and_gradients(
         As it comes: a loop over examples would only hide it.
     """
     if model.vectorises:
+        X, args = examples.X, examples.args
 
         def single(theta: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
             outputs = model.functional(theta, x.unsqueeze(0))
-            return scalar(outputs, *(a.unsqueeze(0) for a in rest))[0]
+            return examples.scalar(outputs, *(a.unsqueeze(0) for a in rest))[0]
 
         in_dims = (None, 0, *(0 for _ in args))
         try:
@@ -70,9 +62,9 @@ def values_and_gradients(
 
     every_value, every_row = [], []
     with torch.enable_grad():
-        for i in range(len(X)):
-            one = slice(i, i + 1)
-            values = scalar(model(X[one]), *(a[one] for a in args))
+        for i in range(len(examples)):
+            one = examples[i : i + 1]
+            values = one.of(model(one.X))
             every_value.append(values.detach())
             every_row.append(model.gradient(values, torch.ones_like(values)))
     model.vectorises = False

@@ -17,11 +17,13 @@ from torch.nn import functional as F
 from flatmin.risk.layer_rows import alias
 from flatmin.risk.unsupported import UnsupportedLayers
 
-__all__ = ["CELLS", "UNROLLED", "unroll", "unroll_cell"]
+__all__ = ["CELLS", "UNROLLED", "Note", "unroll", "unroll_cell"]
 
 # (weight, bias, input, output) of a linear map; examples first, then steps.
 Note = Callable[[Tensor, Tensor | None, Tensor, Tensor], None]
 State = tuple[Tensor, ...]  # what is put out comes first
+# What came from the input and from the state, and the state, to the next state.
+Step = Callable[[Tensor, Tensor, State], State]
 
 
 def unroll(func: Any, args: tuple[Any, ...], note: Note) -> tuple[Tensor, ...]:
@@ -100,7 +102,7 @@ def unroll_cell(
 
 
 def _run(
-    step: Callable[[Tensor, Tensor, State], State],
+    step: Step,
     sequence: Tensor,
     state: State,
     weights: list[Tensor],
@@ -142,7 +144,6 @@ def _relu(a: Tensor, b: Tensor, _state: State) -> State:
     return ((a + b).relu(),)
 
 
-Step = Callable[[Tensor, Tensor, State], State]
 UNROLLED: Mapping[Any, Step] = {
     torch.lstm: _lstm,
     torch.gru: _gru,

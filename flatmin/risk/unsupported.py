@@ -6,4 +6,4 @@ __all__ = ["UnsupportedLayers"]
 
 
 class UnsupportedLayers(Exception):  # noqa: N818 - asks for another path
-    """The parameters are not all those of layers whose rows are known."""
+    """A parameter is used in a way whose rows are not known."""
