@@ -68,8 +68,8 @@ def sqrt_matvec(
     Raises
     ------
     ValueError
-        If z is not one finite vector of the operator's size, ``tol`` is negative,
-        ``max_steps`` is less than 1 or the operator is a batch.
+        If z is not one finite vector of the operator's size, ``tol`` is negative
+        or not finite, ``max_steps`` is less than 1 or the operator is a batch.
     torch.linalg.LinAlgError
         If a product is not finite.
 

@@ -110,11 +110,14 @@ class ParameterWatch(TorchFunctionMode):
         name, held, alone = invocation.name, invocation.held, invocation.alone
         results = {id(tensor): tensor for tensor in _tensors([result])}
         learned = bool(held) and any(r.requires_grad for r in results.values())
-        writes = name == "__setitem__" or (name[-1] == "_" and name[-2:] != "__")
+        in_place = name == "__setitem__" or (name[-1] == "_" and name[-2:] != "__")
+        written = invocation.kwargs.get("out", invocation.args[0] if in_place else None)
+        writes = written is not None
         if (held and writes) or (learned and not alone):
             raise UnsupportedLayers(f"a parameter in {name}")
         if writes and not alone:
-            self._forget(invocation.args[0])
+            for tensor in _tensors([written]):
+                self._forget(tensor)
         elif alone:
             (self._parameters if learned else self._constants).update(results)
 
@@ -252,9 +255,8 @@ class ParameterWatch(TorchFunctionMode):
         given = args[0]
         if not isinstance(given, Tensor) or given.shape[:1] != (self.n_examples,):
             return False
-        if name == "msort":
-            return True
-        dims = kwargs.get("dim", kwargs.get("dims", args[_REORDERS[name] :] or -1))
+        default = 0 if name in ("msort", "roll") else -1
+        dims = kwargs.get("dim", kwargs.get("dims", args[_REORDERS[name] :] or default))
         return any(
             dim % given.ndim == 0
             for dim in _flat([dims])

@@ -487,6 +487,25 @@ class FrozenBasis(nn.Module):
         return X @ (self.basis @ self.B)
 
 
+class Overwritten(nn.Module):
+    """A buffer that the examples are written to, by an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("room", torch.zeros(N, 4))
+        self.a, self.b = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, X):
+        room = self.room[: len(X)]
+        torch.mul(X.detach(), 2, out=room)
+        return self.a(X).tanh() @ self.b + torch.addmm(self.b[0], room, self.b)
+
+
+def rolled(parts, X):
+    hidden = parts["a"](X.roll(4)).tanh()
+    return parts["b"](hidden.roll(-4))
+
+
 def seen_and_unseen(parts, X):
     hidden = parts["a"](X) + Matmul.apply(X.clamp(min=1) - 1, parts["a"].weight)
     return parts["b"](hidden.tanh())
@@ -591,6 +610,8 @@ def test_where_no_example_tells_the_next_does():
         (two_layers(sorted_use), "plain: argsort changes the order"),
         (two_layers(sorted_in_python), "plain: layer by layer is off by"),
         (two_layers(teacher), "by layer"),
+        (two_layers(rolled), "plain: roll changes the order"),
+        (Overwritten, "plain: a parameter in addmm"),
         (Filled, "plain: a parameter in __setitem__"),
         (LearnedStart, "plain: a parameter in lstm that is no weight"),
         (Residual, "by layer"),
