@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.chunks import Chunk, pad_chunk
-from flatmin.risk.double_backward import DoubleBackward
 from flatmin.risk.precision import in_full_float32
+from flatmin.risk.reference_products import ReferenceProducts
 from flatmin.risk.traces import Traces, pad_direction, unpad
 from flatmin.risk.two_stage import TwoStage
 
@@ -48,7 +48,7 @@ class Linearization:
         self._chunks = chunks
         self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
         self._kept_bytes = 0
-        self._plain: DoubleBackward | None = None
+        self._plain: ReferenceProducts | None = None
 
     @property
     def paths(self) -> dict[str, str]:
@@ -175,11 +175,10 @@ class Linearization:
             self._kept_bytes += size
         return kept
 
-    def _plain_chunk(self, chunk: Chunk) -> DoubleBackward:
+    def _plain_chunk(self, chunk: Chunk) -> ReferenceProducts:
         if self._plain is not None:
             return self._plain
-        traces = self._traces
-        plain = DoubleBackward(traces.model, traces.loss, self.theta, chunk)
+        plain = ReferenceProducts(self._traces.ways, self.theta, chunk)
         if len(chunk.X) == self.n_examples:
             self._plain = plain  # several graphs would not be bounded by a chunk
         return plain

@@ -11,14 +11,22 @@ from torch import Tensor, nn
 
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk
+from flatmin.risk.float64_copy import chunk_in_float64
 from flatmin.risk.gradients import example_losses
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
+from flatmin.risk.trials import difference, tolerance
 
-__all__ = ["ProbeResult", "check_dependence", "choose_strides", "probe_example"]
+__all__ = [
+    "ProbeResult",
+    "check_dependence",
+    "check_independence",
+    "choose_strides",
+    "probe_example",
+    "trial_indices",
+]
 
-
-_N_REPEATED = 16
+_N_TRIED = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,7 @@ def choose_strides(model: FlatModel, X: Tensor) -> tuple[Tensor, bool]:
     if fast is X:
         return X, False
     try:
-        with torch.no_grad():
-            model(fast[:2].clone())
+        model.evaluate(fast[:2].clone())
     except RuntimeError:  # many a module calls view() behind a convolution
         return X.contiguous(), True
     return fast, False
@@ -88,15 +95,122 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
             f"Got shape {tuple(outputs.shape)} for one example."
         )
     # Of several examples: a mask drawn for one may come out the same twice.
-    with torch.no_grad():
-        once, again = model(X[:_N_REPEATED]), model(X[:_N_REPEATED])
-    if bool((again - once).abs().max() > 1e-3 * once.abs().max()):
+    once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
+    if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "
             "eval mode differ; switch off what it draws at random, for example "
             "F.dropout(x, training=self.training) in place of F.dropout(x)."
         )
     return ProbeResult(outputs, n_activations + X[0].numel())
+
+
+def trial_indices(n_examples: int) -> Tensor:
+    """Return up to 16 examples to try things on: spread, with the last, shuffled.
+
+    Parameters
+    ----------
+    n_examples : int
+        N.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    spread = torch.linspace(
+        0, n_examples - 1, min(_N_TRIED, n_examples), device="cpu"
+    ).long()
+    rng = torch.Generator().manual_seed(0)
+    return spread[torch.randperm(len(spread), generator=rng, device="cpu")]
+
+
+def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> None:
+    """Check that examples are computed by themselves, and one function throughout.
+
+    Outputs of the examples together, of two of them, and of each alone are compared;
+    so are the losses, and the outputs with a graph with those without one.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Learns whether it computes something else where gradients are switched off.
+    loss : ExampleLoss
+    chunk : Chunk
+        The examples of :func:`trial_indices`.
+
+    Raises
+    ------
+    ValueError
+        If the output or the loss of an example depends on the others.
+    """
+    limit = tolerance(model.params[0].dtype, 0)
+    outputs = model.evaluate(chunk.X)
+    with torch.enable_grad():
+        with_graph = model(chunk.X).detach()
+    if difference(outputs, with_graph) > limit:
+        model.keeps_graph, outputs = True, with_graph
+    if len(chunk.X) == 1:
+        return
+    alone = [model.evaluate(chunk.X[i : i + 1]) for i in range(len(chunk.X))]
+    for output in alone:
+        if output.shape != (1, *outputs.shape[1:]):
+            raise ValueError(
+                "The module must return as much for one example as for each of "
+                f"several. Got shape {tuple(outputs.shape)} for {len(outputs)} and "
+                f"{tuple(output.shape)} for one; use squeeze(-1) in place of squeeze()."
+            )
+    single = torch.cat(alone)
+    off = max(
+        difference(outputs, single), difference(model.evaluate(chunk.X[:2]), single[:2])
+    )
+    # A deep network in float32 can lose more digits than that.
+    if off > limit and _outputs_off_in_float64(model, chunk) > limit / 10:
+        raise ValueError(_seeing_each_other(outputs, single, off))
+    with torch.no_grad():
+        losses = loss.per_example(outputs, chunk.y)
+        apart = [
+            loss.per_example(outputs[i : i + 1], chunk.y[i : i + 1])
+            for i in range(len(outputs))
+        ]
+    off = difference(losses, torch.cat(apart))
+    if off > limit:
+        raise ValueError(
+            "The loss of one example must not depend on the others: a risk is a sum "
+            f"over examples. Got losses by {loss.name} that change by {off:.1e}, "
+            "relative to their size, when each example comes alone. Contrastive "
+            "losses and losses that normalise over the batch are none of a risk's."
+        )
+
+
+def _outputs_off_in_float64(model: FlatModel, chunk: Chunk) -> float:
+    """Return how far outputs together are from those alone; infinite if unknown."""
+    X = chunk_in_float64(chunk).X
+    try:
+        twin = model.to(torch.float64)
+        alone = [twin.evaluate(X[i : i + 1]) for i in range(len(X))]
+        return difference(twin.evaluate(X), torch.cat(alone))
+    except RuntimeError:
+        return float("inf")
+
+
+def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
+    """Return what is said of outputs that differ when the examples come alone."""
+    rows, others = outputs.flatten(1).double(), single.flatten(1).double()
+    nearest = torch.cdist(rows, others).argmin(1)
+    if len(nearest.unique()) == len(rows) and difference(rows, others[nearest]) < off:
+        return (
+            "The module must return its outputs in the order of X. Got those of "
+            f"{len(rows)} examples in another order."
+        )
+    return (
+        "The output for one example must not depend on the others: per-example "
+        "gradients and their covariance would not be defined, and the loss would "
+        "depend on how the data are cut. Got outputs that change by "
+        f"{off:.1e}, relative to their size, when each example comes alone. Look for "
+        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), for "
+        "recurrent and transformer layers that need batch_first=True, and for a "
+        "capacity that examples share."
+    )
 
 
 def check_dependence(
