@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from flatmin._utils.names import check_known
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
+from flatmin.risk.audit import Audit, audit
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
 from flatmin.risk.example_hessians import ExampleHessians
@@ -139,6 +141,7 @@ class EmpiricalRisk:
         dtype: torch.dtype | str | None = None,
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
+        self._hvp = hvp
         module = checks.prepare_module(module, batch_norm)
         first = next(p for p in module.parameters() if p.requires_grad)
         self.device = resolve_device(first.device if device is None else device)
@@ -224,7 +227,38 @@ class EmpiricalRisk:
             "per-example Hessians": self._hessians.path,
         }
         found = {name: path for name, path in tried.items() if path is not None}
-        return {**self._traces.paths, **found}
+        return {**self._traces.told(), **found}
+
+    @undisturbed
+    def audit(self, theta: Tensor | None = None) -> Audit:
+        """Try the identities of the mathematics on this module, loss and data.
+
+        Each compares two ways to the same numbers: on up to 16 examples, in float64
+        where the module allows, also where a quantity takes a path of its own. Then
+        the paths that this risk takes, and what a call of each quantity costs.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,), default=None
+            Where; None is :meth:`params`.
+
+        Returns
+        -------
+        Audit
+            Its ``str`` is a table for a bug report; ``fails`` lists what does not hold.
+
+        Examples
+        --------
+        >>> X, y = torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 0.0])
+        >>> risk = EmpiricalRisk(nn.Linear(1, 1), "squared_error", X, y)
+        >>> risk.audit().fails
+        ()
+        """
+        theta = self._theta if theta is None else theta
+        few = self.subset(trial_indices(self.n_examples))
+        with contextlib.suppress(RuntimeError):
+            few = few.to(dtype=torch.float64)
+        return audit(self, theta, few)
 
     def params(self) -> Tensor:
         """Return the θ that the risk was made with, or was last set to.
@@ -256,8 +290,9 @@ class EmpiricalRisk:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        hvp: Literal["exact", "finite_difference"] | None = None,
     ) -> EmpiricalRisk:
-        """Return the same risk elsewhere, or in another precision.
+        """Return the same risk elsewhere, in another precision, or with another H v.
 
         Parameters
         ----------
@@ -265,6 +300,8 @@ class EmpiricalRisk:
             None stays.
         dtype : {"float32", "float64"} or torch.dtype, default=None
             None stays. The data keep the digits that they have.
+        hvp : {"exact", "finite_difference"}, default=None
+            None stays.
 
         Returns
         -------
@@ -273,7 +310,9 @@ class EmpiricalRisk:
         """
         device = self.device if device is None else resolve_device(device)
         dtype = self.dtype if dtype is None else resolve_dtype(dtype)
-        if (device, dtype) == (self.device, self.dtype):
+        before = self._hvp
+        hvp = before if hvp is None else hvp
+        if (device, dtype, hvp) == (self.device, self.dtype, before):
             return self
         self._model.bind(self._theta)
         moved = EmpiricalRisk(
@@ -282,7 +321,7 @@ class EmpiricalRisk:
             *self._data.arguments(),
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
-            hvp="finite_difference" if self._ways.finite_difference else "exact",
+            hvp=hvp,
             device=device,
             dtype=dtype,
         )

@@ -149,14 +149,11 @@ class ExampleSums:
         examples: ExampleScalars,
         quantity: Callable[[LayerSums], T],
     ) -> T | None:
-        """Return a quantity layer by layer, or None where another path is taken.
-
-        One example can come twice, see :attr:`FlatModel.pairs_single`.
-        """
+        """Return a quantity layer by layer, or None where another path is taken."""
         if (self.choice.taken or self._settle()) != "by layer":
             return None
         if len(examples) == 1 and self.model.pairs_single:
-            examples = examples[[0, 0]]
+            examples = examples[[0, 0]]  # the caller drops the second
         try:
             sums = LayerSums(self.model, examples)
             # On other examples than the trial's; one has a first dimension of one.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from flatmin.risk.chunks import Chunk
 from flatmin.risk.losses import CallableLoss, ExampleLoss
-from flatmin.risk.model import FlatModel
 
 __all__ = ["chunk_in_float64", "loss_in_float64"]
 

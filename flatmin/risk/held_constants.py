@@ -42,7 +42,7 @@ class HeldConstants(TorchFunctionMode):
     def __enter__(self) -> HeldConstants:
         """Begin a pass."""
         self._n_passes, self._next = self._n_passes + 1, 0
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(

@@ -71,7 +71,7 @@ def _detach(result: Any) -> Any:
 def _switched_off(backend: Any) -> Iterator[None]:
     # Its own ``flags`` sets the other flags too, and warns of one without a GPU. The
     # bracket is for callers who have frozen the flags.
-    bracket = getattr(torch.backends, "__allow_nonbracketed_mutation")  # noqa: B009
+    bracket = getattr(torch.backends, "__allow_nonbracketed_mutation")
     before = backend.enabled
     with bracket():
         backend.enabled = False

@@ -278,10 +278,7 @@ class ParameterWatch(TorchFunctionMode):
         )
 
     def _regroups(self, invocation: _Invocation) -> bool:
-        """Whether a function chooses examples by what they are.
-
-        A trial cannot tell: other examples can be in another order.
-        """
+        """Whether a function chooses examples by what they are: no trial can tell."""
         name, args = invocation.name.rstrip("_"), invocation.args
         kwargs = invocation.kwargs
         if invocation.alone or not args or not isinstance(args[0], Tensor):

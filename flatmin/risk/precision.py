@@ -36,7 +36,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
         with contextlib.suppress(RuntimeError):
             rounds = backend.allow_tf32
     # The bracket is for callers who have frozen the flags.
-    bracket = getattr(torch.backends, "__allow_nonbracketed_mutation")  # noqa: B009
+    bracket = getattr(torch.backends, "__allow_nonbracketed_mutation")
     if rounds:
         with bracket():
             backend.allow_tf32 = False

@@ -58,6 +58,8 @@ class ProductWays:
         Of J v: forward mode, rows, or the pullback differentiated.
     hessian : Choice
         Of H v: double backward, or forward mode over backward.
+    difference_error : float
+        The largest relative difference between two steps of a finite difference.
     """
 
     def __init__(
@@ -76,6 +78,18 @@ class ProductWays:
         self.finite_difference = finite_difference
         self.jacobian = Choice()
         self.hessian = Choice()
+        self.difference_error = 0.0
+
+    def told(self, quantity: str) -> str:
+        """Return what is to be known of a product besides that no trace serves."""
+        if quantity == "hvp" and self.finite_difference:
+            return f"; two steps agree to {self.difference_error:.0e}"
+        if quantity == "vjp":
+            return ""
+        choice = self.hessian if quantity == "hvp" else self.jacobian
+        if choice.taken is None or not choice.reasons:
+            return ""
+        return f"; by {choice.taken}, since {_listed(choice)}"
 
     def jvp(self, point: DoubleBackward, v: Tensor) -> Tensor:
         """Return J v of a chunk by the first way that is right, and finite there.
@@ -93,6 +107,8 @@ class ProductWays:
         ------
         ValueError
             If there is none.
+        OutOfMemoryError
+            As it comes.
         """
         choice = self.jacobian
         while True:
@@ -219,7 +235,10 @@ class ReferenceProducts:
     def hvp(self, v: Tensor) -> Tensor:
         """Return Σ ∇²ℓ̃ᵢ v over the chunk, shape (D,)."""
         if self.differences is not None:
-            return self.differences.hvp(v)
+            product = self.differences.hvp(v)
+            error = max(self.differences.error, self.ways.difference_error)
+            self.ways.difference_error = error
+            return product
         return self.ways.hvp(self._point, v)
 
     def ggn(self, v: Tensor) -> Tensor:

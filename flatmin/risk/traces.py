@@ -63,6 +63,13 @@ class Traces:
         self.paths: dict[str, str] = {}
         self.graphs: dict[str, TwoStage] = {}
 
+    def told(self) -> dict[str, str]:
+        """Return :attr:`paths`, with how the plain ones come about."""
+        return {
+            quantity: path if path == "traced" else path + self.ways.told(quantity)
+            for quantity, path in self.paths.items()
+        }
+
     def find(self, quantity: str, theta: Tensor, chunk: Chunk) -> TwoStage | None:
         """Return the traced kernel, or None where the plain path is to be taken.
 

@@ -8,6 +8,7 @@ exception, and how the choice is told, stand here.
 from __future__ import annotations
 
 import logging
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,9 @@ def difference(
     whole = _ratio(rest.norm(), reference.norm())
     if sizes is None:
         return whole
-    parts = zip(rest.split(list(sizes), -1), reference.split(list(sizes), -1))
+    parts = zip(
+        rest.split(list(sizes), -1), reference.split(list(sizes), -1), strict=True
+    )
     norm = reference.norm()
     worst = max(_ratio(r.norm(), p.norm() + 3e-4 * norm) for r, p in parts)
     return max(whole, worst / 10)
@@ -139,6 +142,11 @@ def attempt(name: str, trial: Callable[[], float], limit: float) -> str | None:
     Returns
     -------
     str or None
+
+    Raises
+    ------
+    OutOfMemoryError
+        As it comes.
     """
     try:
         off = trial()
@@ -162,20 +170,21 @@ def explain(error: Exception) -> str:
     """
     if isinstance(error, NotTaken):
         return str(error)
-    reason = f"{type(error).__name__}: {error}"
+    reason = f"{type(error).__name__}: {_first_sentence(str(error))}"
     if _is_our_own(error):
         _logger.error("A fault of flatmin sends it to a slower path.", exc_info=error)
     else:
         _logger.debug("A path was not taken. %s", reason, exc_info=error)
-    return reason.splitlines()[0]
+    return reason
+
+
+def _first_sentence(text: str) -> str:
+    return textwrap.shorten(text.split(". ")[0], 120, placeholder=" ...")
 
 
 def _is_our_own(error: Exception) -> bool:
-    """Say whether an exception comes from a line of flatmin that PyTorch did not see.
-
-    PyTorch says with a RuntimeError, a NotImplementedError or a ValueError what it
-    cannot do; any other that begins in this folder is a mistake in it.
-    """
+    # PyTorch says with a RuntimeError, a NotImplementedError or a ValueError what it
+    # cannot do; any other that begins in this folder is a mistake in it.
     if isinstance(error, RuntimeError | ValueError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
