@@ -75,12 +75,14 @@ def disagreement(
     float
     """
     exact = theta.dtype == torch.float64
-    wide, narrow = (
-        difference(product, central_difference(gradient, theta, v, step), sizes)
-        for step in (_STEPS if exact else _STEPS_FLOAT32)
-    )
-    same = narrow == wide or wide / 3 <= narrow <= wide * 3
-    return narrow if same and narrow > (1e-4 if exact else 5e-2) else 0.0
+    steps = _STEPS if exact else _STEPS_FLOAT32
+    wide, narrow = (central_difference(gradient, theta, v, step) for step in steps)
+    # Not relative to the differences themselves: at a kink they are as large as that.
+    far, near = (float((product - found).norm()) for found in (wide, narrow))
+    if near != far and not far / 3 <= near <= far * 3:
+        return 0.0
+    off = difference(product, narrow, sizes)
+    return off if off > (1e-4 if exact else 5e-2) else 0.0
 
 
 class FiniteDifference:

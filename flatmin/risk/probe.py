@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.risk import checks
-from flatmin.risk.chunks import Chunk
-from flatmin.risk.float64_copy import chunk_in_float64
+from flatmin.risk.chunks import Chunk, iterate_chunks
+from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
 from flatmin.risk.gradients import example_losses
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
@@ -128,7 +128,8 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
     """Check that examples are computed by themselves, and one function throughout.
 
     Outputs of the examples together, of two of them, and of each alone are compared;
-    so are the losses, and the outputs with a graph with those without one.
+    so are the losses, and the gradient of all with the sum of those alone. Outputs
+    with a graph are compared with those without one.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
     Raises
     ------
     ValueError
-        If the output or the loss of an example depends on the others.
+        If the output, the loss or the gradient of an example depends on the others.
     """
     limit = tolerance(model.params[0].dtype, 0)
     outputs = model.evaluate(chunk.X)
@@ -164,7 +165,7 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
         difference(outputs, single), difference(model.evaluate(chunk.X[:2]), single[:2])
     )
     # A deep network in float32 can lose more digits than that.
-    if off > limit and _outputs_off_in_float64(model, chunk) > limit / 10:
+    if off > limit and _in_float64(model, loss, chunk, _outputs_off) > limit / 10:
         raise ValueError(_seeing_each_other(outputs, single, off))
     with torch.no_grad():
         losses = loss.per_example(outputs, chunk.y)
@@ -180,15 +181,51 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
             "relative to their size, when each example comes alone. Contrastive "
             "losses and losses that normalise over the batch are none of a risk's."
         )
+    off = _gradient_off(model, loss, chunk)
+    if off > 10 * limit:
+        off = _in_float64(model, loss, chunk, _gradient_off)
+        if off > limit:
+            raise ValueError(
+                "The gradient over several examples must be the sum of theirs. Got a "
+                f"difference of {off:.1e}, relative to its size: a function in the "
+                "module has another derivative for one example than for several. "
+                "risk.audit() of its parts tells which."
+            )
 
 
-def _outputs_off_in_float64(model: FlatModel, chunk: Chunk) -> float:
-    """Return how far outputs together are from those alone; infinite if unknown."""
-    X = chunk_in_float64(chunk).X
+def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
+    """Return how far the gradient of all examples is from the sum of theirs."""
+
+    @torch.enable_grad()
+    def gradient(part: Chunk) -> Tensor:
+        losses = example_losses(model, loss, part)
+        if not losses.requires_grad:
+            return torch.zeros_like(model.values())
+        return model.gradient(losses, torch.ones_like(losses))
+
+    alone = torch.zeros_like(model.values())
+    for one in iterate_chunks(chunk.X, chunk.y, None, 1):
+        alone += gradient(one)
+    return difference(gradient(chunk), alone, model.layout.sizes)
+
+
+def _outputs_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
+    """Return how far outputs together are from those alone."""
+    X = chunk.X
+    alone = [model.evaluate(X[i : i + 1]) for i in range(len(X))]
+    return difference(model.evaluate(X), torch.cat(alone))
+
+
+def _in_float64(
+    model: FlatModel,
+    loss: ExampleLoss,
+    chunk: Chunk,
+    off: Callable[[FlatModel, ExampleLoss, Chunk], float],
+) -> float:
+    """Return a difference in float64; infinite where the module does not allow it."""
     try:
         twin = model.to(torch.float64)
-        alone = [twin.evaluate(X[i : i + 1]) for i in range(len(X))]
-        return difference(twin.evaluate(X), torch.cat(alone))
+        return off(twin, loss_in_float64(loss), chunk_in_float64(chunk))
     except RuntimeError:
         return float("inf")
 
