@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flatmin._utils.versions import list_versions
 from flatmin.risk.chunks import pad_chunk
+from flatmin.risk.double_backward import DoubleBackward
 from flatmin.risk.example_scalars import ExampleScalars
 from flatmin.risk.finite_difference import central_difference
+from flatmin.risk.held_constants import HeldConstants
 from flatmin.risk.per_example import looped_rows
-from flatmin.risk.reference_products import ReferenceProducts, random_like
+from flatmin.risk.reference_products import ReferenceProducts, losses_in, random_like
 from flatmin.risk.traces import Traces
 from flatmin.risk.trials import asymmetry, difference, tolerance
 
@@ -41,12 +44,15 @@ class Check:
     difference: float  # relative; NaN where nothing was compared
     tolerance: float
     note: str = ""
+    at_kink: bool = False  # the difference grows as the step of a difference falls
 
     @property
     def verdict(self) -> str:
-        """Return "holds", "fails", or "refused" where there was nothing to compare."""
+        """Return "holds", "fails", "kink", or "refused" where nothing was compared."""
         if self.difference != self.difference:
             return "refused"
+        if self.at_kink:
+            return "kink"
         return "holds" if self.difference <= self.tolerance else "fails"
 
 
@@ -154,12 +160,11 @@ def _checks(risk: EmpiricalRisk, theta: Tensor) -> Iterator[Check]:
     def with_graph() -> tuple[Tensor, Tensor]:
         return risk.value(theta), risk.value_and_gradient(theta)[0]
 
-    def slope_of_value() -> tuple[Tensor, Tensor]:
-        along = central_difference(risk.value, theta, a, 1e-5)
-        return risk.gradient(theta) @ a, along
+    def mean(losses: Tensor) -> Tensor:
+        return losses.mean().reshape(1)
 
-    def slope_of_gradient() -> tuple[Tensor, Tensor]:
-        return point.hvp(a), central_difference(risk.gradient, theta, a, 1e-5)
+    def gradient(losses: Tensor) -> Tensor:
+        return risk._model.gradient(losses, torch.ones_like(losses) / len(losses))
 
     def of_the_graph(quantity: str, direction: Tensor) -> tuple[Tensor, Tensor]:
         chunk = next(risk._chunks(risk.n_examples))
@@ -176,7 +181,11 @@ def _checks(risk: EmpiricalRisk, theta: Tensor) -> Iterator[Check]:
     yield _check("outputs together = outputs alone", 0, theta, batch_alone)
     yield _check("L = mean of the losses alone", 0, theta, losses_alone)
     yield _check("L without a graph = L that is differentiated", 0, theta, with_graph)
-    yield _check("vᵀ∇L = (L(θ + hv) - L(θ - hv)) / 2h", None, theta, slope_of_value)
+    yield _slope(
+        "vᵀ∇L = (L(θ + hv) - L(θ - hv)) / 2h",
+        *(risk, theta, a, mean),
+        lambda: (risk.gradient(theta) @ a).reshape(1),
+    )
     yield _check(
         "g₀ = (1/N) Σ gᵢ", 1, theta, lambda: (risk.gradient(theta), rows().mean(0))
     )
@@ -234,7 +243,11 @@ def _checks(risk: EmpiricalRisk, theta: Tensor) -> Iterator[Check]:
         "Tr(Gᵢ) = Σ ‖Jᵢᵀ Sᵢ eₖ‖²", 1, theta, lambda: _traces(risk, theta, outputs)
     )
     yield _symmetry("aᵀHb = bᵀHa", theta, point.hvp, a, b)
-    yield _check("H v = (∇L(θ + hv) - ∇L(θ - hv)) / 2h", None, theta, slope_of_gradient)
+    yield _slope(
+        "H v = (∇L(θ + hv) - ∇L(θ - hv)) / 2h",
+        *(risk, theta, a, gradient),
+        lambda: point.hvp(a),
+    )
     yield _check(
         "(1/N) Σ Hᵢ² v = that of the Hᵢ alone",
         2,
@@ -267,10 +280,8 @@ def _check(
     pair: Callable[[], tuple[Tensor, Tensor]],
     scale: Callable[[], Tensor] | None = None,
 ) -> Check:
-    """Compare a pair; the order None is for differences, which have fewer digits."""
-    limit = 1e-4 if order is None else tolerance(theta.dtype, order)
-    if order is None and theta.dtype != torch.float64:
-        limit = 5e-2
+    """Compare a pair."""
+    limit = _limit(theta, order)
     try:
         found, right = pair()
         if scale is None:
@@ -278,10 +289,15 @@ def _check(
         else:
             size = float(scale())
             off = float((found - right).abs().max()) / (size or 1.0)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         return Check(identity, float("nan"), limit, str(error).splitlines()[0])
-    kink = "a kink of the loss, as of ReLU at 0, does that too" if order is None else ""
-    return Check(identity, off, limit, kink if off > limit else "")
+    return Check(identity, off, limit)
+
+
+def _limit(theta: Tensor, order: int | None) -> float:
+    if order is not None:  # None is for differences in a step
+        return tolerance(theta.dtype, order)
+    return 1e-4 if theta.dtype == torch.float64 else 5e-2
 
 
 def _symmetry(
@@ -293,8 +309,8 @@ def _symmetry(
 ) -> Check:
     limit = tolerance(theta.dtype, 2)
     try:
-        return Check(identity, asymmetry(product, a, b), limit)
-    except (ValueError, RuntimeError) as error:
+        return Check(identity, asymmetry(a, product(a), b, product(b)), limit)
+    except (ValueError, ArithmeticError, RuntimeError) as error:
         return Check(identity, float("nan"), limit, str(error).splitlines()[0])
 
 
@@ -318,6 +334,51 @@ def _each(risk: EmpiricalRisk) -> range:
 def _scalars(risk: EmpiricalRisk, theta: Tensor) -> ExampleScalars:
     risk._model.bind(theta)
     return risk._scalars(next(risk._chunks(risk.n_examples)))
+
+
+def _slope(
+    identity: str,
+    risk: EmpiricalRisk,
+    theta: Tensor,
+    v: Tensor,
+    function: Callable[[Tensor], Tensor],
+    expected: Callable[[], Tensor],
+) -> Check:
+    """Compare a derivative along v with differences of a function of the losses.
+
+    At two steps, and with constants by decree held where that makes a difference.
+    """
+    limit = _limit(theta, None)
+    try:
+        product = expected()
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        return Check(identity, float("nan"), limit, str(error).splitlines()[0])
+    chunk = next(risk._chunks(risk.n_examples))
+    point = DoubleBackward(risk._model, risk._loss, theta, chunk)
+
+    def off(context: AbstractContextManager[Any]) -> tuple[float, float]:
+        losses = losses_in(point, context)
+        losses(theta)  # what is held is held here
+
+        def at(theta: Tensor) -> Tensor:
+            return function(losses(theta)).detach()
+
+        steps = (1e-5, 1e-7) if theta.dtype == torch.float64 else (1e-2, 1e-3)
+        found = [central_difference(at, theta, v, step) for step in steps]
+        # A difference across a kink can be of any size.
+        size = product.norm() or 1.0
+        wide, narrow = (float((f - product).norm() / size) for f in found)
+        return wide, narrow
+
+    constants = HeldConstants()
+    wide, narrow = off(nullcontext())
+    if min(wide, narrow) > limit:
+        held = off(constants)
+        wide, narrow = held if constants.n_held else (wide, narrow)
+    difference = min(wide, narrow)
+    at_kink = difference > limit and not wide / 3 <= narrow <= wide * 3
+    note = "grows as the step falls, as at ReLU's kink" if at_kink else ""
+    return Check(identity, difference, limit, note, at_kink)
 
 
 def _gauss_newton(
@@ -394,7 +455,7 @@ def _costs(risk: EmpiricalRisk, theta: Tensor, gradient: float) -> Iterator[Cost
     for name, (quantity, call) in calls.items():
         try:
             seconds = _seconds(call)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
             yield Cost(name, f"refused: {str(error).splitlines()[0]}", float("nan"))
             continue
         yield Cost(name, risk.paths.get(quantity, "one pass"), seconds / gradient)

@@ -256,7 +256,7 @@ class EmpiricalRisk:
         """
         theta = self._theta if theta is None else theta
         few = self.subset(trial_indices(self.n_examples))
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, ValueError):
             few = few.to(dtype=torch.float64)
         return audit(self, theta, few)
 

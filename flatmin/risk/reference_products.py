@@ -32,7 +32,7 @@ from flatmin.risk.model import FlatModel
 from flatmin.risk.trials import Choice, asymmetry, explain, tolerance
 from flatmin.risk.unsupported import NotTaken
 
-__all__ = ["ProductWays", "ReferenceProducts", "random_like"]
+__all__ = ["ProductWays", "ReferenceProducts", "losses_in", "random_like"]
 
 # Numbers an output up to which J v is taken from rows, one sweep a number.
 _MOST_ROWS = 64
@@ -188,14 +188,14 @@ class ProductWays:
         found = []
         for chunk in self._sizes():
             point = self._in_float64(theta, chunk)
-            product = partial(_HESSIANS[name], point)
             a, b = (random_like(point.theta, seed) for seed in (1, 2))
-            off = _gradient_off(point, product(a), a)
+            Ha, Hb = (_HESSIANS[name](point, v) for v in (a, b))
+            off = _gradient_off(point, Ha, a)
             if off:
                 raise NotTaken(
                     f"it differs by {off:.1e} from differences of the gradient"
                 )
-            off = asymmetry(product, a, b)
+            off = asymmetry(a, Ha, b, Hb)
             if off > tolerance(point.theta.dtype, 2):
                 raise NotTaken(f"aᵀHb and bᵀHa differ by {off:.1e}")
             found.append(off)
@@ -368,16 +368,37 @@ def _gradient(
     point: DoubleBackward, context: AbstractContextManager[Any]
 ) -> Callable[[Tensor], Tensor]:
     """Return θ to Σ ∇ℓ̃ᵢ, with the network run in a context."""
-    model = point.model
+    losses_at = losses_in(point, context)
 
-    @torch.enable_grad()
     def gradient(theta: Tensor) -> Tensor:
-        model.bind(theta)
-        with context:
-            losses = example_losses(model, point.loss, point.chunk)
-        return model.gradient(losses, torch.ones_like(losses))
+        losses = losses_at(theta)
+        return point.model.gradient(losses, torch.ones_like(losses))
 
     return gradient
+
+
+def losses_in(
+    point: DoubleBackward, context: AbstractContextManager[Any]
+) -> Callable[[Tensor], Tensor]:
+    """Return θ to the ℓ̃ᵢ of a chunk, with the network run in a context.
+
+    Parameters
+    ----------
+    point : DoubleBackward
+    context : context manager
+
+    Returns
+    -------
+    callable
+    """
+
+    @torch.enable_grad()
+    def losses(theta: Tensor) -> Tensor:
+        point.model.bind(theta)
+        with context:
+            return example_losses(point.model, point.loss, point.chunk)
+
+    return losses
 
 
 def _listed(choice: Choice) -> str:

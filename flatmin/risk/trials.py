@@ -106,22 +106,21 @@ def _ratio(difference: Tensor, size: Tensor) -> float:
     return float(difference / size) if size else float(difference)
 
 
-def asymmetry(product: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> float:
+def asymmetry(a: Tensor, Aa: Tensor, b: Tensor, Ab: Tensor) -> float:
     """Return |aᵀAb - bᵀAa|, relative to the products.
 
     Parameters
     ----------
-    product : callable
-        v to A v.
     a : Tensor of shape (D,)
+    Aa : Tensor of shape (D,)
     b : Tensor of shape (D,)
+    Ab : Tensor of shape (D,)
 
     Returns
     -------
     float
     """
-    Aa, Ab = product(a).double(), product(b).double()
-    a, b = a.double(), b.double()
+    a, Aa, b, Ab = (t.double() for t in (a, Aa, b, Ab))
     scale = float(b.norm() * Aa.norm() + a.norm() * Ab.norm())
     return abs(float(b @ Aa - a @ Ab)) / scale if scale else 0.0
 
