@@ -344,10 +344,8 @@ def _slope(
     function: Callable[[Tensor], Tensor],
     expected: Callable[[], Tensor],
 ) -> Check:
-    """Compare a derivative along v with differences of a function of the losses.
-
-    At two steps, and with constants by decree held where that makes a difference.
-    """
+    """Compare a derivative along v with differences of a function of the losses."""
+    # At two steps, and with constants by decree held where that makes a difference.
     limit = _limit(theta, None)
     try:
         product = expected()
