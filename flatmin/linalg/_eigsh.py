@@ -314,10 +314,8 @@ def _look(
 
 
 def _gap(result: EigenResult, ritz: Tensor, which: Which, allowed: Tensor) -> float:
-    """Return how far the last wanted value is from those before, over the rest's range.
-
-    A missing copy of one of those has let the last one in.
-    """
+    """Return how far the last wanted value is from others, over the rest's range."""
+    # A missing copy of one of those has let the last one in.
     values = result.eigenvalues
     sides = [values.abs(), ritz.abs()] if which == "LM" else [values, ritz]
     found = []

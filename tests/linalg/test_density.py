@@ -135,7 +135,7 @@ def test_a_krylov_space_that_ends_is_exact(dtype):
     share, stderr = result.cumulative(torch.tensor([-0.5, 0.5, 2, 6]))
     close(share, torch.tensor([0, 0.25, 0.75, 1]).double(), atol=1e-5, rtol=0)
     # That of a matrix of these eigenvalues in any basis: √(2 · 0.75 · 0.25 / 400).
-    close(stderr, torch.tensor([0, 1, 1, 0]) * 0.00094**0.5, atol=1e-3, rtol=0)
+    close(stderr, torch.tensor([0, 1, 1, 0]).double() * 0.00094**0.5, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("n_probes", [2, 4, 10])
