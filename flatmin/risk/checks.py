@@ -1,125 +1,21 @@
-"""What a module and its data must be before anything is differentiated."""
+"""What data must be before anything is differentiated."""
 
 from __future__ import annotations
 
-import copy
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import UninitializedParameter
 
 __all__ = [
     "as_input",
     "as_tensor",
     "as_weights",
     "channels_last",
-    "prepare_module",
     "warn_unused_parameters",
 ]
-
-
-def prepare_module(
-    module: nn.Module, batch_norm: Literal["error", "frozen"]
-) -> nn.Module:
-    """Return a deep copy in eval mode; the caller's module is not touched.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        In any mode.
-    batch_norm : {"error", "frozen"}
-        What to do with BatchNorm in train mode, where the loss of one example
-        depends on the others and a per-example gradient is not defined.
-
-    Returns
-    -------
-    torch.nn.Module
-
-    Raises
-    ------
-    TypeError
-        If it is no module.
-    ValueError
-        If there is nothing to train, a lazy parameter, BatchNorm as above, or an
-        Embedding with ``max_norm``.
-
-    Warns
-    -----
-    UserWarning
-        If dropout was active: it is off in a deterministic risk.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module. Got {module!r}.")
-    if batch_norm not in ("error", "frozen"):
-        raise ValueError(f"batch_norm must be 'error' or 'frozen'. Got {batch_norm!r}.")
-    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-        raise ValueError(
-            "The module has lazy parameters without a shape. Run one forward pass "
-            "through it before it is used here."
-        )
-    if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError(
-            "The module has no parameter with requires_grad=True, so there is nothing "
-            "to differentiate by. Unfreeze at least one."
-        )
-    _check_batch_norm(module, batch_norm)
-    if any(_drops(part) for part in module.modules()):
-        warnings.warn(
-            "The module has active dropout. The risk is a deterministic function of "
-            "the parameters, so dropout is switched off (eval mode).",
-            UserWarning,
-            stacklevel=3,
-        )
-    copied = copy.deepcopy(module).eval()
-    for name, part in copied.named_modules():
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-            if part.max_norm is not None:
-                raise ValueError(
-                    f"{name!r} is an Embedding with max_norm, which rescales its "
-                    "weight when it is read: the loss is no function of θ. "
-                    "Rescale the weight once and set max_norm=None."
-                )
-            part.sparse = False  # a layout of the gradient, which is flat here
-        if type(part) in (nn.RNN, nn.GRU, nn.LSTM):
-            # cuDNN differentiates recurrent layers in train mode only, which without
-            # dropout is the same. A subclass may have more that depends on the mode.
-            part.dropout = 0.0
-            part.train()
-    return copied
-
-
-def _check_batch_norm(module: nn.Module, batch_norm: str) -> None:
-    for name, part in module.named_modules():
-        if not isinstance(part, _BatchNorm):
-            continue
-        if not part.track_running_stats:
-            raise ValueError(
-                f"{name!r} is a BatchNorm without running statistics: the loss of an "
-                "example always depends on the others and per-example gradients are "
-                "not defined. Use GroupNorm."
-            )
-        if part.training and batch_norm == "error":
-            raise ValueError(
-                f"{name!r} is a BatchNorm in train mode: the loss of an example "
-                "depends on the others and per-example gradients are not defined. "
-                "Pass batch_norm='frozen' to use the running statistics, or replace "
-                "it by GroupNorm."
-            )
-
-
-def _drops(part: nn.Module) -> bool:
-    if not part.training:
-        return False
-    if isinstance(part, _DropoutNd):
-        return part.p > 0
-    if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
-        return part.dropout > 0
-    return False
 
 
 def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:

@@ -24,6 +24,8 @@ from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
+from flatmin.risk.module_copy import prepare_module, trainable
+from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
 from flatmin.risk.precision import full_float32, in_full_float32
@@ -31,6 +33,9 @@ from flatmin.risk.probe import check_dependence, choose_strides, probe_example
 from flatmin.risk.traces import Traces
 
 __all__ = ["EmpiricalRisk"]
+
+# Examples on which a used module and a fresh one are compared.
+_N_TRIED = 16
 
 
 class EmpiricalRisk:
@@ -121,11 +126,9 @@ class EmpiricalRisk:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> None:
-        module = checks.prepare_module(module, batch_norm)
-        first = next(p for p in module.parameters() if p.requires_grad)
-        self.device = resolve_device(first.device if device is None else device)
-        self.dtype = resolve_dtype(first.dtype if dtype is None else dtype)
-        module = module.to(device=self.device, dtype=self.dtype)
+        original, module = module, prepare_module(module, batch_norm, device, dtype)
+        first = trainable(module)[0]
+        self.device, self.dtype = first.device, first.dtype
 
         source = find_source(X, y)
         if source is not None:  # the first examples stand for the rest
@@ -171,6 +174,8 @@ class EmpiricalRisk:
         check_dependence(
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
+        few = next(self._chunks(min(_N_TRIED, self.chunk_size)))
+        check_state(self._model, self._loss, few, original)
         self._theta = self._model.values()
 
     @property

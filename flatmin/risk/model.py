@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatmin.risk.layout import ParameterLayout
+from flatmin.risk.module_copy import copy_module
 
 __all__ = ["FlatModel", "first_output"]
 
@@ -70,7 +70,7 @@ class FlatModel:
         state = self.__dict__.copy()
         for derived in ("layout", "params", "_theta", "_places"):
             del state[derived]
-        state["module"] = copy.deepcopy(self.module)
+        state["module"] = copy_module(self.module)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
