@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from flatmin.risk.module_copy import copy_module
 
 __all__ = [
     "as_input",
@@ -58,7 +62,7 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
             f"{name} must hold at least one example along its first axis. "
             f"Got shape {tuple(tensor.shape)}."
         )
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not bool(torch.isfinite(tensor).all()):
         raise ValueError(
             f"{name} contains NaN or infinity. Remove or impute those entries."
         )
@@ -66,24 +70,51 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
 
 
 def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Give X the module's dtype; integers stay integers for an Embedding.
+    """Give X the module's dtype; integers stay integers where they are indices.
+
+    Integers become floating numbers if the module takes these, but for one with an
+    Embedding, which is given integers if it takes them.
 
     Parameters
     ----------
     X : Tensor of shape (N, ...)
     module : torch.nn.Module
+        A copy of it is tried on one example, once.
     dtype : torch.dtype
-        Of the parameters.
+        Of the parameters. Complex inputs get as many digits.
 
     Returns
     -------
     Tensor of shape (N, ...)
     """
+    if X.is_complex():
+        return X.to(dtype.to_complex())
+    if X.is_floating_point():
+        return X.to(dtype)
+    known = _INPUT_DTYPES.setdefault(module, {})
+    key = (X.shape[1:], X.dtype, dtype)
+    if key not in known:
+        known[key] = _integer_input(X[:1], module, dtype)
+    return X.to(known[key])
+
+
+# What became of integers, by module: (shape, dtype, dtype of the module).
+_INPUT_DTYPES: weakref.WeakKeyDictionary[nn.Module, dict[Any, torch.dtype]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _integer_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> torch.dtype:
     has_embedding = any(
         isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()
     )
-    is_index = has_embedding and not X.is_floating_point()
-    return X.to(torch.long if is_index else dtype)
+    candidates = [torch.long, dtype] if has_embedding else [dtype, torch.long]
+    for candidate in candidates:
+        copied = copy_module(module).eval()
+        with torch.no_grad(), suppress(Exception):
+            copied(X.to(candidate))
+            return candidate
+    return candidates[0]
 
 
 def channels_last(X: Tensor, module: nn.Module) -> Tensor:
