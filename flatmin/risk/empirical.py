@@ -171,11 +171,11 @@ class EmpiricalRisk:
         self._row_chunk_size = max(1, min(self.chunk_size, rows))
         self._sums = ExampleSums(self._model, self._row_chunk_size)
         self._hessians = ExampleHessians(self._model, self._loss)
+        few = next(self._chunks(min(_N_TRIED, self.chunk_size)))
+        check_state(self._model, self._loss, few, original)
         check_dependence(
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
-        few = next(self._chunks(min(_N_TRIED, self.chunk_size)))
-        check_state(self._model, self._loss, few, original)
         self._theta = self._model.values()
 
     @property

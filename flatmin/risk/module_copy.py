@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin
 from torch.overrides import TorchFunctionMode
 
 from flatmin._utils.placement import resolve_device, resolve_dtype
@@ -25,7 +26,9 @@ __all__ = [
     "evaluation_mode",
     "fresh_copy",
     "graphs_left_out",
+    "keep_own_statistics",
     "prepare_module",
+    "sources",
     "trainable",
 ]
 
@@ -35,6 +38,12 @@ _WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
 }
+
+
+# What each copy was made of: what closes over that one still reaches it.
+_SOURCES: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def prepare_module(
@@ -152,21 +161,25 @@ def copy_module(
             "parameters; let its __deepcopy__ copy them."
         )
     _bring_hooks(module, memo)
+    _SOURCES[copied] = weakref.ref(module)
     _convert(copied, memo.values(), device, dtype)
     return copied
 
 
-def evaluation_mode(module: nn.Module) -> nn.Module:
+def evaluation_mode(
+    module: nn.Module, *, own_statistics: bool = True
+) -> nn.Module:
     """Switch a module to eval mode without a change of what it computes of θ.
 
-    An InstanceNorm in train mode becomes one without running statistics. A module
-    whose ``eval`` writes its tensors, such as one that merges its weights, is left
-    unmerged.
+    A module whose ``eval`` writes its tensors, such as one that merges its weights, is
+    left unmerged.
 
     Parameters
     ----------
     module : torch.nn.Module
         Changed.
+    own_statistics : bool, default=True
+        See :func:`keep_own_statistics`.
 
     Returns
     -------
@@ -178,12 +191,36 @@ def evaluation_mode(module: nn.Module) -> nn.Module:
     ValueError
         If its ``train`` writes its parameters: it is merged already.
     """
-    _keep_own_statistics(module)
+    if own_statistics:
+        keep_own_statistics(module)
     if _switches_itself(module) and _eval_writes(module):
         for part in module.modules():
             part.training = False
     else:
         module.eval()
+    return module
+
+
+def keep_own_statistics(module: nn.Module) -> nn.Module:
+    """Make every InstanceNorm in train mode one without running statistics.
+
+    It then takes each example's own, as in train mode, in eval mode too, and no pass
+    writes its buffers.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Changed.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same.
+    """
+    for part in module.modules():
+        if isinstance(part, _InstanceNorm) and part.training:
+            part.track_running_stats = False
+            part.running_mean = part.running_var = part.num_batches_tracked = None
     return module
 
 
@@ -209,7 +246,7 @@ def fresh_copy(
     torch.nn.Module
     """
     copied = copy_module(module, device=device, dtype=dtype, forget=True)
-    _keep_own_statistics(copied)
+    keep_own_statistics(copied)
     if _switches_itself(copied):
         copied.train()
     for parameter, values in zip(trainable(copied), theta, strict=True):
@@ -222,6 +259,23 @@ def fresh_copy(
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters with requires_grad=True, a shared one once."""
     return [p for p in module.parameters() if p.requires_grad]
+
+
+def sources(module: nn.Module) -> list[nn.Module]:
+    """Return a module, what it was copied from, and so on, as far as they are there.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    list of torch.nn.Module
+    """
+    found = [module]
+    while (known := _SOURCES.get(found[-1])) and (source := known()) is not None:
+        found.append(source)
+    return found
 
 
 def beside(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -456,6 +510,8 @@ def _convert(
                 to_device = tensor.device
             if tensor.dtype not in (old_dtype, old_dtype.to_complex()):
                 to_dtype = tensor.dtype
+        if isinstance(tensor, UninitializedTensorMixin):
+            continue
         if (tensor.device, tensor.dtype) != (to_device, to_dtype):
             tensor.grad = None
             tensor.data = tensor.data.to(device=to_device, dtype=to_dtype)
@@ -477,13 +533,6 @@ def _settle(module: nn.Module) -> None:
             # dropout is the same. A subclass may have more that depends on the mode.
             part.dropout = 0.0
             part.train()
-
-
-def _keep_own_statistics(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, _InstanceNorm) and part.training:
-            part.track_running_stats = False
-            part.running_mean = part.running_var = part.num_batches_tracked = None
 
 
 def _switches_itself(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from flatmin.risk.chunks import Chunk
 from flatmin.risk.gradients import example_losses
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
-from flatmin.risk.module_copy import beside, fresh_copy, trainable
+from flatmin.risk.module_copy import beside, fresh_copy, sources, trainable
 
 __all__ = ["check_state"]
 
@@ -67,7 +67,10 @@ def _check_reach(
     model: FlatModel, loss: ExampleLoss, chunk: Chunk, original: nn.Module
 ) -> None:
     foreign = {
-        _address(p): name for name, p in original.named_parameters() if p.requires_grad
+        _address(p): name
+        for source in sources(original)
+        for name, p in source.named_parameters()
+        if p.requires_grad and p.numel()
     }
     with torch.enable_grad(), _Reads(foreign) as reads:
         example_losses(model, loss, chunk)

@@ -16,6 +16,11 @@ from flatmin import EmpiricalRisk
 
 from .. import oracles
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*weight_norm.*is deprecated:FutureWarning",
+    "ignore:.*torch.jit:DeprecationWarning",
+)
+
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
 y = torch.tensor([0, 1, 2, 0, 1, 2, 0])
 
@@ -362,7 +367,6 @@ TWINS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.parametrize("dtype", ["float64", "float32, then to"])
 def test_right_as_by_autograd(name, dtype):
@@ -378,3 +382,388 @@ def test_right_as_by_autograd(name, dtype):
     assert_right(risk, twin)
     for key, value in module.state_dict().items():
         assert torch.equal(value, state[key]), key
+
+
+# -- modules that are refused ----------------------------------------------------------
+
+
+class Cached(Net):
+    """Computes its weight once in eval mode."""
+
+    def __init__(self, grad=False):
+        super().__init__()
+        self.cache, self.grad = None, grad
+
+    def forward(self, x):
+        if self.cache is None:
+            with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+                self.cache = self.first.weight.exp()
+        return self.last(F.linear(x, self.cache).tanh())
+
+
+class CachedProperty(Net):
+    @functools.cached_property
+    def weight(self):
+        return self.first.weight.exp().detach()
+
+    def forward(self, x):
+        return self.last(F.linear(x, self.weight).tanh())
+
+
+def used(module, grad):
+    with torch.set_grad_enabled(grad):
+        module(X)
+    return module
+
+
+class CachesInEval(Net):
+    """eval() computes, train() forgets."""
+
+    cache = None
+
+    def train(self, mode=True):
+        self.cache = None if mode else self.first.weight.detach().exp()
+        return super().train(mode)
+
+    def forward(self, x):
+        weight = self.first.weight.exp() if self.cache is None else self.cache
+        return self.last(F.linear(x, weight).tanh())
+
+
+class Running(Net):
+    """Statistics that are written and read in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(5))
+
+    def between(self, h):
+        self.mean.lerp_(h.detach().mean(0), 0.1)
+        return (h - self.mean).tanh()
+
+
+class State(Net):
+    """Goes on from where the last pass ended."""
+
+    def __init__(self, detach):
+        super().__init__()
+        self.state, self.detach = torch.zeros(5), detach
+
+    def between(self, h):
+        h = (h + self.state.mean()).tanh()
+        self.state = h.detach() if self.detach else h
+        return h
+
+
+class MadeOnce(Net):
+    """Reads a tensor with a graph, or without, that was made of a parameter once."""
+
+    def __init__(self, detach):
+        super().__init__()
+        weight = self.first.weight.detach() if detach else self.first.weight
+        self.transposed = weight.T
+
+    def forward(self, x):
+        return self.last((x @ self.transposed).tanh() + self.first.bias)
+
+
+class Normalises(Net):
+    def forward(self, x):
+        self.first.weight.data /= self.first.weight.data.norm()
+        return super().forward(x)
+
+
+class Replaces(Net):
+    def forward(self, x):
+        self.first.weight = nn.Parameter(self.first.weight.detach().clone())
+        return super().forward(x)
+
+
+class Freezes(Net):
+    def forward(self, x):
+        self.first.weight.requires_grad_(False)
+        return super().forward(x)
+
+
+def closes_over_itself():
+    module = Net()
+    module.between = lambda h: h.tanh() + module.first.bias
+    return module
+
+
+def hook_that_closes_over():
+    module = Net()
+    module.register_forward_hook(lambda _m, _i, out: out + module.last.bias)
+    return module
+
+
+def complex_parameter():
+    module = Rotary()
+    module.constant.requires_grad_(True)
+    return module
+
+
+def with_attribute(value):
+    module = nn.Sequential(Net(), nn.Tanh())
+    module[0].lock = value
+    return module
+
+
+def same_memory(part):
+    module = Net()
+    module.first.bias = nn.Parameter(part(module))
+    return module
+
+
+class CopiesNothing(Net):
+    def __deepcopy__(self, memo):
+        return self
+
+
+def hooked_wrapper():
+    module = nn.DataParallel(Net())
+    module.register_forward_hook(_Double())
+    return module
+
+
+MEMORY = "function of θ and its input alone"
+FOREIGN = r"reads the parameter '(first|last).bias' of the original"
+LEAVES = "must leave the parameters as they are"
+
+REFUSED = {
+    "cached": (Cached, MEMORY),
+    "cached with a graph": (lambda: Cached(True), MEMORY),
+    "cached with a graph before": (lambda: used(Cached(True), True), MEMORY),
+    "cached property": (CachedProperty, MEMORY),
+    "cached by eval": (CachesInEval, MEMORY),
+    "cached by eval before": (lambda: CachesInEval().eval(), MEMORY),
+    "running statistics": (Running, "same output for the same input|buffers.*mean"),
+    "a state": (lambda: State(True), "same output for the same input|" + MEMORY),
+    "a state with a graph": (
+        lambda: State(False),
+        "same output for the same input|" + MEMORY,
+    ),
+    "made once": (lambda: MadeOnce(True), MEMORY),
+    "made once, with a graph": (lambda: MadeOnce(False), MEMORY),
+    "merged": (
+        lambda: seeded(_merged),
+        "train\\(\\) writes them.*call its train\\(\\) first",
+    ),
+    "normalises": (Normalises, LEAVES),
+    "replaces": (Replaces, LEAVES),
+    "freezes": (Freezes, LEAVES),
+    "closes over itself": (closes_over_itself, FOREIGN),
+    "a hook that closes over": (hook_that_closes_over, FOREIGN),
+    "complex parameter": (complex_parameter, "complex parameter 'constant'.*freeze"),
+    "same memory": (
+        lambda: same_memory(lambda m: m.first.weight.data[:, 0]),
+        "'first.weight' and 'first.bias', which share",
+    ),
+    "a lock": (lambda: with_attribute(threading.Lock()), r"attribute '0.lock' of type lock"),
+    "a generator": (lambda: with_attribute(iter_ for iter_ in ()), r"'0.lock' of type gen"),
+    "copies nothing": (CopiesNothing, "same parameters.*__deepcopy__"),
+    "scripted": (
+        lambda: torch.jit.script(nn.Linear(4, 3)),
+        "written in Python.*TorchScript.*pass the nn.Module",
+    ),
+    "a scripted part": (
+        lambda: nn.Sequential(torch.jit.script(nn.Linear(4, 3)), nn.Tanh()),
+        "'0', a RecursiveScriptModule, compiled",
+    ),
+    "traced": (lambda: torch.jit.trace(nn.Linear(4, 3), X), "TorchScript"),
+    "a wrapper's hook": (hooked_wrapper, "DataParallel with forward hooks of its own"),
+}
+
+
+def _merged():
+    module = Merging()
+    nn.init.normal_(module.up)
+    return module.eval()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_reason(name):
+    build, words = REFUSED[name]
+    module = build()
+    with pytest.raises((TypeError, ValueError), match=words):
+        EmpiricalRisk(module, "cross_entropy", X, y)
+
+
+def test_the_way_out_of_a_complex_parameter_is_right():
+    """Word for word as the message has it."""
+
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4, dtype=torch.complex64))
+
+        def forward(self, x):
+            return (x.to(self.weight.dtype) @ self.weight.T).abs()
+
+    class Real(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.w = nn.Parameter(torch.view_as_real(weight.detach()))
+
+        def forward(self, x):
+            weight = torch.view_as_complex(self.w)
+            return (x.to(weight.dtype) @ weight.T).abs()
+
+    module = seeded(Complex)
+    risk = EmpiricalRisk(Real(module.weight), "cross_entropy", X, y, dtype="float64")
+    as_double(module)
+    loss = F.cross_entropy(module(X.double()), y)
+    torch.testing.assert_close(risk.value(risk.params()), loss.detach())
+    (slope,) = torch.autograd.grad(loss, module.weight)
+    found = torch.view_as_complex(risk.gradient(risk.params()).view(3, 4, 2))
+    torch.testing.assert_close(found, slope)
+
+
+@pytest.mark.parametrize("where", ["transform", "loss"])
+def test_parameters_of_the_original_are_not_reached(where):
+    module = Net()
+
+    def loss(outputs, y):
+        return F.cross_entropy(outputs, y, reduction="none") + module.last.bias.norm()
+
+    with pytest.raises(ValueError, match="reads the parameter 'last.bias'"):
+        if where == "loss":
+            EmpiricalRisk(module, loss, X, y)
+        else:
+            transform = lambda out: out + module.last.bias  # noqa: E731
+            EmpiricalRisk(module, "cross_entropy", X, y, output_transform=transform)
+
+
+# -- wrappers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.compile,
+        nn.DataParallel,
+        lambda module: nn.DataParallel(torch.compile(module)),
+    ],
+    ids=["compiled", "parallel", "both"],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_wrapper_is_left_out(wrap, inside):
+    def build(wrap):
+        module = Net()
+        if not inside:
+            return wrap(module)
+        module.first = wrap(module.first)
+        module.again = [module.first]
+        return module
+
+    module, twin = seeded(lambda: build(wrap)), seeded(lambda: build(lambda m: m))
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, dtype="float64")
+    assert risk.layout.names == tuple(name for name, _ in Net().named_parameters())
+    assert_right(risk, twin)
+
+
+def test_compiled_in_place():
+    module = seeded(Net)
+    module.compile()
+    module.first.compile()
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, dtype="float64")
+    assert_right(risk, seeded(Net))
+
+
+# -- copies ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])
+@pytest.mark.parametrize("name", ["keeps activations", "pruned", "old weight norm", "real pairs"])
+def test_a_copied_risk_answers_for_itself(name, again):
+    risk = EmpiricalRisk(seeded(RIGHT[name]), "cross_entropy", X, y, dtype="float64")
+    theta = elsewhere(risk)
+    risk.linearize(theta).hvp(theta)
+    risk.gradient_variances(theta)
+    twin = again(risk)
+    assert_right(twin, seeded(TWINS.get(name, RIGHT[name])))
+    twin.gradient(0 * theta)
+    assert_right(risk, seeded(TWINS.get(name, RIGHT[name])))
+
+
+def test_a_second_name_has_the_same_parameter():
+    module = Net()
+    module.again = {"weights": [module.first.weight], "part": (module.last,)}
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, dtype="float64")
+    for risk in (risk, copy.deepcopy(risk), risk.to(dtype="float32")):
+        inside = risk._model.module
+        risk.gradient(0 * risk.params())
+        assert inside.again["weights"][0] is inside.first.weight
+        assert inside.again["part"][0] is inside.last
+        assert not inside.again["weights"][0].any()
+
+
+# -- inputs ----------------------------------------------------------------------------
+
+
+class OwnEmbedding(nn.Module):
+    def __init__(self, read):
+        super().__init__()
+        self.table, self.read = nn.Parameter(torch.randn(9, 3)), read
+
+    def forward(self, x):
+        return self.read(x, self.table).sum(1)
+
+
+class TwoBranches(nn.Module):
+    """An Embedding of the first column, as an integer; numbers in the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.numbers = nn.Embedding(9, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.words(x[:, 0].long()) + self.numbers(x[:, 1:])
+
+
+class Sum(nn.Module):
+    def forward(self, x):
+        return x.sum(1)
+
+
+INDICES = torch.arange(28).view(7, 4) % 9
+
+
+@pytest.mark.parametrize(
+    ("build", "to_twin"),
+    [
+        (lambda: OwnEmbedding(F.embedding), torch.long),
+        (lambda: OwnEmbedding(lambda x, table: table[x]), torch.long),
+        (lambda: nn.Sequential(nn.Embedding(9, 3), nn.Tanh(), Sum()), torch.long),
+        (Net, torch.float64),
+        (TwoBranches, torch.float64),
+    ],
+    ids=["F.embedding", "by index", "Embedding", "numbers", "both"],
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.int16])
+def test_integers_are_what_the_module_takes(build, to_twin, dtype):
+    module, twin = seeded(build), seeded(build)
+    given = INDICES.to(dtype)
+    risk = EmpiricalRisk(module, "cross_entropy", given, y, dtype="float64")
+    assert_right(risk, twin, INDICES.to(to_twin))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.bfloat16])
+def test_other_numbers_become_floating(dtype):
+    given = (2 * X).to(dtype)
+    risk = EmpiricalRisk(seeded(Net), "cross_entropy", given, y, dtype="float64")
+    assert_right(risk, seeded(Net), given.double())
+
+
+class OfComplex(Net):
+    def forward(self, x):
+        return super().forward(x.real) + x.imag[:, :3]
+
+
+def test_complex_inputs_stay_complex():
+    given = torch.complex(X, X.cos())
+    risk = EmpiricalRisk(seeded(OfComplex), "cross_entropy", given, y, dtype="float64")
+    assert_right(risk, seeded(OfComplex), given)
+    given[2, 1] = torch.complex(torch.tensor(0.0), torch.tensor(torch.nan))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        EmpiricalRisk(seeded(OfComplex), "cross_entropy", given, y)
