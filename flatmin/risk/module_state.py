@@ -17,6 +17,9 @@ from flatmin.risk.module_copy import beside, fresh_copy, sources, trainable
 
 __all__ = ["check_state"]
 
+# Passes that no measurement comes to.
+_FAR = 1e7
+
 
 def check_state(
     model: FlatModel, loss: ExampleLoss, chunk: Chunk, original: nn.Module
@@ -51,6 +54,7 @@ def check_state(
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     fresh = FlatModel(module, model.output_transform)
     fresh.copies_input = model.copies_input
+    _check_counters(model, chunk)
     try:
         model.bind(other)
         for enabled in (False, True):
@@ -122,6 +126,53 @@ def _check_kept(model: FlatModel, theta: Tensor) -> None:
         "module that writes, replaces or freezes them in forward; compute what "
         "it needs in a variable, or by torch.nn.utils.parametrize."
     )
+
+
+def _check_counters(model: FlatModel, chunk: Chunk) -> None:
+    """Raise if the outputs will change when something has been counted far enough."""
+    before = _numbers(model.module)
+    with torch.no_grad():
+        once = model(chunk.X)
+    after = _numbers(model.module)
+    changed = [key for key in after if key in before and after[key] != before[key]]
+    if not changed:
+        return
+    _assign(changed, {key: after[key] + _FAR for key in changed})
+    try:
+        with torch.no_grad():
+            agree = _agree(once, model(chunk.X))
+    except Exception:
+        agree = False
+    _assign(changed, before)
+    if not agree:
+        names = sorted({name for _, name in changed})
+        raise ValueError(
+            "The module must be a function of θ and its input alone. Got one that "
+            f"counts its passes and goes by the count ({', '.join(names)}); switch that "
+            "off in eval mode."
+        )
+
+
+def _numbers(module: nn.Module) -> dict[tuple[nn.Module, str], float]:
+    """Return what may be a counter: attributes and buffers that are one number."""
+    return {
+        (part, name): float(value)
+        for part in module.modules()
+        for name, value in (vars(part) | part._buffers).items()
+        if (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())
+        or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
+
+
+def _assign(
+    keys: list[tuple[nn.Module, str]], values: dict[tuple[nn.Module, str], float]
+) -> None:
+    for part, name in keys:
+        held = getattr(part, name)
+        if isinstance(held, Tensor):
+            held.detach().fill_(values[part, name])
+        else:
+            setattr(part, name, type(held)(values[part, name]))
 
 
 def _is(one: object, other: object) -> bool:

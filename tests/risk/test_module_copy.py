@@ -442,6 +442,21 @@ class Running(Net):
         return (h - self.mean).tanh()
 
 
+class Counts(Net):
+    """Becomes another function after some passes."""
+
+    def __init__(self, count):
+        super().__init__()
+        if isinstance(count, torch.Tensor):
+            self.register_buffer("count", count)
+        else:
+            self.count = count
+
+    def between(self, h):
+        self.count += 1
+        return h.tanh() * (2 if self.count > 500 else 1)
+
+
 class State(Net):
     """Goes on from where the last pass ended."""
 
@@ -538,6 +553,8 @@ REFUSED = {
     "cached by eval": (CachesInEval, MEMORY),
     "cached by eval before": (lambda: CachesInEval().eval(), MEMORY),
     "running statistics": (Running, "same output for the same input|buffers.*mean"),
+    "counts": (lambda: Counts(0), r"counts its passes.*\(count\)"),
+    "counts in a buffer": (lambda: Counts(torch.tensor(0)), r"counts.*\(count\)"),
     "a state": (lambda: State(True), "same output for the same input|" + MEMORY),
     "a state with a graph": (
         lambda: State(False),
