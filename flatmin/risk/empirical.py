@@ -44,11 +44,12 @@ class EmpiricalRisk:
     Written as (1/N) Σ ℓ̃ᵢ with ℓ̃ᵢ = N wᵢ ℓᵢ / Σw; per-example gradients are
     gᵢ = ∇ℓ̃ᵢ, always with the divisor N. θ lists the trainable parameters in
     ``module.named_parameters()`` order, a shared parameter once. The risk works on a
-    deep copy in eval mode. Every quantity is a sum over examples and does not depend
-    on the chunk size, up to rounding. On a GPU, what is measured has all digits of
-    float32, whatever PyTorch's setting for convolutions; the gradients that come with a
-    loss, which train, follow the setting. One risk must not be used by two threads at a
-    time.
+    deep copy in eval mode, in which an InstanceNorm that is handed over in train mode
+    keeps to each example's own statistics. Every quantity is a sum over examples and
+    does not depend on the chunk size, up to rounding. On a GPU, what is measured has
+    all digits of float32, whatever PyTorch's setting for convolutions; the gradients
+    that come with a loss, which train, follow the setting. One risk must not be used by
+    two threads at a time.
 
     Parameters
     ----------

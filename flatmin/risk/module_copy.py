@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from flatmin._utils.placement import resolve_device, resolve_dtype
@@ -166,9 +166,7 @@ def copy_module(
     return copied
 
 
-def evaluation_mode(
-    module: nn.Module, *, own_statistics: bool = True
-) -> nn.Module:
+def evaluation_mode(module: nn.Module, *, own_statistics: bool = True) -> nn.Module:
     """Switch a module to eval mode without a change of what it computes of θ.
 
     A module whose ``eval`` writes its tensors, such as one that merges its weights, is
@@ -341,7 +339,9 @@ class _WithoutGraphs(TorchFunctionMode):
         tensor, memo = args
         if id(tensor) not in memo and self._is_kept(tensor):
             memo[id(tensor)] = self._copy(tensor)
-        return memo[id(tensor)] if id(tensor) in memo else func(*args)
+        if id(tensor) not in memo:
+            memo[id(tensor)] = func(*args)  # type: ignore[no-untyped-call]
+        return memo[id(tensor)]
 
     def _is_kept(self, tensor: Tensor) -> bool:
         if _escaped(tensor) or not tensor.is_leaf:
@@ -392,8 +392,8 @@ def _check_parameters(module: nn.Module) -> None:
             if _overlap(parameter, free[other]):
                 raise ValueError(
                     "Each trainable parameter must have memory of its own. Got "
-                    f"{other!r} and {name!r}, which share some, so that neither changes "
-                    "alone; make them one nn.Parameter, or clone one."
+                    f"{other!r} and {name!r}, which share some, so that neither "
+                    "changes alone; make them one nn.Parameter, or clone one."
                 )
         before.append(name)
 
@@ -510,7 +510,7 @@ def _convert(
                 to_device = tensor.device
             if tensor.dtype not in (old_dtype, old_dtype.to_complex()):
                 to_dtype = tensor.dtype
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             continue
         if (tensor.device, tensor.dtype) != (to_device, to_dtype):
             tensor.grad = None

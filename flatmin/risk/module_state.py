@@ -1,4 +1,4 @@
-"""Is a module a function of θ and its input, whatever it was used for before?"""
+"""Whether a module is a function of θ and its input, whatever it has done before."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def _check_reach(
     if reads.found:
         raise ValueError(
             "A risk works on a copy of the module. Got a pass that reads the parameter "
-            f"{reads.found!r} of the original, which stays as it is: through a function "
-            "that holds the module (a lambda, a closure, a hook), output_transform or "
-            "the loss. Reach it through self."
+            f"{reads.found!r} of the original, which stays as it is: through a "
+            "function that holds the module (a lambda, a closure, a hook), "
+            "output_transform or the loss. Reach it through self."
         )
 
 
@@ -91,7 +91,7 @@ class _Reads(TorchDispatchMode):
     """Notes the tensors of others that a pass uses."""
 
     def __init__(self, foreign: dict[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.foreign = foreign
         self.found: str | None = None
 
@@ -148,8 +148,8 @@ def _check_counters(model: FlatModel, chunk: Chunk) -> None:
         names = sorted({name for _, name in changed})
         raise ValueError(
             "The module must be a function of θ and its input alone. Got one that "
-            f"counts its passes and goes by the count ({', '.join(names)}); switch that "
-            "off in eval mode."
+            f"counts its passes and goes by the count ({', '.join(names)}); switch "
+            "that off in eval mode."
         )
 
 

@@ -105,7 +105,9 @@ def test_instance_norm_is_as_it_was_handed_over(train):
     risk = EmpiricalRisk(module, "cross_entropy", inputs, torch.as_tensor(y))
     found = CurvatureAnalyzer(module, loss="cross_entropy", random_state=0)
     eigen = found.fit(inputs, y).eigen(k=1)
-    H = torch.stack([risk.linearize(risk.params()).hvp(v) for v in torch.eye(15).double()])
+    H = torch.stack(
+        [risk.linearize(risk.params()).hvp(v) for v in torch.eye(15).double()]
+    )
     np.testing.assert_allclose(
         eigen.eigenvalues[0], torch.linalg.eigvalsh(H)[-1], rtol=1e-3
     )

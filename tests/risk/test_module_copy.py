@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, prune
 
 from flatmin import EmpiricalRisk
 
@@ -51,11 +51,12 @@ def as_double(module):
 
 
 def reference(module, theta, X=X, y=y):
-    """Return value, rows and Hessian at θ by autograd, of a module that is not shared."""
+    """Return value, rows and Hessian at θ by autograd; the module is changed."""
     as_double(module)
     params = [p for p in module.parameters() if p.requires_grad]
     with torch.no_grad():
-        for p, part in zip(params, theta.split([p.numel() for p in params])):
+        parts = theta.split([p.numel() for p in params])
+        for p, part in zip(params, parts, strict=True):
             p.copy_(part.view(p.shape))
 
     def flat(value):
@@ -66,7 +67,9 @@ def reference(module, theta, X=X, y=y):
 
     X = X.to(torch.complex128) if X.is_complex() else X
     X = X.double() if X.is_floating_point() else X
-    old_norm = mock.patch("torch.nn.utils.weight_norm._weight_norm", oracles.weight_norm)
+    old_norm = mock.patch(
+        "torch.nn.utils.weight_norm._weight_norm", oracles.weight_norm
+    )
     with oracles.right_second_derivatives(), old_norm:
         losses = F.cross_entropy(module(X), y, reduction="none")
         rows = torch.stack([flat(loss) for loss in losses])
@@ -271,7 +274,10 @@ class Merging(Net):
 
     def __init__(self):
         super().__init__()
-        self.down, self.up = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.zeros(5, 2))
+        self.down, self.up = (
+            nn.Parameter(torch.randn(2, 4)),
+            nn.Parameter(torch.zeros(5, 2)),
+        )
         self.merged = False
 
     def train(self, mode=True):
@@ -333,7 +339,12 @@ def columns_of_one_matrix():
 def instance_norm():
     norm = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
     return nn.Sequential(
-        nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), norm, nn.Tanh(), nn.Flatten(), nn.Linear(6, 3)
+        nn.Linear(4, 6),
+        nn.Unflatten(1, (2, 3)),
+        norm,
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(6, 3),
     )
 
 
@@ -576,8 +587,14 @@ REFUSED = {
         lambda: same_memory(lambda m: m.first.weight.data[:, 0]),
         "'first.weight' and 'first.bias', which share",
     ),
-    "a lock": (lambda: with_attribute(threading.Lock()), r"attribute '0.lock' of type lock"),
-    "a generator": (lambda: with_attribute(iter_ for iter_ in ()), r"'0.lock' of type gen"),
+    "a lock": (
+        lambda: with_attribute(threading.Lock()),
+        r"attribute '0.lock' of type lock",
+    ),
+    "a generator": (
+        lambda: with_attribute(iter_ for iter_ in ()),
+        r"'0.lock' of type gen",
+    ),
     "copies nothing": (CopiesNothing, "same parameters.*__deepcopy__"),
     "scripted": (
         lambda: torch.jit.script(nn.Linear(4, 3)),
@@ -643,12 +660,15 @@ def test_parameters_of_the_original_are_not_reached(where):
     def loss(outputs, y):
         return F.cross_entropy(outputs, y, reduction="none") + module.last.bias.norm()
 
-    with pytest.raises(ValueError, match="reads the parameter 'last.bias'"):
-        if where == "loss":
-            EmpiricalRisk(module, loss, X, y)
-        else:
-            transform = lambda out: out + module.last.bias  # noqa: E731
-            EmpiricalRisk(module, "cross_entropy", X, y, output_transform=transform)
+    def transform(outputs):
+        return outputs + module.last.bias
+
+    options = {
+        "loss": {"loss": loss},
+        "transform": {"loss": "cross_entropy", "output_transform": transform},
+    }
+    with pytest.raises(ValueError, match=r"reads the parameter 'last.bias'"):
+        EmpiricalRisk(module, X=X, y=y, **options[where])
 
 
 # -- wrappers --------------------------------------------------------------------------
@@ -690,8 +710,12 @@ def test_compiled_in_place():
 # -- copies ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])
-@pytest.mark.parametrize("name", ["keeps activations", "pruned", "old weight norm", "real pairs"])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))]
+)
+@pytest.mark.parametrize(
+    "name", ["keeps activations", "pruned", "old weight norm", "real pairs"]
+)
 def test_a_copied_risk_answers_for_itself(name, again):
     risk = EmpiricalRisk(seeded(RIGHT[name]), "cross_entropy", X, y, dtype="float64")
     theta = elsewhere(risk)
@@ -707,9 +731,9 @@ def test_a_second_name_has_the_same_parameter():
     module = Net()
     module.again = {"weights": [module.first.weight], "part": (module.last,)}
     risk = EmpiricalRisk(module, "cross_entropy", X, y, dtype="float64")
-    for risk in (risk, copy.deepcopy(risk), risk.to(dtype="float32")):
-        inside = risk._model.module
-        risk.gradient(0 * risk.params())
+    for each in (risk, copy.deepcopy(risk), risk.to(dtype="float32")):
+        inside = each._model.module
+        each.gradient(0 * each.params())
         assert inside.again["weights"][0] is inside.first.weight
         assert inside.again["part"][0] is inside.last
         assert not inside.again["weights"][0].any()
