@@ -61,6 +61,13 @@ class _PlainKernels(TorchFunctionMode):
             return torch.complex(args[0][..., 0], args[0][..., 1])
         if func is torch.view_as_real:
             return torch.stack([args[0].real, args[0].imag], -1)
+        if func is F.instance_norm:
+            # Whose second derivative is wrong for one channels-last example.
+            if not kwargs["use_input_stats"]:
+                return _by_running_statistics(args[0], **kwargs)
+            if kwargs["running_mean"] is None:
+                func, args = F.group_norm, (args[0], args[0].shape[1])
+                kwargs = {name: kwargs[name] for name in ("weight", "bias", "eps")}
         if func in (F.group_norm, torch.group_norm):
             args = (args[0].contiguous(), *args[1:])
         elif func is F.embedding:
@@ -69,6 +76,24 @@ class _PlainKernels(TorchFunctionMode):
         result = func(*args, **kwargs)
         # Forward mode would see through torch.no_grad().
         return result if torch.is_grad_enabled() else _detach(result)
+
+
+def _by_running_statistics(
+    input: Tensor,
+    *,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    **_: Any,
+) -> Tensor:
+    """Return an instance norm in eval mode, spelled out."""
+    shape = (-1, *(1 for _ in input.shape[2:]))
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    output = (input - running_mean.view(shape)) * scale.view(shape)
+    return output if bias is None else output + bias.view(shape)
 
 
 def _without_padding_row(

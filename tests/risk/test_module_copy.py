@@ -395,6 +395,23 @@ def test_right_as_by_autograd(name, dtype):
         assert torch.equal(value, state[key]), key
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("chunk_size", [1, 3])
+@pytest.mark.parametrize("mode", [True, False])
+def test_instance_norm_of_images(affine, chunk_size, mode):
+    """PyTorch 2.13 is wrong at H for one channels-last example."""
+
+    def build():
+        norm = nn.InstanceNorm2d(3, affine=affine, track_running_stats=True)
+        net = [nn.Conv2d(2, 3, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(27, 3)]
+        return nn.Sequential(*net).train(mode)
+
+    images = torch.randn(7, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    options = {"dtype": "float64", "chunk_size": chunk_size}
+    risk = EmpiricalRisk(seeded(build), "cross_entropy", images, y, **options)
+    assert_right(risk, seeded(build), images)
+
+
 # -- modules that are refused ----------------------------------------------------------
 
 
