@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.losses import LossLike
 from flatmin.risk.model import first_output
+from flatmin.risk.module_copy import copy_module, evaluation_mode
 
 __all__ = ["is_data_set", "make_risk", "training_risk"]
 
@@ -109,7 +109,9 @@ def make_risk(
     if not isinstance(X, Tensor) and not is_data_set(X):
         X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
     if any(part.training for part in module.modules()):
-        module = copy.deepcopy(module).eval()
+        # A skorch net evaluates InstanceNorm by running statistics, in any mode.
+        own_statistics = isinstance(model, nn.Module)
+        module = evaluation_mode(copy_module(module), own_statistics=own_statistics)
     return EmpiricalRisk(
         module,
         loss,

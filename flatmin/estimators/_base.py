@@ -53,6 +53,7 @@ from flatmin.estimators._warmup import warm_up
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.checks import as_input
+from flatmin.risk.module_copy import copy_module, evaluation_mode, graphs_left_out
 
 __all__ = ["BaseNoisyDiffusion"]
 
@@ -232,7 +233,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         names = ("init", "warmup", "noise", "batches", "warmup batches")
         seeds = spawn_seeds(self.random_state, names)
         if warm:
-            module = copy.deepcopy(self.module_).to(device=device, dtype=dtype)
+            module = copy_module(self.module_, device=device, dtype=dtype)
         else:
             module = build_module(
                 self.module,
@@ -425,7 +426,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
         net.detach()
         self.net_ = net
-        self.module_ = net.module_.eval()
+        self.module_ = evaluation_mode(net.module_)
         self.noise_ = run.law
         self.n_iter_ = run.n_iter_before + done
         self.diverged_ = run.diverged
@@ -519,7 +520,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         outputs: Any = None
         # What the module cannot take, or does not return, the risk will say.
         with torch.no_grad(), suppress(RuntimeError):
-            outputs = first_output(copy.deepcopy(module).eval()(first))
+            outputs = first_output(evaluation_mode(copy_module(module))(first))
         return self._resolve_loss(outputs if isinstance(outputs, Tensor) else first)
 
     def _outputs(self, X: Any) -> np.ndarray:
@@ -545,7 +546,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         # The data stay behind, and the network travels once, inside of net_.
         for name in ("risk_", "module_"):
             state.pop(name, None)
+        if isinstance(self.module, nn.Module):
+            with graphs_left_out():
+                state["module"] = copy.deepcopy(self.module)
         return state
+
+    def __sklearn_clone__(self) -> Any:
+        with graphs_left_out():
+            return super().__sklearn_clone__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -28,6 +28,8 @@ from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
+from flatmin.risk.module_copy import prepare_module, trainable
+from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
 from flatmin.risk.precision import in_full_float32
@@ -51,11 +53,12 @@ class EmpiricalRisk:
     Written as (1/N) Σ ℓ̃ᵢ with ℓ̃ᵢ = N wᵢ ℓᵢ / Σw; per-example gradients are
     gᵢ = ∇ℓ̃ᵢ, always with the divisor N. θ lists the trainable parameters in
     ``module.named_parameters()`` order, a shared parameter once. The risk works on a
-    deep copy in eval mode. Every quantity is a sum over examples and does not depend
-    on the chunk size, up to rounding. On a GPU, what is measured has all digits of
-    float32, whatever PyTorch's setting for convolutions; the gradients that come with a
-    loss, which train, follow the setting. One risk must not be used by two threads at a
-    time.
+    deep copy in eval mode, in which an InstanceNorm that is handed over in train mode
+    keeps to each example's own statistics. Every quantity is a sum over examples and
+    does not depend on the chunk size, up to rounding. On a GPU, what is measured has
+    all digits of float32, whatever PyTorch's setting for convolutions; the gradients
+    that come with a loss, which train, follow the setting. One risk must not be used by
+    two threads at a time.
 
     Parameters
     ----------
@@ -142,11 +145,9 @@ class EmpiricalRisk:
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
         self._hvp = hvp
-        module = checks.prepare_module(module, batch_norm)
-        first = next(p for p in module.parameters() if p.requires_grad)
-        self.device = resolve_device(first.device if device is None else device)
-        self.dtype = resolve_dtype(first.dtype if dtype is None else dtype)
-        module = module.to(device=self.device, dtype=self.dtype)
+        original, module = module, prepare_module(module, batch_norm, device, dtype)
+        first = trainable(module)[0]
+        self.device, self.dtype = first.device, first.dtype
 
         source = find_source(X, y)
         if source is not None:  # some examples stand for the rest
@@ -180,6 +181,7 @@ class EmpiricalRisk:
 
         self._few = examples.select(trial_indices(n_examples).to(self.device))
         self._few = replace(self._few, weights=None)  # 0 would hide an example
+        check_state(self._model, self._loss, self._few, original)
         check_independence(self._model, self._loss, self._few)
         if chunk_size is None:
             chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
