@@ -38,7 +38,7 @@ def make_risk(
 
     Parameters
     ----------
-    estimator : flatmin estimator, skorch net or torch.nn.Module
+    estimator : flatmin estimator or its ``net_``, skorch net or torch.nn.Module
         Also inside a ``FrozenEstimator``, a fitted search or a ``Pipeline``, through
         whose earlier steps X goes. It is not touched.
     X : array-like, Tensor or data set
@@ -168,12 +168,15 @@ def training_risk(
     if _is_flatmin(model):
         _refuse_loss(model, loss)
         check_is_fitted(model)
-        if model.risk_ is not None:
-            return model.risk_.to(device=device, dtype=dtype, hvp=hvp)
-        why = (
-            f"this {type(model).__name__} no longer holds its training data "
-            "(store_data=False, or it was pickled, as for another process)"
-        )
+        # The net of an estimator reads data as it does, and holds none.
+        if hasattr(model, "risk_"):
+            risk = model.risk_
+            if risk is not None:
+                return risk.to(device=device, dtype=dtype, hvp=hvp)
+            why = (
+                f"this {type(model).__name__} no longer holds its training data "
+                "(store_data=False, or it was pickled, as for another process)"
+            )
     raise NotFittedError(
         f"This {caller} has no data: {why}. Call fit(X, y) first, with the data to "
         "analyse on."

@@ -28,7 +28,12 @@ from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
-from flatmin.risk.module_copy import prepare_module, trainable
+from flatmin.risk.module_copy import (
+    copy_module,
+    evaluation_mode,
+    prepare_module,
+    trainable,
+)
 from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
@@ -222,6 +227,14 @@ class EmpiricalRisk:
         return len(self._data)
 
     @property
+    def keeps_graph(self) -> bool:
+        """Whether the module computes something else where gradients are off.
+
+        Then they are on for values and outputs, too.
+        """
+        return self._model.keeps_graph
+
+    @property
     def paths(self) -> dict[str, str]:
         """Which kernels ran: for each quantity the fast one's name, or why not."""
         tried = {
@@ -317,8 +330,38 @@ class EmpiricalRisk:
         if (device, dtype, hvp) == (self.device, self.dtype, before):
             return self
         self._model.bind(self._theta)
+        return self._of(self._model.module, device, dtype, hvp)
+
+    def with_module(self, module: nn.Module) -> EmpiricalRisk:
+        """Return the risk of another module, or of a changed one, on the same data.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Deep-copied, and taken in eval mode, with its device and dtype.
+
+        Returns
+        -------
+        EmpiricalRisk
+            Itself where ``params()``, the rest of the module's parameters and buffers,
+            and its ``repr`` are those of ``module``, else another one.
+        """
+        self._model.bind(self._theta)
+        if _alike(self._model.module, module):
+            return self
+        module = evaluation_mode(copy_module(module))
+        first = trainable(module)[0]
+        return self._of(module, first.device, first.dtype, self._hvp)
+
+    def _of(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        hvp: Literal["exact", "finite_difference"],
+    ) -> EmpiricalRisk:
         moved = EmpiricalRisk(
-            self._model.module,
+            module,
             copy.deepcopy(self._loss),  # a loss module moves along
             *self._data.arguments(),
             chunk_size=self.chunk_size,
@@ -916,3 +959,19 @@ class EmpiricalRisk:
     def _mean(self, sums: list[Tensor]) -> Tensor:
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
         return (total / self.n_examples).to(self.dtype)
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Say whether two modules read alike and hold the same tensors."""
+    held = [
+        {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for module in (one, other)
+    ]
+    return (
+        repr(one) == repr(other)
+        and held[0].keys() == held[1].keys()
+        and all(
+            (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)
+            for a, b in zip(held[0].values(), held[1].values(), strict=True)
+        )
+    )
