@@ -1,5 +1,6 @@
 """flatmin: the shape of gradient noise, and the flatness of the minima it finds."""
 
+from flatmin._utils.versions import show_versions
 from flatmin.analysis import (
     CurvatureAnalyzer,
     NoiseCovarianceAnalyzer,
@@ -27,4 +28,5 @@ __all__ = [
     "compare_dynamics",
     "expected_sharpness",
     "make_noise_law",
+    "show_versions",
 ]

@@ -1,5 +1,6 @@
 """What all tests share: one thread, what is skipped, where the real images lie."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -25,6 +26,19 @@ def pytest_collection_modifyitems(config, items):
             folder in item.path.parents for folder in ON_REQUEST
         ):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def no_fault_of_our_own(caplog):
+    """Fail where a mistake in flatmin, and no module's, led to a slower path."""
+    yield
+    found = [
+        record.getMessage() + "\n" + str(record.exc_info)
+        for when in ("setup", "call")
+        for record in caplog.get_records(when)
+        if record.name.startswith("flatmin") and record.levelno >= logging.ERROR
+    ]
+    assert not found, found
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
-from flatmin._utils.validation import Interval
+from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._results import Eigenpairs
 from flatmin.analysis._risk import is_data_set, make_risk, training_risk
 from flatmin.linalg import LinearOperator
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import Audit, EmpiricalRisk
 
 __all__ = ["BaseAnalyzer", "ModelByReference"]
 
@@ -34,6 +34,7 @@ class ModelByReference(BaseEstimator):
 
     estimator: Any
     loss: Any
+    hvp: Any
     device: Any
     dtype: Any
     random_state: Any
@@ -96,7 +97,12 @@ class ModelByReference(BaseEstimator):
         return training_risk(estimator, type(self).__name__, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {"loss": self.loss, "device": self.device, "dtype": self.dtype}
+        return {
+            "loss": self.loss,
+            "hvp": self.hvp,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
 
     def _check_features(self, X: Any, *, reset: bool) -> None:
         if not is_data_set(X):
@@ -116,6 +122,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
         "params": [None, str, list],
+        "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -196,6 +203,17 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         ndarray of shape (n_samples, n_components)
         """
         return self.fit(X, y, sample_weight).transform(X, y)
+
+    def audit(self) -> Audit:
+        """Try the identities of the mathematics on the model, the loss and the data.
+
+        Returns
+        -------
+        Audit
+            Its ``str`` is a table: what holds and what does not, which path each
+            quantity takes and what it costs. See :meth:`flatmin.EmpiricalRisk.audit`.
+        """
+        return self._risk().audit()
 
     def eigen(self, k: int | None = None, *, which: str = "LA") -> Eigenpairs:
         """Return leading eigenpairs.

@@ -71,6 +71,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
     params : str or list of str, default=None
         Names of parameters or modules, with wildcards: the matrix is then the block of
         these. None takes all.
+    hvp : {"exact", "finite_difference"}, default="exact"
+        How products with the Hessian are computed; the second is for networks of which
+        PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
     device : str or torch.device, default=None
         Of the analysis; None is the model's, "auto" CUDA where there is any.
     dtype : {"float32", "float64"}, default=None
@@ -127,6 +130,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         n_components=20,
         tol=1e-4,
         params=None,
+        hvp="exact",
         device=None,
         dtype=None,
         random_state=None,
@@ -138,6 +142,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.n_components = n_components
         self.tol = tol
         self.params = params
+        self.hvp = hvp
         self.device = device
         self.dtype = dtype
         self.random_state = random_state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sklearn.exceptions import NotFittedError
@@ -30,6 +30,7 @@ def make_risk(
     *,
     use_class_weight: bool = True,
     loss: LossLike | None = None,
+    hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> EmpiricalRisk:
@@ -48,6 +49,8 @@ def make_risk(
         Of a flatmin estimator; False ignores its class weights.
     loss : str, loss module or callable, default=None
         None is the model's own, which a bare module does not have.
+    hvp : {"exact", "finite_difference"}, default="exact"
+        As in :class:`~flatmin.EmpiricalRisk`.
     device : torch.device or str, default=None
         None is the model's.
     dtype : {"float32", "float64"}, default=None
@@ -82,7 +85,7 @@ def make_risk(
             use_class_weight=use_class_weight,
             device=device,
             dtype=dtype,
-        )
+        ).to(hvp=hvp)
     if isinstance(model, nn.Module):
         module = model
         if loss is None:
@@ -116,6 +119,7 @@ def make_risk(
         y,
         sample_weight=sample_weight,
         output_transform=first_output,
+        hvp=hvp,
         device=device,
         dtype=dtype,
     )
@@ -126,6 +130,7 @@ def training_risk(
     caller: str,
     *,
     loss: LossLike | None = None,
+    hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> EmpiricalRisk:
@@ -139,6 +144,8 @@ def training_risk(
         Who asks, for the message.
     loss : None
         The estimator has its own.
+    hvp : {"exact", "finite_difference"}, default="exact"
+        As in :class:`~flatmin.EmpiricalRisk`.
     device : torch.device or str, default=None
         None is the model's.
     dtype : {"float32", "float64"}, default=None
@@ -162,7 +169,7 @@ def training_risk(
         _refuse_loss(model, loss)
         check_is_fitted(model)
         if model.risk_ is not None:
-            return model.risk_.to(device=device, dtype=dtype)
+            return model.risk_.to(device=device, dtype=dtype, hvp=hvp)
         why = (
             f"this {type(model).__name__} no longer holds its training data "
             "(store_data=False, or it was pickled, as for another process)"

@@ -43,6 +43,9 @@ class SharpnessScorer(ModelByReference):
         flatmin estimator, whatever it is handed: the quantity of the paper.
     loss : str, loss module or callable, default=None
         As in :class:`CurvatureAnalyzer`.
+    hvp : {"exact", "finite_difference"}, default="exact"
+        How products with the Hessian are computed; the second is for networks of which
+        PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
     device : str or torch.device, default=None
         Of the analysis; None is the model's, "auto" CUDA where there is any.
     dtype : {"float32", "float64"}, default=None
@@ -86,6 +89,7 @@ class SharpnessScorer(ModelByReference):
         "n_draws": [None, Interval(Integral, 2, None, closed="left")],
         "measure_params": [None, dict],
         "on": [StrOptions({"given", "training"})],
+        "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
     }
 
@@ -99,6 +103,7 @@ class SharpnessScorer(ModelByReference):
         measure_params=None,
         on="given",
         loss=None,
+        hvp="exact",
         device=None,
         dtype=None,
         random_state=0,
@@ -110,6 +115,7 @@ class SharpnessScorer(ModelByReference):
         self.measure_params = measure_params
         self.on = on
         self.loss = loss
+        self.hvp = hvp
         self.device = device
         self.dtype = dtype
         self.random_state = random_state

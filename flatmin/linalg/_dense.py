@@ -6,7 +6,26 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-__all__ = ["eigh"]
+__all__ = ["check_finite", "eigh"]
+
+
+def check_finite(numbers: Tensor) -> None:
+    """Raise if numbers made of an operator's products are not finite.
+
+    Parameters
+    ----------
+    numbers : Tensor
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If one is NaN or infinite.
+    """
+    if not bool(torch.isfinite(numbers).all()):
+        raise LinAlgError(
+            "Products of the operator must be finite. Got NaN or infinity; look at "
+            "the point at which the operator is taken."
+        )
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,10 +49,6 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         If an entry is not finite. LAPACK would blame the conditioning, if it
         returned at all.
     """
-    if not bool(torch.isfinite(matrix).all()):
-        raise LinAlgError(
-            "Products of the operator must be finite. Got NaN or infinity; look at "
-            "the point at which the operator is taken."
-        )
+    check_finite(matrix)
     values, vectors = torch.linalg.eigh(matrix)
     return values, vectors

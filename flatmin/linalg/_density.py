@@ -17,6 +17,7 @@ from flatmin.linalg._dense import eigh
 from flatmin.linalg._lanczos import LanczosProcess
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._probes import rademacher
+from flatmin.linalg._unit_scale import UnitScaled
 
 __all__ = ["SpectralDensity", "spectral_density"]
 
@@ -215,17 +216,18 @@ def spectral_density(
     check_count("n_probes", n_probes, at_least=2)
     check_count("n_steps", n_steps)
     size, before = operator.shape[-1], operator.n_matvecs
+    unit = UnitScaled(operator)
     if method == "auto":
         cheap = size <= min(n_probes * n_steps, _MAX_DENSE)
         method = "exact" if cheap else "lanczos"
     if method == "exact":
-        matrix = operator.to_dense().double()
-        nodes = eigh((matrix + matrix.mT) / 2)[0].unsqueeze(0)
+        matrix = unit.to_dense().double()
+        nodes = unit.scale * eigh((matrix + matrix.mT) / 2)[0].unsqueeze(0)
         weights = torch.full_like(nodes, 1 / size)
         return SpectralDensity(nodes, weights, True, operator.n_matvecs - before)
 
     generator = make_generator(rng, operator.device)
-    process = LanczosProcess(operator, min(n_steps, size))
+    process = LanczosProcess(unit, min(n_steps, size))
     matrices = []
     total = n_probes * process.max_steps
     with progress_bar(total, "spectral density", verbose=verbose) as bar:
@@ -237,4 +239,6 @@ def spectral_density(
                 bar.update(process.n_steps - taken)
             matrices.append(process.tridiagonal())
     nodes, S = eigh(torch.stack(matrices))
-    return SpectralDensity(nodes, S[:, 0].square(), False, operator.n_matvecs - before)
+    weights = S[:, 0].square()
+    n_matvecs = operator.n_matvecs - before
+    return SpectralDensity(unit.scale * nodes, weights, False, n_matvecs)

@@ -12,10 +12,12 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
+from flatmin.linalg._dense import check_finite
 from flatmin.linalg._estimate import estimate
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._probes import rademacher
 from flatmin.linalg._sketch import SMALL, Sketch
+from flatmin.linalg._unit_scale import UnitScaled
 from flatmin.linalg._xdiag import xdiag
 
 __all__ = ["DiagonalResult", "diagonal"]
@@ -76,6 +78,8 @@ def diagonal(
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
         less than 6 or the operator is a batch.
+    torch.linalg.LinAlgError
+        If a product is not finite.
 
     References
     ----------
@@ -98,15 +102,17 @@ def diagonal(
     whole = method == "xdiag" and size <= SMALL
     if method == "exact" or whole or (method == "auto" and size <= max_matvecs):
         value = operator.to_dense().diagonal()
+        check_finite(value)
         exact = torch.zeros_like(value)
         return DiagonalResult(value, exact, operator.n_matvecs - before)
 
     generator = make_generator(rng, operator.device)
+    unit = UnitScaled(operator)
     with progress_bar(max_matvecs, "diagonal", verbose=verbose) as bar:
         value, stderr = estimate(
-            operator,
+            unit,
             lambda z, Az: z.double() * Az.double(),
-            Sketch(operator, rademacher),
+            Sketch(unit, rademacher),
             xdiag,
             method="sketch" if method == "xdiag" else method,
             rtol=rtol,
@@ -114,8 +120,9 @@ def diagonal(
             rng=generator,
             bar=bar,
         )
+    check_finite(value)
     return DiagonalResult(
-        value.to(operator.dtype),
-        stderr.to(operator.dtype),
+        (unit.scale * value).to(operator.dtype),
+        (unit.scale * stderr).to(operator.dtype),
         operator.n_matvecs - before,
     )

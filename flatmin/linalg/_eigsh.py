@@ -18,6 +18,7 @@ from flatmin.linalg._band_lanczos import BandLanczos
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._orthogonal import random_direction
+from flatmin.linalg._unit_scale import UnitScaled
 
 __all__ = ["EigenResult", "Which", "eigsh", "order_eigenvalues"]
 
@@ -132,8 +133,9 @@ def eigsh(
     if (4 * k + 40) * size <= _ROOMY:
         n_basis = 4 * k + 40
     # A basis of nearly D vectors is the whole space: then D products give all pairs.
+    unit = UnitScaled(operator)
     if size <= max(64, n_basis + k + 2):
-        return _dense(operator, k, which, tol)
+        return _rescaled(_dense(unit, k, which, tol), unit)
     limit = 20 * (k + 20) if max_matvecs is None else max_matvecs
     generator = make_generator(rng, operator.device)
     if v0 is None:
@@ -142,9 +144,10 @@ def eigsh(
     else:
         start = _normalised(operator, v0)
     with progress_bar(limit, f"{k} eigenpairs", verbose=verbose) as bar:
-        return _thick_restart(
-            operator, k, which, tol, start, limit, n_basis, generator, bar
+        result = _thick_restart(
+            unit, k, which, tol, start, limit, n_basis, generator, bar
         )
+    return _rescaled(result, unit)
 
 
 def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
@@ -174,6 +177,15 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
     n_low = k // 2
     n = values.shape[-1]
     return torch.cat([falling[..., : k - n_low], falling[..., n - n_low :]], dim=-1)
+
+
+def _rescaled(result: EigenResult, unit: UnitScaled) -> EigenResult:
+    """Return a result for the operator behind the one of unit scale."""
+    return replace(
+        result,
+        eigenvalues=unit.scale * result.eigenvalues,
+        residuals=unit.scale * result.residuals,
+    )
 
 
 def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> EigenResult:

@@ -12,9 +12,11 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
+from flatmin.linalg._dense import check_finite
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._probes import rademacher
 from flatmin.linalg._running_mean import RunningMean
+from flatmin.linalg._unit_scale import UnitScaled
 
 __all__ = ["FrobeniusResult", "frobenius_norm"]
 
@@ -68,6 +70,8 @@ def frobenius_norm(
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
         less than 2 or the operator is a batch.
+    torch.linalg.LinAlgError
+        If a product is not finite.
 
     Examples
     --------
@@ -79,8 +83,11 @@ def frobenius_norm(
     check_known("method", method, ("auto", "exact", "hutchinson"))
     check_accuracy(rtol, max_matvecs, at_least=2)
     before = operator.n_matvecs
+    unit = UnitScaled(operator)
     if method == "exact" or (method == "auto" and operator.shape[-1] <= max_matvecs):
-        value = torch.linalg.matrix_norm(operator.to_dense())
+        norm = torch.linalg.matrix_norm(unit.to_dense().double())
+        check_finite(norm)
+        value = (unit.scale * norm).to(operator.dtype)
         exact = torch.zeros_like(value)
         return FrobeniusResult(value, exact, operator.n_matvecs - before)
 
@@ -89,16 +96,17 @@ def frobenius_norm(
     with progress_bar(max_matvecs, "Frobenius norm", verbose=verbose) as bar:
 
         def draw() -> Tensor:
-            product = operator.matvec(rademacher(operator, generator))
+            product = unit.matvec(rademacher(operator, generator))
             bar.update()
             norm: Tensor = torch.linalg.vector_norm(product, dtype=torch.float64)
             return norm.square()
 
         squares.draw_until(draw, 2 * rtol, max_matvecs)
     value = squares.mean.sqrt()
+    check_finite(value)
     stderr = torch.where(value == 0, 0.0, squares.stderr / (2 * value))
     return FrobeniusResult(
-        value.to(operator.dtype),
-        stderr.to(operator.dtype),
+        (unit.scale * value).to(operator.dtype),
+        (unit.scale * stderr).to(operator.dtype),
         operator.n_matvecs - before,
     )

@@ -140,6 +140,8 @@ class Sketch:
         self.H = dots(Qt, self.Z)
         # R is singular where A has a smaller rank than k; any s will do there.
         R = self.R.triu()
+        largest = R.abs().amax()
+        R = R / torch.where(largest > 0, largest, 1.0)
         diagonal = R.diagonal()
         floor = torch.finfo(R.dtype).eps * diagonal.abs().amax()
         floor = torch.where(floor > 0, floor, 1.0)

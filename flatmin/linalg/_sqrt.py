@@ -14,6 +14,7 @@ from flatmin._utils.progress import progress_bar
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._lanczos import LanczosProcess
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
+from flatmin.linalg._unit_scale import UnitScaled
 
 __all__ = ["SqrtResult", "sqrt_matvec"]
 
@@ -103,7 +104,8 @@ def sqrt_matvec(
     if not bool(norm):
         return SqrtResult(z.to(operator.dtype), norm, True, 0)
 
-    process = LanczosProcess(operator, min(max_steps, size))
+    unit = UnitScaled(operator)
+    process = LanczosProcess(unit, min(max_steps, size))
     process.start((z / norm).to(operator.dtype))
     with progress_bar(process.max_steps, "square root", verbose=verbose) as bar:
         while True:
@@ -124,6 +126,7 @@ def sqrt_matvec(
             ConvergenceWarning,
             stacklevel=2,
         )
+    norm = norm * unit.scale.sqrt()
     vector = (norm * coefficients).to(operator.dtype) @ process.basis[: process.n_steps]
     return SqrtResult(vector, norm * error, converged, process.n_steps)
 

@@ -12,11 +12,13 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
+from flatmin.linalg._dense import check_finite
 from flatmin.linalg._estimate import estimate
 from flatmin.linalg._operator import LinearOperator, check_one_matrix, knows_its_trace
 from flatmin.linalg._orthogonal import dots
 from flatmin.linalg._probes import spherical
 from flatmin.linalg._sketch import SMALL, Sketch
+from flatmin.linalg._unit_scale import UnitScaled
 from flatmin.linalg._xtrace import xtrace
 
 __all__ = ["TraceResult", "trace"]
@@ -82,6 +84,8 @@ def trace(
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
         less than 6, or an estimate is asked of a batch.
+    torch.linalg.LinAlgError
+        If a product is not finite.
 
     References
     ----------
@@ -106,16 +110,18 @@ def trace(
     cheap = batch or size <= max_matvecs or knows_its_trace(operator)
     if method == "exact" or whole or (method == "auto" and cheap):
         value = operator.trace()
+        check_finite(value)
         exact = torch.zeros_like(value)
         return TraceResult(value, exact, operator.n_matvecs - before)
 
     check_one_matrix(operator, f"trace with method={method!r}")
     generator = make_generator(rng, operator.device)
+    unit = UnitScaled(operator)
     with progress_bar(max_matvecs, "trace", verbose=verbose) as bar:
         value, stderr = estimate(
-            operator,
+            unit,
             lambda z, Az: dots(z.unsqueeze(0), Az).squeeze(0),
-            Sketch(operator, spherical),
+            Sketch(unit, spherical),
             xtrace,
             method="sketch" if method == "xtrace" else method,
             rtol=rtol,
@@ -123,8 +129,9 @@ def trace(
             rng=generator,
             bar=bar,
         )
+    check_finite(value)
     return TraceResult(
-        value.to(operator.dtype),
-        stderr.to(operator.dtype),
+        (unit.scale * value).to(operator.dtype),
+        (unit.scale * stderr).to(operator.dtype),
         operator.n_matvecs - before,
     )

@@ -1,6 +1,7 @@
 """The empirical risk: the only floor that differentiates."""
 
 from flatmin.risk.analytic import AnalyticRisk, LinearRegressionRisk, QuadraticRisk
+from flatmin.risk.audit import Audit
 from flatmin.risk.basins import TwoBasinsRisk
 from flatmin.risk.empirical import EmpiricalRisk
 from flatmin.risk.interface import LinearizedRisk, Risk
@@ -10,6 +11,7 @@ from flatmin.risk.losses import LOSSES, ExampleLoss, resolve_loss
 __all__ = [
     "LOSSES",
     "AnalyticRisk",
+    "Audit",
     "EmpiricalRisk",
     "ExampleLoss",
     "LinearRegressionRisk",

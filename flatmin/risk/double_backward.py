@@ -1,6 +1,7 @@
-"""Products with H, G and J of one chunk by double backward: the plain path.
+"""Products with H, G and J of one chunk by backward passes: the reference path.
 
-Any module that autograd can differentiate twice is taken.
+The module is differentiated as it is, by its own parameters, so whatever autograd sees
+counts, also parameters that are reached by a second name.
 """
 
 from __future__ import annotations
@@ -52,26 +53,13 @@ class DoubleBackward:
         -------
         Tensor of shape (D,)
         """
-        graph = self._gradient
-        return self._pull(graph.gradient, graph.theta, v)
-
-    def ggn(self, v: Tensor) -> Tensor:
-        """Return Σ Jᵢᵀ Hᵢ Jᵢ v over the chunk.
-
-        Parameters
-        ----------
-        v : Tensor of shape (D,)
-
-        Returns
-        -------
-        Tensor of shape (D,)
-        """
-        outputs = self._pullback.outputs.detach()
-        HJv = self.loss.hessian_product(outputs, self.chunk.y, self.jvp(v))
-        return self.vjp(self.chunk.weigh(HJv))
+        return self._pull(self._gradient, self.model.layout.views(v))
 
     def jvp(self, v: Tensor) -> Tensor:
         """Return J v, the derivative of the chunk's outputs along v.
+
+        The pullback Jᵀu is linear in u, and pulling v back through it gives J v: right
+        where PyTorch differentiates the backward pass of every function.
 
         Parameters
         ----------
@@ -82,7 +70,20 @@ class DoubleBackward:
         Tensor of shape (n, \\*output_shape)
         """
         graph = self._pullback
-        return self._pull(graph.pulled, graph.cotangents, v)
+        pulled = zip(graph.pulled, self.model.layout.views(v), strict=True)
+        linear = [(part, along) for part, along in pulled if part.requires_grad]
+        if not linear:
+            return torch.zeros_like(graph.cotangents)
+        parts, along = zip(*linear, strict=True)
+        self.model.bind(self.theta)
+        (product,) = torch.autograd.grad(
+            parts,
+            graph.cotangents,
+            along,
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return product.detach()
 
     def vjp(self, u: Tensor) -> Tensor:
         """Return Σ Jᵢᵀ uᵢ over the chunk.
@@ -95,76 +96,48 @@ class DoubleBackward:
         -------
         Tensor of shape (D,)
         """
-        graph = self._pullback
-        return self._pull(graph.outputs, graph.theta, u)
+        return self._pull([self._outputs], [u])
 
-    def directional_derivatives(self, v: Tensor) -> Tensor:
-        """Return gᵢᵀ v.
-
-        Parameters
-        ----------
-        v : Tensor of shape (D,)
-
-        Returns
-        -------
-        Tensor of shape (n,)
-        """
-        leaf = self._pullback.outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            total = self.loss.per_example(leaf, self.chunk.y).sum()
-        (slopes,) = torch.autograd.grad(total, leaf)
-        along = (slopes * self.jvp(v)).reshape(len(slopes), -1).sum(1)
-        return self.chunk.weigh(along)
+    @property
+    def outputs(self) -> Tensor:
+        """Of the chunk, shape (n, \\*output_shape)."""
+        return self._outputs.detach()
 
     @cached_property
-    def _gradient(self) -> _GradientGraph:
-        theta = self._bound().requires_grad_()
+    def _outputs(self) -> Tensor:
+        self.model.bind(self.theta)
         with torch.enable_grad(), twice_differentiable(self.model.module):
-            outputs = self.model.functional(theta, self.chunk.X)
+            return self.model(self.chunk.X)
+
+    @cached_property
+    def _gradient(self) -> list[Tensor]:
+        """Σ ∇ℓ̃ᵢ of the chunk, with its graph."""
+        self.model.bind(self.theta)
+        with torch.enable_grad(), twice_differentiable(self.model.module):
+            outputs = self.model(self.chunk.X)
             losses = self.chunk.weigh(self.loss.per_example(outputs, self.chunk.y))
-            (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=True)
-        return _GradientGraph(theta, gradient)
+            return self.model.gradients(losses.sum(), create_graph=True)
 
     @cached_property
     def _pullback(self) -> _PullbackGraph:
-        # J v without forward mode: the pullback Jᵀu is linear in u, and pulling v
-        # back through it gives J v.
-        theta = self._bound().requires_grad_()
+        cotangents = torch.zeros_like(self._outputs).requires_grad_()
         with torch.enable_grad(), twice_differentiable(self.model.module):
-            outputs = self.model.functional(theta, self.chunk.X)
-            cotangents = torch.zeros_like(outputs).requires_grad_()
-            (pulled,) = torch.autograd.grad(
-                outputs, theta, cotangents, create_graph=True
-            )
-        return _PullbackGraph(theta, outputs, cotangents, pulled)
+            pulled = self.model.gradients(self._outputs, cotangents, create_graph=True)
+        return _PullbackGraph(cotangents, pulled)
 
-    def _bound(self) -> Tensor:
+    def _pull(self, tensors: list[Tensor], cotangents: list[Tensor]) -> Tensor:
+        """Return Σ ∂tᵀc/∂θ, shape (D,), of what depends on θ."""
         # A checkpoint runs its part of the network again, on what is bound then.
         self.model.bind(self.theta)
-        return self.theta.clone()
-
-    def _pull(self, tensors: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
-        if not tensors.requires_grad:
-            return torch.zeros_like(leaf)
-        self._bound()
-        (product,) = torch.autograd.grad(
-            tensors,
-            leaf,
-            cotangents,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return product.detach()
-
-
-class _GradientGraph(NamedTuple):
-    theta: Tensor  # (D,) leaf
-    gradient: Tensor  # (D,) Σ ∇ℓ̃ᵢ of the chunk, with its graph
+        pairs = zip(tensors, cotangents, strict=True)
+        depends = [(t, c) for t, c in pairs if t.requires_grad]
+        if not depends:
+            return torch.zeros_like(self.theta)
+        some, along = zip(*depends, strict=True)
+        parts = self.model.gradients(list(some), list(along), retain_graph=True)
+        return torch.cat([part.reshape(-1) for part in parts])
 
 
 class _PullbackGraph(NamedTuple):
-    theta: Tensor  # (D,) leaf
-    outputs: Tensor  # (n, *output_shape)
     cotangents: Tensor  # (n, *output_shape) leaf u
-    pulled: Tensor  # (D,) Jᵀu, with its graph
+    pulled: list[Tensor]  # Jᵀu by parameter, with its graph

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.names import check_known
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
+from flatmin.risk.audit import Audit, audit
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
 from flatmin.risk.example_hessians import ExampleHessians
 from flatmin.risk.example_scalars import ExampleScalars
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
-from flatmin.risk.gradients import example_losses, losses_and_gradient
+from flatmin.risk.gradients import evaluate_losses, losses_and_gradient
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
@@ -28,14 +32,19 @@ from flatmin.risk.module_copy import prepare_module, trainable
 from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
-from flatmin.risk.precision import full_float32, in_full_float32
-from flatmin.risk.probe import check_dependence, choose_strides, probe_example
+from flatmin.risk.precision import in_full_float32
+from flatmin.risk.probe import (
+    check_dependence,
+    check_independence,
+    choose_strides,
+    probe_example,
+    trial_indices,
+)
+from flatmin.risk.reference_products import ProductWays, random_like
+from flatmin.risk.surroundings import undisturbed
 from flatmin.risk.traces import Traces
 
 __all__ = ["EmpiricalRisk"]
-
-# Examples on which a used module and a fresh one are compared.
-_N_TRIED = 16
 
 
 class EmpiricalRisk:
@@ -72,6 +81,11 @@ class EmpiricalRisk:
         Applied to what ``forward`` returns, for modules that return tuples.
     batch_norm : {"error", "frozen"}, default="error"
         BatchNorm in train mode is an error; "frozen" uses its running statistics.
+    hvp : {"exact", "finite_difference"}, default="exact"
+        How H v is computed. "finite_difference" is for networks of which PyTorch has no
+        second derivative: a central difference of the gradient in float64, at a step
+        that agrees with a quarter of it; four gradients a product. ``paths`` tells by
+        how much the two differ.
     device : torch.device or str, default=None
         None is the module's, "auto" CUDA where there is any.
     dtype : {"float32", "float64"} or torch.dtype, default=None
@@ -113,6 +127,7 @@ class EmpiricalRisk:
     tensor([10.])
     """
 
+    @undisturbed
     def __init__(
         self,
         module: nn.Module,
@@ -124,16 +139,19 @@ class EmpiricalRisk:
         chunk_size: int | None = None,
         output_transform: Callable[[Any], Tensor] | None = None,
         batch_norm: Literal["error", "frozen"] = "error",
+        hvp: Literal["exact", "finite_difference"] = "exact",
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> None:
+        check_known("hvp", hvp, ("exact", "finite_difference"))
+        self._hvp = hvp
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
         self.device, self.dtype = first.device, first.dtype
 
         source = find_source(X, y)
-        if source is not None:  # the first examples stand for the rest
-            X, y = source.read(list(range(min(16, len(source)))))
+        if source is not None:  # some examples stand for the rest
+            X, y = source.read(trial_indices(len(source)).tolist())
         X = checks.as_tensor(X, "X", self.device)
         y = checks.as_tensor(y, "y", self.device)
         if len(X) != len(y):
@@ -161,19 +179,28 @@ class EmpiricalRisk:
                 source, weights, self._model, self._loss, probe.output, by_rows=by_rows
             )
 
+        self._few = examples.select(trial_indices(n_examples).to(self.device))
+        self._few = replace(self._few, weights=None)  # 0 would hide an example
+        check_state(self._model, self._loss, self._few, original)
+        check_independence(self._model, self._loss, self._few)
         if chunk_size is None:
             chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
         elif chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1. Got {chunk_size}.")
         self._work_per_example = probe.n_numbers + self.n_params
         self._all_traces: dict[tuple[int, int], Traces] = {}
-        self._hold(examples, min(chunk_size, n_examples))
         rows = ROW_BUDGET // self._work_per_example
-        self._row_chunk_size = max(1, min(self.chunk_size, rows))
-        self._sums = ExampleSums(self._model, self._row_chunk_size)
-        self._hessians = ExampleHessians(self._model, self._loss)
-        few = next(self._chunks(min(_N_TRIED, self.chunk_size)))
-        check_state(self._model, self._loss, few, original)
+        self._row_chunk_size = max(1, min(chunk_size, n_examples, rows))
+        self._sums = ExampleSums(self._model, self._row_chunk_size, self._trial_scalars)
+        self._ways = ProductWays(
+            self._model,
+            self._loss,
+            self._sums,
+            self._trial_chunk,
+            finite_difference=hvp == "finite_difference",
+        )
+        self._hessians = ExampleHessians(self._ways)
+        self._hold(examples, min(chunk_size, n_examples))
         check_dependence(
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
@@ -202,7 +229,38 @@ class EmpiricalRisk:
             "per-example Hessians": self._hessians.path,
         }
         found = {name: path for name, path in tried.items() if path is not None}
-        return {**self._traces.paths, **found}
+        return {**self._traces.told(), **found}
+
+    @undisturbed
+    def audit(self, theta: Tensor | None = None) -> Audit:
+        """Try the identities of the mathematics on this module, loss and data.
+
+        Each compares two ways to the same numbers: on up to 16 examples, in float64
+        where the module allows, also where a quantity takes a path of its own. Then
+        the paths that this risk takes, and what a call of each quantity costs.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,), default=None
+            Where; None is :meth:`params`.
+
+        Returns
+        -------
+        Audit
+            Its ``str`` is a table for a bug report; ``fails`` lists what does not hold.
+
+        Examples
+        --------
+        >>> X, y = torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 0.0])
+        >>> risk = EmpiricalRisk(nn.Linear(1, 1), "squared_error", X, y)
+        >>> risk.audit().fails
+        ()
+        """
+        theta = self._theta if theta is None else theta
+        few = self.subset(trial_indices(self.n_examples))
+        with contextlib.suppress(RuntimeError, ValueError):
+            few = few.to(dtype=torch.float64)
+        return audit(self, theta, few)
 
     def params(self) -> Tensor:
         """Return the θ that the risk was made with, or was last set to.
@@ -217,6 +275,7 @@ class EmpiricalRisk:
         """
         return self._theta.clone()
 
+    @undisturbed
     def set_params(self, theta: Tensor) -> None:
         """Make θ what :meth:`params` returns.
 
@@ -233,8 +292,9 @@ class EmpiricalRisk:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        hvp: Literal["exact", "finite_difference"] | None = None,
     ) -> EmpiricalRisk:
-        """Return the same risk elsewhere, or in another precision.
+        """Return the same risk elsewhere, in another precision, or with another H v.
 
         Parameters
         ----------
@@ -242,6 +302,8 @@ class EmpiricalRisk:
             None stays.
         dtype : {"float32", "float64"} or torch.dtype, default=None
             None stays. The data keep the digits that they have.
+        hvp : {"exact", "finite_difference"}, default=None
+            None stays.
 
         Returns
         -------
@@ -250,7 +312,9 @@ class EmpiricalRisk:
         """
         device = self.device if device is None else resolve_device(device)
         dtype = self.dtype if dtype is None else resolve_dtype(dtype)
-        if (device, dtype) == (self.device, self.dtype):
+        before = self._hvp
+        hvp = before if hvp is None else hvp
+        if (device, dtype, hvp) == (self.device, self.dtype, before):
             return self
         self._model.bind(self._theta)
         moved = EmpiricalRisk(
@@ -259,6 +323,7 @@ class EmpiricalRisk:
             *self._data.arguments(),
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
+            hvp=hvp,
             device=device,
             dtype=dtype,
         )
@@ -314,11 +379,10 @@ class EmpiricalRisk:
         Tensor of shape ()
         """
         self._model.bind(theta)
-        with torch.no_grad():
-            sums = [
-                example_losses(self._model, self._loss, chunk).sum(dtype=torch.float64)
-                for chunk in self._chunks()
-            ]
+        sums = [
+            evaluate_losses(self._model, self._loss, chunk).sum(dtype=torch.float64)
+            for chunk in self._chunks()
+        ]
         return self._mean(sums)
 
     def values(self, thetas: Tensor) -> Tensor:
@@ -347,8 +411,7 @@ class EmpiricalRisk:
         Tensor of shape (N, \\*output_shape)
         """
         self._model.bind(theta)
-        with torch.no_grad():
-            return torch.cat([self._model(chunk.X) for chunk in self._chunks()])
+        return torch.cat([self._model.evaluate(chunk.X) for chunk in self._chunks()])
 
     @in_full_float32
     def gradient(self, theta: Tensor) -> Tensor:
@@ -364,6 +427,7 @@ class EmpiricalRisk:
         """
         return self.value_and_gradient(theta)[1]
 
+    @undisturbed
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return L(θ) and ∇L(θ) by one pass.
 
@@ -394,6 +458,7 @@ class EmpiricalRisk:
         """
         return self.value_and_weighted_gradient(theta, v)[1]
 
+    @undisturbed
     def value_and_weighted_gradient(
         self, theta: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -436,6 +501,7 @@ class EmpiricalRisk:
         """
         return self.value_and_batch_gradient(theta, indices)[1]
 
+    @undisturbed
     def value_and_batch_gradient(
         self, theta: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -507,12 +573,9 @@ class EmpiricalRisk:
         Tensor of shape (n, D)
         """
         self._model.bind(theta)
-        theta = self._model.values()
+        theta = self._model.values()  # the caller may ask for another θ between
         for chunk in self._chunks(self._row_chunk_size):
-            self._model.bind(theta)  # the caller may have asked for another θ between
-            with full_float32(self.device):
-                rows = self._sums.rows(self._scalars(chunk))
-            yield rows
+            yield self._rows(theta, chunk)
 
     @in_full_float32
     def squared_norms(self, theta: Tensor) -> Tensor:
@@ -532,6 +595,7 @@ class EmpiricalRisk:
             [self._sums.squared_norms(self._scalars(chunk)) for chunk in self._chunks()]
         )
 
+    @undisturbed
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
         """Return Σᵢ gᵢ² of each coordinate.
 
@@ -547,6 +611,7 @@ class EmpiricalRisk:
         moments = self._moments(theta)
         return moments.squares + self.n_examples * moments.mean.square()
 
+    @undisturbed
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return diag(Σ) = (1/N) Σᵢ (gᵢ - g₀)², whose sum is Tr(Σ).
 
@@ -561,6 +626,7 @@ class EmpiricalRisk:
         """
         return self._moments(theta).squares / self.n_examples
 
+    @undisturbed
     def value_gradient_and_variances(
         self, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -601,6 +667,7 @@ class EmpiricalRisk:
             total += self._hessians.squared_product(theta, chunk, v)
         return total / self.n_examples
 
+    @undisturbed
     def linearize(self, theta: Tensor) -> Linearization:
         """Prepare θ for many products with H, G and J.
 
@@ -676,6 +743,7 @@ class EmpiricalRisk:
         """
         return self.linearize(theta).directional_derivatives(v)
 
+    @undisturbed
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -741,6 +809,7 @@ class EmpiricalRisk:
         """Numbers in one example's output."""
         return torch.Size(self.output_shape).numel()
 
+    @undisturbed
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
         """Return sᵢ = ∂ℓ̃ᵢ/∂fᵢ for targets that the model draws, E[sᵢsᵢᵀ] = Hᵢ.
 
@@ -772,7 +841,7 @@ class EmpiricalRisk:
         self._uniform = torch.full((n,), 1 / n, dtype=self.dtype, device=self.device)
         if (n, chunk_size) not in self._all_traces:
             self._all_traces[n, chunk_size] = Traces(
-                self._model, self._loss, chunk_size, n * self._work_per_example
+                self._ways, chunk_size, n * self._work_per_example
             )
         self._traces = self._all_traces[n, chunk_size]
 
@@ -801,11 +870,31 @@ class EmpiricalRisk:
         return self._data.iterate(size)
 
     @in_full_float32
+    def _rows(self, theta: Tensor, chunk: Chunk) -> Tensor:
+        self._model.bind(theta)
+        return self._sums.rows(self._scalars(chunk))
+
+    @in_full_float32
     def _moments(self, theta: Tensor) -> Moments:
         self._model.bind(theta)
         return merge_moments(
             self._sums.moments(self._scalars(chunk)) for chunk in self._chunks()
         )
+
+    def _trial_chunk(self) -> Chunk:
+        return self._few
+
+    def _trial_scalars(self) -> ExampleScalars:
+        """Return losses and products of outputs with random numbers, to try rows on."""
+        outputs = self._model.evaluate(self._few.X)
+
+        def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
+            # The loss alone can have slopes of zero.
+            projections = (outputs * u).reshape(len(u), -1).sum(1)
+            return self._loss.per_example(outputs, y) + projections
+
+        args = self._few.y, random_like(outputs, 0)
+        return ExampleScalars(self._few.X, args, scalar)
 
     def _scalars(self, chunk: Chunk) -> ExampleScalars:
         """Return ℓ̃ᵢ of a chunk, to be differentiated."""

@@ -1,8 +1,8 @@
 """Sums over examples of squared Hessians times a vector, by the faster of two kernels.
 
-Vectorised over examples where a trial on a few of them agrees with plain double
-backward, one example at a time: a second derivative under ``vmap`` can be wrong without
-an error (layer norm, torch 2.13).
+Vectorised over examples where a trial on a few of them agrees with one example at a
+time: a second derivative under ``vmap`` can be wrong without an error (layer norm,
+torch 2.13).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from flatmin.risk.chunks import Chunk, iterate_chunks
-from flatmin.risk.double_backward import DoubleBackward
+from flatmin.risk.isolation import isolated
 from flatmin.risk.kernels import twice_differentiable
-from flatmin.risk.losses import ExampleLoss
-from flatmin.risk.model import FlatModel
+from flatmin.risk.reference_products import ProductWays, ReferenceProducts
+from flatmin.risk.trials import Choice, difference, explain, tolerance
+from flatmin.risk.unsupported import NotTaken
 from flatmin.risk.vectorize import vectorize
 
 __all__ = ["ExampleHessians"]
@@ -30,19 +31,27 @@ class ExampleHessians:
 
     Parameters
     ----------
-    model : FlatModel
-    loss : ExampleLoss
+    ways : ProductWays
+        Gives H v of single examples, and the examples to try on.
 
     Attributes
     ----------
-    path : str or None
-        "vmap", or why it is "plain"; None before the first product.
+    choice : Choice
+        "vmap" or "one by one".
     """
 
-    def __init__(self, model: FlatModel, loss: ExampleLoss) -> None:
-        self.model = model
-        self.loss = loss
-        self.path: str | None = None
+    def __init__(self, ways: ProductWays) -> None:
+        self.ways = ways
+        self.model = ways.model
+        self.loss = ways.loss
+        self.choice = Choice()
+
+    @property
+    def path(self) -> str | None:
+        """Which kernel, and why no faster one; None before the first product."""
+        if self.choice.taken == "one by one":
+            return f"plain: under vmap {self.choice.reasons['vmap']}"
+        return self.choice.taken
 
     def squared_product(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
         """Return Σ Hᵢ(Hᵢv) over a chunk.
@@ -62,35 +71,30 @@ class ExampleHessians:
         OutOfMemoryError
             As it comes: a loop over examples would only hide it.
         """
-        if self.path is None:
-            self.path = self._try(theta, chunk, v)
-        if self.path == "vmap":
+        if (self.choice.taken or self._settle(theta, v)) == "vmap":
             try:
                 return self._vectorised(theta, chunk, v)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, NotImplementedError) as error:
-                self.path = f"plain: {type(error).__name__} under vmap: {error}"
-        return self._plain(theta, chunk, v)
+            except Exception as error:
+                self.choice.give_up("vmap", explain(error))
+        return self._one_by_one(theta, chunk, v)
 
-    def _try(self, theta: Tensor, chunk: Chunk, v: Tensor) -> str:
-        n = min(_N_TRIED, len(chunk.X))
-        # A weight of zero would hide an example.
-        few = Chunk(chunk.X[:n], chunk.y[:n], None, slice(0, n))
-        if not self.model.vectorises:
-            return "plain: the module does not vectorise"
-        try:
+    def _settle(self, theta: Tensor, v: Tensor) -> str | None:
+        chunk = self.ways.examples()
+        few = Chunk(chunk.X[:_N_TRIED], chunk.y[:_N_TRIED], None, slice(0, _N_TRIED))
+        expected = self._one_by_one(theta, few, v)
+        if not bool(expected.any()):
+            return None
+
+        def off() -> float:
+            if self.ways.finite_difference:
+                raise NotTaken("hvp='finite_difference'")
             found = self._vectorised(theta, few, v)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            return f"plain: {type(error).__name__} under vmap: {error}"
-        expected = self._plain(theta, few, v)
-        difference = float((found - expected).norm())
-        tolerance = 1e-3 if theta.dtype == torch.float32 else 1e-8
-        if not difference <= tolerance * float(expected.norm()):
-            return f"plain: the vectorised product is off by {difference:.1e}"
-        return "vmap"
+            return difference(found, expected, self.model.layout.sizes)
+
+        trials = {"vmap": off, "one by one": None}
+        return self.choice.settle(trials, tolerance(theta.dtype, 2))
 
     def _vectorised(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
         weights = chunk.X.new_ones(len(chunk.X), dtype=theta.dtype)
@@ -111,16 +115,13 @@ class ExampleHessians:
         with twice_differentiable(self.model.module), warnings.catch_warnings():
             # Of PyTorch's own use of its old parts, when forward mode first loads.
             warnings.simplefilter("ignore", DeprecationWarning)
-            rows = vectorize(single)(chunk.X, chunk.y, weights)
+            mapped = vectorize(single)
+            rows = isolated(lambda: mapped(chunk.X, chunk.y, weights))
         return rows.sum(0)
 
-    def _plain(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
+    def _one_by_one(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
         total = torch.zeros_like(theta)
         for one in iterate_chunks(chunk.X, chunk.y, chunk.weights, 1):
-            example = DoubleBackward(self.model, self.loss, theta, one)
+            example = ReferenceProducts(self.ways, theta, one)
             total += example.hvp(example.hvp(v))
         return total
-
-    # A copy of the risk has a model of its own.
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "path": None}

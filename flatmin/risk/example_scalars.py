@@ -21,7 +21,7 @@ class ExampleScalars:
     def __len__(self) -> int:
         return len(self.X)
 
-    def __getitem__(self, part: slice | Tensor) -> ExampleScalars:
+    def __getitem__(self, part: slice | Tensor | list[int]) -> ExampleScalars:
         """Return those of some of the examples."""
         args = tuple(argument[part] for argument in self.args)
         return ExampleScalars(self.X[part], args, self.scalar)

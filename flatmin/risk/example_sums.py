@@ -1,12 +1,14 @@
-"""Per-example gradients and sums over them, by the faster of two kernels.
+"""Per-example gradients and sums over them, by one of three kernels.
 
 By layer where the rows of every function that takes a parameter are known, else from
-the rows of ``vmap``. A trial on a few examples decides; a later chunk can overrule it.
+the rows of ``vmap``, else one example at a time. A trial on a few examples decides; a
+later chunk can overrule it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -16,37 +18,59 @@ from flatmin.risk.example_scalars import ExampleScalars
 from flatmin.risk.layer_sums import LayerSums
 from flatmin.risk.model import FlatModel
 from flatmin.risk.moments import Moments, mean_and_squares, merge_moments
-from flatmin.risk.per_example import values_and_gradients
+from flatmin.risk.per_example import looped_rows, vectorised_rows
+from flatmin.risk.trials import Choice, difference, explain, tolerance
 from flatmin.risk.unsupported import UnsupportedLayers
 
 __all__ = ["ExampleSums"]
 
 T = TypeVar("T")
 
-_N_TRIED = 3
+# Numbers in the rows of a trial.
+_TRIAL_BUDGET = 1 << 24
 
 
 class ExampleSums:
-    """The two kernels of one risk, and which of them it uses.
+    """The kernels of one risk, and which of them it uses.
 
     Parameters
     ----------
     model : FlatModel
     row_chunk_size : int
-        Examples whose rows are held at a time on the plain path.
+        Examples whose rows are held at a time on the slower paths.
+    examples : callable
+        Returns the few examples to try on.
 
     Attributes
     ----------
-    path : str or None
-        "by layer", or why it is "plain"; None before the first sum.
+    choice : Choice
+        "by layer", "vmap" or "one by one".
     """
 
-    def __init__(self, model: FlatModel, row_chunk_size: int) -> None:
+    def __init__(
+        self,
+        model: FlatModel,
+        row_chunk_size: int,
+        examples: Callable[[], ExampleScalars],
+    ) -> None:
         self.model = model
         self.row_chunk_size = row_chunk_size
-        self.path: str | None = None
-        self._n_tried = 0
+        self.examples = examples
+        self.choice = Choice()
         self._trail: list[str] = []
+
+    @property
+    def path(self) -> str | None:
+        """Which kernel, and why no faster one; None before the first trial."""
+        reasons = self.choice.reasons
+        if self.choice.taken is None and not reasons:
+            return None
+        if self.choice.taken == "by layer":
+            return "by layer"
+        path = f"plain: {reasons['by layer']}"
+        if "vmap" in reasons:
+            path += f"; one example at a time, since under vmap {reasons['vmap']}"
+        return path
 
     def squared_norms(self, examples: ExampleScalars) -> Tensor:
         """Return ‖∇ scalarᵢ‖² at the bound θ.
@@ -62,7 +86,7 @@ class ExampleSums:
         """
         norms = self._by_layer(examples, LayerSums.squared_norms)
         if norms is not None:
-            return norms
+            return norms[: len(examples)]
         return torch.cat([_norms(rows) for _, rows in self._values_and_rows(examples)])
 
     def moments(self, examples: ExampleScalars) -> Moments:
@@ -78,7 +102,7 @@ class ExampleSums:
         """
         moments = self._by_layer(examples, LayerSums.moments)
         if moments is not None:
-            return moments
+            return moments._replace(n=len(examples))
         return merge_moments(
             _moments(*part) for part in self._values_and_rows(examples)
         )
@@ -101,7 +125,8 @@ class ExampleSums:
         Tensor of shape (n / m, D), or None
             None where the layers do not tell: a loop over batches is better than rows.
         """
-        return self._by_layer(examples, lambda sums: sums.batch_sums(m))
+        sums = self._by_layer(examples, lambda sums: sums.batch_sums(m))
+        return sums if sums is None else sums[: len(examples) // m]
 
     def rows(self, examples: ExampleScalars) -> Tensor:
         """Return ∇ scalarᵢ at the bound θ.
@@ -116,7 +141,7 @@ class ExampleSums:
         """
         rows = self._by_layer(examples, lambda sums: sums.batch_sums(1))
         if rows is not None:
-            return rows
+            return rows[: len(examples)]
         return torch.cat([rows for _, rows in self._values_and_rows(examples)])
 
     def _by_layer(
@@ -125,12 +150,11 @@ class ExampleSums:
         quantity: Callable[[LayerSums], T],
     ) -> T | None:
         """Return a quantity layer by layer, or None where another path is taken."""
+        if (self.choice.taken or self._settle()) != "by layer":
+            return None
+        if len(examples) == 1 and self.model.pairs_single:
+            examples = examples[[0, 0]]  # the caller drops the second
         try:
-            # A trial on one example proves nothing: again where there are more.
-            if self.path is None or self._n_tried == 1 < len(examples):
-                self.path = self._try(examples)
-            if self.path != "by layer":
-                return None
             sums = LayerSums(self.model, examples)
             # On other examples than the trial's; one has a first dimension of one.
             if len(examples) > 1 and sums.trail != self._trail:
@@ -138,62 +162,52 @@ class ExampleSums:
             return quantity(sums)
         except torch.OutOfMemoryError:
             raise
-        except UnsupportedLayers as reason:
-            self.path = f"plain: {reason}"
         except Exception as error:  # the module's own comes again
-            self.path = f"plain: {type(error).__name__} layer by layer"
+            self.choice.give_up("by layer", explain(error))
         return None
 
-    def _try(self, examples: ExampleScalars) -> str | None:
-        """Return the path to take, or None where the gradients do not tell."""
-        few = self._telling(examples)
-        if len(few) < min(2, len(examples)):
+    def _settle(self) -> str | None:
+        """Choose on a few examples; None where all their gradients are zero."""
+        examples, theta = self.examples(), self.model.values()
+        examples = examples[: max(3, _TRIAL_BUDGET // len(theta))]
+        _, rows = looped_rows(self.model, examples)
+        if not bool(rows.any()):
             return None
-        self._n_tried = len(few)
-        # Of the parameters: tokens are integers.
-        single = self.model.params[0].dtype == torch.float32
-        # Backwards too: a module that sorts its examples mixes up one of the two.
-        for order in (few, few.flip(0)):
-            error = self._difference(examples[order])
-            if not error <= (1e-4 if single else 1e-9):
-                return f"plain: layer by layer is off by {error:.1e}"
-        return "by layer"
+        return self.choice.settle(
+            {
+                "by layer": partial(self._layers_off, examples, rows),
+                "vmap": partial(self._vmap_off, theta, examples, rows),
+                "one by one": None,
+            },
+            tolerance(theta.dtype, 1),
+        )
 
-    def _telling(self, examples: ExampleScalars) -> Tensor:
-        """Return where up to three examples are whose gradient is not 0."""
-        # At a weight of 0 it is, and would agree with anything.
-        for n in (_N_TRIED, len(examples)):
-            sums = LayerSums(self.model, examples[:n])
-            few = sums.squared_norms().nonzero().flatten()[:_N_TRIED]
-            if len(few) == _N_TRIED:
-                break
-        return few
+    def _layers_off(self, examples: ExampleScalars, rows: Tensor) -> float:
+        """Return how far the sums of layers are from those of the right rows."""
+        some = torch.arange(len(rows) - 1, len(rows) // 2 - 1, -1)
+        found = [self._difference(examples[some], rows[some])]
+        found.append(self._difference(examples, rows))
+        return max(found, key=lambda off: (off != off, off))
 
-    def _difference(self, examples: ExampleScalars) -> float:
-        """Return by how much the two kernels differ, relative to the squares."""
+    def _difference(self, examples: ExampleScalars, rows: Tensor) -> float:
+        n = len(rows)
+        if n == 1 and self.model.pairs_single:
+            examples, rows = examples[[0, 0]], rows[[0, 0]]
         sums = LayerSums(self.model, examples)
         self._trail = sums.trail
-        rows = torch.cat([rows for _, rows in self._values_and_rows(examples)])
-        norms, moments = sums.squared_norms(), sums.moments()
         mean, squares = mean_and_squares(rows)
-        parts = (
-            rows.double().square().sum(0),
-            (moments.squares - squares).abs(),
-            (moments.mean - mean).square() * len(examples),
+        moments, sizes = sums.moments(), self.model.layout.sizes
+        return max(
+            difference(sums.batch_sums(1), rows, sizes),
+            difference(sums.squared_norms(), _norms(rows)) / 2,
+            difference(moments.mean, mean, sizes),
+            # Where there is one example, or all are alike, there is no spread.
+            difference(moments.squares + mean.square(), squares + mean.square(), sizes),
         )
-        size, *errors = (self._by_parameter(part) for part in parts)
-        total = size.sum()
-        largest = torch.stack(errors).amax(0)
-        whole = torch.maximum(largest.sum(), (norms - _norms(rows)).abs().sum()) / total
-        # A small parameter that is missing is off by 1, which the sum would hide. It
-        # may round 100 times worse than the whole; below 1e-7 of that it is rounding.
-        worst = (largest / (size + 1e-7 * total)).max() / 100
-        return float(torch.maximum(whole, worst))
 
-    def _by_parameter(self, coordinates: Tensor) -> Tensor:
-        """Return the sums over the coordinates of each parameter."""
-        sizes = [parameter.numel() for parameter in self.model.params]
-        return torch.stack([part.sum() for part in coordinates.split(sizes)])
+    def _vmap_off(self, theta: Tensor, examples: ExampleScalars, rows: Tensor) -> float:
+        _, found = vectorised_rows(self.model, theta, examples)
+        return difference(found, rows, self.model.layout.sizes)
 
     def _values_and_rows(
         self, examples: ExampleScalars
@@ -201,7 +215,19 @@ class ExampleSums:
         theta = self.model.values()
         for start in range(0, len(examples), self.row_chunk_size):
             part = examples[start : start + self.row_chunk_size]
-            yield values_and_gradients(self.model, theta, part)
+            yield self._rows_of_some(theta, part)
+
+    def _rows_of_some(
+        self, theta: Tensor, examples: ExampleScalars
+    ) -> tuple[Tensor, Tensor]:
+        if (self.choice.taken or self._settle()) == "vmap":
+            try:
+                return vectorised_rows(self.model, theta, examples)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self.choice.give_up("vmap", explain(error))
+        return looped_rows(self.model, examples)
 
 
 def _moments(values: Tensor, rows: Tensor) -> Moments:

@@ -77,8 +77,7 @@ def gauss_newton_example_traces(
         In float64.
     """
     # Beforehand: the root of a loss that is a callable does not vectorise.
-    with torch.no_grad():
-        outputs = model(chunk.X)
+    outputs = model.evaluate(chunk.X)
     cotangents = _weighted_root(loss, outputs, z, *chunk.args)
     scalars = ExampleScalars(chunk.X, (cotangents,), _inner_products)
     return sums.squared_norms(scalars)

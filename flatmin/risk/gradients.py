@@ -9,7 +9,7 @@ from flatmin.risk.chunks import Chunk
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
 
-__all__ = ["example_losses", "losses_and_gradient"]
+__all__ = ["evaluate_losses", "example_losses", "losses_and_gradient"]
 
 
 def example_losses(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Tensor:
@@ -26,6 +26,23 @@ def example_losses(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Tensor:
     Tensor of shape (n,)
     """
     return chunk.weigh(loss.per_example(model(chunk.X), chunk.y))
+
+
+@torch.no_grad()
+def evaluate_losses(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Tensor:
+    """Return ℓ̃ᵢ at the bound θ, without a graph.
+
+    Parameters
+    ----------
+    model : FlatModel
+    loss : ExampleLoss
+    chunk : Chunk
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    return chunk.weigh(loss.per_example(model.evaluate(chunk.X), chunk.y))
 
 
 @torch.enable_grad()

@@ -322,7 +322,7 @@ def _read_batch_norm(
     eps: float = 1e-5,
 ) -> Reading:
     if training:
-        raise UnsupportedLayers("a BatchNorm in train mode")
+        raise UnsupportedLayers("batch_norm with statistics of its input")
     normalise = partial(
         F.batch_norm, running_mean=running_mean, running_var=running_var, eps=eps
     )

@@ -8,13 +8,21 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.chunks import Chunk, pad_chunk
-from flatmin.risk.double_backward import DoubleBackward
 from flatmin.risk.precision import in_full_float32
+from flatmin.risk.reference_products import ReferenceProducts
 from flatmin.risk.traces import Traces, pad_direction, unpad
 from flatmin.risk.two_stage import TwoStage
+from flatmin.risk.unsupported import NotTaken
 
 __all__ = ["Linearization"]
 
+_NAMES = {
+    "hvp": "H v",
+    "ggn": "G v",
+    "jvp": "J v",
+    "vjp": "Jᵀu",
+    "directional_derivatives": "gᵢᵀv",
+}
 # Bytes of intermediate values that are kept for one θ. Chunks beyond it are prepared
 # anew for each product.
 _KEPT_BYTES = 1 << 31
@@ -48,12 +56,12 @@ class Linearization:
         self._chunks = chunks
         self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
         self._kept_bytes = 0
-        self._plain: DoubleBackward | None = None
+        self._plain: ReferenceProducts | None = None
 
     @property
     def paths(self) -> dict[str, str]:
         """How each quantity that was asked for is computed: "traced", or why not."""
-        return dict(self._traces.paths)
+        return self._traces.told()
 
     @in_full_float32
     def hvp(self, v: Tensor) -> Tensor:
@@ -140,16 +148,25 @@ class Linearization:
         def use(graph: TwoStage, kept: tuple[Tensor, ...], rows: slice) -> Tensor:
             part = direction[rows] if quantity == "vjp" else direction
             product = graph.use(*kept, pad_direction(quantity, part, size))
+            if not bool(product.isfinite().all()):
+                raise NotTaken("a product that is not finite")
             return unpad(quantity, product, rows.stop - rows.start)
 
         ready = self._traces.graphs.get(quantity)
         everything = [(quantity, index) in self._kept for index in range(len(starts))]
+        n_done = 0
         if ready is not None and all(everything):  # no chunk has to be read again
-            for index, start in enumerate(starts):
-                rows = slice(start, min(start + size, n))
-                yield use(ready, self._kept[quantity, index], rows)
-            return
+            try:
+                for index, start in enumerate(starts):
+                    rows = slice(start, min(start + size, n))
+                    yield use(ready, self._kept[quantity, index], rows)
+                    n_done += 1
+                return
+            except NotTaken as error:
+                self._traces.give_up(quantity, error)
         for index, chunk in enumerate(self._chunks()):
+            if index < n_done:
+                continue
             graph = self._traces.find(quantity, self.theta, chunk)
             if graph is not None:
                 try:
@@ -160,10 +177,31 @@ class Linearization:
                     continue
                 except torch.OutOfMemoryError:
                     raise
-                except RuntimeError as error:  # shapes that depend on the data
+                except (RuntimeError, NotTaken) as error:  # shapes depend on the data
                     self._traces.give_up(quantity, error)
             part = direction[chunk.rows] if quantity == "vjp" else direction
-            yield getattr(self._plain_chunk(chunk), quantity)(part)
+            product = getattr(self._plain_chunk(chunk), quantity)(part)
+            if not bool(product.isfinite().all()):
+                raise FloatingPointError(self._where(quantity, product, chunk))
+            yield product
+
+    def _where(self, quantity: str, product: Tensor, chunk: Chunk) -> str:
+        """Say where a product is not finite."""
+        wild = ~product.isfinite()
+        if quantity in ("jvp", "directional_derivatives"):
+            rows = wild.reshape(len(wild), -1).any(1).nonzero().flatten()
+            first = chunk.rows.start + int(rows[0])
+            where = f"for {len(rows)} examples, of which {first} is the first"
+        else:
+            layout = self._traces.model.layout
+            parts = zip(layout.names, wild.split(list(layout.sizes)), strict=True)
+            names = [name for name, part in parts if part.any()]
+            where = f"in the parameters {', '.join(names)}"
+        return (
+            f"{_NAMES[quantity]} must be finite. Got NaN or infinity {where}. Either θ "
+            "or the outputs are not finite, or the network has no such derivative at "
+            "this θ, as a square root at 0."
+        )
 
     def _prepared(
         self, graph: TwoStage, quantity: str, index: int, chunk: Chunk
@@ -175,11 +213,10 @@ class Linearization:
             self._kept_bytes += size
         return kept
 
-    def _plain_chunk(self, chunk: Chunk) -> DoubleBackward:
+    def _plain_chunk(self, chunk: Chunk) -> ReferenceProducts:
         if self._plain is not None:
             return self._plain
-        traces = self._traces
-        plain = DoubleBackward(traces.model, traces.loss, self.theta, chunk)
+        plain = ReferenceProducts(self._traces.ways, self.theta, chunk)
         if len(chunk.X) == self.n_examples:
             self._plain = plain  # several graphs would not be bounded by a chunk
         return plain

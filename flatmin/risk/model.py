@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.module_copy import copy_module
+from flatmin.risk.surroundings import attends, one_attention
 
 __all__ = ["FlatModel", "first_output"]
 
@@ -31,10 +36,14 @@ class FlatModel:
         Order and shapes.
     params : list of torch.nn.Parameter
         The trainable ones; :meth:`bind` sets their values.
-    vectorises : bool
-        False once ``vmap`` has failed on this module.
     copies_input : bool
         True if the module writes into its input: then it is given copies.
+    pairs_single : bool
+        True if one example runs as two: the derivative of BatchNorm in eval mode on a
+        single example can be wrong (torch 2.13).
+    keeps_graph : bool
+        True if the module computes something else where gradients are switched off:
+        then they are on for its outputs, too.
     """
 
     def __init__(
@@ -42,8 +51,10 @@ class FlatModel:
     ) -> None:
         self.module = module
         self.output_transform = output_transform
-        self.vectorises = True
         self.copies_input = False
+        self.pairs_single = any(isinstance(p, _BatchNorm) for p in module.modules())
+        self.keeps_graph = False
+        self._attends = attends(module)
         self._make_views()
 
     def _make_views(self) -> None:
@@ -96,6 +107,13 @@ class FlatModel:
         self.__dict__.update(state)
         self._make_views()
 
+    def to(self, dtype: torch.dtype) -> FlatModel:
+        """Return a copy in another precision, bound to the same θ."""
+        twin = copy.copy(self)
+        twin.module = copy_module(self.module, dtype=dtype)
+        twin._make_views()
+        return twin
+
     def bind(self, theta: Tensor) -> None:
         """Give the parameters the values of θ.
 
@@ -135,7 +153,23 @@ class FlatModel:
 
     def __call__(self, X: Tensor) -> Tensor:
         """Return the outputs at the bound θ."""
-        return self._transform(self.module(X.clone() if self.copies_input else X))
+        return self._run(self.module, X)
+
+    def evaluate(self, X: Tensor) -> Tensor:
+        """Return the outputs at the bound θ, without a graph."""
+        with torch.set_grad_enabled(self.keeps_graph):
+            return self(X).detach()
+
+    def _run(self, module: Callable[[Tensor], Any], X: Tensor) -> Tensor:
+        # Under vmap a tensor of one example stands for many.
+        pairs = self.pairs_single and len(X) == 1 and not is_batchedtensor(X)
+        if pairs:
+            X = torch.cat([X, X])
+        elif self.copies_input:
+            X = X.clone()
+        with one_attention() if self._attends else nullcontext():
+            outputs = self._transform(module(X))
+        return outputs[:1] if pairs else outputs
 
     def functional(self, theta: Tensor, X: Tensor) -> Tensor:
         """Return the outputs at θ as a function of θ, for higher derivatives.
@@ -153,20 +187,47 @@ class FlatModel:
         for i in self._odd:
             views[i] = views[i].clone()
         parameters = {place: views[i] for place, i in self._places.items()}
-        X = X.clone() if self.copies_input else X
-        outputs = functional_call(self.module, parameters, (X,), tie_weights=False)
-        return self._transform(outputs)
+
+        def module(X: Tensor) -> Any:
+            return functional_call(self.module, parameters, (X,), tie_weights=False)
+
+        return self._run(module, X)
 
     def gradient(self, tensors: Tensor, cotangents: Tensor) -> Tensor:
         """Return the flat vector-Jacobian product at the bound θ, shape (D,)."""
-        parts = torch.autograd.grad(
-            tensors,
-            self.params,
-            cotangents,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        parts = self.gradients(tensors, cotangents)
         return torch.cat([part.reshape(-1) for part in parts])
+
+    def gradients(
+        self,
+        tensors: Tensor | list[Tensor],
+        cotangents: Tensor | list[Tensor] | None = None,
+        **options: bool,
+    ) -> list[Tensor]:
+        """Return the vector-Jacobian product at the bound θ by parameter.
+
+        Parameters
+        ----------
+        tensors : Tensor or list of Tensor
+        cotangents : Tensor or list of Tensor, default=None
+            None for a single number.
+        **options : bool
+            Of ``torch.autograd.grad``.
+
+        Returns
+        -------
+        list of Tensor
+        """
+        return list(
+            torch.autograd.grad(
+                tensors,
+                self.params,
+                cotangents,
+                allow_unused=True,
+                materialize_grads=True,
+                **options,
+            )
+        )
 
     def _transform(self, outputs: Any) -> Tensor:
         if self.output_transform is not None:

@@ -90,7 +90,7 @@ def record_uses(model: FlatModel, examples: ExampleScalars) -> Recording:
     values = examples.of(outputs)
     recording = Recording(values.detach(), {}, watch.trail)
     if not values.requires_grad:
-        return recording
+        raise UnsupportedLayers("examples whose loss depends on no parameter")
     origin = _Origin(model.params)
     parts = [
         [found for part in call.parameters for found in origin.of(*part)]

@@ -26,6 +26,18 @@ _LONGER = ("subtract", "multiply", "divide", "true_divide", "rsub", "__rsub__")
 _POINTWISE = {*_ARITHMETIC, *_LONGER, *(f"{name}_" for name in _ARITHMETIC)}
 # Functions that can permute the examples: the position of their argument for that.
 _REORDERS = {"sort": 1, "argsort": 1, "msort": 1, "flip": 1, "topk": 2, "roll": 2}
+# Functions that choose by a tensor: the positions of the dimension and of the tensor.
+_SCATTERS = ("scatter", "scatter_add", "scatter_reduce")
+_INDEXES = ("index_add", "index_copy", "index_fill", "index_reduce", "index_select")
+_CHOOSES = {
+    **dict.fromkeys(("gather", *_SCATTERS, *_INDEXES), (1, 2)),
+    "take_along_dim": (2, 1),
+}
+# Functions that choose by values, whatever they are given.
+_PICKS = {
+    *("argwhere", "masked_scatter", "masked_select", "nonzero", "nonzero_numpy"),
+    *("take", "unique", "unique_consecutive"),
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,8 @@ class ParameterWatch(TorchFunctionMode):
                     return output
         if self._reorders(invocation):
             raise UnsupportedLayers(f"{name} changes the order of the examples")
+        if self._regroups(invocation):
+            raise UnsupportedLayers(f"{name} picks examples by their values")
         result = func(*args, **kwargs)
         self._sort(invocation, result)
         return result
@@ -262,6 +276,34 @@ class ParameterWatch(TorchFunctionMode):
             for dim in _flat([dims])
             if isinstance(dim, int) and not isinstance(dim, bool)
         )
+
+    def _regroups(self, invocation: _Invocation) -> bool:
+        """Whether a function chooses examples by what they are: no trial can tell."""
+        name, args = invocation.name.rstrip("_"), invocation.args
+        kwargs = invocation.kwargs
+        if invocation.alone or not args or not isinstance(args[0], Tensor):
+            return False
+        given = args[0]
+        if name in _PICKS or (name == "where" and len(args) + len(kwargs) == 1):
+            return True
+        if given.shape[:1] != (self.n_examples,):
+            return False
+        if invocation.name == "__setitem__" and not isinstance(args[2], Tensor):
+            return False  # one number wherever it goes
+        if invocation.name in ("__getitem__", "__setitem__", "index_put", "index_put_"):
+            index = args[1] if isinstance(args[1], tuple | list) else (args[1],)
+            first = next((part for part in index if part is not None), None)
+        elif name in _CHOOSES:
+            at_dim, at_index = _CHOOSES[name]
+            dim = kwargs.get("dim", args[at_dim] if len(args) > at_dim else None)
+            if dim is not None and dim % given.ndim != 0:
+                return False
+            names = ("index", "indices")
+            first = next((kwargs[key] for key in names if key in kwargs), None)
+            first = args[at_index] if first is None else first
+        else:
+            return False
+        return isinstance(first, Tensor) and id(first) not in self._constants
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:

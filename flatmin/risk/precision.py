@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from flatmin.risk.surroundings import undisturbed
+
 __all__ = ["full_float32", "in_full_float32"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -33,21 +35,26 @@ def full_float32(device: torch.device) -> Iterator[None]:
         # Raises where somebody has chosen by PyTorch's newer switches: leave those.
         with contextlib.suppress(RuntimeError):
             rounds = backend.allow_tf32
+    # The bracket is for callers who have frozen the flags.
+    bracket = getattr(torch.backends, "__allow_nonbracketed_mutation")
     if rounds:
-        backend.allow_tf32 = False
+        with bracket():
+            backend.allow_tf32 = False
     try:
         yield
     finally:
         if rounds:
-            backend.allow_tf32 = True
+            with bracket():
+                backend.allow_tf32 = True
 
 
 def in_full_float32(method: Method) -> Method:
-    """Run a method of an object that has a ``device`` in :func:`full_float32`.
+    """Run a method in :func:`full_float32`, undisturbed by the caller's switches.
 
     Parameters
     ----------
     method : callable
+        Of an object that has a ``device``.
 
     Returns
     -------
@@ -55,6 +62,7 @@ def in_full_float32(method: Method) -> Method:
     """
 
     @functools.wraps(method)
+    @undisturbed
     def exact(self: Any, *args: Any, **kwargs: Any) -> Any:
         with full_float32(self.device):
             return method(self, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.risk import checks
-from flatmin.risk.chunks import Chunk
+from flatmin.risk.chunks import Chunk, iterate_chunks
+from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
 from flatmin.risk.gradients import example_losses
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
+from flatmin.risk.trials import difference, tolerance
 
-__all__ = ["ProbeResult", "check_dependence", "choose_strides", "probe_example"]
+__all__ = [
+    "ProbeResult",
+    "check_dependence",
+    "check_independence",
+    "choose_strides",
+    "probe_example",
+    "trial_indices",
+]
 
-
-_N_REPEATED = 16
+_N_TRIED = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,7 @@ def choose_strides(model: FlatModel, X: Tensor) -> tuple[Tensor, bool]:
     if fast is X:
         return X, False
     try:
-        with torch.no_grad():
-            model(fast[:2].clone())
+        model.evaluate(fast[:2].clone())
     except RuntimeError:  # many a module calls view() behind a convolution
         return X.contiguous(), True
     return fast, False
@@ -88,15 +95,159 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
             f"Got shape {tuple(outputs.shape)} for one example."
         )
     # Of several examples: a mask drawn for one may come out the same twice.
-    with torch.no_grad():
-        once, again = model(X[:_N_REPEATED]), model(X[:_N_REPEATED])
-    if bool((again - once).abs().max() > 1e-3 * once.abs().max()):
+    once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
+    if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "
             "eval mode differ; switch off what it draws at random, for example "
             "F.dropout(x, training=self.training) in place of F.dropout(x)."
         )
     return ProbeResult(outputs, n_activations + X[0].numel())
+
+
+def trial_indices(n_examples: int) -> Tensor:
+    """Return up to 16 examples to try things on: spread, with the last, shuffled.
+
+    Parameters
+    ----------
+    n_examples : int
+        N.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    spread = torch.linspace(
+        0, n_examples - 1, min(_N_TRIED, n_examples), device="cpu"
+    ).long()
+    rng = torch.Generator().manual_seed(0)
+    return spread[torch.randperm(len(spread), generator=rng, device="cpu")]
+
+
+def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> None:
+    """Check that examples are computed by themselves, and one function throughout.
+
+    Outputs of the examples together, of two of them, and of each alone are compared;
+    so are the losses, and the gradient of all with the sum of those alone. Outputs
+    with a graph are compared with those without one.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Learns whether it computes something else where gradients are switched off.
+    loss : ExampleLoss
+    chunk : Chunk
+        The examples of :func:`trial_indices`.
+
+    Raises
+    ------
+    ValueError
+        If the output, the loss or the gradient of an example depends on the others.
+    """
+    limit = tolerance(model.params[0].dtype, 0)
+    outputs = model.evaluate(chunk.X)
+    with torch.enable_grad():
+        with_graph = model(chunk.X).detach()
+    if difference(outputs, with_graph) > limit:
+        model.keeps_graph, outputs = True, with_graph
+    if len(chunk.X) == 1:
+        return
+    alone = [model.evaluate(chunk.X[i : i + 1]) for i in range(len(chunk.X))]
+    for output in alone:
+        if output.shape != (1, *outputs.shape[1:]):
+            raise ValueError(
+                "The module must return as much for one example as for each of "
+                f"several. Got shape {tuple(outputs.shape)} for {len(outputs)} and "
+                f"{tuple(output.shape)} for one; use squeeze(-1) in place of squeeze()."
+            )
+    single = torch.cat(alone)
+    off = max(
+        difference(outputs, single), difference(model.evaluate(chunk.X[:2]), single[:2])
+    )
+    # A deep network in float32 can lose more digits than that.
+    if off > limit and _in_float64(model, loss, chunk, _outputs_off) > limit / 10:
+        raise ValueError(_seeing_each_other(outputs, single, off))
+    with torch.no_grad():
+        losses = loss.per_example(outputs, chunk.y)
+        apart = [
+            loss.per_example(outputs[i : i + 1], chunk.y[i : i + 1])
+            for i in range(len(outputs))
+        ]
+    off = difference(losses, torch.cat(apart))
+    if off > limit:
+        raise ValueError(
+            "The loss of one example must not depend on the others: a risk is a sum "
+            f"over examples. Got losses by {loss.name} that change by {off:.1e}, "
+            "relative to their size, when each example comes alone. Contrastive "
+            "losses and losses that normalise over the batch are none of a risk's."
+        )
+    off = _gradient_off(model, loss, chunk)
+    if off > 10 * limit:
+        off = _in_float64(model, loss, chunk, _gradient_off)
+        if off > limit:
+            raise ValueError(
+                "The gradient over several examples must be the sum of theirs. Got a "
+                f"difference of {off:.1e}, relative to its size: a function in the "
+                "module has another derivative for one example than for several. "
+                "risk.audit() of its parts tells which."
+            )
+
+
+def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
+    """Return how far the gradient of all examples is from the sum of theirs."""
+
+    @torch.enable_grad()
+    def gradient(part: Chunk) -> Tensor:
+        losses = example_losses(model, loss, part)
+        if not losses.requires_grad:
+            return torch.zeros_like(model.values())
+        return model.gradient(losses, torch.ones_like(losses))
+
+    alone = torch.zeros_like(model.values())
+    for one in iterate_chunks(chunk.X, chunk.y, None, 1):
+        alone += gradient(one)
+    return difference(gradient(chunk), alone, model.layout.sizes)
+
+
+def _outputs_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
+    """Return how far outputs together are from those alone."""
+    X = chunk.X
+    alone = [model.evaluate(X[i : i + 1]) for i in range(len(X))]
+    return difference(model.evaluate(X), torch.cat(alone))
+
+
+def _in_float64(
+    model: FlatModel,
+    loss: ExampleLoss,
+    chunk: Chunk,
+    off: Callable[[FlatModel, ExampleLoss, Chunk], float],
+) -> float:
+    """Return a difference in float64; infinite where the module does not allow it."""
+    try:
+        twin = model.to(torch.float64)
+        return off(twin, loss_in_float64(loss), chunk_in_float64(chunk))
+    except RuntimeError:
+        return float("inf")
+
+
+def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
+    """Return what is said of outputs that differ when the examples come alone."""
+    rows, others = outputs.flatten(1).double(), single.flatten(1).double()
+    nearest = torch.cdist(rows, others).argmin(1)
+    if len(nearest.unique()) == len(rows) and difference(rows, others[nearest]) < off:
+        return (
+            "The module must return its outputs in the order of X. Got those of "
+            f"{len(rows)} examples in another order."
+        )
+    return (
+        "The output for one example must not depend on the others: per-example "
+        "gradients and their covariance would not be defined, and the loss would "
+        "depend on how the data are cut. Got outputs that change by "
+        f"{off:.1e}, relative to their size, when each example comes alone. Look for "
+        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), for "
+        "recurrent and transformer layers that need batch_first=True, and for a "
+        "capacity that examples share."
+    )
 
 
 def check_dependence(

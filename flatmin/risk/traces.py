@@ -1,13 +1,12 @@
 """Which of two implementations of a product a risk uses.
 
 The *traced* one runs a kernel of :mod:`flatmin.risk.linear_kernels` as a graph in two
-stages, of which only the second is paid for each product. The *plain* one is double
-backward. A trial on the first chunk decides.
+stages, of which only the second is paid for each product. The *plain* one is that of
+:mod:`flatmin.risk.reference_products`. A trial on the first chunk decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -15,12 +14,16 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.chunks import Chunk, pad_chunk
-from flatmin.risk.double_backward import DoubleBackward
 from flatmin.risk.kernels import twice_differentiable
 from flatmin.risk.linear_kernels import LINEAR_KERNELS
-from flatmin.risk.losses import ExampleLoss
-from flatmin.risk.model import FlatModel
+from flatmin.risk.reference_products import (
+    ProductWays,
+    ReferenceProducts,
+    random_like,
+)
+from flatmin.risk.trials import attempt, difference, explain, tolerance
 from flatmin.risk.two_stage import TwoStage, trace_in_two
+from flatmin.risk.unsupported import NotTaken
 
 __all__ = ["Traces", "pad_direction", "unpad"]
 
@@ -28,6 +31,7 @@ __all__ = ["Traces", "pad_direction", "unpad"]
 # Tracing takes some 0.5 s for a small network whatever the data, and saves half of
 # each product's time.
 _WORTH_TRACING = 1 << 24
+_OF_THETA = ("hvp", "ggn", "vjp")  # products of shape (D,)
 
 
 class Traces:
@@ -35,8 +39,8 @@ class Traces:
 
     Parameters
     ----------
-    model : FlatModel
-    loss : ExampleLoss
+    ways : ProductWays
+        What the traces are tried against.
     chunk_size : int
         Examples in every chunk that a trace will see.
     work : int
@@ -50,15 +54,21 @@ class Traces:
         Of the traced ones.
     """
 
-    def __init__(
-        self, model: FlatModel, loss: ExampleLoss, chunk_size: int, work: int
-    ) -> None:
-        self.model = model
-        self.loss = loss
+    def __init__(self, ways: ProductWays, chunk_size: int, work: int) -> None:
+        self.ways = ways
+        self.model = ways.model
+        self.loss = ways.loss
         self.chunk_size = chunk_size
         self.work = work
         self.paths: dict[str, str] = {}
         self.graphs: dict[str, TwoStage] = {}
+
+    def told(self) -> dict[str, str]:
+        """Return :attr:`paths`, with how the plain ones come about."""
+        return {
+            quantity: path if path == "traced" else path + self.ways.told(quantity)
+            for quantity, path in self.paths.items()
+        }
 
     def find(self, quantity: str, theta: Tensor, chunk: Chunk) -> TwoStage | None:
         """Return the traced kernel, or None where the plain path is to be taken.
@@ -77,62 +87,63 @@ class Traces:
         TwoStage or None
         """
         if quantity not in self.paths:
-            self.paths[quantity] = self._try(quantity, theta, chunk)
+            path = self._try(quantity, theta, chunk)
+            if path != "traced":
+                self.graphs.pop(quantity, None)
+            self.paths[quantity] = path
         return self.graphs.get(quantity)
 
     def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str:
+        if quantity == "hvp" and self.ways.finite_difference:
+            return "plain: hvp='finite_difference'"
         if self.work < _WORTH_TRACING:
             return "plain: too little work for a trace to pay"
         # A weight of zero would hide an example, and with it a difference.
         chunk = replace(chunk, weights=None)
+        reference = ReferenceProducts(self.ways, theta, chunk)
+        probe = self._probe(quantity, chunk)
+        expected = getattr(reference, quantity)(probe)
+        reason = attempt(
+            "the traced product",
+            partial(self._difference, quantity, theta, chunk, probe, expected),
+            tolerance(theta.dtype, 2),
+        )
+        return "traced" if reason is None else f"plain: {reason}"
+
+    def _difference(
+        self,
+        quantity: str,
+        theta: Tensor,
+        chunk: Chunk,
+        probe: Tensor,
+        expected: Tensor,
+    ) -> float:
+        """Trace a product, and return how far it is from what is expected."""
         padded = pad_chunk(chunk, self.chunk_size)
-        plain = getattr(DoubleBackward(self.model, self.loss, theta, chunk), quantity)
-        probes = self._probes(quantity, chunk)
-        try:
-            with twice_differentiable(self.model.module):
-                graph = trace_in_two(
-                    partial(LINEAR_KERNELS[quantity], self.model, self.loss),
-                    theta,
-                    pad_direction(quantity, probes[0], self.chunk_size),
-                    *padded,
-                )
-        except torch.OutOfMemoryError:
-            raise
-        # Whatever a module does that cannot be traced, such as a branch on its data,
-        # the plain path may be able to.
-        except Exception as error:
-            return f"plain: {type(error).__name__} while tracing: {error}"
-        if any(self.model.holds(constant) for constant in graph.constants):
-            return "plain: the module reads its parameters past θ, as a checkpoint does"
-        kept = graph.prepare(theta, *padded)
-
-        def traced(direction: Tensor) -> Tensor:
-            direction = pad_direction(quantity, direction, self.chunk_size)
-            return unpad(quantity, graph.use(*kept, direction), len(chunk.X))
-
-        first = plain(probes[0])
-        difference = _relative(traced(probes[0]) - first, first)
-        tolerance = 1e-3 if theta.dtype == torch.float32 else 1e-8
-        if not difference <= tolerance:
-            right = (
-                quantity in ("hvp", "ggn")
-                and _asymmetry(plain, probes) > tolerance
-                and _asymmetry(traced, probes) <= tolerance
+        direction = pad_direction(quantity, probe, self.chunk_size)
+        with twice_differentiable(self.model.module):
+            graph = trace_in_two(
+                partial(LINEAR_KERNELS[quantity], self.model, self.loss),
+                theta,
+                direction,
+                *padded,
             )
-            if not right:
-                return f"plain: the traced product differs by {difference:.1e} from it"
+        if any(self.model.holds(constant) for constant in graph.constants):
+            raise NotTaken(
+                "the module reads its parameters past θ, as a checkpoint does"
+            )
+        kept = graph.prepare(theta, *padded)
+        found = unpad(quantity, graph.use(*kept, direction), len(chunk.X))
         self.graphs[quantity] = graph
-        return "traced"
+        sizes = self.model.layout.sizes if quantity in _OF_THETA else None
+        return difference(found, expected, sizes)
 
-    def _probes(self, quantity: str, chunk: Chunk) -> list[Tensor]:
-        """Return two fixed random directions."""
-        theta = self.model.values()
-        like = self.model(chunk.X).detach() if quantity == "vjp" else theta
-        rng = torch.Generator(device=theta.device).manual_seed(0)
-        return [
-            torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
-            for _ in range(2)
-        ]
+    def _probe(self, quantity: str, chunk: Chunk) -> Tensor:
+        """Return a fixed random direction."""
+        like = self.model.values()
+        if quantity == "vjp":
+            like = self.model.evaluate(chunk.X)
+        return random_like(like, 0)
 
     def give_up(self, quantity: str, error: Exception) -> None:
         """Take the plain path from now on.
@@ -144,7 +155,7 @@ class Traces:
             What the traced kernel raised on other data than those of the trial.
         """
         del self.graphs[quantity]
-        self.paths[quantity] = f"plain: {type(error).__name__} in the trace: {error}"
+        self.paths[quantity] = f"plain: in the trace {explain(error)}"
 
     # A copy of the risk has a model of its own, and a graph does not pickle.
     def __getstate__(self) -> dict[str, object]:
@@ -189,16 +200,3 @@ def unpad(quantity: str, product: Tensor, size: int) -> Tensor:
     if quantity in ("jvp", "directional_derivatives"):
         return product[:size]
     return product
-
-
-def _relative(difference: Tensor, reference: Tensor) -> float:
-    norm = reference.norm()
-    return float(difference.norm() / norm) if norm else float(difference.norm())
-
-
-def _asymmetry(product: Callable[[Tensor], Tensor], probes: list[Tensor]) -> float:
-    """Return |aᵀHb - bᵀHa| relative to the products."""
-    a, b = probes
-    Ha, Hb = product(a), product(b)
-    scale = float(b.norm() * Ha.norm() + a.norm() * Hb.norm())
-    return abs(float(b @ Ha - a @ Hb)) / scale if scale else 0.0

@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from flatmin.risk.graph_passes import simplify
+from flatmin.risk.isolation import isolated
 
 __all__ = ["TwoStage", "trace_in_two"]
 
@@ -63,7 +64,7 @@ def trace_in_two(
     pure = functionalize(function, remove="mutations")
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # of PyTorch's own use of its old parts
-        traced = make_fx(pure)(theta, direction, *data)
+        traced = isolated(lambda: make_fx(pure)(theta, direction, *data))
     simplify(traced.graph)
     for node in traced.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):

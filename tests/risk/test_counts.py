@@ -150,3 +150,48 @@ def test_products_for_twenty_eigenpairs(risk):
     pairs = hessian_eigenpairs(risk, risk.params(), 20, which="LM", tol=1e-4, rng=rng)
     assert pairs.converged.all()
     assert pairs.n_matvecs <= 80
+
+
+def test_what_is_tried_before_the_first_number(passes, monkeypatch):
+    """Besides a traced shape's own trial: at most 16 examples, in two sizes."""
+    sizes = Counter()
+    run = FlatModel._run
+
+    def counted(self, module, X):
+        sizes[len(X)] += 1
+        return run(self, module, X)
+
+    monkeypatch.setattr(FlatModel, "_run", counted)
+    monkeypatch.setattr(traces, "_WORTH_TRACING", 1 << 60)
+    n = 200
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        X, y = torch.rand(n, 1, 28, 28), torch.randint(0, 10, (n,))
+        risk = EmpiricalRisk(LeNet(), "cross_entropy", X, y)
+    # Whether X fits, the same twice, with and without a graph, in two sizes and alone,
+    # the gradient together and alone, and which parameters are used.
+    assert sizes == {1: 1 + 16 + 16 + 1, 2: 2, 16: 2 + 2 + 1}
+    assert passes["backward"] == 16 + 1 + 1
+    theta = risk.params()
+
+    def first(ask):
+        sizes.clear(), passes.clear()
+        ask()
+        tried = dict(sizes), passes["backward"]
+        sizes.clear(), passes.clear()
+        ask()
+        return tried[0], tried[1] - passes["backward"]
+
+    # Rows alone, layer by layer together and half of them.
+    tried, backward = first(lambda: risk.gradient_variances(theta))
+    assert tried == {16: 1 + 1, 1: 16, 8: 1, n: 1}
+    assert backward == 16 + 1 + 1
+    # Outputs, J v by forward mode and Jᵀu, together and alone.
+    tried, backward = first(lambda: risk.linearize(theta).jvp(theta))
+    assert tried == {16: 2, 1: 2, n: 1}
+    assert backward == 2
+    # In float64: whether it can be had, H v for two directions, four gradients. (A call
+    # of autograd inside of plain_kernels is counted twice.)
+    tried, backward = first(lambda: risk.linearize(theta).hvp(theta))
+    assert tried == {16: 1 + 1 + 4, 1: 1 + 1 + 4, n: 1}
+    assert backward == 2 * (1 + 2 + 2 + 4)

@@ -456,15 +456,17 @@ def test_images_lie_channels_last_where_the_module_can_take_it():
 def test_a_module_that_vmap_takes_is_vectorised():
     for name in ("mlp", "convolutional", "embedding", "transformer", "weight norm"):
         risk = problem(name).risk()
+        # As if one of its layers had no rows of its own.
+        risk._sums.choice.give_up("by layer", "for a test")
         next(risk.per_example_gradients(problem(name).theta))
-        assert risk._model.vectorises, name
+        assert risk.paths["per-example sums"] == "plain: for a test", name
 
 
 def test_a_wrong_θ_does_not_switch_vectorisation_off(small):
     risk = small.risk()
     with pytest.raises(ValueError, match="θ must have shape"):
         next(risk.per_example_gradients(small.theta[1:]))
-    assert risk._model.vectorises
+    assert "per-example sums" not in risk.paths
 
 
 def test_out_of_memory_is_not_mistaken_for_a_module_that_vmap_cannot_take(
@@ -474,10 +476,11 @@ def test_out_of_memory_is_not_mistaken_for_a_module_that_vmap_cannot_take(
         raise torch.OutOfMemoryError("too much")
 
     risk = small.risk()
+    risk._sums.choice.give_up("by layer", "for a test")
     monkeypatch.setattr("flatmin.risk.per_example.vectorize", fail)
     with pytest.raises(torch.OutOfMemoryError):
         next(risk.per_example_gradients(small.theta))
-    assert risk._model.vectorises
+    assert risk.paths["per-example sums"] == "plain: for a test"
 
 
 def test_real_draws_have_mean_g0_and_covariance_g():
@@ -503,5 +506,6 @@ def test_a_callable_loss_leaves_the_rows_vectorised():
 
     X, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
     risk = EmpiricalRisk(nn.Linear(3, 2).double(), huber, X, y)
+    risk._sums.choice.give_up("by layer", "for a test")
     risk.gauss_newton_traces(risk.params())
-    assert risk._model.vectorises
+    assert risk.paths["per-example sums"] == "plain: for a test"

@@ -95,7 +95,7 @@ def test_a_mismatch_is_noticed_and_named(monkeypatch):
     risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
     product = risk.linearize(theta).ggn(theta)
     close(product, oracle("mlp").gauss_newton @ theta, 1e-9)
-    assert risk.paths["ggn"].startswith("plain: the traced product differs by")
+    assert risk.paths["ggn"].startswith("plain: the traced product is off by")
 
 
 def test_little_work_is_not_traced(monkeypatch):

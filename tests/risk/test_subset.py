@@ -128,7 +128,7 @@ def test_nothing_is_made_anew(monkeypatch):
         raise AssertionError("a copy, or a trial")
 
     monkeypatch.setattr(copy, "deepcopy", refuse)
-    monkeypatch.setattr(type(risk._sums), "_try", refuse)
+    monkeypatch.setattr(type(risk._sums), "_settle", refuse)
     risk.subset(CHOSEN).squared_norms(theta)
 
 

@@ -1,0 +1,250 @@
+"""Try a fast way, compare it with a slow one, take it or say why not.
+
+The one place that decides between implementations of a quantity. What is compared, and
+with what, belongs to the quantity; how large a difference may be, what is done about an
+exception, and how the choice is told, stand here.
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.unsupported import NotTaken
+
+__all__ = ["Choice", "asymmetry", "attempt", "difference", "explain", "tolerance"]
+
+_logger = logging.getLogger("flatmin.risk")
+_HERE = str(Path(__file__).parent)
+
+
+def tolerance(dtype: torch.dtype, order: int) -> float:
+    """Return how much two ways of one quantity may differ, relative to its size.
+
+    Some hundred to a thousand roundings for outputs and losses, ten times as much for
+    each derivative: published networks lose a digit or two on their way, a wrong
+    derivative is off by a per cent or more.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Of the parameters: inputs may be integers.
+    order : int
+        Of the derivative, 0 for outputs and losses.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> tolerance(torch.float32, 0), tolerance(torch.float64, 2)
+    (1e-05, 1e-08)
+    """
+    base = 1e-10 if dtype == torch.float64 else 1e-5
+    return float(f"{base * 10**order:.1e}")
+
+
+def difference(
+    found: Tensor, reference: Tensor, sizes: Sequence[int] | None = None
+) -> float:
+    """Return ‖found - reference‖ / ‖reference‖, or that of the worst parameter.
+
+    Parameters
+    ----------
+    found : Tensor
+    reference : Tensor
+        Of the same shape.
+    sizes : sequence of int, default=None
+        Lengths of the parameters that lie one after the other in the last dimension.
+        The difference of a parameter counts a tenth, relative to its own part of the
+        reference: a small parameter that is missing altogether would not show in the
+        whole. Below 3e-4 of the whole it is rounding.
+
+    Returns
+    -------
+    float
+        0 where both are 0 or where both have the same NaN and infinities; infinite
+        where only one is not finite.
+
+    Examples
+    --------
+    >>> found, right = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])
+    >>> f"{difference(found, found):g} {difference(found, right):.3f}"
+    '0 0.171'
+    """
+    found, reference = found.double(), reference.double()
+    wild = ~(found.isfinite() & reference.isfinite())
+    if bool(wild.any()):
+        if not torch.equal(_wild(found[wild]), _wild(reference[wild])):
+            return float("inf")
+        found, reference = (t.masked_fill(wild, 0) for t in (found, reference))
+    rest = found - reference
+    whole = _ratio(rest.norm(), reference.norm())
+    if sizes is None:
+        return whole
+    parts = zip(
+        rest.split(list(sizes), -1), reference.split(list(sizes), -1), strict=True
+    )
+    norm = reference.norm()
+    worst = max(_ratio(r.norm(), p.norm() + 3e-4 * norm) for r, p in parts)
+    return max(whole, worst / 10)
+
+
+def _wild(values: Tensor) -> Tensor:
+    return values.nan_to_num(nan=0.0, posinf=1.0, neginf=-1.0)
+
+
+def _ratio(difference: Tensor, size: Tensor) -> float:
+    # The size of what is compared says nothing where it is zero.
+    return float(difference / size) if size else float(difference)
+
+
+def asymmetry(a: Tensor, Aa: Tensor, b: Tensor, Ab: Tensor) -> float:
+    """Return |aᵀAb - bᵀAa|, relative to the products.
+
+    Parameters
+    ----------
+    a : Tensor of shape (D,)
+    Aa : Tensor of shape (D,)
+    b : Tensor of shape (D,)
+    Ab : Tensor of shape (D,)
+
+    Returns
+    -------
+    float
+    """
+    a, Aa, b, Ab = (t.double() for t in (a, Aa, b, Ab))
+    scale = float(b.norm() * Aa.norm() + a.norm() * Ab.norm())
+    return abs(float(b @ Aa - a @ Ab)) / scale if scale else 0.0
+
+
+def attempt(name: str, trial: Callable[[], float], limit: float) -> str | None:
+    """Run a trial; return why a way cannot be taken, or None if it can.
+
+    Parameters
+    ----------
+    name : str
+        Of the way.
+    trial : callable
+        Returns the difference from what is right. Out of memory is raised as it comes:
+        another way would only hide it.
+    limit : float
+        The largest difference.
+
+    Returns
+    -------
+    str or None
+
+    Raises
+    ------
+    OutOfMemoryError
+        As it comes.
+    """
+    try:
+        off = trial()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return explain(error)
+    return None if off <= limit else f"{name} is off by {off:.1e}"
+
+
+def explain(error: Exception) -> str:
+    """Say in one line why a way failed, and log the rest.
+
+    Parameters
+    ----------
+    error : Exception
+
+    Returns
+    -------
+    str
+    """
+    if isinstance(error, NotTaken):
+        return str(error)
+    reason = f"{type(error).__name__}: {_first_sentence(str(error))}"
+    if _is_our_own(error):
+        _logger.error("A fault of flatmin sends it to a slower path.", exc_info=error)
+    else:
+        _logger.debug("A path was not taken. %s", reason, exc_info=error)
+    return reason
+
+
+def _first_sentence(text: str) -> str:
+    return textwrap.shorten(text.split(". ")[0], 120, placeholder=" ...")
+
+
+def _is_our_own(error: Exception) -> bool:
+    # PyTorch says with a RuntimeError, a NotImplementedError or a ValueError what it
+    # cannot do; any other that begins in this folder is a mistake in it.
+    if isinstance(error, RuntimeError | ValueError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    file = frames[-1].filename if frames else ""
+    return str(getattr(error, "raised_in", file)).startswith(_HERE)
+
+
+class Choice:
+    """Which of several ways to compute one quantity is taken, and why not another.
+
+    Attributes
+    ----------
+    taken : str or None
+        The way; None before the first trial.
+    reasons : dict of str to str
+        Why faster ways are not taken.
+    """
+
+    def __init__(self) -> None:
+        self.taken: str | None = None
+        self.reasons: dict[str, str] = {}
+
+    def settle(
+        self, trials: Mapping[str, Callable[[], float] | None], limit: float
+    ) -> str | None:
+        """Take the first way whose trial does not differ.
+
+        Parameters
+        ----------
+        trials : mapping of str to callable
+            The fastest first, see :func:`attempt`; None for a way that needs no trial.
+        limit : float
+
+        Returns
+        -------
+        str or None
+            The way; None if all of them failed.
+        """
+        for name, trial in trials.items():
+            if name in self.reasons:
+                continue
+            reason = None if trial is None else attempt(name, trial, limit)
+            if reason is None:
+                self.taken = name
+                return name
+            self.reasons[name] = reason
+        self.taken = None
+        return None
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Never take a way again, for what it did on other examples than the trial's.
+
+        Parameters
+        ----------
+        name : str
+        reason : str
+        """
+        self.reasons[name] = reason
+        if self.taken == name:
+            self.taken = None
+
+    # A copy of the risk has a model of its own, which is tried anew.
+    def __getstate__(self) -> dict[str, object]:
+        return {"taken": None, "reasons": {}}

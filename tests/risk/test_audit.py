@@ -1,0 +1,185 @@
+"""The table of identities: what holds is said to hold, what is wrong shows."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import flatmin
+from flatmin.modules import LeNet
+from flatmin.risk import EmpiricalRisk, audit, reference_products, traces
+from flatmin.risk.layer_sums import LayerSums
+
+from ._cases import problem
+from .test_second_derivatives import ThroughNumPy, data, make
+
+IDENTITIES = 22
+
+
+@pytest.fixture
+def few():
+    """A small network whose audit has no reason to fail."""
+    return problem("mlp").risk()
+
+
+@pytest.mark.parametrize("name", ["mlp", "LSTM", "transformer", "embedding"])
+def test_what_is_right_holds(name):
+    report = problem(name).risk().audit(problem(name).theta)
+    assert report.fails == ()
+    assert len(report.checks) == IDENTITIES
+    refused = {check.identity for check in report.checks if check.verdict == "refused"}
+    assert refused <= {f"{q} of the graph = that of the reference" for q in PRODUCTS}
+    assert report.dtype == "float64"
+    assert report.gradients > 10
+
+
+PRODUCTS = ("H v", "G v", "J v", "Jᵀu", "gᵢᵀv")
+
+
+def test_the_table():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        X, y = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
+        risk = EmpiricalRisk(LeNet(), "cross_entropy", X, y)
+    report = risk.audit()
+    lines = str(report).splitlines()
+    assert lines[0] == (
+        "LeNet, loss cross_entropy: D = 11,330, N = 20, float32 on cpu, chunks of 20"
+    )
+    assert lines[1] == "identities on 16 examples in float64:"
+    # ReLU and the maxima of the LeNet have kinks, which are no fault.
+    assert report.fails == ()
+    verdicts = [check.verdict for check in report.checks]
+    assert verdicts.count("holds") >= IDENTITIES - 2
+    assert set(verdicts) <= {"holds", "kink"}
+    assert any(line.split()[:2] == ["diag", "Σ"] for line in lines)
+    assert "by layer" in str(report)
+    assert lines[-1].startswith("python ")
+    assert f"flatmin {flatmin.__version__}" in lines[-1]
+    assert repr(report) == str(report) == str(pickle.loads(pickle.dumps(report)))
+    costs = {cost.quantity: cost.gradients for cost in report.costs}
+    assert 0.2 < costs["∇L"] < 5
+
+
+def test_what_is_refused_is_told():
+    risk = EmpiricalRisk(make(ThroughNumPy.apply), "cross_entropy", *data())
+    report = risk.audit()
+    assert report.fails == ()
+    told = {check.identity: check for check in report.checks}
+    check = told["H v = (∇L(θ + hv) - ∇L(θ - hv)) / 2h"]
+    assert check.verdict == "refused"
+    assert "second derivatives" in check.note
+    assert told["uᵀ(J v) = vᵀ(Jᵀu)"].verdict == "holds"
+    assert any(
+        cost.quantity == "H v" and cost.path.startswith("refused")
+        for cost in report.costs
+    )
+
+
+def failing(report):
+    return {check.identity for check in report.fails}
+
+
+# A fault in one implementation each, and the identities that show it.
+def break_moments(monkeypatch):
+    right = LayerSums.moments
+
+    def wrong(self):
+        moments = right(self)
+        return moments._replace(squares=1.01 * moments.squares)
+
+    monkeypatch.setattr(LayerSums, "moments", wrong)
+    # The trial would not take it.
+    monkeypatch.setattr("flatmin.risk.example_sums.tolerance", lambda *_: 1.0)
+    return {"diag Σ = that of the gᵢ alone"}
+
+
+def break_hessian(monkeypatch):
+    right = reference_products._HESSIANS["double backward"]
+    monkeypatch.setitem(
+        reference_products._HESSIANS,
+        "double backward",
+        lambda point, v: right(point, v) * torch.linspace(1, 1.1, len(v)),
+    )
+    monkeypatch.setattr(reference_products.ProductWays, "_hessian_off", lambda *_: 0.0)
+    return {
+        "aᵀHb = bᵀHa",
+        "H v = (∇L(θ + hv) - ∇L(θ - hv)) / 2h",
+        "H v of the graph = that of the reference",
+    }
+
+
+def break_jacobian(monkeypatch):
+    right = reference_products._JACOBIANS["forward mode"]
+    monkeypatch.setitem(
+        reference_products._JACOBIANS,
+        "forward mode",
+        lambda sums, point, v: 1.01 * right(sums, point, v),
+    )
+    monkeypatch.setattr(reference_products.ProductWays, "_off", lambda *_: 0.0)
+    return {
+        "uᵀ(J v) = vᵀ(Jᵀu)",
+        "gᵢᵀv = that of the gᵢ alone",
+        *(f"{q} of the graph = that of the reference" for q in ("G v", "J v", "gᵢᵀv")),
+    }
+
+
+@pytest.mark.parametrize("fault", [break_moments, break_hessian, break_jacobian])
+def test_a_fault_shows(fault, monkeypatch):
+    expected = fault(monkeypatch)
+    monkeypatch.setattr(traces, "tolerance", lambda *_: 1.0)
+    report = problem("mlp").risk().audit(problem("mlp").theta)
+    assert expected <= failing(report), str(report)
+    assert "fails" in str(report)
+
+
+def test_a_gradient_that_is_none_of_the_value_is_told():
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.tanh()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    risk = EmpiricalRisk(make(Backward.apply), "cross_entropy", *data())
+    report = risk.audit()
+    assert "vᵀ∇L = (L(θ + hv) - L(θ - hv)) / 2h" in failing(report)
+
+
+def test_a_module_of_one_dtype_is_audited_in_its_own():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(x) @ torch.eye(3)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        risk = EmpiricalRisk(
+            Single(), "cross_entropy", torch.randn(9, 4), torch.arange(9) % 3
+        )
+    report = risk.audit()
+    assert report.dtype == "float32"
+    assert report.fails == ()
+
+
+def test_show_versions(capsys):
+    flatmin.show_versions()
+    printed = capsys.readouterr().out
+    for name in ("python", "torch", "threads"):
+        assert f"{name}: " in printed
+
+
+def test_large_outputs_are_not_taken_apart(monkeypatch):
+    monkeypatch.setattr(audit, "_MOST_OUTPUTS", 2)
+    report = problem("mlp").risk().audit()
+    (check,) = [c for c in report.checks if c.identity.startswith("Tr(Gᵢ)")]
+    assert (check.verdict, check.note) == (
+        "refused",
+        "not taken apart: an output has 3 numbers",
+    )

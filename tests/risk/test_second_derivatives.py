@@ -1,0 +1,377 @@
+"""Where PyTorch's derivatives are missing or wrong: right, by another way, or refused.
+
+The reference is written without flatmin: rows and J by plain backward passes, H by
+central differences of the gradient in float64.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from flatmin.risk import EmpiricalRisk, traces
+
+N = 7
+PRODUCTS = ("ggn", "jvp", "directional_derivatives")
+
+
+class Net(nn.Module):
+    """Two linear layers with a function between them."""
+
+    def __init__(self, function, hidden=6, middle=6, classes=3):
+        super().__init__()
+        self.function = function
+        self.first, self.last = nn.Linear(4, hidden), nn.Linear(middle, classes)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+class Bags(nn.Module):
+    """Means, sums or maxima of an embedding's rows."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.bag, self.last = nn.EmbeddingBag(9, 4, **options), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.bag(x).tanh())
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """x², whose backward is not differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+class ThroughNumPy(torch.autograd.Function):
+    """x², with a backward that autograd takes for a constant factor."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * torch.from_numpy(2 * x.detach().numpy())
+
+
+class WrongSecond(torch.autograd.Function):
+    """x³ with a right backward, itself with a wrong one."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (3 * x * x.detach())
+
+
+def data(n=N, d=4):
+    rng = torch.Generator().manual_seed(0)
+    X = torch.randn(n, d, generator=rng, dtype=torch.float64)
+    return X, torch.randint(0, 3, (n,), generator=rng)
+
+
+def tokens():
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 9, (N, 5), generator=rng), data()[1]
+
+
+def cross_entropy(outputs, y):
+    return F.cross_entropy(outputs, y, reduction="none")
+
+
+def reference(module, X, y, losses=cross_entropy):
+    """Return rows, J and H; two copies of an example dodge a fault of BatchNorm."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    start = torch.nn.utils.parameters_to_vector(params).detach()
+
+    def flat(value):
+        grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+        pairs = zip(grads, params, strict=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]
+        )
+
+    def gradient(theta):
+        torch.nn.utils.vector_to_parameters(theta.clone(), params)
+        return flat(losses(module(X.clone()), y).mean())
+
+    rows, jacobians = [], []
+    for i in range(len(X)):
+        outputs = module(X[[i, i]])[:1]
+        rows.append(flat(losses(outputs, y[i : i + 1]).sum()))
+        jacobians.append(torch.stack([flat(number) for number in outputs.flatten()]))
+    h, columns = 1e-5, []
+    for unit in torch.eye(len(start), dtype=start.dtype):
+        wide = gradient(start + 2 * h * unit) - gradient(start - 2 * h * unit)
+        narrow = gradient(start + h * unit) - gradient(start - h * unit)
+        columns.append((8 * narrow - wide) / (12 * h))
+    torch.nn.utils.vector_to_parameters(start, params)
+    return torch.stack(rows), torch.stack(jacobians), torch.stack(columns, 1)
+
+
+def make(function, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net(function, **options).double().eval()
+
+
+def check(module, X, y, losses=cross_entropy, *, hvp="exact", H=True, tol=1e-6):
+    """Compare every product with the reference, whole and in chunks of 3 and 1."""
+    rows, J, hessian = reference(module, X, y, losses)
+    loss = "cross_entropy" if losses is cross_entropy else losses
+    v = torch.linspace(-1, 1, rows.shape[1], dtype=torch.float64)
+    # A graph serves every chunk, the last one filled up.
+    for size in (3,) if traces._WORTH_TRACING == 0 else (None, 3, 1):
+        risk = EmpiricalRisk(module, loss, X, y, chunk_size=size, hvp=hvp)
+        theta = risk.params()
+        point = risk.linearize(theta)
+        close(risk.gradient(theta), rows.mean(0), 1e-7)
+        close(torch.cat(list(risk.per_example_gradients(theta))), rows, 1e-7)
+        close(point.directional_derivatives(v), rows @ v, 1e-7)
+        close(point.jvp(v), (J @ v).view(risk.outputs(theta).shape), 1e-7)
+        if H:
+            close(point.hvp(v), hessian @ v, tol)
+        else:
+            with pytest.raises(ValueError, match=r"Pass hvp='finite_difference'"):
+                point.hvp(v)
+    return risk
+
+
+def close(found, right, tol):
+    assert (found - right).norm() <= tol * right.norm(), float(
+        (found - right).norm() / right.norm()
+    )
+
+
+@pytest.fixture(params=["reference", "graph"])
+def path(request, monkeypatch):
+    monkeypatch.setattr(
+        traces, "_WORTH_TRACING", 0 if request.param == "graph" else 1 << 60
+    )
+
+
+PROTOTYPES = torch.linspace(-1, 1, 180, dtype=torch.float64).view(30, 6).sin()
+
+# What PyTorch 2.13 has no second derivative of, or a wrong one, or NaN.
+SPELLED = {
+    "hardsigmoid": (F.hardsigmoid, 6),
+    "hardsigmoid, in place": (lambda h: F.hardsigmoid(h.clone(), inplace=True), 6),
+    "cdist, few rows": (lambda h: torch.cdist(h, PROTOTYPES[:5]), 5),
+    "cdist, many rows": (lambda h: torch.cdist(h, PROTOTYPES), 30),
+    "cdist, p = 1": (lambda h: torch.cdist(h, PROTOTYPES[:5], p=1.0), 5),
+    "sinc": (torch.sinc, 6),
+    "sinc at 0": (lambda h: torch.sinc(h * (h > 0)), 6),
+    "lp_pool": (lambda h: F.lp_pool1d(h[:, None], 2.0, 2)[:, 0], 3),
+    "lp_pool of zeros": (lambda h: F.lp_pool1d(h.relu()[:, None], 2.0, 2)[:, 0], 3),
+    "logcumsumexp": (lambda h: h.logcumsumexp(1), 6),
+    "prod": (lambda h: h.prod(1, keepdim=True), 1),
+    "prod with a tiny factor": (
+        lambda h: torch.cat([h, 1e-200 * h[:, :1]], 1).prod(1, keepdim=True) * 1e200,
+        1,
+    ),
+    "prod with a factor of 0": (
+        lambda h: (h * torch.tensor([1, 0, 1, 1, 1, 1.0])).prod(1, keepdim=True) + h,
+        6,
+    ),
+    "cumprod": (lambda h: h.cumprod(1), 6),
+    "cumprod with a tiny factor": (
+        lambda h: torch.cat([1e-150 * h[:, :1], h[:, 1:]], 1).cumprod(1) * 1e150,
+        6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_spelled_out(name, path):
+    function, middle = SPELLED[name]
+    check(make(function, middle=middle), *data())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mode": "sum"},
+        {"mode": "max"},
+        {"padding_idx": 2},
+        {"mode": "sum", "padding_idx": 0},
+    ],
+    ids=str,
+)
+def test_bags_of_words(options, path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Bags(**options).double()
+    check(module, *tokens())
+
+
+@pytest.mark.parametrize("loss", ["multi_margin", "multilabel_margin"])
+def test_margin_losses(loss, path):
+    X, y = data()
+    if loss == "multi_margin":
+
+        def losses(outputs, y):
+            return F.multi_margin_loss(outputs, y, p=2, reduction="none")
+
+    else:
+        y = torch.stack([y, torch.full_like(y, -1), y], 1)
+
+        def losses(outputs, y):
+            return F.multilabel_margin_loss(outputs, y, reduction="none")
+
+    check(make(torch.tanh), X, y, losses)
+
+
+@pytest.mark.parametrize("function", [OnceDifferentiable, ThroughNumPy, WrongSecond])
+def test_a_wrong_second_derivative_is_refused_and_all_else_is_right(function, path):
+    check(make(function.apply), *data(), H=False)
+
+
+@pytest.mark.parametrize("function", [OnceDifferentiable, ThroughNumPy, WrongSecond])
+def test_finite_differences_of_the_gradient(function):
+    risk = check(make(function.apply), *data(), hvp="finite_difference")
+    told = risk.paths["hvp"]
+    assert told.startswith("plain: hvp='finite_difference'; two steps agree to ")
+    assert float(told.split()[-1]) < 1e-7
+
+
+def test_finite_differences_in_float32():
+    module, (X, y) = make(ThroughNumPy.apply), data()
+    hessian = reference(module, X, y)[2]
+    risk = EmpiricalRisk(
+        module.float(), "cross_entropy", X.float(), y, hvp="finite_difference"
+    )
+    v = torch.linspace(-1, 1, risk.n_params)
+    product = risk.linearize(risk.params()).hvp(v)
+    assert product.dtype == torch.float32
+    close(product.double(), hessian @ v.double(), 1e-5)
+
+
+def test_a_kink_has_no_finite_difference():
+    module = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2))
+    module[0].weight.data.zero_()  # every unit sits at the kink
+    X, y = torch.randn(5, 2), torch.tensor([0, 1, 0, 1, 1])
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, hvp="finite_difference")
+    with pytest.raises(ValueError, match="as at a kink"):
+        risk.linearize(risk.params()).hvp(torch.ones(risk.n_params))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_kink_is_no_fault(dtype):
+    """ReLU behind a bias of zero over black pixels: H is that of autograd."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).to(dtype)
+        X, y = torch.rand(9, 6, dtype=dtype), torch.randint(0, 3, (9,))
+    module[0].bias.data.zero_()
+    X[::2] = 0
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    theta = risk.params()
+    params = tuple(module.parameters())
+    losses = F.cross_entropy(module(X), y)
+    g = torch.autograd.grad(losses, params, create_graph=True)
+    right = torch.autograd.grad(sum(part.sum() for part in g), params)
+    right = torch.cat([part.flatten() for part in right])
+    close(risk.linearize(theta).hvp(torch.ones_like(theta)), right, 1e-5)
+
+
+def detached(parts, h):
+    return h / h.detach().norm(dim=1, keepdim=True)
+
+
+def without_grad(parts, h):
+    with torch.no_grad():
+        size = parts.first.weight.norm()
+    return (h / size).tanh()
+
+
+class Cut(Net):
+    def forward(self, x):
+        return self.last(self.function(self, self.first(x)))
+
+
+@pytest.mark.parametrize("function", [detached, without_grad])
+def test_a_constant_by_decree_is_held(function):
+    """H is that of the loss with the constant held, as autograd has it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Cut(function).double()
+    X, y = data()
+    params = tuple(module.parameters())
+    g = torch.autograd.grad(F.cross_entropy(module(X), y), params, create_graph=True)
+    v = [torch.linspace(-1, 1, p.numel()).double().view(p.shape) for p in params]
+    along = sum((a * b).sum() for a, b in zip(g, v, strict=True))
+    right = torch.cat([h.flatten() for h in torch.autograd.grad(along, params)])
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    product = risk.linearize(risk.params()).hvp(torch.cat([p.flatten() for p in v]))
+    close(product, right, 1e-9)
+
+
+def test_where_the_gradient_is_not_finite_the_parameters_are_named():
+    module = make(lambda h: (h - h).sqrt() + h)
+    X, y = data()
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    theta = risk.params()
+    with pytest.raises(FloatingPointError, match=r"finite.*first\.weight, first\.bias"):
+        risk.linearize(theta).vjp(risk.outputs(theta))
+
+
+def test_a_derivative_that_is_nan_on_some_examples_takes_another_way(monkeypatch):
+    """Forward mode of a square root at 0 is NaN, whatever it is multiplied with."""
+
+    class SafeRoot(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x.clamp(min=0).sqrt()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return torch.where(x > 0, g / (2 * x.clamp(min=1e-300).sqrt()), 0 * g)
+
+        @staticmethod
+        def jvp(ctx, t):
+            (x,) = ctx.saved_tensors
+            return t / (2 * x.clamp(min=0).sqrt())
+
+    X, y = data(40)
+    X[:35, 0], X[35:, 0] = 3.0, -30.0
+
+    def function(h):
+        return torch.cat([SafeRoot.apply(h[:, :1]), h[:, 1:]], 1)
+
+    module = make(function)
+    module.first.weight.data[0] = torch.tensor([1.0, 0, 0, 0])
+    module.first.bias.data[0] = 0.0
+    rows, _, _ = reference(module, X, y)
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    v = torch.linspace(-1, 1, risk.n_params, dtype=torch.float64)
+    # As if no example of the trial had a unit at rest.
+    few = risk._data.select(torch.arange(16))
+    monkeypatch.setattr(risk, "_few", few)
+    point = risk.linearize(risk.params())
+    close(point.directional_derivatives(v), rows @ v, 1e-9)
