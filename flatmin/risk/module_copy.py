@@ -507,6 +507,8 @@ def _convert(
         elif tensor.is_complex():
             to_dtype = to_dtype.to_complex()
         if key not in registered:
+            if isinstance(tensor, nn.Parameter):  # a constant, being no part of θ
+                tensor.requires_grad_(False)
             if tensor.device != old_device:
                 to_device = tensor.device
             if tensor.dtype not in (old_dtype, old_dtype.to_complex()):
