@@ -282,42 +282,6 @@ def _embedding(
     return F.embedding(input, weight, padding_idx, *args, **kwargs)
 
 
-def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    # The second derivative is wrong for one channels-last example.
-    if use_input_stats and running_mean is None:
-        return F.group_norm(input.contiguous(), input.shape[1], weight, bias, eps)
-    if use_input_stats or running_mean is None or running_var is None:
-        return F.instance_norm(
-            *(input, running_mean, running_var, weight, bias),
-            use_input_stats=use_input_stats,
-            momentum=momentum,
-            eps=eps,
-        )
-    shape = (-1, *(1 for _ in input.shape[2:]))
-    scale = (running_var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    output = (input - running_mean.view(shape)) * scale.view(shape)
-    return output if bias is None else output + bias.view(shape)
-
-
-def _view_as_complex(input: Tensor) -> Tensor:
-    # The derivative fails for a slope at an odd place in memory.
-    return torch.complex(input[..., 0], input[..., 1])
-
-
-def _view_as_real(input: Tensor) -> Tensor:
-    return torch.stack([input.real, input.imag], -1)
-
-
 SPELLED_OUT: Mapping[Any, Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     F.hardsigmoid: _hardsigmoid,
@@ -345,7 +309,4 @@ SPELLED_OUT: Mapping[Any, Callable[..., Any]] = {
     F.instance_norm: _instance_norm,
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
-    F.instance_norm: _instance_norm,
-    torch.view_as_complex: _view_as_complex,
-    torch.view_as_real: _view_as_real,
 }
