@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -148,7 +149,10 @@ class CallableLoss(ExampleLoss):
         if self.whole is None:
             return
         outputs = outputs[:1].repeat_interleave(len(targets), 0)
-        own, losses = self.whole(outputs, targets), self.per_example(outputs, targets)
+        with warnings.catch_warnings():  # KLDivLoss warns of its mean
+            warnings.simplefilter("ignore")
+            own = self.whole(outputs, targets)
+        losses = self.per_example(outputs, targets)
         weights = self.target_weights(targets)
         if weights is not None:
             losses = losses * weights * (len(losses) / weights.sum())

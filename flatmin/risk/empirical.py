@@ -351,6 +351,7 @@ class EmpiricalRisk:
             Itself where ``params()``, the rest of the module's parameters and buffers,
             and its ``repr`` are those of ``module``, else another one.
         """
+        module = evaluation_mode(copy_module(module))
         self._model.bind(self._theta)
         if _alike(self._model.module, module):
             return self

@@ -1,11 +1,13 @@
 """Losses beside PyTorch's own modules, on all data and example by example."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, resolve_loss
 from tests.oracles import dense, flat_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:The loss does not depend")
@@ -157,37 +159,57 @@ RIGHT = {
 }
 
 
-def example_losses(loss, weights):
-    """Return what one example's ℓ is by PyTorch's reduction="none"."""
-    none = nn_with(loss, "none")
+def margins(p, margin, weight):
+    """Return a multi-margin loss in functions that can be differentiated twice."""
 
     def losses(outputs, y):
-        values = none(outputs, y).reshape(len(y), -1)
-        if loss.reduction == "batchmean":
-            return values.sum(1)
-        return values.mean(1) if weights is None else values.sum(1)
+        own = outputs.gather(1, y[:, :1])
+        gaps = (margin - own + outputs).clamp(min=0) ** p
+        others = gaps.sum(1) - margin**p
+        return weight[y[:, 0]] * others / outputs.shape[1]
 
     return losses
 
 
-def nn_with(loss, reduction):
-    import copy
+# PyTorch has no second derivatives of these.
+SPELLED_OUT = {
+    "multi margin": margins(1, 1.0, WEIGHT),
+    "multi margin, squares": margins(2, 3.0, torch.ones(C)),
+    "multi-label margin": margins(1, 1.0, torch.ones(C)),
+}
 
+
+def with_reduction(loss, reduction):
     loss = copy.deepcopy(loss)
     loss.reduction = reduction
     return loss
 
 
+def numerators(name):
+    """Return one example's part in the sum that PyTorch's mean divides."""
+    loss, _, _, counts = RIGHT[name]
+    none = with_reduction(loss, "none")
+
+    def losses(outputs, y):
+        if name in SPELLED_OUT:
+            return SPELLED_OUT[name](outputs, y.view(len(y), -1))
+        values = none(outputs, y).reshape(len(y), -1)
+        is_sum = loss.reduction == "batchmean" or counts is not None
+        return values.sum(1) if is_sum else values.mean(1)
+
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
 @pytest.mark.parametrize("reduction", ["default", "sum", "none"])
 @pytest.mark.parametrize("name", RIGHT)
-def test_on_the_whole_of_the_data_it_is_what_pytorch_gives(name, reduction):
+def test_on_all_data_it_is_what_pytorch_gives(name, reduction):
     loss, y, net, _ = RIGHT[name]
     if reduction != "default" and loss.reduction == "batchmean":
-        pytest.skip("its sum and its mean are other losses")
+        return  # its sum and its mean are other losses
     module = Net(**net)
-    with pytest.warns() if name == "kl" else contextless():
-        right = loss(module(X), y)
-    asked = loss if reduction == "default" else nn_with(loss, reduction)
+    right = loss(module(X), y)
+    asked = loss if reduction == "default" else with_reduction(loss, reduction)
     risk = EmpiricalRisk(module, asked, X, y, chunk_size=5)
     theta = risk.params()
     close(risk.value(theta), right.detach())
@@ -195,24 +217,19 @@ def test_on_the_whole_of_the_data_it_is_what_pytorch_gives(name, reduction):
     close(risk.gradient(theta), torch.cat([g.flatten() for g in gradient]))
 
 
-@pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("name", RIGHT)
-def test_everything_else_follows(name, sampled):
+def test_everything_else_follows(name):
     loss, y, net, counts = RIGHT[name]
     module = Net(**net)
-    sample_weight = numbers(N, low=0.5, high=3.0) if sampled else torch.ones(N)
-    if counts is None:
-        weights, losses = sample_weight, example_losses(loss, None)
-    else:
-        # ℓ̃ᵢ = N s_i (sum of the example's numerators) / Σ s w.
-        w = counts.double().reshape(N, -1).sum(1)
-        weights = sample_weight
-        factor = sample_weight.sum() / (sample_weight * w).sum()
-        numerators = example_losses(loss, counts)
-        losses = lambda f, y: factor * numerators(f, y)  # noqa: E731
-    expected = dense(module, losses, X, y, flat_parameters(module), weights=weights)
-    options = {"sample_weight": sample_weight} if sampled else {}
-    risk = EmpiricalRisk(module, loss, X, y, chunk_size=5, **options)
+    s = numbers(N, low=0.5, high=3.0)
+    w = torch.ones(N) if counts is None else counts.double().reshape(N, -1).sum(1)
+    divisor, own = (s * w).sum() / s.sum(), numerators(name)
+
+    def losses(outputs, y):
+        return own(outputs, y) / divisor
+
+    expected = dense(module, losses, X, y, flat_parameters(module), weights=s)
+    risk = EmpiricalRisk(module, loss, X, y, chunk_size=5, sample_weight=s)
     theta = risk.params()
     v = numbers(len(theta))
     close(risk.value(theta), expected.value)
@@ -221,6 +238,7 @@ def test_everything_else_follows(name, sampled):
     point = risk.linearize(theta)
     close(point.hvp(v), expected.hessian @ v, 1e-8)
     close(point.ggn(v), expected.gauss_newton @ v, 1e-8)
+    close(point.directional_derivatives(v), expected.gradients @ v)
     traces = torch.stack([G.trace() for G in expected.gauss_newtons])
     close(risk.gauss_newton_traces(theta), traces, 1e-8)
     some = risk.subset(torch.tensor([3, 7, 7]))
@@ -229,7 +247,25 @@ def test_everything_else_follows(name, sampled):
     close(moved.value(theta), some.value(theta), 1e-5)
 
 
-def contextless():
-    import contextlib
+LIKELIHOODS = [
+    name for name, case in RIGHT.items() if type(case[0]).__name__[:5] == "Cross"
+]
 
-    return contextlib.nullcontext()
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_slopes_of_drawn_targets_have_the_hessian_as_second_moment(name):
+    loss, y, net, _ = RIGHT[name]
+    outputs = Net(**net)(X)[:2].detach()
+    example_loss = resolve_loss(loss)
+    targets = example_loss.prepare_targets(y, outputs)[:2]
+    rng = torch.Generator().manual_seed(0)
+    draws = [example_loss.model_slope(outputs, targets, rng) for _ in range(4000)]
+    slopes = torch.stack(draws).flatten(2)
+    found = torch.einsum("knp,knq->npq", slopes, slopes) / len(slopes)
+    for i in range(2):
+        right = torch.autograd.functional.hessian(
+            lambda f, i=i: example_loss.per_example(f[None], targets[i : i + 1])[0],
+            outputs[i],
+        ).view(found[i].shape)
+        error = found[i] - right
+        assert error.norm() < 0.08 * right.norm() + 1e-12
