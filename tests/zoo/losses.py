@@ -277,6 +277,15 @@ _loss(
     refused=dict.fromkeys(_OF_SECOND_ORDER, _SECOND) | NOT_CONVEX,
 )
 _loss("squared_error", "squared_error", _numbers)
+
+
+def _last_layer_in_the_loss():
+    loss = nn.LinearCrossEntropyLoss(3, 4).requires_grad_(False)
+    return Kind(_net(), torch.randn(N, 4), labels(4), loss=loss)
+
+
+if hasattr(nn, "LinearCrossEntropyLoss"):  # in new versions of PyTorch
+    KINDS["LinearCrossEntropyLoss"] = _last_layer_in_the_loss
 _loss(
     "a focal loss",
     lambda f, y: F.cross_entropy(f, y, reduction="none").neg().expm1().square(),

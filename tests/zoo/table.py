@@ -45,9 +45,10 @@ def row(family, name, cells):
 def _said(found):
     if len(found) == 1:
         return _escaped(next(iter(found)))
-    order = sorted(found, key=lambda said: (said != "right", said))
-    rest = [f"{said} ({', '.join(found[said])})" for said in order if said != "right"]
-    return _escaped("; ".join([*("right" for _ in found if _ == "right"), *rest]))
+    parts = ["right"] if "right" in found else []
+    for said in sorted(found.keys() - {"right"}):
+        parts.append(f"{', '.join(found[said])} {said}")
+    return _escaped("; ".join(parts))
 
 
 def _escaped(text):
@@ -89,10 +90,14 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     names = [(family, name) for family, kinds in FAMILIES.items() for name in kinds]
+    cells_of, n_bad = {}, 0
     with ProcessPoolExecutor(args.jobs) as pool:
-        full = [args.full] * len(names)
-        found = dict(zip(names, pool.map(_one, *zip(*names, strict=True), full)))
-    cells_of = {name: cells for name, (cells, _) in found.items()}
+        results = pool.map(_one, *zip(*names, strict=True), [args.full] * len(names))
+        for (family, name), (cells, bad) in zip(names, results, strict=True):
+            cells_of[family, name] = cells
+            if bad:
+                n_bad += 1
+                print(f"{family}: {name}", *bad, sep="\n    ", flush=True)
     lines = [_HEAD.format(counts=counts(cells_of))]
     for family, kinds in FAMILIES.items():
         lines += [f"## {family}", "", "| Kind | Reference path | Traced path |"]
@@ -100,11 +105,8 @@ def main():
         lines += [row(family, name, cells_of[family, name]) for name in kinds]
         lines.append("")
     PAGE.write_text("\n".join(lines), encoding="utf-8")
-    bad = {name: said for name, (_, said) in found.items() if said}
-    for (family, name), said in bad.items():
-        print(f"{family}: {name}", *said, sep="\n    ")
-    print(counts(cells_of), f"{len(bad)} kinds fail.")
-    return bool(bad)
+    print(counts(cells_of), f"{n_bad} kinds fail.")
+    return bool(n_bad)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ LEFT_OUT = {
     "Container": "an old name of Module",
     "RNNBase": "a base",
     "RNNCellBase": "a base",
-    "LinearCrossEntropyLoss": "a loss with parameters of its own",
+    "NLLLoss2d": "an old name of NLLLoss",
+    "DataParallel": "of several GPUs",
 }
 
 
