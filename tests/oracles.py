@@ -91,13 +91,14 @@ def dense(
     return Dense(weighted(theta), gradients, H, f, J, G)
 
 
+def weight_norm(v, g, dim):
+    """Return g v/‖v‖, which the fused kernel differentiates wrongly a second time."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 @contextlib.contextmanager
 def right_second_derivatives():
     """Replace two kernels: one has no second derivative, one has a wrong one."""
-
-    def weight_norm(v, g, dim):
-        return v * (g / torch.norm_except_dim(v, 2, dim))
-
     with sdpa_kernel(SDPBackend.MATH), mock.patch("torch._weight_norm", weight_norm):
         yield
 

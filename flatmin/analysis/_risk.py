@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.losses import LossLike
 from flatmin.risk.model import first_output
+from flatmin.risk.module_copy import copy_module, evaluation_mode
 
 __all__ = ["is_data_set", "make_risk", "training_risk"]
 
@@ -38,7 +38,7 @@ def make_risk(
 
     Parameters
     ----------
-    estimator : flatmin estimator, skorch net or torch.nn.Module
+    estimator : flatmin estimator or its ``net_``, skorch net or torch.nn.Module
         Also inside a ``FrozenEstimator``, a fitted search or a ``Pipeline``, through
         whose earlier steps X goes. It is not touched.
     X : array-like, Tensor or data set
@@ -109,7 +109,9 @@ def make_risk(
     if not isinstance(X, Tensor) and not is_data_set(X):
         X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
     if any(part.training for part in module.modules()):
-        module = copy.deepcopy(module).eval()
+        # A skorch net evaluates InstanceNorm by running statistics, in any mode.
+        own_statistics = isinstance(model, nn.Module)
+        module = evaluation_mode(copy_module(module), own_statistics=own_statistics)
     return EmpiricalRisk(
         module,
         loss,
@@ -166,12 +168,15 @@ def training_risk(
     if _is_flatmin(model):
         _refuse_loss(model, loss)
         check_is_fitted(model)
-        if model.risk_ is not None:
-            return model.risk_.to(device=device, dtype=dtype, hvp=hvp)
-        why = (
-            f"this {type(model).__name__} no longer holds its training data "
-            "(store_data=False, or it was pickled, as for another process)"
-        )
+        # The net of an estimator reads data as it does, and holds none.
+        if hasattr(model, "risk_"):
+            risk = model.risk_
+            if risk is not None:
+                return risk.to(device=device, dtype=dtype, hvp=hvp)
+            why = (
+                f"this {type(model).__name__} no longer holds its training data "
+                "(store_data=False, or it was pickled, as for another process)"
+            )
     raise NotFittedError(
         f"This {caller} has no data: {why}. Call fit(X, y) first, with the data to "
         "analyse on."

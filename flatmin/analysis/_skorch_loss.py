@@ -57,6 +57,12 @@ def skorch_loss(net: Any) -> ExampleLoss:
             "cannot be told from its criterion. Pass it as loss=, a function of "
             "(outputs, targets) that returns one loss an example."
         )
+    if getattr(criterion, "reduction", "mean") != "mean":
+        raise ValueError(
+            f"The criterion {name} of this net has reduction={criterion.reduction!r}, "
+            "which depends on the batch, and a risk is a mean over examples. Pass the "
+            "loss that is meant as loss=, and scale what comes out."
+        )
     plain = getattr(criterion, "weight", None) is None
     plain &= getattr(criterion, "ignore_index", -100) == -100
     if type(criterion) is nn.NLLLoss and plain:

@@ -4,13 +4,14 @@ from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._callback_state import callback_settings, store_callbacks
 from flatmin.dynamics._checkpoints import Checkpoints
+from flatmin.dynamics._criterion import MeanLoss
 from flatmin.dynamics._descent import DivergenceError, NoisyDescent
+from flatmin.dynamics._monitors import check_monitors
 from flatmin.dynamics._net import (
     NoisyNetClassifier,
     NoisyNetRegressor,
     StopTraining,
     check_callbacks,
-    check_monitors,
 )
 from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
 from flatmin.dynamics._proportion import Proportion
@@ -25,6 +26,7 @@ __all__ = [
     "ExitTime",
     "FlatBinding",
     "GradientBatches",
+    "MeanLoss",
     "NoisyDescent",
     "NoisyNetClassifier",
     "NoisyNetRegressor",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flatmin.dynamics._optimizer_state import join_state, split_state
 from flatmin.risk import ParameterLayout
 
 __all__ = ["FlatBinding"]
@@ -36,33 +37,94 @@ class FlatBinding:
     ----------
     module : torch.nn.Module
         Frozen parameters are left alone.
+    watch : bool, default=False
+        Keep copies of them and of the buffers, for :meth:`check_rest`.
 
     Attributes
     ----------
+    module : torch.nn.Module
+        As given.
     theta : Tensor of shape (D,)
         The parameters.
     gradient : Tensor of shape (D,)
         What the optimizer sees as ``.grad``; write into it.
     params : list of torch.nn.Parameter
-        The module's trainable ones.
+        The trainable ones that it began with.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        layout = ParameterLayout.of(module)
+    def __init__(self, module: nn.Module, *, watch: bool = False) -> None:
+        self.module = module
+        self._layout = layout = ParameterLayout.of(module)
         self.params = [p for p in module.parameters() if p.requires_grad]
         self.theta = layout.flatten(dict(module.named_parameters()))
         self.gradient = self.theta.new_zeros(self.theta.shape)
-        views = zip(
-            self.params,
-            layout.views(self.theta),
-            layout.views(self.gradient),
-            strict=True,
-        )
-        for parameter, values, slopes in views:
+        self._flat = nn.Parameter(self.theta)
+        self._views = list(layout.views(self.theta))
+        self._slopes = list(layout.views(self.gradient))
+        self._tie(self.params)
+        rest = self._rest() if watch else {}
+        self._rest_before = {name: tensor.clone() for name, tensor in rest.items()}
+
+    def _tie(self, params: list[nn.Parameter]) -> None:
+        for parameter, values, slopes in zip(
+            params, self._views, self._slopes, strict=True
+        ):
             parameter.data = values
             parameter.grad = slopes
-        self._flat = nn.Parameter(self.theta)
         self._flat.grad = self.gradient
+
+    def _rest(self) -> dict[str, Tensor]:
+        """Return what the module holds besides θ."""
+        held = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {name: t.detach() for name, t in held if name not in self._layout.names}
+
+    def follow(self) -> None:
+        """Take over what others have written into the module.
+
+        A parameter that was given another tensor, as by
+        ``load_state_dict(assign=True)``, hands its values to θ and is tied again. So
+        are gradients that were set to None.
+
+        Raises
+        ------
+        RuntimeError
+            If the trainable parameters are others than in the beginning.
+        """
+        named = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        shapes = tuple(tuple(p.shape) for p in named.values())
+        if (tuple(named), shapes) != (self._layout.names, self._layout.shapes):
+            raise RuntimeError(
+                "A callback has changed which parameters of the module are trained. "
+                f"Required are {', '.join(self._layout.names)}, as they were. Pass a "
+                "module whose frozen parameters have requires_grad=False."
+            )
+        params = list(named.values())
+        tied = all(
+            (p.data_ptr(), p.dtype) == (view.data_ptr(), view.dtype)
+            for p, view in zip(params, self._views, strict=True)
+        )
+        if not tied:
+            self.theta.copy_(self._layout.flatten(named))
+        self._tie(self.params)  # which an optimizer may hold
+        self._tie(params)
+
+    def check_rest(self) -> None:
+        """Raise if what θ does not hold is not as it was.
+
+        Raises
+        ------
+        RuntimeError
+            If a buffer or a frozen parameter has changed.
+        """
+        rest = self._rest() if self._rest_before else {}
+        for name, before in self._rest_before.items():
+            now = rest.get(name)
+            if now is None or now.dtype != before.dtype or not torch.equal(now, before):
+                raise RuntimeError(
+                    f"A callback has changed {name} of the module, which θ does not "
+                    "hold: the loss that is trained has it as it was when fit began. "
+                    "Set it before fit, in the module that is passed as module=."
+                )
 
     def params_for(self, optimizer: type[torch.optim.Optimizer]) -> list[nn.Parameter]:
         """Return what to give an optimizer.
@@ -82,16 +144,38 @@ class FlatBinding:
         return [self._flat] if optimizer in _ELEMENT_WISE else self.params
 
     def assign(self, theta: Tensor) -> None:
-        """Copy values into θ.
+        """Copy values into θ, and so into the module.
 
         Parameters
         ----------
         theta : Tensor of shape (D,)
         """
+        self.follow()
         self.theta.copy_(theta)
+
+    def speak_of_parameters(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let an optimizer of the flat θ save and load its state by parameters.
+
+        What is saved can then be loaded where an optimizer holds the module's own, as
+        in a net that has been trained, and the other way round.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            On what :meth:`params_for` returns.
+        """
+        if optimizer.param_groups[0]["params"][0] is self._flat:
+            shapes = self._layout.shapes
+            optimizer.register_state_dict_post_hook(
+                lambda _, state: split_state(state, shapes)
+            )
+            optimizer.register_load_state_dict_pre_hook(
+                lambda _, state: join_state(state, shapes)
+            )
 
     def release(self) -> None:
         """Give every parameter its own storage and no gradient."""
-        for parameter in self.params:
-            parameter.data = parameter.data.clone()
-            parameter.grad = None
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.clone()
+                parameter.grad = None

@@ -85,6 +85,9 @@ class NoisyDescent:
         # Where a refresh came before the step: θ, its loss and noisy gradient, and the
         # generator's state after them.
         self._ahead: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._left: Tensor | None = None  # θ after the last step
+        self._stale = False  # the law's state is of a θ that was here before
+        self._moved_at = -1
         self._last_loss = math.nan
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
@@ -131,6 +134,26 @@ class NoisyDescent:
                 self.rng.set_state(before)
         return self.diverged is None
 
+    def follow(self) -> None:
+        """Go on from what others, such as callbacks, have written into the module.
+
+        Where they have moved θ, the next refresh comes at once.
+
+        Raises
+        ------
+        RuntimeError
+            If they have changed something that θ does not hold.
+        """
+        self.binding.follow()
+        self.binding.check_rest()
+        if self._left is None or torch.equal(self._left, self.theta):
+            return
+        if self._keeps:
+            self._step_start = (self.iteration, self._left)
+        self._left = self.theta.clone()
+        self._stale, self._ahead = True, None
+        self._moved_at = self.iteration
+
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
         """Take steps.
 
@@ -164,6 +187,7 @@ class NoisyDescent:
             self.iteration += 1
             if progress is not None:
                 progress(1)
+        self._left = self.theta.clone()
         first = self.iteration - len(unread)
         for i, value in enumerate(torch.stack(unread).tolist() if unread else []):
             if not self._accept(first + i, value):
@@ -211,6 +235,7 @@ class NoisyDescent:
             "refreshed_at": self._refreshed_at,
             "refreshed_on": self._refreshed_on,
             "ahead": self._ahead,
+            "stale": self._stale,
             "rng": self.rng.get_state(),
             "batches_rng": None if batches is None else batches.rng.get_state(),
             "batch": None if batches is None else batches.indices,
@@ -230,6 +255,7 @@ class NoisyDescent:
         self.iteration = state["iteration"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.binding.assign(state["theta"])
+        self._left = self.theta.clone()
         self.rng.set_state(state["rng"])
         state = move_plain(state, self.risk.device)
         if self._batches is not None:
@@ -240,6 +266,7 @@ class NoisyDescent:
         self._refreshed_at = state["refreshed_at"]
         self._refreshed_on = state["refreshed_on"]
         self._ahead = state["ahead"]
+        self._stale = state["stale"]
         seen = self._risk_of(self._refreshed_on)
         self.state = self.law.restore_state(state["law"], seen)
         self._last_loss = state["last_loss"]
@@ -253,7 +280,7 @@ class NoisyDescent:
     @property
     def _is_due(self) -> bool:
         due = self.iteration % self.law.refresh_every == 0
-        return due and self._refreshed_at != self.iteration
+        return self._stale or (due and self._refreshed_at != self.iteration)
 
     def _draw(self) -> None:
         """Draw the iteration's batch, unless that has been done."""
@@ -277,7 +304,7 @@ class NoisyDescent:
         self.state, loss, gradient = self.law.refreshed_gradient(
             self.batch, self.theta, self.rng, self.state
         )
-        self._refreshed_at = self.iteration
+        self._refreshed_at, self._stale = self.iteration, False
         self._refreshed_on = None if self._batches is None else self._batches.indices
         return loss, gradient
 
@@ -309,12 +336,18 @@ class NoisyDescent:
                 f"The {what} is {at}, before the first step. Standardise X (and y), "
                 "and look at params_init or what the module is initialised with."
             )
-        lr = self.optimizer.param_groups[0]["lr"]
-        message = (
-            f"The {what} became {at} with lr={lr:g}; the last finite loss was "
-            f"{self._last_loss:.4g}. Try a smaller lr, a smaller noise_scale, or "
-            "standardised X (and y)."
-        )
+        if iteration == self._moved_at:
+            message = (
+                f"The {what} became {at}, where a callback has set θ; the last finite "
+                f"loss was {self._last_loss:.4g}. Look at the callbacks."
+            )
+        else:
+            lr = self.optimizer.param_groups[0]["lr"]
+            message = (
+                f"The {what} became {at} with lr={lr:g}; the last finite loss was "
+                f"{self._last_loss:.4g}. Try a smaller lr, a smaller noise_scale, or "
+                "standardised X (and y)."
+            )
         if not self._keeps:
             raise DivergenceError(message)
         self.diverged = message

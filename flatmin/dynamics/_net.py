@@ -31,15 +31,19 @@ from flatmin.dynamics._callback_state import load_callbacks, store_callbacks
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._recorder import Recorder
+from flatmin.risk.module_copy import copy_module
 
 __all__ = [
     "NoisyNetClassifier",
     "NoisyNetRegressor",
     "StopTraining",
     "check_callbacks",
-    "check_monitors",
 ]
 
+_TRAINS_INSIDE = (
+    "This net trains inside its flatmin estimator only. Call fit of the estimator, "
+    "with warm_start=True to go on from where it is."
+)
 _OF_A_TRAINING = ("descent_", "recorder_", "_plan_", "_block_end_", "_begun_block_")
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
@@ -66,6 +70,7 @@ class _NoisyNet(NeuralNet):
             _, settings = self.get_params_for_optimizer("optimizer", named)
             params = binding.params_for(self.optimizer)
             self.optimizer_ = self.optimizer(params, **settings)
+            binding.speak_of_parameters(self.optimizer_)
 
     def attach(
         self,
@@ -150,6 +155,7 @@ class _NoisyNet(NeuralNet):
         """Note where skorch is, and save if that is due."""
         checkpoints = self._plan_[4]
         if checkpoints.saves:
+            self.descent_.follow()
             self.note_end_()
             checkpoints.end_block(self.descent_, self.state_)
 
@@ -169,6 +175,22 @@ class _NoisyNet(NeuralNet):
         self.train_split = None
         self.initialize_optimizer()  # on the module's own parameters again
 
+    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Refuse before anything is initialised anew; see :meth:`partial_fit`."""
+        return self.partial_fit(X, y, **fit_params)
+
+    def partial_fit(
+        self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
+    ) -> Any:
+        """Refuse, before a callback is told of a training.
+
+        Raises
+        ------
+        RuntimeError
+            Always.
+        """
+        raise RuntimeError(_TRAINS_INSIDE)
+
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """Give skorch's loader a generator of its own.
 
@@ -181,6 +203,13 @@ class _NoisyNet(NeuralNet):
         iterator = super().get_iterator(dataset, training=training)
         iterator.generator = torch.Generator()
         return iterator
+
+    def begin_(self) -> None:
+        """Measure the θ that the first step starts from, unless that has been done."""
+        if not self.rows_:
+            self.descent_.follow()
+            self.descent_.refresh()
+            self.descent_.check(self.record_()["loss"])
 
     def record_(self) -> dict[str, Any]:
         """Measure where the descent stands, and keep the row."""
@@ -210,10 +239,7 @@ class _NoisyNet(NeuralNet):
         if iterator is None:
             return
         if not hasattr(self, "descent_"):
-            raise RuntimeError(
-                "This net trains inside its flatmin estimator only. Call fit of the "
-                "estimator, with warm_start=True to go on from where it is."
-            )
+            raise RuntimeError(_TRAINS_INSIDE)
         if training:
             self._run_block()
         if not self.rows_:
@@ -229,7 +255,8 @@ class _NoisyNet(NeuralNet):
     def _run_block(self) -> None:
         max_iter, record_every, offset, progress, checkpoints = self._plan_
         descent = self.descent_
-        if self.optimizer_ is not descent.optimizer:
+        optimizer, module = descent.optimizer, descent.binding.module
+        if self.optimizer_ is not optimizer or self.module_ is not module:
             raise RuntimeError(
                 "A callback has initialised the net anew, so what it would predict "
                 "with is not what is trained. Give the module its parameters by "
@@ -239,6 +266,9 @@ class _NoisyNet(NeuralNet):
             # What callbacks do when a block begins has been done in it.
             descent.load_state_dict(self._begun_block_)
             self._begun_block_ = None
+        else:
+            descent.follow()
+        self.begin_()
         left = record_every - descent.iteration % record_every
         block = min(left, max_iter - descent.iteration)
         checkpoints.run(descent, block, progress, self.state_)
@@ -280,15 +310,27 @@ class _NoisyNet(NeuralNet):
             self.end_block_()
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        # ``module`` is the instance that became ``module_``: once is enough.
-        for name in (*_OF_A_TRAINING, "module"):
-            state.pop(name, None)
-        return state
+        twin: Any = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        # ``module`` is the instance that became ``module_``, and ``criterion_`` the
+        # one that was ``criterion``: once is enough.
+        for name in (*_OF_A_TRAINING, "module", "criterion_"):
+            vars(twin).pop(name, None)
+        if hasattr(self, "descent_"):  # a pickled view is tied to nothing
+            _untie(twin, self)
+        return NeuralNet.__getstate__(twin)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.module = self.module_
+        self.module, self.criterion_ = self.module_, self.criterion
+
+
+def _untie(twin: Any, net: Any) -> None:
+    """Give the copy of a net in training a module and an optimizer of its own."""
+    twin.module_, twin.criterion_ = copy_module(net.module_), net.criterion_
+    twin.initialize_optimizer()
+    twin.optimizer_.load_state_dict(net.optimizer_.state_dict())
+    del twin.__dict__["criterion_"]
 
 
 def _raised_by_statement(error: BaseException) -> bool:
@@ -342,29 +384,6 @@ def check_callbacks(callbacks: Iterable[Any], params: Iterable[str] = ()) -> Non
         _check_callback(kind, getattr(callback, "step_every", "epoch"))
     for key in params:
         check_known("callback", key.partition("__")[0], names)
-
-
-def check_monitors(callbacks: Iterable[tuple[str, Any]]) -> None:
-    """Refuse callbacks that wait for validation data, of which there are none.
-
-    Parameters
-    ----------
-    callbacks : iterable of (name, callback) pairs
-        Initialised.
-
-    Raises
-    ------
-    ValueError
-        If one monitors a column of the validation data.
-    """
-    for name, callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor.startswith("valid_"):
-            raise ValueError(
-                f"The callback {name} monitors {monitor!r}, and there are no "
-                "validation data. Pass X_val and y_val to fit, or monitor a column of "
-                "the training data, such as 'train_loss'."
-            )
 
 
 def _check_callback(kind: type[Callback], step_every: str) -> None:

@@ -28,6 +28,7 @@ from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.dynamics import (
     Checkpoints,
     FlatBinding,
+    MeanLoss,
     NoisyDescent,
     Recorder,
     StopTraining,
@@ -47,12 +48,15 @@ from flatmin.estimators._inputs import (
 )
 from flatmin.estimators._laws import resolve_law
 from flatmin.estimators._module import build_module
+from flatmin.estimators._net import make_reader
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._warmup import warm_up
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.checks import as_input
+from flatmin.risk.module_copy import copy_module, evaluation_mode, graphs_left_out
+from flatmin.risk.surroundings import as_differentiated
 
 __all__ = ["BaseNoisyDiffusion"]
 
@@ -179,7 +183,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self._validate_params()
         run = self._prepare(X, y, sample_weight, X_val, y_val)
         net = self._make_net(run)
-        binding = FlatBinding(net.module_)
+        binding = FlatBinding(net.module_, watch=bool(self.callbacks))
         net.bind(binding)
         binding.assign(self._start(run))
         with locked_folder(self.checkpoint_dir):
@@ -224,7 +228,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         warmup_law = resolve_law(
             self.warmup_method, None, {"batch_size": self.batch_size}
         )
-        warm = bool(self.warm_start) and hasattr(self, "params_")
+        warm = bool(self.warm_start) and hasattr(self, "net_")
         examples = self._check_examples(X, y, "X and y", reset=not warm)
         weights = self._combine_weights(sample_weight, examples.y, reset=True)
         validation = self._check_validation(X_val, y_val)
@@ -232,7 +236,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         names = ("init", "warmup", "noise", "batches", "warmup batches")
         seeds = spawn_seeds(self.random_state, names)
         if warm:
-            module = copy.deepcopy(self.module_).to(device=device, dtype=dtype)
+            module = copy_module(self.module_, device=device, dtype=dtype)
         else:
             module = build_module(
                 self.module,
@@ -275,6 +279,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 batches.check(each)
         return Run(
             module=module,
+            loss=loss,
             risk=risk,
             recorder=recorder,
             law=law,
@@ -360,12 +365,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         found: dict[str, Any] | None,
     ) -> None:
         """Run the blocks, all or those that are left."""
-        if found is None:
-            descent.refresh()
-            descent.check(net.record_()["loss"])
-            if run.diverged is not None or not self.max_iter:
-                return
-        data = run.examples.for_skorch(net.module_, run.risk.dtype)
+        if run.diverged is not None:  # in the warm-up
+            net.begin_()
+            return
+        data = self._for_skorch(run.examples, net.module_, run.risk.dtype)
         examples = {"X": data.X, "y": data.y}
         with suppress(StopTraining):
             net.notify("on_train_begin", **examples)
@@ -376,17 +379,25 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             left = self.max_iter - descent.iteration
             done = descent.iteration // self.record_every if left else net.max_epochs
             net.fit_loop(**examples, epochs=net.max_epochs - done)
+        net.begin_()  # where no block has begun
         run.diverged = descent.diverged
         if net.history:
             with suppress(StopTraining):
                 net.notify("on_train_end", **examples)
+        descent.binding.follow()
+
+    def _for_skorch(
+        self, examples: Examples, module: nn.Module, dtype: torch.dtype
+    ) -> Any:
+        """Return the examples as callbacks see them, with labels as they came."""
+        return examples.for_skorch(module, dtype)
 
     def _make_net(self, run: Run) -> Any:
         """Return an initialised net around the module."""
         split = None
         if run.validation is not None:
             split = predefined_split(
-                run.validation.for_skorch(run.module, run.risk.dtype)
+                self._for_skorch(run.validation, run.module, run.risk.dtype)
             )
         callbacks_params = self.callbacks_params or {}
         params = {
@@ -395,6 +406,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         }
         net = self._net_class(
             run.module,
+            criterion=MeanLoss(run.loss),
             optimizer=resolve_optimizer(self.optimizer, self.optimizer_params or {}),
             lr=self.lr,
             max_epochs=math.ceil(self.max_iter / self.record_every),
@@ -407,25 +419,29 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             verbose=0,
             **{"callbacks__print_log": None, **self._net_params(), **params},
         )
+        net.reader_ = make_reader(self)
         net.initialize()
         settings = [
             name for name, value in callbacks_params.items() if value is not None
         ]
         check_callbacks(net.callbacks_, settings)
-        if run.validation is None:
-            check_monitors(net.callbacks_)
+        check_monitors(
+            net.callbacks_, self.metrics or (), validation=run.validation is not None
+        )
         return net
 
     def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""
         done = net.descent_.iteration if hasattr(net, "descent_") else 0
-        self.params_ = binding.theta.cpu().numpy().copy()
+        binding.follow()
         run.risk.set_params(binding.theta)
         binding.release()
         self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
         net.detach()
+        evaluation_mode(net.module_)
         self.net_ = net
-        self.module_ = net.module_.eval()
+        self._names = run.risk.layout.names
+        self._keeps_graph = run.risk.keeps_graph
         self.noise_ = run.law
         self.n_iter_ = run.n_iter_before + done
         self.diverged_ = run.diverged
@@ -434,7 +450,29 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             name: generator.get_state() for name, generator in run.generators.items()
         }
         self._chunk_size = run.risk.chunk_size
-        self.risk_ = run.risk if self.store_data else None
+        self._risk = run.risk if self.store_data else None
+
+    @property
+    def module_(self) -> nn.Module:
+        """The network of ``net_``."""
+        return self.net_.module_
+
+    @property
+    def params_(self) -> np.ndarray:
+        """θ of ``module_``, shape (n_params,); a copy."""
+        held = dict(self.module_.named_parameters())
+        parts = [held[name].detach().reshape(-1) for name in self._names]
+        return torch.cat(parts).cpu().numpy()
+
+    @property
+    def risk_(self) -> EmpiricalRisk | None:
+        """Risk of ``module_`` on the training data."""
+        module = self.module_
+        if self._risk is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # said in fit
+                self._risk = self._risk.with_module(module)
+        return self._risk
 
     def make_risk(
         self,
@@ -468,15 +506,52 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             Its ``params()`` are θ at the end of the training.
         """
         check_is_fitted(self)
+        return self.make_risk_of(
+            self.module_,
+            X,
+            y,
+            sample_weight,
+            use_class_weight=use_class_weight,
+            device=device,
+            dtype=dtype,
+        )
+
+    def make_risk_of(
+        self,
+        module: nn.Module,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        use_class_weight: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> EmpiricalRisk:
+        """Return the risk of a network that is held elsewhere; see :meth:`make_risk`.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+        X : array-like of shape (n_samples, n_features, ...), or a data set
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+        use_class_weight : bool, default=True
+        device : torch.device or str, default=None
+        dtype : {"float32", "float64"}, default=None
+
+        Returns
+        -------
+        EmpiricalRisk
+        """
         examples = self._check_examples(X, y, "X and y", reset=False)
-        first = next(self.module_.parameters())
+        first = next(module.parameters())
         if use_class_weight:
             weights = self._combine_weights(sample_weight, examples.y, reset=False)
         else:
             weights = _check_weights(sample_weight, len(examples.y))
         return EmpiricalRisk(
-            self.module_,
-            self._probe_loss(self.module_, examples, first.dtype, first.device),
+            module,
+            self._probe_loss(module, examples, first.dtype, first.device),
             *examples.for_risk(),
             sample_weight=weights,
             output_transform=first_output,
@@ -486,7 +561,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def __sklearn_is_fitted__(self) -> bool:
         # What is learnt of the data alone is there before, and without, a training.
-        return hasattr(self, "params_")
+        return hasattr(self, "net_")
 
     def _check_examples(self, X: Any, y: Any, names: str, *, reset: bool) -> Examples:
         source = as_source(X, y)
@@ -519,7 +594,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         outputs: Any = None
         # What the module cannot take, or does not return, the risk will say.
         with torch.no_grad(), suppress(RuntimeError):
-            outputs = first_output(copy.deepcopy(module).eval()(first))
+            outputs = first_output(evaluation_mode(copy_module(module))(first))
         return self._resolve_loss(outputs if isinstance(outputs, Tensor) else first)
 
     def _outputs(self, X: Any) -> np.ndarray:
@@ -531,27 +606,28 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         check_is_fitted(self)
         first = next(self.module_.parameters())
         outputs, targets = [], []
-        with torch.no_grad():
+        with as_differentiated(self.module_, keeps_graph=self._keeps_graph):
             for rows, y in iterate_inputs(self, X, self._chunk_size):
                 part = torch.as_tensor(rows.copy(), device=first.device)
                 part = as_input(part, self.module_, first.dtype)
-                outputs.append(first_output(self.module_(part)).cpu().numpy())
+                output = first_output(self.module_(part))
+                outputs.append(output.detach().cpu().numpy())
                 if y is not None:
                     targets.append(y.cpu().numpy())
         return np.concatenate(outputs), np.concatenate(targets) if targets else None
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
-        # The data stay behind, and the network travels once, inside of net_.
-        for name in ("risk_", "module_"):
-            state.pop(name, None)
+        if "_risk" in state:
+            state["_risk"] = None  # the data stay behind
+        if isinstance(state.get("module"), nn.Module):
+            with graphs_left_out():
+                state["module"] = copy.deepcopy(state["module"])
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if hasattr(self, "net_"):
-            self.module_ = self.net_.module_
-            self.risk_ = None
+    def __sklearn_clone__(self) -> Any:
+        with graphs_left_out():
+            return super().__sklearn_clone__()
 
 
 def _check_weights(sample_weight: Any, n_examples: int) -> np.ndarray | None:

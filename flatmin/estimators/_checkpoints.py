@@ -143,7 +143,7 @@ class RunCheckpoints:
             )
 
     def check_law(self, theta: Tensor, batches: Any) -> None:
-        """Raise before the warm-up if the state of somebody's law cannot be stored.
+        """Raise before any work if the state of somebody's law cannot be stored.
 
         Parameters
         ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,9 +17,10 @@ from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
-from flatmin.dynamics import NoisyNetClassifier
 from flatmin.estimators._base import BaseNoisyDiffusion
+from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source
+from flatmin.estimators._net import EstimatorNetClassifier
 
 __all__ = ["NoisyDiffusionClassifier"]
 
@@ -105,7 +107,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     dtype : {"float32", "float64"}, default="float32"
         Of θ and X.
     callbacks : list of skorch callbacks, default=None
-        Those that work on epochs; batch-level ones are refused.
+        Those that work on epochs; batch-level ones are refused. What they write into
+        the module is followed: the θ that they leave when training begins is the
+        first row of ``history_``, and one that they set later is measured anew.
     callbacks_params : dict, default=None
         ``callbacks__x`` goes here.
     on_divergence : {"raise", "stop"}, default="raise"
@@ -139,11 +143,12 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     Attributes
     ----------
     params_ : ndarray of shape (n_params,)
-        θ at the end.
+        θ of ``module_``, a copy: at the end of the training, and after
+        ``net_.load_params`` what has been loaded.
     module_ : torch.nn.Module
         The trained network, in eval mode.
     net_ : skorch.NeuralNet
-        The net that trained it.
+        The net that trained it, with the same labels and the same loss.
     noise_ : NoiseLaw
         The law with the settings that were used.
     history_ : pandas.DataFrame
@@ -156,8 +161,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     diverged_ : str or None
         What happened, where ``on_divergence="stop"`` ended the training.
     risk_ : EmpiricalRisk or None
-        On the training data, with ``store_data``; its ``params()`` is θ at the end.
-        None after unpickling.
+        On the training data, with ``store_data``; its ``params()`` is ``params_``, and
+        another risk is made where ``module_`` has changed. None after unpickling.
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted. Output j of the module stands for ``classes_[j]``; outputs
         beyond are trained to be small and never predicted.
@@ -186,7 +191,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     True
     """
 
-    _net_class = NoisyNetClassifier
+    _net_class = EstimatorNetClassifier
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseNoisyDiffusion._parameter_constraints,
         "class_weight": [None, dict, str],
@@ -380,12 +385,18 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
 
     def _net_params(self) -> dict[str, Any]:
         return {
-            "criterion": nn.CrossEntropyLoss,
+            "classes": self.classes_,
             "predict_nonlinearity": partial(
                 _probabilities, n_classes=len(self.classes_)
             ),
             "callbacks__valid_acc": None,
         }
+
+    def _for_skorch(
+        self, examples: Examples, module: nn.Module, dtype: torch.dtype
+    ) -> Any:
+        labelled = replace(examples, y=self.classes_[examples.y])
+        return super()._for_skorch(labelled, module, dtype)
 
     def _combine_weights(
         self, sample_weight: Any, y: np.ndarray, *, reset: bool

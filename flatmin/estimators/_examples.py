@@ -35,7 +35,7 @@ class Examples:
         return self.X, self.y
 
     def for_skorch(self, module: nn.Module, dtype: torch.dtype) -> Dataset:
-        """Return the skorch data set, whose ``X`` and ``y`` a net can fit."""
+        """Return the skorch data set, whose ``X`` and ``y`` callbacks see."""
         if isinstance(self.X, Source):
             return _Streamed(self.X, self.y, module, dtype)
         return Dataset(network_input(self.X, module, dtype), self.y)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from torch import nn
 
 from flatmin._utils.names import check_known
 from flatmin.modules import MLP
+from flatmin.risk.module_copy import copy_module, keep_own_statistics
 
 __all__ = ["build_module"]
 
@@ -67,7 +67,7 @@ def build_module(
                 "module is an instance, which is already built. Got module_params="
                 f"{params!r}; pass the class to set parameters."
             )
-        built = copy.deepcopy(module)
+        built = module  # copied below
     else:
         if module is None:
             module = MLP
@@ -82,7 +82,7 @@ def build_module(
             built = module(**params)
         if not isinstance(built, nn.Module):
             raise TypeError(f"module must give a torch.nn.Module. Got {built!r}.")
-    return built.to(device=device, dtype=dtype)
+    return keep_own_statistics(copy_module(built, device=device, dtype=dtype))
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_array
 from torch import Tensor
 
-from flatmin.dynamics import NoisyNetRegressor
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._inputs import as_source
+from flatmin.estimators._net import EstimatorNetRegressor
 
 __all__ = ["NoisyDiffusionRegressor"]
 
@@ -98,7 +98,9 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     dtype : {"float32", "float64"}, default="float32"
         Of θ and X.
     callbacks : list of skorch callbacks, default=None
-        Those that work on epochs; batch-level ones are refused.
+        Those that work on epochs; batch-level ones are refused. What they write into
+        the module is followed: the θ that they leave when training begins is the
+        first row of ``history_``, and one that they set later is measured anew.
     callbacks_params : dict, default=None
         ``callbacks__x`` goes here.
     on_divergence : {"raise", "stop"}, default="raise"
@@ -132,11 +134,12 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     Attributes
     ----------
     params_ : ndarray of shape (n_params,)
-        θ at the end.
+        θ of ``module_``, a copy: at the end of the training, and after
+        ``net_.load_params`` what has been loaded.
     module_ : torch.nn.Module
         The trained network, in eval mode.
     net_ : skorch.NeuralNet
-        The net that trained it.
+        The net that trained it, with the same labels and the same loss.
     noise_ : NoiseLaw
         The law with the settings that were used.
     history_ : pandas.DataFrame
@@ -149,8 +152,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     diverged_ : str or None
         What happened, where ``on_divergence="stop"`` ended the training.
     risk_ : EmpiricalRisk or None
-        On the training data, with ``store_data``; its ``params()`` is θ at the end.
-        None after unpickling.
+        On the training data, with ``store_data``; its ``params()`` is ``params_``, and
+        another risk is made where ``module_`` has changed. None after unpickling.
     n_features_in_ : int
         Size of axis 1 of X.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -175,7 +178,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     True
     """
 
-    _net_class = NoisyNetRegressor
+    _net_class = EstimatorNetRegressor
 
     def __init__(
         self,
@@ -260,9 +263,14 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
-            As y was.
+            As y was. Of dtype float64, unless X, or a data set, and the network are of
+            float32.
         """
-        return self._in_target_shape(self._outputs(X))
+        predicted = self._in_target_shape(self._outputs(X))
+        in_float32 = str(getattr(X, "dtype", "")).endswith("float32")
+        if in_float32 or as_source(X) is not None:
+            return predicted
+        return predicted.astype(np.float64, copy=False)  # as scikit-learn's
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R².

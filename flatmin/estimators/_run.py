@@ -22,6 +22,7 @@ class Run:
     """The parts of a training, and how far it is before the noise."""
 
     module: nn.Module
+    loss: Any  # as for a risk
     risk: EmpiricalRisk
     recorder: Recorder
     law: NoiseLaw

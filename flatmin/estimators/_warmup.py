@@ -51,6 +51,9 @@ def warm_up(
         run.rows, run.offset = found["warmup_rows"], found["offset"]
         run.diverged = found["diverged"]
         return
+    if saved is not None and found is None:
+        batches = make_batches(estimator, run.risk, make_generator(0, run.risk.device))
+        saved.check_law(binding.theta, batches)
     if not estimator.warmup_iter or run.continues:
         return
     lr = estimator.lr if estimator.warmup_lr is None else estimator.warmup_lr
@@ -82,10 +85,7 @@ def warm_up(
         key = _describe(estimator, run, descent)
     if saved is not None:
         settings["checkpoints"] = saved.of_phase("warmup")
-        if found is None:
-            batches = make_batches(estimator, run.risk, make_generator(0, device))
-            saved.check_law(binding.theta, batches)
-        else:
+        if found is not None:
             settings["rows"] = found["rows"]
             descent.load_state_dict(found["descent"])
     try:

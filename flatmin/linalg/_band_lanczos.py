@@ -38,6 +38,8 @@ class BandLanczos:
     p : int
     n_matvecs : int
         Products taken.
+    n_basis, n_starts : int
+        As above; :meth:`widen` changes the first.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class BandLanczos:
     ) -> None:
         self.operator = operator
         self.n_basis = n_basis
+        self.n_starts = n_starts
         self.rng = rng
         self.n, self.p, self.n_matvecs = 0, 1, 0
         n_rows = n_basis + n_starts + 1
@@ -67,6 +70,23 @@ class BandLanczos:
         """Take the product with the first vector to go on from."""
         self._extend(self.n, self.n + self.p)
         self.n += 1
+
+    def widen(self, n_basis: int) -> None:
+        """Make room for a larger basis; what is known stays.
+
+        Parameters
+        ----------
+        n_basis : int
+            Nothing happens where it is no larger.
+        """
+        more = n_basis - self.n_basis
+        if more <= 0:
+            return
+        rows = self.V.new_empty(more, self.V.shape[1])
+        self.V = torch.cat([self.V, rows])
+        H = self.H.new_zeros(len(self.V), n_basis)
+        H[: len(self.H), : self.n_basis] = self.H
+        self.H, self.n_basis = H, n_basis
 
     def look(self, n_steps: int) -> Tensor:
         """Take steps from a fresh vector, and return the Ritz values then.

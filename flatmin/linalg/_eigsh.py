@@ -37,7 +37,9 @@ class EigenResult:
     eigenvalues: Tensor  # (*batch, k), float64, in the order that was asked for
     eigenvectors: Tensor  # (*batch, D, k), columns, in the operator's dtype
     residuals: Tensor  # (*batch, k) ||A u - λ u||, from products, not a recurrence
-    converged: Tensor  # (*batch, k) bool: residual <= tol * max |λ|
+    # (*batch, k) bool: residual <= tol * max |λ|, and a look for missing copies of
+    # repeated eigenvalues came to its end
+    converged: Tensor
     n_matvecs: int
 
 
@@ -56,10 +58,20 @@ def eigsh(
 
     Lanczos with a full, twice-applied orthogonalisation (no ghosts) and a thick
     restart [1]_. An invariant subspace is left through a random vector, so
-    rank-deficient operators are no special case. Converged pairs are held against a
-    second random vector, since the Krylov space of one vector has no repeated
-    eigenvalue. For D ≤ 64 or k near D the matrix is formed by D products and handed
-    to a dense solver.
+    rank-deficient operators are no special case. For D ≤ 64, or where the basis would
+    be nearly the whole space, the matrix is formed by D products and handed to a dense
+    solver.
+
+    The Krylov space of one vector has one vector of each eigenspace, so a copy of a
+    repeated eigenvalue can be missing although all residuals are small. Converged
+    pairs are therefore held against a second random vector, in as many products as
+    show a copy that stands out from the rest by half of the rest's range. Once there
+    is one, every further set of pairs is held against a random vector for as long as
+    shows a missing copy of any wanted value that differs from the last one by more
+    than 2 ``tol`` · max |λ|; where products do not suffice for that, no pair counts as
+    converged. What this does not promise: that an eigenvalue of a crowd, closer to the
+    next than ``tol`` · max |λ| tells apart, or the only copy that stands out by little,
+    is not missing.
 
     Residuals are computed: for every basis vector v, the product A v that was taken
     is kept as its measured inner products with the basis and the norm of the rest,
@@ -104,8 +116,8 @@ def eigsh(
     Warns
     -----
     ConvergenceWarning
-        If pairs have not converged within ``max_matvecs``, or the operator is not
-        symmetric.
+        If pairs have not converged within ``max_matvecs``, if copies of repeated
+        eigenvalues may be missing, or if the operator is not symmetric.
 
     References
     ----------
@@ -220,8 +232,10 @@ def _thick_restart(
     rng: torch.Generator,
     bar: Any,
 ) -> EigenResult:
-    most_starts = k + 1  # an eigenvalue can be repeated k times
+    # An eigenvalue can be repeated k times, and each copy takes a look or two.
+    most_starts = 2 * k + 8
     process = BandLanczos(operator, start, n_basis, most_starts, rng)
+    repeated = False
     while True:
         if process.is_full:
             _shrink(process, k, which)
@@ -239,37 +253,103 @@ def _thick_restart(
         if not bar.disable:
             bar.set_postfix(converged=int(done.sum()))
         all_done = bool(done.all())
-        if spent or all_done:
-            result = EigenResult(
-                ritz[wanted],
-                process.vectors(S[:, wanted]),
-                residuals[wanted],
-                done,
-                process.n_matvecs,
-            )
-            if spent or process.p == most_starts:
-                _warn_unless_converged(result, tol, scale)
-                return result
+        if not (spent or all_done):
+            continue
+        result = EigenResult(
+            ritz[wanted],
+            process.vectors(S[:, wanted]),
+            residuals[wanted],
+            done,
+            process.n_matvecs,
+        )
         if all_done:
             # One start vector sees one vector of every eigenspace, so a repeated
-            # eigenvalue can be missing although all residuals are small.
-            n_probes = min(_n_probes(len(start)), limit - process.n_matvecs)
-            if process.n + n_probes > n_basis:
-                _shrink(process, k, which)
-            seen = process.look(n_probes)
-            bar.update(n_probes)
-            seen = seen[order_eigenvalues(seen, which, k)]
-            if not _differ(seen, result, which, 2 * tol * scale):
-                return replace(result, n_matvecs=process.n_matvecs)
+            # eigenvalue can be missing although all residuals are small: a short look
+            # for what stands out, and once there are copies a long one for the rest.
+            allowed = 2 * tol * scale
+            # Rounding can bring in copies, too; values of a crowd are not as equal.
+            apart = result.eigenvalues.sort().values.diff()
+            repeated = repeated or bool((apart <= allowed / 100).any())
+            gaps = [0.5, _gap(result, ritz, which, allowed)] if repeated else [0.5]
+            outcome = _look(process, result, which, allowed, gaps, limit)
+            bar.update(process.n_matvecs - result.n_matvecs)
+            result = replace(result, n_matvecs=process.n_matvecs)
+            if outcome == "nothing":
+                return result
+            if outcome == "copies" and process.n_matvecs < limit:
+                repeated = True
+                continue
+            result = replace(result, converged=torch.zeros_like(done))
+        _warn_unless_converged(result, tol, scale)
+        return result
 
 
-def _n_probes(size: int) -> int:
-    """Return how many products to spend on looking for repeated eigenvalues."""
-    # By the bound of Kaniel and Paige a value that stands out from the rest by half
-    # of the rest's range is seen to a quarter by n products from a random vector, whose
-    # share in it is 1/√D, where the Chebyshev polynomial cosh((n - 1) arccosh 2) is
-    # 2√D.
-    return 1 + round(math.acosh(2 * size**0.5) / math.acosh(2))
+def _look(
+    process: BandLanczos,
+    result: EigenResult,
+    which: Which,
+    allowed: Tensor,
+    gaps: list[float],
+    limit: int,
+) -> Literal["copies", "nothing", "cut short"]:
+    """Look for missing copies of wanted eigenvalues from fresh vectors, one a gap."""
+    k = len(result.eigenvalues)
+    for gap in gaps:
+        length = _n_probes(process.V.shape[1], gap)
+        if process.p + 1 >= process.n_starts:
+            return "cut short"
+        if process.n + length > process.n_basis:
+            _shrink(process, k, which)
+            process.widen(process.n + length)
+        n_probes = min(length, limit - process.n_matvecs)
+        if n_probes < 1:
+            return "cut short"
+        seen = process.look(n_probes)
+        seen = seen[order_eigenvalues(seen, which, k)]
+        if _differ(seen, result, which, allowed):
+            return "copies"
+        if n_probes < length:
+            return "cut short"
+    return "nothing"
+
+
+def _gap(result: EigenResult, ritz: Tensor, which: Which, allowed: Tensor) -> float:
+    """Return how far the last wanted value is from others, over the rest's range."""
+    # A missing copy of one of those has let the last one in.
+    values = result.eigenvalues
+    sides = [values.abs(), ritz.abs()] if which == "LM" else [values, ritz]
+    found = []
+    for sign in {"SA": (-1,), "BE": (1, -1)}.get(which, (1,)):
+        wanted, every = (sign * side for side in sides)
+        if which == "BE":
+            wanted = wanted[wanted > every.mean()]
+        last = wanted.min()
+        above = wanted[wanted - last > allowed] - last
+        width = 2 * last if which == "LM" else last - every.min()
+        if len(above):
+            found.append(float(above.min() / width.clamp(min=allowed)))
+    return min(found, default=0.5)
+
+
+def _n_probes(size: int, gap: float) -> int:
+    """Return how many products to spend on looking for repeated eigenvalues.
+
+    Parameters
+    ----------
+    size : int
+        D.
+    gap : float
+        How far a value stands out from the rest, over the range of the rest.
+
+    Returns
+    -------
+    int
+    """
+    # By the bound of Kaniel and Paige n products from a random vector, whose share in
+    # it is 1/√D, see such a value to a half of the gap where the Chebyshev polynomial
+    # cosh((n - 1) arccosh(1 + 2 gap)) is √(2 D (1 + 1/gap)).
+    height = (2 * size * (1 + 1 / gap)) ** 0.5
+    return 1 + round(math.acosh(height) / math.acosh(1 + 2 * gap))
 
 
 def _shrink(process: BandLanczos, k: int, which: Which) -> None:
@@ -306,10 +386,13 @@ def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> No
         return
     failed, k = int((~result.converged).sum()), len(result.converged)
     worst = float(result.residuals.max() / scale)
+    why = f"worst relative residual {worst:.1e}"
+    if worst <= tol:
+        why = "copies of repeated eigenvalues may be missing"
     warnings.warn(
         f"{failed} of {k} eigenpairs have not converged to tol={tol:g} within "
-        f"{result.n_matvecs} products (worst relative residual {worst:.1e}). Raise "
-        "max_matvecs or tol, or ask for fewer pairs.",
+        f"{result.n_matvecs} products ({why}). Raise max_matvecs or tol, or ask for "
+        "fewer pairs.",
         ConvergenceWarning,
         stacklevel=4,
     )

@@ -48,6 +48,13 @@ class UnitScaled(LinearOperator):
         self.n_matvecs += self.operator.n_matvecs - before
         return product
 
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearOperator.to_dense`."""
+        before = self.operator.n_matvecs
+        matrix = self._scaled(self.operator.to_dense())
+        self.n_matvecs += self.operator.n_matvecs - before
+        return matrix
+
     def _scaled(self, product: Tensor) -> Tensor:
         if self._factor is None:
             largest = product.abs().amax().double()

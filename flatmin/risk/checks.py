@@ -1,125 +1,25 @@
-"""What a module and its data must be before anything is differentiated."""
+"""What data must be before anything is differentiated."""
 
 from __future__ import annotations
 
-import copy
 import warnings
-from typing import Any, Literal
+import weakref
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import UninitializedParameter
+
+from flatmin.risk.module_copy import copy_module
 
 __all__ = [
     "as_input",
     "as_tensor",
     "as_weights",
     "channels_last",
-    "prepare_module",
     "warn_unused_parameters",
 ]
-
-
-def prepare_module(
-    module: nn.Module, batch_norm: Literal["error", "frozen"]
-) -> nn.Module:
-    """Return a deep copy in eval mode; the caller's module is not touched.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        In any mode.
-    batch_norm : {"error", "frozen"}
-        What to do with BatchNorm in train mode, where the loss of one example
-        depends on the others and a per-example gradient is not defined.
-
-    Returns
-    -------
-    torch.nn.Module
-
-    Raises
-    ------
-    TypeError
-        If it is no module.
-    ValueError
-        If there is nothing to train, a lazy parameter, BatchNorm as above, or an
-        Embedding with ``max_norm``.
-
-    Warns
-    -----
-    UserWarning
-        If dropout was active: it is off in a deterministic risk.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module. Got {module!r}.")
-    if batch_norm not in ("error", "frozen"):
-        raise ValueError(f"batch_norm must be 'error' or 'frozen'. Got {batch_norm!r}.")
-    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-        raise ValueError(
-            "The module has lazy parameters without a shape. Run one forward pass "
-            "through it before it is used here."
-        )
-    if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError(
-            "The module has no parameter with requires_grad=True, so there is nothing "
-            "to differentiate by. Unfreeze at least one."
-        )
-    _check_batch_norm(module, batch_norm)
-    if any(_drops(part) for part in module.modules()):
-        warnings.warn(
-            "The module has active dropout. The risk is a deterministic function of "
-            "the parameters, so dropout is switched off (eval mode).",
-            UserWarning,
-            stacklevel=3,
-        )
-    copied = copy.deepcopy(module).eval()
-    for name, part in copied.named_modules():
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-            if part.max_norm is not None:
-                raise ValueError(
-                    f"{name!r} is an Embedding with max_norm, which rescales its "
-                    "weight when it is read: the loss is no function of θ. "
-                    "Rescale the weight once and set max_norm=None."
-                )
-            part.sparse = False  # a layout of the gradient, which is flat here
-        if type(part) in (nn.RNN, nn.GRU, nn.LSTM):
-            # cuDNN differentiates recurrent layers in train mode only, which without
-            # dropout is the same. A subclass may have more that depends on the mode.
-            part.dropout = 0.0
-            part.train()
-    return copied
-
-
-def _check_batch_norm(module: nn.Module, batch_norm: str) -> None:
-    for name, part in module.named_modules():
-        if not isinstance(part, _BatchNorm):
-            continue
-        if not part.track_running_stats:
-            raise ValueError(
-                f"{name!r} is a BatchNorm without running statistics: the loss of an "
-                "example always depends on the others and per-example gradients are "
-                "not defined. Use GroupNorm."
-            )
-        if part.training and batch_norm == "error":
-            raise ValueError(
-                f"{name!r} is a BatchNorm in train mode: the loss of an example "
-                "depends on the others and per-example gradients are not defined. "
-                "Pass batch_norm='frozen' to use the running statistics, or replace "
-                "it by GroupNorm."
-            )
-
-
-def _drops(part: nn.Module) -> bool:
-    if not part.training:
-        return False
-    if isinstance(part, _DropoutNd):
-        return part.p > 0
-    if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
-        return part.dropout > 0
-    return False
 
 
 def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
@@ -162,7 +62,7 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
             f"{name} must hold at least one example along its first axis. "
             f"Got shape {tuple(tensor.shape)}."
         )
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not bool(torch.isfinite(tensor).all()):
         raise ValueError(
             f"{name} contains NaN or infinity. Remove or impute those entries."
         )
@@ -170,24 +70,51 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
 
 
 def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Give X the module's dtype; integers stay integers for an Embedding.
+    """Give X the module's dtype; integers stay integers where they are indices.
+
+    Integers become floating numbers if the module takes these, but for one with an
+    Embedding, which is given integers if it takes them.
 
     Parameters
     ----------
     X : Tensor of shape (N, ...)
     module : torch.nn.Module
+        A copy of it is tried on one example, once.
     dtype : torch.dtype
-        Of the parameters.
+        Of the parameters. Complex inputs get as many digits.
 
     Returns
     -------
     Tensor of shape (N, ...)
     """
+    if X.is_complex():
+        return X.to(dtype.to_complex())
+    if X.is_floating_point():
+        return X.to(dtype)
+    known = _INPUT_DTYPES.setdefault(module, {})
+    key = (X.shape[1:], X.dtype, dtype)
+    if key not in known:
+        known[key] = _integer_input(X[:1], module, dtype)
+    return X.to(known[key])
+
+
+# What became of integers, by module: (shape, dtype, dtype of the module).
+_INPUT_DTYPES: weakref.WeakKeyDictionary[nn.Module, dict[Any, torch.dtype]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _integer_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> torch.dtype:
     has_embedding = any(
         isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()
     )
-    is_index = has_embedding and not X.is_floating_point()
-    return X.to(torch.long if is_index else dtype)
+    candidates = [torch.long, dtype] if has_embedding else [dtype, torch.long]
+    for candidate in candidates:
+        copied = copy_module(module).eval()
+        with torch.no_grad(), suppress(Exception):
+            copied(X.to(candidate))
+            return candidate
+    return candidates[0]
 
 
 def channels_last(X: Tensor, module: nn.Module) -> Tensor:

@@ -28,6 +28,13 @@ from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
 from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
+from flatmin.risk.module_copy import (
+    copy_module,
+    evaluation_mode,
+    prepare_module,
+    trainable,
+)
+from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
 from flatmin.risk.precision import in_full_float32
@@ -51,11 +58,12 @@ class EmpiricalRisk:
     Written as (1/N) Σ ℓ̃ᵢ with ℓ̃ᵢ = N wᵢ ℓᵢ / Σw; per-example gradients are
     gᵢ = ∇ℓ̃ᵢ, always with the divisor N. θ lists the trainable parameters in
     ``module.named_parameters()`` order, a shared parameter once. The risk works on a
-    deep copy in eval mode. Every quantity is a sum over examples and does not depend
-    on the chunk size, up to rounding. On a GPU, what is measured has all digits of
-    float32, whatever PyTorch's setting for convolutions; the gradients that come with a
-    loss, which train, follow the setting. One risk must not be used by two threads at a
-    time.
+    deep copy in eval mode, in which an InstanceNorm that is handed over in train mode
+    keeps to each example's own statistics. Every quantity is a sum over examples and
+    does not depend on the chunk size, up to rounding. On a GPU, what is measured has
+    all digits of float32, whatever PyTorch's setting for convolutions; the gradients
+    that come with a loss, which train, follow the setting. One risk must not be used by
+    two threads at a time.
 
     Parameters
     ----------
@@ -142,11 +150,9 @@ class EmpiricalRisk:
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
         self._hvp = hvp
-        module = checks.prepare_module(module, batch_norm)
-        first = next(p for p in module.parameters() if p.requires_grad)
-        self.device = resolve_device(first.device if device is None else device)
-        self.dtype = resolve_dtype(first.dtype if dtype is None else dtype)
-        module = module.to(device=self.device, dtype=self.dtype)
+        original, module = module, prepare_module(module, batch_norm, device, dtype)
+        first = trainable(module)[0]
+        self.device, self.dtype = first.device, first.dtype
 
         source = find_source(X, y)
         if source is not None:  # some examples stand for the rest
@@ -180,6 +186,7 @@ class EmpiricalRisk:
 
         self._few = examples.select(trial_indices(n_examples).to(self.device))
         self._few = replace(self._few, weights=None)  # 0 would hide an example
+        check_state(self._model, self._loss, self._few, original)
         check_independence(self._model, self._loss, self._few)
         if chunk_size is None:
             chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
@@ -218,6 +225,14 @@ class EmpiricalRisk:
     def n_examples(self) -> int:
         """N."""
         return len(self._data)
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether the module computes something else where gradients are off.
+
+        Then they are on for values and outputs, too.
+        """
+        return self._model.keeps_graph
 
     @property
     def paths(self) -> dict[str, str]:
@@ -315,8 +330,38 @@ class EmpiricalRisk:
         if (device, dtype, hvp) == (self.device, self.dtype, before):
             return self
         self._model.bind(self._theta)
+        return self._of(self._model.module, device, dtype, hvp)
+
+    def with_module(self, module: nn.Module) -> EmpiricalRisk:
+        """Return the risk of another module, or of a changed one, on the same data.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Deep-copied, and taken in eval mode, with its device and dtype.
+
+        Returns
+        -------
+        EmpiricalRisk
+            Itself where ``params()``, the rest of the module's parameters and buffers,
+            and its ``repr`` are those of ``module``, else another one.
+        """
+        self._model.bind(self._theta)
+        if _alike(self._model.module, module):
+            return self
+        module = evaluation_mode(copy_module(module))
+        first = trainable(module)[0]
+        return self._of(module, first.device, first.dtype, self._hvp)
+
+    def _of(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        hvp: Literal["exact", "finite_difference"],
+    ) -> EmpiricalRisk:
         moved = EmpiricalRisk(
-            self._model.module,
+            module,
             copy.deepcopy(self._loss),  # a loss module moves along
             *self._data.arguments(),
             chunk_size=self.chunk_size,
@@ -914,3 +959,19 @@ class EmpiricalRisk:
     def _mean(self, sums: list[Tensor]) -> Tensor:
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
         return (total / self.n_examples).to(self.dtype)
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Say whether two modules read alike and hold the same tensors."""
+    held = [
+        {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for module in (one, other)
+    ]
+    return (
+        repr(one) == repr(other)
+        and held[0].keys() == held[1].keys()
+        and all(
+            (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)
+            for a, b in zip(held[0].values(), held[1].values(), strict=True)
+        )
+    )

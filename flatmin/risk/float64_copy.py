@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 from flatmin.risk.chunks import Chunk
@@ -45,4 +46,6 @@ def chunk_in_float64(chunk: Chunk) -> Chunk:
 
 
 def _double(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
     return tensor.double() if tensor.is_floating_point() else tensor

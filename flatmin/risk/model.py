@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatmin.risk.layout import ParameterLayout
+from flatmin.risk.module_copy import copy_module
 from flatmin.risk.surroundings import attends, one_attention
 
 __all__ = ["FlatModel", "first_output"]
@@ -61,6 +62,24 @@ class FlatModel:
         self.params = [p for p in self.module.parameters() if p.requires_grad]
         self._theta = self.layout.flatten(dict(self.module.named_parameters()))
         views = self.layout.views(self._theta)
+        # Two real numbers can be read as a complex one (torch.view_as_complex) at an
+        # even place only. What lies at an odd one has a copy, in the same storage.
+        self._odd = [
+            i
+            for i, view in enumerate(views)
+            if view.shape[-1:] == (2,) and view.storage_offset() % 2
+        ]
+        self._moved: list[tuple[Tensor, Tensor]] = []
+        if self._odd:
+            n = self.layout.n_params
+            sizes = [n, n % 2, *(views[i].numel() for i in self._odd)]
+            parts = torch.cat([self._theta, self._theta.new_empty(sum(sizes) - n)])
+            self._theta, _, *copies = parts.split(sizes)
+            views = self.layout.views(self._theta)
+            for i, copied in zip(self._odd, copies, strict=True):
+                place = copied.view(views[i].shape)
+                self._moved.append((place.copy_(views[i]), views[i]))
+                views[i] = place
         for parameter, view in zip(self.params, views, strict=True):
             parameter.data = view
             parameter.grad = None
@@ -78,9 +97,10 @@ class FlatModel:
     # bind(), and a pickle would hold θ once for every parameter.
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for derived in ("layout", "params", "_theta", "_places"):
+        derived_names = ("layout", "params", "_theta", "_odd", "_moved", "_places")
+        for derived in derived_names:
             del state[derived]
-        state["module"] = copy.deepcopy(self.module)
+        state["module"] = copy_module(self.module)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -89,8 +109,8 @@ class FlatModel:
 
     def to(self, dtype: torch.dtype) -> FlatModel:
         """Return a copy in another precision, bound to the same θ."""
-        twin = copy.deepcopy(self)
-        twin.module.to(dtype)
+        twin = copy.copy(self)
+        twin.module = copy_module(self.module, dtype=dtype)
         twin._make_views()
         return twin
 
@@ -119,6 +139,8 @@ class FlatModel:
                 f"trainable parameters. Got {tuple(theta.shape)}."
             )
         self._theta.copy_(theta.detach())
+        for place, view in self._moved:
+            place.copy_(view)
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a part of the bound θ."""
@@ -162,6 +184,8 @@ class FlatModel:
         Tensor of shape (n, ...)
         """
         views = self.layout.views(theta)
+        for i in self._odd:
+            views[i] = views[i].clone()
         parameters = {place: views[i] for place, i in self._places.items()}
 
         def module(X: Tensor) -> Any:

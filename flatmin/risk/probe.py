@@ -99,8 +99,9 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
     if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "
-            "eval mode differ; switch off what it draws at random, for example "
-            "F.dropout(x, training=self.training) in place of F.dropout(x)."
+            "eval mode differ; switch off what it keeps from pass to pass, and what it "
+            "draws at random, for example F.dropout(x, training=self.training) in "
+            "place of F.dropout(x)."
         )
     return ProbeResult(outputs, n_activations + X[0].numel())
 

@@ -234,6 +234,39 @@ def _group_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return F.group_norm(input.contiguous(), *args, **kwargs)
 
 
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    # The second derivative is wrong for one channels-last example.
+    if use_input_stats and running_mean is None:
+        return _group_norm(input, input.shape[1], weight, bias, eps)
+    if use_input_stats or running_mean is None or running_var is None:
+        return F.instance_norm(
+            input, running_mean, running_var, weight, bias, True, momentum, eps
+        )
+    shape = (-1, *(1 for _ in input.shape[2:]))
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    output = (input - running_mean.view(shape)) * scale.view(shape)
+    return output if bias is None else output + bias.view(shape)
+
+
+def _view_as_complex(input: Tensor) -> Tensor:
+    # Fails for a slope that begins at an odd place of its memory.
+    return torch.complex(input[..., 0], input[..., 1])
+
+
+def _view_as_real(input: Tensor) -> Tensor:
+    return torch.stack([input.real, input.imag], -1)
+
+
 def _embedding(
     input: Tensor,
     weight: Tensor,
@@ -271,6 +304,9 @@ SPELLED_OUT: Mapping[Any, Callable[..., Any]] = {
     F.multilabel_margin_loss: _multilabel_margin_loss,
     F.embedding_bag: _embedding_bag,
     F.embedding: _embedding,
+    torch.view_as_complex: _view_as_complex,
+    torch.view_as_real: _view_as_real,
+    F.instance_norm: _instance_norm,
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
 }

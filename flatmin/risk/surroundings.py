@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["attends", "one_attention", "undisturbed"]
+__all__ = ["as_differentiated", "attends", "one_attention", "undisturbed"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -117,3 +117,20 @@ def one_attention() -> Iterator[None]:
         yield
     finally:
         _FAST_ATTENTION.put_back()
+
+
+@contextlib.contextmanager
+def as_differentiated(module: nn.Module, *, keeps_graph: bool) -> Iterator[None]:
+    """Run a module for its outputs as the function that a risk differentiates.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    keeps_graph : bool
+        See :attr:`flatmin.EmpiricalRisk.keeps_graph`.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(keeps_graph))
+        if attends(module):
+            stack.enter_context(one_attention())
+        yield

@@ -176,6 +176,10 @@ class OwnLoss(NeuralNetClassifier):
         ),
         (skorch_net(criterion=nn.L1Loss), r"criterion L1Loss .* as loss="),
         (
+            skorch_net(criterion=nn.CrossEntropyLoss(reduction="sum")),
+            r"reduction='sum', which depends on the batch.* as loss=",
+        ),
+        (
             skorch_net(criterion=nn.NLLLoss(weight=torch.ones(3))),
             r"criterion NLLLoss .*without weights.* as loss=",
         ),
@@ -330,6 +334,7 @@ def test_data_that_are_not_there():
     for model, why in [
         (no_data, "NoisyDiffusionClassifier no longer holds its training data"),
         (skorch_classifier().fit(X, y), "NeuralNetClassifier holds no training data"),
+        (classifier().fit(X, y).net_, "NetClassifier holds no training data"),
         (network(), "Sequential holds no training data"),
     ]:
         match = rf"CurvatureAnalyzer has no data: .*{why}.*Call fit\(X, y\) first"

@@ -160,6 +160,231 @@ def test_an_initializer_moves_theta():
     np.testing.assert_array_equal(clf.params_, flat(clf.module_))
 
 
+# ------------------------------------------------------- θ that a callback sets
+def given(module):
+    """Return a state of the module, far from where it begins."""
+    state = module.state_dict()
+    rng = torch.Generator().manual_seed(5)
+    return {n: torch.randn(v.shape, generator=rng) for n, v in state.items()}
+
+
+def write(module, state):
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(state[name])
+
+
+def put(module, state):
+    for name, parameter in module.named_parameters():
+        parameter.data = state[name]
+
+
+WAYS = {
+    "load": lambda module, state: module.load_state_dict(state),
+    "assign": lambda module, state: module.load_state_dict(state, assign=True),
+    "write": write,
+    "put": put,
+}
+
+
+class Sets(Callback):
+    """Gives the module other parameters, when told of an event a first time."""
+
+    def __init__(self, event, way="load", at=0):
+        self.event, self.way, self.at = event, way, at
+        self.set = False
+
+    def _act(self, event, net):
+        if event == self.event and len(net.history) >= self.at and not self.set:
+            self.set = True
+            WAYS[self.way](net.module_, given(net.module_))
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        self._act("train begin", net)
+
+    def on_epoch_begin(self, net, **kwargs):
+        self._act("epoch begin", net)
+
+    def on_epoch_end(self, net, **kwargs):
+        self._act("epoch end", net)
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        self._act("train end", net)
+
+
+def vector(clf):
+    state = given(clf.module_)
+    return torch.cat([v.reshape(-1) for v in state.values()]).numpy()
+
+
+OPTIMIZERS = {
+    "sgd": {},
+    "adam": {"optimizer": "adam"},
+    "groups": {"optimizer_params": {"param_groups": [("*bias", {"lr": 0.1})]}},
+    "layers": {"optimizer": torch.optim.Adafactor},
+}
+
+
+@pytest.mark.parametrize("method", ["sgd", "gld_const", "gld_hessian", "gld_leading"])
+@pytest.mark.parametrize("way", WAYS)
+def test_theta_set_when_training_begins_is_theta_0(method, way):
+    settings = {"method": method, "refresh_every": None if method == "sgd" else 100}
+    clf = classifier(callbacks=[Sets("train begin", way)], **settings).fit(X, y)
+    plain = classifier(params_init=vector(clf), **settings).fit(X, y)
+    assert clf.history_.equals(plain.history_)
+    np.testing.assert_array_equal(clf.params_, plain.params_)
+    np.testing.assert_array_equal(clf.params_, flat(clf.module_))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("way", WAYS)
+def test_also_with_optimizers_that_hold_the_parameters(name, way):
+    settings = {"method": "gld_full", **OPTIMIZERS[name]}
+    clf = classifier(callbacks=[Sets("train begin", way)], **settings).fit(X, y)
+    plain = classifier(params_init=vector(clf), **settings).fit(X, y)
+    np.testing.assert_array_equal(clf.params_, plain.params_)
+    np.testing.assert_array_equal(clf.params_, flat(clf.module_))
+
+
+def test_an_initializer_sets_theta_0():
+    zeros = Initializer("*", fn=torch.nn.init.zeros_)
+    settings = {"method": "gld_dynamic", "refresh_every": 100}
+    clf = classifier(callbacks=[zeros], **settings).fit(X, y)
+    plain = classifier(params_init=np.zeros_like(clf.params_), **settings).fit(X, y)
+    assert clf.history_.equals(plain.history_)
+    assert clf.history_["loss"].iloc[0] == pytest.approx(np.log(3))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_iterations_the_callbacks_theta_is_the_result(way):
+    clf = classifier(callbacks=[Sets("train begin", way)], max_iter=0).fit(X, y)
+    np.testing.assert_array_equal(clf.params_, vector(clf))
+    np.testing.assert_array_equal(clf.risk_.params().numpy(), vector(clf))
+    with torch.no_grad():
+        f = clf.module_(torch.as_tensor(X, dtype=torch.float32))
+    loss = float(torch.nn.functional.cross_entropy(f, torch.as_tensor(y)))
+    assert clf.history_["loss"].tolist() == pytest.approx([loss])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("event", ["epoch begin", "epoch end"])
+@pytest.mark.parametrize(
+    "method", ["gld_const", "gld_hessian", "gld_first_eigenvector"]
+)
+def test_theta_set_later_is_measured_anew(method, event, way):
+    # Without it the law's state would be of another θ for 100 iterations.
+    at = 2 if event == "epoch begin" else 1
+    settings = {"refresh_every": 100, "lr": 1e-6}
+    callback = Sets(event, way, at)
+    clf = classifier(callbacks=[callback], method=method, **settings).fit(X, y)
+    plain = classifier(params_init=vector(clf), method=method, **settings).fit(X, y)
+    for column in ("loss", "gradient_norm", "noise_norm"):
+        found = clf.history_[column].iloc[2:]
+        np.testing.assert_allclose(found, plain.history_[column].iloc[0], rtol=1e-2)
+    np.testing.assert_array_equal(clf.params_, flat(clf.module_))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_theta_set_when_training_ends_is_the_result(way):
+    clf = classifier(callbacks=[Sets("train end", way)]).fit(X, y)
+    np.testing.assert_array_equal(clf.params_, vector(clf))
+    np.testing.assert_array_equal(clf.params_, flat(clf.module_))
+    np.testing.assert_array_equal(clf.risk_.params().numpy(), vector(clf))
+
+
+def test_gradients_set_to_none_come_back():
+    class Clears(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            net.optimizer_.zero_grad()
+
+    cleared = classifier(callbacks=[Clears]).fit(X, y)
+    np.testing.assert_array_equal(cleared.params_, classifier().fit(X, y).params_)
+
+
+def test_a_theta_that_has_no_loss_is_blamed_on_the_callback():
+    class Spoils(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            with torch.no_grad():
+                next(net.module_.parameters()).fill_(np.inf)
+
+    with pytest.raises(ArithmeticError, match=r"iteration 10, where a callback"):
+        classifier(callbacks=[Spoils]).fit(X, y)
+    stopped = classifier(callbacks=[Spoils], on_divergence="stop")
+    with pytest.warns(UserWarning, match="where a callback has set θ"):
+        stopped.fit(X, y)
+    plain = classifier(max_iter=10).fit(X, y)
+    np.testing.assert_array_equal(stopped.params_, plain.params_)
+    assert stopped.n_iter_ == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: m[1].running_mean.add_(1), r"1\.running_mean .*before fit"),
+        (lambda m: m[2].weight.data.add_(1), r"2\.weight .*before fit"),
+        (lambda m: m[0].weight.requires_grad_(False), "requires_grad=False"),
+    ],
+)
+def test_what_theta_does_not_hold_may_not_change(change, match):
+    class Changes(Callback):
+        def on_train_begin(self, net, X=None, y=None, **kwargs):
+            change(net.module_)
+
+    nn = torch.nn
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3)).eval()
+    module[2].weight.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=match):
+        classifier(module=module, callbacks=[Changes], batch_norm="frozen").fit(X, y)
+
+
+# ------------------------------------------------------------ what is monitored
+@pytest.mark.parametrize(
+    "callback",
+    [
+        EarlyStopping(monitor="loss"),
+        EarlyStopping(monitor="train_los"),
+        Checkpoint(monitor="train_loss_bestt"),
+        Checkpoint(monitor="loss_best", dirname="unused"),
+        LRScheduler("ReduceLROnPlateau", monitor="loss"),
+        EarlyStopping(monitor="accuracy"),
+        EarlyStopping(monitor="train_batch_size"),
+    ],
+    ids=lambda callback: f"{type(callback).__name__} {callback.monitor}",
+)
+def test_a_monitor_that_nobody_records_is_refused(monkeypatch, callback):
+    monkeypatch.setattr("flatmin.dynamics.NoisyDescent.run", None)
+    clf = classifier(callbacks=[callback], warmup_iter=5)
+    match = r"Unknown name that the callback .* monitors .*There are: .*'train_loss'"
+    with pytest.raises(ValueError, match=match):
+        clf.fit(X, y, X_val=X_val, y_val=y_val)
+
+
+def test_a_score_is_recorded_before_it_is_monitored():
+    score = EpochScoring("accuracy", name="acc", lower_is_better=False, on_train=True)
+    stop = EarlyStopping(monitor="acc", lower_is_better=False)
+    classifier(callbacks=[score, stop]).fit(X, y)
+    with pytest.raises(ValueError, match="Unknown name that the callback Early"):
+        classifier(callbacks=[stop, score]).fit(X, y)
+
+
+def test_every_name_in_the_history_may_be_monitored():
+    class Records(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.history.record("own", 1.0)
+
+    metrics = {"norm": lambda risk, theta: theta.norm()}
+    settings = {"metrics": metrics, "max_iter": 10}
+    validation = {"X_val": X_val, "y_val": y_val}
+    schedule = LRScheduler("StepLR", step_size=1)
+    names = classifier(callbacks=[schedule], **settings).fit(X, y, **validation)
+    for name in names.net_.history[-1].keys() - {"batches"}:
+        stop = EarlyStopping(monitor=name)
+        clf = classifier(callbacks=[schedule, stop], **settings)
+        clf.fit(X, y, **validation)
+    own = [Records(), EarlyStopping(monitor="own")]
+    classifier(callbacks=own, **settings).fit(X, y)
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
 def test_epoch_scoring_of_a_classifier(kind):
     data, other = X.astype(kind), X_val.astype(kind)

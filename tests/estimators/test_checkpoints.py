@@ -190,7 +190,35 @@ class OwnWords(Callback):
         self.rng_.bit_generator.state = whole
 
 
+class Sets(Callback):
+    """Sets θ when training begins, and in the midst of it."""
+
+    def __init__(self, at, assign=False):
+        self.at, self.assign = at, assign
+
+    def _act(self, net):
+        rng = torch.Generator().manual_seed(len(net.history))
+        state = net.module_.state_dict()
+        new = {n: torch.randn(v.shape, generator=rng) / 2 for n, v in state.items()}
+        net.module_.load_state_dict(new, assign=self.assign)
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        self._act(net)
+
+    def on_epoch_begin(self, net, **kwargs):
+        if self.at == "begin" and len(net.history) == 3:
+            self._act(net)
+
+    def on_epoch_end(self, net, **kwargs):
+        if self.at == "end" and len(net.history) == 2:
+            self._act(net)
+
+
 CALLBACKS = {
+    "sets at begin": lambda: Sets("begin"),
+    "sets at end": lambda: Sets("end"),
+    "assigns at begin": lambda: Sets("begin", assign=True),
+    "assigns at end": lambda: Sets("end", assign=True),
     "step": lambda: LRScheduler("StepLR", step_size=2, gamma=0.5),
     "steps": lambda: LRScheduler("MultiStepLR", milestones=[1, 3]),
     "lambda": lambda: LRScheduler("LambdaLR", lr_lambda=lambda epoch: 0.8**epoch),

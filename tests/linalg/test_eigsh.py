@@ -442,3 +442,45 @@ def test_a_look_for_repeated_eigenvalues_loses_nothing(seed):
         result = eigsh(A, 20, which="LM", tol=1e-2, rng=start)
         assert result.converged.all()
         assert result.n_matvecs <= 60
+
+
+def repeated(values, m, size, dtype=torch.float64):
+    """An operator whose leading eigenvalues come m times each, and they."""
+    rng = torch.Generator().manual_seed(0)
+    Q, _ = torch.linalg.qr(torch.randn(size, size, generator=rng, dtype=torch.float64))
+    spectrum = torch.linspace(0, 0.5, size, dtype=torch.float64)
+    spectrum[-len(values) :] = torch.tensor(values, dtype=torch.float64).flip(0)
+    A = (Q * spectrum @ Q.T).to(dtype)
+    operator = FunctionOperator(
+        lambda v: (A @ v.view(m, -1).T).T.reshape(-1), m * size, dtype=dtype
+    )
+    return operator, spectrum.flip(0).repeat_interleave(m)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("values", "m", "k"),
+    [
+        # As the Hessian of a linear model with ten outputs on the digits has them.
+        ([1.0, 0.937, 0.87, 0.72], 10, 10),
+        ([1.0, 0.937, 0.87, 0.72], 10, 20),
+        ([1.0, 0.99, 0.98], 3, 8),
+        ([1.0, 0.999, 0.998], 10, 10),
+        ([1.0, 0.9, 0.8], 30, 10),
+    ],
+)
+def test_every_copy_of_a_repeated_eigenvalue(values, m, k, dtype):
+    """ARPACK drops some; a copy that stands out by little is the one to miss."""
+    for seed in range(4):
+        operator, right = repeated(values, m, 40, dtype)
+        result = eigsh(operator, k, tol=1e-4, rng=seed)
+        assert result.converged.all()
+        torch.testing.assert_close(result.eigenvalues, right[:k], rtol=0, atol=1e-4)
+
+
+def test_where_copies_may_be_missing_nothing_has_converged():
+    operator, _ = repeated([1.0, 0.9], 10, 40)
+    with pytest.warns(ConvergenceWarning, match="copies of repeated eigenvalues may"):
+        result = eigsh(operator, 10, tol=1e-4, max_matvecs=64, rng=0)
+    assert not result.converged.any()
+    assert (result.residuals <= 1e-4).all()

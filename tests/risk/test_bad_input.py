@@ -110,14 +110,6 @@ BAD = {
         ValueError,
         r"cannot take X of shape \(5, 3\) and dtype torch.float32",
     ),
-    "integers without an Embedding": (
-        {
-            "module": Apply(lambda p, X: p["a"].weight[X].sum(1), a=nn.Linear(3, 4)),
-            "X": torch.ones(5, 2, dtype=torch.int16),
-        },
-        ValueError,
-        r"cannot take X of shape \(5, 2\) and dtype torch.float32: tensors used as ind",
-    ),
     "X and y": (
         {"y": LABELS[:4]},
         ValueError,

@@ -1,0 +1,65 @@
+"""The loss of a risk as a skorch criterion."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from flatmin.risk import resolve_loss
+from flatmin.risk.losses import CallableLoss, LossLike
+from flatmin.risk.model import first_output
+
+__all__ = ["MeanLoss"]
+
+
+class MeanLoss(nn.Module):
+    """(1/n) Σ ℓᵢ over the examples of a batch, with the ℓᵢ of a risk.
+
+    It has neither parameters nor a state: what a loss module holds is the loss's, and
+    is not to be trained or loaded.
+
+    Parameters
+    ----------
+    loss : str, loss module or callable
+        As for :class:`flatmin.EmpiricalRisk`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> outputs, targets = torch.zeros(2, 1), torch.tensor([1.0, 3.0])
+    >>> MeanLoss("squared_error")(outputs, targets)
+    tensor(5.)
+    """
+
+    reduction = "mean"  # for skorch's loss_scoring
+
+    def __init__(self, loss: LossLike) -> None:
+        super().__init__()
+        self.example_loss = resolve_loss(loss)
+
+    def forward(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the mean loss.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, ...), or a tuple that begins with it
+        targets : Tensor of shape (n, ...)
+            In the form that the risk takes.
+
+        Returns
+        -------
+        Tensor of shape ()
+        """
+        outputs = first_output(outputs)
+        loss = self.example_loss
+        if isinstance(loss, CallableLoss) and isinstance(loss.function, nn.Module):
+            function = copy.deepcopy(loss.function).to(outputs)
+            loss = CallableLoss(function, name=loss.name)
+        targets = loss.prepare_targets(targets, outputs[:1])
+        return loss.per_example(outputs, targets).mean()
+
+    def extra_repr(self) -> str:
+        """Return the loss's name, for ``repr``."""
+        return self.example_loss.name

@@ -1,0 +1,111 @@
+"""The nets of the estimators, which know labels, targets and loss as these do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatmin.dynamics import NoisyNetClassifier, NoisyNetRegressor
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.model import first_output
+from flatmin.risk.module_copy import copy_module, evaluation_mode
+
+__all__ = ["EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
+
+# What an estimator has learnt of the data besides θ, and the loss.
+_READS = {
+    *("loss", "classes_", "n_features_in_", "feature_names_in_"),
+    *("_encoder", "_by_class", "_input_shape", "_target_shape"),
+}
+
+
+def make_reader(estimator: Any) -> Any:
+    """Return what of an estimator reads data, and holds none.
+
+    Parameters
+    ----------
+    estimator : estimator
+        That has seen its training data.
+
+    Returns
+    -------
+    estimator
+        Of the same class, without parameters but the loss, and without a network.
+    """
+    reader = object.__new__(type(estimator))
+    known = {name: held for name, held in vars(estimator).items() if name in _READS}
+    vars(reader).update(known)
+    return reader
+
+
+class _EstimatorNet:
+    """What the two nets share; ``reader_`` comes from :func:`make_reader`."""
+
+    reader_: Any
+    module_: torch.nn.Module
+
+    def make_risk(self, X: Any, y: Any = None, *args: Any, **options: Any) -> Any:
+        """Return the risk of the network; see ``make_risk`` of the estimator."""
+        module = evaluation_mode(copy_module(self.module_))
+        risk: EmpiricalRisk = self.reader_.make_risk_of(module, X, y, *args, **options)
+        return risk
+
+    def get_loss(self, y_pred: Any, y_true: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the mean loss of a batch, for labels or targets as in ``fit``.
+
+        Returns
+        -------
+        Tensor of shape ()
+        """
+        targets = torch.as_tensor(self.reader_._encode(y_true, reset=False))
+        outputs = first_output(y_pred)
+        loss: Tensor = self.criterion_(outputs, targets.to(outputs.device))  # type: ignore[attr-defined]
+        return loss
+
+    def _raw(self, X: Any) -> np.ndarray:
+        parts = [first_output(part) for part in self.forward_iter(X)]  # type: ignore[attr-defined]
+        outputs: np.ndarray = torch.cat(parts).detach().cpu().numpy()
+        return outputs
+
+
+class EstimatorNetClassifier(_EstimatorNet, NoisyNetClassifier):
+    """The net of a classifier: its labels are those of ``fit``."""
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable class of each example.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As the module takes it.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Labels, as the estimator's.
+        """
+        labels: np.ndarray = self.reader_._labels(self._raw(X))
+        return labels
+
+
+class EstimatorNetRegressor(_EstimatorNet, NoisyNetRegressor):
+    """The net of a regressor: its predictions have the shape of y."""
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the predicted targets.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As the module takes it.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_targets)
+            As y was.
+        """
+        predicted: np.ndarray = self.reader_._in_target_shape(self._raw(X))
+        return predicted

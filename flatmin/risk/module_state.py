@@ -1,0 +1,204 @@
+"""Whether a module is a function of θ and its input, whatever it has done before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flatmin.risk.chunks import Chunk
+from flatmin.risk.gradients import example_losses
+from flatmin.risk.losses import ExampleLoss
+from flatmin.risk.model import FlatModel
+from flatmin.risk.module_copy import beside, fresh_copy, sources, trainable
+
+__all__ = ["check_state"]
+
+# Passes that no measurement comes to.
+_FAR = 1e7
+
+
+def check_state(
+    model: FlatModel, loss: ExampleLoss, chunk: Chunk, original: nn.Module
+) -> None:
+    """Compare a model that has been used with one that never was, at a second θ.
+
+    Weights that are merged or cached stay those of the first θ; what a pass leaves
+    behind, and a later one reads, is not there in a fresh copy.
+
+    Parameters
+    ----------
+    model : FlatModel
+        At its first θ, where it has been used already.
+    loss : ExampleLoss
+    chunk : Chunk
+        A few examples.
+    original : torch.nn.Module
+        Whose copy the model holds.
+
+    Raises
+    ------
+    ValueError
+        If the two differ, if a pass writes or replaces parameters, or if it reads those
+        of the original.
+    """
+    theta = model.values()
+    _check_reach(model, loss, chunk, original)
+    _check_kept(model, theta)
+    values = beside(model.params)
+    other = torch.cat([part.reshape(-1) for part in values])
+    module = fresh_copy(original, values, theta.device, theta.dtype)
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    fresh = FlatModel(module, model.output_transform)
+    fresh.copies_input = model.copies_input
+    _check_counters(model, chunk)
+    try:
+        model.bind(other)
+        for enabled in (False, True):
+            with torch.set_grad_enabled(enabled):
+                used, unused = model(chunk.X).detach(), fresh(chunk.X).detach()
+            _check_kept(model, other)
+            if not _agree(used, unused):
+                raise ValueError(_memory(model.module, buffers))
+    finally:
+        model.bind(theta)
+
+
+def _check_reach(
+    model: FlatModel, loss: ExampleLoss, chunk: Chunk, original: nn.Module
+) -> None:
+    foreign = {
+        _address(p): name
+        for source in sources(original)
+        for name, p in source.named_parameters()
+        if p.requires_grad and p.numel()
+    }
+    with torch.enable_grad(), _Reads(foreign) as reads:
+        example_losses(model, loss, chunk)
+    if reads.found:
+        raise ValueError(
+            "A risk works on a copy of the module. Got a pass that reads the parameter "
+            f"{reads.found!r} of the original, which stays as it is: through a "
+            "function that holds the module (a lambda, a closure, a hook), "
+            "output_transform or the loss. Reach it through self."
+        )
+
+
+class _Reads(TorchDispatchMode):
+    """Notes the tensors of others that a pass uses."""
+
+    def __init__(self, foreign: dict[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.foreign = foreign
+        self.found: str | None = None
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.numel():
+                self.found = self.found or self.foreign.get(_address(leaf))
+        return func(*args, **(kwargs or {}))
+
+
+def _address(tensor: Tensor) -> int:
+    # A sparse tensor has no storage of its own.
+    dense = tensor.layout == torch.strided
+    return tensor.untyped_storage().data_ptr() if dense else 0
+
+
+def _check_kept(model: FlatModel, theta: Tensor) -> None:
+    """Raise if a pass has changed the parameters."""
+    held = trainable(model.module)
+    if len(held) == len(model.params) and all(map(_is, held, model.params)):
+        views = model.layout.views(theta)
+        if all(map(torch.equal, (p.detach() for p in held), views)):
+            return
+    raise ValueError(
+        "A pass must leave the parameters as they are, for L is a function of θ. Got a "
+        "module that writes, replaces or freezes them in forward; compute what "
+        "it needs in a variable, or by torch.nn.utils.parametrize."
+    )
+
+
+def _check_counters(model: FlatModel, chunk: Chunk) -> None:
+    """Raise if the outputs will change when something has been counted far enough."""
+    before = _numbers(model.module)
+    with torch.no_grad():
+        once = model(chunk.X)
+    after = _numbers(model.module)
+    changed = [key for key in after if key in before and after[key] != before[key]]
+    if not changed:
+        return
+    _assign(changed, {key: after[key] + _FAR for key in changed})
+    try:
+        with torch.no_grad():
+            agree = _agree(once, model(chunk.X))
+    except Exception:
+        agree = False
+    _assign(changed, before)
+    if not agree:
+        names = sorted({name for _, name in changed})
+        raise ValueError(
+            "The module must be a function of θ and its input alone. Got one that "
+            f"counts its passes and goes by the count ({', '.join(names)}); switch "
+            "that off in eval mode."
+        )
+
+
+def _numbers(module: nn.Module) -> dict[tuple[nn.Module, str], float]:
+    """Return what may be a counter: attributes and buffers that are one number."""
+    return {
+        (part, name): float(value)
+        for part in module.modules()
+        for name, value in (vars(part) | part._buffers).items()
+        if (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())
+        or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
+
+
+def _assign(
+    keys: list[tuple[nn.Module, str]], values: dict[tuple[nn.Module, str], float]
+) -> None:
+    for part, name in keys:
+        held = getattr(part, name)
+        if isinstance(held, Tensor):
+            held.detach().fill_(values[part, name])
+        else:
+            setattr(part, name, type(held)(values[part, name]))
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _agree(used: Tensor, unused: Tensor) -> bool:
+    if used.shape != unused.shape:
+        return False
+    # To half of the digits: a layer may be merged in one of the two.
+    close = torch.finfo(used.dtype).eps ** 0.5 * used.abs().nan_to_num().max()
+    return torch.allclose(used, unused, rtol=0.0, atol=float(close), equal_nan=True)
+
+
+def _memory(module: nn.Module, before: dict[str, Tensor]) -> str:
+    written = [
+        name
+        for name, buffer in module.named_buffers()
+        if name not in before or not torch.equal(buffer, before[name])
+    ]
+    where = f" It writes the buffers {written}." if written else ""
+    return (
+        "The module must be a function of θ and its input alone. Got outputs that "
+        "differ from those of a fresh copy with the same θ: it keeps something of an "
+        f"earlier pass, or of an earlier θ, and reads it.{where} Look for weights "
+        "that are merged or cached (in eval mode, by cached_property, in an "
+        "attribute) and for a state that goes on from pass to pass; compute them in "
+        "each pass."
+    )
