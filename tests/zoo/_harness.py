@@ -1,7 +1,7 @@
 """Ask flatmin for every quantity of a kind, and judge each answer.
 
-A cell is "right", "refused: ..." with the sentence, "wrong: ..." with the relative error,
-or "crash: ..." with an exception that flatmin did not raise to tell the user something.
+A cell is "right", "refused: ..." with the sentence, "wrong: ..." with the relative
+error, or "crash: ..." with an exception that flatmin did not raise to tell something.
 """
 
 import re

@@ -5,7 +5,7 @@ from torch import nn
 
 from ._harness import Kind
 
-__all__ = ["N", "Around", "Head", "around", "between", "labels"]
+__all__ = ["Around", "Head", "N", "around", "between", "labels"]
 
 N = 7  # no multiple of 3
 

@@ -1,8 +1,8 @@
 """What every quantity of a kind is, by plain float64 autograd, without flatmin.
 
-One example after the other, without vmap. H v is the derivative of the gradient, and has
-to agree with differences of it: second derivatives of PyTorch can be missing or wrong.
-A kind where they are says so, and its H v is the difference itself, extrapolated.
+One example after the other, without vmap. Each derivative has to agree with differences
+of what it is the derivative of, since PyTorch's can be missing or wrong. A kind where the
+second one is says so, and its H v is the difference itself, extrapolated.
 """
 
 import copy
@@ -70,8 +70,8 @@ def _wide(data):
 def compute(kind):
     """Return the right value of each of ``QUANTITIES``; H v is NaN where it is refused.
 
-    Raises ``ArithmeticError`` where autograd and differences of the gradient give two
-    second derivatives, and the kind does not say which is right.
+    Raises ``ArithmeticError`` where autograd and differences give two derivatives, and
+    the kind does not say which is right.
     """
     with sdpa_kernel(SDPBackend.MATH):
         return _Risk(kind).quantities()
@@ -136,7 +136,11 @@ class _Risk:
         value = self.kind.loss_of(output, self.y[i : i + 1])
         # Some have a backward pass that cannot be run with a graph.
         with_graph = self.kind.second in ("autograd", "unchecked")
-        return output, value, self._grad(value, create_graph=with_graph, retain_graph=True)
+        return (
+            output,
+            value,
+            self._grad(value, create_graph=with_graph, retain_graph=True),
+        )
 
     def _grad(self, number, **options):
         grads = [None] * len(self.params)

@@ -1,4 +1,4 @@
-"""Every activation of ``torch.nn``, and some at points where a derivative has a kink."""
+"""Every activation of ``torch.nn``, functions like them, and some exactly at 0."""
 
 import torch
 from torch import nn
@@ -103,9 +103,7 @@ def _at_zero(function, **known):
     X = torch.randn(N, 4)
     X[:3] = 0
     front = nn.Linear(4, 4, bias=False)
-    return around(
-        nn.Identity(), X, front=front, call=lambda _, h: function(h), **known
-    )
+    return around(nn.Identity(), X, front=front, call=lambda _, h: function(h), **known)
 
 
 KINDS["torch.sinc at 0"] = lambda: _at_zero(torch.sinc, second="difference")

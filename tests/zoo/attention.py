@@ -43,7 +43,9 @@ _to_itself("MultiheadAttention")
 _to_itself("MultiheadAttention, two heads", heads=2)
 _to_itself("MultiheadAttention, time first", batch_first=False)
 _to_itself("MultiheadAttention, its weights", first=False)
-_to_itself("MultiheadAttention without weights", masks=lambda h: {"need_weights": False})
+_to_itself(
+    "MultiheadAttention without weights", masks=lambda h: {"need_weights": False}
+)
 _to_itself("MultiheadAttention, causal mask", masks=_causal)
 _to_itself("MultiheadAttention, mask of numbers", masks=_numbers)
 _to_itself("MultiheadAttention, add_zero_attn", add_zero_attn=True)
@@ -82,7 +84,9 @@ KINDS["MultiheadAttention, kdim and vdim"] = _other_widths
 def _to_another():
     layer = nn.MultiheadAttention(E, 1, batch_first=True)
     return around(
-        layer, torch.randn(N, 4, E), call=lambda a, h: a(h[:, :2], h[:, 1:], h[:, 1:])[0]
+        layer,
+        torch.randn(N, 4, E),
+        call=lambda a, h: a(h[:, :2], h[:, 1:], h[:, 1:])[0],
     )
 
 
@@ -140,9 +144,7 @@ KINDS["TransformerEncoderLayer, time first"] = _time_first
 def _mistaken():
     """Without batch_first the examples attend to each other."""
     layer = nn.TransformerEncoderLayer(E, 1, 2, dropout=0.0)
-    return around(
-        layer, torch.randn(N, 3, E), refused="must not depend on the others"
-    )
+    return around(layer, torch.randn(N, 3, E), refused="must not depend on the others")
 
 
 KINDS["TransformerEncoderLayer, batch second by mistake"] = _mistaken

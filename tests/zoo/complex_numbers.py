@@ -41,7 +41,9 @@ class _TwoReals(nn.Module):
         self.weight = nn.Parameter(torch.randn(3, 2))
 
     def forward(self, h):
-        return torch.fft.irfft(torch.fft.rfft(h) * torch.view_as_complex(self.weight), n=4)
+        return torch.fft.irfft(
+            torch.fft.rfft(h) * torch.view_as_complex(self.weight), n=4
+        )
 
 
 KINDS["complex buffer"] = lambda: around(_Rotary(), torch.randn(N, 2, 4))
@@ -61,8 +63,10 @@ _FUNCTIONS = {
     "torch.complex and abs": lambda h: torch.complex(h[:, :2], h[:, 2:]).abs(),
     "torch.polar": lambda h: torch.view_as_real(torch.polar(h[:, :2].exp(), h[:, 2:])),
     "conj and imag": lambda h: (
-        torch.complex(h[:, :2], h[:, 2:]).conj() * torch.complex(h[:, 2:], h[:, :2])
-    ).imag,
+        (
+            torch.complex(h[:, :2], h[:, 2:]).conj() * torch.complex(h[:, 2:], h[:, :2])
+        ).imag
+    ),
     "complex matmul": lambda h: torch.view_as_real(
         torch.complex(h[:, :2, None], h[:, 2:, None]) @ torch.complex(h, -h)[:, None]
     ),

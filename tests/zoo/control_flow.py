@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from ._harness import Kind
-from ._nets import N, Head, around, between, labels
+from ._nets import Head, N, around, between, labels
 
 KINDS = {}
 
@@ -103,7 +103,9 @@ _FUNCTIONS = {
     "unique": lambda h: h * len(torch.unique(torch.ones(3))),
     "Python numbers": lambda h: h * float(torch.ones(1)) + len(h.shape),
     "expand and sum": lambda h: h[:, None].expand(-1, 3, -1).sin().sum(1),
-    "split by list comprehension": lambda h: torch.stack([x.sin() for x in h.unbind(0)]),
+    "split by list comprehension": lambda h: torch.stack(
+        [x.sin() for x in h.unbind(0)]
+    ),
     "vmap in forward": lambda h: torch.vmap(lambda x: x.sin() * x.sum())(h),
 }
 for name, function in _FUNCTIONS.items():
@@ -186,11 +188,13 @@ KINDS["a buffer that counts calls"] = lambda: around(
 )
 
 
-KINDS["torch.jit.script"] = lambda: Kind(
-    torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))),
-    torch.randn(N, 4),
-    labels(),
-)
+def _scripted():
+    """In float64 before it is a script: of a later copy gradients stay in float32."""
+    layers = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    return Kind(torch.jit.script(layers), torch.randn(N, 4), labels())
+
+
+KINDS["torch.jit.script"] = _scripted
 
 
 class _Tuple(nn.Module):

@@ -28,8 +28,8 @@ _FUNCTIONS = {
     "a list as index": lambda h: h[:, [3, 1, 1]],
     "an index of every row": lambda h: h[torch.arange(len(h))[:, None], _rank(h)],
     "take_along_dim": lambda h: torch.take_along_dim(h, _rank(h), 1),
-    "take": lambda h: h.view(len(h), -1).flatten().take(
-        torch.arange(h.numel()).view(h.shape).flip(1)
+    "take": lambda h: (
+        h.view(len(h), -1).flatten().take(torch.arange(h.numel()).view(h.shape).flip(1))
     ),
     "scatter_add": _scattered,
     "scatter": lambda h: torch.zeros_like(h).scatter(1, _rank(h), h),
@@ -63,8 +63,9 @@ _FUNCTIONS = {
     "nanmedian": lambda h: h * h.nanmedian(1, keepdim=True).values,
     "mode": lambda h: h * h.mode(1, keepdim=True).values,
     "quantile": lambda h: h * h.quantile(0.3, dim=1, keepdim=True),
-    "quantile, nearest": lambda h: h
-    * h.quantile(0.3, dim=1, keepdim=True, interpolation="nearest"),
+    "quantile, nearest": lambda h: (
+        h * h.quantile(0.3, dim=1, keepdim=True, interpolation="nearest")
+    ),
     "nanquantile": lambda h: h * h.nanquantile(0.6, dim=1, keepdim=True),
     "cumsum": lambda h: h.cumsum(1),
     "cumprod": lambda h: h.cumprod(1),
@@ -95,14 +96,15 @@ _FUNCTIONS = {
     "meshgrid of each": lambda h: (h[:, :, None] - h[:, None]).sigmoid(),
     "one_hot of a rank": lambda h: h[:, None] * F.one_hot(_rank(h), 4),
     "bucketize": lambda h: h * torch.bucketize(h.detach(), torch.tensor([-1.0, 0, 1])),
-    "searchsorted": lambda h: h
-    * torch.searchsorted(h.detach().sort(1).values, h.detach()),
+    "searchsorted": lambda h: (
+        h * torch.searchsorted(h.detach().sort(1).values, h.detach())
+    ),
     "renorm": lambda h: h.renorm(2, 0, 0.5),
     "trapezoid": lambda h: torch.trapezoid(h.sin(), dim=1)[:, None],
     "cov of each": lambda h: torch.stack([torch.cov(x.view(2, 2)) for x in h]),
     "histogram by a soft count": lambda h: (
-        -(h[:, :, None] - torch.arange(3)).square()
-    ).exp().sum(1),
+        (-(h[:, :, None] - torch.arange(3)).square()).exp().sum(1)
+    ),
 }
 for name, function in _FUNCTIONS.items():
     KINDS[name] = lambda function=function: between(function)

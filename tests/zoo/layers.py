@@ -45,7 +45,7 @@ class _Bag(nn.Module):
             return rows.amax(1)
         counts = torch.ones_like(X, dtype=rows.dtype)
         if self.padding_idx is not None:
-            counts = (X != self.padding_idx).to(rows.dtype)
+            counts = (self.padding_idx != X).to(rows.dtype)
         sums = (rows * counts.unsqueeze(-1)).sum(1)
         sizes = counts.sum(1, keepdim=True).clamp(min=1)
         return sums / sizes if self.mode == "mean" else sums

@@ -37,9 +37,11 @@ _OF_MATRICES = {
         torch.linalg.eigh(_symmetric(h))[1][:, :, :1]
         @ torch.linalg.eigh(_symmetric(h))[1][:, :, :1].mT
     ),
-    "linalg.eigvals": lambda h: torch.view_as_real(torch.linalg.eigvals(_matrix(h)))
-    .square()
-    .sum((1, 2))[:, None],
+    "linalg.eigvals": lambda h: (
+        torch.view_as_real(torch.linalg.eigvals(_matrix(h)))
+        .square()
+        .sum((1, 2))[:, None]
+    ),
     "linalg.svdvals": lambda h: torch.linalg.svdvals(_matrix(h)),
     "linalg.svd": lambda h: (
         torch.linalg.svd(_matrix(h))[0] @ torch.linalg.svd(_matrix(h))[2]
@@ -55,9 +57,15 @@ _OF_MATRICES = {
     ),
     "matrix_exp": lambda h: torch.matrix_exp(h.view(len(h), 2, 2)),
     "linalg.cross": lambda h: torch.linalg.cross(h[:, :3], h[:, 1:]),
-    "einsum": lambda h: torch.einsum("ni,nj,ij->ni", h, h.sin(), torch.ones(4, 4).to(h)),
-    "einsum with the examples last": lambda h: torch.einsum("in,jn->nij", h.T, h.T.sin()),
-    "tensordot": lambda h: torch.tensordot(h, torch.eye(4).to(h), dims=([1], [0])).sin(),
+    "einsum": lambda h: torch.einsum(
+        "ni,nj,ij->ni", h, h.sin(), torch.ones(4, 4).to(h)
+    ),
+    "einsum with the examples last": lambda h: torch.einsum(
+        "in,jn->nij", h.T, h.T.sin()
+    ),
+    "tensordot": lambda h: torch.tensordot(
+        h, torch.eye(4).to(h), dims=([1], [0])
+    ).sin(),
     "bmm": lambda h: torch.bmm(h[:, :2, None], h[:, None, 2:]).sin(),
     "baddbmm": lambda h: torch.baddbmm(
         h.view(-1, 2, 2), h[:, :2, None], h[:, None, 2:]
@@ -84,7 +92,9 @@ _OF_FREQUENCIES = {
 }
 _OF_DISTANCES = {
     "cosine_similarity": lambda h: torch.cosine_similarity(h[:, :2], h[:, 2:])[:, None],
-    "dist of each": lambda h: torch.stack([torch.dist(x[:2], x[2:]) for x in h])[:, None],
+    "dist of each": lambda h: torch.stack([torch.dist(x[:2], x[2:]) for x in h])[
+        :, None
+    ],
 }
 for functions in (_OF_MATRICES, _OF_FREQUENCIES, _OF_DISTANCES):
     for name, function in functions.items():

@@ -117,7 +117,7 @@ _loss(
 )
 
 
-# The weights of examples as PyTorch counts them: L is what the loss returns on all data.
+# Examples weigh what they do in PyTorch: L is what the loss returns on all data.
 
 
 def _weighted_classes(name, make, last=None, ignored=None):
@@ -177,7 +177,9 @@ _ignored("cross_entropy, -100 left out", "cross_entropy", -100)
 
 
 def _gaussian(outputs, y):
-    return F.gaussian_nll_loss(outputs[:, :1], y, outputs[:, 1:].exp(), reduction="none")
+    return F.gaussian_nll_loss(
+        outputs[:, :1], y, outputs[:, 1:].exp(), reduction="none"
+    )
 
 
 _loss(
@@ -301,7 +303,9 @@ def _contrastive(outputs, y):
     return F.cross_entropy(2 * z @ z.T, target, reduction="none")
 
 
-_loss("a contrastive loss", _contrastive, labels, refused="must not depend on the others")
+_loss(
+    "a contrastive loss", _contrastive, labels, refused="must not depend on the others"
+)
 _loss(
     "a loss that is averaged",
     lambda f, y: F.cross_entropy(f, y),

@@ -49,19 +49,27 @@ def _pruned_by_structure(layer):
     prune.ln_structured(layer, "weight", 0.5, n=2, dim=0)
 
 
-KINDS["weight_norm"] = lambda: _linear(parametrizations.weight_norm, second="difference")
+KINDS["weight_norm"] = lambda: _linear(
+    parametrizations.weight_norm, second="difference"
+)
 KINDS["weight_norm of a convolution"] = lambda: _convolution(
     parametrizations.weight_norm, second="difference"
 )
-KINDS["weight_norm, the old one"] = lambda: _linear(old_weight_norm, second="difference")
+KINDS["weight_norm, the old one"] = lambda: _linear(
+    old_weight_norm, second="difference"
+)
 KINDS["weight_norm of everything, the old one"] = lambda: _linear(
     lambda layer: old_weight_norm(layer, dim=None), second="difference"
 )
-KINDS["spectral_norm"] = lambda: _linear(parametrizations.spectral_norm, second="unchecked")
+KINDS["spectral_norm"] = lambda: _linear(
+    parametrizations.spectral_norm, second="unchecked"
+)
 KINDS["spectral_norm of a convolution"] = lambda: _convolution(
     parametrizations.spectral_norm, second="unchecked"
 )
-KINDS["spectral_norm, the old one"] = lambda: _linear(old_spectral_norm, second="unchecked")
+KINDS["spectral_norm, the old one"] = lambda: _linear(
+    old_spectral_norm, second="unchecked"
+)
 for name in ("matrix_exp", "cayley"):
     KINDS[f"orthogonal by {name}"] = lambda name=name: _linear(
         lambda layer: parametrizations.orthogonal(layer, orthogonal_map=name)
@@ -111,7 +119,10 @@ def _low_rank():
         def __init__(self):
             super().__init__()
             self.base = nn.Linear(4, 4).requires_grad_(False)
-            self.down, self.up = nn.Linear(4, 1, bias=False), nn.Linear(1, 4, bias=False)
+            self.down, self.up = (
+                nn.Linear(4, 1, bias=False),
+                nn.Linear(1, 4, bias=False),
+            )
 
         def forward(self, h):
             return self.base(h) + self.up(self.down(h))

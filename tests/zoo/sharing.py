@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ._harness import Kind
-from ._nets import N, Head, around, between, labels
+from ._nets import Head, N, around, between, labels
 
 KINDS = {}
 
@@ -120,7 +120,10 @@ class _Empty(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.unused, self.none = nn.Parameter(torch.randn(2)), nn.Parameter(torch.ones(0))
+        self.unused, self.none = (
+            nn.Parameter(torch.randn(2)),
+            nn.Parameter(torch.ones(0)),
+        )
         self.scale = nn.Parameter(torch.tensor(1.5))
 
     def forward(self, h):
@@ -133,7 +136,9 @@ KINDS["tied language model"] = lambda: Kind(
 KINDS["tied autoencoder"] = lambda: Kind(
     _Autoencoder(), torch.randn(N, 4), torch.randn(N, 4), loss="squared_error"
 )
-KINDS["one layer under two names"] = lambda: Kind(_Shared(), torch.randn(N, 4), labels())
+KINDS["one layer under two names"] = lambda: Kind(
+    _Shared(), torch.randn(N, 4), labels()
+)
 KINDS["parameters under a second name"] = lambda: Kind(
     _Alias(), torch.randn(N, 4), labels()
 )

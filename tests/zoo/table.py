@@ -1,7 +1,7 @@
 """Write ``docs/zoo.md``: ``python -m tests.zoo.table [--full]`` from the repository.
 
-``--full`` asks for every traced product in every chunk size, and takes twice as long. What
-must not be is printed, and gives the exit code 1.
+``--full`` asks for every traced product in every chunk size, and takes twice as long.
+What must not be is printed, and gives the exit code 1.
 """
 
 import argparse
@@ -19,18 +19,21 @@ __all__ = ["PAGE", "counts", "read_rows", "row"]
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 PATHS = ("reference", "traced")
 
+_TORCH = torch.__version__.split("+")[0]
+
 _HEAD = """\
 # The zoo
 
-Written by `python -m tests.zoo.table`; `tests/zoo/` holds the kinds and the test that this
-page is what the code does.
+Written by `python -m tests.zoo.table`; `tests/zoo/` holds the kinds, and the test that
+this page is what the code does.
 
 Each kind of module, of loss or of function stands in a small network of seven examples.
-Twelve quantities are asked for: the value, the gradient, the rows gᵢ, diag Σ, ‖gᵢ‖², H v,
-G v, J v, Jᵀu, gᵢᵀv, Tr Gᵢ and (1/N) Σ Hᵢ²v; of all examples at once, in chunks of three and
-of one; on the reference path and, the five products, on the traced one. "Right" is a
-relative error below 1e-6 in float64, against plain autograd of one example after the other.
-"Refused" is an error with the sentence that is quoted ("…" stands for a number).
+Twelve quantities are asked for: the value, the gradient, the rows gᵢ, diag Σ, ‖gᵢ‖²,
+H v, G v, J v, Jᵀu, gᵢᵀv, Tr Gᵢ and (1/N) Σ Hᵢ²v. They are asked for of all examples at
+once, in chunks of three and of one; the five products also on the traced path, which
+larger problems take. "Right" is a relative error below 1e-6 in float64, against plain
+autograd of one example after the other. "Refused" is an error with the sentence that is
+quoted ("…" stands for a number). PyTorch {torch}.
 
 {counts}
 """
@@ -80,7 +83,10 @@ def counts(cells_of):
 def _one(family, name, full):
     torch.set_num_threads(1)
     kind = build(FAMILIES[family][name])
-    cells = examine(kind, full=full)
+    try:
+        cells = examine(kind, full=full)
+    except Exception as error:  # of the kind itself, or of its oracle
+        return {}, [f"{type(error).__name__}: {error}"]
     return cells, failures(kind, cells)
 
 
@@ -98,7 +104,7 @@ def main():
             if bad:
                 n_bad += 1
                 print(f"{family}: {name}", *bad, sep="\n    ", flush=True)
-    lines = [_HEAD.format(counts=counts(cells_of))]
+    lines = [_HEAD.format(counts=counts(cells_of), torch=_TORCH)]
     for family, kinds in FAMILIES.items():
         lines += [f"## {family}", "", "| Kind | Reference path | Traced path |"]
         lines += ["| --- | --- | --- |"]

@@ -1,7 +1,7 @@
 """Every kind of module: each quantity is right, or refused with the expected sentence.
 
-A kind that fails here is mended, or refused with a sentence: then ``refused=`` of the kind
-quotes a part of it, and ``python -m tests.zoo.table`` writes the page anew.
+A kind that fails here is mended, or refused with a sentence: then ``refused=`` of the
+kind quotes a part of it, and ``python -m tests.zoo.table`` writes the page anew.
 """
 
 import inspect
