@@ -40,7 +40,7 @@ def check_finite(
         return numbers
     wild = (~finite).reshape(-1, numbers.shape[-1]).any(0)
     named = names_of(wild, risk, indices)
-    where = ", ".join(f"{name} ({n})" for name, n in named.items())
+    where = ", ".join(f"{parameter} ({n})" for parameter, n in named.items())
     raise FloatingPointError(
         f"{name} must be finite. Got NaN or infinity at {int(wild.sum())} of "
         f"{len(wild)} coordinates, of {where}. Either θ or the loss overflows, which "
