@@ -72,9 +72,10 @@ def check_loss(name: str, values: Tensor, remedy: str) -> Tensor:
     """
     wild = ~values.isfinite()
     if bool(wild.any()):
+        many = f", in {int(wild.sum())} of {wild.numel()}" if wild.numel() > 1 else ""
         raise FloatingPointError(
-            f"{name} must be finite. Got {float(values[wild].flatten()[0])}, in "
-            f"{int(wild.sum())} of {wild.numel()}; {remedy}, or compute in float64 if "
+            f"{name} must be finite. Got {float(values[wild].flatten()[0])}{many}; "
+            f"{remedy}, or compute in float64 if "
             f"it overflows in {str(values.dtype).removeprefix('torch.')}."
         )
     return values.double()

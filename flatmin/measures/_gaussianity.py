@@ -12,6 +12,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin.curvature import covariance_eigenpairs
+from flatmin.curvature._finite import check_finite
 from flatmin.measures._rounding import CLEAR, nearby
 from flatmin.risk import Risk
 
@@ -136,6 +137,7 @@ def minibatch_gaussianity(
         )
     generator = make_generator(rng, risk.device)
     if directions is None:
+        check_finite("The gradient g₀", risk.gradient(theta), risk)
         pairs = covariance_eigenpairs(risk, theta, n_directions, rng=generator)
         directions = pairs.eigenvectors
     slopes = _slopes(risk, theta, directions)
@@ -147,8 +149,8 @@ def minibatch_gaussianity(
     silent = (~(variances > (CLEAR * rounding).square())).nonzero().flatten().tolist()
     if silent:
         raise ValueError(
-            "Along a direction without noise there is nothing to test. Up to rounding "
-            "that holds, or there are numbers that are not finite. Got directions "
+            "Along a direction without noise but rounding, or with numbers that are "
+            "not finite, there is nothing to test. Got directions "
             f"{silent} with vᵀΣv = {variances[silent].tolist()}; leave them out."
         )
     scaled = slopes / variances.sqrt().unsqueeze(-1)

@@ -128,7 +128,7 @@ def loss_scaled_alignment(
         raise ValueError(
             "The loss-scaled alignment divides by the loss, which must be more than "
             f"rounding. Got L = {float(moments.value):.3g}, where rounding makes as "
-            "much. Use another θ; float64 resolves more."
+            "much. Use another θ; float64 resolves more than float32."
         )
     product = trace_hessian_covariance(
         risk,

@@ -48,7 +48,7 @@ class GradientNoise:
             raise ValueError(
                 "The noise scale is Tr(Σ)/‖g₀‖², and one of them must be more than "
                 "rounding. Got rounding for both, so that the ratio is 0/0: θ fits "
-                "all examples. Use another θ; float64 resolves more."
+                "all examples. Use another θ; float64 resolves more than float32."
             )
         scale = self.trace / self.gradient_norm.square()
         scale = torch.where(self.has_gradient, scale, torch.inf)
@@ -278,7 +278,8 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> SignalToNoise:
         raise ValueError(
             "The signal-to-noise ratio needs a coordinate at which examples differ by "
             f"more than rounding. Got none of {noisy.shape[-1]}; use other examples, "
-            "or another θ; float64 resolves more."
+            "or another θ; float64 resolves more than "
+            "float32."
         )
     variances = torch.where(noisy, moments.variances, 1.0)
     ratios = torch.where(noisy, moments.mean.square() / variances, 0.0)

@@ -32,7 +32,7 @@ class GradientMoments:
     variances: Tensor  # (*batch, d) Σⱼⱼ
     value_rounding: Tensor  # (*batch) of L
     mean_rounding: Tensor  # (*batch, d) of g₀ⱼ
-    rounding: Tensor  # (*batch, d) of gᵢⱼ, the mean over examples
+    noise_rounding: Tensor  # (*batch, d) above which Σⱼⱼ is no rounding
 
     @property
     def noisy(self) -> Tensor:
@@ -40,12 +40,12 @@ class GradientMoments:
 
         Each by itself: coordinates may have any scales beside each other.
         """
-        return self.variances > (CLEAR * self.rounding).square()
+        return self.variances > self.noise_rounding
 
     @property
     def has_noise(self) -> Tensor:
         """Whether Tr(Σ) is more than rounding, (*batch)."""
-        return self.variances.sum(-1) > CLEAR**2 * self.rounding.square().sum(-1)
+        return self.variances.sum(-1) > self.noise_rounding.sum(-1)
 
     @property
     def has_gradient(self) -> Tensor:
@@ -77,7 +77,8 @@ class GradientMoments:
                 f"{what} needs gradients that differ between examples by more than "
                 f"rounding. Got Tr(Σ) = {float(traces.flatten()[0]):.3g}, where "
                 "rounding makes as much: examples are equal, or θ fits all of them. "
-                "Use other examples, another θ or other params; float64 resolves more."
+                "Use other examples, another θ or other params; float64 resolves "
+                "more than float32."
             )
 
     def check_gradient(self, what: str) -> None:
@@ -99,7 +100,7 @@ class GradientMoments:
                 f"{what} needs a gradient g₀ that is more than rounding. Got ‖g₀‖ = "
                 f"{float(norms.flatten()[0]):.3g}, where rounding makes as much: θ is "
                 "a minimum or another point of rest. Use another θ; float64 resolves "
-                "more."
+                "more than float32."
             )
 
 
@@ -171,13 +172,15 @@ def gradient_moments(
         mean_moved.append((some(gradient) - mean).abs())
         moved.append(_change(risk, theta, at, some))
     rounding = torch.stack(moved).mean(0) + eps * size
+    # Sums of squares, less the square of the mean, are taken in float64.
+    sums = risk.n_examples**0.5 * torch.finfo(torch.float64).eps * size.square()
     return GradientMoments(
         value,
         mean,
         variances,
         torch.stack(value_moved).mean(0) + eps * value.abs(),
         torch.stack(mean_moved).mean(0) + eps * mean.abs(),
-        rounding,
+        (CLEAR * rounding).square() + CLEAR * sums,
     )
 
 

@@ -128,6 +128,7 @@ def trace_hessian_covariance(
     generator = make_generator(rng, risk.device)
     if method == "low_rank":
         covariance = GradientCovarianceOperator(risk, theta, params=params)
+        covariance.trace()  # which names the parameters of what is not finite
         pairs = covariance_eigenpairs(risk, theta, k, rng=generator, params=params)
         return low_rank_trace_product(operator, covariance, pairs, generator)
     return _sampled(operator, rtol, max_matvecs, generator)
