@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -141,10 +142,15 @@ def non_uniformity(
     operator = FunctionOperator(
         product, risk.n_params, dtype=risk.dtype, device=risk.device
     )
-    pair = eigsh(operator, 1, tol=tol, rng=make_generator(rng, risk.device))
+    # Rounding is not symmetric: of a matrix that is no more, there is nothing to warn.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pair = eigsh(operator, 1, tol=tol, rng=make_generator(rng, risk.device))
     square = pair.eigenvalues[0]
     rounding = CLEAR * torch.finfo(risk.dtype).eps * largest
     if bool(square > rounding):
+        for warning in caught:
+            warnings.warn(warning.message, stacklevel=2)
         return exact(square.sqrt())
     return Estimate(torch.zeros_like(square), rounding.sqrt())
 

@@ -149,7 +149,8 @@ def test_numbers_out_of_range(call, name, values):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_noise_has_no_share(dtype, n):
     model = analyzer(dtype=dtype)
-    with pytest.raises(ValueError, match=r"differ between examples by more than rounding\. Got Tr\(Σ\)"):
+    message = r"differ between examples by more than rounding\. Got Tr\(Σ\)"
+    with pytest.raises(ValueError, match=message):
         model.score(np.tile(X[:1], (n, 1)), np.zeros(n, int))
     flat = network()
     torch.nn.init.zeros_(flat[2].weight)

@@ -49,18 +49,21 @@ def network(X, y, dtype):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
-    return EmpiricalRisk(module, "squared_error", X.to(dtype), y.to(dtype))
+    risk = EmpiricalRisk(module, "squared_error", X.to(dtype), y.to(dtype))
+    return risk, risk.params(), module
 
 
 def equal(dtype):
     """Thirty times one example: Σ = 0, up to rounding."""
-    risk = network(X[:1].repeat(30, 1), Y[:1].repeat(30), dtype)
-    return risk, risk.params()
+    return network(X[:1].repeat(30, 1), Y[:1].repeat(30), dtype)[:2]
 
 
 def one(dtype):
-    risk = network(X[:1], Y[:1], dtype)
-    return risk, risk.params()
+    return network(X[:1], Y[:1], dtype)[:2]
+
+
+def dense(module, X, y, theta):
+    return oracles.dense(module, lambda f, y: (f.squeeze(1) - y) ** 2, X, y, theta)
 
 
 def fitted(dtype):
@@ -125,10 +128,6 @@ def test_scales_of_features(dtype, power):
     )
     mu = float((H @ S).trace() / (2 * L * H.square().sum()))
     assert float(fm.loss_scaled_alignment(risk, theta)) == pytest.approx(mu, rel=1e-4)
-    rise = (
-        (inputs.to(dtype).double() @ (theta.double() + 0.1 * g / g.norm())) ** 2
-    ).sum()
-    assert math.isfinite(float(rise))
 
 
 ZERO_NOISE = {
@@ -183,13 +182,16 @@ def test_without_noise_there_is_no_ratio_to_it(name, situation, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("situation", [equal, one])
-def test_equal_hessians(situation, dtype):
-    found = fm.non_uniformity(*situation(dtype))
+def test_equal_hessians(dtype):
+    """Their variance is 0; what is not resolved of it is told."""
+    risk, theta, module = network(X[:1].repeat(30, 1), Y[:1].repeat(30), dtype)
+    H = dense(module, X[:1].to(dtype), Y[:1].to(dtype), theta).hessian
+    found = fm.non_uniformity(risk, theta)
+    resolved = (30 * torch.finfo(dtype).eps) ** 0.5 * float(torch.linalg.norm(H, 2))
     assert float(found) == 0
-    assert float(found.stderr) <= (0.02 if dtype == torch.float32 else 1e-6)
-    if situation is one:
-        assert float(found.stderr) == 0
+    assert 0.3 * resolved < float(found.stderr) <= 1.01 * resolved
+    alone = fm.non_uniformity(*one(dtype))
+    assert float(alone) == float(alone.stderr) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -252,17 +254,9 @@ def test_some_chains_of_a_batch():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 3])
 def test_few_examples(n, dtype):
-    risk = network(X[:n], Y[:n], dtype)
-    theta = risk.params()
-    module = risk.module
-    dense = oracles.dense(
-        module,
-        lambda f, y: (f.squeeze(1) - y) ** 2,
-        X[:n].to(dtype),
-        Y[:n].to(dtype),
-        theta,
-    )
-    g, S = dense.gradient, dense.covariance
+    risk, theta, module = network(X[:n], Y[:n], dtype)
+    exact = dense(module, X[:n].to(dtype), Y[:n].to(dtype), theta)
+    g, S = exact.gradient, exact.covariance
     ratio = float((g**2 / S.diagonal()).mean())
     found = fm.gradient_signal_to_noise(risk, theta)
     assert (float(found), found.left_out) == (pytest.approx(ratio, rel=1e-3), {})
@@ -277,17 +271,18 @@ def test_few_examples(n, dtype):
 def test_one_parameter():
     x = X[:, :1]
     risk, theta = linear(x, Y, torch.float64)
-    _, g, H, S = formulas(Known(x, Y, torch.float64), theta)
+    _, g, _, S = formulas(Known(x, Y, torch.float64), theta)
     assert float(fm.gradient_signal_to_noise(risk, theta)) == pytest.approx(
         float(g[0] ** 2 / S[0, 0])
     )
     assert float(fm.noise_spectrum(risk, theta, 1)) == pytest.approx(1)
     table = fm.alignment(risk, theta, 1)
-    assert float(table.overlap) == float(table.trace_alignment) == pytest.approx(1)
+    assert float(table.overlap) == pytest.approx(1)
+    assert float(table.trace_alignment) == pytest.approx(1)
     assert float(table.anisotropy_gain) == pytest.approx(1)
     assert table.undefined == {"d": "there is no λ_{k+1} for k = D"}
     assert table.to_frame().loc["d"].isna().all()
-    with pytest.raises(ValueError, match="three coordinates.* Got 1 of 1"):
+    with pytest.raises(ValueError, match=r"three coordinates.* Got 1 of 1"):
         fm.covariance_exponent(risk, theta)
 
 
@@ -345,16 +340,11 @@ def test_the_other_parameters_can_be_measured():
     risk, theta = root()
     w = theta[:3].sqrt()
     inputs = torch.cat([X[:, :3] * w, X[:, :3]], 1)
-    _, _, H, S = formulas(Known(inputs, Y, torch.float64), theta[3:])
+    S = formulas(Known(inputs, Y, torch.float64), theta[3:])[3]
     found = fm.noise_spectrum(risk, theta, 1, params="v")
     assert float(found) == pytest.approx(float(rank(S)))
     operator = GradientCovarianceOperator(risk, theta, params="v")
     torch.testing.assert_close(operator.trace(), S.trace())
-    law = fm.covariance_exponent(risk, theta, params="v")
-    some = H.diagonal() > 0  # the input √0 x is not
-    assert law.left_out == {"v.weight": 1}
-    h, s = H.diagonal()[some], S.diagonal()[some]
-    assert float(law) == pytest.approx(exponent(h, s), rel=1e-3)
 
 
 def test_a_product_of_an_analytic_risk():
@@ -406,13 +396,13 @@ def test_a_large_loss_in_double_precision():
 
 def test_losses_that_overflow_on_the_way():
     """The loss is 1e38 and perturbed ones are infinite."""
-    risk, theta = linear(1e19 * X, Y, torch.float32)
+    risk, theta = linear(5e18 * X, Y, torch.float32)
     with pytest.raises(
         FloatingPointError, match=r"perturbed .* in \d+ of 20; lower sig"
     ):
         fm.expected_sharpness(risk, theta, sigma=3.0, n_draws=20)
     with pytest.raises(
-        FloatingPointError, match="after the step .* Got inf; lower rho"
+        FloatingPointError, match=r"after the step .* Got inf; lower rho"
     ):
         fm.sam_sharpness(risk, theta, rho=30.0)
 
@@ -455,7 +445,7 @@ def test_one_curvature_gives_no_line():
     h = torch.full((5,), 2.0, dtype=torch.float64)
     slopes = torch.diag(torch.arange(1.0, 6.0)).double()
     risk = QuadraticRisk(torch.diag(h), torch.cat([slopes, -slopes]))
-    with pytest.raises(ValueError, match="different Hᵢᵢ. Got 2 at all 5"):
+    with pytest.raises(ValueError, match=r"different Hᵢᵢ\. Got 2 at all 5"):
         fm.covariance_exponent(risk, torch.zeros(5).double())
 
 
@@ -481,7 +471,7 @@ def test_no_curvature():
     risk = QuadraticRisk(torch.zeros(2, 2), slopes, torch.zeros(2))
     with pytest.raises(ValueError, match="Got H = 0"):
         fm.alignment(risk, torch.ones(2), 1)
-    with pytest.raises(ValueError, match="must be above 0. Got 0"):
+    with pytest.raises(ValueError, match=r"must be above 0\. Got 0"):
         fm.negative_mass(risk, torch.ones(2))
 
 
@@ -539,16 +529,10 @@ def test_kinks_are_no_rounding():
         module = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
     risk = EmpiricalRisk(module, "squared_error", inputs, inputs.sum(1))
     found = fm.gradient_signal_to_noise(risk, risk.params())
-    dense = oracles.dense(
-        module,
-        lambda f, y: (f.squeeze(1) - y) ** 2,
-        inputs,
-        inputs.sum(1),
-        risk.params(),
-    )
-    variances = dense.covariance.diagonal()
+    exact = dense(module, inputs, inputs.sum(1), risk.params())
+    variances = exact.covariance.diagonal()
     some = variances > 1e-12
-    ratio = (dense.gradient**2 / variances)[some].mean()
+    ratio = (exact.gradient**2 / variances)[some].mean()
     assert float(found) == pytest.approx(float(ratio), rel=1e-3)
     assert int(found.n_used) == int(some.sum())
 
