@@ -24,7 +24,9 @@ from flatmin.curvature import (
     RiskOperator,
     ggn_trace,
 )
+from flatmin.curvature._finite import check_finite
 from flatmin.linalg import diagonal, eigsh, spectral_density, trace
+from flatmin.measures._rounding import gradient_moments
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["CurvatureAnalyzer"]
@@ -212,6 +214,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         names = self._parameter_names(risk)
         if self.matrix == "empirical_fisher":
             squares = self._selected(risk, risk.squared_gradient_sum(risk.params()))
+            check_finite("Σ gᵢ²", squares, risk, self._indices(risk))
             value = squares.cpu().numpy() / risk.n_examples
             return Diagonal(self.matrix, value, np.zeros_like(value), 0, names)
         result = diagonal(
@@ -320,18 +323,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 "score compares with the gradient noise Σ of the examples, so there "
                 "must be at least two. Got 1."
             )
-        _, gradient, variances = risk.value_gradient_and_variances(risk.params())
-        total = float(self._selected(risk, variances).sum())
-        # What N equal gradients leave: their mean is rounded as θ is, and the squares
-        # are summed in float64.
-        rounding = risk.n_examples * np.finfo(np.float64).eps
-        rounding += torch.finfo(risk.dtype).eps ** 2
-        if total <= rounding * float(self._selected(risk, gradient).square().sum()):
-            raise ValueError(
-                "score is the share of the gradient noise Σ in the basis, so gradients "
-                f"must differ between examples. Got Tr(Σ) = {total:.3g}, which is "
-                "rounding; use more diverse examples, or other params."
-            )
+        moments = gradient_moments(risk, risk.params(), self._indices(risk))
+        moments.check_noise("score is the share of the gradient noise Σ: it")
+        total = float(moments.variances.sum())
         along = self._coordinates(risk, basis.eigenvectors).var(0, correction=0)
         return float(along.sum() / total)
 

@@ -21,6 +21,7 @@ from flatmin.curvature import (
     HessianOperator,
     covariance_eigenpairs,
 )
+from flatmin.curvature._finite import check_finite
 from flatmin.linalg import eigsh
 from flatmin.measures import alignment, overlap
 from flatmin.risk import EmpiricalRisk
@@ -165,7 +166,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 risk.n_examples, generator=rng, dtype=risk.dtype, device=risk.device
             )
             weights = (z - z.mean()) * risk.n_examples**0.5
-            draws.append(self._selected(risk, risk.weighted_gradient(theta, weights)))
+            draw = self._selected(risk, risk.weighted_gradient(theta, weights))
+            draws.append(check_finite("A draw", draw, risk, self._indices(risk)))
         return torch.stack(draws).cpu().numpy()
 
     def alignment(
@@ -204,6 +206,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             result.pairs_to_frame(),
             result.inner_products.cpu().numpy(),
             result.n_matvecs,
+            result.undefined,
         )
 
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
@@ -261,7 +264,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         return gradient.double().cpu().numpy() @ basis.eigenvectors.astype(np.float64)
 
     def _variances(self, risk: EmpiricalRisk) -> Tensor:
-        return self._selected(risk, risk.gradient_variances(risk.params()))
+        variances = self._selected(risk, risk.gradient_variances(risk.params()))
+        return check_finite("The diagonal of Σ", variances, risk, self._indices(risk))
 
     def _make_operator(self, risk: EmpiricalRisk) -> GradientCovarianceOperator:
         return GradientCovarianceOperator(risk, risk.params(), params=self.params)

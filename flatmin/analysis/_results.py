@@ -262,6 +262,9 @@ class AlignmentTable:
     pairs: pd.DataFrame  # eigenvalues, cosines, angles, residuals of the i-th pairs
     inner_products: np.ndarray  # (k, k) |uᵢᵀvⱼ|, for a picture
     n_matvecs: int  # products with H and with Σ
+    undefined: dict[str, str] = field(
+        default_factory=dict
+    )  # why a quantity is NaN, by name
 
     def to_frame(self) -> pd.DataFrame:
         """Return the single numbers, one a row.
@@ -269,7 +272,8 @@ class AlignmentTable:
         Returns
         -------
         pandas.DataFrame
-            Indexed by quantity; columns value and stderr.
+            Indexed by quantity; columns value and stderr. NaN is what is not
+            defined, and ``undefined`` tells why.
         """
         return self.quantities.copy()
 
@@ -281,7 +285,8 @@ class AlignmentTable:
             f"gradient covariance Σ beside the Hessian H, {self.n_params} parameters "
             f"({self.n_matvecs} products)"
         )
-        return f"{title}\n{_table(self.quantities)}\n\n{_table(self.pairs)}"
+        reasons = "".join(f"\n{name}: {why}" for name, why in self.undefined.items())
+        return f"{title}\n{_table(self.quantities)}{reasons}\n\n{_table(self.pairs)}"
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.risk import Risk
 
@@ -86,6 +87,7 @@ class GradientCovarianceOperator(RiskOperator):
             rows = rows[self.batches].mean(1)
         if self.indices is not None:
             rows = rows[..., self.indices]
+        check_finite("A gradient gᵢ", rows, self.risk, self.indices)
         divisor = rows.shape[-2] - int(self.centered and self.batches is not None)
         if self.centered:
             rows = rows - rows.mean(-2, keepdim=True)
@@ -101,7 +103,8 @@ class GradientCovarianceOperator(RiskOperator):
             squares = self.risk.squared_gradient_sum(self.theta) / self.risk.n_examples
         if self.indices is not None:
             squares = squares[..., self.indices]
-        return squares.sum(-1).to(self.dtype)
+        check_finite("The diagonal of Σ", squares, self.risk, self.indices)
+        return _in_dtype("Tr(Σ)", squares.sum(-1), self.risk)
 
 
 def covariance_trace(risk: Risk, theta: Tensor) -> Tensor:
@@ -115,8 +118,14 @@ def covariance_trace(risk: Risk, theta: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (\\*batch)
+
+    Raises
+    ------
+    FloatingPointError
+        If a variance is not finite; the message names the parameters.
     """
-    return risk.gradient_variances(theta).sum(-1).to(risk.dtype)
+    variances = check_finite("The diagonal of Σ", risk.gradient_variances(theta), risk)
+    return _in_dtype("Tr(Σ)", variances.sum(-1), risk)
 
 
 def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
@@ -130,5 +139,18 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (\\*batch, D)
+
+    Raises
+    ------
+    FloatingPointError
+        If a variance is not finite; the message names the parameters.
     """
-    return risk.gradient_variances(theta).to(risk.dtype)
+    variances = risk.gradient_variances(theta).to(risk.dtype)
+    return check_finite("The diagonal of Σ", variances, risk)
+
+
+def _in_dtype(name: str, value: Tensor, risk: Risk) -> Tensor:
+    """Return a sum in the risk's dtype, which may be too small for it."""
+    value = value.to(risk.dtype)
+    check_loss(name, value, "scale the loss down")
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin.curvature._finite import check_loss
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import TraceResult, trace
 from flatmin.risk import Risk
@@ -120,6 +121,8 @@ def ggn_trace(
     ------
     ValueError
         If ``max_sweeps`` is less than 2.
+    FloatingPointError
+        If the trace of an example is not finite.
     """
     if max_sweeps < 2:
         raise ValueError(f"max_sweeps must be at least 2. Got {max_sweeps}.")
@@ -128,11 +131,11 @@ def ggn_trace(
         return _exact_ggn_trace(risk, theta, exact)
     # The signs of two sweeps are independent, the examples are the same ones: the
     # error is the spread between sweeps of one example, over N and over sweeps.
-    total = risk.gauss_newton_traces(theta, rng)
+    total = _checked(risk.gauss_newton_traces(theta, rng))
     squares = total.square()
     n_sweeps = 1
     while n_sweeps < max_sweeps:
-        sweep = risk.gauss_newton_traces(theta, rng)
+        sweep = _checked(risk.gauss_newton_traces(theta, rng))
         total, squares, n_sweeps = total + sweep, squares + sweep.square(), n_sweeps + 1
         # Rounding makes it negative where every sweep gives the same.
         within = (squares - total.square() / n_sweeps).clamp(min=0) / (n_sweeps - 1)
@@ -149,5 +152,9 @@ def ggn_trace(
 
 
 def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> TraceResult:
-    value = risk.gauss_newton_traces(theta).mean(-1).to(risk.dtype)
+    value = _checked(risk.gauss_newton_traces(theta)).mean(-1).to(risk.dtype)
     return TraceResult(value, torch.zeros_like(value), n_sweeps)
+
+
+def _checked(traces: Tensor) -> Tensor:
+    return check_loss("Tr(G) of an example", traces, "look at θ and at these examples")

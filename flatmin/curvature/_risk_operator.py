@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from flatmin.curvature._finite import check_finite
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Risk
 
@@ -66,7 +67,10 @@ class RiskOperator(LinearOperator):
 
     def _matvec(self, v: Tensor) -> Tensor:
         if self.indices is None:
-            return self._product(v)
-        whole = torch.zeros_like(self.theta)
-        whole[..., self.indices] = v
-        return self._product(whole)[..., self.indices]
+            product = self._product(v)
+        else:
+            whole = torch.zeros_like(self.theta)
+            whole[..., self.indices] = v
+            product = self._product(whole)[..., self.indices]
+        name = f"A product of {type(self).__name__}"
+        return check_finite(name, product, self.risk, self.indices)

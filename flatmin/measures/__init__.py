@@ -10,6 +10,7 @@ from flatmin.measures._loss_scaled import LossScaledAlignment, loss_scaled_align
 from flatmin.measures._negative_mass import density_negative_mass, negative_mass
 from flatmin.measures._noise_scale import (
     GradientNoise,
+    SignalToNoise,
     curvature_noise_scale,
     gradient_noise,
     gradient_signal_to_noise,
@@ -17,6 +18,7 @@ from flatmin.measures._noise_scale import (
 from flatmin.measures._noise_spectrum import NoiseSpectrum, noise_spectrum
 from flatmin.measures._power_law import (
     PowerLaw,
+    PowerLaws,
     covariance_exponent,
     covariance_exponents,
 )
@@ -47,7 +49,9 @@ __all__ = [
     "LossScaledAlignment",
     "NoiseSpectrum",
     "PowerLaw",
+    "PowerLaws",
     "SharpnessResult",
+    "SignalToNoise",
     "TraceProduct",
     "adaptive_expected_sharpness",
     "alignment",

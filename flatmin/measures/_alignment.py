@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from flatmin.curvature import (
 from flatmin.linalg import EigenResult, eigsh
 from flatmin.measures._deflation import deflated_norm, deflated_trace
 from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._rounding import CLEAR, gradient_moments
 from flatmin.measures._subspaces import (
     cosines,
     overlap,
@@ -37,6 +39,11 @@ from flatmin.risk import Risk
 
 __all__ = ["Alignment", "alignment"]
 
+_NO_NUMBER = exact(torch.tensor(math.nan))
+
+# Rows of the table that are of spans of eigenvectors.
+_OF_VECTORS = ("projection residual", "overlap")
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -51,7 +58,7 @@ class Alignment:
     hessian_residuals: Tensor  # (k,) ‖(H - λᵢ)uᵢ‖
     covariance_residuals: Tensor  # (k,) ‖(Σ - γᵢ)vᵢ‖
     inner_products: Tensor  # (k, k) |uᵢᵀvⱼ|
-    cosines: Tensor  # (k,) |uᵢᵀvᵢ|
+    cosines: Tensor  # (k,) |uᵢᵀvᵢ|, NaN where a vector is chance
     angles: Tensor  # (k,) principal angles in radians, rising
     residual: Tensor  # () e = k - ‖UᵀV‖²_F
     overlap: Tensor  # () 1 - e/k
@@ -63,11 +70,13 @@ class Alignment:
     trace_product: TraceProduct  # Tr(HΣ), exact or sampled
     low_rank: TraceProduct  # Σ γₗ vₗᵀHvₗ
     first_variance: Tensor  # () u₁ᵀΣu₁
-    decay: Tensor  # () d = -log(λ_{k+1}/λ₁) / log D; NaN for k = D or λ₁ ≤ 0
+    decay: Tensor  # () d = -log(λ_{k+1}/λ₁) / log D
     n_matvecs: int  # products with H and with Σ
+    undefined: dict[str, str]  # why a quantity of the table is NaN
 
     def __str__(self) -> str:
-        return str(self.to_frame())
+        reasons = [f"{name}: {why}" for name, why in self.undefined.items()]
+        return "\n".join([str(self.to_frame()), *reasons])
 
     @property
     def k(self) -> int:
@@ -87,7 +96,9 @@ class Alignment:
 
     @property
     def anisotropy_gain(self) -> Estimate:
-        """Tr(HΣ) D / (Tr(H) Tr(Σ))."""
+        """Tr(HΣ) D / (Tr(H) Tr(Σ)); NaN where Tr(H) is not clear of 0."""
+        if "anisotropy gain" in self.undefined:
+            return _NO_NUMBER
         return quotient([self._product], [self.isotropic_trace_product])
 
     @property
@@ -97,7 +108,12 @@ class Alignment:
 
     @property
     def first_alignment(self) -> Estimate:
-        """The 2019 paper's a = u₁ᵀΣu₁ Tr(H) / (λ₁ Tr(Σ)); 1 for Σ ∝ H."""
+        """The 2019 paper's a = u₁ᵀΣu₁ Tr(H) / (λ₁ Tr(Σ)); 1 for Σ ∝ H.
+
+        NaN where λ₁ ≤ 0.
+        """
+        if "a" in self.undefined:
+            return _NO_NUMBER
         first = exact(self.hessian_eigenvalues[0])
         return quotient(
             [exact(self.first_variance), self.hessian_trace],
@@ -114,7 +130,8 @@ class Alignment:
         Returns
         -------
         pandas.DataFrame
-            Indexed by quantity; columns value and stderr.
+            Indexed by quantity; columns value and stderr, NaN both where it is not
+            defined: ``undefined`` tells why.
         """
         rows: dict[str, Any] = {
             "projection residual": exact(self.residual),
@@ -132,7 +149,7 @@ class Alignment:
             "anisotropy gain": self.anisotropy_gain,
             "trace alignment": self.trace_alignment,
             "a": self.first_alignment,
-            "d": self.decay,
+            "d": exact(self.decay),
         }
         numbers = [
             (float(number), float(getattr(number, "stderr", 0.0)))
@@ -182,6 +199,12 @@ def alignment(
     Eigenvalues are ordered algebraically, as in equation 8 of the paper. Traces and
     norms are the sums over the k pairs plus an estimate of the rest.
 
+    What is not defined at this θ is NaN, and ``undefined`` tells why: what compares
+    eigenvectors, where fewer than k eigenvalues of H or of Σ are more than rounding and
+    the other vectors are chance; the gradient's share where g₀ is rounding; the gain
+    where Tr(H) is not clear of 0; a where λ₁ ≤ 0; d where λ₁ ≤ 0, k = D or λ_{k+1} is
+    rounding.
+
     Parameters
     ----------
     risk : Risk
@@ -207,7 +230,9 @@ def alignment(
     ------
     ValueError
         If k does not fit, a name fits no parameter, θ is not one vector, or ``tol``,
-        ``rtol`` or ``max_matvecs`` is too small.
+        ``rtol`` or ``max_matvecs`` is too small, or H or Σ is rounding alone.
+    FloatingPointError
+        If the loss or a derivative is not finite; the message names the parameters.
 
     References
     ----------
@@ -236,17 +261,54 @@ def alignment(
     hessian = HessianOperator(risk, theta, params=params)
     covariance = GradientCovarianceOperator(risk, theta, params=params)
     size = hessian.shape[-1]
+    moments = gradient_moments(risk, theta, hessian.indices)
+    moments.check_noise("The alignment of Σ with H")
     V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)
     more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
     U = _first(more, k)
-    gradient = risk.gradient(theta)
-    if hessian.indices is not None:
-        gradient = gradient[hessian.indices]
+    if not bool(more.eigenvalues.any()):
+        raise ValueError(
+            "The alignment of Σ with H needs a Hessian. Got H = 0 at this θ, so that "
+            "it has no directions."
+        )
     accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
     first = U.eigenvectors[:, 0]
-    variance = (first * covariance.matvec(first)).sum(dtype=torch.float64)
+    variance = (first.double() * covariance.matvec(first).double()).sum()
     product = trace_hessian_covariance(risk, theta, params=params, **accuracy)
     low_rank = low_rank_trace_product(hessian, covariance, V, generator)
+    hessian_trace = deflated_trace(hessian, U, **accuracy)
+    hessian_norm = deflated_norm(hessian, U, **accuracy)
+    covariance_norm = deflated_norm(covariance, V, **accuracy)
+    eps = CLEAR * torch.finfo(risk.dtype).eps
+    rounding = eps * hessian_norm.value
+    n_hessian = int((U.eigenvalues.abs() > rounding).sum())
+    n_noise = int((V.eigenvalues > eps * V.eigenvalues[0]).sum())
+    undefined: dict[str, str] = {}
+    if min(n_hessian, n_noise) < k:
+        why = (
+            f"of k = {k} eigenvalues {n_hessian} of H and {n_noise} of Σ are more than "
+            "rounding, and the other eigenvectors are chance"
+        )
+        undefined |= dict.fromkeys(_OF_VECTORS, why)
+    if n_hessian < k or not bool(moments.has_gradient):
+        what = "g₀" if n_hessian == k else f"one of k = {k} eigenvalues of H"
+        undefined["gradient share"] = f"{what} is rounding"
+    unclear = torch.maximum(2 * hessian_trace.stderr, rounding)
+    if not bool(hessian_trace.value.abs() > unclear):
+        undefined["anisotropy gain"] = "Tr(H) is not clear of 0"
+    top = more.eigenvalues[0]
+    if not bool(top > rounding):
+        undefined["a"] = undefined["d"] = "λ₁ is not above 0"
+    elif k == size:
+        undefined["d"] = "there is no λ_{k+1} for k = D"
+    elif bool((more.eigenvalues[k].abs() <= rounding) & (more.eigenvalues[k] != 0)):
+        undefined["d"] = "λ_{k+1} is rounding"
+
+    def unless(name: str, compute: Callable[[], Tensor]) -> Tensor:
+        return top.new_tensor(math.nan) if name in undefined else compute()
+
+    vectors = U.eigenvectors, V.eigenvectors
+    chance = torch.arange(k, device=risk.device) >= min(n_hessian, n_noise)
     return Alignment(
         n_params=size,
         hessian_eigenvalues=U.eigenvalues,
@@ -254,20 +316,23 @@ def alignment(
         hessian_residuals=U.residuals,
         covariance_residuals=V.residuals,
         inner_products=(U.eigenvectors.mT.double() @ V.eigenvectors.double()).abs(),
-        cosines=cosines(U.eigenvectors, V.eigenvectors),
-        angles=principal_angles(U.eigenvectors, V.eigenvectors),
-        residual=projection_residual(U.eigenvectors, V.eigenvectors),
-        overlap=overlap(U.eigenvectors, V.eigenvectors),
-        gradient_share=subspace_share(gradient, U.eigenvectors),
-        hessian_trace=deflated_trace(hessian, U, **accuracy),
-        covariance_trace=exact(covariance.trace()),
-        hessian_norm=deflated_norm(hessian, U, **accuracy),
-        covariance_norm=deflated_norm(covariance, V, **accuracy),
+        cosines=cosines(*vectors).masked_fill(chance, math.nan),
+        angles=principal_angles(*vectors).masked_fill(chance.any(), math.nan),
+        residual=unless("projection residual", lambda: projection_residual(*vectors)),
+        overlap=unless("overlap", lambda: overlap(*vectors)),
+        gradient_share=unless(
+            "gradient share", lambda: subspace_share(moments.mean, U.eigenvectors)
+        ),
+        hessian_trace=hessian_trace,
+        covariance_trace=exact(moments.variances.sum()),
+        hessian_norm=hessian_norm,
+        covariance_norm=covariance_norm,
         trace_product=product,
         low_rank=low_rank,
         first_variance=variance,
-        decay=_decay(more.eigenvalues, k, size),
+        decay=unless("d", lambda: _decay(more.eigenvalues, k, size)),
         n_matvecs=hessian.n_matvecs + covariance.n_matvecs + product.n_matvecs,
+        undefined=undefined,
     )
 
 
@@ -282,8 +347,6 @@ def _first(pairs: EigenResult, k: int) -> EigenResult:
 
 
 def _decay(eigenvalues: Tensor, k: int, size: int) -> Tensor:
-    if len(eigenvalues) == k or size == 1 or bool(eigenvalues[0] <= 0):
-        return eigenvalues.new_tensor(math.nan)
     # An eigenvalue that is not positive lies below λ₁ D^-d for every d.
     ratio = (eigenvalues[k] / eigenvalues[0]).clamp(min=0)
     decay: Tensor = -ratio.log() / math.log(size)

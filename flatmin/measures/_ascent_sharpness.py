@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_positive
+from flatmin.curvature._finite import check_finite, check_loss
+from flatmin.measures._rounding import CLEAR, nearby
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
 
@@ -17,9 +19,9 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
 
     The value that sharpness-aware minimisation descends on: one step to the border of
     the ball, a lower bound on max L(θ + ε) - L(θ) over ‖ε‖ ≤ r that is close for small
-    r and a gradient that does not vanish. At a minimum the direction is decided by what
-    is left of the gradient, and at g₀ = 0 the value is 0 however sharp it is. It is
-    not invariant to a reparametrisation.
+    r and a gradient that does not vanish. At g₀ = 0 there is no step, and the value is
+    0 however sharp it is; where what is left of the gradient is rounding, the direction
+    is chance, and it is refused. It is not invariant to a reparametrisation.
 
     Parameters
     ----------
@@ -36,7 +38,9 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     Raises
     ------
     ValueError
-        If ``rho`` is not positive.
+        If ``rho`` is not positive, or g₀ is rounding and not 0.
+    FloatingPointError
+        If the loss or the gradient is not finite.
 
     References
     ----------
@@ -54,8 +58,7 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     0.525
     """
     check_positive("rho", rho)
-    base, gradient = risk.value_and_gradient(theta)
-    return _rise(risk, theta, base, rho * _unit(gradient))
+    return _rise(risk, theta, torch.ones_like(theta), rho)
 
 
 def asam_sharpness(
@@ -85,7 +88,9 @@ def asam_sharpness(
     Raises
     ------
     ValueError
-        If ``rho`` is not positive or ``eta`` is negative.
+        If ``rho`` is not positive, ``eta`` is negative, or T g₀ is rounding and not 0.
+    FloatingPointError
+        If the loss or the gradient is not finite.
 
     References
     ----------
@@ -104,16 +109,30 @@ def asam_sharpness(
     """
     check_positive("rho", rho)
     check_positive("eta", eta, or_zero=True)
-    base, gradient = risk.value_and_gradient(theta)
-    T = theta.abs() + eta
-    return _rise(risk, theta, base, rho * T * _unit(T * gradient))
+    return _rise(risk, theta, theta.abs() + eta, rho)
 
 
-def _unit(v: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return torch.where(norm > 0, v / norm, 0.0)
-
-
-def _rise(risk: Risk, theta: Tensor, base: Tensor, step: Tensor) -> SharpnessResult:
-    value = risk.value(theta + step).double() - base.double()
-    return SharpnessResult(value, torch.zeros_like(value), n_draws=0)
+def _rise(risk: Risk, theta: Tensor, T: Tensor, rho: float) -> SharpnessResult:
+    """Return L(θ + r T² g₀/‖T g₀‖) - L(θ)."""
+    value, gradient = risk.value_and_gradient(theta)
+    base = check_loss("The loss L(θ)", value, "look at θ and the data")
+    check_finite("The gradient g₀", gradient, risk)
+    # In float64: squares of single precision overflow at 1e19.
+    scaled = T.double() * gradient.double()
+    moved = T.double() * risk.gradient(nearby(theta)).double() - scaled
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    rounding = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+    chance = (norm > 0) & ~(norm > CLEAR * rounding)
+    if bool(chance.any()):
+        raise ValueError(
+            "A step of steepest ascent needs a gradient that is more than rounding. "
+            f"Got a norm of {float(norm[chance][0]):.3g}, where rounding makes as "
+            "much: θ is a minimum or another point of rest. Use float64, or a measure "
+            "that needs no gradient, as the expected sharpness or the trace."
+        )
+    unit = torch.where(norm > 0, scaled / norm, 0.0)
+    step = (rho * T.double() * unit).to(theta.dtype)
+    raised = check_loss(
+        "The loss after the step", risk.value(theta + step), "lower rho"
+    )
+    return SharpnessResult(raised - base, torch.zeros_like(base), n_draws=0)

@@ -22,7 +22,7 @@ class Estimate:
 
 
 def exact(value: Tensor) -> Estimate:
-    """Return a number without a random error.
+    """Return a number without a random error; NaN, which is no number, has NaN.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def exact(value: Tensor) -> Estimate:
     Estimate
     """
     value = value.double()
-    return Estimate(value, torch.zeros_like(value))
+    return Estimate(value, torch.where(value.isnan(), torch.nan, 0.0))
 
 
 def square(number: Estimate) -> Estimate:
@@ -43,6 +43,8 @@ def square(number: Estimate) -> Estimate:
 
 def quotient(above: list[Estimate], below: list[Estimate]) -> Estimate:
     """Return Π above / Π below of independent estimates, its error to first order.
+
+    The caller sees to it that no factor below is 0.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature import FisherOperator, GGNOperator
+from flatmin.curvature._finite import check_loss
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import EmpiricalRisk, Risk
 
@@ -41,6 +42,8 @@ def fisher_rao_norm(
     ------
     TypeError
         If the loss is no likelihood.
+    FloatingPointError
+        If a product or a slope is not finite.
 
     References
     ----------
@@ -58,12 +61,13 @@ def fisher_rao_norm(
     """
     if empirical:
         slopes = risk.linearize(theta).directional_derivatives(theta)
-        value = slopes.double().square().mean(-1)
+        name, remedy = "A slope gᵢᵀθ", "look at θ and at these examples"
+        value = check_loss(name, slopes, remedy).square().mean(-1)
         return SharpnessResult(value, torch.zeros_like(value), n_draws=0, n_matvecs=1)
     operator: FisherOperator | GGNOperator
     if isinstance(risk, EmpiricalRisk):
         operator = FisherOperator(risk, theta, rng=0)
     else:
         operator = GGNOperator(risk, theta)
-    value = (theta * operator.matvec(theta)).sum(-1, dtype=torch.float64)
+    value = (theta.double() * operator.matvec(theta).double()).sum(-1)
     return SharpnessResult(value, torch.zeros_like(value), n_draws=0, n_matvecs=1)

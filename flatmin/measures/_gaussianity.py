@@ -12,6 +12,8 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin.curvature import covariance_eigenpairs
+from flatmin.curvature._finite import check_finite
+from flatmin.measures._rounding import CLEAR, nearby
 from flatmin.risk import Risk
 
 __all__ = ["Gaussianity", "minibatch_gaussianity"]
@@ -107,7 +109,7 @@ def minibatch_gaussianity(
     ------
     ValueError
         If a number is less than 1, ``directions`` are no columns of D numbers, or there
-        is no noise along one.
+        is no noise along one but rounding.
 
     Examples
     --------
@@ -135,18 +137,20 @@ def minibatch_gaussianity(
         )
     generator = make_generator(rng, risk.device)
     if directions is None:
+        check_finite("The gradient g₀", risk.gradient(theta), risk)
         pairs = covariance_eigenpairs(risk, theta, n_directions, rng=generator)
         directions = pairs.eigenvectors
-    point = risk.linearize(theta)
-    slopes = torch.stack(
-        [point.directional_derivatives(v).double() for v in directions.unbind(-1)]
-    )
+    slopes = _slopes(risk, theta, directions)
+    moved = (_slopes(risk, nearby(theta), directions) - slopes).abs().mean(-1)
+    eps = torch.finfo(risk.dtype).eps
+    rounding = moved + eps * slopes.square().mean(-1).sqrt()
     slopes = slopes - slopes.mean(-1, keepdim=True)
     variances = slopes.square().mean(-1)
-    silent = (~(variances > 0)).nonzero().flatten().tolist()  # of NaN too
+    silent = (~(variances > (CLEAR * rounding).square())).nonzero().flatten().tolist()
     if silent:
         raise ValueError(
-            "Along a direction without noise there is nothing to test. Got directions "
+            "Along a direction without noise but rounding, or with numbers that are "
+            "not finite, there is nothing to test. Got directions "
             f"{silent} with vᵀΣv = {variances[silent].tolist()}; leave them out."
         )
     scaled = slopes / variances.sqrt().unsqueeze(-1)
@@ -168,3 +172,10 @@ def minibatch_gaussianity(
         batch_size=batch_size,
         n_batches=n_batches,
     )
+
+
+def _slopes(risk: Risk, theta: Tensor, directions: Tensor) -> Tensor:
+    """Return gᵢᵀv for each column, (k, N), in float64."""
+    point = risk.linearize(theta)
+    columns = directions.unbind(-1)
+    return torch.stack([point.directional_derivatives(v).double() for v in columns])

@@ -14,6 +14,7 @@ from flatmin.curvature import GGNOperator
 from flatmin.linalg import eigsh
 from flatmin.measures._deflation import deflated_norm
 from flatmin.measures._estimate import Estimate, exact, quotient, square
+from flatmin.measures._rounding import gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
 
@@ -73,8 +74,9 @@ def loss_scaled_alignment(
     E[L(θ')] ≥ (η²/(2m)) Tr(HΣ) = (η²/m) μ ‖H‖²_F L, so that SGD can stay only where
     ‖H‖_F ≤ (1/η) √(m/μ₀), with μ₀ a lower bound of μ about the minimum; the method
     ``norm_bound`` takes μ at θ for it. With C outputs whose residuals are independent
-    of their Jacobians μ is 1/C. It does not depend on the scale of the loss, and it is
-    not defined at L = 0. For other losses it is a number without that theory.
+    of their Jacobians μ is 1/C. It does not depend on the scale of the loss, and at
+    L = 0 up to rounding it is 0/0 and refused; μ is 0 where all gradients agree up to
+    rounding. For other losses it is a number without that theory.
 
     Parameters
     ----------
@@ -97,7 +99,10 @@ def loss_scaled_alignment(
     Raises
     ------
     ValueError
-        If ``k``, ``rtol`` or ``max_matvecs`` is too small.
+        If ``k``, ``rtol`` or ``max_matvecs`` is too small, L is 0 up to rounding, or G
+        is zero.
+    FloatingPointError
+        If the loss or a derivative is not finite.
 
     References
     ----------
@@ -118,6 +123,13 @@ def loss_scaled_alignment(
     check_count("k", k)
     check_accuracy(rtol, max_matvecs, at_least=2)
     generator = make_generator(rng, risk.device)
+    moments = gradient_moments(risk, theta)
+    if not bool(moments.has_loss):
+        raise ValueError(
+            "The loss-scaled alignment divides by the loss, which must be more than "
+            f"rounding. Got L = {float(moments.value):.3g}, where rounding makes as "
+            "much. Use another θ; float64 resolves more than float32."
+        )
     product = trace_hessian_covariance(
         risk,
         theta,
@@ -131,6 +143,13 @@ def loss_scaled_alignment(
     norm = deflated_norm(
         operator, pairs, rtol=rtol, max_matvecs=max_matvecs, rng=generator
     )
+    if not bool(norm.value > 0):
+        raise ValueError(
+            "The loss-scaled alignment divides by ‖G‖²_F, which must be above 0. Got "
+            "G = 0: at this θ the outputs do not depend on the parameters."
+        )
     above = Estimate(product.value, product.stderr)
-    mu = quotient([above], [exact(2 * risk.value(theta)), square(norm)])
+    if not bool(moments.has_noise):
+        above = exact(torch.zeros_like(product.value))
+    mu = quotient([above], [exact(2 * moments.value), square(norm)])
     return LossScaledAlignment(mu.value, mu.stderr, norm)

@@ -51,7 +51,7 @@ def negative_mass(
     Raises
     ------
     ValueError
-        If there are fewer than two probes, or no step.
+        If there are fewer than two probes, or no step, or H is zero.
 
     References
     ----------
@@ -83,10 +83,19 @@ def density_negative_mass(density: SpectralDensity) -> Estimate:
     Returns
     -------
     Estimate
-        NaN for a zero matrix.
+
+    Raises
+    ------
+    ValueError
+        For a zero matrix, of which it is 0/0.
     """
     negative, _ = density.mean(lambda nodes: (-nodes).clamp(min=0))
     total, _ = density.mean(Tensor.abs)
+    if not bool(total > 0):
+        raise ValueError(
+            "The negative mass is a share of Σ|λ|, which must be above 0. Got "
+            f"{float(total)}: the matrix is zero, and its share is 0/0."
+        )
     share = negative / total
     # The error of a ratio: that of its numerator less the ratio times the denominator.
     _, error = density.mean(lambda nodes: (-nodes).clamp(min=0) - share * nodes.abs())

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_positive
-from flatmin.curvature import covariance_trace
+from flatmin._utils.numbers import check_accuracy, check_positive
+from flatmin.curvature import HessianOperator
+from flatmin.curvature._finite import names_of
 from flatmin.measures._estimate import Estimate, exact, quotient
-from flatmin.measures._silent import noisy
+from flatmin.measures._rounding import CLEAR, gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
 
 __all__ = [
     "GradientNoise",
+    "SignalToNoise",
     "curvature_noise_scale",
     "gradient_noise",
     "gradient_signal_to_noise",
@@ -28,11 +30,29 @@ class GradientNoise:
 
     gradient_norm: Tensor  # (*batch) ‖g₀‖, float64
     trace: Tensor  # (*batch) Tr(Σ), float64
+    has_gradient: Tensor  # (*batch) bool: ‖g₀‖ is more than rounding
+    has_noise: Tensor  # (*batch) bool: Tr(Σ) is more than rounding
 
     @property
     def simple_noise_scale(self) -> Tensor:
-        """Tr(Σ) / ‖g₀‖², the batch size at which √E‖ε‖² equals ‖g₀‖."""
-        return self.trace / self.gradient_norm.square()
+        """Tr(Σ) / ‖g₀‖², the batch size at which √E‖ε‖² equals ‖g₀‖.
+
+        0 where all examples agree up to rounding, infinite where g₀ is rounding.
+
+        Raises
+        ------
+        ValueError
+            If both are rounding, so that it is 0/0.
+        """
+        if not bool((self.has_gradient | self.has_noise).all()):
+            raise ValueError(
+                "The noise scale is Tr(Σ)/‖g₀‖², and one of them must be more than "
+                "rounding. Got rounding for both, so that the ratio is 0/0: θ fits "
+                "all examples. Use another θ; float64 resolves more than float32."
+            )
+        scale = self.trace / self.gradient_norm.square()
+        scale = torch.where(self.has_gradient, scale, torch.inf)
+        return torch.where(self.has_noise, scale, 0.0)
 
     def noise_norm(self, batch_size: float) -> Tensor:
         """Return √(Tr(Σ)/m), the root mean square of ‖ε‖ in units of the gradient.
@@ -98,6 +118,11 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
     -------
     GradientNoise
 
+    Raises
+    ------
+    FloatingPointError
+        If the loss or a gradient is not finite; the message names the parameters.
+
     References
     ----------
     S. McCandlish et al., "An empirical model of large-batch training", 2018,
@@ -111,8 +136,13 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
     >>> float(noise.gradient_norm), float(noise.noise_norm(batch_size=4)), float(noise)
     (2.0, 3.0, 9.0)
     """
-    norm = torch.linalg.vector_norm(risk.gradient(theta), dim=-1, dtype=torch.float64)
-    return GradientNoise(norm, covariance_trace(risk, theta).double())
+    moments = gradient_moments(risk, theta)
+    return GradientNoise(
+        torch.linalg.vector_norm(moments.mean, dim=-1),
+        moments.variances.sum(-1),
+        moments.has_gradient,
+        moments.has_noise,
+    )
 
 
 def curvature_noise_scale(
@@ -143,11 +173,14 @@ def curvature_noise_scale(
     Returns
     -------
     Estimate
+        0 where all examples agree up to rounding.
 
     Raises
     ------
     ValueError
-        If ``rtol`` or ``max_matvecs`` is too small.
+        If ``rtol`` or ``max_matvecs`` is too small, or g₀ or g₀ᵀHg₀ is rounding.
+    FloatingPointError
+        If the loss or a derivative is not finite; the message names the parameters.
 
     References
     ----------
@@ -164,21 +197,50 @@ def curvature_noise_scale(
     >>> float(curvature_noise_scale(risk, torch.tensor([0.0, 2.0])))
     36.0
     """
+    check_accuracy(rtol, max_matvecs)
+    moments = gradient_moments(risk, theta)
+    moments.check_gradient("The curvature-weighted noise scale")
+    gradient = moments.mean
+    curved = HessianOperator(risk, theta).matvec(gradient.to(risk.dtype)).double()
+    along = (gradient * curved).sum(-1)
+    norm = torch.linalg.vector_norm
+    largest = norm(gradient, dim=-1) * norm(curved, dim=-1)
+    if bool((along.abs() <= CLEAR * torch.finfo(risk.dtype).eps * largest).any()):
+        raise ValueError(
+            "The curvature-weighted noise scale needs a curvature g₀ᵀHg₀ along the "
+            f"gradient that is more than rounding. Got {along.min():.3g}; use another "
+            "θ, or the simple noise scale of gradient_noise."
+        )
     product = trace_hessian_covariance(
         risk, theta, rtol=rtol, max_matvecs=max_matvecs, rng=rng
     )
-    gradient = risk.gradient(theta)
-    curved = risk.linearize(theta).hvp(gradient)
-    along = (gradient * curved).sum(-1, dtype=torch.float64)
-    return quotient([Estimate(product.value, product.stderr)], [exact(along)])
+    scale = quotient([Estimate(product.value, product.stderr)], [exact(along)])
+    return Estimate(
+        torch.where(moments.has_noise, scale.value, 0.0),
+        torch.where(moments.has_noise, scale.stderr, 0.0),
+    )
 
 
-def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class SignalToNoise:
+    """The GSNR and what it is the mean of; ``float`` gives the mean."""
+
+    value: Tensor  # (*batch), float64
+    n_used: Tensor  # (*batch), coordinates whose examples differ
+    left_out: dict[str, int]  # coordinates without noise, at any θ, by parameter
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+
+def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> SignalToNoise:
     """Return the mean over coordinates of g₀ⱼ² / Σⱼⱼ, the GSNR.
 
     Of one example's gradient; m times as large for a minibatch. Coordinates at which
-    all examples agree, Σⱼⱼ = 0 up to rounding, are left out. The mean is a mean of
-    ratios: a few coordinates of little noise can make most of it.
+    all examples agree, Σⱼⱼ = 0 up to the rounding of this coordinate's own gradients,
+    have an infinite ratio, or 0/0: they are left out, and the result tells how many,
+    and of which parameters. The mean is a mean of ratios: a few coordinates of little
+    noise can make most of it.
 
     Parameters
     ----------
@@ -187,8 +249,14 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (\\*batch)
-        In float64; NaN if no coordinate is left.
+    SignalToNoise
+
+    Raises
+    ------
+    ValueError
+        If no coordinate is left, as with equal examples, or with one.
+    FloatingPointError
+        If the loss or a gradient is not finite; the message names the parameters.
 
     References
     ----------
@@ -203,8 +271,17 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> Tensor:
     >>> float(gradient_signal_to_noise(risk, torch.tensor([1.0, 1.0])))
     0.625
     """
-    variances = risk.gradient_variances(theta)
-    squares = risk.gradient(theta).double().square()
-    some = noisy(variances, risk.dtype)
-    ratios = torch.where(some, squares / variances, torch.nan)
-    return ratios.nanmean(-1)
+    moments = gradient_moments(risk, theta)
+    noisy = moments.noisy
+    n_used = noisy.sum(-1)
+    if bool((n_used == 0).any()):
+        raise ValueError(
+            "The signal-to-noise ratio needs a coordinate at which examples differ by "
+            f"more than rounding. Got none of {noisy.shape[-1]}; use other examples, "
+            "or another θ; float64 resolves more than "
+            "float32."
+        )
+    variances = torch.where(noisy, moments.variances, 1.0)
+    ratios = torch.where(noisy, moments.mean.square() / variances, 0.0)
+    silent = (~noisy).reshape(-1, noisy.shape[-1]).any(0)
+    return SignalToNoise(ratios.sum(-1) / n_used, n_used, names_of(silent, risk))

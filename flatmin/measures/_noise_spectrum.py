@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from flatmin._utils.random import make_generator
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
 from flatmin.measures._deflation import deflated_norm
 from flatmin.measures._estimate import Estimate, exact, quotient, square
+from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import Risk
 
 __all__ = ["NoiseSpectrum", "noise_spectrum"]
@@ -25,15 +26,24 @@ class NoiseSpectrum:
     eigenvalues: Tensor  # (k,) γᵢ, float64, falling
     trace: Estimate  # Tr(Σ), exact
     norm: Estimate  # ‖Σ‖_F
+    moments: GradientMoments = field(repr=False)  # which tell noise from rounding
 
     @property
     def effective_rank(self) -> Estimate:
-        """Tr(Σ)² / ‖Σ‖²_F, the participation ratio of the eigenvalues, in [1, D]."""
+        """Tr(Σ)² / ‖Σ‖²_F, the participation ratio of the eigenvalues, in [1, D].
+
+        A ValueError where Σ is rounding, so that it is 0/0.
+        """
+        self.moments.check_noise("The effective rank")
         return quotient([self.trace, self.trace], [square(self.norm)])
 
     @property
     def share(self) -> Tensor:
-        """Share of Tr(Σ) in the k leading eigenvalues."""
+        """Share of Tr(Σ) in the k leading eigenvalues.
+
+        A ValueError where Σ is rounding, so that it is 0/0.
+        """
+        self.moments.check_noise("The share of the leading eigenvalues")
         return self.eigenvalues.sum() / self.trace.value
 
     def __float__(self) -> float:
@@ -82,6 +92,8 @@ def noise_spectrum(
     ------
     ValueError
         If ``k`` does not fit, or ``tol``, ``rtol`` or ``max_matvecs`` is too small.
+    FloatingPointError
+        If the loss or a gradient is not finite; the message names the parameters.
 
     References
     ----------
@@ -104,10 +116,10 @@ def noise_spectrum(
     check_accuracy(rtol, max_matvecs, at_least=2)
     generator = make_generator(rng, risk.device)
     operator = GradientCovarianceOperator(risk, theta, params=params)
+    moments = gradient_moments(risk, theta, operator.indices)
     pairs = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)
     norm = deflated_norm(
         operator, pairs, rtol=rtol, max_matvecs=max_matvecs, rng=generator
     )
-    return NoiseSpectrum(
-        operator.shape[-1], pairs.eigenvalues, exact(operator.trace()), norm
-    )
+    total = exact(moments.variances.sum(-1))
+    return NoiseSpectrum(operator.shape[-1], pairs.eigenvalues, total, norm, moments)

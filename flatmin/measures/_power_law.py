@@ -10,11 +10,12 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy
 from flatmin.curvature import HessianOperator
-from flatmin.linalg import DiagonalResult, diagonal
-from flatmin.measures._silent import noisy
+from flatmin.curvature._finite import names_of
+from flatmin.linalg import diagonal
+from flatmin.measures._rounding import CLEAR, gradient_moments, nearby
 from flatmin.risk import EmpiricalRisk, Risk
 
-__all__ = ["PowerLaw", "covariance_exponent", "covariance_exponents"]
+__all__ = ["PowerLaw", "PowerLaws", "covariance_exponent", "covariance_exponents"]
 
 # Errors that an entry of diag(H) has to stand clear of 0 by. At three, one entry in a
 # thousand that is 0 passes, and its logarithm draws the whole line.
@@ -30,9 +31,21 @@ class PowerLaw:
     intercept: float  # c
     correlation: float  # of the logarithms
     n_points: int  # coordinates in the fit
+    left_out: dict[str, int]  # coordinates that are not, by parameter
 
     def __float__(self) -> float:
         return self.exponent
+
+
+class PowerLaws(dict[str, PowerLaw]):
+    """The fits by layer; ``left_out`` says why a layer has none."""
+
+    def __init__(self, fits: dict[str, PowerLaw], left_out: dict[str, str]) -> None:
+        super().__init__(fits)
+        self.left_out = left_out
+
+    def __repr__(self) -> str:
+        return f"PowerLaws({super().__repr__()}, left_out={self.left_out!r})"
 
 
 def covariance_exponent(
@@ -48,10 +61,12 @@ def covariance_exponent(
 
     1 where Σ is proportional to H, as equation 7 of the paper has it; between 1 and 2
     in the theory of the reference, which finds it layer by layer. The fit is of the
-    coordinates with Σᵢᵢ above rounding whose Hᵢᵢ is positive and, where it is
-    estimated, five standard errors from 0. Errors of Hᵢᵢ that remain draw b towards 0,
-    and the standard error takes coordinates for independent, which they are not: it is
-    too small rather than too large.
+    coordinates with Σᵢᵢ above the rounding of their own gradients, whose Hᵢᵢ is
+    positive and clear of 0: thirty times its rounding where it is exact, for which
+    diag(H) is computed at a second θ a rounding away, five standard errors where it is
+    estimated. The result tells the others by parameter. Errors of Hᵢᵢ that remain draw
+    b towards 0, and the standard error takes coordinates for independent, which they
+    are not: it is too small rather than too large.
 
     Parameters
     ----------
@@ -73,8 +88,11 @@ def covariance_exponent(
     Raises
     ------
     ValueError
-        If ``rtol`` or ``max_matvecs`` is too small, or fewer than three coordinates can
-        be used.
+        If ``rtol`` or ``max_matvecs`` is too small, fewer than three coordinates can
+        be used, or they have one Hᵢᵢ.
+    FloatingPointError
+        If a number is not finite; the message names the parameters. Leave those out by
+        ``params``.
 
     References
     ----------
@@ -93,12 +111,8 @@ def covariance_exponent(
     2.0
     """
     check_accuracy(rtol, max_matvecs, at_least=6)
-    operator = HessianOperator(risk, theta, params=params)
-    curvature = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
-    variances = _variances(risk, theta)
-    if operator.indices is not None:
-        variances = variances[operator.indices]
-    return _fit(curvature, variances)
+    points = _points(risk, theta, params, rtol, max_matvecs, rng)
+    return _fit(points, risk, points.indices)
 
 
 def covariance_exponents(
@@ -108,11 +122,11 @@ def covariance_exponents(
     rtol: float = 0.05,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
-) -> dict[str, PowerLaw]:
+) -> PowerLaws:
     """Return :func:`covariance_exponent` of each layer, from one estimate of diag(H).
 
-    A layer's parameters are those that one module holds. Layers in which fewer than
-    three coordinates can be used are left out.
+    A layer's parameters are those that one module holds. A layer that cannot be fitted
+    is left out, and ``left_out`` of the result tells why.
 
     Parameters
     ----------
@@ -127,51 +141,82 @@ def covariance_exponents(
 
     Returns
     -------
-    dict of str to PowerLaw
-        By the name of the module.
+    PowerLaws
+        A dict of :class:`PowerLaw` by the name of the module.
 
     Raises
     ------
     ValueError
         If ``rtol`` or ``max_matvecs`` is too small.
+    FloatingPointError
+        If a number is not finite; the message names the parameters.
     """
     check_accuracy(rtol, max_matvecs, at_least=6)
-    operator = HessianOperator(risk, theta)
-    whole = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
-    variances = _variances(risk, theta)
-    fits = {}
+    points = _points(risk, theta, None, rtol, max_matvecs, rng)
+    fits, left_out = {}, {}
     for name, part in risk.layout.layers().items():
-        curvature = DiagonalResult(whole.value[part], whole.stderr[part], 0)
-        if int(_usable(curvature, variances[part]).sum()) >= 3:
-            fits[name] = _fit(curvature, variances[part])
-    return fits
+        at = torch.arange(part.start, part.stop, device=risk.device)
+        some = _Points(points.h[part], points.variances[part], points.usable[part], at)
+        try:
+            fits[name] = _fit(some, risk, at)
+        except _NoFitError as error:
+            left_out[name] = str(error)
+    return PowerLaws(fits, left_out)
 
 
-def _variances(risk: Risk, theta: Tensor) -> Tensor:
-    """Return diag(Σ), 0 where it is rounding alone."""
-    variances = risk.gradient_variances(theta)
-    return torch.where(noisy(variances, risk.dtype), variances, 0.0)
+class _NoFitError(ValueError):
+    """The coordinates give no line."""
 
 
-def _usable(curvature: DiagonalResult, variances: Tensor) -> Tensor:
-    return (curvature.value > _CLEAR * curvature.stderr) & (variances > 0)
+@dataclass(frozen=True)
+class _Points:
+    h: Tensor  # (d,) Hᵢᵢ
+    variances: Tensor  # (d,) Σᵢᵢ
+    usable: Tensor  # (d,) bool
+    indices: Tensor | None  # (d,) the coordinates; None for all
 
 
-def _fit(curvature: DiagonalResult, variances: Tensor) -> PowerLaw:
-    usable = _usable(curvature, variances)
+def _points(
+    risk: Risk,
+    theta: Tensor,
+    params: str | list[str] | None,
+    rtol: float,
+    max_matvecs: int,
+    rng: torch.Generator | int | None,
+) -> _Points:
+    """Return Hᵢᵢ and Σᵢᵢ, and where both are known to be positive."""
+    operator = HessianOperator(risk, theta, params=params)
+    moments = gradient_moments(risk, theta, operator.indices)
+    curvature = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
+    h = curvature.value.double()
+    known = h > _CLEAR * curvature.stderr
+    if not bool(curvature.stderr.any()):  # exact but for rounding
+        at = HessianOperator(risk, nearby(operator.theta), params=params)
+        known &= h > CLEAR * (at.to_dense().diagonal().double() - h).abs()
+    return _Points(h, moments.variances, known & moments.noisy, operator.indices)
+
+
+def _fit(points: _Points, risk: Risk, indices: Tensor | None) -> PowerLaw:
+    usable = points.usable
     n_points = int(usable.sum())
     if n_points < 3:
-        raise ValueError(
+        raise _NoFitError(
             "A fit needs three coordinates with Σᵢᵢ > 0 and Hᵢᵢ clear of 0. Got "
             f"{n_points} of {len(usable)}; raise max_matvecs, or choose other params."
         )
-    x = curvature.value[usable].double().log().cpu().numpy()
-    y = variances[usable].double().log().cpu().numpy()
-    line = stats.linregress(x, y)
+    x = points.h[usable].log()
+    if float(x.max() - x.min()) <= 2 * CLEAR * torch.finfo(risk.dtype).eps:
+        raise _NoFitError(
+            "A fit needs coordinates of different Hᵢᵢ. Got "
+            f"{float(points.h[usable][0]):.6g} at all {n_points}; choose other params."
+        )
+    y = points.variances[usable].log()
+    line = stats.linregress(x.cpu().numpy(), y.cpu().numpy())
     return PowerLaw(
         float(line.slope),
         float(line.stderr),
         float(line.intercept),
         float(line.rvalue),
         n_points,
+        names_of(~usable, risk, indices),
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.random import make_generator
+from flatmin.curvature._finite import check_loss
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
 
@@ -26,7 +27,7 @@ def expected_sharpness(
 
     To second order (s²/2) Tr(H). It is not invariant to a reparametrisation: two
     networks with the same function can differ in it. A fixed ``rng`` seed means
-    common random numbers: models of the same size meet the same ξ, and differences
+    common random numbers: models of the same size meet the same ξ, and values
     between them are known better than each value.
 
     Parameters
@@ -51,6 +52,8 @@ def expected_sharpness(
     ------
     ValueError
         If ``sigma`` or ``n_draws`` is too small.
+    FloatingPointError
+        If the loss is not finite at θ or at a draw.
 
     References
     ----------
@@ -110,6 +113,8 @@ def adaptive_expected_sharpness(
     ------
     ValueError
         If ``sigma`` or ``n_draws`` is too small.
+    FloatingPointError
+        If the loss is not finite at θ or at a draw.
 
     References
     ----------
@@ -143,16 +148,19 @@ def _mean_rise(
     check_positive("sigma", sigma)
     check_count("n_draws", n_draws, at_least=2)  # to have a standard error
     generator = make_generator(rng, risk.device)
-    base = risk.value(theta).double()
-    differences = []
+    base = check_loss("The loss L(θ)", risk.value(theta), "look at θ and the data")
+    values = []
     for _ in range(n_draws):
         xi = torch.randn(
             theta.shape, generator=generator, dtype=theta.dtype, device=theta.device
         )
         if scale is not None:
             xi *= scale
-        differences.append(risk.value(theta + sigma * xi).double() - base)
-    delta = torch.stack(differences)
+        values.append(risk.value(theta + sigma * xi))
+    losses = check_loss(
+        "The loss of perturbed parameters", torch.stack(values), "lower sigma"
+    )
+    delta = losses - base
     if absolute:
         delta = delta.abs()
     return SharpnessResult(delta.mean(0), delta.std(0) / n_draws**0.5, n_draws)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_count
+from flatmin.measures._rounding import CLEAR
 
 __all__ = [
     "cosines",
@@ -37,7 +38,7 @@ def cosines(U: Tensor, V: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes do not fit.
+        If the shapes do not fit, or a column is 0 or not finite.
 
     References
     ----------
@@ -54,9 +55,8 @@ def cosines(U: Tensor, V: Tensor) -> Tensor:
             "cosines compares column by column and needs as many columns. Got "
             f"{U.shape[-1]} and {V.shape[-1]}."
         )
-    U, V = U.double(), V.double()
-    norm = torch.linalg.vector_norm
-    return (U * V).sum(-2).abs() / (norm(U, dim=-2) * norm(V, dim=-2))
+    U, V = _unit_columns(U), _unit_columns(V)
+    return (U * V).sum(-2).abs().clamp(max=1)
 
 
 def projection_residual(A: Tensor, B: Tensor) -> Tensor:
@@ -78,6 +78,11 @@ def projection_residual(A: Tensor, B: Tensor) -> Tensor:
     Tensor of shape (\\*batch)
         In float64.
 
+    Raises
+    ------
+    ValueError
+        If ``A`` is not finite, or the columns of ``B`` are not independent.
+
     References
     ----------
     Z. Zhu et al., arXiv 1803.00195.
@@ -90,6 +95,8 @@ def projection_residual(A: Tensor, B: Tensor) -> Tensor:
     tensor(1., dtype=torch.float64)
     """
     _check_bases(A, B)
+    if not bool(A.isfinite().all()):
+        raise ValueError("A must be finite. Got NaN or infinity in it.")
     A, Q = A.double(), _orthonormal(B)
     return (A - Q @ (Q.mT @ A)).square().sum((-2, -1))
 
@@ -204,7 +211,7 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
     Parameters
     ----------
     v : Tensor of shape (\\*batch, D)
-        NaN comes back where it is 0.
+        Not 0.
     U : Tensor of shape (\\*batch, D, k)
         Linearly independent columns.
 
@@ -212,6 +219,11 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
     -------
     Tensor of shape (\\*batch)
         In float64.
+
+    Raises
+    ------
+    ValueError
+        If ``v`` is 0 or not finite, or the columns of ``U`` are not independent.
 
     References
     ----------
@@ -225,8 +237,15 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
     """
     _check_bases(v.unsqueeze(-1), U)
     v = v.double()
+    norms = torch.linalg.vector_norm(v, dim=-1)
+    if not bool(((norms > 0) & norms.isfinite()).all()):
+        raise ValueError(
+            "A share of a vector needs one that is finite and not 0. Got a vector of "
+            f"norm {float(norms[~((norms > 0) & norms.isfinite())].flatten()[0])}."
+        )
+    v = v / norms.unsqueeze(-1)
     inside = (_orthonormal(U).mT @ v.unsqueeze(-1)).squeeze(-1)
-    return inside.square().sum(-1) / v.square().sum(-1)
+    return inside.square().sum(-1)
 
 
 def _check_bases(U: Tensor, V: Tensor) -> None:
@@ -238,16 +257,33 @@ def _check_bases(U: Tensor, V: Tensor) -> None:
         )
 
 
+def _unit_columns(basis: Tensor) -> Tensor:
+    """Return the columns at length 1, in float64."""
+    sizes = torch.linalg.vector_norm(basis.double(), dim=-2, keepdim=True)
+    fit = (sizes > 0) & sizes.isfinite()
+    if not bool(fit.all()):
+        raise ValueError(
+            "The columns of a basis must be finite and not 0. Got a column of norm "
+            f"{float(sizes[~fit].flatten()[0])}; leave it out."
+        )
+    return basis.double() / sizes
+
+
 def _orthonormal(basis: Tensor) -> Tensor:
     """Return an orthonormal basis of the span, in float64."""
     rows, columns = basis.shape[-2:]
-    Q, R = torch.linalg.qr(basis.double())
+    Q, R = torch.linalg.qr(_unit_columns(basis))
+    # Of columns of length 1: how far each lies from the span of those before it.
     sizes = R.diagonal(dim1=-2, dim2=-1).abs()
-    smallest = 1e-10 * sizes.amax(-1, keepdim=True)
-    if columns > rows or bool((sizes <= smallest).any()):
+    if columns > rows or bool((sizes <= CLEAR * _eps(basis)).any()):
         raise ValueError(
             "The columns of a basis must be linearly independent. Got "
             f"{columns} columns of {rows} numbers that are not; leave out the columns "
             "that the others span."
         )
     return Q
+
+
+def _eps(basis: Tensor) -> float:
+    exact = torch.float64  # integers have no rounding of their own
+    return torch.finfo(basis.dtype if basis.is_floating_point() else exact).eps

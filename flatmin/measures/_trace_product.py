@@ -18,6 +18,7 @@ from flatmin.curvature import (
     RiskOperator,
     covariance_eigenpairs,
 )
+from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.linalg import EigenResult, FunctionOperator, eigsh, trace
 from flatmin.risk import Risk
 
@@ -97,6 +98,8 @@ def trace_hessian_covariance(
     ------
     ValueError
         If ``method`` or ``matrix`` is unknown, or a number is too small.
+    FloatingPointError
+        If a gradient or a product is not finite; the message names the parameters.
 
     References
     ----------
@@ -125,6 +128,7 @@ def trace_hessian_covariance(
     generator = make_generator(rng, risk.device)
     if method == "low_rank":
         covariance = GradientCovarianceOperator(risk, theta, params=params)
+        covariance.trace()  # which names the parameters of what is not finite
         pairs = covariance_eigenpairs(risk, theta, k, rng=generator, params=params)
         return low_rank_trace_product(operator, covariance, pairs, generator)
     return _sampled(operator, rtol, max_matvecs, generator)
@@ -155,7 +159,7 @@ def low_rank_trace_product(
     """
     before = operator.n_matvecs
     V = pairs.eigenvectors
-    curvatures = (V * operator.matmat(V)).sum(-2, dtype=torch.float64)
+    curvatures = (V.double() * operator.matmat(V).double()).sum(-2)
     value = (pairs.eigenvalues * curvatures).sum(-1)
     largest = eigsh(operator, 1, which="LM", rng=rng).eigenvalues[..., 0].abs()
     left = (covariance.trace().double() - pairs.eigenvalues.sum(-1)).clamp(min=0)
@@ -166,7 +170,8 @@ def low_rank_trace_product(
 
 def _exact(operator: RiskOperator) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
-    mean = risk.gradient(theta).double().unsqueeze(-2)
+    gradient = check_finite("The gradient g₀", risk.gradient(theta), risk)
+    mean = gradient.double().unsqueeze(-2)
     small = operator.shape[-1] <= risk.n_examples or len(operator.shape) > 2
     dense = operator.to_dense().double() if small else None
     total = torch.zeros(theta.shape[:-1], dtype=torch.float64, device=risk.device)
@@ -174,6 +179,7 @@ def _exact(operator: RiskOperator) -> TraceProduct:
         noise = rows.double() - mean
         if operator.indices is not None:
             noise = noise[..., operator.indices]
+        check_finite("A gradient gᵢ", noise, risk, operator.indices)
         if dense is not None:
             products = noise @ dense
         else:
@@ -181,7 +187,8 @@ def _exact(operator: RiskOperator) -> TraceProduct:
             products = columns.mT.double()
         total = total + (noise * products).sum((-2, -1))
     zero = torch.zeros_like(total)
-    return TraceProduct(total / risk.n_examples, zero, zero, operator.n_matvecs)
+    value = check_loss("Tr(HΣ)", total / risk.n_examples, "scale the loss down")
+    return TraceProduct(value, zero, zero, operator.n_matvecs)
 
 
 def _sampled(
@@ -192,6 +199,7 @@ def _sampled(
 
     def product(z: Tensor) -> Tensor:
         noise = risk.weighted_gradient(theta, z - z.mean())
+        check_finite("A weighted gradient", noise, risk)
         if operator.indices is None:
             curved = operator.matvec(noise)
         else:

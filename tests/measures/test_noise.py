@@ -116,15 +116,19 @@ def test_an_estimated_scale_has_an_error():
 
 def test_signal_to_noise(problem):
     risk, theta, _, S, g = problem
-    close(gradient_signal_to_noise(risk, theta), (g.square() / S.diagonal()).mean())
+    found = gradient_signal_to_noise(risk, theta)
+    close(found.value, (g.square() / S.diagonal()).mean())
+    assert (int(found.n_used), found.left_out) == (len(g), {})
 
 
 def test_coordinates_without_noise_are_left_out():
     slopes = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     risk = QuadraticRisk(torch.eye(2), slopes)
-    assert float(gradient_signal_to_noise(risk, torch.tensor([2.0, 3.0]))) == 4
+    found = gradient_signal_to_noise(risk, torch.tensor([2.0, 3.0]))
+    assert (float(found), int(found.n_used), found.left_out) == (4, 1, {"θ": 1})
     silent = QuadraticRisk(torch.eye(2), torch.zeros(1, 2))
-    assert gradient_signal_to_noise(silent, torch.ones(2)).isnan()
+    with pytest.raises(ValueError, match="Got none of 2"):
+        gradient_signal_to_noise(silent, torch.ones(2))
 
 
 def test_coordinates_with_rounding_alone_are_left_out():
@@ -133,7 +137,9 @@ def test_coordinates_with_rounding_alone_are_left_out():
     assert 0 < float(variances[bias].max()) < 1e-12
     ratios = risk.gradient(theta).double().square() / variances
     ratios[bias] = torch.nan
-    close(gradient_signal_to_noise(risk, theta), ratios.nanmean())
+    found = gradient_signal_to_noise(risk, theta)
+    close(found.value, ratios.nanmean(), rtol=1e-5, atol=0)
+    assert found.left_out == {"0.self_attn.in_proj_bias": len(bias)}
 
 
 def test_chains():
@@ -141,7 +147,10 @@ def test_chains():
     at = torch.stack([theta, 2 * theta])
     noise = gradient_noise(risk, at)
     close(noise.noise_norm(3)[1], gradient_noise(risk, at[1]).noise_norm(3))
-    close(gradient_signal_to_noise(risk, at)[1], gradient_signal_to_noise(risk, at[1]))
+    close(
+        gradient_signal_to_noise(risk, at).value[1],
+        gradient_signal_to_noise(risk, at[1]).value,
+    )
     close(
         curvature_noise_scale(risk, at).value[1],
         curvature_noise_scale(risk, at[1]).value,

@@ -124,7 +124,8 @@ def test_an_estimated_mass_has_an_honest_error():
 
 def test_a_zero_matrix_has_no_mass():
     risk = QuadraticRisk(torch.zeros(3, 3), torch.zeros(1, 3))
-    assert negative_mass(risk, torch.zeros(3)).value.isnan()
+    with pytest.raises(ValueError, match=r"Σ\|λ\|, which must be above 0\. Got 0"):
+        negative_mass(risk, torch.zeros(3))
 
 
 def test_a_convex_loss_has_none():
