@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.risk import ExampleLoss, resolve_loss
-from flatmin.risk.losses import CallableLoss
+from flatmin.risk.callable_loss import CallableLoss
+from flatmin.risk.class_targets import ClassTargets
 
 __all__ = ["skorch_loss"]
 
@@ -22,11 +23,13 @@ _PLAIN = {
 def skorch_loss(net: Any) -> ExampleLoss:
     """Return the training loss of a skorch net, example by example.
 
-    Plain ``CrossEntropyLoss``, ``MSELoss`` and ``BCEWithLogitsLoss`` are what they are
-    for PyTorch. With ``NLLLoss`` a ``NeuralNetClassifier`` takes the module's outputs p
-    for probabilities and trains by -log(p_y + ε), ε the rounding of their dtype. That
-    is a function of p: its Gauss-Newton matrix, split at p, is the empirical Fisher
-    matrix, not the one of cross-entropy on logits.
+    ``CrossEntropyLoss``, ``MSELoss`` and plain ``BCEWithLogitsLoss`` are what they are
+    for PyTorch on the whole of the data, also with class weights and an
+    ``ignore_index`` (a minibatch of skorch's is divided by its own weights). With
+    ``NLLLoss`` a ``NeuralNetClassifier`` takes the module's outputs p for probabilities
+    and trains by -log(p_y + ε), ε the rounding of their dtype. That is a function of p:
+    its Gauss-Newton matrix, split at p, is the empirical Fisher matrix, not the one of
+    cross-entropy on logits.
 
     Parameters
     ----------
@@ -63,9 +66,7 @@ def skorch_loss(net: Any) -> ExampleLoss:
             "which depends on the batch, and a risk is a mean over examples. Pass the "
             "loss that is meant as loss=, and scale what comes out."
         )
-    plain = getattr(criterion, "weight", None) is None
-    plain &= getattr(criterion, "ignore_index", -100) == -100
-    if type(criterion) is nn.NLLLoss and plain:
+    if type(criterion) is nn.NLLLoss:
         if get_loss.__qualname__.startswith("NeuralNetClassifier"):
             return _log_of_probabilities(net)
         raise ValueError(
@@ -76,27 +77,39 @@ def skorch_loss(net: Any) -> ExampleLoss:
     loss = resolve_loss(criterion)
     if _PLAIN.get(type(criterion)) != loss.name:
         raise ValueError(
-            f"The criterion {name} of this net is not one of plain CrossEntropyLoss, "
-            "NLLLoss, MSELoss and BCEWithLogitsLoss, without weights, smoothing or an "
-            "ignored class. Pass the loss that is meant as loss=: a name, a loss "
-            "module, or a function of (outputs, targets) that returns one loss an "
-            "example."
+            f"The criterion {name} of this net is not one of CrossEntropyLoss, "
+            "NLLLoss, MSELoss and BCEWithLogitsLoss without weights. Pass the loss "
+            "that is meant as loss=: a name, a loss module, or a function of (outputs, "
+            "targets) that returns one loss an example."
         )
     return loss
 
 
 class _NegativeLog:
-    """-log(p_y + ε); a class, which can be pickled."""
+    """-w_y log(p_y + ε); a class, which can be pickled."""
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, eps: float, weight: Tensor | None, ignore_index: int) -> None:
         self.eps = eps
+        self.weight = weight
+        self.ignore_index = ignore_index
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        log_p = torch.log(outputs + self.eps)
-        return nn.functional.nll_loss(log_p, targets.long(), reduction="none")
+        weight = self.weight
+        return nn.functional.nll_loss(
+            torch.log(outputs + self.eps),
+            targets,
+            weight=None if weight is None else weight.to(outputs),
+            ignore_index=self.ignore_index,
+            reduction="none",
+        )
 
 
 def _log_of_probabilities(net: Any) -> ExampleLoss:
     # Of the dtype that it was trained in, not of the one it is analysed in.
     eps = torch.finfo(next(net.module_.parameters()).dtype).eps
-    return CallableLoss(_NegativeLog(eps), name="NLLLoss of log(p + eps)")
+    weight, ignore_index = net.criterion_.weight, net.criterion_.ignore_index
+    return CallableLoss(
+        _NegativeLog(eps, weight, ignore_index),
+        name="NLLLoss of log(p + eps)",
+        classes=ClassTargets(weight, ignore_index),
+    )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from flatmin.risk import resolve_loss
-from flatmin.risk.losses import CallableLoss, LossLike
 from flatmin.risk.model import first_output
+from flatmin.risk.resolve_loss import LossLike
 
 __all__ = ["MeanLoss"]
 
 
 class MeanLoss(nn.Module):
-    """(1/n) Σ ℓᵢ over the examples of a batch, with the ℓᵢ of a risk.
+    """Σ wᵢℓᵢ / Σ wᵢ over the examples of a batch, with the ℓᵢ and wᵢ of a risk's loss.
 
     It has neither parameters nor a state: what a loss module holds is the loss's, and
     is not to be trained or loaded.
@@ -53,12 +52,15 @@ class MeanLoss(nn.Module):
         Tensor of shape ()
         """
         outputs = first_output(outputs)
-        loss = self.example_loss
-        if isinstance(loss, CallableLoss) and isinstance(loss.function, nn.Module):
-            function = copy.deepcopy(loss.function).to(outputs)
-            loss = CallableLoss(function, name=loss.name)
+        loss = self.example_loss.to(outputs.device, outputs.dtype)
         targets = loss.prepare_targets(targets, outputs[:1])
-        return loss.per_example(outputs, targets).mean()
+        losses, weights = (
+            loss.per_example(outputs, targets),
+            loss.target_weights(targets),
+        )
+        if weights is None:
+            return losses.mean()
+        return losses @ weights.to(losses) / weights.sum()
 
     def extra_repr(self) -> str:
         """Return the loss's name, for ``repr``."""

@@ -37,7 +37,7 @@ def make_reader(estimator: Any) -> Any:
     """
     reader = object.__new__(type(estimator))
     known = {name: held for name, held in vars(estimator).items() if name in _READS}
-    vars(reader).update(known)
+    vars(reader).update(known, module=None)
     return reader
 
 

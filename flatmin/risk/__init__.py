@@ -6,7 +6,8 @@ from flatmin.risk.basins import TwoBasinsRisk
 from flatmin.risk.empirical import EmpiricalRisk
 from flatmin.risk.interface import LinearizedRisk, Risk
 from flatmin.risk.layout import ParameterLayout
-from flatmin.risk.losses import LOSSES, ExampleLoss, resolve_loss
+from flatmin.risk.losses import LOSSES, ExampleLoss
+from flatmin.risk.resolve_loss import resolve_loss
 
 __all__ = [
     "LOSSES",

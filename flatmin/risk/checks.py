@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from flatmin.risk.module_copy import copy_module
 
 __all__ = [
+    "KnownWeights",
     "as_input",
     "as_tensor",
     "as_weights",
     "channels_last",
+    "normalised_weights",
     "warn_unused_parameters",
 ]
 
@@ -145,17 +148,23 @@ def channels_last(X: Tensor, module: nn.Module) -> Tensor:
     return fast.copy_(X)
 
 
+@dataclass(frozen=True)
+class KnownWeights:
+    """Weights that another risk of the same examples has: N wᵢ / Σw, or None."""
+
+    values: Tensor | None  # (N,)
+
+
 def as_weights(
-    sample_weight: Any, n_examples: int, dtype: torch.dtype, device: torch.device
+    sample_weight: Any, n_examples: int, device: torch.device
 ) -> Tensor | None:
-    """Return N wᵢ / Σw, or None when all weights are equal.
+    """Return sample weights in float64.
 
     Parameters
     ----------
     sample_weight : array-like of shape (N,) or None
     n_examples : int
         N.
-    dtype : torch.dtype
     device : torch.device
 
     Returns
@@ -179,10 +188,44 @@ def as_weights(
         raise ValueError(
             f"sample_weight must not be negative. Got {float(weights.min()):g}."
         )
+    if not bool(weights.any()):
+        raise ValueError("sample_weight must have a positive sum. Got zeros only.")
+    return weights
+
+
+def normalised_weights(
+    sample_weight: Tensor | None, target_weights: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """Return N wᵢ / Σw, w the products of two weights; None when all are equal.
+
+    Parameters
+    ----------
+    sample_weight : Tensor of shape (N,) or None
+    target_weights : Tensor of shape (N,) or None
+        What the targets of each example count in the loss's own mean.
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Tensor of shape (N,) or None
+
+    Raises
+    ------
+    ValueError
+        If no target counts.
+    """
+    given = [w.double() for w in (sample_weight, target_weights) if w is not None]
+    if not given:
+        return None
+    weights = given[0] if len(given) == 1 else given[0] * given[1]
     total = weights.sum()
     if not bool(total > 0):
-        raise ValueError("sample_weight must have a positive sum. Got zeros only.")
-    normalised = weights * (n_examples / total)
+        raise ValueError(
+            "At least one target must count. Got targets that are all left out "
+            "(ignore_index), of a class of weight 0, or of an example of sample_weight "
+            "0."
+        )
+    normalised = weights * (len(weights) / total)
     if bool((normalised - 1).abs().max() < 1e-15):
         return None
     return normalised.to(dtype)

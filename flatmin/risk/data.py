@@ -35,6 +35,13 @@ class ExampleData(Protocol):
         """Return some examples; one may come twice."""
         ...
 
+    def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
+        """Return what each example's targets count, shape (N,); None for alike.
+
+        Targets that are not in memory are read once, ``size`` examples at a time.
+        """
+        ...
+
     def arguments(self) -> tuple[Any, Tensor | None]:
         """Return X and y for another risk of the same examples."""
         ...
@@ -73,6 +80,10 @@ class ArrayData:
             X = X[indices]
         weights = None if self.weights is None else self.weights[indices]
         return Chunk(X, self.y[indices], weights, slice(0, len(indices)))
+
+    def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
+        """See :meth:`ExampleData.target_weights`."""
+        return loss.target_weights(self.y)
 
     def arguments(self) -> tuple[Tensor, Tensor]:
         """See :meth:`ExampleData.arguments`."""
@@ -172,6 +183,24 @@ class Source:
             yield X, y if self.targets is None else self.targets[start:stop]
             start = stop
 
+    def all_targets(self, size: int) -> Iterator[Tensor]:
+        """Yield the targets of all examples in order.
+
+        Parameters
+        ----------
+        size : int
+            Examples at a time.
+
+        Yields
+        ------
+        Tensor of shape (n, ...)
+        """
+        if self.targets is not None:
+            yield from self.targets.split(size)
+            return
+        for _, y in self.batches(size):
+            yield y
+
 
 class StreamedData:
     """Examples that are read, moved and given their form whenever they are needed.
@@ -224,6 +253,14 @@ class StreamedData:
         weights = None if self.weights is None else self.weights[indices]
         return self._chunk(X, y, weights, slice(0, len(X)))
 
+    def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
+        """See :meth:`ExampleData.target_weights`."""
+        if loss.target_weights(self._targets(self.source.read([0])[1])) is None:
+            return None
+        targets = self.source.all_targets(size)
+        parts = [loss.target_weights(self._targets(y)) for y in targets]
+        return torch.cat([part for part in parts if part is not None])
+
     def arguments(self) -> tuple[Source, None]:
         """See :meth:`ExampleData.arguments`."""
         return self.source, None
@@ -236,8 +273,11 @@ class StreamedData:
         X = checks.as_input(X, self.model.module, self.output.dtype)
         if not self.by_rows:
             X = checks.channels_last(X, self.model.module)
-        y = checks.as_tensor(y, "y", device)
-        return Chunk(X, self.loss.prepare_targets(y, self.output), weights, rows)
+        return Chunk(X, self._targets(y), weights, rows)
+
+    def _targets(self, y: Tensor) -> Tensor:
+        y = checks.as_tensor(y, "y", self.output.device)
+        return self.loss.prepare_targets(y, self.output)
 
 
 def find_source(X: Any, y: Any) -> Source | None:

@@ -26,7 +26,6 @@ from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_tr
 from flatmin.risk.gradients import evaluate_losses, losses_and_gradient
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
-from flatmin.risk.losses import CallableLoss, LossLike, resolve_loss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.module_copy import (
     copy_module,
@@ -46,6 +45,7 @@ from flatmin.risk.probe import (
     trial_indices,
 )
 from flatmin.risk.reference_products import ProductWays, random_like
+from flatmin.risk.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.surroundings import undisturbed
 from flatmin.risk.traces import Traces
 
@@ -165,33 +165,38 @@ class EmpiricalRisk:
             )
         n_examples = len(X) if source is None else len(source)
         X = checks.as_input(X, module, self.dtype)
-        weights = checks.as_weights(sample_weight, n_examples, self.dtype, self.device)
-        self._loss = resolve_loss(loss)
-        if isinstance(self._loss, CallableLoss) and isinstance(
-            self._loss.function, nn.Module
-        ):
-            self._loss.function.to(device=self.device, dtype=self.dtype)
+        known = isinstance(sample_weight, checks.KnownWeights)
+        if not known:  # before anything is tried
+            sample_weight = checks.as_weights(sample_weight, n_examples, self.device)
+        self._loss = resolve_loss(loss).to(self.device, self.dtype)
         self._model = FlatModel(module, output_transform)
         X, by_rows = choose_strides(self._model, X)
         probe = probe_example(self._model, X)
         self.output_shape = tuple(probe.output.shape[1:])
         targets = self._loss.prepare_targets(y, probe.output)
-        examples: ExampleData
-        if source is None:
-            examples = ArrayData(X, targets, weights)
-        else:
-            examples = StreamedData(
-                source, weights, self._model, self._loss, probe.output, by_rows=by_rows
-            )
-
-        self._few = examples.select(trial_indices(n_examples).to(self.device))
-        self._few = replace(self._few, weights=None)  # 0 would hide an example
-        check_state(self._model, self._loss, self._few, original)
-        check_independence(self._model, self._loss, self._few)
         if chunk_size is None:
             chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
         elif chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1. Got {chunk_size}.")
+        examples: ExampleData
+        if source is None:
+            examples = ArrayData(X, targets, None)
+        else:
+            examples = StreamedData(
+                source, None, self._model, self._loss, probe.output, by_rows=by_rows
+            )
+
+        if known:
+            weights = sample_weight.values
+        else:
+            counts = examples.target_weights(self._loss, chunk_size)
+            weights = checks.normalised_weights(sample_weight, counts, self.dtype)
+        if weights is not None:
+            examples.weights = weights.to(self.device, self.dtype)
+        self._few = examples.select(_trial_examples(examples).to(self.device))
+        self._few = replace(self._few, weights=None)  # 0 would hide an example
+        check_state(self._model, self._loss, self._few, original)
+        check_independence(self._model, self._loss, self._few)
         self._work_per_example = probe.n_numbers + self.n_params
         self._all_traces: dict[tuple[int, int], Traces] = {}
         rows = ROW_BUDGET // self._work_per_example
@@ -346,6 +351,7 @@ class EmpiricalRisk:
             Itself where ``params()``, the rest of the module's parameters and buffers,
             and its ``repr`` are those of ``module``, else another one.
         """
+        module = evaluation_mode(copy_module(module))
         self._model.bind(self._theta)
         if _alike(self._model.module, module):
             return self
@@ -360,19 +366,18 @@ class EmpiricalRisk:
         dtype: torch.dtype,
         hvp: Literal["exact", "finite_difference"],
     ) -> EmpiricalRisk:
-        moved = EmpiricalRisk(
+        return EmpiricalRisk(
             module,
-            copy.deepcopy(self._loss),  # a loss module moves along
+            self._loss,
             *self._data.arguments(),
+            # As they are: a subset's mean is not one.
+            sample_weight=checks.KnownWeights(self._data.weights),
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
             hvp=hvp,
             device=device,
             dtype=dtype,
         )
-        if self._data.weights is not None:  # as they are: a subset's mean is not one
-            moved._data.weights = self._data.weights.to(device, dtype)
-        return moved
 
     def subset(self, indices: Tensor) -> EmpiricalRisk:
         """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.
@@ -871,7 +876,8 @@ class EmpiricalRisk:
         TypeError
             If the loss is no likelihood.
         """
-        slopes = self._loss.model_slope(self.outputs(theta), rng)
+        targets = torch.cat([chunk.y for chunk in self._chunks()])
+        slopes = self._loss.model_slope(self.outputs(theta), targets, rng)
         weights = self._data.weights
         if weights is None:
             return slopes
@@ -975,3 +981,11 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
             for a, b in zip(held[0].values(), held[1].values(), strict=True)
         )
     )
+
+
+def _trial_examples(examples: ExampleData) -> Tensor:
+    """Return the indices of up to 16 examples, of those that count if there are any."""
+    if examples.weights is None or not bool(examples.weights.any()):
+        return trial_indices(len(examples))
+    counting = examples.weights.cpu().nonzero().flatten()
+    return counting[trial_indices(len(counting))]

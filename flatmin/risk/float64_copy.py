@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flatmin.risk.chunks import Chunk
-from flatmin.risk.losses import CallableLoss, ExampleLoss
+from flatmin.risk.losses import ExampleLoss
 
 __all__ = ["chunk_in_float64", "loss_in_float64"]
 
@@ -24,10 +22,7 @@ def loss_in_float64(loss: ExampleLoss) -> ExampleLoss:
     -------
     ExampleLoss
     """
-    loss = copy.deepcopy(loss)
-    if isinstance(loss, CallableLoss) and isinstance(loss.function, nn.Module):
-        loss.function.double()
-    return loss
+    return loss.to(dtype=torch.float64)
 
 
 def chunk_in_float64(chunk: Chunk) -> Chunk:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.func import jacrev
+from torch import Tensor
 from torch.nn import functional as F
 
-from flatmin._utils.names import check_known
-from flatmin.risk.vectorize import vectorize
+from flatmin.risk.class_targets import ClassTargets
 
 __all__ = [
     "LOSSES",
     "BinaryCrossEntropy",
-    "CallableLoss",
     "CrossEntropy",
     "ExampleLoss",
     "SquaredError",
-    "resolve_loss",
+    "one_by_one",
+    "probabilities",
 ]
 
 
@@ -63,13 +59,52 @@ class ExampleLoss(ABC):
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """Return Hᵢuᵢ for ``u`` of the outputs' shape."""
 
-    def model_slope(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+    def target_weights(self, targets: Tensor) -> Tensor | None:
+        """Return what each example counts in the mean over all of them, or None.
+
+        Parameters
+        ----------
+        targets : Tensor of shape (n, ...)
+            In the loss's form.
+
+        Returns
+        -------
+        Tensor of shape (n,) or None
+            None where all count alike.
+        """
+        return None
+
+    def to(
+        self, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ExampleLoss:
+        """Return the same loss with its tensors elsewhere, or in another precision.
+
+        Parameters
+        ----------
+        device : torch.device, default=None
+            None stays.
+        dtype : torch.dtype, default=None
+            None stays.
+
+        Returns
+        -------
+        ExampleLoss
+            Itself if it holds no tensors.
+        """
+        return self
+
+    def model_slope(
+        self, outputs: Tensor, targets: Tensor, rng: torch.Generator
+    ) -> Tensor:
         """Return rᵢ with E[rᵢrᵢᵀ] = Hᵢ: ∂ℓᵢ/∂f for a target that the model draws.
+
+        What each position of an example counts is that of its own targets.
 
         Parameters
         ----------
         outputs : Tensor of shape (n, \\*output_shape)
             So is what is returned.
+        targets : Tensor of shape (n, ...)
         rng : torch.Generator
             On the outputs' device.
 
@@ -87,11 +122,33 @@ class ExampleLoss(ABC):
 class CrossEntropy(ExampleLoss):
     """-log softmax(f)_y of logits; the mean over positions for sequences.
 
-    Outputs ``(n, C)`` or ``(n, C, *positions)``, targets the class indices of shape
-    ``(n,)`` or ``(n, *positions)``: PyTorch's convention.
+    Outputs ``(n, C)`` or ``(n, C, *positions)``; targets the class indices of shape
+    ``(n,)`` or ``(n, *positions)``, or the probabilities of all classes in the outputs'
+    shape: PyTorch's convention. With q the weights that a target gives to the classes,
+    the loss is Σ q_c (-log p_c) and its Hessian (Σ q_c) (diag(p) - ppᵀ).
+
+    Parameters
+    ----------
+    classes : ClassTargets, default=None
+        Class weights, and the index that is left out; None for neither.
+    label_smoothing : float, default=0.0
+        ε: q = w ((1 - ε) e_y + ε/C), w the class weights.
     """
 
     name = "cross_entropy"
+
+    def __init__(
+        self, classes: ClassTargets | None = None, *, label_smoothing: float = 0.0
+    ) -> None:
+        self.classes = ClassTargets() if classes is None else classes
+        self.label_smoothing = label_smoothing
+
+    def to(
+        self, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> CrossEntropy:
+        """See :meth:`ExampleLoss.to`."""
+        classes = self.classes.to(device, dtype)
+        return CrossEntropy(classes, label_smoothing=self.label_smoothing)
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""
@@ -101,50 +158,105 @@ class CrossEntropy(ExampleLoss):
                 f"(n, C) or (n, C, positions). Got {('n', *outputs.shape[1:])}; use "
                 "loss='binary_cross_entropy' for one logit."
             )
-        if y.shape[1:] != outputs.shape[2:]:
-            raise ValueError(
-                f"cross_entropy with outputs {('n', *outputs.shape[1:])} needs class "
-                f"indices of shape {('n', *outputs.shape[2:])}. "
-                f"Got {('n', *y.shape[1:])}."
-            )
-        if y.is_floating_point() and bool((y != y.round()).any()):
-            raise ValueError(
-                "cross_entropy needs class indices. Got values with fractions; use "
-                "loss='squared_error' for regression."
-            )
-        n_classes, low, high = outputs.shape[1], int(y.min()), int(y.max())
-        if low < 0 or high >= n_classes:
-            raise ValueError(
-                f"A module with {n_classes} outputs can have labels 0 to "
-                f"{n_classes - 1}. Got labels from {low} to {high}; give the module "
-                f"{high + 1} outputs or encode the labels."
-            )
-        return y.long()
+        if y.is_floating_point() and y.shape[1:] == outputs.shape[1:]:
+            if bool((y < 0).any()):
+                raise ValueError(
+                    "cross_entropy needs class probabilities that are not negative. "
+                    f"Got {float(y.min()):g}."
+                )
+            if self.classes.ignore_index is not None and self.classes.ignore_index >= 0:
+                raise ValueError(
+                    "ignore_index belongs to class indices. Got "
+                    f"ignore_index={self.classes.ignore_index} and class "
+                    "probabilities; leave those examples out, or give them "
+                    "sample_weight 0."
+                )
+            self.classes.check_weight(self.name, outputs.shape[1])
+            return y.to(outputs.dtype)
+        targets = self.classes.check(self.name, y, outputs)
+        if self.label_smoothing > 0:
+            self._check_smoothed(targets)
+        return targets
+
+    def target_weights(self, targets: Tensor) -> Tensor | None:
+        """See :meth:`ExampleLoss.target_weights`."""
+        return None if _are_soft(targets) else self.classes.totals(targets)
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
-        losses = F.cross_entropy(outputs, targets, reduction="none")
-        return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
+        if _are_soft(targets):
+            return _mean(self._soft(outputs, targets))
+        losses = F.cross_entropy(
+            outputs,
+            targets,
+            weight=self.classes.weight,
+            ignore_index=_index(self.classes.ignore_index),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return self.classes.mean(losses, targets)
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
-        """S = diag(√p) - p√pᵀ at each of T positions, over √T."""
+        """S = √s (diag(√p) - p√pᵀ) at each position, s as in the Hessian."""
         p = outputs.softmax(1)
         root = p.sqrt()
         product = root * z - p * (root * z).sum(1, keepdim=True)
-        return product / math.sqrt(_n_positions(outputs))
+        return product * _root(self._scale(outputs, targets))
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-        """H = diag(p) - ppᵀ at each of T positions, over T."""
+        """H = s (diag(p) - ppᵀ) at each of T positions, s = 1/T where all count one."""
         p = outputs.softmax(1)
-        return (p * u - p * (p * u).sum(1, keepdim=True)) / _n_positions(outputs)
+        product = p * u - p * (p * u).sum(1, keepdim=True)
+        return product * self._scale(outputs, targets)
 
-    def model_slope(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
-        """See :meth:`ExampleLoss.model_slope`; p - e_y at each position, over √T."""
+    def model_slope(
+        self, outputs: Tensor, targets: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        """See :meth:`ExampleLoss.model_slope`; √s (p - e_y) at each position."""
         p = outputs.softmax(1)
         rows = p.movedim(1, -1).flatten(0, -2)
         drawn = torch.multinomial(rows, 1, generator=rng).view(p[:, 0].shape)
         slope = p - F.one_hot(drawn, p.shape[1]).movedim(-1, 1)
-        return slope / math.sqrt(_n_positions(outputs))
+        return slope * _root(self._scale(outputs, targets))
+
+    def _soft(self, outputs: Tensor, probabilities: Tensor) -> Tensor:
+        """Return the losses of class probabilities, shape (n, \\*positions)."""
+        q = self._class_weights(probabilities)
+        log_p = outputs.log_softmax(1)
+        # A class that is masked, with a logit of -inf, and has no probability adds 0.
+        return -(q * torch.where(q == 0, 0, log_p)).sum(1)
+
+    def _class_weights(self, probabilities: Tensor) -> Tensor:
+        """Return q, in the shape of the probabilities."""
+        q = probabilities
+        if self.label_smoothing > 0:
+            q = (1 - self.label_smoothing) * q + self.label_smoothing / q.shape[1]
+        if self.classes.weight is None:
+            return q
+        column = (-1, *(1 for _ in q.shape[2:]))
+        return q * self.classes.weight.to(q.dtype).view(column)
+
+    def _scale(self, outputs: Tensor, targets: Tensor) -> Tensor | float:
+        """Return s, Σ q_c times the share of each position in its example's mean."""
+        if _are_soft(targets):
+            return self._class_weights(targets).sum(1, keepdim=True) / _n_positions(
+                outputs
+            )
+        shares = self.classes.shares(targets, outputs, self.label_smoothing)
+        return 1 / _n_positions(outputs) if shares is None else shares.unsqueeze(1)
+
+    def _check_smoothed(self, targets: Tensor) -> None:
+        totals = self.classes.totals(targets)
+        if totals is None:
+            return
+        counted = self.classes.counted(targets).reshape(len(targets), -1).any(1)
+        if bool(((totals == 0) & counted).any()):
+            raise ValueError(
+                "With label smoothing a class of weight 0 must not occur among the "
+                "targets: the example would count 0 in the divisor of the mean and "
+                "more than that in its sum. Leave those examples out, give the class a "
+                "positive weight, or pass the smoothed class probabilities as targets."
+            )
 
 
 class _ElementwiseLoss(ExampleLoss):
@@ -152,18 +264,7 @@ class _ElementwiseLoss(ExampleLoss):
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""
-        shape = outputs.shape[1:]
-        if [n for n in y.shape[1:] if n != 1] != [n for n in shape if n != 1]:
-            raise ValueError(
-                f"{self.name} compares outputs and targets one by one. Got outputs of "
-                f"shape {('n', *shape)} and targets of shape {('n', *y.shape[1:])}."
-            )
-        return y.to(outputs.dtype).reshape(-1, *shape)
-
-    def _mean(self, elements: Tensor) -> Tensor:
-        if elements.shape[1:].numel() == 1:  # one output: a mean would take a pass
-            return elements.flatten()
-        return elements.flatten(1).mean(1)
+        return one_by_one(self.name, y, outputs)
 
 
 class SquaredError(_ElementwiseLoss):
@@ -173,7 +274,7 @@ class SquaredError(_ElementwiseLoss):
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
-        return self._mean((outputs - targets).square())
+        return _mean((outputs - targets).square())
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S = √(2/C) I."""
@@ -183,12 +284,14 @@ class SquaredError(_ElementwiseLoss):
         """H = (2/C) I."""
         return u * (2 / outputs.shape[1:].numel())
 
-    def model_slope(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+    def model_slope(
+        self, outputs: Tensor, targets: Tensor, rng: torch.Generator
+    ) -> Tensor:
         """See :meth:`ExampleLoss.model_slope`; normal with covariance (2/C) I."""
         z = torch.randn(
             outputs.shape, generator=rng, dtype=outputs.dtype, device=outputs.device
         )
-        return self.root_product(outputs, outputs, z)
+        return self.root_product(outputs, targets, z)
 
 
 class BinaryCrossEntropy(_ElementwiseLoss):
@@ -198,17 +301,11 @@ class BinaryCrossEntropy(_ElementwiseLoss):
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""
-        low, high = float(y.min()), float(y.max())
-        if low < 0 or high > 1:
-            raise ValueError(
-                "binary_cross_entropy needs targets in [0, 1]. Got values from "
-                f"{low:g} to {high:g}."
-            )
-        return super().prepare_targets(y, outputs)
+        return probabilities(self.name, super().prepare_targets(y, outputs))
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
-        return self._mean(
+        return _mean(
             F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         )
 
@@ -222,174 +319,94 @@ class BinaryCrossEntropy(_ElementwiseLoss):
         p = outputs.sigmoid()
         return u * (p * (1 - p) / outputs.shape[1:].numel())
 
-    def model_slope(self, outputs: Tensor, rng: torch.Generator) -> Tensor:
+    def model_slope(
+        self, outputs: Tensor, targets: Tensor, rng: torch.Generator
+    ) -> Tensor:
         """See :meth:`ExampleLoss.model_slope`; p - y, over √C."""
         p = outputs.sigmoid()
         slope = p - torch.bernoulli(p, generator=rng)
         return slope / math.sqrt(outputs.shape[1:].numel())
 
 
-class CallableLoss(ExampleLoss):
-    """Any differentiable ``function(outputs, targets)`` with one loss an example.
-
-    Losses of shape ``(n, ...)`` are averaged over all but the first axis. The square
-    root of the output Hessian comes from an eigendecomposition of the (C, C) matrix
-    of each example.
-
-    Parameters
-    ----------
-    function : callable
-        Takes outputs and targets, returns a Tensor of shape (n,) or (n, ...).
-    name : str
-        For messages.
-    """
-
-    def __init__(
-        self, function: Callable[[Tensor, Tensor], Tensor], *, name: str
-    ) -> None:
-        self.function = function
-        self.name = name
-
-    def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
-        """Keep integers, give numbers the outputs' dtype, and try one example."""
-        targets = y.to(outputs.dtype) if y.is_floating_point() else y
-        # Copies of one example tell a list of losses from a mean, and two counts of
-        # them from the (n, n) that (n, 1) outputs and (n,) targets broadcast to.
-        shapes = [
-            tuple(
-                self.function(outputs.repeat_interleave(n, 0), targets[[0] * n]).shape
-            )
-            for n in (2, 3)
-        ]
-        if shapes[0][:1] != (2,) or shapes[1] != (3, *shapes[0][1:]):
-            raise ValueError(
-                f"The loss {self.name} must return one number for each of the n "
-                f"examples, shape (n,). Got shape {shapes[0]} for n=2 and {shapes[1]} "
-                "for n=3; use reduction='none', do not average, and compare outputs "
-                "and targets of one shape."
-            )
-        return targets
-
-    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See :meth:`ExampleLoss.per_example`."""
-        losses = self.function(outputs, targets)
-        return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
-
-    def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
-        """S = V √Λ of Hᵢ = VΛVᵀ."""
-        matrices = self._hessians(outputs, targets).double()
-        values, vectors = torch.linalg.eigh(matrices)
-        lowest = values[:, 0]
-        # Of a loss of order one the rounding is a few eps, also where a confident
-        # prediction makes the Hessian itself smaller than that.
-        rounding = 100 * torch.finfo(outputs.dtype).eps
-        tolerance = 1e-5 * values.abs().amax(1) + rounding
-        if bool((lowest < -tolerance).any()):
-            raise ValueError(
-                f"The Gauss-Newton matrix needs a loss that is convex in the output. "
-                f"The Hessian of {self.name} in the output has the eigenvalue "
-                f"{float(lowest.min()):.3g}; use method='gld_full' or 'gld_hessian'."
-            )
-        roots = (vectors * values.clamp(min=0).sqrt().unsqueeze(1)).to(z.dtype)
-        product: Tensor = roots @ z.reshape(len(z), -1, 1)
-        return product.view_as(z)
-
-    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-        """See :meth:`ExampleLoss.hessian_product`."""
-        matrices = self._hessians(outputs, targets)
-        return (matrices @ u.reshape(len(u), -1, 1)).view_as(u)
-
-    def _hessians(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        shape = outputs.shape[1:]
-
-        def single(flat: Tensor, target: Tensor) -> Tensor:
-            return self.per_example(flat.view(1, *shape), target.unsqueeze(0))[0]
-
-        flat = outputs.detach().reshape(len(outputs), -1)
-        # Twice in reverse mode: forward mode knows fewer operations.
-        hessians: Tensor = vectorize(jacrev(jacrev(single)))(flat, targets)
-        return hessians
-
-
-LossLike = (
-    str | ExampleLoss | nn.Module | type[nn.Module] | Callable[[Tensor, Tensor], Tensor]
-)
-
 LOSSES: dict[str, type[ExampleLoss]] = {
     loss.name: loss for loss in (CrossEntropy, SquaredError, BinaryCrossEntropy)
 }
 
 
-def resolve_loss(loss: LossLike) -> ExampleLoss:
-    """Turn a name, a loss module or a callable into an :class:`ExampleLoss`.
-
-    The reduction of a loss module does not matter: a copy with
-    ``reduction="none"`` is used. Plain ``CrossEntropyLoss``, ``MSELoss`` and
-    ``BCEWithLogitsLoss`` become the named losses, whose output Hessian is known in
-    closed form. What PyTorch's own mean does besides averaging is not done: with class
-    weights or an ``ignore_index`` it divides by the weights' sum, while a risk divides
-    by N, or by the sum of ``sample_weight``.
+def one_by_one(name: str, y: Tensor, outputs: Tensor) -> Tensor:
+    """Give targets that are compared with the outputs one by one their shape.
 
     Parameters
     ----------
-    loss : str, torch.nn.Module, callable or ExampleLoss
-        Names: "cross_entropy", "squared_error", "binary_cross_entropy".
+    name : str
+        Of the loss, for messages.
+    y : Tensor of shape (N, ...)
+        May have more or fewer axes of size one.
+    outputs : Tensor of shape (n, \\*output_shape)
 
     Returns
     -------
-    ExampleLoss
+    Tensor of shape (N, \\*output_shape)
+        In the outputs' dtype.
 
     Raises
     ------
     ValueError
-        If the name is unknown.
-    TypeError
-        If it is none of these.
-
-    Examples
-    --------
-    >>> resolve_loss(nn.MSELoss(reduction="sum")).name
-    'squared_error'
+        If shapes differ by more than that.
     """
-    if isinstance(loss, ExampleLoss):
-        return loss
-    if isinstance(loss, str):
-        check_known("loss", loss, LOSSES)
-        return LOSSES[loss]()
-    if isinstance(loss, type) and issubclass(loss, nn.Module):
-        return _resolve_module(loss())
-    if isinstance(loss, nn.Module):
-        return _resolve_module(loss)
-    if callable(loss) and not isinstance(loss, type):
-        return CallableLoss(loss, name=getattr(loss, "__name__", repr(loss)))
-    raise TypeError(
-        f"loss must be a name ({', '.join(LOSSES)}), a loss module or a callable. "
-        f"Got {loss!r}."
-    )
+    shape = outputs.shape[1:]
+    if [n for n in y.shape[1:] if n != 1] != [n for n in shape if n != 1]:
+        raise ValueError(
+            f"{name} compares outputs and targets one by one. Got outputs of "
+            f"shape {('n', *shape)} and targets of shape {('n', *y.shape[1:])}."
+        )
+    return y.to(outputs.dtype).reshape(-1, *shape)
 
 
-def _resolve_module(module: nn.Module) -> ExampleLoss:
-    plain_cross_entropy = (
-        type(module) is nn.CrossEntropyLoss
-        and module.weight is None
-        and module.label_smoothing == 0
-        and module.ignore_index == -100
-    )
-    if plain_cross_entropy:
-        return CrossEntropy()
-    if type(module) is nn.MSELoss:
-        return SquaredError()
-    if (
-        type(module) is nn.BCEWithLogitsLoss
-        and module.weight is None
-        and module.pos_weight is None
-    ):
-        return BinaryCrossEntropy()
-    module = copy.deepcopy(module)
-    if hasattr(module, "reduction"):
-        setattr(module, "reduction", "none")  # noqa: B010 - for mypy
-    return CallableLoss(module, name=type(module).__name__)
+def probabilities(name: str, targets: Tensor) -> Tensor:
+    """Return targets that lie between 0 and 1.
+
+    Parameters
+    ----------
+    name : str
+        Of the loss, for messages.
+    targets : Tensor
+
+    Returns
+    -------
+    Tensor
+        As they are.
+
+    Raises
+    ------
+    ValueError
+        If one does not.
+    """
+    low, high = float(targets.min()), float(targets.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{name} needs targets in [0, 1]. Got values from {low:g} to {high:g}."
+        )
+    return targets
+
+
+def _mean(losses: Tensor) -> Tensor:
+    if losses.shape[1:].numel() == 1:  # one number: a mean would take a pass
+        return losses.flatten()
+    return losses.flatten(1).mean(1)
 
 
 def _n_positions(outputs: Tensor) -> int:
     return outputs.shape[2:].numel()
+
+
+def _are_soft(targets: Tensor) -> bool:
+    return targets.is_floating_point()
+
+
+def _root(scale: Tensor | float) -> Tensor | float:
+    return scale.sqrt() if isinstance(scale, Tensor) else math.sqrt(scale)
+
+
+def _index(ignore_index: int | None) -> int:
+    return -100 if ignore_index is None else ignore_index

@@ -90,9 +90,10 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
         ) from error
     model.copies_input = first._version != version
     if outputs.ndim == 0 or outputs.shape[0] != 1:
+        remedy = "; use squeeze(-1) in place of squeeze()" if outputs.ndim == 0 else ""
         raise ValueError(
             "The module must return one output for each example along the first axis. "
-            f"Got shape {tuple(outputs.shape)} for one example."
+            f"Got shape {tuple(outputs.shape)} for one example{remedy}."
         )
     # Of several examples: a mask drawn for one may come out the same twice.
     once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))

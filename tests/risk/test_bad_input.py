@@ -86,7 +86,7 @@ BAD = {
     "one number for all": (
         {"module": Apply(lambda p, X: p["a"](X).sum(), a=nn.Linear(4, 3))},
         ValueError,
-        r"one output for each example.*Got shape \(\) for one example",
+        r"one output for each.*Got shape \(\) for one example; use squeeze\(-1\)",
     ),
     "detached": (
         {"output_transform": torch.Tensor.detach},

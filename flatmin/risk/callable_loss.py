@@ -1,0 +1,198 @@
+"""A loss of somebody else's, one number an example."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatmin.risk.class_targets import ClassTargets, as_integers
+from flatmin.risk.losses import ExampleLoss, one_by_one, probabilities
+from flatmin.risk.output_hessian import (
+    OutputHessian,
+    check_second_derivative,
+    root_product,
+)
+from flatmin.risk.trials import tolerance
+
+__all__ = ["CallableLoss"]
+
+_N_TRIED = 16
+
+
+class CallableLoss(ExampleLoss):
+    """Any differentiable ``function(outputs, targets)`` with one loss an example.
+
+    Losses of shape ``(n, ...)`` are averaged over all but the first axis. Products with
+    the output Hessian are second derivatives; its square root comes from an
+    eigendecomposition of the blocks that it splits into.
+
+    Parameters
+    ----------
+    function : callable
+        Takes outputs and targets, returns a Tensor of shape (n,) or (n, ...).
+    name : str
+        For messages.
+    classes : ClassTargets, default=None
+        For a function of class indices: which of them count, and how much. The function
+        returns the losses times that.
+    elementwise : bool, default=False
+        Whether outputs and targets are compared one by one: then the targets get the
+        outputs' shape and dtype.
+    unit_targets : bool, default=False
+        Whether the targets lie between 0 and 1.
+    sums : bool, default=False
+        Whether losses of shape (n, ...) are added up instead.
+    whole : callable, default=None
+        Outputs and targets to one number for all: what the mean must come to.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        *,
+        name: str,
+        classes: ClassTargets | None = None,
+        elementwise: bool = False,
+        unit_targets: bool = False,
+        sums: bool = False,
+        whole: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.function = function
+        self.name = name
+        self.classes = classes
+        self.elementwise = elementwise
+        self.unit_targets = unit_targets
+        self.sums = sums
+        self.whole = whole
+        self._is_checked = False
+
+    def to(
+        self, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> CallableLoss:
+        """See :meth:`ExampleLoss.to`; a loss module is copied."""
+        moved = copy.copy(self)
+        if isinstance(self.function, nn.Module):
+            moved.function = copy.deepcopy(self.function).to(device, dtype)
+        if isinstance(self.whole, nn.Module):
+            moved.whole = copy.deepcopy(self.whole).to(device, dtype)
+        if self.classes is not None:
+            moved.classes = self.classes.to(device, dtype)
+        return moved
+
+    def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """Give targets their form, and try one example."""
+        targets = self._form(y, outputs)
+        # Copies of one example tell a list of losses from a mean, and two counts of
+        # them from the (n, n) that (n, 1) outputs and (n,) targets broadcast to.
+        shapes = [
+            self._try(outputs.repeat_interleave(n, 0), targets[[0] * n]) for n in (2, 3)
+        ]
+        if shapes[0][:1] != (2,) or shapes[1] != (3, *shapes[0][1:]):
+            raise ValueError(
+                f"The loss {self.name} must return one number for each of the n "
+                f"examples, shape (n,). Got shape {shapes[0]} for n=2 and {shapes[1]} "
+                "for n=3; use reduction='none', do not average, and compare outputs "
+                "and targets of one shape."
+            )
+        self._compare_means(outputs, targets[:_N_TRIED])
+        return targets
+
+    def target_weights(self, targets: Tensor) -> Tensor | None:
+        """See :meth:`ExampleLoss.target_weights`."""
+        return None if self.classes is None else self.classes.totals(targets)
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.per_example`."""
+        losses = self.function(outputs, targets)
+        if self.classes is not None:
+            return self.classes.mean(losses, targets)
+        if losses.ndim == 1:
+            return losses
+        return losses.flatten(1).sum(1) if self.sums else losses.flatten(1).mean(1)
+
+    def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+        """S = V √Λ of Hᵢ = VΛVᵀ."""
+        self._check(outputs, targets)
+        return root_product(self.per_example, outputs, targets, z, self.name)
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.hessian_product`."""
+        self._check(outputs, targets)
+        return OutputHessian(self._losses(targets), outputs, self.name).product(u)
+
+    def _losses(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda outputs: self.per_example(outputs, targets)
+
+    def _check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Try the second derivative once, in float64 where the function allows."""
+        if self._is_checked:
+            return
+        outputs, targets = outputs[:_N_TRIED], targets[:_N_TRIED]
+        exact = targets.double() if targets.is_floating_point() else targets
+        twin = self.to(dtype=torch.float64)
+        try:
+            twin.per_example(outputs.double(), exact)
+        except RuntimeError:  # it holds numbers of one dtype
+            check_second_derivative(self._losses(targets), outputs, self.name)
+        else:
+            check_second_derivative(twin._losses(exact), outputs.double(), self.name)
+        self._is_checked = True
+
+    @torch.no_grad()
+    def _compare_means(self, outputs: Tensor, targets: Tensor) -> None:
+        """Compare the mean with the function's own, for some targets at one output."""
+        if self.whole is None:
+            return
+        outputs = outputs[:1].repeat_interleave(len(targets), 0)
+        with warnings.catch_warnings():  # KLDivLoss warns of its mean
+            warnings.simplefilter("ignore")
+            own = self.whole(outputs, targets)
+        losses = self.per_example(outputs, targets)
+        weights = self.target_weights(targets)
+        if weights is not None:
+            losses = losses * weights * (len(losses) / weights.sum())
+        found = losses.mean()
+        if not bool((found - own).abs() > tolerance(outputs.dtype, 1) * own.abs()):
+            return  # also where no target counts, and PyTorch's is NaN
+        raise ValueError(
+            f"The loss {self.name} averages in a way of its own: on some of the data "
+            f"it gives {float(own):.6g} with reduction='mean', and its losses with "
+            f"reduction='none' have the mean {float(found):.6g}. Pass a function of "
+            "(outputs, targets) that returns one loss an example, and what each "
+            "example counts as sample_weight."
+        )
+
+    def _form(self, y: Tensor, outputs: Tensor) -> Tensor:
+        if self.classes is not None:
+            return self.classes.check(self.name, y, outputs)
+        if self.elementwise:
+            targets = one_by_one(self.name, y, outputs)
+            return probabilities(self.name, targets) if self.unit_targets else targets
+        return y.to(outputs.dtype) if y.is_floating_point() else as_integers(y)
+
+    def _try(self, outputs: Tensor, targets: Tensor) -> tuple[int, ...]:
+        """Return the shape of the losses, or say why there are none."""
+        shapes = [("n", *t.shape[1:]) for t in (outputs, targets)]
+        try:
+            losses: Any = self.function(outputs, targets)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"The loss {self.name} is called as loss(outputs, targets), here with "
+                f"shapes {shapes[0]} and {shapes[1]}. It raised {type(error).__name__}:"
+                f" {str(error).splitlines()[0]} Pass a function of (outputs, targets) "
+                "that returns one loss an example; a weight for each example is "
+                "passed as sample_weight."
+            ) from error
+        if not isinstance(losses, Tensor):
+            raise TypeError(
+                f"The loss {self.name} must return a Tensor with one number for each "
+                f"example. Got {type(losses).__name__}; pass a function that picks it."
+            )
+        return tuple(losses.shape)
