@@ -37,7 +37,7 @@ def page():
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collections():
-    """Keep the garbage collector from all that was there before: a third of the time."""
+    """Spare the garbage collector what was there before: a third of the time."""
     gc.freeze()
     yield
     gc.unfreeze()
