@@ -5,6 +5,7 @@ What must not be is printed, and gives the exit code 1.
 """
 
 import argparse
+import gc
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -82,9 +83,10 @@ def counts(cells_of):
 
 def _one(family, name, full):
     torch.set_num_threads(1)
+    gc.freeze()  # collections would walk through all of PyTorch's own objects
     kind = build(FAMILIES[family][name])
     try:
-        cells = examine(kind, full=full)
+        cells = examine(kind, name, full=full)
     except Exception as error:  # of the kind itself, or of its oracle
         return {}, [f"{type(error).__name__}: {error}"]
     return cells, failures(kind, cells)
