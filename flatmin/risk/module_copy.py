@@ -427,6 +427,12 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 def _check_kinds(module: nn.Module) -> None:
     for name, part in module.named_modules():
         title = f"{name!r}, " if name else ""
+        if isinstance(part, nn.CrossMapLRN2d):
+            raise ValueError(
+                f"The module must have right derivatives. Got {title}a CrossMapLRN2d, "
+                "whose gradient PyTorch computes wrongly (torch 2.13); use "
+                "LocalResponseNorm."
+            )
         if isinstance(part, torch.jit.ScriptModule):
             raise TypeError(
                 f"The module must be written in Python. Got {title}a "
