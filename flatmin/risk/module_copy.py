@@ -429,9 +429,8 @@ def _check_kinds(module: nn.Module) -> None:
         title = f"{name!r}, " if name else ""
         if isinstance(part, nn.CrossMapLRN2d):
             raise ValueError(
-                f"The module must have right derivatives. Got {title}a CrossMapLRN2d, "
-                "whose gradient PyTorch computes wrongly (torch 2.13); use "
-                "LocalResponseNorm."
+                "The module must have right derivatives, and those of a CrossMapLRN2d "
+                f"are wrong in PyTorch 2.13. Got {title}one; use LocalResponseNorm."
             )
         if isinstance(part, torch.jit.ScriptModule):
             raise TypeError(

@@ -194,14 +194,14 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
 def _check_gradient(
     model: FlatModel, loss: ExampleLoss, chunk: Chunk, limit: float
 ) -> None:
-    """Check that a gradient can be had, is a sum over examples, and linear in slopes."""
+    """Check that there is a gradient, a sum over examples and linear in slopes."""
     try:
         off = _gradient_off(model, loss, chunk)
     except RuntimeError as error:
         raise ValueError(
-            "The module must be one that torch.autograd.grad can differentiate by its "
-            f"parameters. Got: {str(error).splitlines()[0]} With checkpoints, pass "
-            "use_reentrant=False."
+            "The module must be one that torch.autograd.grad can differentiate, its "
+            "checkpoints with use_reentrant=False. Got: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     if off > limit:
         off = _in_float64(model, loss, chunk, _gradient_off)
