@@ -324,7 +324,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 "must be at least two. Got 1."
             )
         moments = gradient_moments(risk, risk.params(), self._indices(risk))
-        moments.check_noise("score is the share of the gradient noise Σ: it")
+        moments.check_noise("score, the share of the gradient noise in the basis,")
         total = float(moments.variances.sum())
         along = self._coordinates(risk, basis.eigenvectors).var(0, correction=0)
         return float(along.sum() / total)

@@ -24,6 +24,7 @@ from flatmin.curvature import (
 from flatmin.curvature._finite import check_finite
 from flatmin.linalg import eigsh
 from flatmin.measures import alignment, overlap
+from flatmin.measures._rounding import gradient_moments
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["NoiseCovarianceAnalyzer"]
@@ -245,8 +246,15 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         float
             ‖UᵀV‖²_F / k, between 0 and 1; k / n_params for bases that know nothing of
             each other.
+
+        Raises
+        ------
+        ValueError
+            If all gradients of the fixed data are equal up to rounding: Σ = 0 has no
+            directions.
         """
         basis = self._basis()
+        self._keep("noise", self._check_noise)
         risk = self._new_risk(X, y, sample_weight)
         hessian = eigsh(
             HessianOperator(risk, risk.params(), params=self.params),
@@ -257,6 +265,11 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         )
         V = torch.tensor(basis.eigenvectors, device=risk.device)
         return float(overlap(hessian.eigenvectors, V))
+
+    def _check_noise(self) -> None:
+        risk = self._risk()
+        moments = gradient_moments(risk, risk.params(), self._indices(risk))
+        moments.check_noise("score, which compares directions of the gradient noise,")
 
     def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
         risk = self._risk()

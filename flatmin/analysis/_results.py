@@ -262,9 +262,8 @@ class AlignmentTable:
     pairs: pd.DataFrame  # eigenvalues, cosines, angles, residuals of the i-th pairs
     inner_products: np.ndarray  # (k, k) |uᵢᵀvⱼ|, for a picture
     n_matvecs: int  # products with H and with Σ
-    undefined: dict[str, str] = field(
-        default_factory=dict
-    )  # why a quantity is NaN, by name
+    # Why a quantity is NaN, by name.
+    undefined: dict[str, str] = field(default_factory=dict)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the single numbers, one a row.

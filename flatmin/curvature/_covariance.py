@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin.curvature._finite import check_finite, check_loss
+from flatmin.curvature._finite import check_finite, in_dtype
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.risk import Risk
 
@@ -104,7 +104,7 @@ class GradientCovarianceOperator(RiskOperator):
         if self.indices is not None:
             squares = squares[..., self.indices]
         check_finite("The diagonal of Σ", squares, self.risk, self.indices)
-        return _in_dtype("Tr(Σ)", squares.sum(-1), self.risk)
+        return in_dtype("Tr(Σ)", squares.sum(-1), self.dtype)
 
 
 def covariance_trace(risk: Risk, theta: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def covariance_trace(risk: Risk, theta: Tensor) -> Tensor:
         If a variance is not finite; the message names the parameters.
     """
     variances = check_finite("The diagonal of Σ", risk.gradient_variances(theta), risk)
-    return _in_dtype("Tr(Σ)", variances.sum(-1), risk)
+    return in_dtype("Tr(Σ)", variances.sum(-1), risk.dtype)
 
 
 def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
@@ -147,10 +147,3 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     """
     variances = risk.gradient_variances(theta).to(risk.dtype)
     return check_finite("The diagonal of Σ", variances, risk)
-
-
-def _in_dtype(name: str, value: Tensor, risk: Risk) -> Tensor:
-    """Return a sum in the risk's dtype, which may be too small for it."""
-    value = value.to(risk.dtype)
-    check_loss(name, value, "scale the loss down")
-    return value

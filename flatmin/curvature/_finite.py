@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flatmin.risk import Risk
 
-__all__ = ["check_finite", "check_loss", "names_of"]
+__all__ = ["check_finite", "check_loss", "in_dtype", "names_of"]
 
 
 def check_finite(
@@ -79,6 +79,26 @@ def check_loss(name: str, values: Tensor, remedy: str) -> Tensor:
             f"it overflows in {str(values.dtype).removeprefix('torch.')}."
         )
     return values.double()
+
+
+def in_dtype(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a sum of float64 in another dtype, or raise if it is too large for that.
+
+    Parameters
+    ----------
+    name : str
+        What it is, for the message.
+    value : Tensor
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Tensor
+        Of the shape of ``value``.
+    """
+    value = value.to(dtype)
+    check_loss(name, value, "scale the loss down")
+    return value
 
 
 def names_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin.curvature._finite import check_loss
+from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import TraceResult, trace
 from flatmin.risk import Risk
@@ -148,11 +148,14 @@ def ggn_trace(
         still = stderr * (n_sweeps / (n_sweeps + exact)) ** 0.5
         if exact <= max_sweeps and bool((still > wanted).any()):
             return _exact_ggn_trace(risk, theta, n_sweeps + exact)
-    return TraceResult(value.to(risk.dtype), stderr.to(risk.dtype), n_sweeps)
+    return TraceResult(
+        in_dtype("Tr(G)", value, risk.dtype), stderr.to(risk.dtype), n_sweeps
+    )
 
 
 def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> TraceResult:
-    value = _checked(risk.gauss_newton_traces(theta)).mean(-1).to(risk.dtype)
+    traces = _checked(risk.gauss_newton_traces(theta))
+    value = in_dtype("Tr(G)", traces.mean(-1), risk.dtype)
     return TraceResult(value, torch.zeros_like(value), n_sweeps)
 
 

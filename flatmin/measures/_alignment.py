@@ -57,7 +57,7 @@ class Alignment:
     covariance_eigenvalues: Tensor  # (k,) γᵢ, float64
     hessian_residuals: Tensor  # (k,) ‖(H - λᵢ)uᵢ‖
     covariance_residuals: Tensor  # (k,) ‖(Σ - γᵢ)vᵢ‖
-    inner_products: Tensor  # (k, k) |uᵢᵀvⱼ|
+    inner_products: Tensor  # (k, k) |uᵢᵀvⱼ|, NaN where a vector is chance
     cosines: Tensor  # (k,) |uᵢᵀvᵢ|, NaN where a vector is chance
     angles: Tensor  # (k,) principal angles in radians, rising
     residual: Tensor  # () e = k - ‖UᵀV‖²_F
@@ -308,14 +308,18 @@ def alignment(
         return top.new_tensor(math.nan) if name in undefined else compute()
 
     vectors = U.eigenvectors, V.eigenvectors
-    chance = torch.arange(k, device=risk.device) >= min(n_hessian, n_noise)
+    order = torch.arange(k, device=risk.device)
+    chance = (U.eigenvalues.abs() <= rounding) | (order >= n_noise)
+    inner = (U.eigenvectors.mT.double() @ V.eigenvectors.double()).abs()
+    inner = inner.masked_fill(order >= n_noise, math.nan)
+    inner[U.eigenvalues.abs() <= rounding] = math.nan
     return Alignment(
         n_params=size,
         hessian_eigenvalues=U.eigenvalues,
         covariance_eigenvalues=V.eigenvalues,
         hessian_residuals=U.residuals,
         covariance_residuals=V.residuals,
-        inner_products=(U.eigenvectors.mT.double() @ V.eigenvectors.double()).abs(),
+        inner_products=inner,
         cosines=cosines(*vectors).masked_fill(chance, math.nan),
         angles=principal_angles(*vectors).masked_fill(chance.any(), math.nan),
         residual=unless("projection residual", lambda: projection_residual(*vectors)),

@@ -18,11 +18,15 @@ pytestmark = [
 
 WRONG = """
 import sys
+from dataclasses import replace
 sys.argv = ["report.py", "--quick", "--problems", "lstm"]
 import report
 from flatmin import measures
 right = measures.gradient_signal_to_noise
-measures.gradient_signal_to_noise = lambda risk, theta: 1.01 * right(risk, theta)
+def wrong(risk, theta):
+    found = right(risk, theta)
+    return replace(found, value=1.01 * found.value)
+measures.gradient_signal_to_noise = wrong
 report.main()
 """
 
