@@ -104,8 +104,8 @@ class Recorder:
         dict
             iteration, phase, loss L(θ), train_score, valid_loss and valid_score if
             there are validation data, gradient_norm ‖g₀‖, noise_norm √Tr C of the law
-            in the same units, and the metrics. Where L(θ) is not finite, nothing behind
-            it.
+            in the same units (infinite where squares overflow), and the metrics. Where
+            L(θ) is not finite, nothing behind it.
 
         Raises
         ------
@@ -116,7 +116,10 @@ class Recorder:
         if not math.isfinite(loss):
             return {"iteration": iteration, "phase": phase, "loss": float(loss)}
         seen = self.risk if batch is None else batch
-        noise = law.trace(seen, theta, state).clamp(min=0).sqrt()
+        try:
+            noise = law.trace(seen, theta, state).clamp(min=0).sqrt()
+        except FloatingPointError:  # on its way to divergence, the loss not yet
+            noise = torch.full_like(loss, torch.inf)
         numbers = torch.stack([loss, gradient.norm(), noise]).tolist()
         row = {
             "iteration": iteration,

@@ -64,6 +64,6 @@ class UnitScaled(LinearOperator):
             widest = math.frexp(torch.finfo(self.dtype).max)[1] - 2
             exponent = math.frexp(float(largest))[1]
             exponent = 2 * (max(-widest, min(widest, exponent)) // 2)
-            self.scale = torch.ldexp(self.scale, torch.tensor(exponent))
+            self.scale = self.scale * 2.0**exponent
             self._factor = (1 / self.scale).to(self.dtype)
         return product * self._factor

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin.curvature import covariance_diagonal
 from flatmin.linalg import DiagonalOperator
 from flatmin.noise._base import GaussianLaw
 from flatmin.risk import Risk
@@ -49,7 +48,8 @@ class GLDDiagonal(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> DiagonalOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        return self._noise(risk, covariance_diagonal(risk, theta))
+        # Not by covariance_diagonal, which waits for the device to look for NaN.
+        return self._noise(risk, risk.gradient_variances(theta).to(risk.dtype))
 
     def refreshed_gradient(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None

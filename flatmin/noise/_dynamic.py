@@ -49,7 +49,7 @@ class GLDDynamic(GaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> ScaledIdentityOperator:
         """See :meth:`NoiseLaw.refresh`."""
-        return self._noise(risk, covariance_trace(risk, theta))
+        return self._noise(risk, covariance_trace(risk, theta, check=False))
 
     def refreshed_gradient(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None

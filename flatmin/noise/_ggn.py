@@ -72,7 +72,7 @@ class GLDGGN(NoiseLaw):
         if self.match == "none":
             scale = torch.full_like(ggn.value, self.noise_scale)
         else:
-            target = covariance_trace(risk, theta) / self._batch_size(risk)
+            target = covariance_trace(risk, theta, check=False) / self._batch_size(risk)
             squared = torch.where(ggn.value > 0, target / ggn.value, 0)
             scale = self.noise_scale * squared.sqrt()
         return GGNState(scale, ggn.value, ggn.stderr)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_dynamic_layer_stack_depth
+from torch.func import grad, vjp
 
 from flatmin.risk.class_targets import ClassTargets, as_integers
 from flatmin.risk.losses import ExampleLoss, one_by_one, probabilities
@@ -123,7 +125,15 @@ class CallableLoss(ExampleLoss):
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.hessian_product`."""
         self._check(outputs, targets)
-        return OutputHessian(self._losses(targets), outputs, self.name).product(u)
+        losses = self._losses(targets)
+        if get_dynamic_layer_stack_depth():  # a graph is being made of it
+
+            def total(outputs: Tensor) -> Tensor:
+                return losses(outputs).sum()
+
+            product: Tensor = vjp(grad(total), outputs)[1](u)[0]
+            return product
+        return OutputHessian(losses, outputs, self.name).product(u)
 
     def _losses(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda outputs: self.per_example(outputs, targets)

@@ -117,7 +117,7 @@ class ExampleHessians:
             warnings.simplefilter("ignore", DeprecationWarning)
             mapped = vectorize(single)
             rows = isolated(lambda: mapped(chunk.X, chunk.y, weights))
-        return rows.sum(0)
+        return rows.sum(0).detach()
 
     def _one_by_one(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
         total = torch.zeros_like(theta)

@@ -150,7 +150,7 @@ class Linearization:
             product = graph.use(*kept, pad_direction(quantity, part, size))
             if not bool(product.isfinite().all()):
                 raise NotTaken("a product that is not finite")
-            return unpad(quantity, product, rows.stop - rows.start)
+            return unpad(quantity, product.detach(), rows.stop - rows.start)
 
         ready = self._traces.graphs.get(quantity)
         everything = [(quantity, index) in self._kept for index in range(len(starts))]

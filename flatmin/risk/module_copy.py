@@ -427,6 +427,11 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 def _check_kinds(module: nn.Module) -> None:
     for name, part in module.named_modules():
         title = f"{name!r}, " if name else ""
+        if isinstance(part, nn.CrossMapLRN2d):
+            raise ValueError(
+                "The module must have right derivatives, and those of a CrossMapLRN2d "
+                f"are wrong in PyTorch 2.13. Got {title}one; use LocalResponseNorm."
+            )
         if isinstance(part, torch.jit.ScriptModule):
             raise TypeError(
                 f"The module must be written in Python. Got {title}a "

@@ -294,7 +294,8 @@ def _forward(
             # Of PyTorch's own use of its old parts, when forward mode first loads.
             warnings.simplefilter("ignore", DeprecationWarning)
             product: Tensor = isolated(lambda: jvp(function, (point.theta,), (v,)))[1]
-        return product
+        # Parameters that are reached past θ leave a graph.
+        return product.detach()
 
     return along
 

@@ -337,10 +337,15 @@ def make_risk(name, chunk_size=None, weighted=False):
 @cache
 def oracle(name, *, weighted=False):
     """Differentiate a case densely."""
-    p = problem(name)
+    p, factor = problem(name), 1.0
+    if p.case.loss is smoothed["loss"]:
+        # PyTorch's mean divides by the class weights of the targets that occur.
+        counts = CLASS_WEIGHTS.double()[p.y].reshape(len(p.y), -1).mean(1)
+        w = WEIGHTS if weighted else torch.ones_like(counts)
+        factor = w.sum() / (w * counts).sum()
     return oracles.dense(
         p.module,
-        p.case.losses,
+        lambda outputs, y: factor * p.case.losses(outputs, y),
         p.X,
         p.y,
         p.theta,

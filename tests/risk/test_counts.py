@@ -169,10 +169,11 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
         X, y = torch.rand(n, 1, 28, 28), torch.randint(0, 10, (n,))
         risk = EmpiricalRisk(LeNet(), "cross_entropy", X, y)
     # Whether X fits, the same twice, with and without a graph, in two sizes and alone,
-    # the gradient together and alone, and which parameters are used; whether a fresh
+    # the gradient together, with
+    # two weights, and alone, and which parameters are used; whether a fresh
     # copy does the same, and what a pass reads and counts.
-    assert sizes == {1: 1 + 16 + 16 + 1, 2: 2, 16: 2 + 2 + 1 + 6}
-    assert passes["backward"] == 16 + 1 + 1
+    assert sizes == {1: 1 + 16 + 16 + 1, 2: 2, 16: 2 + 2 + 2 + 6}
+    assert passes["backward"] == 16 + 2 + 1
     theta = risk.params()
 
     def first(ask):

@@ -159,9 +159,14 @@ def test_gauss_newton_draw_has_covariance_g(pair, theta, monkeypatch):
     risk, expected = pair
     shape = expected.outputs.shape
     draw = risk.value_and_gauss_newton_draw
-    columns = []
+    columns, real = [], torch.randn
     for unit in torch.eye(shape.numel(), dtype=theta.dtype):
-        monkeypatch.setattr(torch, "randn", lambda s, z=unit, **_: z.view(s))
+        unit = unit.view(shape)
+
+        def randn(s, z=unit, **options):  # trials of the loss draw, too
+            return z if tuple(s) == z.shape else real(s, **options)
+
+        monkeypatch.setattr(torch, "randn", randn)
         value, gradient = draw(theta, torch.tensor(0.5, dtype=theta.dtype), seeded(0))
         close(value, expected.value)
         columns.append((gradient - expected.gradient) / 0.5)

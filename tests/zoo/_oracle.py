@@ -1,7 +1,7 @@
 """What every quantity of a kind is, by plain float64 autograd, without flatmin.
 
-One example after the other, without vmap. Each derivative has to agree with differences
-of what it is the derivative of, since PyTorch's can be missing or wrong. A kind where the
+One example after another, without vmap. Each derivative has to agree with a difference
+of what it is the derivative of: PyTorch's can be missing, or wrong. A kind where the
 second one is says so, and its H v is the difference itself, extrapolated.
 """
 

@@ -48,14 +48,14 @@ class _TwoReals(nn.Module):
 
 KINDS["complex buffer"] = lambda: around(_Rotary(), torch.randn(N, 2, 4))
 KINDS["complex weight"] = lambda: around(
-    _Spectral(), torch.randn(N, 4), refused="complex"
+    _Spectral(), torch.randn(N, 4), refused="θ is a real vector"
 )
 KINDS["complex weight as two reals"] = lambda: around(_TwoReals(), torch.randn(N, 4))
 KINDS["complex layer"] = lambda: around(
     nn.Linear(2, 2, dtype=torch.complex64),
     torch.randn(N, 4),
     call=lambda layer, h: layer(torch.complex(h[:, :2], h[:, 2:])).abs(),
-    refused="complex",
+    refused="θ is a real vector",
 )
 
 _FUNCTIONS = {

@@ -199,9 +199,11 @@ KINDS["second derivative off by a per cent"] = lambda: between(
     _SlightlyWrongSecond.apply, second="refused", refused=_SECOND
 )
 KINDS["straight through a rounding"] = lambda: between(
-    _StraightThrough.apply, second="unchecked"
+    _StraightThrough.apply, second="unchecked", refused=_SECOND
 )
-KINDS["gradient reversal"] = lambda: between(_Reversed.apply, second="unchecked")
+KINDS["gradient reversal"] = lambda: between(
+    _Reversed.apply, second="unchecked", refused=_SECOND
+)
 KINDS["two inputs, one output without gradient"] = lambda: between(
     lambda h: _Sum.apply(h, h.sin())[0]
 )

@@ -150,7 +150,7 @@ _weighted_classes("CrossEntropyLoss with class weights", nn.CrossEntropyLoss)
 _weighted_classes("NLLLoss with class weights", nn.NLLLoss, last=nn.LogSoftmax(1))
 
 
-def _ignored(name, loss, ignored):
+def _ignored(name, loss, ignored, refused=None):
     def build():
         y = labels()
         y[1], y[4] = ignored, ignored
@@ -163,14 +163,17 @@ def _ignored(name, loss, ignored):
             return losses / counted
 
         module, X = _net(), torch.randn(N, 4)
-        return Kind(module, X, y, loss=loss, per_example=per_example)
+        return Kind(module, X, y, loss=loss, per_example=per_example, refused=refused)
 
     KINDS[name] = build
 
 
 _ignored("CrossEntropyLoss with ignore_index", nn.CrossEntropyLoss(ignore_index=2), 2)
 _ignored("CrossEntropyLoss, -100 left out", nn.CrossEntropyLoss(), -100)
-_ignored("cross_entropy, -100 left out", "cross_entropy", -100)
+# The word alone takes -100 for a slip.
+_ignored(
+    "cross_entropy, -100 left out", "cross_entropy", -100, "can have labels 0 to 2"
+)
 
 
 # Losses of more than outputs and targets, as a user writes them.
@@ -266,17 +269,14 @@ def _paths(outputs, y):
 
 
 # Its backward pass is a kernel, which is not differentiated.
-_SECOND = "needs the second derivatives"
-_OF_SECOND_ORDER = ("H v", "ΣHᵢ²v/N")
-
-
 _loss(
     "CTCLoss",
     _connectionist,
     lambda: torch.stack([torch.randperm(2) + 1 for _ in range(N)]),
     n_out=12,
     per_example=_paths,
-    refused=dict.fromkeys(_OF_SECOND_ORDER, _SECOND) | NOT_CONVEX,
+    refused=dict.fromkeys(("H v", "ΣHᵢ²v/N"), "needs the second derivatives")
+    | dict.fromkeys(("G v", "Tr Gᵢ"), "second derivative of _connectionist"),
 )
 _loss("squared_error", "squared_error", _numbers)
 

@@ -5,6 +5,7 @@ What must not be is printed, and gives the exit code 1.
 """
 
 import argparse
+import gc
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -30,8 +31,9 @@ this page is what the code does.
 Each kind of module, of loss or of function stands in a small network of seven examples.
 Twelve quantities are asked for: the value, the gradient, the rows gᵢ, diag Σ, ‖gᵢ‖²,
 H v, G v, J v, Jᵀu, gᵢᵀv, Tr Gᵢ and (1/N) Σ Hᵢ²v. They are asked for of all examples at
-once, in chunks of three and of one; the five products also on the traced path, which
-larger problems take. "Right" is a relative error below 1e-6 in float64, against plain
+once, in chunks of three and of one; on the traced path, which larger problems take,
+H v and one of the other four products, in chunks of three (`--full` asks for all five,
+in every chunk size). "Right" is a relative error below 1e-6 in float64, against plain
 autograd of one example after the other. "Refused" is an error with the sentence that is
 quoted ("…" stands for a number). PyTorch {torch}.
 
@@ -82,9 +84,10 @@ def counts(cells_of):
 
 def _one(family, name, full):
     torch.set_num_threads(1)
+    gc.freeze()  # collections would walk through all of PyTorch's own objects
     kind = build(FAMILIES[family][name])
     try:
-        cells = examine(kind, full=full)
+        cells = examine(kind, name, full=full)
     except Exception as error:  # of the kind itself, or of its oracle
         return {}, [f"{type(error).__name__}: {error}"]
     return cells, failures(kind, cells)
