@@ -55,14 +55,12 @@ def quotient(above: list[Estimate], below: list[Estimate]) -> Estimate:
     -------
     Estimate
     """
-    one = torch.ones_like(above[0].value)
-    value = one
+    value = torch.ones_like(above[0].value)
+    stderr = torch.zeros_like(value)  # factor by factor, which works at a value of 0
     for factor in above:
+        stderr = torch.hypot(stderr * factor.value, value * factor.stderr)
         value = value * factor.value
     for factor in below:
         value = value / factor.value
-    relative = one * 0
-    for factor in (*above, *below):
-        ratio = torch.where(factor.stderr == 0, 0.0, factor.stderr / factor.value)
-        relative = relative + ratio.square()
-    return Estimate(value, value.abs() * relative.sqrt())
+        stderr = torch.hypot(stderr, value * factor.stderr) / factor.value.abs()
+    return Estimate(value, stderr)

@@ -20,6 +20,7 @@ from flatmin.curvature import (
     covariance_trace,
     ggn_trace,
 )
+from flatmin.measures._estimate import quotient
 from flatmin.risk import EmpiricalRisk, LinearRegressionRisk, QuadraticRisk
 
 from .. import oracles
@@ -545,3 +546,15 @@ def test_linear_regression_in_chains():
         fm.gradient_noise(risk, at)
     with pytest.raises(FloatingPointError, match="Got nan, in 1 of 2"):
         fm.expected_sharpness(risk, at, n_draws=2)
+
+
+def test_the_error_of_a_product_that_is_zero():
+    """(0 ± 3) · (2 ± 1) / (4 ± 1): the first factor's error is left, 3 · 2 / 4."""
+    zero, two, four = (
+        fm.Estimate(torch.tensor(value).double(), torch.tensor(error).double())
+        for value, error in [(0.0, 3.0), (2.0, 1.0), (4.0, 1.0)]
+    )
+    found = quotient([zero, two], [four])
+    assert (float(found), float(found.stderr)) == (0, 1.5)
+    found = quotient([two], [four])  # relative errors 1/2 and 1/4
+    assert float(found.stderr) == pytest.approx(0.5 * (0.25 + 0.0625) ** 0.5)
