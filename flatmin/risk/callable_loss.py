@@ -196,9 +196,9 @@ class CallableLoss(ExampleLoss):
             raise ValueError(
                 f"The loss {self.name} is called as loss(outputs, targets), here with "
                 f"shapes {shapes[0]} and {shapes[1]}. It raised {type(error).__name__}:"
-                f" {str(error).splitlines()[0]} Pass a function of (outputs, targets) "
-                "that returns one loss an example; a weight for each example is "
-                "passed as sample_weight."
+                f" {str(error).splitlines()[0].rstrip('.')}. Pass a function of "
+                "(outputs, targets) that returns one loss an example; a weight for "
+                "each example is passed as sample_weight."
             ) from error
         if not isinstance(losses, Tensor):
             raise TypeError(

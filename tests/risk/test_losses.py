@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from flatmin.risk import EmpiricalRisk, resolve_loss
 from tests.oracles import dense, flat_parameters
@@ -252,20 +253,314 @@ LIKELIHOODS = [
 ]
 
 
+N_DRAWS = 4000
+
+
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_slopes_of_drawn_targets_have_the_hessian_as_second_moment(name):
     loss, y, net, _ = RIGHT[name]
-    outputs = Net(**net)(X)[:2].detach()
+    outputs = Net(**net)(X)[3:4].detach()
     example_loss = resolve_loss(loss)
-    targets = example_loss.prepare_targets(y, outputs)[:2]
-    rng = torch.Generator().manual_seed(0)
-    draws = [example_loss.model_slope(outputs, targets, rng) for _ in range(4000)]
-    slopes = torch.stack(draws).flatten(2)
-    found = torch.einsum("knp,knq->npq", slopes, slopes) / len(slopes)
+    target = example_loss.prepare_targets(y, outputs)[3:4]
+    slopes = example_loss.model_slope(
+        outputs.repeat_interleave(N_DRAWS, 0),
+        target.repeat_interleave(N_DRAWS, 0),
+        torch.Generator().manual_seed(0),
+    ).flatten(1)
+    right = output_hessian(example_loss, outputs, target)
+    error = slopes.T @ slopes / N_DRAWS - right
+    assert error.norm() < 0.08 * right.norm() + 1e-12
+
+
+def output_hessian(loss, outputs, targets):
+    """Return the Hessian of one example's loss in its outputs, by plain autograd."""
+    numel = outputs.numel()
+    return torch.autograd.functional.hessian(
+        lambda f: loss.per_example(f.view(outputs.shape), targets)[0],
+        outputs.reshape(-1),
+    ).view(numel, numel)
+
+
+def coupled(f, y):
+    return (
+        f.flatten(1).sum(1) ** 2 + (f.flatten(1) - y) ** 2 @ torch.ones(12).to(f)
+    ) / 2
+
+
+ROOTS = {
+    "elements": (lambda f, y: F.huber_loss(f, y, reduction="none"), numbers(2, 3, 4)),
+    "classes first": (
+        lambda f, y: F.cross_entropy(f, y, reduction="none"),
+        torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]]),
+    ),
+    "classes last": (
+        lambda f, y: F.cross_entropy(f.movedim(-1, 1), y, reduction="none"),
+        torch.tensor([[0, 1, 3], [2, 3, 1]]),
+    ),
+    "one block": (coupled, numbers(2, 12)),
+    "linear": (lambda f, y: (f * y).sum((1, 2)), numbers(2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_roots_come_in_blocks(name):
+    function, y = ROOTS[name]
+    loss, outputs = resolve_loss(function), numbers(2, 3, 4)
+    units = torch.eye(12, dtype=torch.float64).view(12, 1, 3, 4).expand(12, 2, 3, 4)
+    S = torch.stack([loss.root_product(outputs, y, z) for z in units]).flatten(2)
     for i in range(2):
-        right = torch.autograd.functional.hessian(
-            lambda f, i=i: example_loss.per_example(f[None], targets[i : i + 1])[0],
-            outputs[i],
-        ).view(found[i].shape)
-        error = found[i] - right
-        assert error.norm() < 0.08 * right.norm() + 1e-12
+        right = output_hessian(loss, outputs[i : i + 1], y[i : i + 1])
+        close(S[:, i].T @ S[:, i], right)
+        u = numbers(2, 3, 4)
+        found = loss.hessian_product(outputs, y, u)[i]
+        close(found.flatten(), right @ u[i].flatten())
+
+
+def test_long_sequences_need_no_matrix_of_all_outputs():
+    # 8000 numbers an output: its Hessian would take half a gigabyte an example.
+    outputs, y = numbers(2, 20, 400), torch.as_tensor(RNG.integers(0, 20, (2, 400)))
+    loss = resolve_loss(lambda f, y: F.cross_entropy(f, y, reduction="none"))
+    named = resolve_loss("cross_entropy")
+    u = numbers(2, 20, 400)
+    found = loss.hessian_product(outputs, y, u)
+    close(found, named.hessian_product(outputs, y, u))
+    total = torch.zeros_like(u)
+    for unit in torch.eye(20).double():  # H u = Σ S_k (S_kᵀu) at each position
+        column = loss.root_product(outputs, y, unit.view(1, 20, 1).expand(2, 20, 400))
+        total += column * (column * u).sum(1, keepdim=True)
+    close(total, found)
+
+
+def test_a_root_without_blocks_is_refused_above_a_size():
+    loss = resolve_loss(lambda f, y: (f.sum(1) - y) ** 2 + f.square().sum(1))
+    outputs, y = numbers(2, 1500), numbers(2)
+    close(
+        loss.hessian_product(outputs, y, torch.ones_like(outputs)),
+        torch.full_like(outputs, 2 * 1500 + 2),
+    )
+    with pytest.raises(ValueError, match=r"1500 outputs.*at most 1024.*gld_full"):
+        loss.root_product(outputs, y, outputs)
+
+
+def test_a_loss_that_looks_at_its_values():
+    def loss(outputs, y):
+        variance = outputs[:, 1].exp()
+        return F.gaussian_nll_loss(outputs[:, 0], y, variance, reduction="none")
+
+    y = X.sum(1)
+    module = Net(2)
+    risk = EmpiricalRisk(module, loss, X, y)
+    theta = risk.params()
+    expected = dense(module, loss, X, y, theta)
+    v = numbers(len(theta))
+    close(risk.linearize(theta).ggn(v), expected.gauss_newton @ v)
+    close(torch.cat(list(risk.per_example_gradients(theta))), expected.gradients)
+
+
+class WithoutSecond(torch.autograd.Function):
+    """A fourth power whose backward pass takes the slope for a constant."""
+
+    @staticmethod
+    def forward(ctx, f, y):
+        ctx.slope = (4 * (f.numpy(force=True) - y.numpy(force=True)) ** 3).tolist()
+        return ((f - y) ** 4).sum(1)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g[:, None] * torch.tensor(ctx.slope, dtype=g.dtype), None
+
+
+def ctc(outputs, y):
+    log_p = outputs.unflatten(1, (2, 2)).log_softmax(2).movedim(0, 1)
+    lengths = torch.full((len(y),), 2), torch.full((len(y),), 1)
+    return F.ctc_loss(log_p, y, *lengths, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "message"),
+    [
+        (WithoutSecond.apply, numbers(N, C), "apply.*differs from differences"),
+        (ctc, torch.ones(N, 1).long(), "of ctc in the outputs.*_ctc_loss_backward"),
+    ],
+)
+def test_a_second_derivative_that_is_not_there(loss, y, message):
+    risk = EmpiricalRisk(Net(), loss, X, y)
+    theta = risk.params()
+    assert torch.isfinite(risk.gradient_variances(theta)).all()
+    with pytest.raises(ValueError, match=f"{message}.*gld_full"):
+        risk.linearize(theta).ggn(theta)
+
+
+def test_what_a_loss_detaches_is_held():
+    def focal(outputs, y):
+        losses = F.cross_entropy(outputs, y, reduction="none")
+        return losses.detach() * losses
+
+    loss, outputs = resolve_loss(focal), numbers(N, C)
+    u = numbers(N, C)
+    plain = F.cross_entropy(outputs, LABELS, reduction="none")
+    right = resolve_loss("cross_entropy").hessian_product(outputs, LABELS, u)
+    close(loss.hessian_product(outputs, LABELS, u), plain[:, None] * right)
+
+
+ONE = Net(1)
+ELEMENTWISE = [
+    nn.HuberLoss(),
+    nn.L1Loss(),
+    nn.SmoothL1Loss(),
+    nn.PoissonNLLLoss(),
+    nn.SoftMarginLoss(),
+    nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)),
+]
+
+
+@pytest.mark.parametrize("loss", ELEMENTWISE, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("column", [False, True])
+def test_one_output_and_flat_targets(loss, column):
+    # Never (n,) against (n, 1), which broadcasts to (n, n).
+    y = numbers(N, low=0)
+    right = loss(ONE(X)[:, 0], y).detach()
+    squeezed = Net(1, last=lambda outputs: outputs.squeeze(-1))
+    module, y = (squeezed, y[:, None]) if column else (ONE, y)
+    risk = EmpiricalRisk(module, loss, X, y)
+    close(risk.value(risk.params()), right, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["uint8", "int8", "int16", "int32", "uint16", "uint32", "uint64", "float32"],
+)
+def test_labels_of_any_number_type(dtype):
+    risk = EmpiricalRisk(Net(), "cross_entropy", X, LABELS.to(getattr(torch, dtype)))
+    close(risk.value(risk.params()), F.cross_entropy(Net()(X), LABELS).detach())
+
+
+def test_masked_classes():
+    mask = torch.tensor([0.0, 0.0, -torch.inf, 0.0])
+    y = LABELS.where(LABELS != 2, 0)
+    masked = Net(last=lambda outputs: outputs + mask)
+    keep = [0, 1, 3]
+    without = Net(last=lambda outputs: outputs[:, keep])
+    for loss, other, targets in [
+        ("cross_entropy", "cross_entropy", (y, y.where(y < 3, 2))),
+        (
+            nn.CrossEntropyLoss(WEIGHT),
+            nn.CrossEntropyLoss(WEIGHT[keep]),
+            (y, y.where(y < 3, 2)),
+        ),
+        (
+            "cross_entropy",
+            "cross_entropy",
+            (F.one_hot(y, 4).double(), F.one_hot(y, 4)[:, keep].double()),
+        ),
+    ]:
+        a = EmpiricalRisk(masked, loss, X, targets[0])
+        b = EmpiricalRisk(without, other, X, targets[1])
+        theta = a.params()
+        v = numbers(len(theta))
+        close(a.value(theta), b.value(theta))
+        close(a.gradient(theta), b.gradient(theta))
+        close(a.linearize(theta).hvp(v), b.linearize(theta).hvp(v))
+        close(a.linearize(theta).ggn(v), b.linearize(theta).ggn(v))
+        close(a.gauss_newton_traces(theta), b.gauss_newton_traces(theta))
+        draw = a.value_and_gauss_newton_draw(theta, theta.new_ones(()), generator())[1]
+        assert torch.isfinite(draw).all()
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_targets_of_a_stream_are_read_before():
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return N
+
+        def __getitem__(self, i):
+            return X[i], SOME_LEFT_OUT[i]
+
+    loss = nn.CrossEntropyLoss(WEIGHT)
+    held = EmpiricalRisk(Net(), loss, X, SOME_LEFT_OUT, chunk_size=5)
+    stream = EmpiricalRisk(Net(), loss, Pairs(), chunk_size=5)
+    theta = held.params()
+    for risk in (stream, stream.to(dtype="float32").to(dtype="float64")):
+        close(risk.value(theta), held.value(theta), 1e-6)
+        close(risk.gradient_variances(theta), held.gradient_variances(theta), 1e-6)
+
+
+class OwnMean(nn.CrossEntropyLoss):
+    def forward(self, outputs, y):
+        return super().forward(outputs, y)
+
+
+REFUSED = {
+    "three arguments": (nn.GaussianNLLLoss(), LABELS, "loss.outputs, targets.*'var'"),
+    "lengths": (nn.CTCLoss(), LABELS, "'input_lengths' and 'target_lengths'"),
+    "parameters": (
+        nn.AdaptiveLogSoftmaxWithLoss(C, 5, [2]),
+        LABELS,
+        "parameters to train.*requires_grad_",
+    ),
+    "no tensor": (
+        nn.AdaptiveLogSoftmaxWithLoss(C, 5, [2]).requires_grad_(False),
+        LABELS,
+        "must return a Tensor.*ASMoutput",
+    ),
+    "nothing counts": (
+        nn.CrossEntropyLoss(),
+        torch.full((N,), -100),
+        "At least one target must count",
+    ),
+    "a class of weight 0, smoothed": (
+        nn.CrossEntropyLoss(torch.tensor([0.0, 1, 1, 1]), label_smoothing=0.1),
+        LABELS,
+        "label smoothing a class of weight 0.*Leave those examples out",
+    ),
+    "too few weights": (
+        nn.CrossEntropyLoss(torch.ones(2)),
+        LABELS,
+        r"shape \(4,\).*Got \(2,\)",
+    ),
+    "negative weights": (
+        nn.NLLLoss(torch.tensor([1.0, -1, 1, 1])),
+        LABELS,
+        "finite and not negative",
+    ),
+    "a mean of its own": (
+        OwnMean(WEIGHT),
+        LABELS,
+        "OwnMean averages in a way of its own.*sample_weight",
+    ),
+    "a weight for each example": (
+        nn.BCELoss(torch.ones(N, 1)),
+        numbers(N, C, low=0),
+        "weight for each example is passed as sample_weight",
+    ),
+    "left out by name": (
+        "cross_entropy",
+        SOME_LEFT_OUT,
+        r"labels from -100 to 3.*nn.CrossEntropyLoss\(ignore_index",
+    ),
+    "one-hot integers": (
+        nn.CrossEntropyLoss(),
+        F.one_hot(LABELS, C),
+        "class probabilities have the outputs' shape and a floating dtype",
+    ),
+    "an index left out of probabilities": (
+        nn.CrossEntropyLoss(ignore_index=1),
+        simplex(N, C),
+        "ignore_index belongs to class indices",
+    ),
+    "out of range": (
+        nn.BCEWithLogitsLoss(pos_weight=WEIGHT),
+        SIGNS,
+        r"targets in \[0, 1\]. Got values from -1 to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "y", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(loss, y, message):
+    last = torch.sigmoid if isinstance(loss, nn.BCELoss) else None
+    with pytest.raises((ValueError, TypeError), match=f"(?s){message}"):
+        EmpiricalRisk(Net(last=last), loss, X, y)
