@@ -90,7 +90,7 @@ class EmpiricalRisk:
         How H v is computed. "finite_difference" is for networks of which PyTorch has no
         second derivative: a central difference of the gradient in float64, at a step
         that agrees with a quarter of it; four gradients a product. ``paths`` tells by
-        how much the two differ.
+        how much the two differ. In both, what the module detaches is held constant.
     device : torch.device or str, default=None
         None is the module's, "auto" CUDA where there is any.
     dtype : {"float32", "float64"} or torch.dtype, default=None

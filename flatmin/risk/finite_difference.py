@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flatmin.risk.chunks import Chunk
 from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
-from flatmin.risk.gradients import losses_and_gradient
+from flatmin.risk.gradients import example_losses
+from flatmin.risk.held_constants import HeldConstants
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.trials import difference
@@ -89,6 +90,7 @@ class FiniteDifference:
     """N H v of one chunk by central differences of the gradient in float64.
 
     Four gradients a product: at a step and at a quarter of it, which have to agree.
+    What the module detaches is held at its values at θ, as in every other H v.
 
     Parameters
     ----------
@@ -113,6 +115,8 @@ class FiniteDifference:
         self._theta = theta.double()
         self._step: float | None = None
         self._dtype = theta.dtype
+        self._constants = HeldConstants()
+        self._losses(self._theta)  # what is held is held here
         self.error = 0.0
 
     def hvp(self, v: Tensor) -> Tensor:
@@ -153,6 +157,11 @@ class FiniteDifference:
         return (16 * narrow - wide) / 15, difference(wide, narrow)
 
     def _gradient(self, theta: Tensor) -> Tensor:
+        losses = self._losses(theta)
+        return self._model.gradient(losses, torch.ones_like(losses))
+
+    @torch.enable_grad()
+    def _losses(self, theta: Tensor) -> Tensor:
         self._model.bind(theta)
-        ones = theta.new_ones(len(self._chunk.X))
-        return losses_and_gradient(self._model, self._loss, self._chunk, ones)[1]
+        with self._constants:
+            return example_losses(self._model, self._loss, self._chunk)

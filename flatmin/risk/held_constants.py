@@ -7,6 +7,8 @@ gradient at two other θ tells the same only if it is held there, too.
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ __all__ = ["HeldConstants"]
 class HeldConstants(TorchFunctionMode):
     """Records the constants of the first pass inside of it, and gives them to the next.
 
-    A module has to call the same functions in the same order in all passes.
+    A module has to call the same functions in the same order in all passes. What a
+    ``torch.autograd.Function`` computes is not held: its derivative is its own, and
+    what it keeps for its backward pass changes with θ.
 
     Attributes
     ----------
@@ -30,7 +34,7 @@ class HeldConstants(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._values: list[Tensor] = []
+        self._values: list[Any] = []
         self._next = 0
         self._n_passes = 0
 
@@ -56,10 +60,18 @@ class HeldConstants(TorchFunctionMode):
         if func is F.embedding:
             args, kwargs = self._without_padding(*args, **kwargs)
         result = func(*args, **kwargs)
-        is_cut = func is Tensor.detach or not torch.is_grad_enabled()
-        if is_cut and isinstance(result, Tensor) and result.is_floating_point():
-            return self._held(result)
-        return result
+        goes_on = torch.is_grad_enabled() and not any(map(_has_graph, args))
+        return result if goes_on or _within_function() else self._cut(result)
+
+    def _cut(self, result: Any) -> Any:
+        """Return a result of numbers with a graph, held where it has none itself."""
+        if isinstance(result, tuple):
+            return type(result)(map(self._cut, result))  # also PyTorch's named ones
+        if isinstance(result, Tensor):
+            is_constant = result.is_floating_point() and not result.requires_grad
+        else:
+            is_constant = isinstance(result, float)  # item()
+        return self._held(result) if is_constant else result
 
     def _without_padding(
         self,
@@ -76,9 +88,27 @@ class HeldConstants(TorchFunctionMode):
             weight = torch.where(is_padding, row, weight)
         return (input, weight, padding_idx, *args), kwargs
 
-    def _held(self, value: Tensor) -> Tensor:
+    def _held(self, value: Any) -> Any:
         if self._n_passes == 1:
-            self._values.append(value.clone())
+            is_tensor = isinstance(value, Tensor)
+            self._values.append(value.detach().clone() if is_tensor else value)
             return value
         self._next += 1
         return self._values[self._next - 1]
+
+
+def _has_graph(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _within_function() -> bool:
+    """Return whether an autograd function's forward pass is what calls."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _APPLY:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_APPLY = torch.autograd.Function.apply.__code__

@@ -302,13 +302,35 @@ def without_grad(parts, h):
     return (h / size).tanh()
 
 
+def by_torch_detach(parts, h):
+    return h / torch.detach(h).norm(dim=1, keepdim=True)
+
+
+def by_data(parts, h):
+    return h / h.data.norm(dim=1, keepdim=True)
+
+
+def by_item(parts, h):
+    return h / parts.first.weight.norm().item()
+
+
+def several_without_grad(parts, h):
+    with torch.no_grad():
+        least, most = torch.aminmax(h, dim=1, keepdim=True)
+    return ((h - least) / (most - least)).tanh()
+
+
 class Cut(Net):
     def forward(self, x):
         return self.last(self.function(self, self.first(x)))
 
 
-@pytest.mark.parametrize("function", [detached, without_grad])
-def test_a_constant_by_decree_is_held(function):
+@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+@pytest.mark.parametrize(
+    "function",
+    [detached, by_torch_detach, by_data, by_item, without_grad, several_without_grad],
+)
+def test_a_constant_by_decree_is_held(function, hvp):
     """H is that of the loss with the constant held, as autograd has it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -319,9 +341,46 @@ def test_a_constant_by_decree_is_held(function):
     v = [torch.linspace(-1, 1, p.numel()).double().view(p.shape) for p in params]
     along = sum((a * b).sum() for a, b in zip(g, v, strict=True))
     right = torch.cat([h.flatten() for h in torch.autograd.grad(along, params)])
-    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, hvp=hvp)
     product = risk.linearize(risk.params()).hvp(torch.cat([p.flatten() for p in v]))
     close(product, right, 1e-9)
+
+
+class KeepsItsSlope(torch.autograd.Function):
+    """x³, with a slope from a copy that its forward pass detaches."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = 3 * x.detach() ** 2
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.slope
+
+
+class LinearInTheEnd(Net):
+    def forward(self, x):
+        return KeepsItsSlope.apply(self.last(self.first(x)))
+
+
+def test_what_a_function_detaches_is_not_held():
+    """PyTorch's H lacks the second derivative of x³: nothing may hide that."""
+
+    def loss(outputs, y):
+        return outputs.sum(1)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = LinearInTheEnd(None).double()
+    X, y = data()
+    right = reference(module, X, y, loss)[2]
+    v = torch.linspace(-1, 1, len(right), dtype=right.dtype)
+    risk = EmpiricalRisk(module, loss, X, y)
+    with pytest.raises(ValueError, match=r"double backward \(it differs by"):
+        risk.linearize(risk.params()).hvp(v)
+    differences = risk.to(hvp="finite_difference").linearize(risk.params())
+    close(differences.hvp(v), right @ v, 1e-7)
 
 
 def test_where_the_gradient_is_not_finite_the_parameters_are_named():
