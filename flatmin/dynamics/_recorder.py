@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk, Risk
@@ -39,7 +41,10 @@ class Recorder:
     validation_score : callable, default=None
         Like ``score``, for its outputs.
     metrics : mapping of str to callable, default=None
-        ``metric(risk, theta)`` gives something that ``float`` takes.
+        ``metric(risk, theta)`` gives something that ``float`` takes. What one raises
+        in the first row is raised; later, a measure that is not defined at a θ
+        (ValueError, ArithmeticError, LinAlgError) is NaN there, with a warning that
+        tells why, the first time.
 
     Raises
     ------
@@ -63,6 +68,8 @@ class Recorder:
         self.validation_risk = validation_risk
         self.validation_score = validation_score
         self.metrics = dict(metrics or {})
+        self._has_row = False
+        self._undefined: set[str] = set()  # metrics that have been warned about
         for name, metric in self.metrics.items():
             if name in _TAKEN:
                 raise ValueError(
@@ -111,6 +118,8 @@ class Recorder:
         ------
         TypeError
             If a metric gives no number.
+        Exception
+            What a metric raises in the first row.
         """
         loss, gradient = self.risk.value_and_gradient(theta)
         if not math.isfinite(loss):
@@ -132,12 +141,28 @@ class Recorder:
             row["valid_loss"] = float(self.validation_risk.value(theta))
             row["valid_score"] = self.validation_score(outputs)
         row["gradient_norm"], row["noise_norm"] = numbers[1:]
-        for name, metric in self.metrics.items():
-            value = metric(self.risk, theta.clone())  # θ moves in place
-            try:
-                row[name] = float(value)
-            except (TypeError, ValueError) as error:
-                raise TypeError(
-                    f"metrics[{name!r}] must return a number. Got {value!r}."
-                ) from error
+        for name in self.metrics:
+            row[name] = self._measure(name, theta, iteration)
+        self._has_row = True
         return row
+
+    def _measure(self, name: str, theta: Tensor, iteration: int) -> float:
+        try:
+            value = self.metrics[name](self.risk, theta.clone())  # θ moves in place
+        except (ValueError, ArithmeticError, LinAlgError) as error:
+            if not self._has_row:
+                raise
+            if name not in self._undefined:
+                self._undefined.add(name)
+                warnings.warn(
+                    f"metrics[{name!r}] is NaN in history_ where it is not defined, at "
+                    f"first in iteration {iteration}: {error}",
+                    stacklevel=2,
+                )
+            return math.nan
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"metrics[{name!r}] must return a number. Got {value!r}."
+            ) from error

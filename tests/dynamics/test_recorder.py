@@ -86,3 +86,33 @@ def test_metrics_return_numbers():
     recorder = Recorder(risk(), score, metrics={"a": lambda risk, theta: None})
     with pytest.raises(TypeError, match=r"metrics\['a'\] must return .* Got None"):
         record(recorder)
+
+
+def undefined(kind):
+    raise kind("it is 0/0 here")
+
+
+@pytest.mark.parametrize(
+    "kind", [ValueError, FloatingPointError, torch.linalg.LinAlgError]
+)
+def test_a_metric_that_is_not_defined_in_a_later_row_is_nan(kind):
+    calls = iter([lambda: 1, lambda: undefined(kind), lambda: undefined(kind)])
+    recorder = Recorder(risk(), score, metrics={"a": lambda r, t: next(calls)()})
+    assert record(recorder)["a"] == 1
+    with pytest.warns(UserWarning, match=r"metrics\['a'\] is NaN .* it is 0/0 here"):
+        assert math.isnan(record(recorder)["a"])
+    assert math.isnan(record(recorder)["a"])  # and is not told again
+
+
+def test_what_a_metric_raises_in_the_first_row_is_raised():
+    metrics = {"a": lambda risk, theta: undefined(ValueError)}
+    with pytest.raises(ValueError, match="0/0"):
+        record(Recorder(risk(), score, metrics=metrics))
+
+
+def test_what_is_wrong_with_a_metric_is_raised_in_any_row():
+    calls = iter([1, "x"])
+    recorder = Recorder(risk(), score, metrics={"a": lambda r, t: next(calls)})
+    record(recorder)
+    with pytest.raises(TypeError, match="must return a number"):
+        record(recorder)
