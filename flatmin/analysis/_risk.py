@@ -16,7 +16,8 @@ from torch.utils import data
 from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.model import first_output
-from flatmin.risk.module_copy import copy_module, evaluation_mode
+from flatmin.risk.module_copy import copy_module
+from flatmin.risk.prepared_module import evaluation_mode
 from flatmin.risk.resolve_loss import LossLike
 
 __all__ = ["is_data_set", "make_risk", "training_risk"]

@@ -55,7 +55,8 @@ from flatmin.estimators._warmup import warm_up
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.checks import as_input
-from flatmin.risk.module_copy import copy_module, evaluation_mode, graphs_left_out
+from flatmin.risk.module_copy import copy_module, graphs_left_out
+from flatmin.risk.prepared_module import evaluation_mode
 from flatmin.risk.surroundings import as_differentiated
 
 __all__ = ["BaseNoisyDiffusion"]

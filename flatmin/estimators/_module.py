@@ -13,7 +13,8 @@ from torch import nn
 
 from flatmin._utils.names import check_known
 from flatmin.modules import MLP
-from flatmin.risk.module_copy import copy_module, keep_own_statistics
+from flatmin.risk.module_copy import copy_module
+from flatmin.risk.prepared_module import keep_own_statistics
 
 __all__ = ["build_module"]
 

@@ -27,16 +27,13 @@ from flatmin.risk.gradients import evaluate_losses, losses_and_gradient
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
 from flatmin.risk.model import FlatModel
-from flatmin.risk.module_copy import (
-    copy_module,
-    evaluation_mode,
-    prepare_module,
-    trainable,
-)
+from flatmin.risk.module_checks import trainable
+from flatmin.risk.module_copy import copy_module
 from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
 from flatmin.risk.precision import in_full_float32
+from flatmin.risk.prepared_module import evaluation_mode, prepare_module
 from flatmin.risk.probe import (
     check_dependence,
     check_independence,

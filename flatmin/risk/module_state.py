@@ -13,7 +13,9 @@ from flatmin.risk.chunks import Chunk
 from flatmin.risk.gradients import example_losses
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
-from flatmin.risk.module_copy import beside, fresh_copy, sources, trainable
+from flatmin.risk.module_checks import trainable
+from flatmin.risk.module_copy import sources
+from flatmin.risk.prepared_module import beside, fresh_copy
 
 __all__ = ["check_state"]
 
