@@ -14,6 +14,7 @@ from torch.func import grad, vjp
 
 from flatmin.risk.class_targets import ClassTargets, as_integers
 from flatmin.risk.losses import ExampleLoss, one_by_one, probabilities
+from flatmin.risk.module_copy import copy_module
 from flatmin.risk.output_hessian import (
     OutputHessian,
     check_second_derivative,
@@ -79,9 +80,9 @@ class CallableLoss(ExampleLoss):
         """See :meth:`ExampleLoss.to`; a loss module is copied."""
         moved = copy.copy(self)
         if isinstance(self.function, nn.Module):
-            moved.function = copy.deepcopy(self.function).to(device, dtype)
+            moved.function = copy_module(self.function, device=device, dtype=dtype)
         if isinstance(self.whole, nn.Module):
-            moved.whole = copy.deepcopy(self.whole).to(device, dtype)
+            moved.whole = copy_module(self.whole, device=device, dtype=dtype)
         if self.classes is not None:
             moved.classes = self.classes.to(device, dtype)
         return moved

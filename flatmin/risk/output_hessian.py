@@ -106,8 +106,8 @@ def check_second_derivative(losses: Losses, outputs: Tensor, name: str) -> None:
     is_wrong = _differs(losses, outputs, u, found)
     if is_wrong:
         constants = HeldConstants()  # what the loss detaches is held
-        with constants:
-            losses(outputs)
+        with constants, torch.enable_grad():
+            losses(outputs.detach().requires_grad_())
         if constants.n_held:
             is_wrong = _differs(partial(_within, constants, losses), outputs, u, found)
     if is_wrong:

@@ -564,3 +564,26 @@ def test_refused(loss, y, message):
     last = torch.sigmoid if isinstance(loss, nn.BCELoss) else None
     with pytest.raises((ValueError, TypeError), match=f"(?s){message}"):
         EmpiricalRisk(Net(last=last), loss, X, y)
+
+
+class Rotated(nn.Module):
+    """Σ |f_c w_c - i|² of complex w, with a ``to`` of another signature."""
+
+    def __init__(self):
+        super().__init__()
+        w = torch.tensor([1 + 2j, 0.5 - 1j, 3j, 1], dtype=torch.complex64)
+        self.register_buffer("w", w)
+
+    def to(self, place):
+        raise AssertionError
+
+    def forward(self, outputs, y):
+        return (outputs * self.w - 1j).abs().square().sum(1) * self.w.imag.sum()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_complex_buffers_of_a_loss_stay_complex(dtype):
+    net, loss = Net(), Rotated()
+    risk = EmpiricalRisk(net, loss, X, LABELS, dtype=dtype)
+    right = loss(net(X), LABELS).mean().detach()
+    close(risk.value(risk.params()), right, 1e-6)
