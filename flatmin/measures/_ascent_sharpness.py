@@ -38,7 +38,7 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     Raises
     ------
     ValueError
-        If ``rho`` is not positive, or g₀ is rounding and not 0.
+        If ``rho`` is not positive, or g₀ or the rise is rounding and not 0.
     FloatingPointError
         If the loss or the gradient is not finite.
 
@@ -88,7 +88,8 @@ def asam_sharpness(
     Raises
     ------
     ValueError
-        If ``rho`` is not positive, ``eta`` is negative, or T g₀ is rounding and not 0.
+        If ``rho`` is not positive, ``eta`` is negative, or T g₀ or the
+        rise is rounding and not 0.
     FloatingPointError
         If the loss or the gradient is not finite.
 
@@ -132,7 +133,15 @@ def _rise(risk: Risk, theta: Tensor, T: Tensor, rho: float) -> SharpnessResult:
         )
     unit = torch.where(norm > 0, scaled / norm, 0.0)
     step = (rho * T.double() * unit).to(theta.dtype)
-    raised = check_loss(
-        "The loss after the step", risk.value(theta + step), "lower rho"
-    )
+    there = theta + step
+    raised = check_loss("The loss after the step", risk.value(there), "lower rho")
+    eps = torch.finfo(risk.dtype).eps
+    rounding = (risk.value(nearby(there)) - raised).abs() + eps * raised.abs()
+    chance = (norm > 0).squeeze(-1) & ~((raised - base).abs() > CLEAR * rounding)
+    if bool(chance.any()):
+        raise ValueError(
+            "The rise of the loss must be more than rounding. Got one of "
+            f"{float((raised - base)[chance][0]):.3g}, where rounding makes "
+            f"{float(rounding[chance][0]):.1g}; raise rho, or use float64."
+        )
     return SharpnessResult(raised - base, torch.zeros_like(base), n_draws=0)

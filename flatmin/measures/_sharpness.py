@@ -163,4 +163,7 @@ def _mean_rise(
     delta = losses - base
     if absolute:
         delta = delta.abs()
-    return SharpnessResult(delta.mean(0), delta.std(0) / n_draws**0.5, n_draws)
+    # L(θ) and its rounding are in every difference, where no spread shows it.
+    rounding = torch.finfo(risk.dtype).eps * base.abs()
+    stderr = torch.hypot(delta.std(0) / n_draws**0.5, rounding)
+    return SharpnessResult(delta.mean(0), stderr, n_draws)

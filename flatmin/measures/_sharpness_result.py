@@ -14,7 +14,8 @@ class SharpnessResult:
     """A sharpness, its random error and what it cost.
 
     Usable as a number: ``float(result)``. Where nothing is drawn ``stderr`` is 0: the
-    value is then exact, or a solver's to its tolerance.
+    value is then exact, or a solver's to its tolerance. Where losses are subtracted
+    ``stderr`` holds the rounding of L(θ) as well.
     """
 
     value: Tensor  # (*batch), float64

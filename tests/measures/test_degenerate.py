@@ -558,3 +558,29 @@ def test_the_error_of_a_product_that_is_zero():
     assert (float(found), float(found.stderr)) == (0, 1.5)
     found = quotient([two], [four])  # relative errors 1/2 and 1/4
     assert float(found.stderr) == pytest.approx(0.5 * (0.25 + 0.0625) ** 0.5)
+
+
+class Raised(nn.Linear):
+    """Outputs whose squares are 1 + 1e-8 θ²."""
+
+    def forward(self, x):
+        return (1 + 1e-8 * super().forward(x).square()).sqrt()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rise_below_the_rounding_of_the_loss(dtype):
+    """1e-8 s² E ξ² = 1e-10, where float32 tells 1 from 1 + 1e-7."""
+    risk = EmpiricalRisk(
+        Raised(1, 1, bias=False), "squared_error", X.new_ones(4, 1), X.new_zeros(4, 1)
+    ).to(dtype=dtype)
+    theta = torch.ones(1, dtype=dtype)
+    found = fm.expected_sharpness(risk, theta, sigma=0.1, n_draws=1000)
+    assert abs(float(found) - 1e-10) < 4 * float(found.stderr)
+    if dtype == torch.float32:
+        with pytest.raises(ValueError, match=r"rise of the loss .* raise rho"):
+            fm.sam_sharpness(risk, theta, rho=0.1)
+    else:
+        rise = 1e-8 * (1.1**2 - 1)
+        assert float(fm.sam_sharpness(risk, theta, rho=0.1)) == pytest.approx(
+            rise, rel=1e-4
+        )
