@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -34,11 +35,31 @@ def obtain(arguments, run):
     """Return the stored result, or that of ``run(arguments)``, stored if asked."""
     if arguments.plot_only:
         return json.loads(arguments.output.read_text())
+    origin = {"seed": arguments.seed, "full": arguments.full}
+    return store(arguments.output, lambda: origin | run(arguments))
+
+
+def store(path, run, *args):
+    """Return ``run(*args)`` with what it was made by, stored if there is a path."""
     start = time.perf_counter()
-    result = {
+    origin = provenance()
+    result = origin | run(*args)
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    text = json.dumps(_rounded(result), ensure_ascii=False)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")  # a file is whole, or not there
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(path)
+    return json.loads(text)
+
+
+def provenance(device="cpu"):
+    """Return revision, command, machine and versions."""
+    return {
+        "revision": _revision(),
         "command": _command(),
-        "seed": arguments.seed,
-        "full": arguments.full,
+        "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version()}
         | {
@@ -46,13 +67,6 @@ def obtain(arguments, run):
             for name in ("flatmin", "torch", "numpy", "scipy", "scikit-learn")
         },
     }
-    result |= run(arguments)
-    result["seconds"] = round(time.perf_counter() - start, 1)
-    text = json.dumps(_rounded(result), indent=1)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
-    return json.loads(text)
 
 
 def save_figure(figure, arguments, suffix=""):
@@ -62,6 +76,22 @@ def save_figure(figure, arguments, suffix=""):
         path = arguments.output.with_name(name)
         figure.savefig(path, dpi=120)
         print(path)
+
+
+def _revision():
+    """Return the commit that this file belongs to, or None outside of a checkout."""
+
+    def git(*words):
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return run.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit} with changes" if commit and changed else commit
 
 
 def _command():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from flatmin.comparison import PairedDifference
 from flatmin.linalg import DenseOperator
 from flatmin.noise import GaussianLaw
 from flatmin.risk import TwoBasinsRisk
@@ -189,3 +190,50 @@ def test_noise_against_gradient(load, tmp_path, capsys, monkeypatch):
     result, table = run(script, tmp_path / "noise.json", capsys)
     assert result["runs"][0]["iteration"][-1] == 300
     assert "noise / gradient" in table
+
+
+def test_edge_of_stability(load, tmp_path, capsys, monkeypatch):
+    script = load("plot_edge_of_stability")
+    sizes = {"n_iter": 6, "record_every": 2, "n_draws": 2, "n_train": 40}
+    monkeypatch.setattr(script, "SHORT", sizes)
+    script.main(["--output", str(tmp_path)])
+    assert "6 units, 0 missing" in capsys.readouterr().out
+    (setting,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    units = [json.loads(path.read_text()) for path in setting.iterdir()]
+    late = {
+        (unit["law"], unit["seed"]): np.mean(unit["rows"]["stability"][-1:])
+        for unit in units
+    }
+    stored = json.loads((tmp_path / "verdicts.json").read_text())
+    i = stored["law"].index("sgd")
+    right = np.mean([late["sgd", seed] - late["gd", seed] for seed in (10, 11)])
+    assert stored["difference"][i] == pytest.approx(right, rel=1e-4)
+    assert {
+        unit["ends"]["noise_curvature"] for unit in units if unit["law"] == "gd"
+    } == {0}
+    # A second call runs what is missing, and nothing else.
+    (setting / "gd-seed10.json").unlink()
+    monkeypatch.setattr(script, "run_unit", lambda *args: {**units[0], "law": args[1]})
+    script.main(["--output", str(tmp_path)])
+    assert capsys.readouterr().out.count("json\n") == 1
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("law", "difference", "does", "claim"),
+    [
+        ("sgd", (-0.4, -0.5, -0.3), "moves", "reproduced"),
+        ("sgd", (-0.4, -0.9, 0.1), "between", "partly"),
+        ("sgd", (-0.1, -0.15, -0.05), "stays", "partly"),
+        ("sgd", (0.1, 0.05, 0.15), "stays", "not"),
+        ("gld_dynamic", (0.0, -0.1, 0.1), "stays", "reproduced"),
+        ("gld_dynamic", (0.0, -0.3, 0.3), "between", "not"),
+        ("gld_full", (-0.4, -0.5, -0.3), "moves", ""),
+    ],
+)
+def test_the_verdict_at_the_edge(load, law, difference, does, claim):
+    script = load("plot_edge_of_stability")
+    mean, low, high = difference
+    found = PairedDifference(mean, low, high, 0.01, 8)
+    expected = {"does": does, "claim": claim}
+    assert script.verdicts(law, found, -1, 0.2) == expected
