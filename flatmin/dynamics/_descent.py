@@ -13,7 +13,7 @@ from torch import Tensor
 from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
-from flatmin.noise import NoiseLaw
+from flatmin.noise import NoiseLaw, Step, step_for
 from flatmin.risk import Risk
 
 __all__ = ["DivergenceError", "NoisyDescent"]
@@ -298,15 +298,33 @@ class NoisyDescent:
             self.rng.set_state(drawn.cpu())
             if torch.equal(theta, self.theta):  # a callback may have moved it since
                 return loss, gradient
-        return self.law.noisy_gradient(self.batch, self.theta, self.state, self.rng)
+        draw = self.law.noisy_gradient
+        told = step_for(draw, self._step)
+        return draw(self.batch, self.theta, self.state, self.rng, **told)
 
     def _refreshed_gradient(self) -> tuple[Tensor, Tensor]:
-        self.state, loss, gradient = self.law.refreshed_gradient(
-            self.batch, self.theta, self.rng, self.state
+        refreshed = self.law.refreshed_gradient
+        told = step_for(refreshed, self._step)
+        self.state, loss, gradient = refreshed(
+            self.batch, self.theta, self.rng, self.state, **told
         )
         self._refreshed_at, self._stale = self.iteration, False
         self._refreshed_on = None if self._batches is None else self._batches.indices
         return loss, gradient
+
+    @property
+    def _step(self) -> Step | None:
+        """What the law is told; nothing is read for a law that does not ask."""
+        if not self.law.takes_step:
+            return None
+        rates = {float(group["lr"]) for group in self.optimizer.param_groups}
+        if len(rates) > 1:
+            raise ValueError(
+                f"{type(self.law).__name__} needs one learning rate for all "
+                f"parameters. Got {sorted(rates)}; give param_groups one lr, or use a "
+                "law that does not take a step."
+            )
+        return Step(self.iteration, rates.pop())
 
     @contextlib.contextmanager
     def _judging_errors(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from flatmin._utils.random import make_generator
 from flatmin.dynamics import Checkpoints, callback_settings, store_callbacks
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._run import Run
-from flatmin.noise import METHODS
+from flatmin.noise import METHODS, Step, step_for
 
 __all__ = ["RunCheckpoints", "check_checkpoint_params"]
 
@@ -158,7 +158,8 @@ class RunCheckpoints:
         state = None
         # Where the warm-up leads to it may be able to.
         with suppress(RuntimeError, ValueError):
-            state = law.refresh(risk, theta, rng)
+            told = step_for(law.refresh, Step(0, 1.0))  # only the state's kind matters
+            state = law.refresh(risk, theta, rng, **told)
         law.store_state(state)
 
     def _compare_environment(self, found: Mapping[str, Any]) -> None:

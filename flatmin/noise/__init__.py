@@ -15,6 +15,7 @@ from flatmin.noise._random_subspace import GLDRandomSubspace
 from flatmin.noise._registry import METHODS, make_noise_law
 from flatmin.noise._sgd import SGD
 from flatmin.noise._shuffled import GLDShuffled
+from flatmin.noise._step import Step, step_for
 
 __all__ = [
     "GD",
@@ -33,5 +34,7 @@ __all__ = [
     "GLDShuffled",
     "GaussianLaw",
     "NoiseLaw",
+    "Step",
     "make_noise_law",
+    "step_for",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatmin.linalg import DiagonalOperator
 from flatmin.noise._base import GaussianLaw
+from flatmin.noise._step import Step
 from flatmin.risk import Risk
 
 __all__ = ["GLDDiagonal"]
@@ -52,7 +53,13 @@ class GLDDiagonal(GaussianLaw):
         return self._noise(risk, risk.gradient_variances(theta).to(risk.dtype))
 
     def refreshed_gradient(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+        self,
+        risk: Risk,
+        theta: Tensor,
+        rng: torch.Generator,
+        previous: Any = None,
+        *,
+        step: Step | None = None,
     ) -> tuple[DiagonalOperator, Tensor, Tensor]:
         """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for L, g₀ and diag(Σ)."""
         loss, gradient, variances = risk.value_gradient_and_variances(theta)

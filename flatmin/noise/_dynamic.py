@@ -10,6 +10,7 @@ from torch import Tensor
 from flatmin.curvature import covariance_trace
 from flatmin.linalg import ScaledIdentityOperator
 from flatmin.noise._base import GaussianLaw
+from flatmin.noise._step import Step
 from flatmin.risk import Risk
 
 __all__ = ["GLDDynamic"]
@@ -52,7 +53,13 @@ class GLDDynamic(GaussianLaw):
         return self._noise(risk, covariance_trace(risk, theta, check=False))
 
     def refreshed_gradient(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+        self,
+        risk: Risk,
+        theta: Tensor,
+        rng: torch.Generator,
+        previous: Any = None,
+        *,
+        step: Step | None = None,
     ) -> tuple[ScaledIdentityOperator, Tensor, Tensor]:
         """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for L, g₀ and Tr(Σ)."""
         loss, gradient, variances = risk.value_gradient_and_variances(theta)
