@@ -13,7 +13,7 @@ from torch import Tensor
 from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
-from flatmin.noise import NoiseLaw, Step, step_for
+from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import Risk
 
 __all__ = ["DivergenceError", "NoisyDescent"]
@@ -39,7 +39,9 @@ class NoisyDescent:
     on_divergence : {"raise", "stop"}, default="raise"
         At a loss that is not finite: raise, or return to the last θ with a finite
         loss (on a GPU, to the one at the start of the block) and stop. Where the very
-        first θ has none, there is nothing to return to: raise.
+        first θ has none, there is nothing to return to: raise. Where the law's noise
+        has no size any more (:class:`flatmin.noise.UndefinedNoiseError`): raise, or
+        stop there.
     offset : int, default=0
         Iterations before these, for messages.
     batches : GradientBatches, default=None
@@ -115,7 +117,7 @@ class NoisyDescent:
 
         Raises
         ------
-        DivergenceError
+        DivergenceError, UndefinedNoiseError
             With ``on_divergence="raise"``.
         RuntimeError
             The law's own, at a θ with a finite loss.
@@ -331,15 +333,25 @@ class NoisyDescent:
         """Take a law's error for a divergence where the loss, or its square, is one."""
         try:
             yield
-        except RuntimeError:  # an eigensolver gives up
+        except (RuntimeError, ArithmeticError) as error:  # an eigensolver gives up
             loss = float(self.batch.value(self.theta))
             if not math.isfinite(loss):
                 self._accept(self.iteration, loss)
+                return
+            if isinstance(error, UndefinedNoiseError):
+                self._end(error)
                 return
             squares = self.batch.squared_norms(self.theta).sum()
             if math.isfinite(squares.to(self.risk.dtype)):
                 raise
             self._accept(self.iteration, math.inf, "squared gradient")
+
+    def _end(self, error: UndefinedNoiseError) -> None:
+        """Stop at this θ, where the law has no noise to go on with."""
+        if not self._keeps or self.state is None:
+            raise error
+        at = self._offset + self.iteration
+        self.diverged = f"No noise at iteration {at}: {error}"
 
     def _copy(self) -> tuple[int, Tensor] | None:
         return (self.iteration, self.theta.clone()) if self._keeps else None

@@ -11,6 +11,12 @@ from flatmin.noise._gd import GD
 from flatmin.noise._ggn import GLDGGN
 from flatmin.noise._hessian import GLDHessian
 from flatmin.noise._leading import GLDLeading
+from flatmin.noise._match import (
+    MatchedGaussianLaw,
+    MatchedLaw,
+    MatchedState,
+    UndefinedNoiseError,
+)
 from flatmin.noise._random_subspace import GLDRandomSubspace
 from flatmin.noise._registry import METHODS, make_noise_law
 from flatmin.noise._sgd import SGD
@@ -33,8 +39,12 @@ __all__ = [
     "GLDRandomSubspace",
     "GLDShuffled",
     "GaussianLaw",
+    "MatchedGaussianLaw",
+    "MatchedLaw",
+    "MatchedState",
     "NoiseLaw",
     "Step",
+    "UndefinedNoiseError",
     "make_noise_law",
     "step_for",
 ]

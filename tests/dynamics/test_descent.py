@@ -1,12 +1,20 @@
 """The iteration alone."""
 
 import copy
+import math
 
 import pytest
 import torch
 
-from flatmin.dynamics import DivergenceError
-from flatmin.noise import GD, METHODS, NoiseLaw
+from flatmin.dynamics import DivergenceError, FlatBinding, NoisyDescent
+from flatmin.noise import (
+    GD,
+    METHODS,
+    NoiseLaw,
+    UndefinedNoiseError,
+    make_noise_law,
+)
+from flatmin.risk import EmpiricalRisk
 
 from ._problems import descent, risk
 
@@ -241,3 +249,55 @@ def test_it_returns_to_a_finite_loss_from_before():
     assert resumed.diverged is not None
     assert resumed.iteration == 2
     assert torch.equal(resumed.theta, before)
+
+
+def _slide(match_every, on_divergence):
+    """A descent whose loss, Σ sin(t) - 2t + bᵢt, is convex until t = 0."""
+
+    def loss(outputs, targets):
+        t = outputs[:, 0]
+        return t.sin() - 2 * t + targets[:, 0] * t
+
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.constant_(module.weight, -1.0)
+    slopes = torch.tensor([[1e-3], [-1e-3]]).double()
+    example = EmpiricalRisk(module, loss, torch.ones(2, 1).double(), slopes)
+    binding = FlatBinding(module)
+    return NoisyDescent(
+        example,
+        make_noise_law("gld_dynamic", match="curvature", match_every=match_every),
+        binding,
+        torch.optim.SGD(binding.params, lr=0.1),
+        torch.Generator().manual_seed(0),
+        on_divergence=on_divergence,
+        offset=100,
+    )
+
+
+def test_noise_without_a_size_ends_a_run_where_it_is():
+    run = _slide(2, "stop")
+    run.run(50)
+    # Without noise: sin'' < 0 from the iterate after t = 0.
+    t, expected = -1.0, 0
+    while t <= 0 or expected % 2:
+        t, expected = t - 0.1 * (math.cos(t) - 2), expected + 1
+    assert run.iteration == expected
+    assert run.diverged.startswith(f"No noise at iteration {100 + expected}: match=")
+    assert "both must be positive. Got -" in run.diverged
+    assert float(run.theta) == pytest.approx(t, abs=1e-2)
+    before = run.theta.clone()
+    run.law.trace(run.batch, run.theta, run.state)
+    assert torch.equal(run.theta, before)
+
+
+def test_noise_without_a_size_is_raised():
+    with pytest.raises(UndefinedNoiseError, match="both must be positive"):
+        _slide(2, "raise").run(50)
+
+
+def test_noise_that_never_had_a_size_is_raised():
+    run = _slide(1, "stop")
+    with torch.no_grad():
+        run.binding.assign(torch.ones(1).double())
+    with pytest.raises(UndefinedNoiseError, match="both must be positive"):
+        run.refresh()

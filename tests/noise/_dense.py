@@ -154,44 +154,36 @@ def leading(p, law, order):
         batches = p.gradients[order[: b * m]].view(b, m, -1).mean(1)
         estimate = m * torch.cov(batches.T, correction=1)
     values, vectors = torch.linalg.eigh(estimate)
-    C = rebuild(values[-k:], vectors[:, -k:]) / m
-    return with_trace(C, p.sgd_trace / m) if law.match == "trace" else C
+    return rebuild(values[-k:], vectors[:, -k:]) / m
 
 
 def leading_hessian(p, law, _):
     k = len(p.mean) if law.n_components == "full" else law.n_components
     values, vectors = by_magnitude(p.hessian, k)
     C = rebuild(values.abs(), vectors)
-    if law.match == "none":
-        return C
     if law.match == "hessian_trace":
         return p.sgd_trace / (law.batch_size * p.hessian.trace()) * C
-    return with_trace(C, p.sgd_trace / law.batch_size)
+    return C
 
 
 def first_eigenvector(p, law, _):
-    u = torch.linalg.eigh(p.hessian).eigenvectors[:, -1]
-    return p.sgd_trace / law.batch_size * torch.outer(u, u)
-
-
-def gauss_newton(p, law, _):
-    if law.match == "none":
-        return p.gauss_newton
-    return with_trace(p.gauss_newton, p.sgd_trace / law.batch_size)
+    values, vectors = torch.linalg.eigh(p.hessian)
+    u = vectors[:, -1]
+    return values[-1].abs() * torch.outer(u, u)
 
 
 def random_subspace(p, law, directions):
     values, _ = by_magnitude(p.hessian, law.n_components)
-    return with_trace(rebuild(values.abs(), directions), p.sgd_trace / law.batch_size)
+    return rebuild(values.abs(), directions)
 
 
 def shuffled(p, law, _):
     values, vectors = by_magnitude(p.hessian, law.n_components)
-    C = rebuild(values.abs().flip(0), vectors)
-    return with_trace(C, p.sgd_trace / law.batch_size)
+    return rebuild(values.abs().flip(0), vectors)
 
 
-# At noise_scale=1. A function of a Point, the law and what a refresh draws.
+# At noise_scale=1 and match="none". A function of a Point, the law and what a refresh
+# draws.
 FORMULAS = {
     "gd": lambda p, law, _: isotropic(p, 0.0),
     "sgd": sgd,
@@ -207,10 +199,21 @@ FORMULAS = {
     "gld_fisher": lambda p, law, _: (
         p.gradients.T @ p.gradients / len(p.gradients) / law.batch_size
     ),
-    "gld_ggn": gauss_newton,
+    "gld_ggn": lambda p, law, _: p.gauss_newton,
     "gld_random_subspace": random_subspace,
     "gld_shuffled": shuffled,
 }
+
+
+def matched(C, p, law):
+    """Return C at the size that ``match`` asks for."""
+    match = getattr(law, "match", "none")
+    if match == "trace":
+        return with_trace(C, p.sgd_trace / law.batch_size)
+    if match == "curvature":
+        target = (p.hessian @ p.covariance).trace() / law.batch_size
+        return C * (target / (p.hessian @ C).trace())
+    return C
 
 
 def permutations(law, n, shape, rng):
@@ -247,5 +250,7 @@ def dense_covariance(law, points, shape, rng):
             everything.flatten(0, len(shape) - 2) if len(shape) > 1 else [everything]
         )
     formula = FORMULAS[law.name]
-    C = [formula(p, law, d) for p, d in zip(points, drawn, strict=True)]
+    C = [
+        matched(formula(p, law, d), p, law) for p, d in zip(points, drawn, strict=True)
+    ]
     return torch.stack(C).view(*shape, shape[-1])

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatmin._utils.checkpoint_files import read_file, write_file
 from flatmin.linalg import ScaledIdentityOperator
-from flatmin.noise import METHODS, NoiseLaw, make_noise_law
+from flatmin.noise import METHODS, NoiseLaw, UndefinedNoiseError, make_noise_law
 from flatmin.risk import QuadraticRisk
 
 from ._dense import DRAWS, FORMULAS, dense_covariance
@@ -55,19 +55,39 @@ COMMON = {"batch_size": 3, "n_components": 3, "tol": 1e-10}
 # The runs of one law, beyond its defaults.
 VARIANTS = {
     "sgd": [
-        {"sampling": sampling}
-        for sampling in ("replacement", "without_replacement", "epoch")
+        *({"sampling": s} for s in ("replacement", "without_replacement", "epoch")),
+        {"sampling": "without_replacement", "match": "trace"},
+        {"sampling": "epoch", "match": "curvature"},
     ],
-    "gld_const": [{"sigma": 0.3}],
+    "gld_const": [
+        {"sigma": 0.3},
+        {"sigma": 0.3, "match": "trace"},
+        {"sigma": 0.3, "match": "curvature"},
+    ],
     "gld_leading": [
         {"source": source, "match": match}
-        for source, match in product(("minibatches", "examples"), ("none", "trace"))
+        for source, match in product(
+            ("minibatches", "examples"), ("none", "trace", "curvature")
+        )
     ],
     "gld_hessian": [
-        *({"match": match} for match in ("trace", "hessian_trace", "none")),
+        *({"match": m} for m in ("trace", "hessian_trace", "none", "curvature")),
         {"n_components": "full"},
+        {"n_components": "full", "match": "curvature"},
     ],
-    "gld_ggn": [{"match": match} for match in ("trace", "none")],
+    "gld_diagonal": [{"match": match} for match in ("trace", "curvature")],
+    "gld_full": [{"match": match} for match in ("trace", "curvature")],
+    **{
+        name: [{"match": match} for match in ("trace", "none", "curvature")]
+        for name in (
+            "gld_fisher",
+            "gld_first_eigenvector",
+            "gld_ggn",
+            "gld_random_subspace",
+            "gld_shuffled",
+        )
+    },
+    "gld_dynamic": [{"match": match} for match in ("trace", "curvature")],
 }
 
 
@@ -90,10 +110,17 @@ some_problems = pytest.mark.parametrize("name", ["mlp", "regression_chains"])
 
 def has_the_trace_of_sgd(law):
     """Return whether the design's table promises Tr C = Tr(Σ)/m."""
-    if law.name in {"gd", "gld_const", "gld_fisher"}:
-        return False
-    with_replacement = getattr(law, "sampling", "replacement") == "replacement"
-    return with_replacement and getattr(law, "match", "trace") == "trace"
+    if law.name == "gld_full" or getattr(law, "match", "none") == "trace":
+        return True
+    if law.name == "sgd":
+        return law.sampling == "replacement" or law.match != "none"
+    return law.name == "random_signs"
+
+
+def measures_curvature(law):
+    """Return whether a law's size depends on what it measures of H."""
+    is_sgd = law.name in {"sgd", "gld_full"}
+    return getattr(law, "match", "none") == "curvature" and not is_sgd
 
 
 def prepare(law, name, seed=0):
@@ -118,8 +145,12 @@ def assert_near(got, expected, rtol=1e-7):
 
 def trace_error(state):
     """Return the relative standard error of a trace that refresh estimates."""
-    stderr = getattr(state, "ggn_trace_stderr", None)
-    return 0.0 if stderr is None else float((stderr / state.ggn_trace).max())
+    own = getattr(state, "inner", state)
+    stderr = getattr(own, "ggn_trace_stderr", None)
+    error = 0.0 if stderr is None else float((stderr / own.ggn_trace).max())
+    if hasattr(state, "factor"):
+        error += float((2 * state.stderr / state.factor).nan_to_num().max())
+    return error
 
 
 @some_problems
@@ -467,6 +498,10 @@ def test_nothing_to_follow_is_no_noise_and_no_nan(law, curved, noisy):
     risk, rng, theta = QuadraticRisk(A, slopes), generator(), torch.ones(2, 4)
     if getattr(law, "match", None) == "hessian_trace" and not curved:
         with pytest.raises(ValueError, match=r"Tr\(H\), which must be positive"):
+            law.refresh(risk, theta, rng)
+        return
+    if measures_curvature(law) and not (curved and noisy):
+        with pytest.raises(UndefinedNoiseError, match="both must be positive"):
             law.refresh(risk, theta, rng)
         return
     state = law.refresh(risk, theta, rng)

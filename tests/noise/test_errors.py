@@ -119,6 +119,7 @@ NUMBERS = {
     ),
     "batch_size": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
     "n_components": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
+    "match_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
     "refresh_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
 }
 
@@ -146,9 +147,12 @@ def test_numbers_out_of_range(method, setting):
     [
         ("sgd", "sampling", ("replacement", "without_replacement", "epoch")),
         ("gld_leading", "source", ("minibatches", "examples")),
-        ("gld_leading", "match", ("none", "trace")),
-        ("gld_hessian", "match", ("trace", "hessian_trace", "none")),
-        ("gld_ggn", "match", ("trace", "none")),
+        *(
+            (name, "match", ("trace", "none", "curvature"))
+            for name, law in METHODS.items()
+            if "match" in law._get_param_names() and name != "gld_hessian"
+        ),
+        ("gld_hessian", "match", ("trace", "hessian_trace", "none", "curvature")),
     ],
 )
 def test_options(method, setting, options):
@@ -188,7 +192,7 @@ def test_matching_the_trace_of_the_hessian_needs_a_positive_one(curvature):
             "gld_full",
             {"batchsize": 3},
             "Unknown setting of gld_full 'batchsize'; did you mean 'batch_size'? "
-            "There are: 'batch_size', 'noise_scale'.",
+            "There are: 'batch_size', 'match', 'match_every', 'noise_scale'.",
         ),
         (
             "gd",

@@ -31,7 +31,9 @@ REFRESHED_RARELY = {
     "gld_random_subspace",
     "gld_shuffled",
 }
+OF_OWN_SIZE = {"sgd", "gld_const", "gld_leading", "gld_fisher"}
 DEFAULTS = {
+    "match_every": 50,
     "batch_size": None,
     "n_components": None,
     "noise_scale": 1.0,
@@ -75,7 +77,7 @@ def test_defaults(name):
     assert law.refresh_every == (10 if name in REFRESHED_RARELY else 1)
     for setting, value in law.get_params().items():
         if setting == "match":
-            assert value == ("none" if name == "gld_leading" else "trace")
+            assert value == ("none" if name in OF_OWN_SIZE else "trace")
         elif setting != "refresh_every":
             assert value == DEFAULTS[setting]
 
