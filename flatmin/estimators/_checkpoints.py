@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from numbers import Integral
+from types import NoneType
 from typing import Any
 
 import torch
@@ -152,7 +153,8 @@ class RunCheckpoints:
             With draws that are not those of the run.
         """
         law, rng = self._run.law, make_generator(0, self._run.risk.device)
-        if type(law) in METHODS.values():
+        known = METHODS.values()
+        if type(law) in known and type(getattr(law, "law", law)) in (NoneType, *known):
             return
         risk = self._run.risk if batches is None else batches.draw()
         state = None

@@ -17,6 +17,7 @@ from flatmin.noise._match import (
     MatchedState,
     UndefinedNoiseError,
 )
+from flatmin.noise._projected import Projected
 from flatmin.noise._random_subspace import GLDRandomSubspace
 from flatmin.noise._registry import METHODS, make_noise_law
 from flatmin.noise._sgd import SGD
@@ -43,6 +44,7 @@ __all__ = [
     "MatchedLaw",
     "MatchedState",
     "NoiseLaw",
+    "Projected",
     "Step",
     "UndefinedNoiseError",
     "make_noise_law",

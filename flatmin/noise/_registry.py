@@ -16,6 +16,7 @@ from flatmin.noise._gd import GD
 from flatmin.noise._ggn import GLDGGN
 from flatmin.noise._hessian import GLDHessian
 from flatmin.noise._leading import GLDLeading
+from flatmin.noise._projected import Projected
 from flatmin.noise._random_subspace import GLDRandomSubspace
 from flatmin.noise._sgd import SGD
 from flatmin.noise._shuffled import GLDShuffled
@@ -39,6 +40,7 @@ METHODS: dict[str, type[NoiseLaw]] = {
         GLDGGN,
         GLDRandomSubspace,
         GLDShuffled,
+        Projected,
     )
 }
 

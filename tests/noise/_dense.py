@@ -182,6 +182,15 @@ def shuffled(p, law, _):
     return rebuild(values.abs().flip(0), vectors)
 
 
+def projected(p, law, _):
+    """Return P Σ/m P: the law inside is gld_full."""
+    top = torch.linalg.eigh(p.hessian).eigenvectors[:, -law.n_components :]
+    P = top @ top.T
+    if law.keep == "bulk":
+        P = torch.eye(len(P), dtype=P.dtype) - P
+    return P @ p.covariance @ P / law.batch_size
+
+
 # At noise_scale=1 and match="none". A function of a Point, the law and what a refresh
 # draws.
 FORMULAS = {
@@ -202,6 +211,7 @@ FORMULAS = {
     "gld_ggn": lambda p, law, _: p.gauss_newton,
     "gld_random_subspace": random_subspace,
     "gld_shuffled": shuffled,
+    "projected": projected,
 }
 
 

@@ -87,6 +87,11 @@ VARIANTS = {
             "gld_shuffled",
         )
     },
+    "projected": [
+        {"keep": "top"},
+        {"keep": "bulk", "match": "trace"},
+        {"keep": "bulk", "match": "curvature"},
+    ],
     "gld_dynamic": [{"match": match} for match in ("trace", "curvature")],
 }
 

@@ -22,6 +22,7 @@ NAMES = [
     "gld_ggn",
     "gld_random_subspace",
     "gld_shuffled",
+    "projected",
 ]
 # The laws that use H or G, which are dear.
 REFRESHED_RARELY = {
@@ -30,8 +31,9 @@ REFRESHED_RARELY = {
     "gld_ggn",
     "gld_random_subspace",
     "gld_shuffled",
+    "projected",
 }
-OF_OWN_SIZE = {"sgd", "gld_const", "gld_leading", "gld_fisher"}
+OF_OWN_SIZE = {"sgd", "gld_const", "gld_leading", "gld_fisher", "projected"}
 DEFAULTS = {
     "match_every": 50,
     "batch_size": None,
@@ -41,6 +43,9 @@ DEFAULTS = {
     "tol": 1e-2,
     "sampling": "replacement",
     "source": "minibatches",
+    "law": None,
+    "keep": "top",
+    "on": "noise",
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -86,7 +91,7 @@ def test_defaults(name):
 def test_settings_are_plain_parameters(name):
     law = make_noise_law(name)
     parameters = inspect.signature(type(law)).parameters.values()
-    assert all(p.kind is p.KEYWORD_ONLY for p in parameters)
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters if p.name != "law")
     for setting in law.get_params():
         marker = object()
         changed = type(law)(**{setting: marker})
