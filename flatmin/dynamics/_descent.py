@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,11 +16,49 @@ from flatmin.dynamics._binding import FlatBinding
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import Risk
 
-__all__ = ["DivergenceError", "NoisyDescent"]
+__all__ = ["DivergenceError", "NoisyDescent", "check_substeps"]
 
 
 class DivergenceError(ArithmeticError):
     """The loss is not finite any more."""
+
+
+def check_substeps(
+    law: NoiseLaw,
+    optimizer: type[torch.optim.Optimizer],
+    params: Mapping[str, Any],
+    batched: bool,
+) -> None:
+    """Raise where l steps at η/l are not what a law means by an iteration.
+
+    Parameters
+    ----------
+    law : NoiseLaw
+    optimizer : torch.optim.Optimizer class
+    params : mapping of str to object
+        Its settings.
+    batched : bool
+        Whether an iteration sees a batch of the examples.
+
+    Raises
+    ------
+    ValueError
+        If the optimizer is not the plain step θ ← θ - η g, or iterations see batches.
+    """
+    if law.n_substeps == 1:
+        return
+    title = f"{type(law).__name__} takes {law.n_substeps} steps at a part of η"
+    if not issubclass(optimizer, torch.optim.SGD) or params.get("momentum"):
+        raise ValueError(
+            f"{title}, which is the same time for plain steps only. Got "
+            f"{optimizer.__name__} with {dict(params)}; use optimizer='sgd' without "
+            "momentum."
+        )
+    if batched:
+        raise ValueError(
+            f"{title} on the same examples, and gradient_batch_size draws others once "
+            "an iteration. Leave gradient_batch_size at None."
+        )
 
 
 class NoisyDescent:
@@ -81,6 +119,7 @@ class NoisyDescent:
         self.state: Any = None
         self.diverged: str | None = None
         self._batches = batches
+        check_substeps(law, type(optimizer), optimizer.defaults, batches is not None)
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
@@ -174,25 +213,29 @@ class NoisyDescent:
         unread: list[Tensor] = []
         self._block_start = self._copy()
         for _ in range(n_iter):
-            with self._judging_errors():
-                loss, gradient = self._noisy_gradient()
-            if self.diverged is not None:
-                return
-            if self._reads_every_loss:
-                if not self._accept(self.iteration, loss.item()):
+            for substep in range(self.law.n_substeps):
+                with self._judging_errors():
+                    loss, gradient = self._noisy_gradient()
+                if self.diverged is not None:
                     return
-                self._step_start = self._copy()
-            else:
-                unread.append(loss)
-            self.binding.gradient.copy_(gradient)
-            self.optimizer.step()
+                if self._reads_every_loss:
+                    if not self._accept(self.iteration, loss.item()):
+                        return
+                    if substep == 0:
+                        self._step_start = self._copy()
+                else:
+                    unread.append(loss)
+                self.binding.gradient.copy_(gradient)
+                with self._divided_rate():
+                    self.optimizer.step()
             self.iteration += 1
             if progress is not None:
                 progress(1)
         self._left = self.theta.clone()
-        first = self.iteration - len(unread)
+        per_iteration = self.law.n_substeps
+        first = self.iteration - len(unread) // per_iteration
         for i, value in enumerate(torch.stack(unread).tolist() if unread else []):
-            if not self._accept(first + i, value):
+            if not self._accept(first + i // per_iteration, value):
                 return
 
     def check(self, loss: float) -> bool:
@@ -326,7 +369,24 @@ class NoisyDescent:
                 f"parameters. Got {sorted(rates)}; give param_groups one lr, or use a "
                 "law that does not take a step."
             )
-        return Step(self.iteration, rates.pop())
+        return Step(self.iteration, rates.pop() / self.law.n_substeps)
+
+    @contextlib.contextmanager
+    def _divided_rate(self) -> Iterator[None]:
+        """Step at η/l, for a law whose iteration is l steps."""
+        parts = self.law.n_substeps
+        if parts == 1:
+            yield
+            return
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate / parts
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     @contextlib.contextmanager
     def _judging_errors(self) -> Iterator[None]:

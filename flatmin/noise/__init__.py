@@ -1,6 +1,9 @@
 """Noise laws: how ε in θ ← θ - η (g₀ + ε) is drawn. One class, one file, a law."""
 
+from flatmin.noise._alpha_stable import AlphaStable
+from flatmin.noise._anti_pgd import AntiPGD
 from flatmin.noise._base import GaussianLaw, NoiseLaw
+from flatmin.noise._bernoulli import Bernoulli
 from flatmin.noise._const import GLDConst
 from flatmin.noise._diagonal import GLDDiagonal
 from flatmin.noise._dynamic import GLDDynamic
@@ -20,15 +23,22 @@ from flatmin.noise._match import (
 from flatmin.noise._projected import Projected
 from flatmin.noise._random_subspace import GLDRandomSubspace
 from flatmin.noise._registry import METHODS, make_noise_law
+from flatmin.noise._sam import SAM
 from flatmin.noise._sgd import SGD
 from flatmin.noise._shuffled import GLDShuffled
 from flatmin.noise._step import Step, step_for
+from flatmin.noise._svag import SVAG
 
 __all__ = [
     "GD",
     "GLDGGN",
     "METHODS",
+    "SAM",
     "SGD",
+    "SVAG",
+    "AlphaStable",
+    "AntiPGD",
+    "Bernoulli",
     "GLDConst",
     "GLDDiagonal",
     "GLDDynamic",

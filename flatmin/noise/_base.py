@@ -42,10 +42,13 @@ class NoiseLaw(BaseEstimator, ABC):
         The name under which :func:`make_noise_law` knows it.
     refresh_every : int
         After how many iterations a training loop renews the state.
+    n_substeps : int
+        l: an iteration of a training loop is l steps at η/l. 1 but for ``svag``.
     """
 
     name: ClassVar[str]
     refresh_every: int = 1
+    n_substeps: int = 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -95,6 +95,11 @@ class Projected(MatchedLaw):
         self.tol = tol
 
     @property
+    def n_substeps(self) -> int:  # type: ignore[override]
+        """See :class:`NoiseLaw`; that of the law inside."""
+        return self._inside().n_substeps
+
+    @property
     def takes_step(self) -> bool:
         """See :attr:`NoiseLaw.takes_step`; it is the law inside that asks."""
         return self._inside().takes_step

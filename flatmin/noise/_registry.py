@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flatmin._utils.names import check_known
+from flatmin.noise._alpha_stable import AlphaStable
+from flatmin.noise._anti_pgd import AntiPGD
 from flatmin.noise._base import NoiseLaw
+from flatmin.noise._bernoulli import Bernoulli
 from flatmin.noise._const import GLDConst
 from flatmin.noise._diagonal import GLDDiagonal
 from flatmin.noise._dynamic import GLDDynamic
@@ -18,8 +21,10 @@ from flatmin.noise._hessian import GLDHessian
 from flatmin.noise._leading import GLDLeading
 from flatmin.noise._projected import Projected
 from flatmin.noise._random_subspace import GLDRandomSubspace
+from flatmin.noise._sam import SAM
 from flatmin.noise._sgd import SGD
 from flatmin.noise._shuffled import GLDShuffled
+from flatmin.noise._svag import SVAG
 
 __all__ = ["METHODS", "make_noise_law"]
 
@@ -41,6 +46,11 @@ METHODS: dict[str, type[NoiseLaw]] = {
         GLDRandomSubspace,
         GLDShuffled,
         Projected,
+        SVAG,
+        Bernoulli,
+        AlphaStable,
+        AntiPGD,
+        SAM,
     )
 }
 

@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch.func import functional_call, jacrev, vmap
 
+RATE = 0.1  # η, where a law is told it
+
 
 def hessian(function):
     return jacrev(jacrev(function))  # torch's own uses forward mode and warns
@@ -182,6 +184,13 @@ def shuffled(p, law, _):
     return rebuild(values.abs().flip(0), vectors)
 
 
+def bernoulli(p, law, _):
+    """Return the covariance of (1/m) Σ bᵢgᵢ: each coin has the variance q(1 - q)."""
+    n, m = len(p.gradients), law.batch_size
+    q = m / n
+    return q * (1 - q) / m**2 * p.gradients.T @ p.gradients
+
+
 def projected(p, law, _):
     """Return P Σ/m P: the law inside is gld_full."""
     top = torch.linalg.eigh(p.hessian).eigenvectors[:, -law.n_components :]
@@ -212,6 +221,13 @@ FORMULAS = {
     "gld_random_subspace": random_subspace,
     "gld_shuffled": shuffled,
     "projected": projected,
+    "svag": lambda p, law, _: law.n_substeps * p.covariance / law.batch_size,
+    "bernoulli": bernoulli,
+    # Of one step; "none" is 2 (σ/η)² I, at the η of the tests.
+    "anti_pgd": lambda p, law, _: isotropic(p, 2 * (law.sigma / RATE) ** 2),
+    # With alpha = 2.
+    "alpha_stable": lambda p, law, _: isotropic(p, law.sigma**2),
+    "sam": lambda p, law, _: isotropic(p, 0.0),
 }
 
 

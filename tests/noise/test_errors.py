@@ -58,6 +58,26 @@ DO_NOT_FIT = [
     ),
     ("gld_leading", {}, (1, 4), "Got 1 from 1 examples"),
     ("gld_leading", {"source": "examples"}, (1, 4), "needs at least two examples"),
+    (
+        "bernoulli",
+        {"batch_size": 13},
+        (12, 4),
+        "batch_size of bernoulli must be at most the number of examples, 12: m/N is a "
+        "probability. Got 13; use a smaller batch.",
+    ),
+    *(
+        (
+            method,
+            {"batch_size": 12, "match": match, **more},
+            (12, 4),
+            f"match='{match}' of {method} needs noise",
+        )
+        for match in ("trace", "curvature")
+        for method, more in (
+            ("bernoulli", {}),
+            ("sgd", {"sampling": "without_replacement"}),
+        )
+    ),
     *(
         (
             "sgd",
@@ -119,6 +139,9 @@ NUMBERS = {
     ),
     "batch_size": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
     "n_components": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
+    "n_substeps": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
+    "alpha": ([1.0, 0.5, 2.1, float("nan"), "1", None, True], "above 1"),
+    "rho": ([-1, float("nan"), float("inf"), "1", None, True], "finite number of at"),
     "match_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
     "refresh_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
 }
@@ -137,7 +160,7 @@ def test_numbers_out_of_range(method, setting):
     values, requirement = NUMBERS[setting]
     for value in values:
         law = make_noise_law(method, **{setting: value})
-        sentence = f"{setting} of {method} must be an? {requirement}.*Got {value!r}"
+        sentence = f"{setting} of {method} must be (an? )?{requirement}.*Got {value!r}"
         with pytest.raises(ValueError, match=sentence):
             law.check(quadratic(12, 4))
 
@@ -150,14 +173,16 @@ def test_numbers_out_of_range(method, setting):
         *(
             (name, "match", ("trace", "none", "curvature"))
             for name, law in METHODS.items()
-            if "match" in law._get_param_names() and name != "gld_hessian"
+            if "match" in law._get_param_names()
+            and name not in {"gld_hessian", "alpha_stable"}
         ),
+        ("alpha_stable", "match", ("trace", "none")),
         ("gld_hessian", "match", ("trace", "hessian_trace", "none", "curvature")),
     ],
 )
 def test_options(method, setting, options):
     for option in options:
-        make_noise_law(method, **{setting: option}).check(quadratic(12, 4))
+        make_noise_law(method, **{setting: option}).check(quadratic(50, 4))
     for wrong in ("nothing", None, 3):
         law = make_noise_law(method, **{setting: wrong})
         sentence = f"{setting} of {method} must be one of {options}. Got {wrong!r}."

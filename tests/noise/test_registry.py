@@ -23,6 +23,11 @@ NAMES = [
     "gld_random_subspace",
     "gld_shuffled",
     "projected",
+    "svag",
+    "bernoulli",
+    "alpha_stable",
+    "anti_pgd",
+    "sam",
 ]
 # The laws that use H or G, which are dear.
 REFRESHED_RARELY = {
@@ -33,7 +38,9 @@ REFRESHED_RARELY = {
     "gld_shuffled",
     "projected",
 }
-OF_OWN_SIZE = {"sgd", "gld_const", "gld_leading", "gld_fisher", "projected"}
+OF_OWN_SIZE = {
+    *("sgd", "gld_const", "gld_leading", "gld_fisher", "projected", "bernoulli"),
+}
 DEFAULTS = {
     "match_every": 50,
     "batch_size": None,
@@ -43,6 +50,9 @@ DEFAULTS = {
     "tol": 1e-2,
     "sampling": "replacement",
     "source": "minibatches",
+    "alpha": 1.5,
+    "rho": 0.05,
+    "n_substeps": 4,
     "law": None,
     "keep": "top",
     "on": "noise",
