@@ -13,6 +13,7 @@ from flatmin.noise._full import GLDFull
 from flatmin.noise._gd import GD
 from flatmin.noise._ggn import GLDGGN
 from flatmin.noise._hessian import GLDHessian
+from flatmin.noise._label_noise import LabelNoise
 from flatmin.noise._leading import GLDLeading
 from flatmin.noise._match import (
     MatchedGaussianLaw,
@@ -50,6 +51,7 @@ __all__ = [
     "GLDRandomSubspace",
     "GLDShuffled",
     "GaussianLaw",
+    "LabelNoise",
     "MatchedGaussianLaw",
     "MatchedLaw",
     "MatchedState",

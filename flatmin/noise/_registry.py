@@ -18,6 +18,7 @@ from flatmin.noise._full import GLDFull
 from flatmin.noise._gd import GD
 from flatmin.noise._ggn import GLDGGN
 from flatmin.noise._hessian import GLDHessian
+from flatmin.noise._label_noise import LabelNoise
 from flatmin.noise._leading import GLDLeading
 from flatmin.noise._projected import Projected
 from flatmin.noise._random_subspace import GLDRandomSubspace
@@ -49,6 +50,7 @@ METHODS: dict[str, type[NoiseLaw]] = {
         SVAG,
         Bernoulli,
         AlphaStable,
+        LabelNoise,
         AntiPGD,
         SAM,
     )

@@ -322,7 +322,7 @@ def test_small_steps_see_the_noise_of_one_large_one():
     for law in (make_noise_law("svag", n_substeps=n, batch_size=2) for n in (1, 9)):
         run = descent(law, lr=1e-4)
         start, ends = run.theta.clone(), []
-        for _ in range(1500):
+        for _ in range(300):
             run.binding.assign(start)
             run.follow()
             run.run(1)
@@ -331,7 +331,7 @@ def test_small_steps_see_the_noise_of_one_large_one():
     rows = torch.cat(list(run.risk.per_example_gradients(start)))
     expected = rows.var(0, correction=0).sum() / 2
     torch.testing.assert_close(
-        torch.stack(variances), expected.expand(2), rtol=0.15, atol=0
+        torch.stack(variances), expected.expand(2), rtol=0.25, atol=0
     )
 
 

@@ -25,6 +25,7 @@ class Point:
     gradients: torch.Tensor  # (N, D) gᵢ
     hessian: torch.Tensor  # (D, D) H
     gauss_newton: torch.Tensor  # (D, D) G
+    labels: object = None  # law -> (D, D) covariance that new labels give, (D,) bias
 
     @cached_property
     def mean(self):
@@ -40,7 +41,7 @@ class Point:
         return self.covariance.trace()
 
 
-def point(losses, gauss_newton, theta):
+def point(losses, gauss_newton, theta, labels=None):
     """Differentiate ``losses(theta)``, the vector of the ℓ̃ᵢ."""
     theta = theta.double()
     return Point(
@@ -48,6 +49,7 @@ def point(losses, gauss_newton, theta):
         jacrev(losses)(theta),
         hessian(lambda t: losses(t).mean())(theta),
         gauss_newton(theta),
+        None if labels is None else (lambda law: labels(theta, law)),
     )
 
 
@@ -115,8 +117,41 @@ class Network:
         inner = self.scales[:, None, None] * inner
         return torch.einsum("ncd,nce,nef->df", J, inner, J) / len(self.X)
 
+    def new_labels(self, theta, law):
+        """Return the covariance, and the mean where not centred, of new labels' noise.
+
+        Every label that may be drawn is tried.
+        """
+        J, outputs = self.jacobians(theta), self.outputs(theta)
+        size = J.shape[-1]
+        covariance = torch.zeros(size, size, dtype=J.dtype)
+        bias = torch.zeros(size, dtype=J.dtype)
+        slope = jacrev(self.loss)
+        for i, (f, y) in enumerate(zip(outputs, self.y, strict=True)):
+            new, probabilities = possible_labels(self.loss, y, law)
+            slopes = torch.stack([slope(f, label) for label in new]) * self.scales[i]
+            mean = probabilities @ slopes
+            rows = (slopes - mean) @ J[i]
+            covariance += rows.T @ (probabilities[:, None] * rows)
+            bias += (mean - slope(f, y) * self.scales[i]) @ J[i]
+        n = len(self.X)
+        return covariance / n**2, bias / n
+
     def at(self, theta):
-        return point(self.losses, self.gauss_newton, theta)
+        return point(self.losses, self.gauss_newton, theta, self.new_labels)
+
+
+def possible_labels(loss, y, law):
+    """Return labels and their probabilities; for a normal one 2C of equal moments."""
+    p = law.flip_probability
+    if loss is squared_error:
+        steps = law.sigma * len(y) ** 0.5 * torch.eye(len(y), dtype=y.dtype)
+        steps = torch.cat([steps, -steps])
+        return y + steps, torch.full((len(steps),), 1 / len(steps), dtype=y.dtype)
+    if loss is binary_cross_entropy:  # of one output
+        return torch.stack([y, 1 - y]), torch.tensor([1 - p, p], dtype=y.dtype)
+    q = (1 - p) * y + p / (len(y) - 1) * (1 - y)
+    return torch.eye(len(y), dtype=y.dtype), q
 
 
 # -- the laws -------------------------------------------------------------------------
@@ -227,6 +262,7 @@ FORMULAS = {
     "anti_pgd": lambda p, law, _: isotropic(p, 2 * (law.sigma / RATE) ** 2),
     # With alpha = 2.
     "alpha_stable": lambda p, law, _: isotropic(p, law.sigma**2),
+    "label_noise": lambda p, law, _: p.labels(law)[0],
     "sam": lambda p, law, _: isotropic(p, 0.0),
 }
 

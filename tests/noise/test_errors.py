@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from flatmin.noise import METHODS, make_noise_law
-from flatmin.risk import EmpiricalRisk, QuadraticRisk
+from flatmin.risk import EmpiricalRisk, LinearRegressionRisk
 
 from ._problems import generator
 
 
-def quadratic(n, size):
+def small(n, size):
     """Return a risk of n examples in ``size`` parameters."""
-    slopes = torch.randn(n, size, generator=generator())
-    return QuadraticRisk(torch.eye(size), slopes)
+    X = torch.randn(n, size, generator=generator())
+    return LinearRegressionRisk(X, X.sum(-1))
 
 
 # Method, settings, N, D, the sentence.
@@ -95,7 +95,7 @@ DO_NOT_FIT = [
 def test_settings_that_do_not_fit_the_risk(method, settings, shape, sentence):
     law = make_noise_law(method, **settings)
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        law.check(quadratic(*shape))
+        law.check(small(*shape))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_settings_that_do_not_fit_the_risk(method, settings, shape, sentence):
     ],
 )
 def test_settings_that_just_fit(method, settings, shape):
-    law, risk, rng = make_noise_law(method, **settings), quadratic(*shape), generator()
+    law, risk, rng = make_noise_law(method, **settings), small(*shape), generator()
     law.check(risk)
     theta = torch.ones(risk.n_params)
     state = law.refresh(risk, theta, rng)
@@ -141,6 +141,8 @@ NUMBERS = {
     "n_components": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
     "n_substeps": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
     "alpha": ([1.0, 0.5, 2.1, float("nan"), "1", None, True], "above 1"),
+    "flip_probability": ([-0.1, 1.1, float("nan"), "1", None, True], "number from 0"),
+    "centred": ([0, 1, "yes", None], "True or False"),
     "rho": ([-1, float("nan"), float("inf"), "1", None, True], "finite number of at"),
     "match_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
     "refresh_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
@@ -162,7 +164,7 @@ def test_numbers_out_of_range(method, setting):
         law = make_noise_law(method, **{setting: value})
         sentence = f"{setting} of {method} must be (an? )?{requirement}.*Got {value!r}"
         with pytest.raises(ValueError, match=sentence):
-            law.check(quadratic(12, 4))
+            law.check(small(12, 4))
 
 
 @pytest.mark.parametrize(
@@ -182,12 +184,12 @@ def test_numbers_out_of_range(method, setting):
 )
 def test_options(method, setting, options):
     for option in options:
-        make_noise_law(method, **{setting: option}).check(quadratic(50, 4))
+        make_noise_law(method, **{setting: option}).check(small(50, 4))
     for wrong in ("nothing", None, 3):
         law = make_noise_law(method, **{setting: wrong})
         sentence = f"{setting} of {method} must be one of {options}. Got {wrong!r}."
         with pytest.raises(ValueError, match=re.escape(sentence)):
-            law.check(quadratic(12, 4))
+            law.check(small(12, 4))
 
 
 @pytest.mark.parametrize("curvature", [-1.0, 0.0])

@@ -26,6 +26,7 @@ NAMES = [
     "svag",
     "bernoulli",
     "alpha_stable",
+    "label_noise",
     "anti_pgd",
     "sam",
 ]
@@ -37,9 +38,11 @@ REFRESHED_RARELY = {
     "gld_random_subspace",
     "gld_shuffled",
     "projected",
+    "label_noise",
 }
 OF_OWN_SIZE = {
     *("sgd", "gld_const", "gld_leading", "gld_fisher", "projected", "bernoulli"),
+    "label_noise",
 }
 DEFAULTS = {
     "match_every": 50,
@@ -52,6 +55,8 @@ DEFAULTS = {
     "source": "minibatches",
     "alpha": 1.5,
     "rho": 0.05,
+    "flip_probability": 0.1,
+    "centred": True,
     "n_substeps": 4,
     "law": None,
     "keep": "top",
@@ -93,6 +98,8 @@ def test_defaults(name):
     for setting, value in law.get_params().items():
         if setting == "match":
             assert value == ("none" if name in OF_OWN_SIZE else "trace")
+        elif name == "label_noise" and setting == "sigma":
+            assert value == 0.1  # in units of y
         elif setting != "refresh_every":
             assert value == DEFAULTS[setting]
 
