@@ -25,7 +25,7 @@ def test_the_error_says_when_and_what_to_try(method):
     with pytest.raises(
         DivergenceError,
         match=r"The (loss|squared gradient) became (inf|nan) at iteration \d+ with "
-        r"lr=1; the last finite loss was \d\S+e\+\d+\. Try a smaller lr, a smaller noise_sc",
+        r"lr=1; the last finite loss was \d\S+e\+\d+\. Try a smaller lr, a smaller n",
     ):
         reg.fit(X, y)
     with pytest.raises(NotFittedError):
