@@ -277,7 +277,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         batches = make_batches(self, risk, generators["batches"])
         batched = batches is not None
         check_substeps(law, optimizer, self.optimizer_params or {}, batched)
-        check_substeps(warmup_law, warmup_optimizer, {}, batched)
+        if self.warmup_iter and not warm:
+            check_substeps(warmup_law, warmup_optimizer, {}, batched)
         for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
             each.check(risk)
             if batches is not None:

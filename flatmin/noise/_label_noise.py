@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -119,6 +120,11 @@ class LabelNoise(MatchedLaw):
 
     def _covariance(self, risk: Any, theta: Tensor, state: Any) -> LinearOperator:
         return self.noise_scale**2 * _LabelCovariance(risk, theta, self._draw())
+
+    def _about_the_gradient(self) -> LabelNoise:
+        law = copy.copy(self)
+        law.centred = True
+        return law
 
     def _draw(self) -> LabelDraw:
         return LabelDraw(self.sigma, self.flip_probability, self.centred)

@@ -107,6 +107,10 @@ class MatchedLaw(NoiseLaw):
     def _restore_state(self, stored: Any, risk: Risk) -> Any:
         return stored
 
+    def _about_the_gradient(self) -> MatchedLaw:
+        """Return a law of the same covariance whose draws have the mean g₀."""
+        return self
+
     def _share_of_sgd(self, risk: Risk) -> float | None:
         """Return f where C₀ = f Σ/m at any θ: then no match needs a measurement."""
         return None
@@ -246,6 +250,7 @@ class MatchedLaw(NoiseLaw):
         hessian = HessianOperator(risk, theta)
         n, m = risk.n_examples, self._batch_size(risk)
         mean = risk.gradient(theta)
+        centred = self._about_the_gradient()
         covariance: Any = self._covariance(risk, theta, inner)
         state = None
         if not hasattr(covariance, "sample"):
@@ -259,7 +264,7 @@ class MatchedLaw(NoiseLaw):
             if hasattr(covariance, "sample"):
                 draw: Tensor = covariance.sample(rng)
                 return draw
-            return self._noisy_gradient(risk, theta, state, rng, None)[1] - mean
+            return centred._noisy_gradient(risk, theta, state, rng, None)[1] - mean
 
         def curvature(draw: Any) -> tuple[Tensor, Tensor]:
             forms = []

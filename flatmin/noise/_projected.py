@@ -15,6 +15,7 @@ from flatmin.linalg import LinearOperator
 from flatmin.noise._base import NoiseLaw
 from flatmin.noise._full import GLDFull
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
+from flatmin.noise._sam import SAM
 from flatmin.noise._step import Step, step_for
 from flatmin.risk import Risk
 
@@ -120,7 +121,14 @@ class Projected(MatchedLaw):
                 f"parameters, {risk.n_params}: nothing is left beside them. Got "
                 f"{self._n_components(risk)}."
             )
-        self._inside().check(risk)
+        inside = self._inside()
+        biased = isinstance(inside, SAM) or not getattr(inside, "centred", True)
+        if biased and (self.on == "noise" or self.match != "none"):
+            raise ValueError(
+                f"on='noise', or a match, of projected needs a law whose mean is g₀. "
+                f"Got {inside!r}; use on='step' with match='none'."
+            )
+        inside.check(risk)
 
     def _refresh(
         self,
@@ -198,6 +206,11 @@ class Projected(MatchedLaw):
             return None
         inner = self._inside().restore_state(stored["inner"], risk)
         return ProjectedState(inner, stored["eigenvectors"])
+
+    def _about_the_gradient(self) -> Projected:
+        law = copy.copy(self)
+        law.on = "noise"
+        return law
 
     def _inside(self) -> NoiseLaw:
         """Return the law inside with the settings that it gets from here."""

@@ -37,6 +37,26 @@ def test_a_drawn_factor_is_as_wrong_as_it_says(name):
     assert (stderrs < 0.3 * factors).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("label_noise", {"centred": False, "flip_probability": 0.9}),
+        ("projected", {"n_components": 3, "on": "step"}),
+    ],
+)
+def test_what_is_measured_is_the_noise_about_its_mean(name, settings, monkeypatch):
+    # Both have a mean that is not g₀, and it has a curvature as well.
+    case = problem("mlp")
+    law = make_noise_law(name, batch_size=3, **settings)
+    inner = law.refresh(case.risk, case.theta, generator())
+    exact = law._exact_curvatures(case.risk, case.theta, inner, generator())
+    monkeypatch.setattr("flatmin.noise._match._N_DRAWS", 600)
+    drawn = law._drawn_curvatures(case.risk, case.theta, inner, generator())
+    for (value, _), (mean, stderr) in zip(exact, drawn, strict=True):
+        assert abs(value - mean) < 4 * stderr
+        assert stderr < 0.15 * mean
+
+
 def test_few_parameters_are_exact():
     case = problem("mlp")
     law = make_noise_law("gld_dynamic", match="curvature")

@@ -111,6 +111,11 @@ def test_the_law_inside_ages_with_the_iterations():
         (Projected("gld_full"), r"must be a NoiseLaw.*Got 'gld_full'; make one by"),
         (Projected(keep="middle"), r"keep of projected must be one of"),
         (Projected(on="loss"), r"on of projected must be one of"),
+        (Projected(make_noise_law("sam")), r"needs a law whose mean is g₀. Got SAM"),
+        (
+            Projected(make_noise_law("label_noise", centred=False), match="trace"),
+            r"needs a law whose mean is g₀. Got Lab.*use on='step'",
+        ),
         (Projected(n_components=4, keep="bulk"), r"needs n_components below .* 4"),
         (Projected(make_noise_law("sgd", batch_size=0)), r"batch_size of sgd must be"),
     ],
