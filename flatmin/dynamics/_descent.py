@@ -119,6 +119,7 @@ class NoisyDescent:
         self.state: Any = None
         self.diverged: str | None = None
         self._batches = batches
+        self._asks = law.takes_step
         check_substeps(law, type(optimizer), optimizer.defaults, batches is not None)
         self._drawn_at = -1
         self._refreshed_at = -1
@@ -226,8 +227,7 @@ class NoisyDescent:
                 else:
                     unread.append(loss)
                 self.binding.gradient.copy_(gradient)
-                with self._divided_rate():
-                    self.optimizer.step()
+                self._move()
             self.iteration += 1
             if progress is not None:
                 progress(1)
@@ -360,7 +360,7 @@ class NoisyDescent:
     @property
     def _step(self) -> Step | None:
         """What the law is told; nothing is read for a law that does not ask."""
-        if not self.law.takes_step:
+        if not self._asks:
             return None
         rates = {float(group["lr"]) for group in self.optimizer.param_groups}
         if len(rates) > 1:
@@ -371,19 +371,18 @@ class NoisyDescent:
             )
         return Step(self.iteration, rates.pop() / self.law.n_substeps)
 
-    @contextlib.contextmanager
-    def _divided_rate(self) -> Iterator[None]:
-        """Step at η/l, for a law whose iteration is l steps."""
+    def _move(self) -> None:
+        """Let the optimizer step: at η/l, for a law whose iteration is l steps."""
         parts = self.law.n_substeps
         if parts == 1:
-            yield
+            self.optimizer.step()
             return
         groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate / parts
         try:
-            yield
+            self.optimizer.step()
         finally:
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate

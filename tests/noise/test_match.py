@@ -41,7 +41,7 @@ def test_a_drawn_factor_is_as_wrong_as_it_says(name):
     ("name", "settings"),
     [
         ("label_noise", {"centred": False, "flip_probability": 0.9}),
-        ("projected", {"n_components": 3, "on": "step"}),
+        ("projected", {"n_components": 3, "keep": "bulk", "on": "step"}),
     ],
 )
 def test_what_is_measured_is_the_noise_about_its_mean(name, settings, monkeypatch):
