@@ -16,6 +16,7 @@ from flatmin.risk.module_copy import copy_module
 
 __all__ = [
     "KnownWeights",
+    "as_indices",
     "as_input",
     "as_tensor",
     "as_weights",
@@ -70,6 +71,38 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
             f"{name} contains NaN or infinity. Remove or impute those entries."
         )
     return tensor
+
+
+def as_indices(indices: Any, device: torch.device, n_dims: int = 1) -> Tensor:
+    """Return indices of examples as integers.
+
+    Parameters
+    ----------
+    indices : array-like or Tensor
+    device : torch.device
+    n_dims : int, default=1
+        2 for one batch in each row.
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    ValueError
+        If there are none, or a mask, whose length is not the number of examples that it
+        chooses.
+    """
+    given: Tensor = torch.as_tensor(indices)
+    if given.numel() == 0:
+        raise ValueError("indices must name at least one example. Got none.")
+    kind, axes = given.dtype, "1 axis" if n_dims == 1 else f"{n_dims} axes"
+    if kind == torch.bool or kind.is_floating_point or given.ndim != n_dims:
+        raise ValueError(
+            f"indices must be integers with {axes}. Got shape {tuple(given.shape)} "
+            f"of {kind}; of a mask take mask.nonzero().flatten()."
+        )
+    return given.to(device, torch.long)
 
 
 def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:

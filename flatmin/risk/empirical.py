@@ -397,10 +397,9 @@ class EmpiricalRisk:
         Raises
         ------
         ValueError
-            If there are no indices.
+            If there are no indices, or a mask or numbers with fractions instead.
         """
-        if len(indices) == 0:
-            raise ValueError("indices must name at least one example. Got none.")
+        indices = checks.as_indices(indices, self.device)
         chosen = self._data.select(indices)
         part = copy.copy(self)
         # Chunks of one size: a trace fills up the last one.
@@ -565,11 +564,10 @@ class EmpiricalRisk:
         Raises
         ------
         ValueError
-            If there are no indices.
+            If there are no indices, or a mask or numbers with fractions instead.
         """
+        indices = checks.as_indices(indices, self.device)
         m = len(indices)
-        if m == 0:
-            raise ValueError("indices must name at least one example. Got none.")
         self._model.bind(theta)
         chosen = self._data.select(indices)
         parts = iterate_chunks(chosen.X, chosen.y, chosen.weights, self.chunk_size)
@@ -595,6 +593,7 @@ class EmpiricalRisk:
         Tensor of shape (b, D)
         """
         self._model.bind(theta)
+        batches = checks.as_indices(batches, self.device, n_dims=2)
         m = batches.shape[1]
         per_chunk = max(1, self.chunk_size // m)
         parts = []
@@ -729,7 +728,10 @@ class EmpiricalRisk:
         """
         self._model.bind(theta)
         return Linearization(
-            self._traces, self._chunks, self._model.values(), self.n_examples
+            self._traces,
+            self._chunks,
+            self._model.values(),
+            (self.n_examples, *self.output_shape),
         )
 
     def jvp(self, theta: Tensor, v: Tensor) -> Tensor:

@@ -159,6 +159,22 @@ def test_a_branch_on_the_parameters_takes_the_plain_path():
     assert risk.paths["jvp"].startswith("plain: ")
 
 
+@pytest.mark.parametrize("worth", [0, 1 << 60])
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_bad_direction_is_refused_and_changes_no_path(quantity, worth, monkeypatch):
+    monkeypatch.setattr(traces, "_WORTH_TRACING", worth)
+    risk, theta = copy.deepcopy(make_risk("mlp", 3)), problem("mlp").theta
+    product = getattr(risk.linearize(theta), quantity)
+    right = direction_for(quantity, risk)
+    for wrong in (right[:-1], right[..., None], torch.cat([right, right]), [1.0]):
+        with pytest.raises(ValueError, match="must be a Tensor of shape"):
+            product(wrong)
+    with pytest.raises(FloatingPointError, match=r"[uv] must be finite"):
+        product(right * float("nan"))
+    close(product(right), expected(quantity, oracle("mlp"), right), 1e-9)
+    assert ("traced" in risk.paths[quantity]) == (worth == 0)
+
+
 def _added(parts, X, rows):
     if len(rows) == 0:
         return parts["net"](X)
