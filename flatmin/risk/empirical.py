@@ -33,7 +33,12 @@ from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
 from flatmin.risk.precision import in_full_float32
-from flatmin.risk.prepared_module import evaluation_mode, prepare_module
+from flatmin.risk.prepared_module import (
+    evaluation_mode,
+    prepare_module,
+    settings,
+    settle,
+)
 from flatmin.risk.probe import (
     check_dependence,
     check_independence,
@@ -346,9 +351,11 @@ class EmpiricalRisk:
         -------
         EmpiricalRisk
             Itself where ``params()``, the rest of the module's parameters and buffers,
-            and its ``repr`` are those of ``module``, else another one.
+            its attributes of plain values and its ``repr`` are those of ``module``,
+            else another one.
         """
         module = evaluation_mode(copy_module(module))
+        settle(module)
         self._model.bind(self._theta)
         if _alike(self._model.module, module):
             return self
@@ -967,13 +974,14 @@ class EmpiricalRisk:
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Say whether two modules read alike and hold the same tensors."""
+    """Say whether two modules read alike and hold the same tensors and settings."""
     held = [
         {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for module in (one, other)
     ]
     return (
         repr(one) == repr(other)
+        and settings(one) == settings(other)
         and held[0].keys() == held[1].keys()
         and all(
             (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)
