@@ -107,7 +107,9 @@ def as_indices(indices: Any, device: torch.device, n_dims: int = 1) -> Tensor:
         If there are none, or a mask, whose length is not the number of examples that it
         chooses.
     """
-    given: Tensor = torch.as_tensor(indices)
+    given: Tensor = indices  # as_tensor would move it to a default device
+    if not isinstance(indices, Tensor):
+        given = torch.as_tensor(indices, device=device)
     if given.numel() == 0:
         raise ValueError("indices must name at least one example. Got none.")
     kind, axes = given.dtype, "1 axis" if n_dims == 1 else f"{n_dims} axes"
