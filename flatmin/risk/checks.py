@@ -16,12 +16,14 @@ from flatmin.risk.module_copy import copy_module
 
 __all__ = [
     "KnownWeights",
+    "as_indices",
     "as_input",
     "as_tensor",
     "as_weights",
     "channels_last",
     "normalised_weights",
     "warn_unused_parameters",
+    "within",
 ]
 
 
@@ -49,6 +51,12 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
         If it is empty, a single number, or not finite.
     """
     if not isinstance(data, Tensor):
+        if np.ma.is_masked(data):
+            raise ValueError(
+                f"{name} must hold a number in each place. Got a masked array with "
+                f"{int(data.mask.sum())} masked; leave those examples out, or fill it: "
+                "filled(...)."
+            )
         array = np.asarray(data)
         if array.dtype.kind not in "biuf":
             raise TypeError(
@@ -56,9 +64,16 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
                 f"{type(data).__name__} of dtype {array.dtype}; encode labels, and "
                 "collect an iterable or a data set into arrays first."
             )
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         if not array.flags.writeable or any(step < 0 for step in array.strides):
             array = array.copy()
         data = torch.from_numpy(array)
+    if data.layout != torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor. Got {data.layout}; use {name}.to_dense()."
+        )
     tensor: Tensor = data.detach().to(device)
     if tensor.ndim == 0 or tensor.shape[0] == 0:
         raise ValueError(
@@ -70,6 +85,40 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
             f"{name} contains NaN or infinity. Remove or impute those entries."
         )
     return tensor
+
+
+def as_indices(indices: Any, device: torch.device, n_dims: int = 1) -> Tensor:
+    """Return indices of examples as integers.
+
+    Parameters
+    ----------
+    indices : array-like or Tensor
+    device : torch.device
+    n_dims : int, default=1
+        2 for one batch in each row.
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    ValueError
+        If there are none, or a mask, whose length is not the number of examples that it
+        chooses.
+    """
+    given: Tensor = indices  # as_tensor would move it to a default device
+    if not isinstance(indices, Tensor):
+        given = torch.as_tensor(indices, device=device)
+    if given.numel() == 0:
+        raise ValueError("indices must name at least one example. Got none.")
+    kind, axes = given.dtype, "1 axis" if n_dims == 1 else f"{n_dims} axes"
+    if kind == torch.bool or kind.is_floating_point or given.ndim != n_dims:
+        raise ValueError(
+            f"indices must be integers with {axes}. Got shape {tuple(given.shape)} "
+            f"of {kind}; of a mask take mask.nonzero().flatten()."
+        )
+    return given.to(device, torch.long)
 
 
 def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -93,12 +142,40 @@ def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
     if X.is_complex():
         return X.to(dtype.to_complex())
     if X.is_floating_point():
-        return X.to(dtype)
+        return within("X", X, dtype)
     known = _INPUT_DTYPES.setdefault(module, {})
     key = (X.shape[1:], X.dtype, dtype)
     if key not in known:
         known[key] = _integer_input(X[:1], module, dtype)
     return X.to(known[key])
+
+
+def within(name: str, data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return finite numbers in a dtype that holds all of them.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    data : Tensor
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    ValueError
+        If one is too large.
+    """
+    narrowed = data.to(dtype)
+    if data.dtype == torch.float64 != dtype and not bool(narrowed.isfinite().all()):
+        raise ValueError(
+            f"{name} must fit into {dtype}. Got numbers up to {data.abs().max():.1e}; "
+            "scale them, or pass dtype='float64'."
+        )
+    return narrowed
 
 
 # What became of integers, by module: (shape, dtype, dtype of the module).
@@ -217,6 +294,7 @@ def normalised_weights(
     given = [w.double() for w in (sample_weight, target_weights) if w is not None]
     if not given:
         return None
+    given = [w / w.max().clamp(min=1) for w in given]  # their sum may be too large
     weights = given[0] if len(given) == 1 else given[0] * given[1]
     total = weights.sum()
     if not bool(total > 0):

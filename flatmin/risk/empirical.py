@@ -33,7 +33,12 @@ from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
 from flatmin.risk.precision import in_full_float32
-from flatmin.risk.prepared_module import evaluation_mode, prepare_module
+from flatmin.risk.prepared_module import (
+    evaluation_mode,
+    prepare_module,
+    settings,
+    settle,
+)
 from flatmin.risk.probe import (
     check_dependence,
     check_independence,
@@ -346,9 +351,11 @@ class EmpiricalRisk:
         -------
         EmpiricalRisk
             Itself where ``params()``, the rest of the module's parameters and buffers,
-            and its ``repr`` are those of ``module``, else another one.
+            its attributes of plain values and its ``repr`` are those of ``module``,
+            else another one.
         """
         module = evaluation_mode(copy_module(module))
+        settle(module)
         self._model.bind(self._theta)
         if _alike(self._model.module, module):
             return self
@@ -397,10 +404,9 @@ class EmpiricalRisk:
         Raises
         ------
         ValueError
-            If there are no indices.
+            If there are no indices, or a mask or numbers with fractions instead.
         """
-        if len(indices) == 0:
-            raise ValueError("indices must name at least one example. Got none.")
+        indices = checks.as_indices(indices, self.device)
         chosen = self._data.select(indices)
         part = copy.copy(self)
         # Chunks of one size: a trace fills up the last one.
@@ -565,11 +571,10 @@ class EmpiricalRisk:
         Raises
         ------
         ValueError
-            If there are no indices.
+            If there are no indices, or a mask or numbers with fractions instead.
         """
+        indices = checks.as_indices(indices, self.device)
         m = len(indices)
-        if m == 0:
-            raise ValueError("indices must name at least one example. Got none.")
         self._model.bind(theta)
         chosen = self._data.select(indices)
         parts = iterate_chunks(chosen.X, chosen.y, chosen.weights, self.chunk_size)
@@ -595,6 +600,7 @@ class EmpiricalRisk:
         Tensor of shape (b, D)
         """
         self._model.bind(theta)
+        batches = checks.as_indices(batches, self.device, n_dims=2)
         m = batches.shape[1]
         per_chunk = max(1, self.chunk_size // m)
         parts = []
@@ -729,7 +735,10 @@ class EmpiricalRisk:
         """
         self._model.bind(theta)
         return Linearization(
-            self._traces, self._chunks, self._model.values(), self.n_examples
+            self._traces,
+            self._chunks,
+            self._model.values(),
+            (self.n_examples, *self.output_shape),
         )
 
     def jvp(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -965,13 +974,14 @@ class EmpiricalRisk:
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Say whether two modules read alike and hold the same tensors."""
+    """Say whether two modules read alike and hold the same tensors and settings."""
     held = [
         {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for module in (one, other)
     ]
     return (
         repr(one) == repr(other)
+        and settings(one) == settings(other)
         and held[0].keys() == held[1].keys()
         and all(
             (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)

@@ -38,8 +38,8 @@ class Linearization:
         Returns an iterator over the data.
     theta : Tensor of shape (D,)
         Copied.
-    n_examples : int
-        N.
+    shape : tuple of int
+        Of the outputs for all examples, (N, \\*output_shape).
     """
 
     def __init__(
@@ -47,11 +47,12 @@ class Linearization:
         traces: Traces,
         chunks: Callable[[], Iterator[Chunk]],
         theta: Tensor,
-        n_examples: int,
+        shape: tuple[int, ...],
     ) -> None:
         self.theta = theta.detach().clone()
         self.device = theta.device
-        self.n_examples = n_examples
+        self.n_examples = shape[0]
+        self._shape = shape
         self._traces = traces
         self._chunks = chunks
         self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
@@ -141,7 +142,7 @@ class Linearization:
         return total
 
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
-        direction = direction.to(self.theta.dtype)
+        direction = self._checked(quantity, direction)
         size, n = self._traces.chunk_size, self.n_examples
         starts = range(0, n, size)
 
@@ -184,6 +185,22 @@ class Linearization:
             if not bool(product.isfinite().all()):
                 raise FloatingPointError(self._where(quantity, product, chunk))
             yield product
+
+    def _checked(self, quantity: str, direction: Tensor) -> Tensor:
+        """Return a direction, which is never the reason that a way is given up."""
+        name, shape = "v", tuple(self.theta.shape)
+        if quantity == "vjp":
+            name, shape = "u", self._shape
+        if not isinstance(direction, Tensor) or direction.shape != shape:
+            is_tensor = isinstance(direction, Tensor)
+            got = tuple(direction.shape) if is_tensor else type(direction).__name__
+            raise ValueError(f"{name} must be a Tensor of shape {shape}. Got {got}.")
+        if not bool(direction.isfinite().all()):
+            raise FloatingPointError(
+                f"{name} must be finite. Got NaN or infinity in a direction that "
+                f"{_NAMES[quantity]} is asked for."
+            )
+        return direction.detach().to(self.theta.dtype)
 
     def _where(self, quantity: str, product: Tensor, chunk: Chunk) -> str:
         """Say where a product is not finite."""

@@ -41,6 +41,28 @@ class Mean(nn.Module):
 ones = torch.ones(5)
 
 BAD = {
+    # -- arrays of a kind
+    "a mask": (
+        {"X": np.ma.masked_less(np.asarray(X), 0)},
+        ValueError,
+        r"X must hold a number in each place.*10 masked.*filled",
+    ),
+    "a mask in y": (
+        {"y": np.ma.masked_less(np.asarray(LABELS), 1)},
+        ValueError,
+        "y must hold",
+    ),
+    "a sparse tensor": ({"X": X.to_sparse()}, TypeError, "dense tensor.*to_dense"),
+    "too large for the module": (
+        {"X": with_entry(X.double(), 1e39)},
+        ValueError,
+        r"X must fit into torch.float32. Got numbers up to 1.0e\+39; scale them",
+    ),
+    "targets that are too large": (
+        {"y": 1e39 * NUMBERS.double(), "module": mlp(1), "loss": "squared_error"},
+        ValueError,
+        "y must fit into torch.float32",
+    ),
     # -- the module
     "no module": (
         {"module": "mlp"},
@@ -310,3 +332,22 @@ def test_a_minibatch_without_examples():
 def test_a_loss_may_be_handed_through():
     loss = resolve_loss("squared_error")
     assert resolve_loss(loss) is loss
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", np.longdouble, "<f4"])
+def test_floating_numbers_of_any_kind(dtype):
+    right = make(net := mlp())
+    theta = right.params()
+    found = make(net, X=X.numpy().astype(dtype))
+    torch.testing.assert_close(found.value(theta), right.value(theta))
+    big = make(net, y=LABELS.numpy().astype(">i4"), sample_weight=np.ones(5, ">f8"))
+    assert big.value(theta) == right.value(theta)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-8, 1e8, 1e307])
+def test_only_ratios_of_weights_matter(scale):
+    """A sum of weights that overflows made L 0."""
+    weights = np.array([1.0, 2.0, 0.0, 3.0, 4.0])
+    risk = make(net := mlp(), sample_weight=weights)
+    same, theta = make(net, sample_weight=scale * weights), risk.params()
+    torch.testing.assert_close(same.value(theta), risk.value(theta))
