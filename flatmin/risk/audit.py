@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flatmin._utils.messages import first_line
 from flatmin._utils.versions import list_versions
 from flatmin.risk.chunks import pad_chunk
 from flatmin.risk.double_backward import DoubleBackward
@@ -290,7 +291,7 @@ def _check(
             size = float(scale())
             off = float((found - right).abs().max()) / (size or 1.0)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        return Check(identity, float("nan"), limit, str(error).splitlines()[0])
+        return Check(identity, float("nan"), limit, first_line(error))
     return Check(identity, off, limit)
 
 
@@ -311,7 +312,7 @@ def _symmetry(
     try:
         return Check(identity, asymmetry(a, product(a), b, product(b)), limit)
     except (ValueError, ArithmeticError, RuntimeError) as error:
-        return Check(identity, float("nan"), limit, str(error).splitlines()[0])
+        return Check(identity, float("nan"), limit, first_line(error))
 
 
 class _Once:
@@ -350,7 +351,7 @@ def _slope(
     try:
         product = expected()
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        return Check(identity, float("nan"), limit, str(error).splitlines()[0])
+        return Check(identity, float("nan"), limit, first_line(error))
     chunk = next(risk._chunks(risk.n_examples))
     point = DoubleBackward(risk._model, risk._loss, theta, chunk)
 
@@ -454,7 +455,7 @@ def _costs(risk: EmpiricalRisk, theta: Tensor, gradient: float) -> Iterator[Cost
         try:
             seconds = _seconds(call)
         except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-            yield Cost(name, f"refused: {str(error).splitlines()[0]}", float("nan"))
+            yield Cost(name, f"refused: {first_line(error)}", float("nan"))
             continue
         yield Cost(name, risk.paths.get(quantity, "one pass"), seconds / gradient)
 

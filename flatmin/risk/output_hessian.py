@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.messages import first_line
 from flatmin.risk.held_constants import HeldConstants
 from flatmin.risk.kernels import twice_differentiable
 from flatmin.risk.trials import tolerance
@@ -77,8 +78,7 @@ class OutputHessian:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(_not_there(self.name, reason)) from error
+            raise ValueError(_not_there(self.name, first_line(error))) from error
         return product.detach()
 
 
