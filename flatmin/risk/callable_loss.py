@@ -14,7 +14,7 @@ from torch.func import grad, vjp
 
 from flatmin._utils.messages import first_line
 from flatmin.risk.class_targets import ClassTargets, as_integers
-from flatmin.risk.losses import ExampleLoss, one_by_one, probabilities
+from flatmin.risk.losses import ExampleLoss, elementwise_targets, unit_targets
 from flatmin.risk.module_copy import copy_module
 from flatmin.risk.output_hessian import (
     OutputHessian,
@@ -183,8 +183,8 @@ class CallableLoss(ExampleLoss):
         if self.classes is not None:
             return self.classes.check(self.name, y, outputs)
         if self.elementwise:
-            targets = one_by_one(self.name, y, outputs)
-            return probabilities(self.name, targets) if self.unit_targets else targets
+            targets = elementwise_targets(self.name, y, outputs)
+            return unit_targets(self.name, targets) if self.unit_targets else targets
         return y.to(outputs.dtype) if y.is_floating_point() else as_integers(y)
 
     def _try(self, outputs: Tensor, targets: Tensor) -> tuple[int, ...]:
