@@ -20,7 +20,7 @@ from flatmin.risk.audit import Audit, audit
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
 from flatmin.risk.example_hessians import ExampleHessians
-from flatmin.risk.example_scalars import ExampleScalars
+from flatmin.risk.example_scalars import ExampleScalars, inner_products
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import evaluate_losses, losses_and_gradient
@@ -46,10 +46,11 @@ from flatmin.risk.probe import (
     probe_example,
     trial_indices,
 )
-from flatmin.risk.reference_products import ProductWays, random_like
+from flatmin.risk.reference_products import ProductWays
 from flatmin.risk.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.surroundings import undisturbed
 from flatmin.risk.traces import Traces
+from flatmin.risk.trials import random_like
 
 __all__ = ["EmpiricalRisk"]
 
@@ -945,8 +946,7 @@ class EmpiricalRisk:
 
         def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
             # The loss alone can have slopes of zero.
-            projections = (outputs * u).reshape(len(u), -1).sum(1)
-            return self._loss.per_example(outputs, y) + projections
+            return self._loss.per_example(outputs, y) + inner_products(outputs, u)
 
         args = self._few.y, random_like(outputs, 0)
         return ExampleScalars(self._few.X, args, scalar)

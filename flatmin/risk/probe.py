@@ -1,4 +1,4 @@
-"""What one example tells about a module: does all fit, and what does it need."""
+"""What a few examples tell about a module: does all fit, and what does it need."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.messages import first_line
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, iterate_chunks
 from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
@@ -201,7 +202,7 @@ def _check_gradient(
         raise ValueError(
             "The module must be one that torch.autograd.grad can differentiate, its "
             "checkpoints with use_reentrant=False. Got: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}."
         ) from error
     if off > limit:
         off = _in_float64(model, loss, chunk, _gradient_off)

@@ -19,7 +19,7 @@ from torch.func import grad, jvp
 
 from flatmin.risk.chunks import Chunk
 from flatmin.risk.double_backward import DoubleBackward
-from flatmin.risk.example_scalars import ExampleScalars
+from flatmin.risk.example_scalars import ExampleScalars, inner_products
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.finite_difference import FiniteDifference, disagreement
 from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
@@ -29,10 +29,10 @@ from flatmin.risk.isolation import isolated
 from flatmin.risk.kernels import twice_differentiable
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
-from flatmin.risk.trials import Choice, asymmetry, explain, tolerance
+from flatmin.risk.trials import Choice, asymmetry, explain, random_like, tolerance
 from flatmin.risk.unsupported import NotTaken
 
-__all__ = ["ProductWays", "ReferenceProducts", "losses_in", "random_like"]
+__all__ = ["ProductWays", "ReferenceProducts", "losses_in"]
 
 # Numbers an output up to which J v is taken from rows, one sweep a number.
 _MOST_ROWS = 64
@@ -261,26 +261,7 @@ class ReferenceProducts:
         with torch.enable_grad():
             total = self.ways.loss.per_example(leaf, self.chunk.y).sum()
         (slopes,) = torch.autograd.grad(total, leaf)
-        along = (slopes * self.jvp(v)).reshape(len(slopes), -1).sum(1)
-        return self.chunk.weigh(along)
-
-
-def random_like(tensor: Tensor, seed: int) -> Tensor:
-    """Return normal numbers of a tensor's shape, dtype and device.
-
-    Parameters
-    ----------
-    tensor : Tensor
-    seed : int
-
-    Returns
-    -------
-    Tensor
-    """
-    rng = torch.Generator(device=tensor.device).manual_seed(seed)
-    return torch.randn(
-        tensor.shape, generator=rng, dtype=tensor.dtype, device=tensor.device
-    )
+        return self.chunk.weigh(inner_products(slopes, self.jvp(v)))
 
 
 def _forward(

@@ -493,7 +493,12 @@ class OwnMean(nn.CrossEntropyLoss):
         return super().forward(outputs, y)
 
 
+def raises_without_a_word(outputs, y):
+    raise ValueError
+
+
 REFUSED = {
+    "no message": (raises_without_a_word, LABELS, "It raised ValueError: ValueError."),
     "three arguments": (nn.GaussianNLLLoss(), LABELS, "loss.outputs, targets.*'var'"),
     "lengths": (nn.CTCLoss(), LABELS, "'input_lengths' and 'target_lengths'"),
     "parameters": (
