@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.messages import first_line
-from flatmin.risk.finite_difference import DIFFERENCE_LIMITS, STEPS, same_at_both
+from flatmin.risk.finite_difference import (
+    DIFFERENCE_LIMITS,
+    STEPS,
+    same_at_both,
+)
 from flatmin.risk.held_constants import HeldConstants
 from flatmin.risk.kernels import twice_differentiable
 from flatmin.risk.trials import random_like, tolerance
 
 __all__ = ["OutputHessian", "check_second_derivative", "root_product"]
 
+_ROUNDINGS = 10  # that a difference of rounded slopes may be off by
 _LARGEST_BLOCK = 1024  # an eigendecomposition of more takes seconds an example
 _BUDGET = 1 << 24  # numbers in blocks at a time
 
@@ -131,7 +136,11 @@ def _differs(losses: Losses, outputs: Tensor, u: Tensor, found: Tensor) -> bool:
     wide, narrow = off
     # Below the second term differences of rounded slopes are off by themselves.
     scale = _norms(found) + narrow + 1e-3 * _norms(slopes) / size
-    is_off = narrow > DIFFERENCE_LIMITS[outputs.dtype] * scale
+    # Slopes are differences of numbers of order one, such as p - y: of an example that
+    # is fitted they are a few roundings, which do not change from step to step.
+    h = STEPS[outputs.dtype][0] * size
+    rounding = _ROUNDINGS * torch.finfo(outputs.dtype).eps / h
+    is_off = narrow > DIFFERENCE_LIMITS[outputs.dtype] * scale + rounding
     return bool((same_at_both(wide, narrow) & is_off).any())
 
 
