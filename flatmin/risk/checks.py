@@ -20,6 +20,7 @@ __all__ = [
     "as_tensor",
     "as_weights",
     "channels_last",
+    "check_held",
     "normalised_weights",
     "warn_unused_parameters",
 ]
@@ -49,7 +50,10 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
         If it is empty, a single number, or not finite.
     """
     if not isinstance(data, Tensor):
-        array = np.asarray(data)
+        try:
+            array = np.asarray(data)
+        except ValueError as error:  # rows of several lengths
+            raise TypeError(f"{name} must be an array of numbers: {error}") from error
         if array.dtype.kind not in "biuf":
             raise TypeError(
                 f"{name} must be an array of numbers that holds all examples. Got "
@@ -148,6 +152,29 @@ def channels_last(X: Tensor, module: nn.Module) -> Tensor:
     return fast.copy_(X)
 
 
+def check_held(held: Tensor, given: Tensor, name: str) -> None:
+    """Check that finite numbers have stayed so in the risk's dtype.
+
+    Parameters
+    ----------
+    held : Tensor
+    given : Tensor
+        The same before it was converted.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    ValueError
+        If one is too large.
+    """
+    if held.dtype != given.dtype and not bool(torch.isfinite(held).all()):
+        raise ValueError(
+            f"{name} contains numbers that are too large for {held.dtype}. Scale them, "
+            "or pass dtype='float64'."
+        )
+
+
 @dataclass(frozen=True)
 class KnownWeights:
     """Weights that another risk of the same examples has: N wᵢ / Σw, or None."""
@@ -214,7 +241,7 @@ def normalised_weights(
     ValueError
         If no target counts.
     """
-    given = [w.double() for w in (sample_weight, target_weights) if w is not None]
+    given = [_at_most_one(w) for w in (sample_weight, target_weights) if w is not None]
     if not given:
         return None
     weights = given[0] if len(given) == 1 else given[0] * given[1]
@@ -229,6 +256,12 @@ def normalised_weights(
     if bool((normalised - 1).abs().max() < 1e-15):
         return None
     return normalised.to(dtype)
+
+
+def _at_most_one(w: Tensor) -> Tensor:
+    """Return the same weights over the largest: no sum or product of them overflows."""
+    w = w.double()
+    return w / w.max().clamp(min=torch.finfo(w.dtype).tiny)
 
 
 def warn_unused_parameters(names: list[str]) -> None:
