@@ -95,7 +95,8 @@ class Reference:
         named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
         parts = t.split([p.numel() for _, p in named])
         values = {n: v.view(p.shape) for (n, p), v in zip(named, parts, strict=True)}
-        f = functional_call(self.module, values, (self.X.clone(),))
+        # Of a copy: where a layer is called twice, the values stay in the module.
+        f = functional_call(copy.deepcopy(self.module), values, (self.X.clone(),))
         return t, f, self.w * self.losses_of(f, self.y)
 
     @property
