@@ -16,14 +16,13 @@ from flatmin.risk.module_copy import copy_module
 
 __all__ = [
     "KnownWeights",
-    "as_indices",
     "as_input",
     "as_tensor",
     "as_weights",
     "channels_last",
+    "check_held",
     "normalised_weights",
     "warn_unused_parameters",
-    "within",
 ]
 
 
@@ -57,7 +56,10 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
                 f"{int(data.mask.sum())} masked; leave those examples out, or fill it: "
                 "filled(...)."
             )
-        array = np.asarray(data)
+        try:
+            array = np.asarray(data)
+        except ValueError as error:  # rows of several lengths
+            raise TypeError(f"{name} must be an array of numbers: {error}") from error
         if array.dtype.kind not in "biuf":
             raise TypeError(
                 f"{name} must be an array of numbers that holds all examples. Got "
@@ -87,40 +89,6 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
     return tensor
 
 
-def as_indices(indices: Any, device: torch.device, n_dims: int = 1) -> Tensor:
-    """Return indices of examples as integers.
-
-    Parameters
-    ----------
-    indices : array-like or Tensor
-    device : torch.device
-    n_dims : int, default=1
-        2 for one batch in each row.
-
-    Returns
-    -------
-    Tensor
-
-    Raises
-    ------
-    ValueError
-        If there are none, or a mask, whose length is not the number of examples that it
-        chooses.
-    """
-    given: Tensor = indices  # as_tensor would move it to a default device
-    if not isinstance(indices, Tensor):
-        given = torch.as_tensor(indices, device=device)
-    if given.numel() == 0:
-        raise ValueError("indices must name at least one example. Got none.")
-    kind, axes = given.dtype, "1 axis" if n_dims == 1 else f"{n_dims} axes"
-    if kind == torch.bool or kind.is_floating_point or given.ndim != n_dims:
-        raise ValueError(
-            f"indices must be integers with {axes}. Got shape {tuple(given.shape)} "
-            f"of {kind}; of a mask take mask.nonzero().flatten()."
-        )
-    return given.to(device, torch.long)
-
-
 def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
     """Give X the module's dtype; integers stay integers where they are indices.
 
@@ -142,40 +110,12 @@ def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
     if X.is_complex():
         return X.to(dtype.to_complex())
     if X.is_floating_point():
-        return within("X", X, dtype)
+        return X.to(dtype)
     known = _INPUT_DTYPES.setdefault(module, {})
     key = (X.shape[1:], X.dtype, dtype)
     if key not in known:
         known[key] = _integer_input(X[:1], module, dtype)
     return X.to(known[key])
-
-
-def within(name: str, data: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return finite numbers in a dtype that holds all of them.
-
-    Parameters
-    ----------
-    name : str
-        For messages.
-    data : Tensor
-    dtype : torch.dtype
-
-    Returns
-    -------
-    Tensor
-
-    Raises
-    ------
-    ValueError
-        If one is too large.
-    """
-    narrowed = data.to(dtype)
-    if data.dtype == torch.float64 != dtype and not bool(narrowed.isfinite().all()):
-        raise ValueError(
-            f"{name} must fit into {dtype}. Got numbers up to {data.abs().max():.1e}; "
-            "scale them, or pass dtype='float64'."
-        )
-    return narrowed
 
 
 # What became of integers, by module: (shape, dtype, dtype of the module).
@@ -223,6 +163,29 @@ def channels_last(X: Tensor, module: nn.Module) -> Tensor:
         return X
     fast = torch.empty_strided(X.shape, strides, dtype=X.dtype, device=X.device)
     return fast.copy_(X)
+
+
+def check_held(held: Tensor, given: Tensor, name: str) -> None:
+    """Check that finite numbers have stayed so in the risk's dtype.
+
+    Parameters
+    ----------
+    held : Tensor
+    given : Tensor
+        The same before it was converted.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    ValueError
+        If one is too large.
+    """
+    if held.dtype != given.dtype and not bool(torch.isfinite(held).all()):
+        raise ValueError(
+            f"{name} must fit into {held.dtype}. Got numbers up to "
+            f"{float(given.abs().max()):.1e}; scale them, or pass dtype='float64'."
+        )
 
 
 @dataclass(frozen=True)
@@ -291,10 +254,9 @@ def normalised_weights(
     ValueError
         If no target counts.
     """
-    given = [w.double() for w in (sample_weight, target_weights) if w is not None]
+    given = [_at_most_one(w) for w in (sample_weight, target_weights) if w is not None]
     if not given:
         return None
-    given = [w / w.max().clamp(min=1) for w in given]  # their sum may be too large
     weights = given[0] if len(given) == 1 else given[0] * given[1]
     total = weights.sum()
     if not bool(total > 0):
@@ -307,6 +269,12 @@ def normalised_weights(
     if bool((normalised - 1).abs().max() < 1e-15):
         return None
     return normalised.to(dtype)
+
+
+def _at_most_one(w: Tensor) -> Tensor:
+    """Return the same weights over the largest: no sum or product of them overflows."""
+    w = w.double()
+    return w / w.max().clamp(min=torch.finfo(w.dtype).tiny)
 
 
 def warn_unused_parameters(names: list[str]) -> None:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_count
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
+from flatmin.risk.arguments import as_direction, as_indices
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
@@ -152,6 +154,9 @@ class EmpiricalRisk:
         dtype: torch.dtype | str | None = None,
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
+            chunk_size = int(chunk_size)  # torch.split takes no integer of NumPy
         self._hvp = hvp
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
@@ -167,7 +172,8 @@ class EmpiricalRisk:
                 f"X and y must have as many examples. Got {len(X)} and {len(y)}."
             )
         n_examples = len(X) if source is None else len(source)
-        X = checks.as_input(X, module, self.dtype)
+        given, X = X, checks.as_input(X, module, self.dtype)
+        checks.check_held(X, given, "X")
         known = isinstance(sample_weight, checks.KnownWeights)
         if not known:  # before anything is tried
             sample_weight = checks.as_weights(sample_weight, n_examples, self.device)
@@ -177,10 +183,9 @@ class EmpiricalRisk:
         probe = probe_example(self._model, X)
         self.output_shape = tuple(probe.output.shape[1:])
         targets = self._loss.prepare_targets(y, probe.output)
+        checks.check_held(targets, y, "y")
         if chunk_size is None:
             chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
-        elif chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1. Got {chunk_size}.")
         examples: ExampleData
         if source is None:
             examples = ArrayData(X, targets, None)
@@ -404,10 +409,10 @@ class EmpiricalRisk:
 
         Raises
         ------
-        ValueError
-            If there are no indices, or a mask or numbers with fractions instead.
+        ValueError, TypeError
+            If there are no indices, or they are no integers along one axis.
         """
-        indices = checks.as_indices(indices, self.device)
+        indices = as_indices(indices, "indices", 1, self.device)
         chosen = self._data.select(indices)
         part = copy.copy(self)
         # Chunks of one size: a trace fills up the last one.
@@ -528,14 +533,10 @@ class EmpiricalRisk:
 
         Raises
         ------
-        ValueError
-            If the shape of v does not fit.
+        ValueError, TypeError
+            If v is no tensor of that shape.
         """
-        if v.shape != (self.n_examples,):
-            raise ValueError(
-                f"v must have one entry for each example, shape ({self.n_examples},). "
-                f"Got {tuple(v.shape)}."
-            )
+        v = as_direction(v, "v", (self.n_examples,), self._uniform)
         return self._pull_back(theta, v / self.n_examples)
 
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
@@ -571,10 +572,10 @@ class EmpiricalRisk:
 
         Raises
         ------
-        ValueError
-            If there are no indices, or a mask or numbers with fractions instead.
+        ValueError, TypeError
+            If there are no indices, or they are no integers along one axis.
         """
-        indices = checks.as_indices(indices, self.device)
+        indices = as_indices(indices, "indices", 1, self.device)
         m = len(indices)
         self._model.bind(theta)
         chosen = self._data.select(indices)
@@ -600,8 +601,8 @@ class EmpiricalRisk:
         -------
         Tensor of shape (b, D)
         """
+        batches = as_indices(batches, "batches", 2, self.device)
         self._model.bind(theta)
-        batches = checks.as_indices(batches, self.device, n_dims=2)
         m = batches.shape[1]
         per_chunk = max(1, self.chunk_size // m)
         parts = []
@@ -712,6 +713,7 @@ class EmpiricalRisk:
         -------
         Tensor of shape (D,)
         """
+        v = as_direction(v, "v", (self.n_params,), self._uniform)
         self._model.bind(theta)
         theta = self._model.values()
         total = torch.zeros_like(theta)
@@ -739,7 +741,8 @@ class EmpiricalRisk:
             self._traces,
             self._chunks,
             self._model.values(),
-            (self.n_examples, *self.output_shape),
+            self.n_examples,
+            self.output_shape,
         )
 
     def jvp(self, theta: Tensor, v: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from flatmin.risk.arguments import as_direction
 from flatmin.risk.chunks import Chunk, pad_chunk
 from flatmin.risk.precision import in_full_float32
 from flatmin.risk.reference_products import ReferenceProducts
@@ -38,8 +39,10 @@ class Linearization:
         Returns an iterator over the data.
     theta : Tensor of shape (D,)
         Copied.
-    shape : tuple of int
-        Of the outputs for all examples, (N, \\*output_shape).
+    n_examples : int
+        N.
+    output_shape : tuple of int
+        Of one example's output.
     """
 
     def __init__(
@@ -47,12 +50,13 @@ class Linearization:
         traces: Traces,
         chunks: Callable[[], Iterator[Chunk]],
         theta: Tensor,
-        shape: tuple[int, ...],
+        n_examples: int,
+        output_shape: tuple[int, ...],
     ) -> None:
         self.theta = theta.detach().clone()
         self.device = theta.device
-        self.n_examples = shape[0]
-        self._shape = shape
+        self.n_examples = n_examples
+        self._output_shape = output_shape
         self._traces = traces
         self._chunks = chunks
         self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
@@ -142,8 +146,17 @@ class Linearization:
         return total
 
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
-        direction = self._checked(quantity, direction)
         size, n = self._traces.chunk_size, self.n_examples
+        name, shape = "v", tuple(self.theta.shape)
+        if quantity == "vjp":
+            name, shape = "u", (n, *self._output_shape)
+        direction = as_direction(direction, name, shape, self.theta)
+        # Never the reason that a way is given up.
+        if not bool(direction.isfinite().all()):
+            raise FloatingPointError(
+                f"{name} must be finite. Got NaN or infinity in a direction that "
+                f"{_NAMES[quantity]} is asked for."
+            )
         starts = range(0, n, size)
 
         def use(graph: TwoStage, kept: tuple[Tensor, ...], rows: slice) -> Tensor:
@@ -186,22 +199,6 @@ class Linearization:
                 raise FloatingPointError(self._where(quantity, product, chunk))
             yield product
 
-    def _checked(self, quantity: str, direction: Tensor) -> Tensor:
-        """Return a direction, which is never the reason that a way is given up."""
-        name, shape = "v", tuple(self.theta.shape)
-        if quantity == "vjp":
-            name, shape = "u", self._shape
-        if not isinstance(direction, Tensor) or direction.shape != shape:
-            is_tensor = isinstance(direction, Tensor)
-            got = tuple(direction.shape) if is_tensor else type(direction).__name__
-            raise ValueError(f"{name} must be a Tensor of shape {shape}. Got {got}.")
-        if not bool(direction.isfinite().all()):
-            raise FloatingPointError(
-                f"{name} must be finite. Got NaN or infinity in a direction that "
-                f"{_NAMES[quantity]} is asked for."
-            )
-        return direction.detach().to(self.theta.dtype)
-
     def _where(self, quantity: str, product: Tensor, chunk: Chunk) -> str:
         """Say where a product is not finite."""
         wild = ~product.isfinite()
@@ -215,9 +212,9 @@ class Linearization:
             names = [name for name, part in parts if part.any()]
             where = f"in the parameters {', '.join(names)}"
         return (
-            f"{_NAMES[quantity]} must be finite. Got NaN or infinity {where}. Either θ "
-            "or the outputs are not finite, or the network has no such derivative at "
-            "this θ, as a square root at 0."
+            f"{_NAMES[quantity]} must be finite. Got NaN or infinity {where}. Either "
+            "θ, the vector v (u) or the outputs are not finite, or the network has no "
+            "such derivative at this θ, as a square root at 0."
         )
 
     def _prepared(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatmin.risk.checks import within
 from flatmin.risk.class_targets import ClassTargets
 
 __all__ = [
@@ -361,7 +360,7 @@ def elementwise_targets(name: str, y: Tensor, outputs: Tensor) -> Tensor:
             f"{name} compares outputs and targets one by one. Got outputs of "
             f"shape {('n', *shape)} and targets of shape {('n', *y.shape[1:])}."
         )
-    return within("y", y, outputs.dtype).reshape(-1, *shape)
+    return y.to(outputs.dtype).reshape(-1, *shape)
 
 
 def unit_targets(name: str, targets: Tensor) -> Tensor:

@@ -127,13 +127,15 @@ class FlatModel:
         ValueError
             If its shape does not fit.
         TypeError
-            If it is no tensor.
+            If it is no tensor, or complex.
         """
         if not isinstance(theta, Tensor):
             raise TypeError(
                 "θ must be a Tensor, such as risk.params(). Got "
                 f"{type(theta).__name__}; use torch.as_tensor."
             )
+        if theta.is_complex():
+            raise TypeError(f"θ must be real. Got {theta.dtype}.")
         if theta.shape != self._theta.shape:
             raise ValueError(
                 f"θ must have shape ({self.layout.n_params},), one flat vector of the "

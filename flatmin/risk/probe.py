@@ -53,7 +53,7 @@ def choose_strides(model: FlatModel, X: Tensor) -> tuple[Tensor, bool]:
         Whether the module needs them by rows.
     """
     fast = checks.channels_last(X, model.module)
-    if fast is X:
+    if fast is X and X.is_contiguous():
         return X, False
     try:
         model.evaluate(fast[:2].clone())
@@ -102,7 +102,13 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
             f"Got shape {tuple(outputs.shape)} for one example{remedy}."
         )
     # Of several examples: a mask drawn for one may come out the same twice.
-    once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
+    try:
+        once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
+    except IndexError as error:
+        raise ValueError(
+            "The module cannot take all examples of X, though it takes the first. "
+            f"Indices must be within its tables. Got: {error}"
+        ) from error
     if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "

@@ -108,10 +108,14 @@ class ProductWays:
         ------
         ValueError
             If there is none.
+        FloatingPointError
+            If θ is not finite, and no way was found before.
         OutOfMemoryError
             As it comes.
         """
         choice = self.jacobian
+        if choice.taken is None:
+            _check_finite(point.theta)
         while True:
             name = choice.taken or choice.settle(
                 {way: partial(self._off, way, point.theta) for way in _JACOBIANS},
@@ -149,8 +153,12 @@ class ProductWays:
         ------
         ValueError
             If no way is right.
+        FloatingPointError
+            If θ is not finite, and no way was found before.
         """
         choice = self.hessian
+        if choice.taken is None:
+            _check_finite(point.theta)
         name = choice.taken or choice.settle(
             {way: partial(self._hessian_off, way, point.theta) for way in _HESSIANS},
             tolerance(point.theta.dtype, 2),
@@ -262,6 +270,12 @@ class ReferenceProducts:
             total = self.ways.loss.per_example(leaf, self.chunk.y).sum()
         (slopes,) = torch.autograd.grad(total, leaf)
         return self.chunk.weigh(inner_products(slopes, self.jvp(v)))
+
+
+def _check_finite(theta: Tensor) -> None:
+    # No way is right at such a point, and what a trial finds is remembered.
+    if not bool(theta.isfinite().all()):
+        raise FloatingPointError("θ must be finite. Got NaN or infinity in it.")
 
 
 def _forward(

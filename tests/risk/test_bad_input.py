@@ -196,13 +196,33 @@ BAD = {
     "chunk size": (
         {"chunk_size": 0},
         ValueError,
-        "chunk_size must be at least 1. Got 0",
+        "chunk_size must be an integer of at least 1. Got 0",
+    ),
+    "no whole chunk": (
+        {"chunk_size": 2.0},
+        ValueError,
+        "chunk_size must be an integer of at least 1. Got 2.0",
+    ),
+    "no chunk size": (
+        {"chunk_size": float("nan")},
+        ValueError,
+        "chunk_size must be an integer of at least 1. Got nan",
+    ),
+    "a word as chunk size": (
+        {"chunk_size": "2"},
+        ValueError,
+        "chunk_size must be an integer of at least 1. Got '2'",
     ),
     # -- the loss
     "unknown loss": (
         {"loss": "cross_entrop"},
         ValueError,
         "Unknown loss 'cross_entrop'; did you mean 'cross_entropy'",
+    ),
+    "a class that needs arguments": (
+        {"loss": nn.Linear},
+        TypeError,
+        "loss must be a name.*made without arguments. Got Linear.*Pass an instance",
     ),
     "no loss": ({"loss": 3}, TypeError, r"loss must be a name \(cross_entropy.*Got 3"),
     "label too large": (
@@ -283,7 +303,7 @@ def test_construction(options, error, message):
         (lambda r: r.gauss_newton_traces(torch.zeros(36), generator()), r"Got \(36,\)"),
         (
             lambda r: r.weighted_gradient(r.params(), torch.ones(4)),
-            r"v must have one entry for each example, shape \(5,\). Got \(4,\)",
+            r"v must have shape \(5,\). Got \(4,\)",
         ),
     ],
 )

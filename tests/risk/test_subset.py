@@ -181,9 +181,10 @@ def test_integers_of_any_kind_and_no_mask(streamed):
         torch.testing.assert_close(risk.subset(same).gradient(p.theta), right)
     mask = torch.arange(len(p.X)) < 2
     for wrong in (mask, mask.double(), CHOSEN[None]):
-        with pytest.raises(ValueError, match="indices must be integers with 1 axis"):
-            risk.batch_gradient(p.theta, wrong)
-        with pytest.raises(ValueError, match="indices must be integers with 1 axis"):
-            risk.subset(wrong)
-    with pytest.raises(ValueError, match="indices must be integers with 2 axes"):
+        for ask in (risk.subset, lambda i: risk.batch_gradient(p.theta, i)):
+            with pytest.raises(
+                (TypeError, ValueError), match=r"indices must (be int|have)"
+            ):
+                ask(wrong)
+    with pytest.raises(ValueError, match="batches must have 2 axes"):
         risk.batch_gradients(p.theta, CHOSEN)
