@@ -21,6 +21,7 @@ __all__ = [
     "FiniteDifference",
     "central_difference",
     "disagreement",
+    "half_jump",
     "same_at_both",
 ]
 
@@ -52,9 +53,13 @@ def central_difference(
     -------
     Tensor of shape (D,)
     """
-    size, length = (t.norm() if t.any() else t.new_ones(()) for t in (theta, v))
-    h = step * size / length
+    h = _step(theta, v, step)
     return (gradient(theta + h * v) - gradient(theta - h * v)) / (2 * h)
+
+
+def _step(theta: Tensor, v: Tensor, step: float) -> Tensor:
+    size, length = (t.norm() if t.any() else t.new_ones(()) for t in (theta, v))
+    return step * size / length
 
 
 def same_at_both(wide: Tensor, narrow: Tensor) -> Tensor:
@@ -76,6 +81,27 @@ def same_at_both(wide: Tensor, narrow: Tensor) -> Tensor:
         Of bools, in their shape.
     """
     return (narrow <= 3 * wide) & (narrow >= wide / 3)
+
+
+def half_jump(ahead: Tensor, here: Tensor, behind: Tensor, h: Tensor) -> Tensor:
+    """Return half of what two one-sided differences of a gradient differ by.
+
+    Where the second derivative itself jumps (Huber's loss at |f - y| = 1), a central
+    difference is the mean of both sides and PyTorch's the value of one: they differ by
+    this much at any step, and neither is wrong. Elsewhere it is of the order of h.
+
+    Parameters
+    ----------
+    ahead, here, behind : Tensor
+        g at x + hv, x and x - hv.
+    h : Tensor
+        Broadcast against them.
+
+    Returns
+    -------
+    Tensor
+    """
+    return (ahead + behind - 2 * here).abs() / (2 * h)
 
 
 def disagreement(
@@ -111,8 +137,15 @@ def disagreement(
     far, near = ((product - found).norm() for found in (wide, narrow))
     if not bool(same_at_both(far, near)):
         return 0.0
+    limit = DIFFERENCE_LIMITS[theta.dtype]
     off = difference(product, narrow, sizes)
-    return off if off > DIFFERENCE_LIMITS[theta.dtype] else 0.0
+    if off <= limit:
+        return 0.0
+    h = _step(theta, v, STEPS[theta.dtype][1])
+    ahead, here, behind = (gradient(theta + s * h * v) for s in (1, 0, -1))
+    left = (product - narrow).abs() - half_jump(ahead, here, behind, h)
+    off = difference(narrow + left.clamp(min=0), narrow, sizes)
+    return off if off > limit else 0.0
 
 
 class FiniteDifference:

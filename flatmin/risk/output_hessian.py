@@ -18,6 +18,7 @@ from flatmin._utils.messages import first_line
 from flatmin.risk.finite_difference import (
     DIFFERENCE_LIMITS,
     STEPS,
+    half_jump,
     same_at_both,
 )
 from flatmin.risk.held_constants import HeldConstants
@@ -126,13 +127,14 @@ def _within(context: HeldConstants, losses: Losses, outputs: Tensor) -> Tensor:
 
 def _differs(losses: Losses, outputs: Tensor, u: Tensor, found: Tensor) -> bool:
     """Return whether Hᵢuᵢ is off by the same at two steps; at a kink it is not."""
-    slopes = _slopes(losses, outputs)[0]
+    slopes = _slopes(losses, outputs)[0].detach()
     size = _norms(outputs).where(_norms(outputs) > 0, 1) / _norms(u)
     off = []
     for step in STEPS[outputs.dtype]:
         h = _column(step * size, u)
         ahead, behind = (_slopes(losses, outputs + s * h * u)[0] for s in (1, -1))
-        off.append(_norms((ahead - behind) / (2 * h) - found))
+        left = ((ahead - behind) / (2 * h) - found).abs()
+        off.append(_norms((left - half_jump(ahead, slopes, behind, h)).clamp(min=0)))
     wide, narrow = off
     # Below the second term differences of rounded slopes are off by themselves.
     scale = _norms(found) + narrow + 1e-3 * _norms(slopes) / size

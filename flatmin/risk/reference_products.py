@@ -109,19 +109,21 @@ class ProductWays:
         ValueError
             If there is none.
         FloatingPointError
-            If θ is not finite, and no way was found before.
+            If θ, or outputs and losses there, are not finite, and no way was found
+            before.
         OutOfMemoryError
             As it comes.
         """
         choice = self.jacobian
         if choice.taken is None:
-            _check_finite(point.theta)
+            _check_finite("θ", point.theta)
         while True:
             name = choice.taken or choice.settle(
                 {way: partial(self._off, way, point.theta) for way in _JACOBIANS},
                 tolerance(point.theta.dtype, 1),
             )
             if name is None:
+                self._check_outputs(choice, point.theta)
                 raise ValueError(
                     "J v needs the derivative of the outputs along a direction. No way "
                     f"to it is right for this module: {_listed(choice)}."
@@ -154,16 +156,18 @@ class ProductWays:
         ValueError
             If no way is right.
         FloatingPointError
-            If θ is not finite, and no way was found before.
+            If θ, or outputs and losses there, are not finite, and no way was found
+            before.
         """
         choice = self.hessian
         if choice.taken is None:
-            _check_finite(point.theta)
+            _check_finite("θ", point.theta)
         name = choice.taken or choice.settle(
             {way: partial(self._hessian_off, way, point.theta) for way in _HESSIANS},
             tolerance(point.theta.dtype, 2),
         )
         if name is None:
+            self._check_outputs(choice, point.theta)
             raise ValueError(
                 "H v needs the second derivatives of network and loss, and PyTorch's "
                 f"are missing or wrong here: {_listed(choice)}. Pass "
@@ -171,6 +175,19 @@ class ProductWays:
                 "such as the Gauss-Newton matrix and Σ."
             )
         return _HESSIANS[name](point, v)
+
+    @torch.no_grad()
+    def _check_outputs(self, choice: Choice, theta: Tensor) -> None:
+        """Raise, and forget what was tried, where no way could be right."""
+        self.model.bind(theta)
+        few = self.examples()
+        outputs = self.model.evaluate(few.X)
+        try:
+            _check_finite("The outputs at θ", outputs)
+            _check_finite("The losses at θ", self.loss.per_example(outputs, few.y))
+        except FloatingPointError:
+            choice.reasons.clear()
+            raise
 
     def _sizes(self) -> list[Chunk]:
         """Return the examples to try on: together, and one alone."""
@@ -272,10 +289,10 @@ class ReferenceProducts:
         return self.chunk.weigh(inner_products(slopes, self.jvp(v)))
 
 
-def _check_finite(theta: Tensor) -> None:
-    # No way is right at such a point, and what a trial finds is remembered.
-    if not bool(theta.isfinite().all()):
-        raise FloatingPointError("θ must be finite. Got NaN or infinity in it.")
+def _check_finite(name: str, tensor: Tensor) -> None:
+    # No way is right where it is not, and what a trial finds is remembered.
+    if not bool(tensor.isfinite().all()):
+        raise FloatingPointError(f"{name} must be finite. Got NaN or infinity in it.")
 
 
 def _forward(

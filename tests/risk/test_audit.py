@@ -59,7 +59,7 @@ def test_the_table():
     assert f"flatmin {flatmin.__version__}" in lines[-1]
     assert repr(report) == str(report) == str(pickle.loads(pickle.dumps(report)))
     costs = {cost.quantity: cost.gradients for cost in report.costs}
-    assert 0.2 < costs["∇L"] < 5
+    assert costs["∇L"] > 0
 
 
 def test_what_is_refused_is_told():

@@ -331,6 +331,28 @@ def test_a_kink_is_no_fault(dtype):
     close(risk.linearize(theta).hvp(torch.ones_like(theta)), right, 1e-5)
 
 
+def half_square(h):
+    """Return h²/2 for h > 0, else 0: its second derivative jumps at 0."""
+    return F.relu(h).square() / 2
+
+
+def test_at_a_jump_of_the_second_derivative_either_side_is_right():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Net(half_square).double()
+    torch.nn.init.zeros_(module.first.bias)
+    X, y = data()
+    X[0] = 0  # a black image: all of h is 0
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    theta = risk.params()
+    v = torch.linspace(-1, 1, len(theta)).double()
+    params = tuple(module.parameters())
+    g = torch.autograd.grad(F.cross_entropy(module(X), y), params, create_graph=True)
+    flat = torch.cat([part.flatten() for part in g])
+    right = torch.autograd.grad(flat @ v, params)
+    close(risk.linearize(theta).hvp(v), torch.cat([p.flatten() for p in right]), 1e-9)
+
+
 def detached(parts, h):
     return h / h.detach().norm(dim=1, keepdim=True)
 
