@@ -5,7 +5,7 @@ from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._callback_state import callback_settings, store_callbacks
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._criterion import MeanLoss
-from flatmin.dynamics._descent import DivergenceError, NoisyDescent
+from flatmin.dynamics._descent import DivergenceError, NoisyDescent, check_substeps
 from flatmin.dynamics._monitors import check_monitors
 from flatmin.dynamics._net import (
     NoisyNetClassifier,
@@ -38,6 +38,7 @@ __all__ = [
     "callback_settings",
     "check_callbacks",
     "check_monitors",
+    "check_substeps",
     "resolve_optimizer",
     "run_warmup",
     "simulate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,16 +13,54 @@ from torch import Tensor
 from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
-from flatmin.noise import NoiseLaw
+from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import EmpiricalRisk, Risk
 from flatmin.risk.probe import trial_indices
 from flatmin.risk.trials import difference, tolerance
 
-__all__ = ["DivergenceError", "NoisyDescent"]
+__all__ = ["DivergenceError", "NoisyDescent", "check_substeps"]
 
 
 class DivergenceError(ArithmeticError):
     """The loss is not finite any more."""
+
+
+def check_substeps(
+    law: NoiseLaw,
+    optimizer: type[torch.optim.Optimizer],
+    params: Mapping[str, Any],
+    batched: bool,
+) -> None:
+    """Raise where l steps at η/l are not what a law means by an iteration.
+
+    Parameters
+    ----------
+    law : NoiseLaw
+    optimizer : torch.optim.Optimizer class
+    params : mapping of str to object
+        Its settings.
+    batched : bool
+        Whether an iteration sees a batch of the examples.
+
+    Raises
+    ------
+    ValueError
+        If the optimizer is not the plain step θ ← θ - η g, or iterations see batches.
+    """
+    if law.n_substeps == 1:
+        return
+    title = f"{type(law).__name__} takes {law.n_substeps} steps at a part of η"
+    if not issubclass(optimizer, torch.optim.SGD) or params.get("momentum"):
+        raise ValueError(
+            f"{title}, which is the same time for plain steps only. Got "
+            f"{optimizer.__name__} with {dict(params)}; use optimizer='sgd' without "
+            "momentum."
+        )
+    if batched:
+        raise ValueError(
+            f"{title} on the same examples, and gradient_batch_size draws others once "
+            "an iteration. Leave gradient_batch_size at None."
+        )
 
 
 class NoisyDescent:
@@ -41,7 +79,9 @@ class NoisyDescent:
     on_divergence : {"raise", "stop"}, default="raise"
         At a loss that is not finite: raise, or return to the last θ with a finite
         loss (on a GPU, to the one at the start of the block) and stop. Where the very
-        first θ has none, there is nothing to return to: raise.
+        first θ has none, there is nothing to return to: raise. Where the law's noise
+        has no size any more (:class:`flatmin.noise.UndefinedNoiseError`): raise, or
+        stop there.
     offset : int, default=0
         Iterations before these, for messages.
     batches : GradientBatches, default=None
@@ -81,6 +121,7 @@ class NoisyDescent:
         self.state: Any = None
         self.diverged: str | None = None
         self._batches = batches
+        check_substeps(law, type(optimizer), optimizer.defaults, batches is not None)
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
@@ -117,7 +158,7 @@ class NoisyDescent:
 
         Raises
         ------
-        DivergenceError
+        DivergenceError, UndefinedNoiseError
             With ``on_divergence="raise"``.
         RuntimeError
             The law's own, at a θ with a finite loss.
@@ -189,25 +230,29 @@ class NoisyDescent:
         unread: list[Tensor] = []
         self._block_start = self._copy()
         for _ in range(n_iter):
-            with self._judging_errors():
-                loss, gradient = self._noisy_gradient()
-            if self.diverged is not None:
-                return
-            if self._reads_every_loss:
-                if not self._accept(self.iteration, loss.item()):
+            for substep in range(self.law.n_substeps):
+                with self._judging_errors():
+                    loss, gradient = self._noisy_gradient()
+                if self.diverged is not None:
                     return
-                self._step_start = self._copy()
-            else:
-                unread.append(loss)
-            self.binding.gradient.copy_(gradient)
-            self.optimizer.step()
+                if self._reads_every_loss:
+                    if not self._accept(self.iteration, loss.item()):
+                        return
+                    if substep == 0:
+                        self._step_start = self._copy()
+                else:
+                    unread.append(loss)
+                self.binding.gradient.copy_(gradient)
+                with self._divided_rate():
+                    self.optimizer.step()
             self.iteration += 1
             if progress is not None:
                 progress(1)
         self._left = self.theta.clone()
-        first = self.iteration - len(unread)
+        per_iteration = self.law.n_substeps
+        first = self.iteration - len(unread) // per_iteration
         for i, value in enumerate(torch.stack(unread).tolist() if unread else []):
-            if not self._accept(first + i, value):
+            if not self._accept(first + i // per_iteration, value):
                 return
 
     def check(self, loss: float) -> bool:
@@ -315,30 +360,75 @@ class NoisyDescent:
             self.rng.set_state(drawn.cpu())
             if torch.equal(theta, self.theta):  # a callback may have moved it since
                 return loss, gradient
-        return self.law.noisy_gradient(self.batch, self.theta, self.state, self.rng)
+        draw = self.law.noisy_gradient
+        told = step_for(draw, self._step)
+        return draw(self.batch, self.theta, self.state, self.rng, **told)
 
     def _refreshed_gradient(self) -> tuple[Tensor, Tensor]:
-        self.state, loss, gradient = self.law.refreshed_gradient(
-            self.batch, self.theta, self.rng, self.state
+        refreshed = self.law.refreshed_gradient
+        told = step_for(refreshed, self._step)
+        self.state, loss, gradient = refreshed(
+            self.batch, self.theta, self.rng, self.state, **told
         )
         self._refreshed_at, self._stale = self.iteration, False
         self._refreshed_on = None if self._batches is None else self._batches.indices
         return loss, gradient
+
+    @property
+    def _step(self) -> Step | None:
+        """What the law is told; nothing is read for a law that does not ask."""
+        if not self.law.takes_step:
+            return None
+        rates = {float(group["lr"]) for group in self.optimizer.param_groups}
+        if len(rates) > 1:
+            raise ValueError(
+                f"{type(self.law).__name__} needs one learning rate for all "
+                f"parameters. Got {sorted(rates)}; give param_groups one lr, or use a "
+                "law that does not take a step."
+            )
+        return Step(self.iteration, rates.pop() / self.law.n_substeps)
+
+    @contextlib.contextmanager
+    def _divided_rate(self) -> Iterator[None]:
+        """Step at η/l, for a law whose iteration is l steps."""
+        parts = self.law.n_substeps
+        if parts == 1:
+            yield
+            return
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate / parts
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     @contextlib.contextmanager
     def _judging_errors(self) -> Iterator[None]:
         """Take a law's error for a divergence where the loss, or its square, is one."""
         try:
             yield
-        except RuntimeError:  # an eigensolver gives up
+        except (RuntimeError, ArithmeticError) as error:  # an eigensolver gives up
             loss = float(self.batch.value(self.theta))
             if not math.isfinite(loss):
                 self._accept(self.iteration, loss)
+                return
+            if isinstance(error, UndefinedNoiseError):
+                self._end(error)
                 return
             squares = self.batch.squared_norms(self.theta).sum()
             if math.isfinite(squares.to(self.risk.dtype)):
                 raise
             self._accept(self.iteration, math.inf, "squared gradient")
+
+    def _end(self, error: UndefinedNoiseError) -> None:
+        """Stop at this θ, where the law has no noise to go on with."""
+        if not self._keeps or self.state is None:
+            raise error
+        at = self._offset + self.iteration
+        self.diverged = f"No noise at iteration {at}: {error}"
 
     def _copy(self) -> tuple[int, Tensor] | None:
         return (self.iteration, self.theta.clone()) if self._keeps else None

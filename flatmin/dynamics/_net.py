@@ -223,6 +223,8 @@ class _NoisyNet(NeuralNet):
             descent.state,
             descent.batch,
         )
+        if descent.law.n_substeps > 1:
+            row["n_steps"] = descent.iteration * descent.law.n_substeps
         self.rows_.append(row)
         return row
 

@@ -23,7 +23,7 @@ Metric = Callable[[EmpiricalRisk, Tensor], Any]
 _TAKEN = {
     *("iteration", "phase", "loss", "train_score", "valid_loss", "valid_score"),
     *("gradient_norm", "noise_norm", "train_loss", "epoch", "dur", "batches"),
-    *("train_batch_count", "valid_batch_count"),
+    *("n_steps", "train_batch_count", "valid_batch_count"),
 }
 
 

@@ -14,7 +14,7 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.dynamics._descent import DivergenceError
 from flatmin.dynamics._proportion import Proportion
-from flatmin.noise import NoiseLaw, make_noise_law
+from flatmin.noise import NoiseLaw, Step, make_noise_law, step_for
 from flatmin.risk import AnalyticRisk
 
 __all__ = ["ExitTime", "Simulation", "simulate"]
@@ -209,10 +209,13 @@ def _run(risk, law, theta, lr, n_iter, reached, record_every, rng, bar) -> Simul
             kept.append(theta)
         if t == n_iter:
             break
+        step = Step(t, lr / law.n_substeps)
         if t % law.refresh_every == 0:
-            state = _refresh(risk, law, theta, rng, state, t)
-        _, gradient = law.noisy_gradient(risk, theta, state, rng)
-        theta = theta - lr * gradient
+            state = _refresh(risk, law, theta, rng, state, step)
+        told = step_for(law.noisy_gradient, step)
+        for _ in range(law.n_substeps):
+            _, gradient = law.noisy_gradient(risk, theta, state, rng, **told)
+            theta = theta - step.lr * gradient
         if exits is not None:
             exits.look(theta, t + 1)
         bar.update(1)
@@ -245,16 +248,17 @@ class _Exits:
         self.censored = self.censored & ~first
 
 
-def _refresh(risk, law, theta, rng, state, t):
+def _refresh(risk, law, theta, rng, state, step):
+    told = step_for(law.refresh, step)
     try:
-        return law.refresh(risk, theta, rng, state)
+        return law.refresh(risk, theta, rng, state, **told)
     except RuntimeError as error:  # of an eigensolver
         n_lost = int((~theta.isfinite().all(-1)).sum())
         if not n_lost:
             raise
         raise DivergenceError(
-            f"{n_lost} chains of {law.name} are not finite at iteration {t}. Try a "
-            "smaller lr or a smaller noise_scale."
+            f"{n_lost} chains of {law.name} are not finite at iteration "
+            f"{step.iteration}. Try a smaller lr or a smaller noise_scale."
         ) from error
 
 

@@ -34,6 +34,7 @@ from flatmin.dynamics import (
     StopTraining,
     check_callbacks,
     check_monitors,
+    check_substeps,
     resolve_optimizer,
 )
 from flatmin.estimators._checkpoints import RunCheckpoints, check_checkpoint_params
@@ -213,8 +214,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Check everything that can be checked before work is done."""
         device, dtype = resolve_device(self.device), resolve_dtype(self.dtype)
         check_callbacks(self.callbacks or [])
-        resolve_optimizer(self.optimizer, self.optimizer_params or {})
-        resolve_optimizer(self.warmup_optimizer, {})
+        optimizer = resolve_optimizer(self.optimizer, self.optimizer_params or {})
+        warmup_optimizer = resolve_optimizer(self.warmup_optimizer, {})
         check_checkpoint_params(self)
         law = resolve_law(
             self.method,
@@ -274,6 +275,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             for name, state in self._generator_states.items():
                 generators[name].set_state(state)
         batches = make_batches(self, risk, generators["batches"])
+        batched = batches is not None
+        check_substeps(law, optimizer, self.optimizer_params or {}, batched)
+        if self.warmup_iter and not warm:
+            check_substeps(warmup_law, warmup_optimizer, {}, batched)
         for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
             each.check(risk)
             if batches is not None:
@@ -291,6 +296,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             validation=validation,
             continues=warm,
             n_iter_before=self.n_iter_ if warm else 0,
+            n_steps_before=self.n_steps_ if warm else 0,
             offset=self._iteration if warm else 0,
             rows=self._rows_before() if warm else [],
             warmup_law=warmup_law,
@@ -445,6 +451,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self._keeps_graph = run.risk.keeps_graph
         self.noise_ = run.law
         self.n_iter_ = run.n_iter_before + done
+        self.n_steps_ = run.n_steps_before + done * run.law.n_substeps
         self.diverged_ = run.diverged
         self._iteration = run.offset + done
         self._generator_states = {

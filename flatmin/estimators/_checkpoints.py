@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from numbers import Integral
+from types import NoneType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from flatmin._utils.random import make_generator
 from flatmin.dynamics import Checkpoints, callback_settings, store_callbacks
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._run import Run
-from flatmin.noise import METHODS
+from flatmin.noise import METHODS, Step, step_for
 
 __all__ = ["RunCheckpoints", "check_checkpoint_params"]
 
@@ -152,13 +153,15 @@ class RunCheckpoints:
             With draws that are not those of the run.
         """
         law, rng = self._run.law, make_generator(0, self._run.risk.device)
-        if type(law) in METHODS.values():
+        known = METHODS.values()
+        if type(law) in known and type(getattr(law, "law", law)) in (NoneType, *known):
             return
         risk = self._run.risk if batches is None else batches.draw()
         state = None
         # Where the warm-up leads to it may be able to.
         with suppress(RuntimeError, ValueError):
-            state = law.refresh(risk, theta, rng)
+            told = step_for(law.refresh, Step(0, 1.0))  # only the state's kind matters
+            state = law.refresh(risk, theta, rng, **told)
         law.store_state(state)
 
     def _compare_environment(self, found: Mapping[str, Any]) -> None:

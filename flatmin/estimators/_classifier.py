@@ -159,6 +159,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         data, but with ``gradient_batch_size`` the law's noise is that in a batch.
     n_iter_ : int
         Iterations done after the warm-up.
+    n_steps_ : int
+        Steps of the optimizer in them: l an iteration for ``svag``, else one.
+        ``history_`` has those of a fit with ``svag`` as n_steps.
     diverged_ : str or None
         What happened, where ``on_divergence="stop"`` ended the training.
     risk_ : EmpiricalRisk or None

@@ -33,6 +33,7 @@ class Run:
     validation: Examples | None
     continues: bool  # where an earlier fit ended
     n_iter_before: int  # noisy iterations of earlier fits
+    n_steps_before: int  # optimizer steps in them
     offset: int  # iterations of earlier fits and of the warm-up
     rows: list[dict[Any, Any]]
     warmup_law: NoiseLaw

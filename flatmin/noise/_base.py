@@ -12,6 +12,7 @@ from torch import Tensor
 from flatmin._utils.numbers import is_count, is_number
 from flatmin._utils.plain import as_plain
 from flatmin.linalg import LinearOperator, operator_from_plain, operator_to_plain
+from flatmin.noise._step import Step, declares_step, step_for
 from flatmin.risk import Risk
 
 __all__ = ["GaussianLaw", "NoiseLaw"]
@@ -29,16 +30,25 @@ class NoiseLaw(BaseEstimator, ABC):
     argument is a scikit-learn parameter. θ may have leading chain dimensions where
     the risk has them.
 
+    A law whose ``refresh`` or ``noisy_gradient`` declares a keyword ``step`` is told
+    the iteration and η there, as a :class:`Step`: for annealed noise, or noise in
+    parameter units. Laws without it are called as below. ::
+
+        def noisy_gradient(self, risk, theta, state, rng, *, step): ...
+
     Attributes
     ----------
     name : str
         The name under which :func:`make_noise_law` knows it.
     refresh_every : int
         After how many iterations a training loop renews the state.
+    n_substeps : int
+        l: an iteration of a training loop is l steps at η/l. 1 but for ``svag``.
     """
 
     name: ClassVar[str]
     refresh_every: int = 1
+    n_substeps: int = 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -49,6 +59,11 @@ class NoiseLaw(BaseEstimator, ABC):
             if vars(base).keys() & {"refresh", "noisy_gradient"}:
                 cls.refreshed_gradient = NoiseLaw.refreshed_gradient  # type: ignore[method-assign]
                 break
+
+    @property
+    def takes_step(self) -> bool:
+        """Whether a method wants a :class:`Step`; else a loop need not make one."""
+        return declares_step(self.refresh) or declares_step(self.noisy_gradient)
 
     @abstractmethod
     def noisy_gradient(
@@ -110,7 +125,13 @@ class NoiseLaw(BaseEstimator, ABC):
         return None
 
     def refreshed_gradient(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+        self,
+        risk: Risk,
+        theta: Tensor,
+        rng: torch.Generator,
+        previous: Any = None,
+        *,
+        step: Step | None = None,
     ) -> tuple[Any, Tensor, Tensor]:
         """Refresh at θ, and draw there: for a law whose refresh yields g₀ as well.
 
@@ -121,6 +142,8 @@ class NoiseLaw(BaseEstimator, ABC):
         rng : torch.Generator
         previous : object, default=None
             All as in :meth:`refresh`.
+        step : Step, default=None
+            Handed on to the methods that declare it.
 
         Returns
         -------
@@ -130,8 +153,9 @@ class NoiseLaw(BaseEstimator, ABC):
             As from :meth:`noisy_gradient`, as the next.
         gradient : Tensor of shape (\\*batch, D)
         """
-        state = self.refresh(risk, theta, rng, previous)
-        return state, *self.noisy_gradient(risk, theta, state, rng)
+        refresh, draw = self.refresh, self.noisy_gradient
+        state = refresh(risk, theta, rng, previous, **step_for(refresh, step))
+        return state, *draw(risk, theta, state, rng, **step_for(draw, step))
 
     def trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
         """Return E‖ε‖² = Tr C(θ).

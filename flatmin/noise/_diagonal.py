@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flatmin.linalg import DiagonalOperator
-from flatmin.noise._base import GaussianLaw
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedGaussianLaw
+from flatmin.noise._step import Step
 from flatmin.risk import Risk
 
 __all__ = ["GLDDiagonal"]
 
 
-class GLDDiagonal(GaussianLaw):
+class GLDDiagonal(MatchedGaussianLaw):
     """GLD diagonal, C = diag(Σ)/m.
 
     Parameters
@@ -23,6 +24,11 @@ class GLDDiagonal(GaussianLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
+    match : {"trace", "none", "curvature"}, default="trace"
+        The trace is SGD's as it comes;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=1
         Iterations between two evaluations of diag(Σ).
 
@@ -32,29 +38,41 @@ class GLDDiagonal(GaussianLaw):
     """
 
     name = "gld_diagonal"
+    _own_matches = ("trace", "none")
 
     def __init__(
         self,
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
+        match: Literal["trace", "none", "curvature"] = "trace",
+        match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 1,
     ) -> None:
         self.batch_size = batch_size
         self.noise_scale = noise_scale
+        self.match = match
+        self.match_every = match_every
         self.refresh_every = refresh_every
 
-    def refresh(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> DiagonalOperator:
-        """See :meth:`NoiseLaw.refresh`."""
         # Not by covariance_diagonal, which waits for the device to look for NaN.
         return self._noise(risk, risk.gradient_variances(theta).to(risk.dtype))
 
     def refreshed_gradient(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+        self,
+        risk: Risk,
+        theta: Tensor,
+        rng: torch.Generator,
+        previous: Any = None,
+        *,
+        step: Step | None = None,
     ) -> tuple[DiagonalOperator, Tensor, Tensor]:
         """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for L, g₀ and diag(Σ)."""
+        if self.match == "curvature":
+            return super().refreshed_gradient(risk, theta, rng, previous, step=step)
         loss, gradient, variances = risk.value_gradient_and_variances(theta)
         state = self._noise(risk, variances.to(risk.dtype))
         return state, loss, gradient + state.sample(rng)

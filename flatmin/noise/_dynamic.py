@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flatmin.curvature import covariance_trace
 from flatmin.linalg import ScaledIdentityOperator
-from flatmin.noise._base import GaussianLaw
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedGaussianLaw
+from flatmin.noise._step import Step
 from flatmin.risk import Risk
 
 __all__ = ["GLDDynamic"]
 
 
-class GLDDynamic(GaussianLaw):
+class GLDDynamic(MatchedGaussianLaw):
     """GLD dynamic, C = Tr(Σ)/(mD) I: isotropic, with the trace of SGD's noise.
 
     Parameters
@@ -24,6 +25,11 @@ class GLDDynamic(GaussianLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
+    match : {"trace", "none", "curvature"}, default="trace"
+        The trace is SGD's as it comes;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=1
         Iterations between two evaluations of Tr(Σ).
 
@@ -33,28 +39,40 @@ class GLDDynamic(GaussianLaw):
     """
 
     name = "gld_dynamic"
+    _own_matches = ("trace", "none")
 
     def __init__(
         self,
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
+        match: Literal["trace", "none", "curvature"] = "trace",
+        match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 1,
     ) -> None:
         self.batch_size = batch_size
         self.noise_scale = noise_scale
+        self.match = match
+        self.match_every = match_every
         self.refresh_every = refresh_every
 
-    def refresh(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> ScaledIdentityOperator:
-        """See :meth:`NoiseLaw.refresh`."""
         return self._noise(risk, covariance_trace(risk, theta, check=False))
 
     def refreshed_gradient(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+        self,
+        risk: Risk,
+        theta: Tensor,
+        rng: torch.Generator,
+        previous: Any = None,
+        *,
+        step: Step | None = None,
     ) -> tuple[ScaledIdentityOperator, Tensor, Tensor]:
         """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for L, g₀ and Tr(Σ)."""
+        if self.match == "curvature":
+            return super().refreshed_gradient(risk, theta, rng, previous, step=step)
         loss, gradient, variances = risk.value_gradient_and_variances(theta)
         state = self._noise(risk, variances.sum(-1).to(risk.dtype))
         return state, loss, gradient + state.sample(rng)

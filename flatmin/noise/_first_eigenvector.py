@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from flatmin.linalg import Which
+from flatmin.noise._match import DEFAULT_MATCH_EVERY
 from flatmin.noise._spectral import HessianSpectrumLaw
 from flatmin.risk import Risk
 
@@ -18,6 +21,11 @@ class GLDFirstEigenvector(HessianSpectrumLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
+    match : {"trace", "none", "curvature"}, default="trace"
+        "none" is C = |λ₁| u₁u₁ᵀ;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=10
         Iterations between two computations of u₁; noise is drawn at every one.
     tol : float, default=1e-2
@@ -36,11 +44,15 @@ class GLDFirstEigenvector(HessianSpectrumLaw):
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
+        match: Literal["trace", "none", "curvature"] = "trace",
+        match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
         tol: float = 1e-2,
     ) -> None:
         self.batch_size = batch_size
         self.noise_scale = noise_scale
+        self.match = match
+        self.match_every = match_every
         self.refresh_every = refresh_every
         self.tol = tol
 

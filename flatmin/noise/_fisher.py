@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flatmin.curvature import GradientCovarianceOperator
 from flatmin.linalg import LinearOperator
-from flatmin.noise._base import NoiseLaw
 from flatmin.noise._full import standard_normal_weights
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
 from flatmin.risk import Risk
 
 __all__ = ["GLDFisher"]
 
 
-class GLDFisher(NoiseLaw):
+class GLDFisher(MatchedLaw):
     """GLD Fisher, C = (1/m)(1/N) Σ gᵢgᵢᵀ: uncentred, its trace as it comes.
 
     One gradient weighted by 1 + √(N/m) zᵢ, z ~ N(0, I_N).
@@ -27,6 +27,11 @@ class GLDFisher(NoiseLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
+    match : {"trace", "none", "curvature"}, default="none"
+        "none" is the trace as it comes;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
 
     References
     ----------
@@ -37,20 +42,37 @@ class GLDFisher(NoiseLaw):
     name = "gld_fisher"
 
     def __init__(
-        self, *, batch_size: int | None = None, noise_scale: float = 1.0
+        self,
+        *,
+        batch_size: int | None = None,
+        noise_scale: float = 1.0,
+        match: Literal["trace", "none", "curvature"] = "none",
+        match_every: int = DEFAULT_MATCH_EVERY,
     ) -> None:
         self.batch_size = batch_size
         self.noise_scale = noise_scale
+        self.match = match
+        self.match_every = match_every
 
-    def noisy_gradient(
-        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    def _noisy_gradient(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: Any,
+        rng: torch.Generator,
+        factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`NoiseLaw.noisy_gradient`."""
         z = standard_normal_weights(risk, theta, rng)
         scale = self.noise_scale * (risk.n_examples / self._batch_size(risk)) ** 0.5
+        if factor is not None:
+            z *= factor.unsqueeze(-1)
         return risk.value_and_weighted_gradient(theta, 1 + scale * z)
 
-    def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
-        """See :meth:`NoiseLaw.covariance`."""
+    def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         factor = self.noise_scale**2 / self._batch_size(risk)
         return factor * GradientCovarianceOperator(risk, theta, centered=False)
+
+    def _unchecked_trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
+        squares = risk.squared_gradient_sum(theta).sum(-1) / risk.n_examples
+        factor = self.noise_scale**2 / self._batch_size(risk)
+        return (factor * squares).to(risk.dtype)

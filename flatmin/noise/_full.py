@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flatmin.curvature import GradientCovarianceOperator
 from flatmin.linalg import LinearOperator
-from flatmin.noise._base import NoiseLaw
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
 from flatmin.risk import Risk
 
 __all__ = ["GLDFull", "standard_normal_weights"]
 
 
-class GLDFull(NoiseLaw):
+class GLDFull(MatchedLaw):
     """GLD full, C = Σ/m: the Gaussian with the whole covariance of SGD's noise.
 
     With z ~ N(0, I_N) and z̄ its mean, the gradient weighted by
@@ -28,6 +28,11 @@ class GLDFull(NoiseLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
+    match : {"trace", "none", "curvature"}, default="trace"
+        The trace is SGD's as it comes, and so is the curvature;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
 
     References
     ----------
@@ -36,24 +41,37 @@ class GLDFull(NoiseLaw):
     """
 
     name = "gld_full"
+    _own_matches = ("trace", "none", "curvature")
 
     def __init__(
-        self, *, batch_size: int | None = None, noise_scale: float = 1.0
+        self,
+        *,
+        batch_size: int | None = None,
+        noise_scale: float = 1.0,
+        match: Literal["trace", "none", "curvature"] = "trace",
+        match_every: int = DEFAULT_MATCH_EVERY,
     ) -> None:
         self.batch_size = batch_size
         self.noise_scale = noise_scale
+        self.match = match
+        self.match_every = match_every
 
-    def noisy_gradient(
-        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    def _noisy_gradient(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: Any,
+        rng: torch.Generator,
+        factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`NoiseLaw.noisy_gradient`."""
         z = standard_normal_weights(risk, theta, rng)
         z -= z.mean(-1, keepdim=True)
         scale = self.noise_scale * (risk.n_examples / self._batch_size(risk)) ** 0.5
+        if factor is not None:
+            z *= factor.unsqueeze(-1)
         return risk.value_and_weighted_gradient(theta, z.mul_(scale).add_(1))
 
-    def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
-        """See :meth:`NoiseLaw.covariance`."""
+    def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         factor = self.noise_scale**2 / self._batch_size(risk)
         return factor * GradientCovarianceOperator(risk, theta)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatmin.curvature import GGNOperator, covariance_trace, ggn_trace
 from flatmin.linalg import LinearOperator
-from flatmin.noise._base import NoiseLaw
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
 from flatmin.risk import Risk
 
 __all__ = ["GLDGGN", "GGNState"]
@@ -25,7 +25,7 @@ class GGNState:
     ggn_trace_stderr: Tensor  # (*batch) 0 where it is exact
 
 
-class GLDGGN(NoiseLaw):
+class GLDGGN(MatchedLaw):
     """GLD Gauss-Newton, C = σ_G² G with σ_G² = Tr(Σ)/(m Tr(G)).
 
     The cotangent (1/N) ∂ℓ̃ᵢ/∂fᵢ + (σ_G/√N) Sᵢzᵢ at the output, pulled back once
@@ -38,36 +38,37 @@ class GLDGGN(NoiseLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
-    match : {"trace", "none"}, default="trace"
-        "none" sets σ_G = 1.
+    match : {"trace", "none", "curvature"}, default="trace"
+        "none" sets σ_G = 1;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=10
         Iterations between two evaluations of Tr(Σ) and Tr(G).
     """
 
     name = "gld_ggn"
+    _own_matches = ("trace", "none")
 
     def __init__(
         self,
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none"] = "trace",
+        match: Literal["trace", "none", "curvature"] = "trace",
+        match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
     ) -> None:
         self.batch_size = batch_size
         self.noise_scale = noise_scale
         self.match = match
+        self.match_every = match_every
         self.refresh_every = refresh_every
 
-    def check(self, risk: Risk) -> None:
-        """See :meth:`NoiseLaw.check`."""
-        super().check(risk)
-        self._check_option("match", ("trace", "none"))
-
-    def refresh(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> GGNState:
-        """See :meth:`NoiseLaw.refresh`; Tr(G) is known to 2 % or exactly."""
+        # Tr(G) is known to 2 % or exactly.
         ggn = ggn_trace(risk, theta, rng)
         if self.match == "none":
             scale = torch.full_like(ggn.value, self.noise_scale)
@@ -77,26 +78,29 @@ class GLDGGN(NoiseLaw):
             scale = self.noise_scale * squared.sqrt()
         return GGNState(scale, ggn.value, ggn.stderr)
 
-    def noisy_gradient(
-        self, risk: Risk, theta: Tensor, state: GGNState, rng: torch.Generator
+    def _noisy_gradient(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: GGNState,
+        rng: torch.Generator,
+        factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`NoiseLaw.noisy_gradient`."""
-        return risk.value_and_gauss_newton_draw(theta, state.scale, rng)
+        scale = state.scale if factor is None else factor * state.scale
+        return risk.value_and_gauss_newton_draw(theta, scale, rng)
 
-    def covariance(self, risk: Risk, theta: Tensor, state: GGNState) -> LinearOperator:
-        """See :meth:`NoiseLaw.covariance`; G at θ, σ_G of the last refresh."""
+    def _covariance(self, risk: Risk, theta: Tensor, state: GGNState) -> LinearOperator:
+        # G at θ, σ_G of the last refresh.
         return state.scale.square() * GGNOperator(risk, theta)
 
-    def trace(self, risk: Risk, theta: Tensor, state: GGNState) -> Tensor:
-        """See :meth:`NoiseLaw.trace`; of the last refresh, without products."""
+    def _trace(self, risk: Risk, theta: Tensor, state: GGNState) -> Tensor:
+        # Of the last refresh, without products.
         return state.scale.square() * state.ggn_trace
 
-    def store_state(self, state: GGNState | None) -> dict[str, Any] | None:
-        """See :meth:`NoiseLaw.store_state`."""
+    def _store_state(self, state: GGNState | None) -> dict[str, Any] | None:
         return None if state is None else dict(vars(state))
 
-    def restore_state(
+    def _restore_state(
         self, stored: dict[str, Any] | None, risk: Risk
     ) -> GGNState | None:
-        """See :meth:`NoiseLaw.restore_state`."""
         return None if stored is None else GGNState(**stored)

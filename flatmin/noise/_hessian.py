@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatmin.curvature import HessianOperator, covariance_trace, hessian_trace
 from flatmin.linalg import AbsoluteOperator, LinearOperator, spectral_density
+from flatmin.noise._match import DEFAULT_MATCH_EVERY
 from flatmin.noise._spectral import HessianSpectrumLaw
 from flatmin.risk import AnalyticRisk, Risk
 
@@ -37,9 +38,12 @@ class GLDHessian(HessianSpectrumLaw):
         dense decomposition for D ≤ 1000 or an analytic risk, else by Lanczos without
         eigenvectors. A draw then takes some 170 products with H, for a relative error
         of 5 %, and a refresh 300, which leaves Tr|H| a standard error of a few percent.
-    match : {"trace", "hessian_trace", "none"}, default="trace"
+    match : {"trace", "hessian_trace", "none", "curvature"}, default="trace"
         σ_H² = Tr(Σ)/(m Σ_{i≤k} |λᵢ|), so that E‖ε‖² is SGD's; the text's
-        Tr(Σ)/(m Tr(H)), an error where Tr(H) ≤ 0; or 1.
+        Tr(Σ)/(m Tr(H)), an error where Tr(H) ≤ 0; or 1. "curvature" is
+        Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=10
         Iterations between two eigendecompositions; noise is drawn at every one.
     tol : float, default=1e-2
@@ -52,6 +56,8 @@ class GLDHessian(HessianSpectrumLaw):
     """
 
     name = "gld_hessian"
+    matches = ("trace", "hessian_trace", "none", "curvature")
+    _own_matches = ("trace", "hessian_trace", "none")
 
     def __init__(
         self,
@@ -59,7 +65,8 @@ class GLDHessian(HessianSpectrumLaw):
         batch_size: int | None = None,
         noise_scale: float = 1.0,
         n_components: int | Literal["full"] | None = None,
-        match: Literal["trace", "hessian_trace", "none"] = "trace",
+        match: Literal["trace", "hessian_trace", "none", "curvature"] = "trace",
+        match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
         tol: float = 1e-2,
     ) -> None:
@@ -67,16 +74,16 @@ class GLDHessian(HessianSpectrumLaw):
         self.noise_scale = noise_scale
         self.n_components = n_components
         self.match = match
+        self.match_every = match_every
         self.refresh_every = refresh_every
         self.tol = tol
 
-    def refresh(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> LinearOperator:
-        """See :meth:`NoiseLaw.refresh`."""
         dense = isinstance(risk, AnalyticRisk) or risk.n_params <= _LARGEST_DENSE
         if self.n_components != "full" or dense:
-            return super().refresh(risk, theta, rng, previous)
+            return super()._refresh(risk, theta, rng, previous)
         hessian = HessianOperator(risk, theta)
         density = spectral_density(hessian, n_probes=_N_PROBES, n_steps=60, rng=rng)
         trace = density.mean(torch.abs)[0] * risk.n_params
@@ -84,17 +91,15 @@ class GLDHessian(HessianSpectrumLaw):
         factor = variance * self.noise_scale**2
         return _ScaledMagnitude(hessian, factor.to(risk.dtype), factor * trace)
 
-    def store_state(self, state: Any) -> Any:
-        """See :meth:`NoiseLaw.store_state`."""
+    def _store_state(self, state: Any) -> Any:
         if not isinstance(state, _ScaledMagnitude):
-            return super().store_state(state)
+            return super()._store_state(state)
         theta = state.hessian.theta
         return {"theta": theta, "factor": state.factor, "trace": state.trace()}
 
-    def restore_state(self, stored: Any, risk: Risk) -> Any:
-        """See :meth:`NoiseLaw.restore_state`."""
+    def _restore_state(self, stored: Any, risk: Risk) -> Any:
         if stored is None or "theta" not in stored:
-            return super().restore_state(stored, risk)
+            return super()._restore_state(stored, risk)
         hessian = HessianOperator(risk, stored["theta"])
         return _ScaledMagnitude(hessian, stored["factor"], stored["trace"])
 
@@ -104,7 +109,6 @@ class GLDHessian(HessianSpectrumLaw):
         if self.n_components == "full":
             law = clone(self).set_params(n_components=None)
         super(GLDHessian, law).check(risk)
-        self._check_option("match", ("trace", "hessian_trace", "none"))
 
     def _n_components(self, risk: Risk) -> int:
         if self.n_components == "full":
@@ -114,9 +118,7 @@ class GLDHessian(HessianSpectrumLaw):
     def _variance(
         self, risk: Risk, theta: Tensor, magnitudes: Tensor, rng: torch.Generator
     ) -> Tensor:
-        if self.match == "none":
-            return torch.ones_like(magnitudes[..., 0])
-        if self.match == "trace":
+        if self.match != "hessian_trace":
             return super()._variance(risk, theta, magnitudes, rng)
         trace = hessian_trace(risk, theta, rng).value.double()
         if bool((trace <= 0).any()):

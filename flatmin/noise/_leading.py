@@ -13,13 +13,14 @@ from flatmin.curvature import (
     minibatch_eigenpairs,
 )
 from flatmin.linalg import EigenResult, LowRankOperator
-from flatmin.noise._base import DEFAULT_BATCH_SIZE, DEFAULT_N_COMPONENTS, GaussianLaw
+from flatmin.noise._base import DEFAULT_BATCH_SIZE, DEFAULT_N_COMPONENTS
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedGaussianLaw
 from flatmin.risk import Risk
 
 __all__ = ["GLDLeading"]
 
 
-class GLDLeading(GaussianLaw):
+class GLDLeading(MatchedGaussianLaw):
     """GLD leading, C = Σ_k/m with Σ_k = Σ_{l≤k} γₗ vₗvₗᵀ.
 
     Parameters
@@ -34,8 +35,11 @@ class GLDLeading(GaussianLaw):
         "minibatches" is the paper's appendix C: a random partition into ⌊N/m⌋
         batches, the ragged one dropped; their covariance with ddof 1, times m,
         estimates N/(N-1) Σ. "examples" takes Σ itself.
-    match : {"none", "trace"}, default="none"
-        "trace" rescales C to Tr(Σ)/m.
+    match : {"trace", "none", "curvature"}, default="none"
+        "trace" rescales C to Tr(Σ)/m;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=1
         Iterations between two evaluations of Σ_k. A refresh draws its partition by
         one ``torch.rand(N).argsort()``.
@@ -46,6 +50,7 @@ class GLDLeading(GaussianLaw):
     """
 
     name = "gld_leading"
+    _own_matches = ("trace", "none")
 
     def __init__(
         self,
@@ -54,7 +59,8 @@ class GLDLeading(GaussianLaw):
         noise_scale: float = 1.0,
         n_components: int | None = None,
         source: Literal["minibatches", "examples"] = "minibatches",
-        match: Literal["none", "trace"] = "none",
+        match: Literal["trace", "none", "curvature"] = "none",
+        match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 1,
     ) -> None:
         self.batch_size = batch_size
@@ -62,13 +68,13 @@ class GLDLeading(GaussianLaw):
         self.n_components = n_components
         self.source = source
         self.match = match
+        self.match_every = match_every
         self.refresh_every = refresh_every
 
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
         self._check_option("source", ("minibatches", "examples"))
-        self._check_option("match", ("none", "trace"))
         n_rows, k = self._n_rows(risk), self.n_components
         what = "examples" if self.source == "examples" else "whole minibatches"
         if n_rows < 2:
@@ -85,10 +91,9 @@ class GLDLeading(GaussianLaw):
                 "components or a smaller batch_size."
             )
 
-    def refresh(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> LowRankOperator:
-        """See :meth:`NoiseLaw.refresh`."""
         m = self._batch_size(risk)
         pairs = self._eigenpairs(risk, theta, rng)
         variances = pairs.eigenvalues.clamp(min=0) / m

@@ -29,6 +29,11 @@ class GLDRandomSubspace(HessianSpectrumLaw):
         Multiplies ε.
     n_components : int, default=None
         k; None is min(20, D).
+    match : {"trace", "none", "curvature"}, default="trace"
+        "none" is the magnitudes of H as they come, σ = 1;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=10
         Iterations between two eigendecompositions; noise is drawn at every one.
     tol : float, default=1e-2
@@ -37,10 +42,9 @@ class GLDRandomSubspace(HessianSpectrumLaw):
 
     name = "gld_random_subspace"
 
-    def refresh(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> LowRankOperator:
-        """See :meth:`NoiseLaw.refresh`; keeps the directions of ``previous``."""
         if isinstance(previous, LowRankOperator):
             directions = previous.eigenvectors
         else:

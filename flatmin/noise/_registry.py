@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flatmin._utils.names import check_known
+from flatmin.noise._alpha_stable import AlphaStable
+from flatmin.noise._anti_pgd import AntiPGD
 from flatmin.noise._base import NoiseLaw
+from flatmin.noise._bernoulli import Bernoulli
 from flatmin.noise._const import GLDConst
 from flatmin.noise._diagonal import GLDDiagonal
 from flatmin.noise._dynamic import GLDDynamic
@@ -15,10 +18,14 @@ from flatmin.noise._full import GLDFull
 from flatmin.noise._gd import GD
 from flatmin.noise._ggn import GLDGGN
 from flatmin.noise._hessian import GLDHessian
+from flatmin.noise._label_noise import LabelNoise
 from flatmin.noise._leading import GLDLeading
+from flatmin.noise._projected import Projected
 from flatmin.noise._random_subspace import GLDRandomSubspace
+from flatmin.noise._sam import SAM
 from flatmin.noise._sgd import SGD
 from flatmin.noise._shuffled import GLDShuffled
+from flatmin.noise._svag import SVAG
 
 __all__ = ["METHODS", "make_noise_law"]
 
@@ -39,6 +46,13 @@ METHODS: dict[str, type[NoiseLaw]] = {
         GLDGGN,
         GLDRandomSubspace,
         GLDShuffled,
+        Projected,
+        SVAG,
+        Bernoulli,
+        AlphaStable,
+        LabelNoise,
+        AntiPGD,
+        SAM,
     )
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatmin.curvature import GradientCovarianceOperator
 from flatmin.linalg import LinearOperator
-from flatmin.noise._base import NoiseLaw
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
 from flatmin.risk import Risk
 
 __all__ = ["SGD", "EpochState"]
@@ -24,7 +24,7 @@ class EpochState:
     position: int  # of the next batch's first example
 
 
-class SGD(NoiseLaw):
+class SGD(MatchedLaw):
     """SGD: the gradient of m examples, C = Σ/m with replacement.
 
     Without replacement C is (N - m)/(N - 1) Σ/m; ``sampling="epoch"`` cuts one
@@ -40,6 +40,11 @@ class SGD(NoiseLaw):
         c.
     sampling : {"replacement", "without_replacement", "epoch"}, default="replacement"
         How the batches are drawn.
+    match : {"trace", "none", "curvature"}, default="none"
+        C is a multiple of Σ, so that "trace" and "curvature" are the same: they take
+        away the factor of sampling without replacement, for a full gradient a step.
+    match_every : int, default=50
+        Of no effect here; what other laws need for "curvature".
 
     References
     ----------
@@ -56,10 +61,14 @@ class SGD(NoiseLaw):
         sampling: Literal[
             "replacement", "without_replacement", "epoch"
         ] = "replacement",
+        match: Literal["trace", "none", "curvature"] = "none",
+        match_every: int = DEFAULT_MATCH_EVERY,
     ) -> None:
         self.batch_size = batch_size
         self.noise_scale = noise_scale
         self.sampling = sampling
+        self.match = match
+        self.match_every = match_every
 
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
@@ -72,48 +81,58 @@ class SGD(NoiseLaw):
                 f"{risk.n_examples}, with sampling={self.sampling!r}. Got {m}; use "
                 "sampling='replacement' or a smaller batch."
             )
+        if self.match != "none" and self._share_of_sgd(risk) == 0:
+            raise ValueError(
+                f"match={self.match!r} of sgd needs noise, and all {m} examples at "
+                f"once have none with sampling={self.sampling!r}. Use a smaller "
+                "batch_size, or match='none'."
+            )
 
-    def refresh(
-        self,
-        risk: Risk,
-        theta: Tensor,
-        rng: torch.Generator,
-        previous: Any = None,
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> EpochState | None:
-        """See :meth:`NoiseLaw.refresh`; only epochs have a state."""
+        # Only epochs have a state.
         if self.sampling != "epoch":
             return None
         if isinstance(previous, EpochState):
             return previous
         return EpochState(_permutations(risk, theta, rng), 0)
 
-    def noisy_gradient(
-        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    def _noisy_gradient(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: Any,
+        rng: torch.Generator,
+        factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`NoiseLaw.noisy_gradient`; the loss is the minibatch's."""
+        # The loss is the minibatch's.
         indices = self._draw(risk, theta, state, rng)
         loss, gradient = risk.value_and_batch_gradient(theta, indices)
-        if self.noise_scale != 1:
+        if self.noise_scale != 1 or factor is not None:
             full = risk.gradient(theta)
-            gradient = full + self.noise_scale * (gradient - full)
+            noise = self.noise_scale * (gradient - full)
+            if factor is not None:
+                noise = factor.unsqueeze(-1) * noise
+            gradient = full + noise
         return loss, gradient
 
-    def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
-        """See :meth:`NoiseLaw.covariance`."""
-        m, n = self._batch_size(risk), risk.n_examples
-        factor = self.noise_scale**2 / m
-        if self.sampling != "replacement":
-            factor *= (n - m) / max(1, n - 1)
+    def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
+        factor = self.noise_scale**2 / self._batch_size(risk) * self._share_of_sgd(risk)
         return factor * GradientCovarianceOperator(risk, theta)
 
-    def store_state(self, state: EpochState | None) -> dict[str, Any] | None:
-        """See :meth:`NoiseLaw.store_state`."""
+    def _share_of_sgd(self, risk: Risk) -> float:
+        if self.sampling == "replacement":
+            return 1.0
+        n = risk.n_examples
+        return (n - self._batch_size(risk)) / max(1, n - 1)
+
+    def _store_state(self, state: EpochState | None) -> dict[str, Any] | None:
         return None if state is None else dict(vars(state))
 
-    def restore_state(
+    def _restore_state(
         self, stored: dict[str, Any] | None, risk: Risk
     ) -> EpochState | None:
-        """See :meth:`NoiseLaw.restore_state`."""
         return None if stored is None else EpochState(**stored)
 
     def _draw(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from flatmin.curvature import covariance_trace, hessian_eigenpairs
 from flatmin.linalg import EigenResult, LinearOperator, LowRankOperator, Which
-from flatmin.noise._base import GaussianLaw
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedGaussianLaw
 from flatmin.risk import Risk
 
 __all__ = ["HessianSpectrumLaw"]
 
 
-class HessianSpectrumLaw(GaussianLaw):
+class HessianSpectrumLaw(MatchedGaussianLaw):
     """C = σ² Σ_{i≤k} μᵢ dᵢdᵢᵀ, with μ and d from the leading eigenpairs of H.
 
     A subclass says which directions go with which magnitudes. σ² matches the trace of
@@ -29,6 +29,11 @@ class HessianSpectrumLaw(GaussianLaw):
         Multiplies ε.
     n_components : int, default=None
         k; None is min(20, D).
+    match : {"trace", "none", "curvature"}, default="trace"
+        "none" is the magnitudes of H as they come, σ = 1;
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=10
         Iterations between two eigendecompositions; noise is drawn at every one.
     tol : float, default=1e-2
@@ -36,6 +41,7 @@ class HessianSpectrumLaw(GaussianLaw):
     """
 
     which: Which = "LM"
+    _own_matches: ClassVar[tuple[str, ...]] = ("trace", "none")
     n_components: int | Literal["full"] | None
 
     def __init__(
@@ -44,19 +50,22 @@ class HessianSpectrumLaw(GaussianLaw):
         batch_size: int | None = None,
         noise_scale: float = 1.0,
         n_components: int | None = None,
+        match: Literal["trace", "none", "curvature"] = "trace",
+        match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
         tol: float = 1e-2,
     ) -> None:
         self.batch_size = batch_size
         self.noise_scale = noise_scale
         self.n_components = n_components
+        self.match = match
+        self.match_every = match_every
         self.refresh_every = refresh_every
         self.tol = tol
 
-    def refresh(
-        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> LinearOperator:
-        """See :meth:`NoiseLaw.refresh`."""
         return self._low_rank(risk, theta, rng)
 
     def _low_rank(
@@ -82,6 +91,8 @@ class HessianSpectrumLaw(GaussianLaw):
         self, risk: Risk, theta: Tensor, magnitudes: Tensor, rng: torch.Generator
     ) -> Tensor:
         """Return σ² of shape (\\*batch) in float64."""
+        if self.match == "none":
+            return torch.ones_like(magnitudes[..., 0])
         target = covariance_trace(risk, theta, check=False).double() / self._batch_size(
             risk
         )

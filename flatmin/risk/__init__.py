@@ -5,6 +5,7 @@ from flatmin.risk.audit import Audit
 from flatmin.risk.basins import TwoBasinsRisk
 from flatmin.risk.empirical import EmpiricalRisk
 from flatmin.risk.interface import LinearizedRisk, Risk
+from flatmin.risk.label_noise import LabelDraw
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.losses import LOSSES, ExampleLoss
 from flatmin.risk.resolve_loss import resolve_loss
@@ -15,6 +16,7 @@ __all__ = [
     "Audit",
     "EmpiricalRisk",
     "ExampleLoss",
+    "LabelDraw",
     "LinearRegressionRisk",
     "LinearizedRisk",
     "ParameterLayout",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+from flatmin.risk.label_noise import LabelDraw
 from flatmin.risk.moments import mean_and_squares
 
 __all__ = ["AnalyticRisk", "LinearRegressionRisk", "QuadraticRisk"]
@@ -359,3 +360,42 @@ class LinearRegressionRisk(AnalyticRisk):
         """
         roots = self.X * math.sqrt(2 / self.n_examples)
         return roots.expand(*theta.shape[:-1], -1, -1)
+
+    def check_label_noise(self) -> None:
+        """Pass: y' = y + σ z is another y."""
+
+    def value_and_label_draw(
+        self, theta: Tensor, draw: LabelDraw, scale: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀ - (2σc/N) Xᵀz.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (\\*batch, D)
+        draw : LabelDraw
+        scale : Tensor of shape (\\*batch)
+            c.
+        rng : torch.Generator
+
+        Returns
+        -------
+        value : Tensor of shape (\\*batch)
+        gradient : Tensor of shape (\\*batch, D)
+        """
+        shape = (*theta.shape[:-1], self.n_examples)
+        z = torch.randn(shape, generator=rng, dtype=self.dtype, device=self.device)
+        noise = z @ self.X * (-2 * draw.sigma / self.n_examples)
+        value, gradient = self.value_and_gradient(theta)
+        return value, gradient + scale.unsqueeze(-1) * noise
+
+    def label_covariance_product(
+        self, point: DenseLinearization, v: Tensor, draw: LabelDraw
+    ) -> Tensor:
+        """Return (2σ/N)² XᵀX v, shape (\\*batch, D)."""
+        factor = (2 * draw.sigma / self.n_examples) ** 2
+        return v @ self.X.mT @ self.X * factor
+
+    def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
+        """Return 4σ² ‖xᵢ‖² of each example, in float64, shape (\\*batch, N)."""
+        traces = 4 * draw.sigma**2 * self.X.double().square().sum(-1)
+        return traces.expand(*theta.shape[:-1], -1)

@@ -48,9 +48,9 @@ def covariance(gradients):
     return centred.T @ centred / N
 
 
-@pytest.mark.parametrize("law", METHODS)
+@pytest.mark.parametrize("law", [law for law in METHODS if law != "svag"])
 def test_a_step_is_the_law_on_the_batch(law):
-    settings = {"batch_size": M} if law != "gd" and law != "gld_const" else {}
+    settings = {"batch_size": M} if law not in {"gd", "sam"} else {}
     run, by_hand = descent(law, **settings), batches()
     theta, rng = run.theta.clone(), torch.Generator().manual_seed(2)
     state = None

@@ -1,12 +1,25 @@
 """The iteration alone."""
 
 import copy
+import math
 
 import pytest
 import torch
 
-from flatmin.dynamics import DivergenceError
-from flatmin.noise import GD, METHODS, NoiseLaw
+from flatmin.dynamics import (
+    DivergenceError,
+    FlatBinding,
+    NoisyDescent,
+    check_substeps,
+)
+from flatmin.noise import (
+    GD,
+    METHODS,
+    NoiseLaw,
+    UndefinedNoiseError,
+    make_noise_law,
+)
+from flatmin.risk import EmpiricalRisk
 
 from ._problems import descent, risk
 
@@ -32,9 +45,13 @@ def test_a_step_is_the_law_and_the_optimizer(law):
     run = descent(law)
     other, theta = descent(law), run.theta.clone()
     state = other.law.refresh(other.risk, theta, other.rng, None)
-    _, gradient = other.law.noisy_gradient(other.risk, theta, state, other.rng)
+    rate = 0.1 / other.law.n_substeps
+    for _ in range(other.law.n_substeps):
+        _, gradient = other.law.noisy_gradient(other.risk, theta, state, other.rng)
+        theta = theta - rate * gradient
     run.run(1)
-    torch.testing.assert_close(run.theta, theta - 0.1 * gradient, rtol=0, atol=1e-15)
+    torch.testing.assert_close(run.theta, theta, rtol=0, atol=1e-15)
+    assert run.optimizer.param_groups[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
@@ -219,6 +236,10 @@ def test_a_law_of_ones_own():
 @pytest.mark.parametrize("law", METHODS)
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_it_goes_on_from_its_state(law, optimizer):
+    if law == "svag" and optimizer is torch.optim.Adam:
+        with pytest.raises(ValueError, match="SVAG takes 4 steps at a part of η"):
+            descent(law, optimizer=optimizer)
+        return
     whole, begun, resumed = (descent(law, optimizer=optimizer) for _ in range(3))
     whole.run(17)
     begun.run(13)
@@ -241,3 +262,98 @@ def test_it_returns_to_a_finite_loss_from_before():
     assert resumed.diverged is not None
     assert resumed.iteration == 2
     assert torch.equal(resumed.theta, before)
+
+
+def _slide(match_every, on_divergence):
+    """A descent whose loss, Σ sin(t) - 2t + bᵢt, is convex until t = 0."""
+
+    def loss(outputs, targets):
+        t = outputs[:, 0]
+        return t.sin() - 2 * t + targets[:, 0] * t
+
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.constant_(module.weight, -1.0)
+    slopes = torch.tensor([[1e-3], [-1e-3]]).double()
+    example = EmpiricalRisk(module, loss, torch.ones(2, 1).double(), slopes)
+    binding = FlatBinding(module)
+    return NoisyDescent(
+        example,
+        make_noise_law("gld_dynamic", match="curvature", match_every=match_every),
+        binding,
+        torch.optim.SGD(binding.params, lr=0.1),
+        torch.Generator().manual_seed(0),
+        on_divergence=on_divergence,
+        offset=100,
+    )
+
+
+def test_noise_without_a_size_ends_a_run_where_it_is():
+    run = _slide(2, "stop")
+    run.run(50)
+    # Without noise: sin'' < 0 from the iterate after t = 0.
+    t, expected = -1.0, 0
+    while t <= 0 or expected % 2:
+        t, expected = t - 0.1 * (math.cos(t) - 2), expected + 1
+    assert run.iteration == expected
+    assert run.diverged.startswith(f"No noise at iteration {100 + expected}: match=")
+    assert "both must be positive. Got -" in run.diverged
+    assert float(run.theta) == pytest.approx(t, abs=1e-2)
+    before = run.theta.clone()
+    run.law.trace(run.batch, run.theta, run.state)
+    assert torch.equal(run.theta, before)
+
+
+def test_noise_without_a_size_is_raised():
+    with pytest.raises(UndefinedNoiseError, match="both must be positive"):
+        _slide(2, "raise").run(50)
+
+
+def test_noise_that_never_had_a_size_is_raised():
+    run = _slide(1, "stop")
+    with torch.no_grad():
+        run.binding.assign(torch.ones(1).double())
+    with pytest.raises(UndefinedNoiseError, match="both must be positive"):
+        run.refresh()
+
+
+def test_small_steps_see_the_noise_of_one_large_one():
+    """Over an iteration the noise of svag has SGD's covariance, η²Σ/m, at any l."""
+    variances = []
+    for law in (make_noise_law("svag", n_substeps=n, batch_size=2) for n in (1, 9)):
+        run = descent(law, lr=1e-4)
+        start, ends = run.theta.clone(), []
+        for _ in range(300):
+            run.binding.assign(start)
+            run.follow()
+            run.run(1)
+            ends.append(run.theta.clone())
+        variances.append(torch.stack(ends).var(0).sum() / 1e-8)
+    rows = torch.cat(list(run.risk.per_example_gradients(start)))
+    expected = rows.var(0, correction=0).sum() / 2
+    torch.testing.assert_close(
+        torch.stack(variances), expected.expand(2), rtol=0.25, atol=0
+    )
+
+
+def test_a_loss_that_is_lost_within_an_iteration_is_seen():
+    run = descent(make_noise_law("svag"), lr=1e200, on_divergence="stop")
+    start = run.theta.clone()
+    run.run(3)
+    assert run.diverged
+    assert run.iteration == 0
+    assert torch.equal(run.theta, start)
+    assert run.optimizer.param_groups[0]["lr"] == 1e200
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"momentum": 0.9}, "use optimizer='sgd' without momentum"),
+        ({"batched": True}, "Leave gradient_batch_size at None"),
+    ],
+)
+def test_small_steps_need_plain_ones(params, sentence):
+    batched = params.pop("batched", False)
+    with pytest.raises(ValueError, match=sentence):
+        check_substeps(make_noise_law("svag"), torch.optim.SGD, params, batched)
+    check_substeps(make_noise_law("sgd"), torch.optim.Adam, params, batched)

@@ -51,7 +51,9 @@ def test_every_law_runs_and_is_a_loop_by_hand(basins, name):
     for t in range(12):
         if t % law.refresh_every == 0:
             state = law.refresh(basins, theta, rng, state)
-        theta = theta - 0.005 * law.noisy_gradient(basins, theta, state, rng)[1]
+        for _ in range(law.n_substeps):
+            gradient = law.noisy_gradient(basins, theta, state, rng)[1]
+            theta = theta - 0.005 / law.n_substeps * gradient
     assert torch.equal(run.theta, theta)
     assert run.law is law
     assert run.success is run.exit_times is run.censored is run.trajectory is None

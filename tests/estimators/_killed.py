@@ -38,6 +38,8 @@ def variants(name):
         return {"method": method, "gradient_batch_size": 20}
     if extra == "adam":
         return {"method": method, "optimizer": "adam", "lr": 0.01}
+    if method == "svag":  # which takes plain steps only
+        return {"method": method}
     momentum = {"optimizer_params": {"momentum": 0.9}}
     return {"method": method, **momentum}
 

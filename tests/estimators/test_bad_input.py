@@ -28,7 +28,11 @@ def raises(error, *words):
     [
         # names
         ({"method": "gld_hesian"}, ValueError, ["'gld_hesian'", "did you mean 'gld_h"]),
-        ({"method": "gld_hesian"}, ValueError, ["There are: 'gd', ", "'sgd'"]),
+        (
+            {"method": "gld_hesian"},
+            ValueError,
+            ["There are: 'alpha_st", "'sgd'"],
+        ),
         ({"method": 3}, ValueError, ["'method'", "NoiseLaw", "Got 3"]),
         ({"warmup_method": "sdg"}, ValueError, ["'sdg'", "did you mean 'sgd'"]),
         (

@@ -85,7 +85,8 @@ def goes_on(monkeypatch, tmp_path):
 # Checkpoints are at 0, 4, 8 and 10 of the warm-up, and 0, 4, 8, ... of the noise.
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on(goes_on, method):
-    goes_on(3, 2, 4, method=method, **MOMENTUM)
+    settings = {} if method == "svag" else MOMENTUM  # it takes plain steps only
+    goes_on(3, 2, 4, method=method, **settings)
 
 
 @pytest.mark.parametrize("n_writes", range(1, 11))

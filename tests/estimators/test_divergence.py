@@ -24,8 +24,8 @@ def test_the_error_says_when_and_what_to_try(method):
     reg = regressor(method=method, **TOO_MUCH)
     with pytest.raises(
         DivergenceError,
-        match=r"The (loss|squared gradient) became (inf|nan) at iteration \d with lr=1;"
-        r" the last finite loss was \d\S+e\+\d+\. Try a smaller lr, a smaller noise_sc",
+        match=r"The (loss|squared gradient) became (inf|nan) at iteration \d+ with "
+        r"lr=1; the last finite loss was \d\S+e\+\d+\. Try a smaller lr, a smaller n",
     ):
         reg.fit(X, y)
     with pytest.raises(NotFittedError):
@@ -44,7 +44,7 @@ def test_stop_keeps_the_last_finite_loss_and_warns(method):
     theta = torch.as_tensor(reg.params_)
     assert last["loss"] == pytest.approx(float(reg.risk_.value(theta)))
     assert np.isfinite(last["loss"])
-    assert last["loss"] > 1e10
+    assert last["loss"] > 1e3
     assert last["iteration"] == reg.n_iter_
 
 
@@ -74,7 +74,7 @@ def test_the_iteration_counts_from_the_start_of_the_warmup():
 
 def test_a_warmup_that_diverges_names_its_lr():
     reg = regressor(warmup_iter=20, warmup_lr=1.0)
-    with pytest.raises(DivergenceError, match=r"at iteration \d with lr=1;"):
+    with pytest.raises(DivergenceError, match=r"at iteration \d+ with lr=1;"):
         reg.fit(X, y)
 
 

@@ -8,7 +8,7 @@ import torch
 from skorch.callbacks import LRScheduler
 from torch import nn
 
-from flatmin.noise import METHODS
+from flatmin.noise import METHODS, make_noise_law
 
 from ._problems import blobs, classifier, flat, plane, regressor
 
@@ -63,7 +63,44 @@ def test_every_method_trains_both_estimators(method):
     reg = regressor(method=method, max_iter=60).fit(*plane())
     assert reg.score(*plane()) > 0.3
     for history in (clf.history_, reg.history_):
-        assert np.isfinite(history.select_dtypes("number")).all(axis=None)
+        numbers = history.select_dtypes("number")
+        if method == "alpha_stable":  # which has no second moment
+            assert np.isinf(numbers.pop("noise_norm")).all()
+        assert np.isfinite(numbers).all(axis=None)
+
+
+@pytest.mark.parametrize("n_substeps", [1, 3])
+def test_small_steps_are_counted(n_substeps):
+    law = make_noise_law("svag", n_substeps=n_substeps)
+    clf = classifier(method=law, max_iter=25, record_every=10, warmup_iter=5)
+    clf.fit(X, y)
+    assert clf.n_iter_ == 25
+    assert clf.n_steps_ == 25 * n_substeps
+    noise = clf.history_[clf.history_["phase"] == "noise"]
+    assert noise["iteration"].tolist() == [5, 15, 25, 30]
+    if n_substeps > 1:
+        assert noise["n_steps"].tolist() == [0, 30, 60, 75]
+    clf.set_params(warm_start=True).fit(X, y)
+    assert (clf.n_iter_, clf.n_steps_) == (50, 50 * n_substeps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"optimizer": "adam"}, "SVAG takes 4 steps .* Got Adam"),
+        ({"optimizer_params": {"momentum": 0.9}}, "SVAG takes 4 .*'momentum': 0.9"),
+        ({"gradient_batch_size": 8}, "Leave gradient_batch_size at None"),
+        (
+            {"warmup_method": "svag", "method": "gd", "warmup_optimizer": "adam"},
+            "SVAG takes 4 steps .* Got Adam",
+        ),
+    ],
+)
+def test_small_steps_are_refused_before_any_work(settings, sentence):
+    clf = classifier(**{"method": "svag", "warmup_iter": 10, **settings})
+    with pytest.raises(ValueError, match=sentence):
+        clf.fit(X, y)
+    assert not hasattr(clf, "history_")
 
 
 def test_history_has_a_row_a_block_and_one_for_the_start():

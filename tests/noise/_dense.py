@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch.func import functional_call, jacrev, vmap
 
+RATE = 0.1  # η, where a law is told it
+
 
 def hessian(function):
     return jacrev(jacrev(function))  # torch's own uses forward mode and warns
@@ -23,6 +25,7 @@ class Point:
     gradients: torch.Tensor  # (N, D) gᵢ
     hessian: torch.Tensor  # (D, D) H
     gauss_newton: torch.Tensor  # (D, D) G
+    labels: object = None  # law -> (D, D) covariance that new labels give, (D,) bias
 
     @cached_property
     def mean(self):
@@ -38,7 +41,7 @@ class Point:
         return self.covariance.trace()
 
 
-def point(losses, gauss_newton, theta):
+def point(losses, gauss_newton, theta, labels=None):
     """Differentiate ``losses(theta)``, the vector of the ℓ̃ᵢ."""
     theta = theta.double()
     return Point(
@@ -46,6 +49,7 @@ def point(losses, gauss_newton, theta):
         jacrev(losses)(theta),
         hessian(lambda t: losses(t).mean())(theta),
         gauss_newton(theta),
+        None if labels is None else (lambda law: labels(theta, law)),
     )
 
 
@@ -113,8 +117,41 @@ class Network:
         inner = self.scales[:, None, None] * inner
         return torch.einsum("ncd,nce,nef->df", J, inner, J) / len(self.X)
 
+    def new_labels(self, theta, law):
+        """Return the covariance, and the mean where not centred, of new labels' noise.
+
+        Every label that may be drawn is tried.
+        """
+        J, outputs = self.jacobians(theta), self.outputs(theta)
+        size = J.shape[-1]
+        covariance = torch.zeros(size, size, dtype=J.dtype)
+        bias = torch.zeros(size, dtype=J.dtype)
+        slope = jacrev(self.loss)
+        for i, (f, y) in enumerate(zip(outputs, self.y, strict=True)):
+            new, probabilities = possible_labels(self.loss, y, law)
+            slopes = torch.stack([slope(f, label) for label in new]) * self.scales[i]
+            mean = probabilities @ slopes
+            rows = (slopes - mean) @ J[i]
+            covariance += rows.T @ (probabilities[:, None] * rows)
+            bias += (mean - slope(f, y) * self.scales[i]) @ J[i]
+        n = len(self.X)
+        return covariance / n**2, bias / n
+
     def at(self, theta):
-        return point(self.losses, self.gauss_newton, theta)
+        return point(self.losses, self.gauss_newton, theta, self.new_labels)
+
+
+def possible_labels(loss, y, law):
+    """Return labels and their probabilities; for a normal one 2C of equal moments."""
+    p = law.flip_probability
+    if loss is squared_error:
+        steps = law.sigma * len(y) ** 0.5 * torch.eye(len(y), dtype=y.dtype)
+        steps = torch.cat([steps, -steps])
+        return y + steps, torch.full((len(steps),), 1 / len(steps), dtype=y.dtype)
+    if loss is binary_cross_entropy:  # of one output
+        return torch.stack([y, 1 - y]), torch.tensor([1 - p, p], dtype=y.dtype)
+    q = (1 - p) * y + p / (len(y) - 1) * (1 - y)
+    return torch.eye(len(y), dtype=y.dtype), q
 
 
 # -- the laws -------------------------------------------------------------------------
@@ -154,44 +191,52 @@ def leading(p, law, order):
         batches = p.gradients[order[: b * m]].view(b, m, -1).mean(1)
         estimate = m * torch.cov(batches.T, correction=1)
     values, vectors = torch.linalg.eigh(estimate)
-    C = rebuild(values[-k:], vectors[:, -k:]) / m
-    return with_trace(C, p.sgd_trace / m) if law.match == "trace" else C
+    return rebuild(values[-k:], vectors[:, -k:]) / m
 
 
 def leading_hessian(p, law, _):
     k = len(p.mean) if law.n_components == "full" else law.n_components
     values, vectors = by_magnitude(p.hessian, k)
     C = rebuild(values.abs(), vectors)
-    if law.match == "none":
-        return C
     if law.match == "hessian_trace":
         return p.sgd_trace / (law.batch_size * p.hessian.trace()) * C
-    return with_trace(C, p.sgd_trace / law.batch_size)
+    return C
 
 
 def first_eigenvector(p, law, _):
-    u = torch.linalg.eigh(p.hessian).eigenvectors[:, -1]
-    return p.sgd_trace / law.batch_size * torch.outer(u, u)
-
-
-def gauss_newton(p, law, _):
-    if law.match == "none":
-        return p.gauss_newton
-    return with_trace(p.gauss_newton, p.sgd_trace / law.batch_size)
+    values, vectors = torch.linalg.eigh(p.hessian)
+    u = vectors[:, -1]
+    return values[-1].abs() * torch.outer(u, u)
 
 
 def random_subspace(p, law, directions):
     values, _ = by_magnitude(p.hessian, law.n_components)
-    return with_trace(rebuild(values.abs(), directions), p.sgd_trace / law.batch_size)
+    return rebuild(values.abs(), directions)
 
 
 def shuffled(p, law, _):
     values, vectors = by_magnitude(p.hessian, law.n_components)
-    C = rebuild(values.abs().flip(0), vectors)
-    return with_trace(C, p.sgd_trace / law.batch_size)
+    return rebuild(values.abs().flip(0), vectors)
 
 
-# At noise_scale=1. A function of a Point, the law and what a refresh draws.
+def bernoulli(p, law, _):
+    """Return the covariance of (1/m) Σ bᵢgᵢ: each coin has the variance q(1 - q)."""
+    n, m = len(p.gradients), law.batch_size
+    q = m / n
+    return q * (1 - q) / m**2 * p.gradients.T @ p.gradients
+
+
+def projected(p, law, _):
+    """Return P Σ/m P: the law inside is gld_full."""
+    top = torch.linalg.eigh(p.hessian).eigenvectors[:, -law.n_components :]
+    P = top @ top.T
+    if law.keep == "bulk":
+        P = torch.eye(len(P), dtype=P.dtype) - P
+    return P @ p.covariance @ P / law.batch_size
+
+
+# At noise_scale=1 and match="none". A function of a Point, the law and what a refresh
+# draws.
 FORMULAS = {
     "gd": lambda p, law, _: isotropic(p, 0.0),
     "sgd": sgd,
@@ -207,10 +252,30 @@ FORMULAS = {
     "gld_fisher": lambda p, law, _: (
         p.gradients.T @ p.gradients / len(p.gradients) / law.batch_size
     ),
-    "gld_ggn": gauss_newton,
+    "gld_ggn": lambda p, law, _: p.gauss_newton,
     "gld_random_subspace": random_subspace,
     "gld_shuffled": shuffled,
+    "projected": projected,
+    "svag": lambda p, law, _: law.n_substeps * p.covariance / law.batch_size,
+    "bernoulli": bernoulli,
+    # Of one step; "none" is 2 (σ/η)² I, at the η of the tests.
+    "anti_pgd": lambda p, law, _: isotropic(p, 2 * (law.sigma / RATE) ** 2),
+    # With alpha = 2.
+    "alpha_stable": lambda p, law, _: isotropic(p, law.sigma**2),
+    "label_noise": lambda p, law, _: p.labels(law)[0],
+    "sam": lambda p, law, _: isotropic(p, 0.0),
 }
+
+
+def matched(C, p, law):
+    """Return C at the size that ``match`` asks for."""
+    match = getattr(law, "match", "none")
+    if match == "trace":
+        return with_trace(C, p.sgd_trace / law.batch_size)
+    if match == "curvature":
+        target = (p.hessian @ p.covariance).trace() / law.batch_size
+        return C * (target / (p.hessian @ C).trace())
+    return C
 
 
 def permutations(law, n, shape, rng):
@@ -247,5 +312,7 @@ def dense_covariance(law, points, shape, rng):
             everything.flatten(0, len(shape) - 2) if len(shape) > 1 else [everything]
         )
     formula = FORMULAS[law.name]
-    C = [formula(p, law, d) for p, d in zip(points, drawn, strict=True)]
+    C = [
+        matched(formula(p, law, d), p, law) for p, d in zip(points, drawn, strict=True)
+    ]
     return torch.stack(C).view(*shape, shape[-1])

@@ -141,7 +141,12 @@ def _regression(*batch, n=13, size=5):
     def gauss_newton(t):
         return 2 / n * X.T @ X
 
-    points = [_dense.point(losses, gauss_newton, t) for t in theta.view(-1, size)]
+    def labels(t, law):
+        return 4 * law.sigma**2 / n**2 * X.T @ X, torch.zeros_like(t)
+
+    points = [
+        _dense.point(losses, gauss_newton, t, labels) for t in theta.view(-1, size)
+    ]
     return Problem(LinearRegressionRisk(X, y), theta, points)
 
 
@@ -176,3 +181,18 @@ def cast(name, dtype):
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def gradients_at(name, theta):
+    """Return g₀ at another θ of a problem's shape, by the dense description."""
+    if name in NETWORKS or name == "ragged":
+        described = network("weighted_cross_entropy" if name == "ragged" else name)
+        return described.at(theta).mean
+    risk = problem(name).risk
+    t = theta.clone().requires_grad_()
+    if isinstance(risk, QuadraticRisk):
+        delta = t - risk.minimum
+        losses = ((delta @ risk.matrix) * delta).sum() / 2
+    else:
+        losses = (t @ risk.X.T - risk.y).square().mean(-1).sum()
+    return torch.autograd.grad(losses, t)[0]

@@ -15,11 +15,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatmin._utils.checkpoint_files import read_file, write_file
 from flatmin.linalg import ScaledIdentityOperator
-from flatmin.noise import METHODS, NoiseLaw, make_noise_law
+from flatmin.noise import (
+    METHODS,
+    NoiseLaw,
+    Step,
+    UndefinedNoiseError,
+    make_noise_law,
+    step_for,
+)
 from flatmin.risk import QuadraticRisk
 
-from ._dense import DRAWS, FORMULAS, dense_covariance
-from ._problems import CHAINS, PROBLEMS, cast, empirical_risk, generator, problem
+from ._dense import DRAWS, FORMULAS, RATE, dense_covariance
+from ._problems import (
+    CHAINS,
+    PROBLEMS,
+    cast,
+    empirical_risk,
+    generator,
+    gradients_at,
+    problem,
+)
 from ._statistics import BLOCK, assert_distribution
 
 N_DRAWS = 125 * BLOCK
@@ -55,19 +70,52 @@ COMMON = {"batch_size": 3, "n_components": 3, "tol": 1e-10}
 # The runs of one law, beyond its defaults.
 VARIANTS = {
     "sgd": [
-        {"sampling": sampling}
-        for sampling in ("replacement", "without_replacement", "epoch")
+        *({"sampling": s} for s in ("replacement", "without_replacement", "epoch")),
+        {"sampling": "without_replacement", "match": "trace"},
+        {"sampling": "epoch", "match": "curvature"},
     ],
-    "gld_const": [{"sigma": 0.3}],
+    "gld_const": [
+        {"sigma": 0.3},
+        {"sigma": 0.3, "match": "trace"},
+        {"sigma": 0.3, "match": "curvature"},
+    ],
     "gld_leading": [
         {"source": source, "match": match}
-        for source, match in product(("minibatches", "examples"), ("none", "trace"))
+        for source, match in product(
+            ("minibatches", "examples"), ("none", "trace", "curvature")
+        )
     ],
     "gld_hessian": [
-        *({"match": match} for match in ("trace", "hessian_trace", "none")),
+        *({"match": m} for m in ("trace", "hessian_trace", "none", "curvature")),
         {"n_components": "full"},
+        {"n_components": "full", "match": "curvature"},
     ],
-    "gld_ggn": [{"match": match} for match in ("trace", "none")],
+    "gld_diagonal": [{"match": match} for match in ("trace", "curvature")],
+    "gld_full": [{"match": match} for match in ("trace", "curvature")],
+    **{
+        name: [{"match": match} for match in ("trace", "none", "curvature")]
+        for name in (
+            "gld_fisher",
+            "gld_first_eigenvector",
+            "gld_ggn",
+            "gld_random_subspace",
+            "gld_shuffled",
+        )
+    },
+    "svag": [{"n_substeps": n} for n in (1, 4)],
+    "bernoulli": [{"match": match} for match in ("trace", "none", "curvature")],
+    "label_noise": [
+        *({"match": match} for match in ("trace", "none", "curvature")),
+        {"centred": False},
+    ],
+    "anti_pgd": [{"match": match} for match in ("trace", "none", "curvature")],
+    # What has no covariance is tested in test_alpha_stable.py.
+    "alpha_stable": [{"alpha": 2.0}, {"alpha": 2.0, "sigma": 0.3, "match": "none"}],
+    "projected": [
+        {"keep": "top"},
+        {"keep": "bulk", "match": "trace"},
+    ],
+    "gld_dynamic": [{"match": match} for match in ("trace", "curvature")],
 }
 
 
@@ -82,25 +130,57 @@ def _laws():
             )
 
 
+# The ways in which a factor comes to a draw; in others it is the same code.
+FACTORED = {"sgd", "gld_diagonal", "gld_fisher", "gld_ggn", "label_noise", "anti_pgd"}
+
+
+def _draws_in_its_own_way(law):
+    return getattr(law, "match", None) != "curvature" or law.name in FACTORED
+
+
 LAWS = list(_laws())
-every_law = pytest.mark.parametrize("law", LAWS)
+SOME_LAWS = [p for p in LAWS if _draws_in_its_own_way(p.values[0])]
+every_size = pytest.mark.parametrize("law", LAWS)
+every_law = pytest.mark.parametrize("law", SOME_LAWS)
 every_problem = pytest.mark.parametrize("name", PROBLEMS)
 some_problems = pytest.mark.parametrize("name", ["mlp", "regression_chains"])
 
 
 def has_the_trace_of_sgd(law):
     """Return whether the design's table promises Tr C = Tr(Σ)/m."""
-    if law.name in {"gd", "gld_const", "gld_fisher"}:
+    if getattr(law, "alpha", 2) < 2:
         return False
-    with_replacement = getattr(law, "sampling", "replacement") == "replacement"
-    return with_replacement and getattr(law, "match", "trace") == "trace"
+    if law.name == "gld_full" or getattr(law, "match", "none") == "trace":
+        return True
+    if law.name == "svag":
+        return law.n_substeps == 1
+    if law.name == "sgd":
+        return law.sampling == "replacement" or law.match != "none"
+    return law.name == "random_signs"
+
+
+def measures_curvature(law):
+    """Return whether a law's size depends on what it measures of H."""
+    is_sgd = law.name in {"sgd", "gld_full"}
+    return getattr(law, "match", "none") == "curvature" and not is_sgd
 
 
 def prepare(law, name, seed=0):
     """Return risk, θ, state and the generator that has made the state."""
     case, rng = problem(name), generator(seed)
-    law.check(case.risk)
-    return case.risk, case.theta, law.refresh(case.risk, case.theta, rng), rng
+    if not (law.name == "label_noise" and isinstance(case.risk, QuadraticRisk)):
+        law.check(case.risk)
+    return case.risk, case.theta, refresh(law, case.risk, case.theta, rng), rng
+
+
+def refresh(law, risk, theta, rng, previous=None):
+    """Refresh with a step, where the law asks for one."""
+    if law.name == "label_noise" and isinstance(risk, QuadraticRisk):
+        with pytest.raises(ValueError, match="a QuadraticRisk, which has none"):
+            law.check(risk)
+        pytest.skip("there are no labels")
+    told = step_for(law.refresh, Step(0, RATE) if law.takes_step else None)
+    return law.refresh(risk, theta, rng, previous, **told)
 
 
 def draw(law, risk, theta, state, rng, n):
@@ -118,8 +198,12 @@ def assert_near(got, expected, rtol=1e-7):
 
 def trace_error(state):
     """Return the relative standard error of a trace that refresh estimates."""
-    stderr = getattr(state, "ggn_trace_stderr", None)
-    return 0.0 if stderr is None else float((stderr / state.ggn_trace).max())
+    own = getattr(state, "inner", state)
+    stderr = getattr(own, "ggn_trace_stderr", None)
+    error = 0.0 if stderr is None else float((stderr / own.ggn_trace).max())
+    if hasattr(state, "factor"):
+        error += float((2 * state.stderr / state.factor).nan_to_num().max())
+    return error
 
 
 @some_problems
@@ -128,7 +212,10 @@ def test_refresh_and_draw_in_one(law, name):
     risk, theta, state, rng = prepare(law, name)
     loss, gradient = law.noisy_gradient(risk, theta, state, rng)
     rng_in_one = generator(0)
-    in_one = law.refreshed_gradient(risk, theta, rng_in_one)
+    step = Step(0, RATE) if law.takes_step else None
+    in_one = law.refreshed_gradient(
+        risk, theta, rng_in_one, **step_for(law.refreshed_gradient, step)
+    )
     assert_near(in_one[1], loss)
     assert_near(in_one[2], gradient)
     assert torch.equal(rng_in_one.get_state(), rng.get_state())
@@ -137,19 +224,19 @@ def test_refresh_and_draw_in_one(law, name):
 
 
 @some_problems
-@every_law
+@every_size
 def test_a_stored_state_draws_alike(law, name, tmp_path):
     risk, theta, state, rng = prepare(law, name)
     draw(law, risk, theta, state, rng, 2)
     write_file(tmp_path / "state", law.store_state(state))
     before = rng.get_state()
     expected = law.noisy_gradient(risk, theta, state, rng)[1]
-    renewed = law.refresh(risk, theta + 1, rng, state)
+    renewed = refresh(law, risk, theta + 1, rng, state)
     trace = law.trace(risk, theta, renewed)
     rng.set_state(before)
     stored = law.restore_state(read_file(tmp_path / "state"), risk)
     assert torch.equal(law.noisy_gradient(risk, theta, stored, rng)[1], expected)
-    renewed = law.refresh(risk, theta + 1, rng, stored)
+    renewed = refresh(law, risk, theta + 1, rng, stored)
     assert torch.equal(law.trace(risk, theta, renewed), trace)
 
 
@@ -164,8 +251,21 @@ def formula(law, name):
     return dense_covariance(law, case.points, case.theta.shape, generator())
 
 
+def mean_gradient(law, name):
+    """Return the mean of what a law draws: g₀, or for sam the gradient elsewhere."""
+    case = problem(name)
+    means = torch.stack([p.mean for p in case.points]).view(case.theta.shape)
+    if law.name == "label_noise" and not law.centred:
+        biases = torch.stack([p.labels(law)[1] for p in case.points])
+        return means + biases.view(means.shape)
+    if law.name != "sam":
+        return means
+    there = case.theta + law.rho * means / means.norm(dim=-1, keepdim=True)
+    return gradients_at(name, there)
+
+
 @every_problem
-@every_law
+@every_size
 def test_covariance_is_the_formula(law, name):
     risk, theta, state, _ = prepare(law, name)
     covariance = law.covariance(risk, theta, state)
@@ -178,7 +278,7 @@ def test_covariance_is_the_formula(law, name):
 
 
 @every_problem
-@every_law
+@every_size
 def test_trace(law, name):
     risk, theta, state, _ = prepare(law, name)
     trace = law.trace(risk, theta, state)
@@ -207,7 +307,7 @@ class OneGradient:
 def test_draws_have_the_covariance(law, name):
     # All chains are judged together: what one tells of another would show as well.
     risk, theta, state, rng = prepare(law, name)
-    mean = torch.cat([p.mean for p in problem(name).points])
+    mean = mean_gradient(law, name).flatten()
     once = OneGradient(risk, theta)
     noise = draw(law, once, theta, state, rng, N_DRAWS).flatten(1) - mean
     matrices = law.covariance(risk, theta, state).to_dense()
@@ -251,14 +351,16 @@ def test_the_seed_decides(law, name):
     first = run(0)
     torch.rand(1)
     assert torch.equal(first, run(0))
-    assert torch.equal(first, run(1)) == (law.name == "gd")
+    assert torch.equal(first, run(1)) == (law.name in {"gd", "sam"})
     torch.set_rng_state(before)
     run(0)
     assert torch.equal(torch.get_rng_state(), before), "used the global generator"
 
 
 @pytest.mark.parametrize("name", ["mlp", "ragged", *CHAINS])
-@pytest.mark.parametrize("law", [p for p in LAWS if p.values[0].name != "sgd"])
+@pytest.mark.parametrize(
+    "law", [p for p in SOME_LAWS if p.values[0].name not in {"sgd", "svag"}]
+)
 def test_loss_is_without_noise(law, name):
     # The loss of sgd is the minibatch's: test_sgd.py.
     risk, theta, state, rng = prepare(law, name)
@@ -273,7 +375,7 @@ def test_loss_is_without_noise(law, name):
 def test_dtype_and_shapes(law, dtype, name):
     risk, theta = cast(name, dtype)
     rng = generator()
-    state = law.refresh(risk, theta, rng)
+    state = refresh(law, risk, theta, rng)
     loss, gradient = law.noisy_gradient(risk, theta, state, rng)
     covariance = law.covariance(risk, theta, state)
     trace = law.trace(risk, theta, state)
@@ -292,7 +394,7 @@ def test_a_ragged_chunk_changes_nothing(law):
     def run(chunk_size):
         risk, rng = empirical_risk("mlp", chunk_size=chunk_size), generator()
         theta = risk.params()
-        state = law.refresh(risk, theta, rng)
+        state = refresh(law, risk, theta, rng)
         product = law.covariance(risk, theta, state) @ torch.ones_like(theta)
         loss, gradient = law.noisy_gradient(risk, theta, state, rng)
         return product, law.trace(risk, theta, state), loss, gradient
@@ -311,7 +413,7 @@ def test_chains_do_not_mix(law, name):
 
     def run(theta):
         rng = generator()
-        state = law.refresh(case.risk, theta, rng)
+        state = refresh(law, case.risk, theta, rng)
         covariance = law.covariance(case.risk, theta, state).to_dense()
         gradients = draw(law, case.risk, theta, state, rng, 3)
         return covariance[..., -1, :, :], gradients[..., -1, :]
@@ -321,12 +423,12 @@ def test_chains_do_not_mix(law, name):
 
 
 @pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("law", [p for p in LAWS if p.values[0].name not in DRAWS])
+@pytest.mark.parametrize("law", [p for p in SOME_LAWS if p.values[0].name not in DRAWS])
 def test_a_chain_alone_is_as_among_others(law, name):
     risk, theta, state, rng = prepare(law, name)
     among = law.covariance(risk, theta, state).to_dense()
     one = theta[..., -1, :].reshape(-1, risk.n_params)[-1]
-    alone = law.covariance(risk, one, law.refresh(risk, one, rng)).to_dense()
+    alone = law.covariance(risk, one, refresh(law, risk, one, rng)).to_dense()
     assert_near(alone, among.reshape(-1, *alone.shape)[-1], 1e-12)
 
 
@@ -343,7 +445,7 @@ class Run:
 
     def step(self):
         if self.iteration % self.law.refresh_every == 0:
-            self.state = self.law.refresh(self.risk, self.theta, self.rng, self.state)
+            self.state = refresh(self.law, self.risk, self.theta, self.rng, self.state)
         _, gradient = self.law.noisy_gradient(
             self.risk, self.theta, self.state, self.rng
         )
@@ -398,7 +500,7 @@ def test_a_copy_draws_the_same(law, duplicate):
 def test_the_point_is_left_alone(law, name):
     case, rng = problem(name), generator()
     theta = case.theta.clone()
-    state = law.refresh(case.risk, theta, rng)
+    state = refresh(law, case.risk, theta, rng)
     first = law.noisy_gradient(case.risk, theta, state, rng)[1]
     kept = first.clone()
     law.noisy_gradient(case.risk, theta, state, rng)
@@ -423,7 +525,7 @@ def test_an_iteration_does_not_wait_for_the_device(law, name):
     risk, theta, state, rng = prepare(law, name)
     with NoHostReads():
         if law.refresh_every == 1:
-            state = law.refresh(risk, theta, rng, state)
+            state = refresh(law, risk, theta, rng, state)
         law.noisy_gradient(risk, theta, state, rng)
 
 
@@ -433,7 +535,7 @@ def test_everything_is_made_where_the_risk_is(law, name):
     # Where a device is not named, a tensor comes to lie on the default one.
     case, rng = problem(name), generator()
     with torch.device("meta"):
-        state = law.refresh(case.risk, case.theta, rng)
+        state = refresh(law, case.risk, case.theta, rng)
         loss, gradient = law.noisy_gradient(case.risk, case.theta, state, rng)
         covariance = law.covariance(case.risk, case.theta, state)
         trace = law.trace(case.risk, case.theta, state)
@@ -460,16 +562,20 @@ def test_the_defaults_work(law, name):
 @pytest.mark.parametrize(
     ("curved", "noisy"), [(True, False), (False, True), (False, False)]
 )
-@every_law
+@every_size
 def test_nothing_to_follow_is_no_noise_and_no_nan(law, curved, noisy):
     A = torch.eye(4) if curved else torch.zeros(4, 4)
     slopes = torch.eye(4).repeat(3, 1) if noisy else torch.zeros(12, 4)
     risk, rng, theta = QuadraticRisk(A, slopes), generator(), torch.ones(2, 4)
     if getattr(law, "match", None) == "hessian_trace" and not curved:
         with pytest.raises(ValueError, match=r"Tr\(H\), which must be positive"):
-            law.refresh(risk, theta, rng)
+            refresh(law, risk, theta, rng)
         return
-    state = law.refresh(risk, theta, rng)
+    if measures_curvature(law) and not (curved and noisy):
+        with pytest.raises(UndefinedNoiseError, match="both must be positive"):
+            refresh(law, risk, theta, rng)
+        return
+    state = refresh(law, risk, theta, rng)
     _, gradient = law.noisy_gradient(risk, theta, state, rng)
     trace = law.trace(risk, theta, state)
     assert gradient.isfinite().all()

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from flatmin.noise import METHODS, make_noise_law
-from flatmin.risk import EmpiricalRisk, QuadraticRisk
+from flatmin.risk import EmpiricalRisk, LinearRegressionRisk
 
 from ._problems import generator
 
 
-def quadratic(n, size):
+def small(n, size):
     """Return a risk of n examples in ``size`` parameters."""
-    slopes = torch.randn(n, size, generator=generator())
-    return QuadraticRisk(torch.eye(size), slopes)
+    X = torch.randn(n, size, generator=generator())
+    return LinearRegressionRisk(X, X.sum(-1))
 
 
 # Method, settings, N, D, the sentence.
@@ -58,6 +58,26 @@ DO_NOT_FIT = [
     ),
     ("gld_leading", {}, (1, 4), "Got 1 from 1 examples"),
     ("gld_leading", {"source": "examples"}, (1, 4), "needs at least two examples"),
+    (
+        "bernoulli",
+        {"batch_size": 13},
+        (12, 4),
+        "batch_size of bernoulli must be at most the number of examples, 12: m/N is a "
+        "probability. Got 13; use a smaller batch.",
+    ),
+    *(
+        (
+            method,
+            {"batch_size": 12, "match": match, **more},
+            (12, 4),
+            f"match='{match}' of {method} needs noise",
+        )
+        for match in ("trace", "curvature")
+        for method, more in (
+            ("bernoulli", {}),
+            ("sgd", {"sampling": "without_replacement"}),
+        )
+    ),
     *(
         (
             "sgd",
@@ -75,7 +95,7 @@ DO_NOT_FIT = [
 def test_settings_that_do_not_fit_the_risk(method, settings, shape, sentence):
     law = make_noise_law(method, **settings)
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        law.check(quadratic(*shape))
+        law.check(small(*shape))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +116,7 @@ def test_settings_that_do_not_fit_the_risk(method, settings, shape, sentence):
     ],
 )
 def test_settings_that_just_fit(method, settings, shape):
-    law, risk, rng = make_noise_law(method, **settings), quadratic(*shape), generator()
+    law, risk, rng = make_noise_law(method, **settings), small(*shape), generator()
     law.check(risk)
     theta = torch.ones(risk.n_params)
     state = law.refresh(risk, theta, rng)
@@ -119,6 +139,12 @@ NUMBERS = {
     ),
     "batch_size": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
     "n_components": ([0, -3, 2.5, "3", True], "integer of at least 1, or None"),
+    "n_substeps": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
+    "alpha": ([1.0, 0.5, 2.1, float("nan"), "1", None, True], "above 1"),
+    "flip_probability": ([-0.1, 1.1, float("nan"), "1", None, True], "number from 0"),
+    "centred": ([0, 1, "yes", None], "True or False"),
+    "rho": ([-1, float("nan"), float("inf"), "1", None, True], "finite number of at"),
+    "match_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
     "refresh_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
 }
 
@@ -136,9 +162,9 @@ def test_numbers_out_of_range(method, setting):
     values, requirement = NUMBERS[setting]
     for value in values:
         law = make_noise_law(method, **{setting: value})
-        sentence = f"{setting} of {method} must be an? {requirement}.*Got {value!r}"
+        sentence = f"{setting} of {method} must be (an? )?{requirement}.*Got {value!r}"
         with pytest.raises(ValueError, match=sentence):
-            law.check(quadratic(12, 4))
+            law.check(small(12, 4))
 
 
 @pytest.mark.parametrize(
@@ -146,19 +172,24 @@ def test_numbers_out_of_range(method, setting):
     [
         ("sgd", "sampling", ("replacement", "without_replacement", "epoch")),
         ("gld_leading", "source", ("minibatches", "examples")),
-        ("gld_leading", "match", ("none", "trace")),
-        ("gld_hessian", "match", ("trace", "hessian_trace", "none")),
-        ("gld_ggn", "match", ("trace", "none")),
+        *(
+            (name, "match", ("trace", "none", "curvature"))
+            for name, law in METHODS.items()
+            if "match" in law._get_param_names()
+            and name not in {"gld_hessian", "alpha_stable"}
+        ),
+        ("alpha_stable", "match", ("trace", "none")),
+        ("gld_hessian", "match", ("trace", "hessian_trace", "none", "curvature")),
     ],
 )
 def test_options(method, setting, options):
     for option in options:
-        make_noise_law(method, **{setting: option}).check(quadratic(12, 4))
+        make_noise_law(method, **{setting: option}).check(small(50, 4))
     for wrong in ("nothing", None, 3):
         law = make_noise_law(method, **{setting: wrong})
         sentence = f"{setting} of {method} must be one of {options}. Got {wrong!r}."
         with pytest.raises(ValueError, match=re.escape(sentence)):
-            law.check(quadratic(12, 4))
+            law.check(small(12, 4))
 
 
 @pytest.mark.parametrize("curvature", [-1.0, 0.0])
@@ -188,7 +219,7 @@ def test_matching_the_trace_of_the_hessian_needs_a_positive_one(curvature):
             "gld_full",
             {"batchsize": 3},
             "Unknown setting of gld_full 'batchsize'; did you mean 'batch_size'? "
-            "There are: 'batch_size', 'noise_scale'.",
+            "There are: 'batch_size', 'match', 'match_every', 'noise_scale'.",
         ),
         (
             "gd",

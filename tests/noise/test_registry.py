@@ -22,6 +22,13 @@ NAMES = [
     "gld_ggn",
     "gld_random_subspace",
     "gld_shuffled",
+    "projected",
+    "svag",
+    "bernoulli",
+    "alpha_stable",
+    "label_noise",
+    "anti_pgd",
+    "sam",
 ]
 # The laws that use H or G, which are dear.
 REFRESHED_RARELY = {
@@ -30,8 +37,15 @@ REFRESHED_RARELY = {
     "gld_ggn",
     "gld_random_subspace",
     "gld_shuffled",
+    "projected",
+    "label_noise",
+}
+OF_OWN_SIZE = {
+    *("sgd", "gld_const", "gld_leading", "gld_fisher", "projected", "bernoulli"),
+    "label_noise",
 }
 DEFAULTS = {
+    "match_every": 50,
     "batch_size": None,
     "n_components": None,
     "noise_scale": 1.0,
@@ -39,6 +53,14 @@ DEFAULTS = {
     "tol": 1e-2,
     "sampling": "replacement",
     "source": "minibatches",
+    "alpha": 1.5,
+    "rho": 0.05,
+    "flip_probability": 0.1,
+    "centred": True,
+    "n_substeps": 4,
+    "law": None,
+    "keep": "top",
+    "on": "noise",
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -75,7 +97,9 @@ def test_defaults(name):
     assert law.refresh_every == (10 if name in REFRESHED_RARELY else 1)
     for setting, value in law.get_params().items():
         if setting == "match":
-            assert value == ("none" if name == "gld_leading" else "trace")
+            assert value == ("none" if name in OF_OWN_SIZE else "trace")
+        elif name == "label_noise" and setting == "sigma":
+            assert value == 0.1  # in units of y
         elif setting != "refresh_every":
             assert value == DEFAULTS[setting]
 
@@ -84,7 +108,7 @@ def test_defaults(name):
 def test_settings_are_plain_parameters(name):
     law = make_noise_law(name)
     parameters = inspect.signature(type(law)).parameters.values()
-    assert all(p.kind is p.KEYWORD_ONLY for p in parameters)
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters if p.name != "law")
     for setting in law.get_params():
         marker = object()
         changed = type(law)(**{setting: marker})

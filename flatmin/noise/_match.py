@@ -1,0 +1,313 @@
+"""How large a law's noise is: as SGD's by trace or by curvature, or as it comes."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.numbers import is_count
+from flatmin.curvature import (
+    GradientCovarianceOperator,
+    HessianOperator,
+    covariance_trace,
+)
+from flatmin.linalg import LinearOperator
+from flatmin.noise._base import GaussianLaw, NoiseLaw
+from flatmin.noise._step import Step, declares_step, step_for
+from flatmin.risk import AnalyticRisk, Risk
+
+__all__ = ["MatchedGaussianLaw", "MatchedLaw", "MatchedState", "UndefinedNoiseError"]
+
+DEFAULT_MATCH_EVERY = 50
+
+# Of each of the two traces. Up to twice as many parameters the products with H that
+# the draws would take give both traces exactly.
+_N_DRAWS = 30
+
+
+class UndefinedNoiseError(ArithmeticError):
+    """A law's noise has no size at this θ; training ends there, with the reason."""
+
+
+@dataclass(frozen=True)
+class MatchedState:
+    """A law's own state, and what its noise is multiplied by."""
+
+    inner: Any
+    factor: Tensor  # (*batch) c, of ε
+    stderr: Tensor  # (*batch) of c; 0 where nothing is drawn
+    age: int  # iterations since c was measured, at the last refresh
+
+
+class MatchedLaw(NoiseLaw):
+    """A law that has a size of its own and can be given another.
+
+    A subclass writes ``_refresh``, ``_noisy_gradient`` and ``_covariance`` for its own
+    size; its constructor has ``batch_size``, ``noise_scale``, ``match`` and
+    ``match_every``. With C₀ the covariance as it comes, ``match`` is
+
+    - "none": C₀.
+    - "trace": C₀ scaled to Tr(C) = Tr(Σ)/m, 0 where C₀ is.
+    - "curvature": C₀ scaled to Tr(HC) = Tr(HΣ)/m, so that a small step's noise raises
+      the loss as much as SGD's does, to second order. The factor is measured every
+      ``match_every`` iterations, at the refresh that is due then, and holds in between
+      for a C₀ that is refreshed as ever. It is exact on an analytic risk and for up to
+      60 parameters; else both traces are means of εᵀHε over 30 draws, and the standard
+      error of the factor is in the state. Where one of them is not positive
+      :class:`UndefinedNoiseError` is raised.
+
+    All are times ``noise_scale``² in the end.
+    """
+
+    matches: ClassVar[tuple[str, ...]] = ("trace", "none", "curvature")
+    # Those that the law's own refresh sees to.
+    _own_matches: ClassVar[tuple[str, ...]] = ("none",)
+
+    batch_size: int | None
+    noise_scale: float
+    match: str
+    match_every: int
+
+    @abstractmethod
+    def _noisy_gradient(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: Any,
+        rng: torch.Generator,
+        factor: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and g₀ + c ε; c of shape (\\*batch), None for 1."""
+
+    @abstractmethod
+    def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
+        """Return the covariance of ε."""
+
+    def _refresh(
+        self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
+    ) -> Any:
+        """Return the law's own state."""
+        return None
+
+    def _trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
+        return self._covariance(risk, theta, state).trace()
+
+    def _unchecked_trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
+        """Return the trace without waiting for the device to look for NaN."""
+        return self._trace(risk, theta, state)
+
+    def _store_state(self, state: Any) -> Any:
+        return NoiseLaw.store_state(self, state)
+
+    def _restore_state(self, stored: Any, risk: Risk) -> Any:
+        return stored
+
+    def _about_the_gradient(self) -> MatchedLaw:
+        """Return a law of the same covariance whose draws have the mean g₀."""
+        return self
+
+    def _share_of_sgd(self, risk: Risk) -> float | None:
+        """Return f where C₀ = f Σ/m at any θ: then no match needs a measurement."""
+        return None
+
+    @property
+    def takes_step(self) -> bool:
+        """See :attr:`NoiseLaw.takes_step`; what is only handed on does not count."""
+        kind = type(self)
+        refresh: Any = self.refresh
+        draw: Any = self.noisy_gradient
+        if kind.refresh is MatchedLaw.refresh:
+            refresh = self._refresh
+        if kind.noisy_gradient is MatchedLaw.noisy_gradient:
+            draw = self._noisy_gradient
+        return declares_step(refresh) or declares_step(draw)
+
+    def check(self, risk: Risk) -> None:
+        """See :meth:`NoiseLaw.check`."""
+        super().check(risk)
+        self._check_option("match", self.matches)
+        if not is_count(self.match_every):
+            raise ValueError(
+                f"match_every of {self.name} must be an integer of at least 1. "
+                f"Got {self.match_every!r}."
+            )
+
+    def refresh(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        rng: torch.Generator,
+        previous: Any = None,
+        *,
+        step: Step | None = None,
+    ) -> Any:
+        """See :meth:`NoiseLaw.refresh`."""
+        before = previous.inner if isinstance(previous, MatchedState) else previous
+        told: dict[str, Any] = step_for(self._refresh, step)
+        inner = self._refresh(risk, theta, rng, before, **told)
+        if self.match in self._own_matches:
+            return inner
+        zero = theta.new_zeros(theta.shape[:-1])
+        share = self._share_of_sgd(risk)
+        if share is not None:
+            if share == 1:
+                return inner
+            return MatchedState(inner, zero + share**-0.5, zero, 0)
+        if self.match == "trace":
+            target = covariance_trace(risk, theta, check=False)
+            own = self._unchecked_trace(risk, theta, inner) * self._batch_size(risk)
+            squared = torch.where(own > 0, target / own, 0)
+            return MatchedState(inner, self.noise_scale * squared.sqrt(), zero, 0)
+        if isinstance(previous, MatchedState):
+            age = previous.age + self.refresh_every
+            if age < self.match_every:
+                return replace(previous, inner=inner, age=age)
+        if self.noise_scale == 0:
+            return MatchedState(inner, zero, zero, 0)
+        return self._match_curvature(risk, theta, inner, rng)
+
+    def noisy_gradient(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: Any,
+        rng: torch.Generator,
+        *,
+        step: Step | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`NoiseLaw.noisy_gradient`."""
+        factor = None
+        if isinstance(state, MatchedState):
+            state, factor = state.inner, state.factor
+        told: dict[str, Any] = step_for(self._noisy_gradient, step)
+        return self._noisy_gradient(risk, theta, state, rng, factor, **told)
+
+    def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
+        """See :meth:`NoiseLaw.covariance`."""
+        if isinstance(state, MatchedState):
+            own = self._covariance(risk, theta, state.inner)
+            return state.factor.square() * own
+        return self._covariance(risk, theta, state)
+
+    def trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
+        """See :meth:`NoiseLaw.trace`."""
+        if isinstance(state, MatchedState):
+            return state.factor.square() * self._trace(risk, theta, state.inner)
+        return self._trace(risk, theta, state)
+
+    def store_state(self, state: Any) -> Any:
+        """See :meth:`NoiseLaw.store_state`."""
+        if not isinstance(state, MatchedState):
+            return self._store_state(state)
+        return {"matched": {**vars(state), "inner": self._store_state(state.inner)}}
+
+    def restore_state(self, stored: Any, risk: Risk) -> Any:
+        """See :meth:`NoiseLaw.restore_state`."""
+        if not (isinstance(stored, dict) and "matched" in stored):
+            return self._restore_state(stored, risk)
+        parts = stored["matched"]
+        inner = self._restore_state(parts["inner"], risk)
+        return MatchedState(**{**parts, "inner": inner})
+
+    def _match_curvature(
+        self, risk: Risk, theta: Tensor, inner: Any, rng: torch.Generator
+    ) -> MatchedState:
+        """Measure c² = Tr(HΣ)/m over Tr(HC₀)."""
+        exact = isinstance(risk, AnalyticRisk) or risk.n_params <= 2 * _N_DRAWS
+        measure = self._exact_curvatures if exact else self._drawn_curvatures
+        (sgd, sgd_error), (own, own_error) = measure(risk, theta, inner, rng)
+        if not bool(((sgd > 0) & (own > 0)).all()):
+            raise UndefinedNoiseError(
+                f"match='curvature' of {self.name} scales its noise to Tr(HC) = "
+                "Tr(HΣ)/m, and both must be positive. Got "
+                f"{_say(sgd, sgd_error)} of SGD's noise and {_say(own, own_error)} of "
+                f"the law's at this point; use match='trace', or begin where the "
+                "curvature that the noise meets is positive."
+            )
+        factor = self.noise_scale * (sgd / own).sqrt()
+        relative = ((sgd_error / sgd).square() + (own_error / own).square()).sqrt() / 2
+        stderr = factor * relative
+        return MatchedState(inner, factor.to(risk.dtype), stderr.to(risk.dtype), 0)
+
+    def _exact_curvatures(
+        self, risk: Risk, theta: Tensor, inner: Any, rng: torch.Generator
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        hessian = HessianOperator(risk, theta).to_dense().double()
+        covariance = GradientCovarianceOperator(risk, theta).to_dense()
+        own = self._covariance(risk, theta, inner).to_dense()
+        sgd = (hessian * covariance).sum((-2, -1)) / self._batch_size(risk)
+        zero = torch.zeros_like(sgd)
+        return (sgd, zero), ((hessian * own).sum((-2, -1)), zero)
+
+    def _drawn_curvatures(
+        self, risk: Risk, theta: Tensor, inner: Any, rng: torch.Generator
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        hessian = HessianOperator(risk, theta)
+        n, m = risk.n_examples, self._batch_size(risk)
+        mean = risk.gradient(theta)
+        centred = self._about_the_gradient()
+        covariance: Any = self._covariance(risk, theta, inner)
+        state = None
+        if not hasattr(covariance, "sample"):
+            state = copy.deepcopy(inner)  # a draw may advance it
+
+        def sgd() -> Tensor:
+            z = torch.randn(n, generator=rng, dtype=risk.dtype, device=risk.device)
+            return risk.weighted_gradient(theta, (z - z.mean()) * (n / m) ** 0.5)
+
+        def own() -> Tensor:
+            if hasattr(covariance, "sample"):
+                draw: Tensor = covariance.sample(rng)
+                return draw
+            return centred._noisy_gradient(risk, theta, state, rng, None)[1] - mean
+
+        def curvature(draw: Any) -> tuple[Tensor, Tensor]:
+            forms = []
+            for _ in range(_N_DRAWS):
+                noise = draw()
+                product = hessian @ noise
+                forms.append((noise.double() * product.double()).sum())
+            values = torch.stack(forms)
+            return values.mean(), values.std() / _N_DRAWS**0.5
+
+        return curvature(sgd), curvature(own)
+
+
+class MatchedGaussianLaw(MatchedLaw, GaussianLaw):
+    """A law whose own state is the covariance of its own size.
+
+    A subclass writes ``_refresh`` alone; see :class:`GaussianLaw`.
+    """
+
+    def _noisy_gradient(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: Any,
+        rng: torch.Generator,
+        factor: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if factor is None:
+            return GaussianLaw.noisy_gradient(self, risk, theta, state, rng)
+        loss, gradient = risk.value_and_gradient(theta)
+        return loss, gradient + factor.unsqueeze(-1) * state.sample(rng)
+
+    def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
+        return GaussianLaw.covariance(self, risk, theta, state)
+
+    def _store_state(self, state: Any) -> Any:
+        return GaussianLaw.store_state(self, state)
+
+    def _restore_state(self, stored: Any, risk: Risk) -> Any:
+        return GaussianLaw.restore_state(self, stored, risk)
+
+
+def _say(value: Tensor, stderr: Tensor) -> str:
+    """Return the smallest of the chains' values, with its standard error."""
+    at = value.flatten().argmin()
+    return f"{float(value.flatten()[at]):.3g} ± {float(stderr.flatten()[at]):.2g}"

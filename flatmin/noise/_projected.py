@@ -1,0 +1,270 @@
+"""One law made of another: its noise in H's leading eigenspace, or outside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flatmin.curvature import hessian_eigenpairs
+from flatmin.linalg import LinearOperator
+from flatmin.noise._base import NoiseLaw
+from flatmin.noise._full import GLDFull
+from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
+from flatmin.noise._sam import SAM
+from flatmin.noise._step import Step, step_for
+from flatmin.risk import Risk
+
+__all__ = ["Projected", "ProjectedState"]
+
+
+@dataclass(frozen=True)
+class ProjectedState:
+    """The state of the law inside, and the eigenspace."""
+
+    inner: Any
+    eigenvectors: Tensor  # (*batch, D, k) U
+
+
+class Projected(MatchedLaw):
+    """C = P C₁ P: another law's noise, on H's top-k eigenspace or its complement.
+
+    P = UUᵀ with U the eigenvectors of the k largest eigenvalues of H (algebraically),
+    or I - UUᵀ. The noise takes a gradient beside the law inside, to tell ε from g₀.
+
+    Parameters
+    ----------
+    law : NoiseLaw, default=None
+        What draws the noise; None is ``GLDFull()``. It is refreshed together with the
+        eigenspace.
+    n_components : int, default=None
+        k; None is min(20, D - 1).
+    keep : {"top", "bulk"}, default="top"
+        The eigenspace, or its complement.
+    on : {"noise", "step"}, default="noise"
+        What is projected: ε alone, or all of g₀ + ε. θ then moves in the subspace
+        only, and the mean of the noisy gradient is P g₀.
+    batch_size : int, default=None
+        m, also of the law inside; None is the law's own.
+    noise_scale : float, default=1.0
+        Multiplies ε, beside the scale of the law inside.
+    match : {"trace", "none", "curvature"}, default="none"
+        "none" is what P leaves of C₁, "trace" gives it SGD's Tr(Σ)/m again.
+        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match_every : int, default=50
+        Iterations between two measurements of the factor of "curvature".
+    refresh_every : int, default=10
+        Iterations between two eigendecompositions; noise is drawn at every one.
+    tol : float, default=1e-2
+        Residual ‖Hu - λu‖ relative to max |λ|.
+
+    References
+    ----------
+    G. Gur-Ari, D. Roberts and E. Dyer, arXiv 1812.04754, for the top subspace; M. Song,
+    K. Ahn and C. Yun, arXiv 2405.16002, for steps in the bulk.
+    """
+
+    name = "projected"
+
+    def __init__(
+        self,
+        law: NoiseLaw | None = None,
+        *,
+        n_components: int | None = None,
+        keep: Literal["top", "bulk"] = "top",
+        on: Literal["noise", "step"] = "noise",
+        batch_size: int | None = None,
+        noise_scale: float = 1.0,
+        match: Literal["trace", "none", "curvature"] = "none",
+        match_every: int = DEFAULT_MATCH_EVERY,
+        refresh_every: int = 10,
+        tol: float = 1e-2,
+    ) -> None:
+        self.law = law
+        self.n_components = n_components
+        self.keep = keep
+        self.on = on
+        self.batch_size = batch_size
+        self.noise_scale = noise_scale
+        self.match = match
+        self.match_every = match_every
+        self.refresh_every = refresh_every
+        self.tol = tol
+
+    @property
+    def n_substeps(self) -> int:  # type: ignore[override]
+        """See :class:`NoiseLaw`; that of the law inside."""
+        return self._inside().n_substeps
+
+    @property
+    def takes_step(self) -> bool:
+        """See :attr:`NoiseLaw.takes_step`; it is the law inside that asks."""
+        return self._inside().takes_step
+
+    def check(self, risk: Risk) -> None:
+        """See :meth:`NoiseLaw.check`."""
+        if not (self.law is None or isinstance(self.law, NoiseLaw)):
+            raise ValueError(
+                f"law of projected must be a NoiseLaw, such as GLDFull(). Got "
+                f"{self.law!r}; make one by make_noise_law(name)."
+            )
+        super().check(risk)
+        self._check_option("keep", ("top", "bulk"))
+        self._check_option("on", ("noise", "step"))
+        if self.keep == "bulk" and self._n_components(risk) >= risk.n_params:
+            raise ValueError(
+                "keep='bulk' of projected needs n_components below the number of "
+                f"parameters, {risk.n_params}: nothing is left beside them. Got "
+                f"{self._n_components(risk)}."
+            )
+        inside = self._inside()
+        biased = isinstance(inside, SAM) or not getattr(inside, "centred", True)
+        if biased and (self.on == "noise" or self.match != "none"):
+            raise ValueError(
+                f"on='noise', or a match, of projected needs a law whose mean is g₀. "
+                f"Got {inside!r}; use on='step' with match='none'."
+            )
+        inside.check(risk)
+
+    def _refresh(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        rng: torch.Generator,
+        previous: Any,
+        *,
+        step: Step | None = None,
+    ) -> ProjectedState:
+        refresh: Any = self._inside().refresh
+        before = previous.inner if isinstance(previous, ProjectedState) else None
+        inner = refresh(risk, theta, rng, before, **step_for(refresh, step))
+        pairs = hessian_eigenpairs(
+            risk, theta, self._n_components(risk), which="LA", tol=self.tol, rng=rng
+        )
+        return ProjectedState(inner, pairs.eigenvectors)
+
+    def _noisy_gradient(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: ProjectedState,
+        rng: torch.Generator,
+        factor: Tensor | None,
+        *,
+        step: Step | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        draw: Any = self._inside().noisy_gradient
+        told = step_for(draw, step)
+        loss, gradient = draw(risk, theta, state.inner, rng, **told)
+        mean = risk.gradient(theta)
+        noise = self.noise_scale * self._project(gradient - mean, state)
+        if factor is not None:
+            noise = factor.unsqueeze(-1) * noise
+        if self.on == "step":
+            mean = self._project(mean, state)
+        return loss, mean + noise
+
+    def _covariance(
+        self, risk: Risk, theta: Tensor, state: ProjectedState
+    ) -> LinearOperator:
+        law = self._inside()
+        projected = _ProjectedOperator(
+            law.covariance(risk, theta, state.inner),
+            lambda v: self._project(v, state),
+            lambda operator: self._kept_trace(risk, theta, state, operator),
+        )
+        return self.noise_scale**2 * projected
+
+    def _kept_trace(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: ProjectedState,
+        operator: LinearOperator,
+    ) -> Tensor:
+        """Return Tr(P C₁ P) from k products with C₁ and its own trace."""
+        columns = state.eigenvectors.unbind(-1)
+        parts = [(u.double() * operator.matvec(u).double()).sum(-1) for u in columns]
+        top = torch.stack(parts).sum(0)
+        if self.keep == "bulk":
+            total = self._inside().trace(risk, theta, state.inner).double()
+            top = (total - top).clamp(min=0)
+        return top.to(risk.dtype)
+
+    def _store_state(self, state: ProjectedState | None) -> Any:
+        if state is None:
+            return None
+        inner = self._inside().store_state(state.inner)
+        return {"inner": inner, "eigenvectors": state.eigenvectors}
+
+    def _restore_state(self, stored: Any, risk: Risk) -> ProjectedState | None:
+        if stored is None:
+            return None
+        inner = self._inside().restore_state(stored["inner"], risk)
+        return ProjectedState(inner, stored["eigenvectors"])
+
+    def _about_the_gradient(self) -> Projected:
+        law = copy.copy(self)
+        law.on = "noise"
+        return law
+
+    def _inside(self) -> NoiseLaw:
+        """Return the law inside with the settings that it gets from here."""
+        law = GLDFull() if self.law is None else copy.copy(self.law)
+        if self.batch_size is not None and hasattr(law, "batch_size"):
+            law.batch_size = self.batch_size
+        law.refresh_every = self.refresh_every  # it counts iterations with it
+        return law
+
+    def _batch_size(self, risk: Risk) -> int:
+        if hasattr(self._inside(), "batch_size"):
+            return self._inside()._batch_size(risk)
+        return super()._batch_size(risk)
+
+    def _n_components(self, risk: Risk) -> int:
+        if self.n_components is None:
+            return max(1, min(super()._n_components(risk), risk.n_params - 1))
+        return int(self.n_components)
+
+    def _project(self, v: Tensor, state: ProjectedState) -> Tensor:
+        U = state.eigenvectors
+        top: Tensor = (U @ (U.mT @ v.unsqueeze(-1))).squeeze(-1)
+        return top if self.keep == "top" else v - top
+
+
+class _ProjectedOperator(LinearOperator):
+    """P A P."""
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        project: Callable[[Tensor], Tensor],
+        kept_trace: Callable[[LinearOperator], Tensor],
+    ) -> None:
+        super().__init__(
+            operator.shape[-1],
+            batch_shape=tuple(operator.shape[:-2]),
+            dtype=operator.dtype,
+            device=operator.device,
+        )
+        self.operator = operator
+        self._project = project
+        self._kept_trace = kept_trace
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._project(self.operator.matvec(self._project(v)))
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearOperator.to_dense`; by that of A."""
+        columns = self.operator.to_dense().unbind(-1)
+        half = torch.stack([self._project(column) for column in columns], dim=-2)
+        rows = half.unbind(-1)
+        return torch.stack([self._project(row) for row in rows], dim=-1)
+
+    def trace(self) -> Tensor:
+        """See :meth:`LinearOperator.trace`; k products."""
+        return self._kept_trace(self.operator)

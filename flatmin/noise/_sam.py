@@ -1,0 +1,60 @@
+"""Sharpness-aware minimisation: no noise, but the gradient at a worse point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.numbers import is_number
+from flatmin.linalg import LinearOperator, ScaledIdentityOperator
+from flatmin.noise._base import NoiseLaw
+from flatmin.risk import Risk
+
+__all__ = ["SAM"]
+
+
+class SAM(NoiseLaw):
+    """SAM, θ ← θ - η ∇L(θ + ρ g₀/‖g₀‖), C = 0: deterministic.
+
+    Not noise: the mean of its gradient is not g₀, but the gradient at the worst point
+    of a ball around θ, to first order. On all examples, not on minibatches. Where
+    g₀ = 0 it is 0.
+
+    Parameters
+    ----------
+    rho : float, default=0.05
+        ρ, a distance in parameters.
+
+    References
+    ----------
+    P. Foret et al., "Sharpness-aware minimization for efficiently improving
+    generalization", ICLR 2021, arXiv 2010.01412.
+    """
+
+    name = "sam"
+
+    def __init__(self, *, rho: float = 0.05) -> None:
+        self.rho = rho
+
+    def check(self, risk: Risk) -> None:
+        """See :meth:`NoiseLaw.check`."""
+        super().check(risk)
+        if not (is_number(self.rho) and self.rho >= 0):
+            raise ValueError(
+                f"rho of sam must be a finite number of at least 0. Got {self.rho!r}."
+            )
+
+    def noisy_gradient(
+        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`NoiseLaw.noisy_gradient`; the loss is L(θ)."""
+        loss, gradient = risk.value_and_gradient(theta)
+        length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+        direction = torch.where(length > 0, gradient / length, 0)
+        return loss, risk.gradient(theta + self.rho * direction)
+
+    def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
+        """See :meth:`NoiseLaw.covariance`."""
+        return ScaledIdentityOperator(theta.new_zeros(theta.shape[:-1]), risk.n_params)

@@ -1,0 +1,125 @@
+"""One law made of another: every law inside, the step, and what is refused."""
+
+import pytest
+import torch
+
+from flatmin.noise import METHODS, GLDFull, NoiseLaw, Projected, Step, make_noise_law
+from flatmin.risk import QuadraticRisk
+
+from ._problems import generator, problem
+
+INSIDE = [name for name in METHODS if name not in {"projected", "sam", "alpha_stable"}]
+
+
+def projection(matrix, k, keep):
+    top = torch.linalg.eigh(matrix).eigenvectors[:, -k:]
+    P = top @ top.T
+    return P if keep == "top" else torch.eye(len(P), dtype=P.dtype) - P
+
+
+def make(name, keep="top", **settings):
+    known = METHODS[name]._get_param_names()
+    inside = {"n_components": 3, "tol": 1e-10}
+    inside = {key: value for key, value in inside.items() if key in known}
+    return Projected(
+        make_noise_law(name, **inside),
+        n_components=4,
+        keep=keep,
+        batch_size=3,
+        tol=1e-10,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("keep", ["top", "bulk"])
+@pytest.mark.parametrize("name", INSIDE)
+def test_the_covariance_of_every_law_inside_is_projected(name, keep):
+    case, law = problem("mlp"), make(name, keep)
+    told = {"step": Step(0, 0.1)} if law.takes_step else {}
+    state = law.refresh(case.risk, case.theta, generator(), **told)
+    inside = law.law.set_params(
+        **({"batch_size": 3} if hasattr(law.law, "batch_size") else {})
+    )
+    inner = inside.refresh(case.risk, case.theta, generator(), **told)
+    P = projection(case.point.hessian, 4, keep)
+    C = inside.covariance(case.risk, case.theta, inner).to_dense()
+    got = law.covariance(case.risk, case.theta, state)
+    scale = C.abs().max()
+    assert (got.to_dense() - P @ C @ P).abs().max() <= 1e-7 * scale
+    trace = law.trace(case.risk, case.theta, state)
+    # ggn_trace is drawn, to 2 %.
+    rel = 0.1 if name == "gld_ggn" else 1e-7
+    assert (trace - (P @ C @ P).trace()).abs() <= rel * C.trace().abs()
+    noise = law.noisy_gradient(case.risk, case.theta, state, generator(), **told)[1]
+    noise = noise - case.point.mean
+    assert (P @ noise - noise).abs().max() <= 1e-7 * (1 + noise.abs().max())
+
+
+def test_a_projected_step_has_a_projected_mean():
+    case = problem("mlp")
+    step, noise = make("gd", on="step"), make("gld_full", on="step")
+    P = projection(case.point.hessian, 4, "top")
+    for law in (step, noise):
+        state = law.refresh(case.risk, case.theta, generator())
+        draw = law.noisy_gradient(case.risk, case.theta, state, generator(1))[1]
+        inside = GLDFull(batch_size=3).noisy_gradient(
+            case.risk, case.theta, None, generator(1)
+        )[1]
+        expected = P @ (case.point.mean if law is step else inside)
+        torch.testing.assert_close(draw, expected, atol=1e-8, rtol=0)
+
+
+class Asks(NoiseLaw):
+    """Somebody's law that must be told the step."""
+
+    name = "asks"
+
+    def noisy_gradient(self, risk, theta, state, rng, *, step):
+        loss, gradient = risk.value_and_gradient(theta)
+        return loss, gradient + step.lr * torch.ones_like(theta)
+
+    def covariance(self, risk, theta, state):
+        raise AssertionError
+
+
+def test_the_step_is_passed_on():
+    risk = QuadraticRisk(torch.diag(torch.tensor([3.0, 1.0])), torch.zeros(4, 2))
+    law = Projected(Asks(), n_components=1)
+    assert law.takes_step
+    assert not Projected().takes_step
+    step, theta = Step(3, 0.25), torch.zeros(2)
+    state = law.refresh(risk, theta, generator(), step=step)
+    _, gradient = law.noisy_gradient(risk, theta, state, generator(), step=step)
+    torch.testing.assert_close(gradient, torch.tensor([0.25, 0.0]))
+
+
+def test_the_law_inside_ages_with_the_iterations():
+    # Measured every 50 iterations: at the sixth refresh of one in ten.
+    case, rng = problem("quadratic"), generator()
+    inside = make_noise_law("gld_dynamic", match="curvature")
+    law, state, ages = Projected(inside, n_components=2), None, []
+    for _ in range(7):
+        state = law.refresh(case.risk, case.theta, rng, state)
+        ages.append(state.inner.age)
+    assert ages == [0, 10, 20, 30, 40, 0, 10]
+    assert inside.refresh_every == 1, "the user's law is left alone"
+
+
+@pytest.mark.parametrize(
+    ("law", "sentence"),
+    [
+        (Projected("gld_full"), r"must be a NoiseLaw.*Got 'gld_full'; make one by"),
+        (Projected(keep="middle"), r"keep of projected must be one of"),
+        (Projected(on="loss"), r"on of projected must be one of"),
+        (Projected(make_noise_law("sam")), r"needs a law whose mean is g₀. Got SAM"),
+        (
+            Projected(make_noise_law("label_noise", centred=False), match="trace"),
+            r"needs a law whose mean is g₀. Got Lab.*use on='step'",
+        ),
+        (Projected(n_components=4, keep="bulk"), r"needs n_components below .* 4"),
+        (Projected(make_noise_law("sgd", batch_size=0)), r"batch_size of sgd must be"),
+    ],
+)
+def test_what_does_not_fit(law, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        law.check(QuadraticRisk(torch.eye(4), torch.eye(9, 4)))
