@@ -66,7 +66,9 @@ def compare_dynamics(
     With ``quench``, each unit goes on with gradient descent from where it ended: the
     plain step on all examples, without the method's optimizer and callbacks. Noise
     holds the loss up, and the curvature of the cross-entropy vanishes with the loss:
-    what the noise has reached is seen when it is gone.
+    what the noise has reached is seen when it is gone. Flat basins converge more
+    slowly, and what a number of steps has left of the loss may pass for curvature. So
+    with ``quench_loss`` each unit also goes, from the same point, to one training loss.
 
     Parameters
     ----------
@@ -96,7 +98,16 @@ def compare_dynamics(
     quench : int, default=0
         Iterations of gradient descent after the noise.
     quench_lr : float, default=None
-        Their η; None is the lr of the method.
+        Their η, and that of the quench to a loss; None is the lr of the method.
+    quench_loss : float, default=None
+        A training loss. Gradient descent goes from where the noise ended to the first
+        iterate with L(θ) ≤ quench_loss, the phase "quench_loss". A unit that does not
+        reach it, or whose noise ended there already, has another loss than the rest:
+        it says so in ``units`` and has no end of this phase.
+    quench_loss_iter : int, default=None
+        The iterations that a unit may take to that loss; needed with it.
+    keep_params : bool, default=False
+        Keep θ where the phases ended, for ``params`` and ``measure`` of the result.
     n_jobs : int, default=None
         Units at a time, through joblib, whose ``parallel_config`` chooses the back
         end: "loky" processes unless told otherwise; "threading" works too.
@@ -114,9 +125,9 @@ def compare_dynamics(
         after a kill, takes from it what is there, and comes to the same table. Other
         methods, seeds and ``n_jobs`` may be asked for; with other settings or data a
         unit is refused, and so is a folder in which another comparison is at work
-        (but not on Windows). Units that failed, but by diverging, are run again. See
-        ``checkpoint_dir`` of the estimator for what a fit that goes on cannot bring
-        back.
+        (but not on Windows). Units that failed, but by diverging, are run again, and
+        with ``keep_params`` those that were run without. See ``checkpoint_dir`` of the
+        estimator for what a fit that goes on cannot bring back.
     checkpoint_every : int, default=None
         Iterations between two checkpoints of a fit; None is after every block.
     random_state : int, RandomState instance or None, default=None
@@ -163,6 +174,8 @@ def compare_dynamics(
             f"NoisyDiffusionRegressor. Got {estimator!r}."
         )
     _check_quench(quench, quench_lr, quench_loss, quench_loss_iter)
+    if not isinstance(keep_params, bool | np.bool_):
+        raise TypeError(f"keep_params must be True or False. Got {keep_params!r}.")
     check_scalar(n_threads, "n_threads", Integral, min_val=1)
     estimator._validate_params()
     memory = estimator.memory if memory is None else memory

@@ -161,8 +161,8 @@ class ComparisonResult:
         if phase == "quench_loss" and outcome != "reached":
             raise ValueError(
                 f"There are no parameters of {asked}: the outcome of its quench to a "
-                f"loss of {self.protocol['quench_loss']} is {outcome!r}, so its loss is "
-                "not that of the others."
+                f"loss of {self.protocol['quench_loss']} is {outcome!r}, so its loss "
+                "is not that of the others."
             )
         if (method, int(seed), phase) in self.end_points:
             raise ValueError(
@@ -247,7 +247,7 @@ class ComparisonResult:
         True
         """
         measures = check_metrics("measures", measures)
-        ends = self.ends()["loss"]
+        ends: Any = self.ends()["loss"]
         if phases is not None:
             wanted = [phases] if isinstance(phases, str) else list(phases)
             for phase in wanted:
