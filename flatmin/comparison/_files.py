@@ -124,7 +124,7 @@ def _read_params(path: Path, index: Any) -> dict[tuple[str, int, str], Any]:
     if not path.exists():
         return dict.fromkeys(keys)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in set(index["sha256"])}
         whole = all(_digest(theta) == name for name, theta in arrays.items())
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
