@@ -153,7 +153,7 @@ class TrajectoryDisplay(BaseDisplay):
                 "results must be a DataFrame with one row for each method, seed and "
                 f"iteration, or have one as its table. Got {results!r}."
             )
-        if "phase" in frame:
+        if "quench_loss" in set(frame.get("phase", ())):
             # A second way on from where the noise ended.
             frame = frame[frame["phase"] != "quench_loss"]
         phases = set(frame.get("phase", ())) - {"warmup", "noise", "quench"}
