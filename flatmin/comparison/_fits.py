@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-__all__ = ["Data", "divergence", "fit", "measure_at", "plain_descent"]
+__all__ = ["Data", "divergence", "fit", "guarded", "measure_at", "plain_descent"]
 
 Data = tuple[Any, Any, dict[str, Any]]  # X, y, and the test data for fit
+
+
+@dataclass
+class _Guarded:
+    """A metric that is NaN where it is not defined in the first row of a fit.
+
+    That row raises what a metric raises, since all else is lost if a metric is no good.
+    But the warm-up of a comparison has tried them out, and the fits that follow begin
+    where one has ended: a point of a run like others, at which a measure may be 0/0.
+    """
+
+    name: str
+    metric: Callable[..., Any]
+    called: bool = False
+
+    def __call__(self, risk: Any, theta: Tensor) -> Any:
+        is_first, self.called = not self.called, True
+        try:
+            return self.metric(risk, theta)
+        except (ValueError, ArithmeticError, LinAlgError) as error:
+            if not is_first:
+                raise  # for the fit to see to
+            warnings.warn(
+                f"metrics[{self.name!r}] is NaN in a row where a fit of the comparison "
+                f"begins, since it is not defined there: {error}",
+                stacklevel=2,
+            )
+            return math.nan
+
+
+def guarded(metrics: Mapping[str, Callable[..., Any]]) -> dict[str, _Guarded]:
+    """Return metrics for a fit that begins where another one has ended.
+
+    Parameters
+    ----------
+    metrics : mapping of str to callable
+        Also what this has returned for another fit.
+
+    Returns
+    -------
+    dict
+    """
+    plain = {n: m.metric if isinstance(m, _Guarded) else m for n, m in metrics.items()}
+    return {name: _Guarded(name, metric) for name, metric in plain.items()}
 
 
 def fit(estimator: Any, seed: int, data: Data, settings: Mapping[str, Any]) -> Any:

@@ -11,11 +11,10 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flatmin._utils.checkpoint_files import CheckpointFolder
 from flatmin.comparison._checkpoints import UnitFolder
-from flatmin.comparison._fits import Data, fit, measure_at, plain_descent
+from flatmin.comparison._fits import Data, fit, guarded, measure_at, plain_descent
 from flatmin.comparison._plan import Plan
 
 __all__ = ["Descent", "LossQuench", "descend_to_loss", "quench", "quench_to_loss"]
@@ -42,28 +41,6 @@ class LossQuench:
     outcome: Literal["reached", "not reached", "below before", "failed"]
     theta: np.ndarray  # (D,)
     failure: tuple[str, str] | None  # error and message
-
-
-@dataclass(frozen=True)
-class _OrNaN:
-    """A metric that is NaN where it is not defined, as it is along a run.
-
-    The warm-up has tried out what the metrics are; a first row raises all else.
-    """
-
-    name: str
-    metric: Callable[..., Any]
-
-    def __call__(self, risk: Any, theta: Tensor) -> Any:
-        try:
-            return self.metric(risk, theta)
-        except (ValueError, ArithmeticError, LinAlgError) as error:
-            warnings.warn(
-                f"metrics[{self.name!r}] is NaN where the quench to a loss ended, "
-                f"since it is not defined there: {error}",
-                stacklevel=2,
-            )
-            return math.nan
 
 
 def descend_to_loss(
@@ -144,7 +121,7 @@ def quench(
     settings = {
         **plain_descent(noisy.params_, plan.quench),
         "lr": _rate(noisy, plan),
-        "metrics": noisy.metrics,  # themselves, not what clone makes of them
+        "metrics": guarded(noisy.metrics),  # themselves, not what clone makes of them
         **folder.fits("quench"),
     }
     quenched = fit(noisy, noisy.random_state, data, settings)
@@ -196,7 +173,7 @@ def quench_to_loss(
     settings = {
         **plain_descent(end, 0),
         "lr": lr,
-        "metrics": {n: _OrNaN(n, m) for n, m in noisy.metrics.items()},
+        "metrics": guarded(noisy.metrics),
     }
     there = fit(noisy, noisy.random_state, data, settings)
     (row,) = there.history_.to_dict("records")

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from flatmin.comparison._checkpoints import UnitFolder
-from flatmin.comparison._fits import Data, divergence, fit, measure_at
+from flatmin.comparison._fits import Data, divergence, fit, guarded, measure_at
 from flatmin.comparison._plan import Plan
 from flatmin.comparison._quench import quench, quench_to_loss
 
@@ -217,7 +217,7 @@ def _noise(
     settings = {
         "params_init": start.theta,
         "warmup_iter": 0,
-        "metrics": {**_metrics(estimator, plan), "distance": distance},
+        "metrics": guarded({**_metrics(estimator, plan), "distance": distance}),
         **folder.fits("noise"),
     }
     noisy = fit(estimator, start.seed, data, settings)

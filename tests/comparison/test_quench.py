@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatmin import compare_dynamics
 from flatmin.comparison._plan import Plan, Source
-from flatmin.comparison._quench import _OrNaN, descend_to_loss
+from flatmin.comparison._quench import descend_to_loss
 from flatmin.risk import QuadraticRisk
 
 from ..interrupts import killed_after
@@ -267,13 +267,24 @@ def test_a_failure_before_it():
     assert found.units["phase"].tolist() == ["noise", "noise"]
 
 
-def test_a_metric_that_is_not_defined_where_it_ends_is_nan_there():
-    def undefined(risk, theta):
-        raise ValueError("0/0")
+@pytest.mark.filterwarnings("ignore:metrics.'gain'. is NaN:UserWarning")
+def test_a_metric_that_is_not_defined_where_a_fit_begins_is_nan_there():
+    """The warm-up has shown that it is a metric."""
 
-    with pytest.warns(UserWarning, match=r"metrics\['a'\] is NaN .* 0/0"):
-        assert math.isnan(_OrNaN("a", undefined)(None, torch.zeros(1)))
-    assert _OrNaN("a", norm)(None, torch.tensor([3.0, 4.0])) == 5
+    def gain(risk, theta):
+        loss = float(risk.value(theta))
+        if loss < 1.1:  # between the switch and the end of the noise
+            raise ZeroDivisionError("0/0")
+        return loss
+
+    found = compare(["gd"], n_seeds=[1], metrics={"gain": gain})
+    assert len(found.failures) == 0, found.failures["message"].tolist()
+    table = found.table.query("phase != 'warmup'")
+    losses = table["loss"].where(table["loss"] >= 1.1)
+    assert losses.isna().tolist() == [False, False, True, True, True, True]
+    np.testing.assert_allclose(table["gain"], losses, rtol=1e-6)
+    with pytest.warns(UserWarning, match=r"metrics\['gain'\] is NaN in a row .* 0/0"):
+        compare(["gd"], n_seeds=[1], metrics={"gain": gain})
 
 
 def test_it_goes_on_after_a_kill(monkeypatch, tmp_path, result):
