@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,11 @@ class ComparisonResult:
             short has none, and a quench to a loss has one if it reached it: there, and
             nowhere else, all units have one loss.
         """
+        rows = self._end_rows()
+        return rows.set_index(["phase", "method", "seed"]).sort_index()
+
+    def _end_rows(self) -> pd.DataFrame:
+        """Return the rows of the ends, with the index that they have in the table."""
         rows = self.table[self.table["phase"] != "warmup"]
         start = rows[(rows["phase"] == "noise") & (rows["iteration"] == 0)]
         last = rows.groupby(["phase", "method", "seed"], sort=False).tail(1)
@@ -106,8 +111,7 @@ class ComparisonResult:
         short.append(self._left_out().assign(phase="quench_loss")[list(short[0])])
         none = pd.MultiIndex.from_frame(pd.concat(short))
         keys = pd.MultiIndex.from_frame(last[["phase", "method", "seed"]])
-        found = [start.assign(phase="start"), last[~keys.isin(none)]]
-        return pd.concat(found).set_index(["phase", "method", "seed"]).sort_index()
+        return pd.concat([start.assign(phase="start"), last[~keys.isin(none)]])
 
     def _left_out(self) -> pd.DataFrame:
         """Return the units that did not go down to the loss of a quench."""
@@ -219,7 +223,7 @@ class ComparisonResult:
         -------
         pandas.DataFrame
             A row for each row of :meth:`ends`, in the same order, or for those of the
-            phases asked for.
+            phases asked for; see :meth:`with_measures`.
 
         Raises
         ------
@@ -271,6 +275,44 @@ class ComparisonResult:
         finally:
             torch.set_num_threads(before)
         return pd.DataFrame([found[key] for key in ends.index], index=ends.index)
+
+    def with_measures(self, measured: pd.DataFrame) -> ComparisonResult:
+        """Return a result with further columns, for ``summary`` and for its file.
+
+        Parameters
+        ----------
+        measured : pandas.DataFrame
+            From :meth:`measure`, or with such an index.
+
+        Returns
+        -------
+        ComparisonResult
+            The columns are in the rows of the ends, and NaN elsewhere.
+
+        Raises
+        ------
+        ValueError
+            If the table has a column of that name, or no such end.
+        """
+        taken = [str(name) for name in measured if name in self.table]
+        if taken:
+            raise ValueError(
+                "measured must have names that the table does not use yet. Got "
+                f"{', '.join(taken)}."
+            )
+        rows = self._end_rows()
+        keys = pd.MultiIndex.from_frame(rows[["phase", "method", "seed"]])
+        missing = measured.index.difference(keys)
+        if len(missing):
+            phase, method, seed = missing[0]
+            raise ValueError(
+                "measured must be of ends of this result. Got the end of "
+                f"{phase!r} of {method!r} with seed {seed}, which is none."
+            )
+        place = pd.Series(rows.index, keys)[measured.index].to_numpy()
+        # Where the noise has no iterations its end is its start.
+        once = measured.set_axis(place).groupby(level=0).first()
+        return replace(self, table=self.table.join(once))
 
     def _source(self, X: Any, y: Any, estimator: Any) -> Source:
         """Return data and estimator: those passed, or else one's own."""

@@ -285,6 +285,28 @@ def test_what_a_file_does_not_hold_is_asked_for(result):
     assert len(away.measure({"norm": norm}, X, y, estimator=free)) == 18
 
 
+def test_what_was_measured_is_summed_up_and_stored(tmp_path):
+    methods = {"gd": {}, "sgd": {}}
+    in_the_run = compare(methods, end_metrics=MEASURES)
+    later = compare(methods)
+    measured = later.measure(MEASURES)
+    found = later.with_measures(measured)
+    columns = list(in_the_run.table)
+    assert_frame_equal(found.table[columns], in_the_run.table, check_exact=True)
+    assert_frame_equal(found.summary(), in_the_run.summary().loc[found.summary().index])
+    found.to_json(tmp_path / "a.json")
+    assert_alike(ComparisonResult.from_json(tmp_path / "a.json"), found)
+    some = later.with_measures(measured.xs("quench", drop_level=False))
+    assert some.table["norm"].notna().sum() == 4
+    with pytest.raises(ValueError, match=r"use yet. Got flatness, "):
+        found.with_measures(measured)
+    other = measured.rename(index={"sgd": "adam"})
+    with pytest.raises(
+        ValueError, match="'noise' of 'adam' with seed 1, which is none"
+    ):
+        later.with_measures(other)
+
+
 def test_bad_measures(result):
     with pytest.raises(TypeError, match="measures must be a mapping"):
         result.measure([norm])
