@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import flatmin
+from flatmin._utils.versions import list_versions
 
 __all__ = ["describe_command", "find_revision"]
 
@@ -34,8 +34,8 @@ def find_revision(folder: Path | None = None) -> str:
         Python file is neither tracked nor ignored. ``"flatmin"`` and the version of the
         package where it is in no checkout, or git does not tell.
     """
-    folder = Path(flatmin.__file__).parent if folder is None else folder
-    version = f"flatmin {flatmin.__version__}"
+    folder = Path(__file__).parents[1] if folder is None else folder
+    version = f"flatmin {list_versions()['flatmin']}"
     # An installed package may lie inside the checkout of something else.
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return version

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-import flatmin
 from flatmin import compare_dynamics
+from flatmin._utils.versions import list_versions
 from flatmin.comparison import _compare, _revision
 from flatmin.comparison._revision import describe_command, find_revision
 
 from ._problems import classifier, digits
 
-VERSION = f"flatmin {flatmin.__version__}"
+VERSION = f"flatmin {list_versions()['flatmin']}"
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
