@@ -21,7 +21,7 @@ from flatmin._utils.placement import resolve_device
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import spawn_seeds
 from flatmin.comparison._checkpoints import ComparisonFolder
-from flatmin.comparison._methods import ESTIMATORS, resolve_methods
+from flatmin.comparison._methods import check_estimator, resolve_methods
 from flatmin.comparison._plan import Plan, Source, check_metrics
 from flatmin.comparison._provenance import describe, describe_settings, provenance
 from flatmin.comparison._result import ComparisonResult
@@ -168,11 +168,7 @@ def compare_dynamics(
     >>> found.summary("gd", columns=["loss"])["n"].tolist()
     [3, 3, 3, 3]
     """
-    if not isinstance(estimator, ESTIMATORS):
-        raise TypeError(
-            "estimator must be a NoisyDiffusionClassifier or a "
-            f"NoisyDiffusionRegressor. Got {estimator!r}."
-        )
+    check_estimator(estimator)
     _check_quench(quench, quench_lr, quench_loss, quench_loss_iter)
     if not isinstance(keep_params, bool | np.bool_):
         raise TypeError(f"keep_params must be True or False. Got {keep_params!r}.")

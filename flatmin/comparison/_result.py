@@ -13,9 +13,12 @@ import pandas as pd
 import torch
 
 from flatmin._utils.names import check_known
+from flatmin._utils.placement import resolve_device
 from flatmin.comparison._files import read_comparison, write_comparison
 from flatmin.comparison._measure import check_settings, measure_seed
+from flatmin.comparison._methods import check_estimator
 from flatmin.comparison._plan import Source, check_metrics
+from flatmin.comparison._provenance import provenance
 from flatmin.comparison._statistics import holm, paired_difference
 from flatmin.comparison._workers import work
 
@@ -223,12 +226,13 @@ class ComparisonResult:
         -------
         pandas.DataFrame
             A row for each row of :meth:`ends`, in the same order, or for those of the
-            phases asked for; see :meth:`with_measures`.
+            phases asked for; see :meth:`with_measures`. ``attrs["provenance"]`` says
+            where it was measured.
 
         Raises
         ------
         TypeError
-            If a measure is not of the right kind.
+            If a measure or the estimator is not of the right kind.
         ValueError
             If parameters were not kept, data or estimator are missing, its settings are
             not those of the protocol, or a loss is not that of the table, which tells
@@ -258,6 +262,7 @@ class ComparisonResult:
                 check_known("phase", phase, self._phases())
             ends = ends[ends.index.isin(wanted, level="phase")]
         source = self._source(X, y, estimator)
+        here = provenance(resolve_device(source.estimator.device))
         largest = self.table["loss"].where(np.isfinite(self.table["loss"])).abs()
         largest = largest.groupby(self.table["seed"]).max()
         tasks: list[tuple[Any, ...]] = []
@@ -274,7 +279,9 @@ class ComparisonResult:
                 found |= some
         finally:
             torch.set_num_threads(before)
-        return pd.DataFrame([found[key] for key in ends.index], index=ends.index)
+        frame = pd.DataFrame([found[key] for key in ends.index], index=ends.index)
+        frame.attrs["provenance"] = here
+        return frame
 
     def with_measures(self, measured: pd.DataFrame) -> ComparisonResult:
         """Return a result with further columns, for ``summary`` and for its file.
@@ -287,7 +294,8 @@ class ComparisonResult:
         Returns
         -------
         ComparisonResult
-            The columns are in the rows of the ends, and NaN elsewhere.
+            The columns are in the rows of the ends, and NaN elsewhere. Its
+            ``provenance`` also says where they were measured, if ``measured`` does.
 
         Raises
         ------
@@ -312,11 +320,16 @@ class ComparisonResult:
         place = pd.Series(rows.index, keys)[measured.index].to_numpy()
         # Where the noise has no iterations its end is its start.
         once = measured.set_axis(place).groupby(level=0).first()
-        return replace(self, table=self.table.join(once))
+        origin = list(self.provenance)
+        here = measured.attrs.get("provenance")
+        if here is not None and here not in origin:
+            origin.append(here)
+        return replace(self, table=self.table.join(once), provenance=origin)
 
     def _source(self, X: Any, y: Any, estimator: Any) -> Source:
         """Return data and estimator: those passed, or else one's own."""
         if estimator is not None:
+            check_estimator(estimator)
             check_settings(estimator, self.protocol["estimator"])
         elif self.source is not None:
             estimator = self.source.estimator

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from flatmin import compare_dynamics, expected_sharpness
+from flatmin import NoisyDiffusionRegressor, compare_dynamics, expected_sharpness
 from flatmin.comparison import ComparisonResult, merge_comparisons
 from flatmin.curvature import covariance_trace
 from flatmin.dynamics import NoisyDescent
@@ -266,6 +266,24 @@ def test_each_seed_is_measured_on_its_own_data(tmp_path, dtype):
         again.measure(MEASURES, digits, estimator=classifier(**by_label))
 
 
+def test_a_regressor_is_measured_too():
+    """With a loss of a million, and one of a millionth."""
+    for scale in (1e3, 1e-3):
+        settings = {"module_params": {"hidden_layer_sizes": 4}, "max_iter": 10}
+        found = compare_dynamics(
+            ["sgd"],
+            X,
+            scale * y,
+            estimator=NoisyDiffusionRegressor(lr=0.01, **settings),
+            n_seeds=[0],
+            end_metrics=MEASURES,
+            keep_params=True,
+        )
+        assert_as_in_the_run(found.measure(MEASURES), found)
+        with pytest.raises(ValueError, match="must be those of the comparison"):
+            found.measure(MEASURES, X, 1.01 * scale * y)
+
+
 def test_what_a_file_does_not_hold_is_asked_for(result):
     away = pickle.loads(pickle.dumps(result))
     assert away.source is None
@@ -280,6 +298,8 @@ def test_what_a_file_does_not_hold_is_asked_for(result):
     other = classifier(lr=0.2, module_params={"hidden_layer_sizes": 9})
     with pytest.raises(ValueError, match=r"lr=0.2, stored 0.1; module_params=\{"):
         away.measure({"norm": norm}, X, y, estimator=other)
+    with pytest.raises(TypeError, match=r"estimator must be a Noisy.* Got 'sgd'"):
+        away.measure({"norm": norm}, X, y, estimator="sgd")
     # Where it is measured is free, and so is what no measure sees.
     free = classifier(memory="nowhere", random_state=7, verbose=True)
     assert len(away.measure({"norm": norm}, X, y, estimator=free)) == 18
@@ -291,13 +311,16 @@ def test_what_was_measured_is_summed_up_and_stored(tmp_path):
     later = compare(methods)
     measured = later.measure(MEASURES)
     found = later.with_measures(measured)
+    assert found.provenance == later.provenance == [measured.attrs["provenance"]]
     columns = list(in_the_run.table)
     assert_frame_equal(found.table[columns], in_the_run.table, check_exact=True)
     assert_frame_equal(found.summary(), in_the_run.summary().loc[found.summary().index])
     found.to_json(tmp_path / "a.json")
     assert_alike(ComparisonResult.from_json(tmp_path / "a.json"), found)
+    measured.attrs["provenance"] = {"revision": "later"}
     some = later.with_measures(measured.xs("quench", drop_level=False))
     assert some.table["norm"].notna().sum() == 4
+    assert some.provenance == [*later.provenance, {"revision": "later"}]
     with pytest.raises(ValueError, match=r"use yet. Got flatness, "):
         found.with_measures(measured)
     other = measured.rename(index={"sgd": "adam"})
