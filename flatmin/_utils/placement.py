@@ -2,6 +2,8 @@
 
 import torch
 
+from flatmin._utils.messages import first_line
+
 __all__ = ["resolve_device", "resolve_dtype"]
 
 
@@ -37,7 +39,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise ValueError(
             "device must be one that PyTorch can use on this machine; 'cpu' always is, "
             f"and 'auto' is CUDA where there is any. Got {str(device)!r}: "
-            f"{str(error).splitlines()[0].rstrip('.')}."
+            f"{first_line(error)}."
         ) from error
     return resolved
 

@@ -1,6 +1,7 @@
 """One ``random_state`` in, independent seeds and generators out."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -51,9 +52,19 @@ def make_generator(
     Returns
     -------
     torch.Generator
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
     """
     if isinstance(seed, torch.Generator):
         return seed
+    if seed is not None and not isinstance(seed, Integral):
+        raise ValueError(
+            "rng (or a seed) must be a torch.Generator, an integer or None. Got "
+            f"{seed!r}."
+        )
     generator = torch.Generator(device=device)
     if seed is None:
         generator.seed()

@@ -16,14 +16,16 @@ from sklearn.utils import check_scalar
 
 from flatmin._utils.checkpoint_files import check_checkpoint_every
 from flatmin._utils.folder_lock import locked_folder
+from flatmin._utils.numbers import is_number
 from flatmin._utils.placement import resolve_device
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import spawn_seeds
 from flatmin.comparison._checkpoints import ComparisonFolder
-from flatmin.comparison._methods import ESTIMATORS, resolve_methods
-from flatmin.comparison._provenance import describe, provenance
+from flatmin.comparison._methods import check_estimator, resolve_methods
+from flatmin.comparison._plan import Plan, Source, check_metrics
+from flatmin.comparison._provenance import describe, describe_settings, provenance
 from flatmin.comparison._result import ComparisonResult
-from flatmin.comparison._unit import Plan, Unit, run_unit, warm_up
+from flatmin.comparison._unit import Unit, run_unit, warm_up
 from flatmin.comparison._workers import work
 
 __all__ = ["compare_dynamics"]
@@ -42,6 +44,9 @@ def compare_dynamics(
     end_metrics: Mapping[str, Callable[..., Any]] | None = None,
     quench: int = 0,
     quench_lr: float | None = None,
+    quench_loss: float | None = None,
+    quench_loss_iter: int | None = None,
+    keep_params: bool = False,
     n_jobs: int | None = None,
     n_threads: int = 1,
     memory: Any = None,
@@ -61,7 +66,9 @@ def compare_dynamics(
     With ``quench``, each unit goes on with gradient descent from where it ended: the
     plain step on all examples, without the method's optimizer and callbacks. Noise
     holds the loss up, and the curvature of the cross-entropy vanishes with the loss:
-    what the noise has reached is seen when it is gone.
+    what the noise has reached is seen when it is gone. Flat basins converge more
+    slowly, and what a number of steps has left of the loss may pass for curvature. So
+    with ``quench_loss`` each unit also goes, from the same point, to one training loss.
 
     Parameters
     ----------
@@ -91,7 +98,16 @@ def compare_dynamics(
     quench : int, default=0
         Iterations of gradient descent after the noise.
     quench_lr : float, default=None
-        Their η; None is the lr of the method.
+        Their η, and that of the quench to a loss; None is the lr of the method.
+    quench_loss : float, default=None
+        A training loss. Gradient descent goes from where the noise ended to the first
+        iterate with L(θ) ≤ quench_loss, the phase "quench_loss". A unit that does not
+        reach it, or whose noise ended there already, has another loss than the rest:
+        it says so in ``units`` and has no end of this phase.
+    quench_loss_iter : int, default=None
+        The iterations that a unit may take to that loss; needed with it.
+    keep_params : bool, default=False
+        Keep θ where the phases ended, for ``params`` and ``measure`` of the result.
     n_jobs : int, default=None
         Units at a time, through joblib, whose ``parallel_config`` chooses the back
         end: "loky" processes unless told otherwise; "threading" works too.
@@ -109,9 +125,9 @@ def compare_dynamics(
         after a kill, takes from it what is there, and comes to the same table. Other
         methods, seeds and ``n_jobs`` may be asked for; with other settings or data a
         unit is refused, and so is a folder in which another comparison is at work
-        (but not on Windows). Units that failed, but by diverging, are run again. See
-        ``checkpoint_dir`` of the estimator for what a fit that goes on cannot bring
-        back.
+        (but not on Windows). Units that failed, but by diverging, are run again, and
+        with ``keep_params`` those that were run without. See ``checkpoint_dir`` of the
+        estimator for what a fit that goes on cannot bring back.
     checkpoint_every : int, default=None
         Iterations between two checkpoints of a fit; None is after every block.
     random_state : int, RandomState instance or None, default=None
@@ -152,33 +168,31 @@ def compare_dynamics(
     >>> found.summary("gd", columns=["loss"])["n"].tolist()
     [3, 3, 3, 3]
     """
-    if not isinstance(estimator, ESTIMATORS):
-        raise TypeError(
-            "estimator must be a NoisyDiffusionClassifier or a "
-            f"NoisyDiffusionRegressor. Got {estimator!r}."
-        )
-    check_scalar(quench, "quench", Integral, min_val=0)
+    check_estimator(estimator)
+    _check_quench(quench, quench_lr, quench_loss, quench_loss_iter)
+    if not isinstance(keep_params, bool | np.bool_):
+        raise TypeError(f"keep_params must be True or False. Got {keep_params!r}.")
     check_scalar(n_threads, "n_threads", Integral, min_val=1)
-    if quench_lr is not None:
-        check_scalar(
-            quench_lr, "quench_lr", Real, min_val=0, include_boundaries="neither"
-        )
     estimator._validate_params()
     memory = estimator.memory if memory is None else memory
-    resolve_device(estimator.device)  # an error here, and not in each unit
+    device = resolve_device(estimator.device)  # an error here, and not in each unit
     _check_threads(n_threads, n_jobs)
     estimators = resolve_methods(methods, estimator)
     seeds = _resolve_seeds(n_seeds, random_state)
     plan = Plan(
-        _resolve_data(X, y, X_test, y_test),
-        _checked_metrics("metrics", metrics),
-        _checked_metrics("end_metrics", end_metrics),
+        Source(_resolve_data(X, y, X_test, y_test), estimator),
+        check_metrics("metrics", metrics),
+        check_metrics("end_metrics", end_metrics),
         int(quench),
         quench_lr,
+        None if quench_loss is None else float(quench_loss),
+        None if quench_loss_iter is None else int(quench_loss_iter),
+        bool(keep_params),
         int(n_threads),
+        provenance(device),
     )
-    protocol = _protocol(estimator, estimators, plan)
-    folders = _folders(checkpoint_dir, checkpoint_every, plan, estimator, estimators)
+    protocol = _protocol(estimators, plan)
+    folders = _folders(checkpoint_dir, checkpoint_every, plan, estimators)
     done: dict[tuple[str, int], Unit] = {}
     origin: list[dict[str, Any]] = []
     total = len(seeds) * (1 + len(estimators))
@@ -189,23 +203,22 @@ def compare_dynamics(
             progress_bar(total, "comparison", verbose=verbose) as bar,
         ):
             for unit, place in _outcomes(
-                estimator, estimators, seeds, plan, memory, folders, n_jobs, bar
+                estimators, seeds, plan, memory, folders, n_jobs, bar
             ):
                 label, seed = unit.record["method"], unit.record["seed"]
                 done[label, seed] = unit
                 if place not in origin:
                     origin.append(place)
                 if on_unit is not None:
-                    own = {label: protocol["methods"][label]}
-                    on_unit(_collect([unit], {**protocol, "methods": own}, [place]))
+                    own = {**protocol, "methods": {label: protocol["methods"][label]}}
+                    on_unit(_collect([unit], own, [place], plan.source))
     finally:
         torch.set_num_threads(before)
     ordered = [done[label, seed] for label in estimators for seed in seeds]
-    return _collect(ordered, protocol, origin)
+    return _collect(ordered, protocol, origin, plan.source)
 
 
 def _outcomes(
-    estimator: Any,
     estimators: Mapping[str, Any],
     seeds: list[int],
     plan: Plan,
@@ -218,13 +231,16 @@ def _outcomes(
     left = []
     for seed, label in product(seeds, estimators):
         found = folders.unit(label, seed).read()
-        if found is None:
+        # A unit that has not kept its parameters is run again for them.
+        if found is None or (plan.keep_params and "params" not in found):
             left.append((label, seed))
             continue
         bar.update()
-        yield Unit(pd.DataFrame(found["rows"]), found["record"]), found["provenance"]
+        kept = found["params"] if plan.keep_params else {}
+        unit = Unit(pd.DataFrame(found["rows"]), found["record"], kept)
+        yield unit, found["provenance"]
     tasks: list[tuple[Any, ...]] = [
-        (estimator, seed, plan, memory, folders.warmup(seed))
+        (plan.source.estimator, seed, plan, memory, folders.warmup(seed))
         for seed in dict.fromkeys(seed for _, seed in left)
     ]
     bar.update(len(seeds) - len(tasks))
@@ -236,19 +252,18 @@ def _outcomes(
         (estimators[label], label, starts[seed], plan, folders.unit(label, seed))
         for label, seed in left
     ]
-    here = provenance(resolve_device(estimator.device))
     for unit in work(run_unit, tasks, n_jobs):
         bar.update()
-        yield unit, here
+        yield unit, dict(plan.provenance)
 
 
 def _folders(
     path: str | os.PathLike[str] | None,
     every: int | None,
     plan: Plan,
-    estimator: Any,
     estimators: Mapping[str, Any],
 ) -> ComparisonFolder:
+    estimator = plan.source.estimator
     if estimator.checkpoint_dir is not None:
         raise ValueError(
             "A comparison has one folder for all its fits: pass checkpoint_dir to "
@@ -257,15 +272,18 @@ def _folders(
     if every is not None:
         check_scalar(every, "checkpoint_every", Integral, min_val=1)
     check_checkpoint_every(path, every)
-    data: Any = plan.data
+    data: Any = plan.source.data
     if path is not None and not callable(data):  # alike for a data frame and its values
         data = [d if isinstance(d, torch.Tensor) else np.asarray(d) for d in data]
-    common = {**vars(plan), "data": data}
+    common = {**plan.identity(), "data": data}
     return ComparisonFolder(path, every, common, estimator, estimators)
 
 
 def _collect(
-    units: list[Unit], protocol: dict[str, Any], origin: list[dict[str, Any]]
+    units: list[Unit],
+    protocol: dict[str, Any],
+    origin: list[dict[str, Any]],
+    source: Source,
 ) -> ComparisonResult:
     # An empty table, of a warm-up that raised, would change the types of columns.
     tables = [unit.rows for unit in units if len(unit.rows)] or [units[0].rows]
@@ -274,36 +292,61 @@ def _collect(
         pd.DataFrame([unit.record for unit in units]),
         protocol,
         origin,
+        {
+            (unit.record["method"], unit.record["seed"], phase): theta
+            for unit in units
+            for phase, theta in unit.params.items()
+        },
+        source,
     )
 
 
-def _protocol(
-    estimator: Any, estimators: Mapping[str, Any], plan: Plan
-) -> dict[str, Any]:
+def _protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Return the settings: the estimator's, and what each method has of its own."""
-    common = _described(estimator)
+    common = describe_settings(plan.source.estimator)
     own = {}
     for label, unit in estimators.items():
-        settings = _described(unit)
+        settings = describe_settings(unit)
         different = {k: v for k, v in settings.items() if v != common[k]}
         own[label] = {"method": settings["method"], **different}
-    return {
-        "estimator": {"class": type(estimator).__name__, **common},
+    data = plan.source.data
+    protocol = {
+        "estimator": common,
         "methods": own,
-        "data": describe(plan.data) if callable(plan.data) else "given",
+        "data": describe(data) if callable(data) else "given",
         "metrics": describe(plan.metrics),
         "end_metrics": describe(plan.end_metrics),
         "quench": plan.quench,
         "quench_lr": describe(plan.quench_lr),
         "n_threads": plan.n_threads,
     }
+    # Without it, results can be merged with those of versions that had no such quench.
+    if plan.quench_loss is not None:
+        protocol["quench_loss"] = plan.quench_loss
+        protocol["quench_loss_iter"] = plan.quench_loss_iter
+    return protocol
 
 
-def _described(estimator: Any) -> dict[str, Any]:
-    """Describe the settings, but for those that no result depends on."""
-    settings = describe(estimator.get_params(deep=False))
-    own = ("checkpoint_dir", "checkpoint_every")
-    return {name: value for name, value in settings.items() if name not in own}
+def _check_quench(
+    quench: Any, quench_lr: Any, quench_loss: Any, quench_loss_iter: Any
+) -> None:
+    check_scalar(quench, "quench", Integral, min_val=0)
+    if quench_lr is not None:
+        check_scalar(
+            quench_lr, "quench_lr", Real, min_val=0, include_boundaries="neither"
+        )
+    if (quench_loss is None) != (quench_loss_iter is None):
+        missing = "quench_loss" if quench_loss is None else "quench_loss_iter"
+        raise ValueError(
+            "quench_loss and quench_loss_iter, the iterations that a unit may take to "
+            f"that loss, come together. Got {missing}=None."
+        )
+    if quench_loss is not None:
+        if not is_number(quench_loss):
+            raise ValueError(
+                f"quench_loss must be a finite number. Got {quench_loss!r}."
+            )
+        check_scalar(quench_loss_iter, "quench_loss_iter", Integral, min_val=1)
 
 
 def _resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
@@ -338,27 +381,6 @@ def _resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"Every seed may be there once. Got {seeds!r}.")
     return [int(seed) for seed in seeds]
-
-
-def _checked_metrics(title: str, metrics: Any) -> dict[str, Any]:
-    if metrics is None:
-        return {}
-    if not isinstance(metrics, Mapping):
-        raise TypeError(
-            f"{title} must be a mapping from names to functions of (risk, theta). "
-            f"Got {metrics!r}."
-        )
-    for name, metric in metrics.items():
-        if name in ("distance", "method", "seed"):
-            raise ValueError(
-                f"{title} need names that the table does not use. Got {name!r}."
-            )
-        if not callable(metric):
-            raise TypeError(
-                f"{title}[{name!r}] must be a function of (risk, theta). "
-                f"Got {metric!r}."
-            )
-    return dict(metrics)
 
 
 def _check_threads(n_threads: int, n_jobs: int | None) -> None:

@@ -12,9 +12,9 @@ from flatmin._utils.names import check_known
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.noise import METHODS, NoiseLaw, make_noise_law
 
-__all__ = ["ESTIMATORS", "resolve_methods"]
+__all__ = ["check_estimator", "resolve_methods"]
 
-ESTIMATORS = NoisyDiffusionClassifier | NoisyDiffusionRegressor
+_ESTIMATORS = NoisyDiffusionClassifier | NoisyDiffusionRegressor
 
 # What decides where the methods start and what they are measured on: the same for all.
 _SHARED = {
@@ -23,6 +23,25 @@ _SHARED = {
     *("params_init", "metrics", "batch_norm", "random_state", "warm_start"),
     *("checkpoint_dir", "checkpoint_every"),
 }
+
+
+def check_estimator(estimator: Any) -> None:
+    """Raise unless something is an estimator of this package.
+
+    Parameters
+    ----------
+    estimator : object
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if not isinstance(estimator, _ESTIMATORS):
+        raise TypeError(
+            "estimator must be a NoisyDiffusionClassifier or a "
+            f"NoisyDiffusionRegressor. Got {estimator!r}."
+        )
 
 
 def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
@@ -48,7 +67,7 @@ def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
         If a name or setting is unknown, two methods would have one label, or a setting
         would give methods different starts.
     """
-    if isinstance(methods, str | NoiseLaw | ESTIMATORS):
+    if isinstance(methods, str | NoiseLaw | _ESTIMATORS):
         methods = [methods]
     if isinstance(methods, Mapping):
         labelled = list(methods.items())
@@ -74,13 +93,13 @@ def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
 
 
 def _label(method: Any) -> Any:
-    if isinstance(method, ESTIMATORS):
+    if isinstance(method, _ESTIMATORS):
         method = method.method
     return getattr(method, "name", method)
 
 
 def _resolve(label: str, method: Any, estimator: Any) -> Any:
-    if isinstance(method, ESTIMATORS):
+    if isinstance(method, _ESTIMATORS):
         return _checked_estimator(label, method, estimator)
     if isinstance(method, str | NoiseLaw):
         method = {"method": method}

@@ -7,19 +7,22 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["describe", "provenance"]
+from flatmin._utils.versions import list_versions
+from flatmin.comparison._revision import describe_command, find_revision
 
-_PACKAGES = ("flatmin", "torch", "numpy", "scipy", "scikit-learn", "skorch", "joblib")
+__all__ = ["describe", "describe_settings", "provenance"]
+
+# What no result depends on.
+_WITHOUT_EFFECT = ("checkpoint_dir", "checkpoint_every")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Return versions and machine.
+    """Return revision, command, versions and machine.
 
     Parameters
     ----------
@@ -28,13 +31,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
     Returns
     -------
     dict
+        Without a path of the machine.
     """
     on_gpu = device.type == "cuda"
     return {
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
+        "revision": find_revision(),
+        "command": describe_command(),
+        "versions": list_versions(),
         "machine": {
             "platform": platform.platform(),
             "processor": platform.processor() or platform.machine(),
@@ -70,3 +73,20 @@ def describe(value: Any) -> Any:
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def describe_settings(estimator: Any) -> dict[str, Any]:
+    """Describe the class and the settings of an estimator that results depend on.
+
+    Parameters
+    ----------
+    estimator : estimator
+
+    Returns
+    -------
+    dict
+        ``memory`` is None: it may name a folder of the machine.
+    """
+    settings = describe(estimator.get_params(deep=False)) | {"memory": None}
+    kept = {k: v for k, v in settings.items() if k not in _WITHOUT_EFFECT}
+    return {"class": type(estimator).__name__, **kept}

@@ -1,31 +1,36 @@
-"""The outcome of a comparison: a table, its summary, and a file."""
+"""The outcome of a comparison: a table, its summary, end points, and files."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from flatmin._utils.names import check_known
+from flatmin._utils.placement import resolve_device
+from flatmin.comparison._files import read_comparison, write_comparison
+from flatmin.comparison._measure import check_settings, measure_seed
+from flatmin.comparison._methods import check_estimator
+from flatmin.comparison._plan import Source, check_metrics
+from flatmin.comparison._provenance import provenance
 from flatmin.comparison._statistics import holm, paired_difference
+from flatmin.comparison._workers import work
 
 __all__ = ["ComparisonResult", "merge_comparisons"]
 
-_FORMAT = "flatmin.comparison/1"
-_TEXT = {"method", "phase", "status", "error", "message"}
-_WHOLE = {"seed", "iteration"}
+# In the order in which a unit comes to their ends.
+_PHASES = ("start", "noise", "quench", "quench_loss")
 
 # Of a summary.
 _KEYS = ("column", "phase", "method")
 _STATISTICS = ("mean", "std", "difference", "low", "high", "p_value", "p_holm")
-_STATISTICS += ("n", "n_failed")
+_STATISTICS += ("n", "n_failed", "n_left_out")
 
 
 @dataclass(frozen=True)
@@ -36,24 +41,40 @@ class ComparisonResult:
     ----------
     table : pandas.DataFrame
         A row for every recorded point of every unit, a unit being a method with a seed:
-        method, seed, iteration, phase ("warmup", "noise" or "quench"), the columns of
-        the estimator's ``history_``, the metrics, the distance ‖θ - θ₀‖ from where the
-        noise was switched on, and the end metrics in the rows where a phase begins or
-        ends. Iterations count from that switch, so those of the warm-up are negative;
-        its rows are repeated for every method.
+        method, seed, iteration, phase ("warmup", "noise", "quench" or "quench_loss"),
+        the columns of the estimator's ``history_``, the metrics, the distance ‖θ - θ₀‖
+        from where the noise was switched on, and the end metrics in the rows where a
+        phase begins or ends. Iterations count from that switch, so those of the warm-up
+        are negative; its rows are repeated for every method. Both quenches begin where
+        the noise ended; of that to a loss there is the row where it stopped.
     units : pandas.DataFrame
         A row for every unit: method, seed, status ("done" or "failed"), the phase that
-        it got to, error and message, and the seconds it took.
+        it got to, error and message, and the seconds it took; with a ``quench_loss``
+        what came of that: "reached", "not reached" within its iterations, "below
+        before" where the noise ended at no more than that loss, or "failed".
     protocol : dict
         Settings of the estimator, of each method, and of the comparison.
     provenance : list of dict
-        Versions and machine; several, if results of several machines were merged.
+        Revision, command, versions and machine; several, if the units are of several
+        calls. Files of earlier versions may lack the first two.
+    end_points : dict of (method, seed, phase) to ndarray of shape (D,)
+        What ``keep_params`` has kept, see :meth:`params`; None where the file that
+        holds it was not there.
+    source : object
+        Data and estimator, in the process that has run the comparison.
     """
 
     table: pd.DataFrame
     units: pd.DataFrame
     protocol: dict[str, Any]
     provenance: list[dict[str, Any]]
+    end_points: Mapping[tuple[str, int, str], np.ndarray | None] = field(
+        default_factory=dict, repr=False
+    )
+    source: Source | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"source": None}  # the data stay behind
 
     @property
     def methods(self) -> list[str]:
@@ -76,16 +97,256 @@ class ComparisonResult:
         Returns
         -------
         pandas.DataFrame
-            Indexed by phase ("start", "noise", "quench"), method and seed. "start" is
-            where the noise was switched on. A phase that a failure cut short has none.
+            Indexed by phase ("start", "noise", "quench", "quench_loss"), method and
+            seed. "start" is where the noise was switched on. A phase that a failure cut
+            short has none, and a quench to a loss has one if it reached it: there, and
+            nowhere else, all units have one loss.
         """
+        rows = self._end_rows()
+        return rows.set_index(["phase", "method", "seed"]).sort_index()
+
+    def _end_rows(self) -> pd.DataFrame:
+        """Return the rows of the ends, with the index that they have in the table."""
         rows = self.table[self.table["phase"] != "warmup"]
         start = rows[(rows["phase"] == "noise") & (rows["iteration"] == 0)]
         last = rows.groupby(["phase", "method", "seed"], sort=False).tail(1)
-        failed = pd.MultiIndex.from_frame(self.failures[["phase", "method", "seed"]])
+        short = [self.failures[["phase", "method", "seed"]]]
+        short.append(self._left_out().assign(phase="quench_loss")[list(short[0])])
+        none = pd.MultiIndex.from_frame(pd.concat(short))
         keys = pd.MultiIndex.from_frame(last[["phase", "method", "seed"]])
-        found = [start.assign(phase="start"), last[~keys.isin(failed)]]
-        return pd.concat(found).set_index(["phase", "method", "seed"]).sort_index()
+        return pd.concat([start.assign(phase="start"), last[~keys.isin(none)]])
+
+    def _left_out(self) -> pd.DataFrame:
+        """Return the units that did not go down to the loss of a quench."""
+        if "quench_loss" not in self.units:
+            return self.units.iloc[:0]
+        return self.units[
+            self.units["quench_loss"].isin(["not reached", "below before"])
+        ]
+
+    def params(self, method: str, seed: int, phase: str) -> np.ndarray:
+        """Return θ where a phase of a unit ended.
+
+        Parameters
+        ----------
+        method : str
+            A label.
+        seed : int
+        phase : {"start", "noise", "quench", "quench_loss"}
+            "start" is where the noise was switched on, the same for all methods.
+
+        Returns
+        -------
+        ndarray of shape (D,)
+            A copy, of the estimator's ``dtype``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such unit or phase, the unit did not come to its end, or its
+            parameters were not kept.
+        """
+        check_known("method", method, self.methods)
+        check_known("phase", phase, self._phases())
+        unit = self.units.query("method == @method and seed == @seed")
+        if unit.empty:
+            raise ValueError(
+                f"There is no unit of {method!r} with seed {seed!r}. The seeds are "
+                f"{', '.join(map(str, self.seeds))}."
+            )
+        theta = self.end_points.get((method, int(seed), phase))
+        if theta is not None:
+            return theta.copy()
+        asked = f"{method!r} with seed {seed} at the end of {phase!r}"
+        (record,) = unit.to_dict("records")
+        if record["status"] != "done" and _is_after(phase, record["phase"]):
+            raise ValueError(
+                f"There are no parameters of {asked}: the unit failed in "
+                f"{record['phase']!r} with {record['error']}: {record['message']}"
+            )
+        outcome = record.get("quench_loss")
+        if phase == "quench_loss" and outcome != "reached":
+            raise ValueError(
+                f"There are no parameters of {asked}: the outcome of its quench to a "
+                f"loss of {self.protocol['quench_loss']} is {outcome!r}, so its loss "
+                "is not that of the others."
+            )
+        if (method, int(seed), phase) in self.end_points:
+            raise ValueError(
+                f"The parameters of {asked} are in a file that was not there when the "
+                "result was read. Put it, NAME.params.npz, beside NAME.json, and read "
+                "again."
+            )
+        raise ValueError(
+            f"The parameters of {asked} were not kept. Pass keep_params=True to "
+            "compare_dynamics."
+        )
+
+    def _phases(self) -> list[str]:
+        """Return the phases that a unit may come to the end of."""
+        asked = {"start": True, "noise": True}
+        asked["quench"] = bool(self.protocol["quench"])
+        asked["quench_loss"] = "quench_loss" in self.protocol
+        return [phase for phase in _PHASES if asked[phase]]
+
+    def measure(
+        self,
+        measures: Mapping[str, Callable[..., Any]],
+        X: Any = None,
+        y: Any = None,
+        *,
+        estimator: Any = None,
+        phases: str | Iterable[str] | None = None,
+        n_jobs: int | None = None,
+    ) -> pd.DataFrame:
+        """Measure something else where the phases ended, without running again.
+
+        What comes out is what the same ``end_metrics`` would have given.
+
+        Parameters
+        ----------
+        measures : dict of str to callable
+            ``measure(risk, theta)`` returns a number. One with a ``stderr`` gets a
+            column for that too.
+        X : array-like of shape (n_samples, n_features, ...) or callable, default=None
+            Training data, or the function of the seed, as in
+            :func:`compare_dynamics`; None are those that the comparison was run with,
+            which a result from a file does not hold.
+        y : array-like of shape (n_samples,), default=None
+            Targets; None with a function.
+        estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor, default=None
+            With the settings of the comparison, but it may be on another device; None
+            is the one that it was run with.
+        phases : str or iterable of str, default=None
+            Of "start", "noise", "quench" and "quench_loss"; None are all.
+        n_jobs : int, default=None
+            Seeds at a time, through joblib.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each row of :meth:`ends`, in the same order, or for those of the
+            phases asked for; see :meth:`with_measures`. ``attrs["provenance"]`` says
+            where it was measured.
+
+        Raises
+        ------
+        TypeError
+            If a measure or the estimator is not of the right kind.
+        ValueError
+            If parameters were not kept, data or estimator are missing, its settings are
+            not those of the protocol, or a loss is not that of the table, which tells
+            other data.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from flatmin import NoisyDiffusionClassifier, compare_dynamics
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = NoisyDiffusionClassifier(lr=0.1, max_iter=20, warmup_iter=50)
+        >>> found = compare_dynamics(
+        ...     ["gd"], X, y, estimator=clf, n_seeds=[0], keep_params=True
+        ... )
+        >>> measured = found.measure({"norm": lambda risk, theta: theta.norm()})
+        >>> measured.index.tolist()
+        [('noise', 'gd', 0), ('start', 'gd', 0)]
+        >>> by_hand = np.linalg.norm(found.params("gd", 0, "noise"))
+        >>> bool(np.isclose(by_hand, measured["norm"].iloc[0]))
+        True
+        """
+        measures = check_metrics("measures", measures)
+        ends: Any = self.ends()["loss"]
+        if phases is not None:
+            wanted = [phases] if isinstance(phases, str) else list(phases)
+            for phase in wanted:
+                check_known("phase", phase, self._phases())
+            ends = ends[ends.index.isin(wanted, level="phase")]
+        source = self._source(X, y, estimator)
+        here = provenance(resolve_device(source.estimator.device))
+        largest = self.table["loss"].where(np.isfinite(self.table["loss"])).abs()
+        largest = largest.groupby(self.table["seed"]).max()
+        tasks: list[tuple[Any, ...]] = []
+        for seed in dict.fromkeys(int(key[2]) for key in ends.index):
+            losses = ends[ends.index.get_level_values("seed") == seed].to_dict()
+            points = {key: self.params(key[1], seed, key[0]) for key in losses}
+            threads = self.protocol["n_threads"]
+            task = (points, losses, float(largest[seed]), measures, threads)
+            tasks.append((source, seed, *task))
+        found: dict[tuple[str, str, int], dict[str, float]] = {}
+        before = torch.get_num_threads()
+        try:
+            for some in work(measure_seed, tasks, n_jobs):
+                found |= some
+        finally:
+            torch.set_num_threads(before)
+        frame = pd.DataFrame([found[key] for key in ends.index], index=ends.index)
+        frame.attrs["provenance"] = here
+        return frame
+
+    def with_measures(self, measured: pd.DataFrame) -> ComparisonResult:
+        """Return a result with further columns, for ``summary`` and for its file.
+
+        Parameters
+        ----------
+        measured : pandas.DataFrame
+            From :meth:`measure`, or with such an index.
+
+        Returns
+        -------
+        ComparisonResult
+            The columns are in the rows of the ends, and NaN elsewhere. Its
+            ``provenance`` also says where they were measured, if ``measured`` does.
+
+        Raises
+        ------
+        ValueError
+            If the table has a column of that name, or no such end.
+        """
+        taken = [str(name) for name in measured if name in self.table]
+        if taken:
+            raise ValueError(
+                "measured must have names that the table does not use yet. Got "
+                f"{', '.join(taken)}."
+            )
+        rows = self._end_rows()
+        keys = pd.MultiIndex.from_frame(rows[["phase", "method", "seed"]])
+        missing = measured.index.difference(keys)
+        if len(missing):
+            phase, method, seed = missing[0]
+            raise ValueError(
+                "measured must be of ends of this result. Got the end of "
+                f"{phase!r} of {method!r} with seed {seed}, which is none."
+            )
+        place = pd.Series(rows.index, keys)[measured.index].to_numpy()
+        # Where the noise has no iterations its end is its start.
+        once = measured.set_axis(place).groupby(level=0).first()
+        origin = list(self.provenance)
+        here = measured.attrs.get("provenance")
+        if here is not None and here not in origin:
+            origin.append(here)
+        return replace(self, table=self.table.join(once), provenance=origin)
+
+    def _source(self, X: Any, y: Any, estimator: Any) -> Source:
+        """Return data and estimator: those passed, or else one's own."""
+        if estimator is not None:
+            check_estimator(estimator)
+            check_settings(estimator, self.protocol["estimator"])
+        elif self.source is not None:
+            estimator = self.source.estimator
+        if X is not None and (y is None) != callable(X):
+            raise ValueError("Pass X and y, or a function of the seed alone.")
+        if X is not None:
+            data = X if callable(X) else (X, y)
+        else:
+            data = None if self.source is None else self.source.data
+        if data is None or estimator is None:
+            missing = "the data" if data is None else "the estimator"
+            raise ValueError(
+                "A result that was read from a file holds neither data nor estimator: "
+                "pass X and y, or the function of the seed, and estimator. "
+                f"Got none for {missing}."
+            )
+        return Source(data, estimator)
 
     def summary(
         self,
@@ -100,7 +361,8 @@ class ComparisonResult:
         is that of two methods on the same seed; see :func:`paired_difference`. The
         p values of one quantity are adjusted for the number of methods by
         :func:`holm`. A unit that failed has no end, and so no difference: it is
-        counted in n_failed.
+        counted in n_failed, in the phase where it failed and those behind it. Nor has
+        one that did not go down to the loss of a quench: it is counted in n_left_out.
 
         Parameters
         ----------
@@ -114,9 +376,9 @@ class ComparisonResult:
         Returns
         -------
         pandas.DataFrame
-            Indexed by column, phase ("noise", "quench") and method: mean, std over
-            seeds with ddof 1, difference, low and high, p_value, p_holm, n (pairs) and
-            n_failed.
+            Indexed by column, phase ("noise", "quench", "quench_loss") and method:
+            mean, std over seeds with ddof 1, difference, low and high, p_value, p_holm,
+            n (pairs), n_failed and n_left_out.
 
         Raises
         ------
@@ -131,9 +393,10 @@ class ComparisonResult:
             check_known("column", column, numeric)
         rows = []
         for column in columns or numeric:
-            for phase in ("noise", "quench"):
-                if phase in ends.index:
-                    values = ends.loc[phase, column].unstack("method")
+            for phase in _PHASES[1:]:
+                own = ends.index.get_level_values("phase") == phase
+                if own.any() or (phase == "quench_loss" and len(self._left_out())):
+                    values = ends.loc[own, column].droplevel("phase").unstack("method")
                     rows += self._differences(
                         values.reindex(index=self.seeds, columns=self.methods),
                         baseline,
@@ -150,12 +413,17 @@ class ComparisonResult:
         confidence: float,
         keys: dict[str, str],
     ) -> list[dict[str, Any]]:
-        failed = self.failures["method"].value_counts()
+        behind = [_is_after(keys["phase"], where) for where in self.failures["phase"]]
+        failed = self.failures["method"][behind].value_counts()
+        short = self._left_out()["method"].value_counts()
+        if keys["phase"] != "quench_loss":
+            short = short[:0]
         rows = []
         for method in self.methods:
             column = values[method].dropna()
             row: dict[str, Any] = {**keys, "method": method, "mean": column.mean()}
             row |= {"std": column.std(), "n_failed": int(failed.get(method, 0))}
+            row["n_left_out"] = int(short.get(method, 0))
             if method != baseline:
                 found = paired_difference(
                     values[method], values[baseline], confidence=confidence
@@ -171,25 +439,19 @@ class ComparisonResult:
         return rows
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into a file.
+        """Write everything into a file, and the parameters into one beside it.
+
+        The numbers are JSON. What ``keep_params`` has kept goes into
+        ``NAME.params.npz`` beside ``NAME.json``, which NumPy reads; the JSON tells
+        whether a file of that name is the one that belongs to it.
 
         Parameters
         ----------
         path : str or path-like
             Replaced as a whole, or not at all.
         """
-        content = {
-            "format": _FORMAT,
-            "protocol": self.protocol,
-            "provenance": self.provenance,
-            "units": _to_lists(self.units),
-            "table": _to_lists(self.table),
-        }
-        path = Path(path)
-        written = path.with_name(f"{path.name}.part")
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
-        written.write_text(text + "\n", encoding="utf-8")
-        written.replace(path)
+        rest = {"protocol": self.protocol, "provenance": self.provenance}
+        write_comparison(Path(path), self.table, self.units, rest, self.end_points)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> ComparisonResult:
@@ -198,6 +460,7 @@ class ComparisonResult:
         Parameters
         ----------
         path : str or path-like
+            Without the file of the parameters beside it, all else is there.
 
         Returns
         -------
@@ -206,24 +469,9 @@ class ComparisonResult:
         Raises
         ------
         ValueError
-            If the file holds something else.
+            If the file holds something else, or the one beside it other parameters.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON, or cut off: {error}.") from error
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != _FORMAT:
-            raise ValueError(
-                f"{path} must be a file that ComparisonResult.to_json wrote, of the "
-                f"format {_FORMAT!r}. Got {found!r}."
-            )
-        return cls(
-            _from_lists(content["table"]),
-            _from_lists(content["units"]),
-            content["protocol"],
-            content["provenance"],
-        )
+        return cls(**read_comparison(Path(path)))
 
 
 def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
@@ -246,6 +494,7 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
     if not results:
         raise ValueError("merge_comparisons needs at least one result. Got none.")
     methods: dict[str, Any] = {}
+    end_points: dict[tuple[str, int, str], np.ndarray | None] = {}
     machines: list[dict[str, Any]] = []
     common = {**results[0].protocol, "methods": None}
     for result in results:
@@ -258,6 +507,7 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
                 f"alone. Got {common} and {result.protocol}."
             )
         methods |= own
+        end_points |= result.end_points
         machines += [found for found in result.provenance if found not in machines]
     units = pd.concat([result.units for result in results], ignore_index=True)
     twice = units[units.duplicated(["method", "seed"])]
@@ -271,28 +521,14 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
         units,
         {**common, "methods": methods},
         machines,
+        end_points,
+        # Other data of another result are told by the losses.
+        next((result.source for result in results if result.source is not None), None),
     )
 
 
-def _to_lists(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """Return columns as lists; JSON has no NaN and no infinity."""
-    return {
-        str(name): [
-            value if not isinstance(value, float) or math.isfinite(value)
-            # float() reads "inf" again.
-            else None if math.isnan(value) else str(value)
-            for value in column.tolist()
-        ]
-        for name, column in frame.items()
-    }  # fmt: skip
-
-
-def _from_lists(columns: dict[str, list[Any]]) -> pd.DataFrame:
-    # None: pandas infers its own kind of text, which its versions differ in.
-    kinds = dict.fromkeys(_TEXT, None) | dict.fromkeys(_WHOLE, "int64")
-    return pd.DataFrame(
-        {
-            name: pd.Series(values, dtype=kinds.get(name, "float64"))
-            for name, values in columns.items()
-        }
-    )
+def _is_after(phase: str, failed: str) -> bool:
+    """Say whether a unit that failed in one phase has no end of another."""
+    # A warm-up that failed has no end where the noise would have begun.
+    order = ("warmup", *_PHASES)
+    return order.index(phase) >= order.index(failed)

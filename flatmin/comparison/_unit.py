@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
 
-from flatmin._utils.placement import resolve_device
 from flatmin.comparison._checkpoints import UnitFolder
-from flatmin.comparison._provenance import provenance
+from flatmin.comparison._fits import Data, divergence, fit, guarded, measure_at
+from flatmin.comparison._plan import Plan
+from flatmin.comparison._quench import quench, quench_to_loss
 
-__all__ = ["Plan", "Start", "Unit", "run_unit", "warm_up"]
+__all__ = ["Start", "Unit", "run_unit", "warm_up"]
 
 _KEYS = ("method", "seed", "iteration", "phase")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all units have in common; travels to the workers."""
-
-    data: Callable[[int], tuple[Any, ...]] | tuple[Any, ...]
-    metrics: Mapping[str, Callable[..., Any]]
-    end_metrics: Mapping[str, Callable[..., Any]]
-    quench: int
-    quench_lr: float | None
-    n_threads: int
-
-    def load(self, seed: int) -> tuple[Any, Any, dict[str, Any]]:
-        """Return X, y and what fit is told of the test data."""
-        data = self.data(seed) if callable(self.data) else self.data
-        if not isinstance(data, tuple) or len(data) not in (2, 4):
-            raise ValueError(
-                "A function of the seed must return (X, y) or (X, y, X_test, y_test). "
-                f"Got {type(data).__name__}"
-                + (f" of length {len(data)}." if isinstance(data, tuple) else ".")
-            )
-        X, y, *test = data
-        return X, y, dict(zip(("X_val", "y_val"), test, strict=False))
 
 
 @dataclass(frozen=True)
@@ -64,7 +39,9 @@ class Unit:
     """What came of one method with one seed."""
 
     rows: pd.DataFrame
-    record: dict[str, Any]  # method, seed, status, phase, error, message, seconds
+    # method, seed, status, phase, error, message, seconds, where asked for quench_loss
+    record: dict[str, Any]
+    params: dict[str, np.ndarray]  # where phases ended, (D,) each; none unless kept
 
 
 @dataclass(frozen=True)
@@ -125,10 +102,10 @@ def warm_up(
     with ExitStack() as held:
         try:
             held.enter_context(folder.begun())
-            model = _fit(estimator, seed, plan.load(seed), settings)
+            model = fit(estimator, seed, plan.source.load(seed), settings)
             rows = model.history_.to_dict("records")
             _check_names(plan.end_metrics, rows[-1])
-            ends = _measure(model, plan.end_metrics)
+            ends = measure_at(model.risk_, plan.end_metrics, "end_metrics")
         except (TypeError, ValueError):
             raise
         except Exception as error:
@@ -143,7 +120,7 @@ def warm_up(
                 if row["phase"] == "warmup"
             ],
             ends,
-            _divergence(model),
+            divergence(model),
             time.perf_counter() - began,
         )
         folder.write(vars(start))
@@ -175,46 +152,62 @@ def run_unit(
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()
     rows, phase, failure = list(start.rows), "warmup", start.failure
+    params: dict[str, np.ndarray] = {}
+    outcome = "failed"  # of the quench to a loss
+    if failure is None and start.theta is not None:
+        params["start"] = start.theta
     with ExitStack() as held:
         try:
             held.enter_context(folder.begun())
             if failure is None:
                 phase = "noise"
-                data = plan.load(start.seed)
+                data = plan.source.load(start.seed)
                 noisy = _noise(estimator, start, data, plan, folder, rows)
-                failure = _divergence(noisy)
+                failure = divergence(noisy)
+                if failure is None:
+                    params["noise"] = noisy.params_
             if failure is None and plan.quench:
                 phase = "quench"
-                failure = _quench(noisy, data, plan, folder, rows)
+                quenched = quench(noisy, data, plan, folder, rows)
+                failure = divergence(quenched)
+                if failure is None:
+                    params["quench"] = quenched.params_
+            if failure is None and plan.quench_loss is not None:
+                phase = "quench_loss"
+                reached = quench_to_loss(noisy, data, plan, folder, rows)
+                outcome, failure = reached.outcome, reached.failure
+                if outcome == "reached":
+                    params["quench_loss"] = reached.theta
         except Exception as error:
             failure = _named(error)
-        unit = Unit(
-            _table(rows, label, start.seed),
-            {
-                "method": label,
-                "seed": start.seed,
-                "status": "done" if failure is None else "failed",
-                "phase": phase,
-                "error": failure[0] if failure else "",
-                "message": failure[1] if failure else "",
-                "seconds": time.perf_counter() - began,
-            },
-        )
+        record = {
+            "method": label,
+            "seed": start.seed,
+            "status": "done" if failure is None else "failed",
+            "phase": phase,
+            "error": failure[0] if failure else "",
+            "message": failure[1] if failure else "",
+            "seconds": time.perf_counter() - began,
+        }
+        if plan.quench_loss is not None:
+            record["quench_loss"] = outcome
+        kept = params if plan.keep_params else {}
+        unit = Unit(_table(rows, label, start.seed), record, kept)
         if failure is None or failure[0] == "DivergenceError":
-            folder.write(
-                {
-                    "rows": unit.rows.to_dict("list"),
-                    "record": unit.record,
-                    "provenance": provenance(resolve_device(estimator.device)),
-                }
-            )
+            content = {
+                "rows": unit.rows.to_dict("list"),
+                "record": unit.record,
+                "provenance": plan.provenance,
+            }
+            # Without the key it is not known where the phases ended.
+            folder.write(content | ({"params": kept} if plan.keep_params else {}))
     return unit
 
 
 def _noise(
     estimator: Any,
     start: Start,
-    data: tuple[Any, Any, dict[str, Any]],
+    data: Data,
     plan: Plan,
     folder: UnitFolder,
     rows: list[dict[Any, Any]],
@@ -224,74 +217,16 @@ def _noise(
     settings = {
         "params_init": start.theta,
         "warmup_iter": 0,
-        "metrics": {**_metrics(estimator, plan), "distance": distance},
+        "metrics": guarded({**_metrics(estimator, plan), "distance": distance}),
         **folder.fits("noise"),
     }
-    noisy = _fit(estimator, start.seed, data, settings)
+    noisy = fit(estimator, start.seed, data, settings)
     found = noisy.history_.to_dict("records")
     found[0] |= start.ends
     rows += found
     if not noisy.diverged_ and len(found) > 1:
-        found[-1] |= _measure(noisy, plan.end_metrics)
+        found[-1] |= measure_at(noisy.risk_, plan.end_metrics, "end_metrics")
     return noisy
-
-
-def _quench(
-    noisy: Any,
-    data: tuple[Any, Any, dict[str, Any]],
-    plan: Plan,
-    folder: UnitFolder,
-    rows: list[dict[Any, Any]],
-) -> tuple[str, str] | None:
-    """Go on without noise, append what was recorded, and return a failure."""
-    settings = {
-        "method": "gd",
-        "method_params": None,
-        "lr": noisy.lr if plan.quench_lr is None else plan.quench_lr,
-        "max_iter": plan.quench,
-        "params_init": noisy.params_,
-        "gradient_batch_size": None,
-        "optimizer": "sgd",
-        "optimizer_params": None,
-        "callbacks": None,
-        "callbacks_params": None,
-        "metrics": noisy.metrics,  # themselves, not what clone makes of them
-        **folder.fits("quench"),
-    }
-    quenched = _fit(noisy, noisy.random_state, data, settings)
-    found = quenched.history_.assign(phase="quench")
-    found["iteration"] += noisy.n_iter_
-    found = found.to_dict("records")
-    rows += found
-    if not quenched.diverged_:
-        found[-1] |= _measure(quenched, plan.end_metrics)
-    return _divergence(quenched)
-
-
-def _fit(
-    estimator: Any,
-    seed: int,
-    data: tuple[Any, Any, dict[str, Any]],
-    settings: dict[str, Any],
-) -> Any:
-    X, y, test = data
-    model = clone(estimator).set_params(
-        random_state=seed,
-        # A run that diverges then has a history up to there.
-        on_divergence="stop",
-        store_data=True,
-        warm_start=False,
-        verbose=False,
-    )
-    model.set_params(**settings)
-    # Where the caller makes warnings errors, this one comes after the model is whole.
-    with suppress(ConvergenceWarning):
-        model.fit(X, y, **test)
-    return model
-
-
-def _divergence(model: Any) -> tuple[str, str] | None:
-    return ("DivergenceError", model.diverged_) if model.diverged_ else None
 
 
 def _table(rows: list[dict[Any, Any]], label: str, seed: int) -> pd.DataFrame:
@@ -302,23 +237,6 @@ def _table(rows: list[dict[Any, Any]], label: str, seed: int) -> pd.DataFrame:
 
 def _metrics(estimator: Any, plan: Plan) -> dict[str, Callable[..., Any]]:
     return {**(estimator.metrics or {}), **plan.metrics}
-
-
-def _measure(model: Any, metrics: Mapping[str, Callable[..., Any]]) -> dict[str, float]:
-    """Return the end metrics, with the standard errors of those that have one."""
-    theta = model.risk_.params()
-    found = {}
-    for name, metric in metrics.items():
-        value = metric(model.risk_, theta.clone())
-        try:
-            found[name] = float(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"end_metrics[{name!r}] must return a number. Got {value!r}."
-            ) from error
-        if hasattr(value, "stderr"):
-            found[f"{name}_stderr"] = float(value.stderr)
-    return found
 
 
 def _check_names(end_metrics: Mapping[str, Any], row: Mapping[Any, Any]) -> None:

@@ -95,6 +95,11 @@ def in_dtype(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     -------
     Tensor
         Of the shape of ``value``.
+
+    Raises
+    ------
+    FloatingPointError
+        If it is infinite in that dtype, or not finite before.
     """
     value = value.to(dtype)
     check_loss(name, value, "scale the loss down")

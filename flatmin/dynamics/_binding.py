@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from flatmin.dynamics._optimizer_state import join_state, split_state
 from flatmin.risk import ParameterLayout
+from flatmin.risk.prepared_module import settings
 
 __all__ = ["FlatBinding"]
 
@@ -38,7 +41,8 @@ class FlatBinding:
     module : torch.nn.Module
         Frozen parameters are left alone.
     watch : bool, default=False
-        Keep copies of them and of the buffers, for :meth:`check_rest`.
+        Keep copies of them, of the buffers and of the module's settings, for
+        :meth:`check_rest` and :meth:`has_other_settings`.
 
     Attributes
     ----------
@@ -64,6 +68,7 @@ class FlatBinding:
         self._tie(self.params)
         rest = self._rest() if watch else {}
         self._rest_before = {name: tensor.clone() for name, tensor in rest.items()}
+        self._settings_before = copy.deepcopy(settings(module)) if watch else None
 
     def _tie(self, params: list[nn.Parameter]) -> None:
         for parameter, values, slopes in zip(
@@ -125,6 +130,20 @@ class FlatBinding:
                     "hold: the loss that is trained has it as it was when fit began. "
                     "Set it before fit, in the module that is passed as module=."
                 )
+
+    def has_other_settings(self) -> bool:
+        """Return whether attributes of plain values have changed since the last call.
+
+        Returns
+        -------
+        bool
+            They may be counters, which no output depends on.
+        """
+        before = self._settings_before
+        if before is None or before == (now := settings(self.module)):
+            return False
+        self._settings_before = copy.deepcopy(now)
+        return True
 
     def params_for(self, optimizer: type[torch.optim.Optimizer]) -> list[nn.Parameter]:
         """Return what to give an optimizer.

@@ -14,7 +14,9 @@ from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
-from flatmin.risk import Risk
+from flatmin.risk import EmpiricalRisk, Risk
+from flatmin.risk.probe import trial_indices
+from flatmin.risk.trials import difference, tolerance
 
 __all__ = ["DivergenceError", "NoisyDescent", "check_substeps"]
 
@@ -188,6 +190,8 @@ class NoisyDescent:
         """
         self.binding.follow()
         self.binding.check_rest()
+        if self.binding.has_other_settings():
+            self._check_outputs()
         if self._left is None or torch.equal(self._left, self.theta):
             return
         if self._keeps:
@@ -195,6 +199,19 @@ class NoisyDescent:
         self._left = self.theta.clone()
         self._stale, self._ahead = True, None
         self._moved_at = self.iteration
+
+    def _check_outputs(self) -> None:
+        """Raise if the module no longer computes what the risk does."""
+        if not isinstance(self.risk, EmpiricalRisk):
+            return
+        few = self.risk.subset(trial_indices(self.risk.n_examples))
+        now = few.with_module(self.binding.module).outputs(self.theta)
+        if difference(now, few.outputs(self.theta)) > tolerance(now.dtype, 0):
+            raise RuntimeError(
+                "A callback has changed a setting of the module, and so its outputs: "
+                "the loss that is trained has it as it was when fit began. Set it "
+                "before fit, in the module that is passed as module=."
+            )
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
         """Take steps.

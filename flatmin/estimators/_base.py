@@ -514,7 +514,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             Its ``params()`` are θ at the end of the training.
         """
         check_is_fitted(self)
-        return self.make_risk_of(
+        return self._make_risk_of(
             self.module_,
             X,
             y,
@@ -524,7 +524,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             dtype=dtype,
         )
 
-    def make_risk_of(
+    def _make_risk_of(
         self,
         module: nn.Module,
         X: Any,

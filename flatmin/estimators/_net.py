@@ -51,7 +51,7 @@ class _EstimatorNet:
     def make_risk(self, X: Any, y: Any = None, *args: Any, **options: Any) -> Any:
         """Return the risk of the network; see ``make_risk`` of the estimator."""
         module = evaluation_mode(copy_module(self.module_))
-        risk: EmpiricalRisk = self.reader_.make_risk_of(module, X, y, *args, **options)
+        risk: EmpiricalRisk = self.reader_._make_risk_of(module, X, y, *args, **options)
         return risk
 
     def get_loss(self, y_pred: Any, y_true: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -86,8 +86,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         θ to start from, flat, in ``named_parameters()`` order.
     metrics : dict of str to callable, default=None
         ``metric(risk, theta)`` returns a number; recorded in ``history_`` after the
-        warm-up. One that raises a ValueError behind the first row, for it is not
-        defined there, is NaN in that row, and a warning tells why.
+        warm-up. Where one raises a ValueError after the first row, because it is not
+        defined there, it is NaN in that row, and a warning tells why.
     record_every : int, default=100
         Iterations per block. After each one ``history_`` gets a row, which costs a few
         passes over the data, and callbacks are called: a skorch epoch is a block.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -75,8 +76,13 @@ class SpectralDensity:
         stderr : Tensor of shape ()
         """
         values = function(self.nodes)
+        # Squares of what is 1e200 overflow, and those of 1e-200 are 0.
+        largest = float(values.abs().max())
+        unit = largest if 0 < largest < math.inf else 1.0
+        values = values / unit
         mean, square = ((self.weights * f).sum(1) for f in (values, values.square()))
-        return self._over_probes(mean, square)
+        value, stderr = self._over_probes(mean, square)
+        return unit * value, unit * stderr
 
     def moment(self, p: int) -> tuple[Tensor, Tensor]:
         """Return (1/D) Tr Aᵖ; the quadrature itself is exact for p < 2 n_steps.
@@ -122,9 +128,10 @@ class SpectralDensity:
         """
         check_positive("sigma", sigma)
         height = 1 / (sigma * (2 * torch.pi) ** 0.5)
-        return self._on_grid(
-            grid, lambda x: height * torch.exp(-((x / sigma) ** 2) / 2)
+        value, stderr = self._on_grid(
+            grid, lambda x: torch.exp(-((x / sigma) ** 2) / 2)
         )
+        return height * value, height * stderr
 
     def cumulative(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Return the share of eigenvalues that are at most x.

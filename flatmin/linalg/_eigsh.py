@@ -110,6 +110,8 @@ def eigsh(
     ValueError
         If k, ``tol``, ``v0`` or ``max_matvecs`` does not fit, ``which`` is unknown or
         the operator is a batch.
+    TypeError
+        If ``v0`` is no tensor.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -140,6 +142,7 @@ def eigsh(
     check_positive("tol", tol, or_zero=True)
     if max_matvecs is not None:
         check_count("max_matvecs", max_matvecs, at_least=k)  # one for each pair
+    start = None if v0 is None else _normalised(operator, v0)
 
     n_basis = max(20, 2 * k + 10)
     if (4 * k + 40) * size <= _ROOMY:
@@ -150,11 +153,9 @@ def eigsh(
         return _rescaled(_dense(unit, k, which, tol), unit)
     limit = 20 * (k + 20) if max_matvecs is None else max_matvecs
     generator = make_generator(rng, operator.device)
-    if v0 is None:
+    if start is None:
         nothing = torch.empty(0, size, dtype=operator.dtype, device=operator.device)
         start = random_direction(nothing, generator)
-    else:
-        start = _normalised(operator, v0)
     with progress_bar(limit, f"{k} eigenpairs", verbose=verbose) as bar:
         result = _thick_restart(
             unit, k, which, tol, start, limit, n_basis, generator, bar
@@ -362,6 +363,8 @@ def _shrink(process: BandLanczos, k: int, which: Which) -> None:
 def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
     """Return the caller's start vector at length one, in the operator's dtype."""
     size = operator.shape[-1]
+    if not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a Tensor of shape ({size},). Got {v0!r}.")
     norm = torch.linalg.vector_norm(v0, dtype=torch.float64)
     if v0.shape != (size,) or not bool((norm > 0) & torch.isfinite(norm)):
         raise ValueError(

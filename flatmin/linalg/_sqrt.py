@@ -71,6 +71,8 @@ def sqrt_matvec(
     ValueError
         If z is not one finite vector of the operator's size, ``tol`` is negative
         or not finite, ``max_steps`` is less than 1 or the operator is a batch.
+    TypeError
+        If z is no tensor.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -95,6 +97,8 @@ def sqrt_matvec(
     size = operator.shape[-1]
     check_positive("tol", tol, or_zero=True)
     check_count("max_steps", max_steps)
+    if not isinstance(z, Tensor):
+        raise TypeError(f"z must be a Tensor of shape ({size},). Got {z!r}.")
     norm = torch.linalg.vector_norm(z, dtype=torch.float64)
     if z.shape != (size,) or not bool(torch.isfinite(norm)):
         raise ValueError(

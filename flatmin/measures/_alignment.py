@@ -21,7 +21,7 @@ from flatmin.curvature import (
 from flatmin.linalg import EigenResult, eigsh
 from flatmin.measures._deflation import deflated_norm, deflated_trace
 from flatmin.measures._estimate import Estimate, exact, quotient
-from flatmin.measures._rounding import CLEAR, gradient_moments
+from flatmin.measures._rounding import CLEAR, GradientMoments, gradient_moments
 from flatmin.measures._subspaces import (
     cosines,
     overlap,
@@ -40,9 +40,6 @@ from flatmin.risk import Risk
 __all__ = ["Alignment", "alignment"]
 
 _NO_NUMBER = exact(torch.tensor(math.nan))
-
-# Rows of the table that are of spans of eigenvectors.
-_OF_VECTORS = ("projection residual", "overlap")
 
 
 @dataclass(frozen=True)
@@ -281,47 +278,26 @@ def alignment(
     covariance_norm = deflated_norm(covariance, V, **accuracy)
     eps = CLEAR * torch.finfo(risk.dtype).eps
     rounding = eps * hessian_norm.value
-    n_hessian = int((U.eigenvalues.abs() > rounding).sum())
-    n_noise = int((V.eigenvalues > eps * V.eigenvalues[0]).sum())
-    undefined: dict[str, str] = {}
-    if min(n_hessian, n_noise) < k:
-        why = (
-            f"of k = {k} eigenvalues {n_hessian} of H and {n_noise} of Σ are more than "
-            "rounding, and the other eigenvectors are chance"
-        )
-        undefined |= dict.fromkeys(_OF_VECTORS, why)
-    if n_hessian < k or not bool(moments.has_gradient):
-        what = "g₀" if n_hessian == k else f"one of k = {k} eigenvalues of H"
-        undefined["gradient share"] = f"{what} is rounding"
-    unclear = torch.maximum(2 * hessian_trace.stderr, rounding)
-    if not bool(hessian_trace.value.abs() > unclear):
-        undefined["anisotropy gain"] = "Tr(H) is not clear of 0"
-    top = more.eigenvalues[0]
-    if not bool(top > rounding):
-        undefined["a"] = undefined["d"] = "λ₁ is not above 0"
-    elif k == size:
-        undefined["d"] = "there is no λ_{k+1} for k = D"
-    elif bool((more.eigenvalues[k].abs() <= rounding) & (more.eigenvalues[k] != 0)):
-        undefined["d"] = "λ_{k+1} is rounding"
+    clear_hessian = U.eigenvalues.abs() > rounding
+    clear_noise = V.eigenvalues > eps * V.eigenvalues[0]
+    undefined = _of_vectors(clear_hessian, clear_noise, moments)
+    undefined |= _of_values(more.eigenvalues, k, size, hessian_trace, rounding)
 
     def unless(name: str, compute: Callable[[], Tensor]) -> Tensor:
-        return top.new_tensor(math.nan) if name in undefined else compute()
+        return U.eigenvalues.new_tensor(math.nan) if name in undefined else compute()
 
     vectors = U.eigenvectors, V.eigenvectors
-    order = torch.arange(k, device=risk.device)
-    chance = (U.eigenvalues.abs() <= rounding) | (order >= n_noise)
+    clear = clear_hessian.unsqueeze(1) & clear_noise
     inner = (U.eigenvectors.mT.double() @ V.eigenvectors.double()).abs()
-    inner = inner.masked_fill(order >= n_noise, math.nan)
-    inner[U.eigenvalues.abs() <= rounding] = math.nan
     return Alignment(
         n_params=size,
         hessian_eigenvalues=U.eigenvalues,
         covariance_eigenvalues=V.eigenvalues,
         hessian_residuals=U.residuals,
         covariance_residuals=V.residuals,
-        inner_products=inner,
-        cosines=cosines(*vectors).masked_fill(chance, math.nan),
-        angles=principal_angles(*vectors).masked_fill(chance.any(), math.nan),
+        inner_products=inner.masked_fill(~clear, math.nan),
+        cosines=cosines(*vectors).masked_fill(~clear.diagonal(), math.nan),
+        angles=principal_angles(*vectors).masked_fill(~clear.all(), math.nan),
         residual=unless("projection residual", lambda: projection_residual(*vectors)),
         overlap=unless("overlap", lambda: overlap(*vectors)),
         gradient_share=unless(
@@ -338,6 +314,42 @@ def alignment(
         n_matvecs=hessian.n_matvecs + covariance.n_matvecs + product.n_matvecs,
         undefined=undefined,
     )
+
+
+def _of_vectors(
+    clear_hessian: Tensor, clear_noise: Tensor, moments: GradientMoments
+) -> dict[str, str]:
+    """Return why a quantity of eigenvectors is not defined, by name."""
+    k = len(clear_hessian)
+    n_hessian, n_noise = int(clear_hessian.sum()), int(clear_noise.sum())
+    undefined: dict[str, str] = {}
+    if min(n_hessian, n_noise) < k:
+        why = (
+            f"of k = {k} eigenvalues {n_hessian} of H and {n_noise} of Σ are more than "
+            "rounding, and the other eigenvectors are chance"
+        )
+        undefined |= dict.fromkeys(("projection residual", "overlap"), why)
+    if n_hessian < k or not bool(moments.has_gradient):
+        what = "g₀" if n_hessian == k else f"one of k = {k} eigenvalues of H"
+        undefined["gradient share"] = f"{what} is rounding"
+    return undefined
+
+
+def _of_values(
+    eigenvalues: Tensor, k: int, size: int, trace: Estimate, rounding: Tensor
+) -> dict[str, str]:
+    """Return why a quantity of H's eigenvalues is not defined, by name."""
+    undefined: dict[str, str] = {}
+    unclear = torch.maximum(2 * trace.stderr, rounding)
+    if not bool(trace.value.abs() > unclear):
+        undefined["anisotropy gain"] = "Tr(H) is not clear of 0"
+    if not bool(eigenvalues[0] > rounding):
+        undefined["a"] = undefined["d"] = "λ₁ is not above 0"
+    elif k == size:
+        undefined["d"] = "there is no λ_{k+1} for k = D"
+    elif bool((eigenvalues[k].abs() <= rounding) & (eigenvalues[k] != 0)):
+        undefined["d"] = "λ_{k+1} is rounding"
+    return undefined
 
 
 def _first(pairs: EigenResult, k: int) -> EigenResult:

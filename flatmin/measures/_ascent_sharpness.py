@@ -88,8 +88,8 @@ def asam_sharpness(
     Raises
     ------
     ValueError
-        If ``rho`` is not positive, ``eta`` is negative, or T g₀ or the
-        rise is rounding and not 0.
+        If ``rho`` is not positive, ``eta`` is negative, or T g₀ or the rise is
+        rounding and not 0.
     FloatingPointError
         If the loss or the gradient is not finite.
 

@@ -32,7 +32,10 @@ class NoiseSpectrum:
     def effective_rank(self) -> Estimate:
         """Tr(Σ)² / ‖Σ‖²_F, the participation ratio of the eigenvalues, in [1, D].
 
-        A ValueError where Σ is rounding, so that it is 0/0.
+        Raises
+        ------
+        ValueError
+            If Σ is rounding, so that it is 0/0.
         """
         self.moments.check_noise("The effective rank")
         return quotient([self.trace, self.trace], [square(self.norm)])
@@ -41,7 +44,10 @@ class NoiseSpectrum:
     def share(self) -> Tensor:
         """Share of Tr(Σ) in the k leading eigenvalues.
 
-        A ValueError where Σ is rounding, so that it is 0/0.
+        Raises
+        ------
+        ValueError
+            If Σ is rounding, so that it is 0/0.
         """
         self.moments.check_noise("The share of the leading eigenvalues")
         return self.eigenvalues.sum() / self.trace.value

@@ -112,7 +112,7 @@ def covariance_exponent(
     """
     check_accuracy(rtol, max_matvecs, at_least=6)
     points = _points(risk, theta, params, rtol, max_matvecs, rng)
-    return _fit(points, risk, points.indices)
+    return _fit(points, risk)
 
 
 def covariance_exponents(
@@ -158,7 +158,7 @@ def covariance_exponents(
         at = torch.arange(part.start, part.stop, device=risk.device)
         some = _Points(points.h[part], points.variances[part], points.usable[part], at)
         try:
-            fits[name] = _fit(some, risk, at)
+            fits[name] = _fit(some, risk)
         except _NoFitError as error:
             left_out[name] = str(error)
     return PowerLaws(fits, left_out)
@@ -196,7 +196,7 @@ def _points(
     return _Points(h, moments.variances, known & moments.noisy, operator.indices)
 
 
-def _fit(points: _Points, risk: Risk, indices: Tensor | None) -> PowerLaw:
+def _fit(points: _Points, risk: Risk) -> PowerLaw:
     usable = points.usable
     n_points = int(usable.sum())
     if n_points < 3:
@@ -218,5 +218,5 @@ def _fit(points: _Points, risk: Risk, indices: Tensor | None) -> PowerLaw:
         float(line.intercept),
         float(line.rvalue),
         n_points,
-        names_of(~usable, risk, indices),
+        names_of(~usable, risk, points.indices),
     )

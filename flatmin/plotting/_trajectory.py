@@ -42,7 +42,7 @@ class TrajectoryDisplay(BaseDisplay):
     It is recommended to use :meth:`from_estimator` or :meth:`from_results`. A method's
     curve ends where its first seed ends. A warm-up that all methods share is drawn
     once, in grey; upright lines mark the switch to the noise and, where there is one,
-    the quench.
+    the quench. A quench to a loss, which ends elsewhere in every run, is not drawn.
 
     Parameters
     ----------
@@ -153,6 +153,9 @@ class TrajectoryDisplay(BaseDisplay):
                 "results must be a DataFrame with one row for each method, seed and "
                 f"iteration, or have one as its table. Got {results!r}."
             )
+        if "quench_loss" in set(frame.get("phase", ())):
+            # A second way on from where the noise ended.
+            frame = frame[frame["phase"] != "quench_loss"]
         phases = set(frame.get("phase", ())) - {"warmup", "noise", "quench"}
         if phases:
             raise ValueError(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch._C._functorch import get_dynamic_layer_stack_depth
 from torch.func import grad, vjp
 
+from flatmin._utils.messages import first_line
 from flatmin.risk.class_targets import ClassTargets, as_integers
-from flatmin.risk.losses import ExampleLoss, one_by_one, probabilities
+from flatmin.risk.losses import ExampleLoss, elementwise_targets, unit_targets
 from flatmin.risk.module_copy import copy_module
 from flatmin.risk.output_hessian import (
     OutputHessian,
@@ -182,8 +183,8 @@ class CallableLoss(ExampleLoss):
         if self.classes is not None:
             return self.classes.check(self.name, y, outputs)
         if self.elementwise:
-            targets = one_by_one(self.name, y, outputs)
-            return probabilities(self.name, targets) if self.unit_targets else targets
+            targets = elementwise_targets(self.name, y, outputs)
+            return unit_targets(self.name, targets) if self.unit_targets else targets
         return y.to(outputs.dtype) if y.is_floating_point() else as_integers(y)
 
     def _try(self, outputs: Tensor, targets: Tensor) -> tuple[int, ...]:
@@ -197,7 +198,7 @@ class CallableLoss(ExampleLoss):
             raise ValueError(
                 f"The loss {self.name} is called as loss(outputs, targets), here with "
                 f"shapes {shapes[0]} and {shapes[1]}. It raised {type(error).__name__}:"
-                f" {str(error).splitlines()[0].rstrip('.')}. Pass a function of "
+                f" {first_line(error)}. Pass a function of "
                 "(outputs, targets) that returns one loss an example; a weight for "
                 "each example is passed as sample_weight."
             ) from error

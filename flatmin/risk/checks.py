@@ -20,6 +20,7 @@ __all__ = [
     "as_tensor",
     "as_weights",
     "channels_last",
+    "check_held",
     "normalised_weights",
     "warn_unused_parameters",
 ]
@@ -49,16 +50,32 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
         If it is empty, a single number, or not finite.
     """
     if not isinstance(data, Tensor):
-        array = np.asarray(data)
+        if np.ma.is_masked(data):
+            raise ValueError(
+                f"{name} must hold a number in each place. Got a masked array with "
+                f"{int(data.mask.sum())} masked; leave those examples out, or fill it: "
+                "filled(...)."
+            )
+        try:
+            array = np.asarray(data)
+        except ValueError as error:  # rows of several lengths
+            raise TypeError(f"{name} must be an array of numbers: {error}") from error
         if array.dtype.kind not in "biuf":
             raise TypeError(
                 f"{name} must be an array of numbers that holds all examples. Got "
                 f"{type(data).__name__} of dtype {array.dtype}; encode labels, and "
                 "collect an iterable or a data set into arrays first."
             )
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         if not array.flags.writeable or any(step < 0 for step in array.strides):
             array = array.copy()
         data = torch.from_numpy(array)
+    if data.layout != torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor. Got {data.layout}; use {name}.to_dense()."
+        )
     tensor: Tensor = data.detach().to(device)
     if tensor.ndim == 0 or tensor.shape[0] == 0:
         raise ValueError(
@@ -148,6 +165,29 @@ def channels_last(X: Tensor, module: nn.Module) -> Tensor:
     return fast.copy_(X)
 
 
+def check_held(held: Tensor, given: Tensor, name: str) -> None:
+    """Check that finite numbers have stayed so in the risk's dtype.
+
+    Parameters
+    ----------
+    held : Tensor
+    given : Tensor
+        The same before it was converted.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    ValueError
+        If one is too large.
+    """
+    if held.dtype != given.dtype and not bool(torch.isfinite(held).all()):
+        raise ValueError(
+            f"{name} must fit into {held.dtype}. Got numbers up to "
+            f"{float(given.abs().max()):.1e}; scale them, or pass dtype='float64'."
+        )
+
+
 @dataclass(frozen=True)
 class KnownWeights:
     """Weights that another risk of the same examples has: N wᵢ / Σw, or None."""
@@ -214,7 +254,7 @@ def normalised_weights(
     ValueError
         If no target counts.
     """
-    given = [w.double() for w in (sample_weight, target_weights) if w is not None]
+    given = [_at_most_one(w) for w in (sample_weight, target_weights) if w is not None]
     if not given:
         return None
     weights = given[0] if len(given) == 1 else given[0] * given[1]
@@ -229,6 +269,12 @@ def normalised_weights(
     if bool((normalised - 1).abs().max() < 1e-15):
         return None
     return normalised.to(dtype)
+
+
+def _at_most_one(w: Tensor) -> Tensor:
+    """Return the same weights over the largest: no sum or product of them overflows."""
+    w = w.double()
+    return w / w.max().clamp(min=torch.finfo(w.dtype).tiny)
 
 
 def warn_unused_parameters(names: list[str]) -> None:

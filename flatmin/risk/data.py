@@ -323,13 +323,18 @@ def find_source(X: Any, y: Any) -> Source | None:
         return Source(X, data.default_collate, 0)
     if isinstance(X.dataset, data.IterableDataset):
         return find_source(X.dataset, None)
-    if not isinstance(X.sampler, data.SequentialSampler):
+    # With a batch_sampler of one's own the other two say nothing.
+    sampler: Any = X.sampler if X.batch_sampler is None else X.batch_sampler
+    drop_last = X.drop_last
+    if type(sampler) is data.BatchSampler:
+        sampler, drop_last = sampler.sampler, sampler.drop_last
+    if not isinstance(sampler, data.SequentialSampler):
         raise ValueError(
             "A risk reads its examples in one order, again and again. Got a DataLoader "
-            f"with a {type(X.sampler).__name__}; make it with shuffle=False, or pass "
+            f"with a {type(sampler).__name__}; make it with shuffle=False, or pass "
             "its data set."
         )
-    if X.drop_last:
+    if drop_last:
         raise ValueError(
             "A risk is a mean over all examples. Got a DataLoader with drop_last=True; "
             "make it with drop_last=False, or pass its data set."

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_count
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
+from flatmin.risk.arguments import as_direction, as_indices
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
 from flatmin.risk.example_hessians import ExampleHessians
-from flatmin.risk.example_scalars import ExampleScalars
+from flatmin.risk.example_scalars import ExampleScalars, inner_products
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
 from flatmin.risk.gradients import evaluate_losses, losses_and_gradient
@@ -43,7 +45,12 @@ from flatmin.risk.module_state import check_state
 from flatmin.risk.moments import Moments, merge_moments
 from flatmin.risk.per_example import ROW_BUDGET
 from flatmin.risk.precision import in_full_float32
-from flatmin.risk.prepared_module import evaluation_mode, prepare_module
+from flatmin.risk.prepared_module import (
+    evaluation_mode,
+    prepare_module,
+    settings,
+    settle,
+)
 from flatmin.risk.probe import (
     check_dependence,
     check_independence,
@@ -51,10 +58,11 @@ from flatmin.risk.probe import (
     probe_example,
     trial_indices,
 )
-from flatmin.risk.reference_products import ProductWays, random_like
+from flatmin.risk.reference_products import ProductWays
 from flatmin.risk.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.surroundings import undisturbed
 from flatmin.risk.traces import Traces
+from flatmin.risk.trials import random_like
 
 __all__ = ["EmpiricalRisk"]
 
@@ -156,6 +164,9 @@ class EmpiricalRisk:
         dtype: torch.dtype | str | None = None,
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
+            chunk_size = int(chunk_size)  # torch.split takes no integer of NumPy
         self._hvp = hvp
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
@@ -171,7 +182,8 @@ class EmpiricalRisk:
                 f"X and y must have as many examples. Got {len(X)} and {len(y)}."
             )
         n_examples = len(X) if source is None else len(source)
-        X = checks.as_input(X, module, self.dtype)
+        given, X = X, checks.as_input(X, module, self.dtype)
+        checks.check_held(X, given, "X")
         known = isinstance(sample_weight, checks.KnownWeights)
         if not known:  # before anything is tried
             sample_weight = checks.as_weights(sample_weight, n_examples, self.device)
@@ -181,10 +193,9 @@ class EmpiricalRisk:
         probe = probe_example(self._model, X)
         self.output_shape = tuple(probe.output.shape[1:])
         targets = self._loss.prepare_targets(y, probe.output)
+        checks.check_held(targets, y, "y")
         if chunk_size is None:
             chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
-        elif chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1. Got {chunk_size}.")
         examples: ExampleData
         if source is None:
             examples = ArrayData(X, targets, None)
@@ -356,9 +367,11 @@ class EmpiricalRisk:
         -------
         EmpiricalRisk
             Itself where ``params()``, the rest of the module's parameters and buffers,
-            and its ``repr`` are those of ``module``, else another one.
+            its attributes of plain values and its ``repr`` are those of ``module``,
+            else another one.
         """
         module = evaluation_mode(copy_module(module))
+        settle(module)
         self._model.bind(self._theta)
         if _alike(self._model.module, module):
             return self
@@ -406,11 +419,10 @@ class EmpiricalRisk:
 
         Raises
         ------
-        ValueError
-            If there are no indices.
+        ValueError, TypeError
+            If there are no indices, or they are no integers along one axis.
         """
-        if len(indices) == 0:
-            raise ValueError("indices must name at least one example. Got none.")
+        indices = as_indices(indices, "indices", 1, self.device)
         chosen = self._data.select(indices)
         part = copy.copy(self)
         # Chunks of one size: a trace fills up the last one.
@@ -531,14 +543,10 @@ class EmpiricalRisk:
 
         Raises
         ------
-        ValueError
-            If the shape of v does not fit.
+        ValueError, TypeError
+            If v is no tensor of that shape.
         """
-        if v.shape != (self.n_examples,):
-            raise ValueError(
-                f"v must have one entry for each example, shape ({self.n_examples},). "
-                f"Got {tuple(v.shape)}."
-            )
+        v = as_direction(v, "v", (self.n_examples,), self._uniform)
         return self._pull_back(theta, v / self.n_examples)
 
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
@@ -574,12 +582,11 @@ class EmpiricalRisk:
 
         Raises
         ------
-        ValueError
-            If there are no indices.
+        ValueError, TypeError
+            If there are no indices, or they are no integers along one axis.
         """
+        indices = as_indices(indices, "indices", 1, self.device)
         m = len(indices)
-        if m == 0:
-            raise ValueError("indices must name at least one example. Got none.")
         self._model.bind(theta)
         chosen = self._data.select(indices)
         parts = iterate_chunks(chosen.X, chosen.y, chosen.weights, self.chunk_size)
@@ -604,6 +611,7 @@ class EmpiricalRisk:
         -------
         Tensor of shape (b, D)
         """
+        batches = as_indices(batches, "batches", 2, self.device)
         self._model.bind(theta)
         m = batches.shape[1]
         per_chunk = max(1, self.chunk_size // m)
@@ -715,6 +723,7 @@ class EmpiricalRisk:
         -------
         Tensor of shape (D,)
         """
+        v = as_direction(v, "v", (self.n_params,), self._uniform)
         self._model.bind(theta)
         theta = self._model.values()
         total = torch.zeros_like(theta)
@@ -739,7 +748,11 @@ class EmpiricalRisk:
         """
         self._model.bind(theta)
         return Linearization(
-            self._traces, self._chunks, self._model.values(), self.n_examples
+            self._traces,
+            self._chunks,
+            self._model.values(),
+            self.n_examples,
+            self.output_shape,
         )
 
     def jvp(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -1036,8 +1049,7 @@ class EmpiricalRisk:
 
         def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
             # The loss alone can have slopes of zero.
-            projections = (outputs * u).reshape(len(u), -1).sum(1)
-            return self._loss.per_example(outputs, y) + projections
+            return self._loss.per_example(outputs, y) + inner_products(outputs, u)
 
         args = self._few.y, random_like(outputs, 0)
         return ExampleScalars(self._few.X, args, scalar)
@@ -1065,13 +1077,14 @@ class EmpiricalRisk:
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Say whether two modules read alike and hold the same tensors."""
+    """Say whether two modules read alike and hold the same tensors and settings."""
     held = [
         {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for module in (one, other)
     ]
     return (
         repr(one) == repr(other)
+        and settings(one) == settings(other)
         and held[0].keys() == held[1].keys()
         and all(
             (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)

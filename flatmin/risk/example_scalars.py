@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["ExampleScalars"]
+__all__ = ["ExampleScalars", "inner_products"]
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,19 @@ class ExampleScalars:
     def of(self, outputs: Tensor) -> Tensor:
         """Return the scalars, shape (n,), of the outputs, shape (n, ...)."""
         return self.scalar(outputs, *self.args)
+
+
+def inner_products(outputs: Tensor, others: Tensor) -> Tensor:
+    """Return fᵢᵀuᵢ of each example.
+
+    Parameters
+    ----------
+    outputs : Tensor of shape (n, ...)
+    others : Tensor of shape (n, ...)
+        In the same shape.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    return (outputs * others).reshape(len(outputs), -1).sum(1)

@@ -15,15 +15,25 @@ from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.trials import difference
 
-__all__ = ["FiniteDifference", "central_difference", "disagreement"]
+__all__ = [
+    "DIFFERENCE_LIMITS",
+    "STEPS",
+    "FiniteDifference",
+    "central_difference",
+    "disagreement",
+    "half_jump",
+    "same_at_both",
+]
 
-# Relative to ‖θ‖. In float64 the first is mostly off by the third derivative, the
-# second by rounding, near 1e-9; a factor of a hundred lies between them.
-_STEPS = (1e-5, 1e-7)
-_STEPS_FLOAT32 = (1e-2, 1e-3)
+# Relative to the size of what is moved. In float64 the first is mostly off by the
+# third derivative, the second by rounding, near 1e-9; a factor of a hundred lies
+# between them.
+STEPS = {torch.float64: (1e-5, 1e-7), torch.float32: (1e-2, 1e-3)}
+# How much a derivative may differ from a difference at these steps, relative to its
+# own size.
+DIFFERENCE_LIMITS = {torch.float64: 1e-4, torch.float32: 5e-2}
 # From which the one is chosen at which a quarter of it gives the same.
 _TRIED_STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
-_MOST_OFF = 1e-4
 
 
 def central_difference(
@@ -43,9 +53,55 @@ def central_difference(
     -------
     Tensor of shape (D,)
     """
-    size, length = (t.norm() if t.any() else t.new_ones(()) for t in (theta, v))
-    h = step * size / length
+    h = _step(theta, v, step)
     return (gradient(theta + h * v) - gradient(theta - h * v)) / (2 * h)
+
+
+def _step(theta: Tensor, v: Tensor, step: float) -> Tensor:
+    size, length = (t.norm() if t.any() else t.new_ones(()) for t in (theta, v))
+    return step * size / length
+
+
+def same_at_both(wide: Tensor, narrow: Tensor) -> Tensor:
+    """Say whether a derivative is off by about the same at two steps of a difference.
+
+    A wrong derivative is. What falls with the step is the truncation of the difference;
+    what grows is a kink (of ReLU at 0) or rounding.
+
+    Parameters
+    ----------
+    wide : Tensor
+        By how much it is off at the larger step.
+    narrow : Tensor
+        At the smaller one.
+
+    Returns
+    -------
+    Tensor
+        Of bools, in their shape.
+    """
+    return (narrow <= 3 * wide) & (narrow >= wide / 3)
+
+
+def half_jump(ahead: Tensor, here: Tensor, behind: Tensor, h: Tensor) -> Tensor:
+    """Return half of what two one-sided differences of a gradient differ by.
+
+    Where the second derivative itself jumps (Huber's loss at |f - y| = 1), a central
+    difference is the mean of both sides and PyTorch's the value of one: they differ by
+    this much at any step, and neither is wrong. Elsewhere it is of the order of h.
+
+    Parameters
+    ----------
+    ahead, here, behind : Tensor
+        g at x + hv, x and x - hv.
+    h : Tensor
+        Broadcast against them.
+
+    Returns
+    -------
+    Tensor
+    """
+    return (ahead + behind - 2 * here).abs() / (2 * h)
 
 
 def disagreement(
@@ -57,8 +113,7 @@ def disagreement(
 ) -> float:
     """Return by how much H v is wrong; 0 where differences of the gradient cannot tell.
 
-    A wrong derivative differs by the same at any step. What falls with the step is the
-    truncation of the difference; what grows is a kink (of ReLU at 0) or rounding.
+    See :func:`same_at_both`.
 
     Parameters
     ----------
@@ -75,15 +130,22 @@ def disagreement(
     -------
     float
     """
-    exact = theta.dtype == torch.float64
-    steps = _STEPS if exact else _STEPS_FLOAT32
-    wide, narrow = (central_difference(gradient, theta, v, step) for step in steps)
+    wide, narrow = (
+        central_difference(gradient, theta, v, step) for step in STEPS[theta.dtype]
+    )
     # Not relative to the differences themselves: at a kink they are as large as that.
-    far, near = (float((product - found).norm()) for found in (wide, narrow))
-    if near != far and not far / 3 <= near <= far * 3:
+    far, near = ((product - found).norm() for found in (wide, narrow))
+    if not bool(same_at_both(far, near)):
         return 0.0
+    limit = DIFFERENCE_LIMITS[theta.dtype]
     off = difference(product, narrow, sizes)
-    return off if off > (1e-4 if exact else 5e-2) else 0.0
+    if off <= limit:
+        return 0.0
+    h = _step(theta, v, STEPS[theta.dtype][1])
+    ahead, here, behind = (gradient(theta + s * h * v) for s in (1, 0, -1))
+    left = (product - narrow).abs() - half_jump(ahead, here, behind, h)
+    off = difference(narrow + left.clamp(min=0), narrow, sizes)
+    return off if off > limit else 0.0
 
 
 class FiniteDifference:
@@ -140,7 +202,7 @@ class FiniteDifference:
         found = {step: self._at(step, v) for step in steps}
         self._step = min(found, key=lambda step: found[step][1])
         product, off = found[self._step]
-        if not off <= _MOST_OFF:
+        if not off <= DIFFERENCE_LIMITS[torch.float64]:
             raise ValueError(
                 "hvp='finite_difference' needs a gradient that is smooth around θ. Got "
                 f"differences at two steps that disagree by {off:.1e}, as at a kink."

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.chunks import Chunk
-from flatmin.risk.example_scalars import ExampleScalars
+from flatmin.risk.example_scalars import ExampleScalars, inner_products
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
@@ -79,12 +79,8 @@ def gauss_newton_example_traces(
     # Beforehand: the root of a loss that is a callable does not vectorise.
     outputs = model.evaluate(chunk.X)
     cotangents = _weighted_root(loss, outputs, z, *chunk.args)
-    scalars = ExampleScalars(chunk.X, (cotangents,), _inner_products)
+    scalars = ExampleScalars(chunk.X, (cotangents,), inner_products)
     return sums.squared_norms(scalars)
-
-
-def _inner_products(outputs: Tensor, cotangents: Tensor) -> Tensor:
-    return (outputs * cotangents).reshape(len(outputs), -1).sum(1)
 
 
 def _weighted_root(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flatmin.risk.chunks import Chunk
 from flatmin.risk.class_targets import ClassTargets
-from flatmin.risk.example_scalars import ExampleScalars
+from flatmin.risk.example_scalars import ExampleScalars, inner_products
 from flatmin.risk.example_sums import ExampleSums
 from flatmin.risk.losses import (
     BinaryCrossEntropy,
@@ -265,12 +265,8 @@ def pulled_back_squares(sums: ExampleSums, chunk: Chunk, slopes: Tensor) -> Tens
     Tensor of shape (n,)
         In float64.
     """
-    scalars = ExampleScalars(chunk.X, (chunk.weigh(slopes),), _inner_products)
+    scalars = ExampleScalars(chunk.X, (chunk.weigh(slopes),), inner_products)
     return sums.squared_norms(scalars)
-
-
-def _inner_products(outputs: Tensor, cotangents: Tensor) -> Tensor:
-    return (outputs * cotangents).reshape(len(outputs), -1).sum(1)
 
 
 def _one_hot(labels: Tensor, n_classes: int, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from flatmin.risk.arguments import as_direction
 from flatmin.risk.chunks import Chunk, pad_chunk
 from flatmin.risk.precision import in_full_float32
 from flatmin.risk.reference_products import ReferenceProducts
@@ -40,6 +41,8 @@ class Linearization:
         Copied.
     n_examples : int
         N.
+    output_shape : tuple of int
+        Of one example's output.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class Linearization:
         chunks: Callable[[], Iterator[Chunk]],
         theta: Tensor,
         n_examples: int,
+        output_shape: tuple[int, ...],
     ) -> None:
         self.theta = theta.detach().clone()
         self.device = theta.device
         self.n_examples = n_examples
+        self._output_shape = output_shape
         self._traces = traces
         self._chunks = chunks
         self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
@@ -141,8 +146,17 @@ class Linearization:
         return total
 
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
-        direction = direction.to(self.theta.dtype)
         size, n = self._traces.chunk_size, self.n_examples
+        name, shape = "v", tuple(self.theta.shape)
+        if quantity == "vjp":
+            name, shape = "u", (n, *self._output_shape)
+        direction = as_direction(direction, name, shape, self.theta)
+        # Never the reason that a way is given up.
+        if not bool(direction.isfinite().all()):
+            raise FloatingPointError(
+                f"{name} must be finite. Got NaN or infinity in a direction that "
+                f"{_NAMES[quantity]} is asked for."
+            )
         starts = range(0, n, size)
 
         def use(graph: TwoStage, kept: tuple[Tensor, ...], rows: slice) -> Tensor:
@@ -198,9 +212,9 @@ class Linearization:
             names = [name for name, part in parts if part.any()]
             where = f"in the parameters {', '.join(names)}"
         return (
-            f"{_NAMES[quantity]} must be finite. Got NaN or infinity {where}. Either θ "
-            "or the outputs are not finite, or the network has no such derivative at "
-            "this θ, as a square root at 0."
+            f"{_NAMES[quantity]} must be finite. Got NaN or infinity {where}. Either "
+            "θ, the vector v (u) or the outputs are not finite, or the network has no "
+            "such derivative at this θ, as a square root at 0."
         )
 
     def _prepared(

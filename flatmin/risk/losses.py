@@ -17,8 +17,8 @@ __all__ = [
     "CrossEntropy",
     "ExampleLoss",
     "SquaredError",
-    "one_by_one",
-    "probabilities",
+    "elementwise_targets",
+    "unit_targets",
 ]
 
 
@@ -264,7 +264,7 @@ class _ElementwiseLoss(ExampleLoss):
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""
-        return one_by_one(self.name, y, outputs)
+        return elementwise_targets(self.name, y, outputs)
 
 
 class SquaredError(_ElementwiseLoss):
@@ -301,7 +301,7 @@ class BinaryCrossEntropy(_ElementwiseLoss):
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""
-        return probabilities(self.name, super().prepare_targets(y, outputs))
+        return unit_targets(self.name, super().prepare_targets(y, outputs))
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
@@ -333,7 +333,7 @@ LOSSES: dict[str, type[ExampleLoss]] = {
 }
 
 
-def one_by_one(name: str, y: Tensor, outputs: Tensor) -> Tensor:
+def elementwise_targets(name: str, y: Tensor, outputs: Tensor) -> Tensor:
     """Give targets that are compared with the outputs one by one their shape.
 
     Parameters
@@ -363,7 +363,7 @@ def one_by_one(name: str, y: Tensor, outputs: Tensor) -> Tensor:
     return y.to(outputs.dtype).reshape(-1, *shape)
 
 
-def probabilities(name: str, targets: Tensor) -> Tensor:
+def unit_targets(name: str, targets: Tensor) -> Tensor:
     """Return targets that lie between 0 and 1.
 
     Parameters

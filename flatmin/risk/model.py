@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatmin.risk.layout import ParameterLayout
+from flatmin.risk.module_checks import trainable
 from flatmin.risk.module_copy import copy_module
 from flatmin.risk.surroundings import attends, one_attention
 
@@ -59,7 +60,7 @@ class FlatModel:
 
     def _make_views(self) -> None:
         self.layout = ParameterLayout.of(self.module)
-        self.params = [p for p in self.module.parameters() if p.requires_grad]
+        self.params = trainable(self.module)
         self._theta = self.layout.flatten(dict(self.module.named_parameters()))
         views = self.layout.views(self._theta)
         # Two real numbers can be read as a complex one (torch.view_as_complex) at an
@@ -126,13 +127,15 @@ class FlatModel:
         ValueError
             If its shape does not fit.
         TypeError
-            If it is no tensor.
+            If it is no tensor, or complex.
         """
         if not isinstance(theta, Tensor):
             raise TypeError(
                 "θ must be a Tensor, such as risk.params(). Got "
                 f"{type(theta).__name__}; use torch.as_tensor."
             )
+        if theta.is_complex():
+            raise TypeError(f"θ must be real. Got {theta.dtype}.")
         if theta.shape != self._theta.shape:
             raise ValueError(
                 f"θ must have shape ({self.layout.n_params},), one flat vector of the "

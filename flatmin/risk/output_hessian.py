@@ -14,15 +14,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.messages import first_line
+from flatmin.risk.finite_difference import (
+    DIFFERENCE_LIMITS,
+    STEPS,
+    half_jump,
+    same_at_both,
+)
 from flatmin.risk.held_constants import HeldConstants
 from flatmin.risk.kernels import twice_differentiable
-from flatmin.risk.trials import tolerance
+from flatmin.risk.trials import random_like, tolerance
 
 __all__ = ["OutputHessian", "check_second_derivative", "root_product"]
 
-# Relative to the outputs; as in finite_difference, where the numbers are explained.
-_STEPS = {torch.float64: (1e-5, 1e-7), torch.float32: (1e-2, 1e-3)}
-_MOST_OFF = {torch.float64: 1e-4, torch.float32: 5e-2}
+_ROUNDINGS = 10  # that a difference of rounded slopes may be off by
 _LARGEST_BLOCK = 1024  # an eigendecomposition of more takes seconds an example
 _BUDGET = 1 << 24  # numbers in blocks at a time
 
@@ -77,8 +82,7 @@ class OutputHessian:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(_not_there(self.name, reason)) from error
+            raise ValueError(_not_there(self.name, first_line(error))) from error
         return product.detach()
 
 
@@ -101,7 +105,7 @@ def check_second_derivative(losses: Losses, outputs: Tensor, name: str) -> None:
     ValueError
         If they differ by the same at two steps; at a kink they do not.
     """
-    u = _random(outputs)
+    u = random_like(outputs, 0)
     found = OutputHessian(losses, outputs, name).product(u)
     is_wrong = _differs(losses, outputs, u, found)
     if is_wrong:
@@ -123,18 +127,23 @@ def _within(context: HeldConstants, losses: Losses, outputs: Tensor) -> Tensor:
 
 def _differs(losses: Losses, outputs: Tensor, u: Tensor, found: Tensor) -> bool:
     """Return whether Hᵢuᵢ is off by the same at two steps; at a kink it is not."""
-    slopes = _slopes(losses, outputs)[0]
+    slopes = _slopes(losses, outputs)[0].detach()
     size = _norms(outputs).where(_norms(outputs) > 0, 1) / _norms(u)
     off = []
-    for step in _STEPS[outputs.dtype]:
+    for step in STEPS[outputs.dtype]:
         h = _column(step * size, u)
         ahead, behind = (_slopes(losses, outputs + s * h * u)[0] for s in (1, -1))
-        off.append(_norms((ahead - behind) / (2 * h) - found))
+        left = ((ahead - behind) / (2 * h) - found).abs()
+        off.append(_norms((left - half_jump(ahead, slopes, behind, h)).clamp(min=0)))
     wide, narrow = off
-    same = (narrow <= 3 * wide) & (narrow >= wide / 3)
     # Below the second term differences of rounded slopes are off by themselves.
     scale = _norms(found) + narrow + 1e-3 * _norms(slopes) / size
-    return bool((same & (narrow > _MOST_OFF[outputs.dtype] * scale)).any())
+    # Slopes are differences of numbers of order one, such as p - y: of an example that
+    # is fitted they are a few roundings, which do not change from step to step.
+    h = STEPS[outputs.dtype][0] * size
+    rounding = _ROUNDINGS * torch.finfo(outputs.dtype).eps / h
+    is_off = narrow > DIFFERENCE_LIMITS[outputs.dtype] * scale + rounding
+    return bool((same_at_both(wide, narrow) & is_off).any())
 
 
 def root_product(
@@ -227,7 +236,7 @@ def _by_blocks(
     hessian: OutputHessian, outputs: Tensor, z: Tensor, split: _Split
 ) -> Tensor | None:
     """Return Sᵢzᵢ, or None if Hᵢ has entries outside these blocks."""
-    u = _random(outputs)
+    u = random_like(outputs, 0)
     expected = hessian.product(u)
     if not bool(expected.isfinite().all()):
         raise ValueError(
@@ -288,11 +297,6 @@ def _not_there(name: str, reason: str) -> str:
         "works: the gradient, Σ and its laws, such as method='gld_full'; or pass a "
         "loss that is made of differentiable functions."
     )
-
-
-def _random(like: Tensor) -> Tensor:
-    rng = torch.Generator(device=like.device).manual_seed(0)
-    return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
 
 
 def _norms(rows: Tensor) -> Tensor:

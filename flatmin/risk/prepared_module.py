@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Literal
+from types import BuiltinFunctionType, FunctionType, NoneType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._pytree import tree_leaves
 
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk.module_checks import (
@@ -25,6 +27,8 @@ __all__ = [
     "fresh_copy",
     "keep_own_statistics",
     "prepare_module",
+    "settings",
+    "settle",
 ]
 
 
@@ -87,7 +91,7 @@ def prepare_module(
         dtype=resolve_dtype(first.dtype if dtype is None else dtype),
     )
     evaluation_mode(copied)
-    _settle(copied)
+    settle(copied)
     return copied
 
 
@@ -175,7 +179,7 @@ def fresh_copy(
     for parameter, values in zip(trainable(copied), theta, strict=True):
         parameter.data.copy_(values)
     copied.eval()
-    _settle(copied)
+    settle(copied)
     return copied
 
 
@@ -205,7 +209,7 @@ def beside(parameters: Iterable[Tensor]) -> list[Tensor]:
     return moved
 
 
-def _settle(module: nn.Module) -> None:
+def settle(module: nn.Module) -> None:
     """Make a copy fit to be differentiated: embeddings and recurrent layers."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
@@ -221,6 +225,31 @@ def _settle(module: nn.Module) -> None:
             # dropout is the same. A subclass may have more that depends on the mode.
             part.dropout = 0.0
             part.train()
+
+
+def settings(module: nn.Module) -> dict[str, Any]:
+    """Return what the parts of a module hold in attributes of plain values.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    dict of str to object
+        Numbers, strings and functions, also in lists, tuples and dicts; not the mode.
+    """
+    return {
+        f"{name}.{key}": value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if key not in _OF_EVERY_MODULE
+        and all(isinstance(leaf, _PLAIN) for leaf in tree_leaves(value))
+    }
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_PLAIN = (int, float, complex, str, bytes, NoneType, FunctionType, BuiltinFunctionType)
 
 
 def _switches_itself(module: nn.Module) -> bool:

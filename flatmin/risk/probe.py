@@ -1,4 +1,4 @@
-"""What one example tells about a module: does all fit, and what does it need."""
+"""What a few examples tell about a module: does all fit, and what does it need."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.messages import first_line
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, iterate_chunks
 from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
@@ -52,7 +53,7 @@ def choose_strides(model: FlatModel, X: Tensor) -> tuple[Tensor, bool]:
         Whether the module needs them by rows.
     """
     fast = checks.channels_last(X, model.module)
-    if fast is X:
+    if fast is X and X.is_contiguous():
         return X, False
     try:
         model.evaluate(fast[:2].clone())
@@ -101,7 +102,13 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
             f"Got shape {tuple(outputs.shape)} for one example{remedy}."
         )
     # Of several examples: a mask drawn for one may come out the same twice.
-    once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
+    try:
+        once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
+    except IndexError as error:
+        raise ValueError(
+            "The module cannot take all examples of X, though it takes the first. "
+            f"Indices must be within its tables. Got: {error}"
+        ) from error
     if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "
@@ -201,7 +208,7 @@ def _check_gradient(
         raise ValueError(
             "The module must be one that torch.autograd.grad can differentiate, its "
             "checkpoints with use_reentrant=False. Got: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}."
         ) from error
     if off > limit:
         off = _in_float64(model, loss, chunk, _gradient_off)

@@ -94,7 +94,7 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
         check_known("loss", loss, LOSSES)
         return LOSSES[loss]()
     if isinstance(loss, type) and issubclass(loss, nn.Module):
-        return _resolve_module(loss())
+        return _resolve_module(_instance(loss))
     if isinstance(loss, nn.Module):
         return _resolve_module(loss)
     if callable(loss) and not isinstance(loss, type):
@@ -103,6 +103,16 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
         f"loss must be a name ({', '.join(LOSSES)}), a loss module or a callable. "
         f"Got {loss!r}."
     )
+
+
+def _instance(kind: type[nn.Module]) -> nn.Module:
+    try:
+        return kind()
+    except TypeError as error:
+        raise TypeError(
+            "loss must be a name, a loss module or a callable; a class is one that can "
+            f"be made without arguments. Got {kind.__name__}: {error} Pass an instance."
+        ) from error
 
 
 def _resolve_module(module: nn.Module) -> ExampleLoss:

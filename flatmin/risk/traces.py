@@ -16,12 +16,8 @@ from torch import Tensor
 from flatmin.risk.chunks import Chunk, pad_chunk
 from flatmin.risk.kernels import twice_differentiable
 from flatmin.risk.linear_kernels import LINEAR_KERNELS
-from flatmin.risk.reference_products import (
-    ProductWays,
-    ReferenceProducts,
-    random_like,
-)
-from flatmin.risk.trials import attempt, difference, explain, tolerance
+from flatmin.risk.reference_products import ProductWays, ReferenceProducts
+from flatmin.risk.trials import attempt, difference, explain, random_like, tolerance
 from flatmin.risk.two_stage import TwoStage, trace_in_two
 from flatmin.risk.unsupported import NotTaken
 

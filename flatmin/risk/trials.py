@@ -18,7 +18,15 @@ from torch import Tensor
 
 from flatmin.risk.unsupported import NotTaken
 
-__all__ = ["Choice", "asymmetry", "attempt", "difference", "explain", "tolerance"]
+__all__ = [
+    "Choice",
+    "asymmetry",
+    "attempt",
+    "difference",
+    "explain",
+    "random_like",
+    "tolerance",
+]
 
 _logger = logging.getLogger("flatmin.risk")
 _HERE = str(Path(__file__).parent)
@@ -123,6 +131,24 @@ def asymmetry(a: Tensor, Aa: Tensor, b: Tensor, Ab: Tensor) -> float:
     a, Aa, b, Ab = (t.double() for t in (a, Aa, b, Ab))
     scale = float(b.norm() * Aa.norm() + a.norm() * Ab.norm())
     return abs(float(b @ Aa - a @ Ab)) / scale if scale else 0.0
+
+
+def random_like(tensor: Tensor, seed: int) -> Tensor:
+    """Return normal numbers of a tensor's shape, dtype and device.
+
+    Parameters
+    ----------
+    tensor : Tensor
+    seed : int
+
+    Returns
+    -------
+    Tensor
+    """
+    rng = torch.Generator(device=tensor.device).manual_seed(seed)
+    return torch.randn(
+        tensor.shape, generator=rng, dtype=tensor.dtype, device=tensor.device
+    )
 
 
 def attempt(name: str, trial: Callable[[], float], limit: float) -> str | None:

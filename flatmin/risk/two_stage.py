@@ -12,12 +12,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatmin.risk.graph_passes import simplify
 from flatmin.risk.isolation import isolated
@@ -57,19 +59,54 @@ def trace_in_two(
     Raises
     ------
     RuntimeError
-        If it draws random numbers, which a trace would draw anew at each use. What else
-        cannot be traced raises as PyTorch does.
+        If it draws random numbers, which a trace would draw anew at each use, or has
+        shapes that depend on numbers: Python's branches on them would be those of the
+        first data. What else cannot be traced raises as PyTorch does.
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # of PyTorch's own use of its old parts
-        traced = isolated(lambda: make_fx(pure)(theta, direction, *data))
+        traced = isolated(lambda: _trace(pure, theta, direction, *data))
     simplify(traced.graph)
     for node in traced.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise RuntimeError(f"it draws random numbers ({node.target})")
     return _cut(traced)
+
+
+def _trace(function: Callable[..., Tensor], *args: Tensor) -> GraphModule:
+    with _Shapes() as shapes:
+        traced: GraphModule = make_fx(function)(*args)
+    if shapes.found is not None:
+        raise RuntimeError(f"it has shapes that depend on numbers ({shapes.found})")
+    return traced
+
+
+class _Shapes(TorchDispatchMode):
+    """Notes what returns as many numbers as it finds, also where only those count."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: str | None = None
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        # An index has a shape of its own, except for a mask.
+        if torch.Tag.dynamic_output_shape in func.tags and (
+            func is not torch.ops.aten.index.Tensor or _has_mask(args[1])
+        ):
+            self.found = str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _has_mask(indices: list[Tensor | None]) -> bool:
+    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
 
 
 def _cut(traced: GraphModule) -> TwoStage:

@@ -11,7 +11,7 @@ from pandas.testing import assert_frame_equal
 from flatmin import compare_dynamics
 from flatmin._utils import folder_lock
 from flatmin._utils.folder_lock import locked_folder
-from flatmin.comparison import ComparisonResult, _compare, _unit
+from flatmin.comparison import ComparisonResult, _compare
 from flatmin.dynamics import NoisyDescent
 
 from ..interrupts import killed_after
@@ -73,8 +73,7 @@ def test_other_methods_and_seeds_may_follow(tmp_path):
 def test_it_says_where_each_part_was_run(monkeypatch, tmp_path):
     places = [{"machine": "one"}, {"machine": "two"}]
     for place, methods in zip(places, (["gd"], ["gd", "sgd"]), strict=True):
-        for module in (_compare, _unit):
-            monkeypatch.setattr(module, "provenance", lambda device, at=place: at)
+        monkeypatch.setattr(_compare, "provenance", lambda device, at=place: at)
         seen = []
         found = compare(tmp_path, methods, n_seeds=[3], on_unit=seen.append)
     assert found.provenance == places

@@ -69,7 +69,7 @@ def test_the_summary_by_hand(result, baseline):
 def test_the_baseline_is_the_first_method_and_all_columns_are_summed_up(result):
     summary = result.summary()
     assert_frame_equal(summary, result.summary("gd"))
-    statistics = "mean std difference low high p_value p_holm n n_failed"
+    statistics = "mean std difference low high p_value p_holm n n_failed n_left_out"
     assert list(summary) == statistics.split()
     columns = set(summary.index.get_level_values("column"))
     assert {"loss", "train_score", "norm", "distance", "noise_norm"} <= columns

@@ -14,7 +14,8 @@ from pandas.testing import assert_frame_equal
 from flatmin import compare_dynamics
 from flatmin.comparison import _workers
 from flatmin.comparison._checkpoints import UnitFolder
-from flatmin.comparison._unit import Plan, run_unit, warm_up
+from flatmin.comparison._plan import Plan, Source
+from flatmin.comparison._unit import run_unit, warm_up
 
 from ._problems import classifier, digits, norm
 
@@ -35,13 +36,21 @@ DEVICES = [
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_tensor_crosses_a_border(device):
-    metrics = {"norm": norm}
-    plan = Plan((X, y, X_test, y_test), metrics, {"end": norm}, 10, None, 1)
     estimator = classifier(method="gld_hessian", n_components=2, device=device)
+    plan = Plan(
+        Source((X, y, X_test, y_test), estimator),
+        metrics={"norm": norm},
+        end_metrics={"end": norm},
+        quench=10,
+        quench_loss=0.5,
+        quench_loss_iter=100,
+        keep_params=True,
+    )
     nowhere = UnitFolder(None, None, {})
     start = warm_up(estimator, 0, plan, None, nowhere)
     unit = run_unit(estimator, "gld_hessian", start, plan, nowhere)
     assert unit.record["status"] == "done", unit.record
+    assert unit.params.keys() == {"start", "noise", "quench", "quench_loss"}
     for value in (start, unit):
         pickled = pickle.dumps(value)
         assert b"torch" not in pickled

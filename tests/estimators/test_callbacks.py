@@ -441,3 +441,38 @@ def test_the_users_callbacks_are_told_of_the_metrics():
     metrics = {"norm": lambda risk, theta: theta.norm()}
     clf = classifier(callbacks=[watch], metrics=metrics).fit(X, y)
     assert watch.seen == clf.history_["norm"][1:].tolist()
+
+
+class Tempered(torch.nn.Module):
+    """Its temperature is a plain number, and it counts its passes in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(X.shape[1], 3)
+        self.tau, self.n_passes = [1.0], 0
+
+    def forward(self, x):
+        self.n_passes += 1
+        return self.linear(x) * self.tau[0]
+
+
+class Changes(Callback):
+    def __init__(self, change):
+        self.change = change
+
+    def on_epoch_end(self, net, **kwargs):
+        self.change(net.module_)
+
+
+def test_a_callback_that_changes_what_the_module_computes_is_refused():
+    heat = Changes(lambda module: module.tau.__setitem__(0, 2.0))
+    clf = classifier(module=Tempered(), callbacks=[heat])
+    with pytest.raises(RuntimeError, match="changed a setting of the module"):
+        clf.fit(X, y)
+
+
+def test_a_setting_that_no_output_depends_on_may_change():
+    count = Changes(lambda module: setattr(module, "n_passes", 10))
+    clf = classifier(module=Tempered, callbacks=[count]).fit(X, y)
+    plain = classifier(module=Tempered).fit(X, y)
+    np.testing.assert_array_equal(clf.params_, plain.params_)

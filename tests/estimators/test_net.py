@@ -298,6 +298,51 @@ def test_buffers_and_precision_are_followed():
     assert clf.risk_ is risk
 
 
+class Tempered(nn.Module):
+    """What it computes is in no tensor, and not in its ``repr``."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.settings = {"tau": [1.0]}
+        self.activation = torch.tanh
+
+    def forward(self, X):
+        return self.activation(self.linear(X)) * self.settings["tau"][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.settings["tau"].__setitem__(0, 5.0),
+        lambda module: setattr(module, "activation", torch.sin),
+    ],
+)
+def test_settings_of_the_module_are_followed(change):
+    clf = classifier(module=Tempered()).fit(X, y)
+    before = clf.risk_
+    assert clf.risk_ is before
+    change(clf.module_)
+    with torch.no_grad():
+        f = clf.module_(torch.as_tensor(X32))
+    expected = float(nn.functional.cross_entropy(f, torch.as_tensor(y)))
+    assert float(clf.risk_.value(before.params())) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_risk_of_a_recurrent_network_is_made_once():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(1, 3, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, X):
+            return self.lstm(X[..., None])[0][:, -1]
+
+    with pytest.warns(UserWarning, match="dropout"):
+        clf = classifier(module=Last()).fit(X, y)
+    assert clf.risk_ is clf.risk_
+
+
 def test_weights_stay_after_a_load():
     weights = np.linspace(0, 1, len(X))
     clf = classifier(class_weight={"ant": 1, "bee": 4, "cat": 0.5})

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from sklearn.utils import Bunch
 
 from flatmin.comparison import PairedDifference
 from flatmin.linalg import DenseOperator
@@ -190,6 +191,29 @@ def test_noise_against_gradient(load, tmp_path, capsys, monkeypatch):
     result, table = run(script, tmp_path / "noise.json", capsys)
     assert result["runs"][0]["iteration"][-1] == 300
     assert "noise / gradient" in table
+
+
+def test_alignment_on_fashion_mnist(load, tmp_path, capsys, monkeypatch):
+    script = load("plot_alignment_on_fashion_mnist")
+    sizes = {"n_iter": 2, "record_every": 1, "k": 2, "clean": 8, "corrupt": 2}
+    monkeypatch.setattr(script, "SHORT", script.SHORT | sizes)
+    rng = np.random.default_rng(0)
+    images = rng.random((10, 1, 28, 28), dtype=np.float32)
+    data = Bunch(data=images, target=np.arange(10))
+    monkeypatch.setattr(script, "load_noisy_fashion_mnist", lambda *a, **k: data)
+    result, table = run(script, tmp_path / "alignment.json", capsys)
+    (found,) = result["runs"]
+    rows = found["rows"]
+    assert rows["iteration"] == [0, 1, 2]
+    gain = np.array(rows["trace_product"]) * 11_330
+    gain /= np.multiply(rows["hessian_trace"], rows["covariance_trace"])
+    np.testing.assert_allclose(gain, rows["gain"], rtol=1e-4)
+    overlap = 1 - np.array(rows["residual"]) / 2
+    np.testing.assert_allclose(overlap, rows["overlap"], rtol=1e-3)
+    assert list(found["layers"]) == [
+        f"{name}.weight" for name in ("conv1", "conv2", "fc1", "fc2")
+    ]
+    assert "residual of random subspaces: 2.00" in table
 
 
 def test_edge_of_stability(load, tmp_path, capsys, monkeypatch):

@@ -164,6 +164,23 @@ def test_multiples_of_the_identity(scale):
     assert float(result.cumulative(torch.tensor([scale + 1e-3]))[0]) == 1
 
 
+@pytest.mark.parametrize("scale", [2.0**-600, 2.0**600])
+def test_errors_of_numbers_whose_squares_no_float_holds(scale):
+    """Both scale with the operator: an error of 1e-181 is not 0, nor 1e181 NaN."""
+    values = torch.linspace(1, 2, 300, dtype=torch.float64)
+    one = quadrature(DiagonalOperator(values), n_probes=4, rng=0)
+    other = quadrature(DiagonalOperator(scale * values), n_probes=4, rng=0)
+    for found, right in zip(other.moment(1), one.moment(1), strict=True):
+        assert float(found) == pytest.approx(float(scale * right), rel=1e-12)
+    grid = torch.tensor([1.2, 1.7], dtype=torch.float64)
+    pairs = zip(
+        other.density(scale * grid, 0.1 * scale), one.density(grid, 0.1), strict=True
+    )
+    for found, right in pairs:
+        assert torch.allclose(found * scale, right, rtol=1e-12, atol=0)
+        assert (right > 0).all()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_wishart_against_marchenko_pastur(seed):
     A = wishart(seed, n=2 * N)

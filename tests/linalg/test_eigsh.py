@@ -393,6 +393,18 @@ def test_an_interrupt_returns_nothing():
         eigsh(A, 3, rng=0)
 
 
+@pytest.mark.parametrize("size", [3, 100])
+@pytest.mark.parametrize("v0", [1.0, "a", [1.0] * 3])
+def test_v0_is_a_tensor_also_where_a_dense_solver_needs_none(size, v0):
+    with pytest.raises(TypeError, match=rf"v0 must be a Tensor of shape \({size},\)"):
+        eigsh(DiagonalOperator(torch.ones(size)), 1, v0=v0)
+
+
+def test_v0_has_the_size_also_where_a_dense_solver_needs_none():
+    with pytest.raises(ValueError, match=r"v0 must be .* shape \(3,\). Got shape \(4,"):
+        eigsh(DiagonalOperator(torch.ones(3)), 1, v0=torch.ones(4))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -182,6 +182,12 @@ def test_bad_input(z, options, message):
         sqrt_matvec(DiagonalOperator(torch.ones(5)), z, **options)
 
 
+@pytest.mark.parametrize("z", ["a", 1.0, None, [1.0] * 5])
+def test_z_is_a_tensor(z):
+    with pytest.raises(TypeError, match=r"z must be a Tensor of shape \(5,\)"):
+        sqrt_matvec(DiagonalOperator(torch.ones(5)), z)
+
+
 def test_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"sqrt_matvec takes one matrix. Got a batch"):
         sqrt_matvec(DenseOperator(randn(2, 3, 3)), torch.ones(3))

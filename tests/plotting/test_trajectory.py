@@ -55,6 +55,20 @@ def test_switch_and_quench_are_marked():
     assert bare.switches() == {}
 
 
+def test_a_quench_to_a_loss_is_not_drawn():
+    """It goes another way from where the noise ended, and ends elsewhere."""
+    frame = runs()
+    other = frame.query("iteration == 8").assign(phase="quench_loss", iteration=7)
+    both = pd.concat([frame, other], ignore_index=True)
+    display = TrajectoryDisplay.from_results(both).plot()
+    alone = TrajectoryDisplay.from_results(frame).plot()
+    assert display.switches() == alone.switches()
+    for key, line in alone.lines_.items():
+        np.testing.assert_array_equal(
+            display.lines_[key].get_xydata(), line.get_xydata()
+        )
+
+
 def test_one_seed_has_no_band_and_no_word_of_seeds():
     display = TrajectoryDisplay.from_results(runs(seeds=(4,))).plot()
     assert display.bands_ == {}

@@ -229,7 +229,9 @@ def test_a_fault_without_its_mend(name, graphs, monkeypatch):
     # A trace can leave its thread without autograd.
     with ThreadPoolExecutor(1) as pool:
         outcome = pool.submit(ask, module, loss or second.cross_entropy, X).result()
-    assert outcome in ("right", "refused")
+    # Where the thread has lost autograd it is PyTorch that raises: no number either.
+    raises = name == "trace that fails" and graphs
+    assert outcome in ("right", "refused") + ("raised",) * raises
 
 
 QUANTITIES = {
@@ -263,9 +265,11 @@ def ask(module, losses, X):
             try:
                 risk = EmpiricalRisk(module, loss, X, y, chunk_size=size)
                 found = compute(risk, risk.params(), v)
-            except (ValueError, RuntimeError, ArithmeticError):
+            except (ValueError, ArithmeticError):
                 outcomes.add("refused")
                 continue
+            except RuntimeError:
+                return "raised"
             wanted = right if quantity == "value" else expected(rows, H, v)
             if not (found - wanted).norm() <= 1e-6 * wanted.norm():
                 return f"{quantity} in chunks of {size} is wrong"

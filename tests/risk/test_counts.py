@@ -169,9 +169,8 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
         X, y = torch.rand(n, 1, 28, 28), torch.randint(0, 10, (n,))
         risk = EmpiricalRisk(LeNet(), "cross_entropy", X, y)
     # Whether X fits, the same twice, with and without a graph, in two sizes and alone,
-    # the gradient together, with
-    # two weights, and alone, and which parameters are used; whether a fresh
-    # copy does the same, and what a pass reads and counts.
+    # the gradient together, with two weights, and alone, and which parameters are used;
+    # whether a fresh copy does the same, and what a pass reads and counts.
     assert sizes == {1: 1 + 16 + 16 + 1, 2: 2, 16: 2 + 2 + 2 + 6}
     assert passes["backward"] == 16 + 2 + 1
     theta = risk.params()
@@ -193,7 +192,7 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
     assert tried == {16: 2, 1: 2, n: 1}
     assert backward == 2
     # In float64: whether it can be had, H v for two directions, four gradients. (A call
-    # of autograd inside of plain_kernels is counted twice.)
+    # of autograd is counted twice where a function mode watches it.)
     tried, backward = first(lambda: risk.linearize(theta).hvp(theta))
     assert tried == {16: 1 + 1 + 4, 1: 1 + 1 + 4, n: 1}
     assert backward == 2 * (1 + 2 + 2 + 4)

@@ -162,6 +162,23 @@ def test_it_pickles():
             ValueError,
             r"all examples.*drop_last=True",
         ),
+        (
+            lambda: risk(data.DataLoader(Numbered(), batch_sampler=[[0, 1], [3]])),
+            ValueError,
+            r"one order.*with a list; .* pass its data set",
+        ),
+        (
+            lambda: risk(
+                data.DataLoader(
+                    Numbered(),
+                    batch_sampler=data.BatchSampler(
+                        data.SequentialSampler(Numbered()), 4, drop_last=True
+                    ),
+                )
+            ),
+            ValueError,
+            r"all examples.*drop_last=True",
+        ),
         (lambda: risk(Stream()), TypeError, r"length and an order.*iterable Stream"),
         (lambda: risk(data.DataLoader(Stream())), TypeError, "iterable Stream"),
         (

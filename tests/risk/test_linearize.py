@@ -159,6 +159,69 @@ def test_a_branch_on_the_parameters_takes_the_plain_path():
     assert risk.paths["jvp"].startswith("plain: ")
 
 
+@pytest.mark.parametrize("worth", [0, 1 << 60])
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_bad_direction_is_refused_and_changes_no_path(quantity, worth, monkeypatch):
+    monkeypatch.setattr(traces, "_WORTH_TRACING", worth)
+    risk, theta = copy.deepcopy(make_risk("mlp", 3)), problem("mlp").theta
+    product = getattr(risk.linearize(theta), quantity)
+    right = direction_for(quantity, risk)
+    for wrong in (right[:-1], right[..., None], torch.cat([right, right]), [1.0]):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"must (be a Tensor|have shape)"
+        ):
+            product(wrong)
+    with pytest.raises(FloatingPointError, match=r"[uv] must be finite"):
+        product(right * float("nan"))
+    close(product(right), expected(quantity, oracle("mlp"), right), 1e-9)
+    assert ("traced" in risk.paths[quantity]) == (worth == 0)
+
+
+def _added(parts, X, rows):
+    if len(rows) == 0:
+        return parts["net"](X)
+    return parts["net"](X).index_add(0, rows, parts["expert"](X[rows]))
+
+
+# Python's branches on shapes, which no trace sees, after what depends on numbers.
+def _nonzero(parts, X):
+    return _added(parts, X, (X[:, 0] < 0).nonzero().flatten())
+
+
+def _mask(parts, X):
+    rows = torch.arange(len(X))
+    return _added(parts, X, rows[X[:, 0] < 0])
+
+
+def _only_the_count(parts, X):
+    negative = X[:, 0] < 0
+    outputs = parts["net"](X)
+    if len(torch.bincount(negative.int())) > 1:
+        outputs = outputs + negative[:, None] * parts["expert"](X)
+    return outputs
+
+
+@pytest.mark.parametrize("forward", [_nonzero, _mask, _only_the_count])
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_an_expert_that_the_first_chunk_does_not_ask(forward, quantity):
+    p = problem("mlp")
+    net, expert = copy.deepcopy(p.module), copy.deepcopy(p.module)
+    X = p.X.clone()
+    X[:, 0] = torch.arange(N) - 3.5
+    X = X.flip(0)  # negative numbers come last
+    module = Apply(forward, net=net, expert=expert)
+    risk = EmpiricalRisk(module, "cross_entropy", X, p.y, chunk_size=2)
+    theta = risk.params()
+    direction = direction_for(quantity, risk)
+    dense = oracles.dense(module, oracles.cross_entropy, X, p.y, theta)
+    close(
+        getattr(risk.linearize(theta), quantity)(direction),
+        expected(quantity, dense, direction),
+        1e-9,
+    )
+    assert "shapes that depend on numbers" in risk.paths[quantity]
+
+
 def test_statistics_and_frozen_parameters_are_in_the_trace():
     module = nn.Sequential(mlp(3), nn.BatchNorm1d(3)).double().eval()
     module[0][2].requires_grad_(False)

@@ -391,6 +391,20 @@ def test_a_second_derivative_that_is_not_there(loss, y, message):
         risk.linearize(theta).ggn(theta)
 
 
+def test_a_jump_of_the_second_derivative_is_no_fault():
+    """Outputs of 0 and 0.5 beside targets of 1: |f - y| = 1, where Huber's H jumps."""
+    net = nn.Linear(3, C, bias=False).double()
+    X = torch.zeros(N, 3, dtype=torch.float64)
+    X[::2] = 1.0
+    with torch.no_grad():
+        net.weight.fill_(0.5 / 3)
+    risk = EmpiricalRisk(net, nn.HuberLoss(), X, torch.ones(N, C).double())
+    G = risk.gauss_newton_traces(risk.params())
+    # d²/df² is 1 at |f - y| = .5, over C outputs; Tr Gᵢ = Σ (1/C) ‖xᵢ‖².
+    close(G[::2], torch.full((N // 2,), 3.0, dtype=torch.float64))
+    assert (G[1::2] == 0).all()
+
+
 def test_what_a_loss_detaches_is_held():
     def focal(outputs, y):
         losses = F.cross_entropy(outputs, y, reduction="none")
@@ -493,7 +507,12 @@ class OwnMean(nn.CrossEntropyLoss):
         return super().forward(outputs, y)
 
 
+def raises_without_a_word(outputs, y):
+    raise ValueError
+
+
 REFUSED = {
+    "no message": (raises_without_a_word, LABELS, "It raised ValueError: ValueError."),
     "three arguments": (nn.GaussianNLLLoss(), LABELS, "loss.outputs, targets.*'var'"),
     "lengths": (nn.CTCLoss(), LABELS, "'input_lengths' and 'target_lengths'"),
     "parameters": (

@@ -244,6 +244,45 @@ def test_a_wrong_second_derivative_is_refused_and_all_else_is_right(function, pa
     check(make(function.apply), *data(), H=False)
 
 
+def fitted(function, size):
+    """A network that is sure of class 0, its data, and labels of which some are 1."""
+    module = make(function)
+    with torch.no_grad():
+        module.last.bias[0] = size
+    return module, data()[0]
+
+
+@pytest.mark.parametrize("n_wrong", [0, 1, 5])
+@pytest.mark.parametrize("size", [28.0, 32.0])
+@pytest.mark.parametrize("named", [True, False])
+def test_fitted_examples_are_no_fault(named, size, n_wrong):
+    """Their slopes p - y are roundings of 1: differences of the gradient are none."""
+    module, X = fitted(torch.tanh, size)
+    y = torch.zeros(N, dtype=torch.long)
+    y[:n_wrong] = 1
+    params = list(module.parameters())
+    gradient = torch.autograd.grad(
+        F.cross_entropy(module(X), y), params, create_graph=True
+    )
+    v = [torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view(p.shape) for p in params]
+    along = sum((g * w).sum() for g, w in zip(gradient, v, strict=True))
+    right = torch.cat([h.flatten() for h in torch.autograd.grad(along, params)])
+    risk = EmpiricalRisk(module, "cross_entropy" if named else cross_entropy, X, y)
+    point, v = risk.linearize(risk.params()), torch.cat([w.flatten() for w in v])
+    off = (point.hvp(v) - right).norm()
+    assert off <= 1e-9 * right.norm() + 1e-15  # a few roundings of the slopes
+    point.ggn(v)
+
+
+@pytest.mark.parametrize("function", [OnceDifferentiable, ThroughNumPy, WrongSecond])
+def test_what_is_wrong_is_refused_at_fitted_examples_too(function):
+    module, X = fitted(function.apply, 32.0)
+    risk = EmpiricalRisk(module, "cross_entropy", X, torch.zeros(N, dtype=torch.long))
+    theta = risk.params()
+    with pytest.raises(ValueError, match=r"Pass hvp='finite_difference'"):
+        risk.linearize(theta).hvp(theta)
+
+
 @pytest.mark.parametrize("function", [OnceDifferentiable, ThroughNumPy, WrongSecond])
 def test_finite_differences_of_the_gradient(function):
     risk = check(make(function.apply), *data(), hvp="finite_difference")
@@ -290,6 +329,28 @@ def test_a_kink_is_no_fault(dtype):
     right = torch.autograd.grad(sum(part.sum() for part in g), params)
     right = torch.cat([part.flatten() for part in right])
     close(risk.linearize(theta).hvp(torch.ones_like(theta)), right, 1e-5)
+
+
+def half_square(h):
+    """Return h²/2 for h > 0, else 0: its second derivative jumps at 0."""
+    return F.relu(h).square() / 2
+
+
+def test_at_a_jump_of_the_second_derivative_either_side_is_right():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Net(half_square).double()
+    torch.nn.init.zeros_(module.first.bias)
+    X, y = data()
+    X[0] = 0  # a black image: all of h is 0
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    theta = risk.params()
+    v = torch.linspace(-1, 1, len(theta)).double()
+    params = tuple(module.parameters())
+    g = torch.autograd.grad(F.cross_entropy(module(X), y), params, create_graph=True)
+    flat = torch.cat([part.flatten() for part in g])
+    right = torch.autograd.grad(flat @ v, params)
+    close(risk.linearize(theta).hvp(v), torch.cat([p.flatten() for p in right]), 1e-9)
 
 
 def detached(parts, h):

@@ -166,3 +166,25 @@ def test_of_a_data_set_the_examples_are_read_once():
 def test_of_no_examples():
     with pytest.raises(ValueError, match=r"at least one example\. Got none"):
         whole().subset(CHOSEN[:0])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_integers_of_any_kind_and_no_mask(streamed):
+    """A mask is as long as the data: the mean would be over all, in part of none."""
+    p = problem("mlp")
+    risk, right = whole(), whole().batch_gradient(p.theta, CHOSEN)
+    if streamed:
+        examples = data.TensorDataset(p.X, p.y)
+        risk = EmpiricalRisk(p.module, p.case.loss, examples, sample_weight=WEIGHTS)
+    for same in (CHOSEN.tolist(), CHOSEN.numpy(), CHOSEN.to(torch.uint8)):
+        torch.testing.assert_close(risk.batch_gradient(p.theta, same), right)
+        torch.testing.assert_close(risk.subset(same).gradient(p.theta), right)
+    mask = torch.arange(len(p.X)) < 2
+    for wrong in (mask, mask.double(), CHOSEN[None]):
+        for ask in (risk.subset, lambda i: risk.batch_gradient(p.theta, i)):
+            with pytest.raises(
+                (TypeError, ValueError), match=r"indices must (be int|have)"
+            ):
+                ask(wrong)
+    with pytest.raises(ValueError, match="batches must have 2 axes"):
+        risk.batch_gradients(p.theta, CHOSEN)

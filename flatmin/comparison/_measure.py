@@ -1,0 +1,110 @@
+"""Measures on end points that are there, without running again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from flatmin.comparison._fits import fit, measure_at, plain_descent
+from flatmin.comparison._plan import Source
+from flatmin.comparison._provenance import describe_settings
+
+__all__ = ["check_settings", "measure_seed"]
+
+Key = tuple[str, str, int]  # phase, method, seed
+
+# Of the estimator: where a stored point is measured, and what no measure sees.
+_FREE = {"device", "memory", "verbose", "store_data", "random_state", "warm_start"}
+_FREE |= {"on_divergence"}
+
+# How far a loss that is computed again, on another device too, may be from the stored
+# one: relative to it, and to the largest of the seed.
+_TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-9, 1e-10)}
+
+
+def check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
+    """Raise unless an estimator is the one that a protocol describes.
+
+    Parameters
+    ----------
+    estimator : estimator
+    stored : mapping of str to object
+        Of the protocol.
+
+    Raises
+    ------
+    ValueError
+        With what differs.
+    """
+    own = describe_settings(estimator)
+    different = [
+        f"{name}={own[name]!r}, stored {stored[name]!r}"
+        for name in sorted(own.keys() & stored.keys() - _FREE)
+        if own[name] != stored[name]
+    ]
+    if different:
+        raise ValueError(
+            "estimator must have the settings that the comparison was run with. Got "
+            f"{'; '.join(different)}."
+        )
+
+
+def measure_seed(
+    source: Source,
+    seed: int,
+    points: Mapping[Key, np.ndarray],
+    losses: Mapping[Key, float],
+    scale: float,
+    measures: Mapping[str, Callable[..., Any]],
+    n_threads: int,
+) -> dict[Key, dict[str, float]]:
+    """Return measures at end points of one seed.
+
+    Parameters
+    ----------
+    source : Source
+    seed : int
+    points : mapping to ndarray of shape (D,)
+    losses : mapping to float
+        L at these points, by which other data or another network are told.
+    scale : float
+        The largest loss of the seed.
+    measures : mapping of str to callable
+    n_threads : int
+        Of PyTorch.
+
+    Returns
+    -------
+    dict of dict
+
+    Raises
+    ------
+    ValueError
+        If the loss at a point is not what was stored, or the estimator's.
+    TypeError
+        If a measure gives no number.
+    """
+    torch.set_num_threads(n_threads)
+    first = next(iter(points.values()))
+    # Without iterations of its own a fit makes the risk that a run has seen.
+    settings = {**plain_descent(first, 0), "metrics": None, "memory": None}
+    X, y, _ = source.load(seed)
+    risk = fit(source.estimator, seed, (X, y, {}), settings).risk_
+    relative, absolute = _TOLERANCES[risk.dtype]
+    found = {}
+    for key, theta in points.items():
+        risk.set_params(torch.as_tensor(theta.copy(), device=risk.device))
+        loss = float(risk.value(risk.params()))
+        stored = losses[key]
+        if not abs(loss - stored) <= relative * abs(stored) + absolute * scale:
+            phase, method, _ = key
+            raise ValueError(
+                f"The data and the estimator must be those of the comparison. The loss "
+                f"of {method!r} with seed {seed} at the end of {phase!r} was "
+                f"{stored:.6g}, and is {loss:.6g} with these."
+            )
+        found[key] = measure_at(risk, measures, "measures")
+    return found

@@ -1,0 +1,327 @@
+"""The identities of the mathematics, each as two ways to the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.messages import first_line
+from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.double_backward import DoubleBackward
+from flatmin.risk.example_scalars import ExampleScalars, inner_products
+from flatmin.risk.finite_difference import (
+    DIFFERENCE_LIMITS,
+    STEPS,
+    central_difference,
+    same_at_both,
+)
+from flatmin.risk.held_constants import HeldConstants
+from flatmin.risk.per_example import looped_rows
+from flatmin.risk.reference_products import ReferenceProducts, losses_in
+from flatmin.risk.traces import Traces
+from flatmin.risk.trials import asymmetry, difference, random_like, tolerance
+
+if TYPE_CHECKING:
+    from flatmin.risk.empirical import EmpiricalRisk
+
+__all__ = ["REFUSALS", "Check", "check_identities"]
+
+# An output larger than that is not taken apart number by number.
+_MOST_OUTPUTS = 64
+
+# What a quantity that is not there raises.
+REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One identity, and by how much it fails to hold."""
+
+    identity: str
+    difference: float  # relative; NaN where nothing was compared
+    tolerance: float
+    note: str = ""
+    at_kink: bool = False  # the difference grows as the step of a difference falls
+
+    @property
+    def verdict(self) -> str:
+        """Return "holds", "fails", "kink", or "refused" where nothing was compared."""
+        if self.difference != self.difference:
+            return "refused"
+        if self.at_kink:
+            return "kink"
+        return "holds" if self.difference <= self.tolerance else "fails"
+
+
+def check_identities(risk: EmpiricalRisk, theta: Tensor) -> Iterator[Check]:
+    """Try every identity at one θ.
+
+    Parameters
+    ----------
+    risk : EmpiricalRisk
+        Of a few examples, in one chunk.
+    theta : Tensor of shape (D,)
+        In its dtype.
+
+    Yields
+    ------
+    Check
+    """
+    at = _Point(risk, theta)
+    for identity, (order, compare) in _IDENTITIES.items():
+        if order is None:  # of a difference in a step
+            limit = DIFFERENCE_LIMITS[theta.dtype]
+        else:
+            limit = tolerance(theta.dtype, order)
+        try:
+            found = compare(at)
+        except REFUSALS as error:
+            yield Check(identity, float("nan"), limit, first_line(error))
+            continue
+        steps = torch.tensor(found if isinstance(found, tuple) else (found, found))
+        off = float(steps.min())
+        at_kink = off > limit and not bool(same_at_both(*steps))
+        note = "grows as the step falls, as at ReLU's kink" if at_kink else ""
+        yield Check(identity, off, limit, note, at_kink)
+
+
+class _Point:
+    """A risk at one θ: each method returns how far two ways to one thing are apart."""
+
+    def __init__(self, risk: EmpiricalRisk, theta: Tensor) -> None:
+        self.risk, self.theta = risk, theta
+        self.products = risk.linearize(theta)
+        self.a, self.b = random_like(theta, 0), random_like(theta, 1)
+
+    @property
+    def chunk(self) -> Chunk:
+        """All examples."""
+        return next(self.risk._chunks(self.risk.n_examples))
+
+    @property
+    def scalars(self) -> ExampleScalars:
+        """The losses, with the model bound to θ."""
+        self.risk._model.bind(self.theta)
+        return self.risk._scalars(self.chunk)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The gᵢ alone, one after the other, (n, D)."""
+        return looped_rows(self.risk._model, self.scalars)[1]
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """Together, (n, *output_shape)."""
+        return self.risk.outputs(self.theta)
+
+    @cached_property
+    def u(self) -> Tensor:
+        """A direction among outputs."""
+        return random_like(self.outputs, 2)
+
+    @property
+    def alone(self) -> Iterator[EmpiricalRisk]:
+        """The risk of each example."""
+        n = self.risk.n_examples
+        return (self.risk.subset(torch.tensor([i])) for i in range(n))
+
+    def outputs_off(self) -> float:
+        alone = torch.cat([one.outputs(self.theta) for one in self.alone])
+        return difference(self.outputs, alone)
+
+    def losses_off(self) -> float:
+        alone = torch.stack([one.value(self.theta) for one in self.alone])
+        return difference(self.risk.value(self.theta), alone.mean())
+
+    def graph_off(self) -> float:
+        differentiated = self.risk.value_and_gradient(self.theta)[0]
+        return difference(self.risk.value(self.theta), differentiated)
+
+    def gradient_slope(self) -> tuple[float, float]:
+        slope = (self.risk.gradient(self.theta) @ self.a).reshape(1)
+        return self._slope(slope, lambda losses: losses.mean().reshape(1))
+
+    def gradient_off(self) -> float:
+        return difference(self.risk.gradient(self.theta), self.rows.mean(0))
+
+    def rows_off(self) -> float:
+        together = torch.cat(list(self.risk.per_example_gradients(self.theta)))
+        return difference(together, self.rows)
+
+    def norms_off(self) -> float:
+        norms = self.risk.squared_norms(self.theta)
+        return difference(norms, self.rows.double().square().sum(1))
+
+    def variances_off(self) -> float:
+        # Squares about 0: where all gᵢ are alike there is no variance to compare.
+        square = self.rows.mean(0).double().square()
+        variances = self.risk.gradient_variances(self.theta)
+        return difference(variances + square, self.rows.double().square().mean(0))
+
+    def weighted_off(self) -> float:
+        v = random_like(self.outputs.new_empty(len(self.outputs)), 3)
+        weighted = self.risk.weighted_gradient(self.theta, v)
+        return difference(weighted, v @ self.rows / self.risk.n_examples)
+
+    def jacobian_off(self) -> float:
+        along = self.products.jvp(self.a) * self.u
+        back = self.products.vjp(self.u) @ self.a
+        size = float(along.norm())
+        return float((along.sum() - back).abs()) / (size or 1.0)
+
+    def directional_off(self) -> float:
+        along = self.products.directional_derivatives(self.a)
+        return difference(along, self.rows @ self.a)
+
+    def ggn_asymmetry(self) -> float:
+        return self._asymmetry(self.products.ggn)
+
+    def ggn_off(self) -> float:
+        found = self.products.ggn(self.a)
+        return difference(found, self._ggn_by_differences())
+
+    def traces_off(self) -> float:
+        found = self.risk.gauss_newton_traces(self.theta)
+        return difference(found, self._traces_by_rows())
+
+    def hvp_asymmetry(self) -> float:
+        return self._asymmetry(self.products.hvp)
+
+    def hvp_slope(self) -> tuple[float, float]:
+        def gradient(losses: Tensor) -> Tensor:
+            weights = torch.ones_like(losses) / len(losses)
+            return self.risk._model.gradient(losses, weights)
+
+        return self._slope(self.products.hvp(self.a), gradient)
+
+    def squared_hessians_off(self) -> float:
+        found = self.risk.squared_hessian_product(self.theta, self.a)
+        total = torch.zeros_like(self.theta)
+        for chunk in self.risk._chunks(1):
+            one = ReferenceProducts(self.risk._ways, self.theta, chunk)
+            total += one.hvp(one.hvp(self.a))
+        return difference(found, total / self.risk.n_examples)
+
+    def traced_off(self, quantity: str) -> float:
+        direction = self.u if quantity == "vjp" else self.a
+        chunk = self.chunk
+        traces = Traces(self.risk._ways, self.risk.n_examples, work=1 << 60)
+        graph = traces.find(quantity, self.theta, chunk)
+        if graph is None:
+            raise ValueError(f"no graph: {traces.paths[quantity]}")
+        kept = graph.prepare(self.theta, *pad_chunk(chunk, len(chunk.X)))
+        reference = ReferenceProducts(self.risk._ways, self.theta, chunk)
+        return difference(
+            graph.use(*kept, direction), getattr(reference, quantity)(direction)
+        )
+
+    def _asymmetry(self, product: Callable[[Tensor], Tensor]) -> float:
+        return asymmetry(self.a, product(self.a), self.b, product(self.b))
+
+    def _slope(
+        self, product: Tensor, function: Callable[[Tensor], Tensor]
+    ) -> tuple[float, float]:
+        """Compare a derivative along a with differences of a function of the losses."""
+        # At two steps, and with constants by decree held where that makes a difference.
+        risk, theta = self.risk, self.theta
+        point = DoubleBackward(risk._model, risk._loss, theta, self.chunk)
+
+        def off(context: AbstractContextManager[Any]) -> tuple[float, float]:
+            losses = losses_in(point, context)
+            losses(theta)  # what is held is held here
+
+            def at(theta: Tensor) -> Tensor:
+                return function(losses(theta)).detach()
+
+            steps = STEPS[theta.dtype]
+            slopes = [central_difference(at, theta, self.a, step) for step in steps]
+            # A difference across a kink can be of any size.
+            size = product.norm() or 1.0
+            wide, narrow = (float((slope - product).norm() / size) for slope in slopes)
+            return wide, narrow
+
+        constants = HeldConstants()
+        found = off(nullcontext())
+        if min(found) > DIFFERENCE_LIMITS[theta.dtype]:
+            held = off(constants)
+            found = held if constants.n_held else found
+        return found
+
+    def _ggn_by_differences(self) -> Tensor:
+        """Return G a with Hᵢ (J a)ᵢ as a difference of the slopes of the loss."""
+        outputs, chunk = self.outputs, self.chunk
+
+        @torch.enable_grad()
+        def slopes(flat: Tensor) -> Tensor:
+            leaf = flat.view(outputs.shape).detach().requires_grad_()
+            total = self.risk._loss.per_example(leaf, chunk.y).sum()
+            return torch.autograd.grad(total, leaf)[0].flatten()
+
+        along = self.products.jvp(self.a).flatten()
+        step = STEPS[torch.float64][0]
+        curved = central_difference(slopes, outputs.flatten(), along, step)
+        weighed = chunk.weigh(curved.view(outputs.shape))
+        return self.products.vjp(weighed) / self.risk.n_examples
+
+    def _traces_by_rows(self) -> Tensor:
+        """Return Tr(Gᵢ) from the rows of one output at a time, (n,)."""
+        outputs, scalars = self.outputs, self.scalars
+        n = outputs.shape[1:].numel()
+        if n > _MOST_OUTPUTS:
+            raise ValueError(f"not taken apart: an output has {n} numbers")
+        total = torch.zeros(len(outputs), dtype=torch.float64, device=outputs.device)
+        for unit in torch.eye(n, dtype=outputs.dtype, device=outputs.device):
+            z = unit.view(outputs.shape[1:]).expand(outputs.shape)
+            root = self.risk._loss.root_product(outputs, scalars.args[0], z)
+            if len(scalars.args) > 1:
+                column = (-1, *(1 for _ in root.shape[1:]))
+                root = root * scalars.args[1].sqrt().view(column)
+            products = ExampleScalars(scalars.X, (root,), inner_products)
+            rows = looped_rows(self.risk._model, products)[1]
+            total += rows.double().square().sum(1)
+        return total
+
+
+_TRACED = {
+    "hvp": "H v",
+    "ggn": "G v",
+    "jvp": "J v",
+    "vjp": "Jᵀu",
+    "directional_derivatives": "gᵢᵀv",
+}
+
+# Identity -> order of the derivative, None for differences in a step; what compares.
+_IDENTITIES: dict[
+    str, tuple[int | None, Callable[[_Point], float | tuple[float, float]]]
+] = {
+    "outputs together = outputs alone": (0, _Point.outputs_off),
+    "L = mean of the losses alone": (0, _Point.losses_off),
+    "L without a graph = L that is differentiated": (0, _Point.graph_off),
+    "vᵀ∇L = (L(θ + hv) - L(θ - hv)) / 2h": (None, _Point.gradient_slope),
+    "g₀ = (1/N) Σ gᵢ": (1, _Point.gradient_off),
+    "gᵢ together = gᵢ alone": (1, _Point.rows_off),
+    "‖gᵢ‖² = that of the gᵢ alone": (1, _Point.norms_off),
+    "diag Σ = that of the gᵢ alone": (1, _Point.variances_off),
+    "Σ vᵢgᵢ/N = that of the gᵢ alone": (1, _Point.weighted_off),
+    "uᵀ(J v) = vᵀ(Jᵀu)": (1, _Point.jacobian_off),
+    "gᵢᵀv = that of the gᵢ alone": (1, _Point.directional_off),
+    "aᵀGb = bᵀGa": (2, _Point.ggn_asymmetry),
+    "G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v, Hᵢ by differences": (None, _Point.ggn_off),
+    "Tr(Gᵢ) = Σ ‖Jᵢᵀ Sᵢ eₖ‖²": (1, _Point.traces_off),
+    "aᵀHb = bᵀHa": (2, _Point.hvp_asymmetry),
+    "H v = (∇L(θ + hv) - ∇L(θ - hv)) / 2h": (None, _Point.hvp_slope),
+    "(1/N) Σ Hᵢ² v = that of the Hᵢ alone": (2, _Point.squared_hessians_off),
+    **{
+        f"{name} of the graph = that of the reference": (
+            2,
+            partial(_Point.traced_off, quantity=quantity),
+        )
+        for quantity, name in _TRACED.items()
+    },
+}
