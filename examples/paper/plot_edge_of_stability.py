@@ -21,6 +21,9 @@ initialisation and the noise; all laws share it, so that differences are paired.
 10 to 17, which no pilot has used. Two rates, three m, a second data set, and the
 cross-entropy, where the loss is not held.
 
+Beside the paper's laws stand controls, and at the first setting what others propose and
+laws that take SGD's noise apart.
+
 *What is compared.* The mean of λ₁η/2 over the last third of a run; test accuracy, Tr(H)
 and Tr(HC), with C the covariance of the law's own noise, at its end.
 
@@ -42,6 +45,7 @@ own, and a second call goes on where the first stopped.
 # %%
 import argparse
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,7 +73,25 @@ CONTROLS = (
     *("gld_full", "gld_ggn", "gld_fisher", "gld_first_eigenvector"),
     *("gld_shuffled", "gld_random_subspace"),
 )
-LAWS = ("gd", *STAY, *MOVE, *CONTROLS)
+# Beyond the paper: labels, the laws behind them, and their settings.
+VARIANTS = {
+    # Does isotropic noise that meets as much curvature as SGD's do what SGD does?
+    "gld_dynamic, Tr(HC)": ("gld_dynamic", {"match": "curvature"}),
+    "gld_diagonal, Tr(HC)": ("gld_diagonal", {"match": "curvature"}),
+    # Which part of SGD's noise does it: along H's leading eigenvectors, or the rest?
+    "gld_full, top": ("projected", {"keep": "top"}),
+    "gld_full, bulk": ("projected", {"keep": "bulk"}),
+    # Does it matter that the noise of minibatches is not Gaussian?
+    "svag, l = 4": ("svag", {"n_substeps": 4}),
+    "svag, l = 16": ("svag", {"n_substeps": 16}),
+    "bernoulli": ("bernoulli", None),
+    "alpha_stable": ("alpha_stable", None),
+    # What others propose.
+    "label_noise, Tr(C)": ("label_noise", {"match": "trace"}),
+    "anti_pgd": ("anti_pgd", None),
+    "sam": ("sam", None),
+}
+LAWS = ("gd", *STAY, *MOVE, *CONTROLS, *VARIANTS)
 CHEAP = ("gd", *STAY, "sgd", "gld_full", "gld_ggn")
 SEEDS = tuple(range(10, 18))
 K = 20
@@ -98,7 +120,7 @@ class Setting:
 # The first is what is claimed; the others say how far it carries.
 SETTINGS = {
     Setting(): LAWS,
-    Setting(lr=2.0): LAWS,
+    Setting(lr=2.0): ("gd", *STAY, *MOVE, *CONTROLS),
     Setting(data="fashion_mnist"): (*CHEAP, "gld_leading", "gld_hessian"),
     Setting(loss="cross_entropy"): (*CHEAP, "gld_leading", "gld_hessian"),
     Setting(batch_size=8): CHEAP,
@@ -166,12 +188,13 @@ def run_unit(setting, law, seed, sizes):
     X, y, X_test, y_test = load(setting.data, sizes["n_train"])
     squared = setting.loss == "squared_error"
     kind = NoisyDiffusionRegressor if squared else NoisyDiffusionClassifier
+    method, params = VARIANTS.get(law, (law, PARAMS.get(law)))
     model = kind(
         make_network,
         module_params={"n_inputs": X.shape[1]},
         loss=setting.loss,
-        method=law,
-        method_params=PARAMS.get(law),
+        method=method,
+        method_params=params,
         lr=setting.lr,
         batch_size=setting.batch_size,
         n_components=K,
@@ -223,7 +246,7 @@ def measure(model, n_draws):
     draws = []
     for _ in range(n_draws):
         noise = law.noisy_gradient(risk, theta, state, rng)[1] - g
-        draws.append(float(noise @ H.matvec(noise)))
+        draws.append(float(noise @ H.matvec(noise)) / law.n_substeps)
     trace = hessian_trace(risk, theta, torch.Generator().manual_seed(0))
     return {
         "hessian_trace": float(trace.value),
@@ -239,7 +262,8 @@ def measure(model, n_draws):
 
 
 def path_of(folder, setting, law, seed):
-    return folder / setting.name / f"{law}-seed{seed}.json"
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", law).strip("-")
+    return folder / setting.name / f"{name}-seed{seed}.json"
 
 
 def run_missing(arguments, settings, sizes):
@@ -399,6 +423,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--full", action="store_true", help="the whole protocol")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED")
     parser.add_argument("--laws", nargs="+", default=LAWS, choices=LAWS, metavar="LAW")
+    parser.add_argument("--first", action="store_true", help="the first setting only")
     parser.add_argument(
         "--output", type=Path, default=Path("edge-of-stability-output"), metavar="DIR"
     )
@@ -414,6 +439,8 @@ def main(argv=None):
     torch.set_num_threads(1)
     sizes = FULL if arguments.full else SHORT
     settings = SETTINGS if arguments.full else {Setting(): ("gd", "sgd", "gld_dynamic")}
+    if arguments.first:
+        settings = {Setting(): settings[Setting()]}
     if not arguments.plot_only:
         run_missing(arguments, settings, sizes)
     units, missing = collect(arguments, settings)
