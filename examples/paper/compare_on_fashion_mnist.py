@@ -32,6 +32,7 @@ minute that all works; it says nothing about the claim.
 import argparse
 import os
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -202,12 +203,8 @@ def add_matched_trace(result):
     """Add Tr(C) m / Tr(Σ), which is 1 where the noise is of the size of SGD's."""
     table = result.table
     ratio = BATCH_SIZE * table["noise_norm"] ** 2 / table["covariance_trace"]
-    return ComparisonResult(
-        table.assign(trace_ratio=ratio.where(table["phase"] == "noise")),
-        result.units,
-        result.protocol,
-        result.provenance,
-    )
+    ratio = ratio.where(table["phase"] == "noise")
+    return replace(result, table=table.assign(trace_ratio=ratio))
 
 
 # %%

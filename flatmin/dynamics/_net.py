@@ -222,6 +222,7 @@ class _NoisyNet(NeuralNet):
             descent.law,
             descent.state,
             descent.batch,
+            is_first=not self.rows_,
         )
         if descent.law.n_substeps > 1:
             row["n_steps"] = descent.iteration * descent.law.n_substeps

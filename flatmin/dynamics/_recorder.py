@@ -68,7 +68,6 @@ class Recorder:
         self.validation_risk = validation_risk
         self.validation_score = validation_score
         self.metrics = dict(metrics or {})
-        self._has_row = False
         self._undefined: set[str] = set()  # metrics that have been warned about
         for name, metric in self.metrics.items():
             if name in _TAKEN:
@@ -90,6 +89,8 @@ class Recorder:
         law: NoiseLaw,
         state: Any,
         batch: Risk | None = None,
+        *,
+        is_first: bool = True,
     ) -> dict[str, Any]:
         """Measure a point.
 
@@ -105,6 +106,8 @@ class Recorder:
             The law's.
         batch : Risk, default=None
             What the law sees, if that is not the whole risk.
+        is_first : bool, default=True
+            Whether nothing is lost yet by an error of a metric.
 
         Returns
         -------
@@ -142,15 +145,16 @@ class Recorder:
             row["valid_score"] = self.validation_score(outputs)
         row["gradient_norm"], row["noise_norm"] = numbers[1:]
         for name in self.metrics:
-            row[name] = self._measure(name, theta, iteration)
-        self._has_row = True
+            row[name] = self._measure(name, theta, iteration, is_first)
         return row
 
-    def _measure(self, name: str, theta: Tensor, iteration: int) -> float:
+    def _measure(
+        self, name: str, theta: Tensor, iteration: int, is_first: bool
+    ) -> float:
         try:
             value = self.metrics[name](self.risk, theta.clone())  # θ moves in place
         except (ValueError, ArithmeticError, LinAlgError) as error:
-            if not self._has_row:
+            if is_first:
                 raise
             if name not in self._undefined:
                 self._undefined.add(name)
