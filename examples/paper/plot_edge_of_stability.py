@@ -373,6 +373,9 @@ def draw(arguments, units, setting):
     """Return the figure: λ₁η/2 over training, and where every run ends."""
     part = units[units["setting"] == setting.name]
     laws = [law for law in LAWS if law in set(part["law"])]
+    counts = part.groupby("law")["seed"].nunique()
+    least, most = counts.min(), counts.max()
+    n_seeds = f"{most}" if least == most else f"{least} to {most}"
     with sns.axes_style("ticks"), sns.plotting_context("notebook"):
         figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
         for law in laws:
@@ -385,7 +388,7 @@ def draw(arguments, units, setting):
         axes[0].legend(frameon=False, ncols=2, fontsize="small")
         figure.suptitle(
             f"{setting.data}, {setting.loss.replace('_', ' ')}, η = {setting.lr:g}, "
-            f"m = {setting.batch_size}: {part['seed'].nunique()} seeds",
+            f"m = {setting.batch_size}: {n_seeds} seeds a law",
             fontsize="medium",
         )
         sns.despine(figure)
