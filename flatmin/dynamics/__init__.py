@@ -5,7 +5,7 @@ from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._callback_state import callback_settings, store_callbacks
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._criterion import MeanLoss
-from flatmin.dynamics._descent import DivergenceError, NoisyDescent, check_substeps
+from flatmin.dynamics._descent import DivergenceError, NoisyDescent
 from flatmin.dynamics._monitors import check_monitors
 from flatmin.dynamics._net import (
     NoisyNetClassifier,
@@ -17,6 +17,7 @@ from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
 from flatmin.dynamics._proportion import Proportion
 from flatmin.dynamics._recorder import Recorder
 from flatmin.dynamics._simulate import ExitTime, Simulation, simulate
+from flatmin.dynamics._substeps import check_substeps
 from flatmin.dynamics._warmup import WarmupResult, run_warmup
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,54 +13,17 @@ from torch import Tensor
 from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
+from flatmin.dynamics._substeps import check_substeps
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import EmpiricalRisk, Risk
 from flatmin.risk.probe import trial_indices
 from flatmin.risk.trials import difference, tolerance
 
-__all__ = ["DivergenceError", "NoisyDescent", "check_substeps"]
+__all__ = ["DivergenceError", "NoisyDescent"]
 
 
 class DivergenceError(ArithmeticError):
     """The loss is not finite any more."""
-
-
-def check_substeps(
-    law: NoiseLaw,
-    optimizer: type[torch.optim.Optimizer],
-    params: Mapping[str, Any],
-    batched: bool,
-) -> None:
-    """Raise where l steps at η/l are not what a law means by an iteration.
-
-    Parameters
-    ----------
-    law : NoiseLaw
-    optimizer : torch.optim.Optimizer class
-    params : mapping of str to object
-        Its settings.
-    batched : bool
-        Whether an iteration sees a batch of the examples.
-
-    Raises
-    ------
-    ValueError
-        If the optimizer is not the plain step θ ← θ - η g, or iterations see batches.
-    """
-    if law.n_substeps == 1:
-        return
-    title = f"{type(law).__name__} takes {law.n_substeps} steps at a part of η"
-    if not issubclass(optimizer, torch.optim.SGD) or params.get("momentum"):
-        raise ValueError(
-            f"{title}, which is the same time for plain steps only. Got "
-            f"{optimizer.__name__} with {dict(params)}; use optimizer='sgd' without "
-            "momentum."
-        )
-    if batched:
-        raise ValueError(
-            f"{title} on the same examples, and gradient_batch_size draws others once "
-            "an iteration. Leave gradient_batch_size at None."
-        )
 
 
 class NoisyDescent:
