@@ -1,6 +1,7 @@
 """Figure 5's script on few iterations, in this process, and on made-up images."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -8,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-PATH = Path(__file__).parents[2] / "examples" / "paper" / "compare_on_fashion_mnist.py"
+FOLDER = Path(__file__).parents[2] / "examples" / "paper"
+PATH = FOLDER / "plot_comparison_on_fashion_mnist.py"
 
 
 def fake_images(seed, sizes):
@@ -25,7 +27,9 @@ def fake_images(seed, sizes):
 @pytest.fixture
 def script(monkeypatch):
     mpl.use("Agg")
-    spec = importlib.util.spec_from_file_location("compare_on_fashion_mnist", PATH)
+    spec = importlib.util.spec_from_file_location(
+        "plot_comparison_on_fashion_mnist", PATH
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "load", fake_images)
@@ -87,7 +91,7 @@ def test_the_table_names_ends_and_differences(run):
     for name in ("train_score", "valid_score", "distance", "trace_ratio"):
         assert name in ends
     assert "end_sharpness" in differences
-    row = next(line for line in ends.splitlines() if "noise  gd " in line)
+    row = next(line for line in ends.splitlines() if re.match(r"noise +gd ", line))
     assert float(row.split()[-1]) == 0  # GD has no noise
     row = next(line for line in ends.splitlines() if " gld_full " in line)
     np.testing.assert_allclose(float(row.split()[-1]), 1, atol=1e-3)
@@ -108,15 +112,19 @@ def test_the_device_and_the_jobs_are_passed_on(script, tmp_path, monkeypatch):
     assert (estimator.batch_size, estimator.n_components) == (20, 20)
     assert estimator.max_iter >= 2000
     assert seen["quench"] == 500
-    assert seen.get("quench_lr") is None
+    # One rate and one loss for all, whatever the rate of the noise was.
+    assert seen["quench_lr"] == 0.03
+    assert (seen["quench_loss"], seen["quench_loss_iter"]) == (0.002, 6000)
 
 
-def test_the_papers_rate_is_an_option(script):
-    assert list(script.make_methods(script.parse_arguments([]))) == list(script.METHODS)
-    arguments = script.parse_arguments(["--paper-lr", "--methods", "gd", "gld_hessian"])
+def test_other_rates_are_an_option(script):
+    methods = script.make_methods(script.parse_arguments(["--full"]))
+    assert list(methods) == list(script.METHODS)
+    arguments = script.parse_arguments(["--rates", "--methods", "gd", "gld_hessian"])
     methods = script.make_methods(arguments)
     assert methods["gd at 0.07"] == {"method": "gd", "lr": 0.07}
-    assert list(methods) == ["gd", "gld_hessian", "gd at 0.07"]
+    labels = [f"{n} at {r}" for r in script.RATES for n in script.AT_RATES]
+    assert list(methods) == ["gd", "gld_hessian", "svag", *labels]
 
 
 def test_a_unit_that_the_machine_broke_is_tried_again(run, script, monkeypatch):
@@ -132,24 +140,33 @@ def test_a_unit_that_the_machine_broke_is_tried_again(run, script, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("column", "difference", "low", "high", "expected"),
+    ("method", "column", "difference", "low", "high", "expected"),
     [
-        ("valid_score", 0.010, 0.002, 0.018, "reproduced"),
-        ("valid_score", 0.010, -0.001, 0.021, "partly"),
-        ("valid_score", 0.003, 0.001, 0.005, "partly"),
-        ("valid_score", 0.003, -0.001, 0.007, "not"),
-        ("valid_score", -0.010, -0.018, -0.002, "not"),
+        ("sgd", "valid_score", 0.010, 0.002, 0.018, "reproduced"),
+        ("sgd at 0.07", "valid_score", 0.010, 0.002, 0.018, "reproduced"),
+        ("sgd", "valid_score", 0.010, -0.001, 0.021, "partly"),
+        ("sgd", "valid_score", 0.003, 0.001, 0.005, "partly"),
+        ("sgd", "valid_score", 0.003, -0.001, 0.007, "not"),
+        ("sgd", "valid_score", -0.010, -0.018, -0.002, "not"),
         # Of a sharpness of 0.02 a fifth is 0.004, and flatter is less.
-        ("end_sharpness", -0.005, -0.008, -0.002, "reproduced"),
-        ("end_sharpness", -0.005, -0.012, 0.002, "partly"),
-        ("end_sharpness", -0.003, -0.004, -0.002, "partly"),
-        ("end_sharpness", 0.005, 0.002, 0.008, "not"),
-        ("valid_score", np.nan, np.nan, np.nan, "not"),
+        ("sgd", "end_sharpness", -0.005, -0.008, -0.002, "reproduced"),
+        ("sgd", "end_sharpness", -0.005, -0.012, 0.002, "partly"),
+        ("sgd", "end_sharpness", -0.003, -0.004, -0.002, "partly"),
+        ("sgd", "end_sharpness", 0.005, 0.002, 0.008, "not"),
+        ("sgd", "valid_score", np.nan, np.nan, np.nan, ""),
+        ("gld_const", "valid_score", 0.001, -0.002, 0.004, "reproduced"),
+        ("gld_const", "valid_score", 0.001, -0.004, 0.006, "not"),
+        ("gld_const", "end_sharpness", -0.002, -0.005, 0.001, "not"),
+        ("gld_const", "end_sharpness", np.nan, np.nan, np.nan, ""),
+        ("gld_full", "valid_score", 0.010, 0.002, 0.018, ""),
     ],
 )
-def test_the_rule_of_the_verdict(script, column, difference, low, high, expected):
-    row = {"difference": difference, "low": low, "high": high, "mean of gd": 0.02}
-    assert script.verdict(pd.Series(row), column) == expected
+def test_the_rule_of_the_verdict(
+    script, method, column, difference, low, high, expected
+):
+    row = {"method": method, "column": column, "mean of gd": 0.02}
+    row |= {"difference": difference, "low": low, "high": high}
+    assert script.verdict(pd.Series(row)) == expected
 
 
 @pytest.mark.usefixtures("fashion_mnist_home")
