@@ -292,7 +292,7 @@ def print_tables(result):
     if len(result.failures):
         print("\nUnits that did not come to their end:")
         print(result.failures.drop(columns="seconds").to_string(index=False))
-    if "gd" in result.methods:
+    if "gd" in result.methods and len(result.methods) > 1:
         columns = ["difference", "low", "high", "p_value", "p_holm", "n", "n_failed"]
         columns += ["n_left_out", "verdict"]
         shown = judge(result).set_index(["column", "phase", "method"])[columns]
@@ -323,7 +323,7 @@ def draw(result):
         axes[0, 0].set_title("bands: standard error of the difference", loc="left")
         for ax in axes[1, :2]:
             ax.set_xlabel(r"iterations from $\theta_{GD}$")
-        if "gd" in methods:
+        if "gd" in methods and len(methods) > 1:
             for ax, column in zip(axes[:, 2], CLAIMS, strict=True):
                 draw_differences(ax, judge(result), column, methods, colors)
             axes[0, 2].set_title("○ with noise  ● quenched  ◆ at one loss", loc="left")
