@@ -37,6 +37,6 @@ def shown(mean, low, high, digits=3):
     return f"{mean} ({low} to {high})"
 
 
-def graded(whole, part):
+def graded(whole, part=False):
     """Return the verdict on a claim that holds, or of which a part holds."""
     return "reproduced" if whole else "partly" if part else "not"

@@ -54,6 +54,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from _claims import Claim, graded
 from _record import obtain, parse_arguments, save_figure
 from scipy.stats import spearmanr
 
@@ -366,6 +367,57 @@ def print_table(result):
                 f"\n{name}, {label}: {low:.0f} to {high:.0f} % by set of data, where "
                 f"{BLOCK} runs share one of {len(rates)}"
             )
+
+
+CURVED = ("gld_leading", "gld_hessian")
+
+
+def claims(result):
+    """Judge figures 3 and 10 in the two sound variants, by the success of the runs.
+
+    One law escapes more often than another if the whole interval of its rate lies
+    above the other's.
+    """
+    found = []
+    for name, control in (("matched", "gld_dynamic"), ("released_code", "gld_const")):
+        methods = result["settings"][name]["methods"]
+        rates = {law: best(cell)["success"] for law, cell in methods.items()}
+
+        def above(law, other, rates=rates):
+            return rates[law]["low"] > rates[other]["high"]
+
+        def shown(*laws, rates=rates):
+            return "; ".join(f"{law} {percent(rates[law])} %" for law in laws)
+
+        plain = [law for law in ("gld_const", "gld_dynamic", "gd") if law in rates]
+        escapes = [above(law, other) for law in CURVED for other in plain]
+        where = f"figures 3 and 10, {name.replace('_', ' ')}"
+        found += [
+            Claim(
+                where,
+                "noise that follows the curvature escapes from the sharp basin, "
+                "isotropic noise of its size and GD hardly do",
+                graded(all(escapes), any(escapes)),
+                shown(*CURVED, control, "gd"),
+            ),
+            Claim(
+                where,
+                "GLD Hessian escapes most often",
+                graded(above("gld_hessian", "gld_leading")),
+                shown(*CURVED, "gld_first_eigenvector"),
+            ),
+        ]
+        if "sgd" in rates:
+            over = above("sgd", control), not above("gld_leading", "sgd")
+            found.append(
+                Claim(
+                    where,
+                    "SGD escapes as GLD leading does",
+                    graded(all(over), over[0]),
+                    shown("sgd", "gld_leading", control),
+                )
+            )
+    return found
 
 
 EARLIER = {name: s.earlier for name, s in (SETTINGS | MORE_SETTINGS).items()}

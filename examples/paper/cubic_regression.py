@@ -34,9 +34,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from _claims import Claim, graded, interval, shown
 from _record import obtain, parse_arguments, save_figure
-from scipy.stats import sem
-from scipy.stats import t as t_distribution
 
 from flatmin import EmpiricalRisk, make_noise_law
 from flatmin.curvature import GradientCovarianceOperator, HessianOperator
@@ -136,11 +135,8 @@ def late(values):
 
 def summary(sample):
     """Return mean and 95 % t interval over seeds."""
-    sample = np.asarray(sample)
-    low, high = t_distribution.interval(
-        0.95, len(sample) - 1, sample.mean(), sem(sample)
-    )
-    return f"{sample.mean():.2f} [{low:.2f}, {high:.2f}]"
+    mean, low, high = interval(sample)
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def judge(runs):
@@ -158,6 +154,60 @@ def judge(runs):
         ratio = np.divide(runs[key], np.maximum(gradient, 1e-300))
         judged[f"late log10 of {key} / gradient_norm"] = late(np.log10(ratio))
     return judged
+
+
+# The figures of the cosines and of the norms.
+FIGURES = {
+    "251": ("figure 1", "figure 2"),
+    "141": ("figure 8", "figure 8"),
+    "103": ("figure 9", "figure 9"),
+}
+
+
+def claims(result):
+    """Judge figures 1, 2, 8 and 9, each network for itself.
+
+    The directions of a pair agree if the interval of its late |cos| lies above 0.8, its
+    eigenvalues if that of their late difference lies below 0.1: reproduced if all pairs
+    do, partly if the first does. The noise is reproduced if the interval of the late
+    mean of log₁₀ of the paper's ratio lies above 0.
+    """
+    found = []
+    for name, runs in result["networks"].items():
+        judged = {what: interval(sample) for what, sample in judge(runs).items()}
+        pairs = range(1, N_PAIRS[int(name)] + 1)
+        cosines = [judged[f"late |cos| of pair {i}"] for i in pairs]
+        gaps = [judged[f"late |difference| of eigenvalue {i}"] for i in pairs]
+        ratios = [
+            judged[f"late log10 of {key} / gradient_norm"]
+            for key in ("noise_norm", "noise_norm_in_gradient_units")
+        ]
+        aligned = [low > 0.8 for _, low, _ in cosines]
+        alike = [high < 0.1 for _, _, high in gaps]
+        papers, own = (tuple(10**x for x in ratio) for ratio in ratios)
+        of_pairs, of_norms = (f"{f}, {name} parameters" for f in FIGURES[name])
+        found += [
+            Claim(
+                of_pairs,
+                "late in training leading eigenvectors of H and Σ align",
+                graded(all(aligned), aligned[0]),
+                "|cos| by pair: " + "; ".join(shown(*c, digits=2) for c in cosines),
+            ),
+            Claim(
+                of_pairs,
+                "late in training their normalised eigenvalues agree",
+                graded(all(alike), alike[0]),
+                "difference by pair: " + "; ".join(shown(*g, digits=2) for g in gaps),
+            ),
+            Claim(
+                of_norms,
+                "late in training the noise is overwhelmingly larger than the gradient",
+                graded(papers[1] > 1),
+                f"√(η Tr(Σ)/m)/‖g₀‖ = {shown(*papers)}, √(Tr(Σ)/m)/‖g₀‖ = "
+                f"{shown(*own)}",
+            ),
+        ]
+    return found
 
 
 def print_table(result):

@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from _claims import Claim, graded, interval, shown
 from _record import obtain, parse_arguments, save_figure
 from scipy.stats import linregress, sem
 
@@ -104,13 +105,39 @@ def experiment(arguments):
 # ------------
 
 
-def exponent(sizes, values):
-    """Return the slope of log gap over log N, and its standard error over data sets."""
-    slopes = [
+def exponents(sizes, values):
+    """Return the slope of log gap over log N of each data set."""
+    return [
         linregress(np.log(sizes), np.log(column)).slope
         for column in np.transpose(values)
     ]
-    return np.mean(slopes), sem(slopes)
+
+
+def claims(result):
+    """Judge equations 6 and 7.
+
+    Equation 6 is reproduced if the gap at the truth closes as the error of a mean does:
+    the interval of its exponent lies between -0.55 and -0.45. Equation 7 holds at a
+    point if the gap with the most examples is below 0.05.
+    """
+    slope = interval(exponents(result["n_examples"], result["gaps"]["truth"]))
+    gap = {point: np.mean(values[-1]) for point, values in result["gaps"].items()}
+    near, wrong = gap["maximum likelihood"], gap["mislabelled"]
+    return [
+        Claim(
+            "equation 6",
+            "at the true parameter the gradient covariance is the Hessian",
+            graded(slope[1] > -0.55 and slope[2] < -0.45, slope[2] < 0),
+            f"‖Σ − H‖/‖H‖ falls as N^a with a = {shown(*slope)}, to {gap['truth']:.3f}",
+        ),
+        Claim(
+            "equation 7",
+            "so Σ ≈ H near a minimum",
+            graded(near < 0.05 and wrong < 0.05, near < 0.05),
+            f"‖Σ − H‖/‖H‖ = {near:.3f} at the maximum of the likelihood of a true "
+            f"model; {wrong:.2f} where a fifth of the labels is random",
+        ),
+    ]
 
 
 def print_table(result):
@@ -118,9 +145,9 @@ def print_table(result):
     print("‖Σ - H‖_F/‖H‖_F, means over data sets; exponent of N ± standard error\n")
     print(f"{'at':20}" + "".join(f"{n:>9}" for n in sizes) + f"{'exponent':>18}")
     for point, values in result["gaps"].items():
-        slope, error = exponent(sizes, values)
+        slopes = exponents(sizes, values)
         cells = "".join(f"{mean:9.3f}" for mean in np.mean(values, axis=1))
-        print(f"{point:20}{cells}{slope:11.3f} ± {error:.3f}")
+        print(f"{point:20}{cells}{np.mean(slopes):11.3f} ± {sem(slopes):.3f}")
 
 
 LOOKS = {
@@ -159,8 +186,8 @@ def check(result):
     """At the truth the gap closes as N^(-1/2); elsewhere it stays."""
     sizes = result["n_examples"]
     for point in ("truth", "maximum likelihood"):
-        slope, error = exponent(sizes, result["gaps"][point])
-        assert abs(slope + 0.5) < 5 * error + 0.02
+        slopes = exponents(sizes, result["gaps"][point])
+        assert abs(np.mean(slopes) + 0.5) < 5 * sem(slopes) + 0.02
     for point in ("zero", "mislabelled"):
         assert np.mean(result["gaps"][point][-1]) > 0.05
 

@@ -22,6 +22,7 @@ while SGD still learns, the paper's own measure stays below the gradient.
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from _claims import Claim, graded, interval, shown
 from _record import obtain, parse_arguments, save_figure
 
 from flatmin import NoisyDiffusionClassifier
@@ -78,6 +79,27 @@ def ratios(result):
     return np.array(
         [np.divide(row["noise_norm"], row["gradient_norm"]) for row in result["runs"]]
     )
+
+
+def claims(result):
+    """Judge figure 11.
+
+    Reproduced if in the last third of the iterations the interval over seeds of the
+    geometric mean of the paper's ratio lies above 1.
+    """
+    late = [np.log(thirds(row)[-1]) for row in ratios(result)]
+    own = np.exp(interval(late))
+    papers = np.exp(interval(np.add(late, np.log(LR) / 2)))
+    first = np.mean([thirds(LR**0.5 * row)[0] for row in ratios(result)])
+    return [
+        Claim(
+            "figure 11",
+            "the noise dominates the gradient overwhelmingly late in training",
+            graded(papers[1] > 1),
+            f"last third: √(η Tr(Σ)/m)/‖g₀‖ = {shown(*papers)}, √(Tr(Σ)/m)/‖g₀‖ = "
+            f"{shown(*own)}; the first of them in the first third: {first:.2f}",
+        )
+    ]
 
 
 def print_table(result):
