@@ -48,6 +48,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from _claims import Claim, shown
 
 from flatmin import NoisyDiffusionClassifier, expected_sharpness
 from flatmin.comparison import ComparisonResult, compare_dynamics, merge_comparisons
@@ -66,6 +67,7 @@ MOVE = ("sgd", "gld_leading", "gld_hessian")
 TWINS = ("gld_full", "gld_ggn", "gld_fisher")
 CONTROLS = ("gld_first_eigenvector", "gld_random_subspace", "gld_shuffled")
 METHODS = ("gd", *STAY, *MOVE, *TWINS, *CONTROLS)
+CHEAP = ("gd", *STAY, "sgd", "gld_full", "gld_ggn")  # no eigenpairs are needed
 WARMUP_LR, LR, BATCH_SIZE = 0.1, 0.03, 20
 RATES = (0.01, 0.05, 0.07)
 # At other rates, and at LR too: is the noise of minibatches Gaussian enough?
@@ -278,6 +280,49 @@ def judge(result):
     summary["mean of gd"] = summary["mean"] - summary["difference"]
     summary["verdict"] = [verdict(row) for _, row in summary.iterrows()]
     return summary
+
+
+SAYS = {
+    ("valid_score", True): "generalises better than GD",
+    ("valid_score", False): "generalises as GD does",
+    ("end_sharpness", True): "finds a flatter minimum than GD",
+    ("end_sharpness", False): "stays in a minimum as sharp as GD's",
+}
+
+
+def claims(result):
+    """Return what the claim on each law came to, with the noise and after it."""
+    table = judge(result).query("verdict != ''")
+    found = []
+    for (column, law), rows in table.groupby(["column", "method"], sort=False):
+        texts = {row["phase"]: difference(row) for _, row in rows.iterrows()}
+        verdicts = dict(zip(rows["phase"], rows["verdict"], strict=True))
+        if "noise" in texts:
+            after = {"quench": "quenched", "quench_loss": "at one loss"}
+            moves = law.split()[0] in MOVE
+            found.append(
+                Claim(
+                    "figure 5",
+                    f"{law} {SAYS[column, moves]}",
+                    verdicts["noise"],
+                    texts["noise"],
+                    "; ".join(
+                        f"{title}: **{verdicts[phase]}**, {texts[phase]}"
+                        for phase, title in after.items()
+                        if phase in texts
+                    ),
+                )
+            )
+    return found
+
+
+def difference(row):
+    """Return a difference from GD as text: points, or a share of GD's sharpness."""
+    scale, unit = 100, "points"
+    if row["column"] == "end_sharpness":
+        scale, unit = 100 / row["mean of gd"], "%"
+    values = (scale * row[name] for name in ("difference", "low", "high"))
+    return f"{shown(*values, digits=2)} {unit}, n = {row['n']}"
 
 
 def print_tables(result):

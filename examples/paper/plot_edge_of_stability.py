@@ -55,6 +55,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from _claims import Claim, graded, shown
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.func import functional_call
@@ -358,6 +359,55 @@ def verdicts(law, found, direction, least):
     if law in STAY:
         claim = "reproduced" if does == "stays" else "not"
     return {"does": does, "claim": claim}
+
+
+SAYS = {
+    "moves": "noise with SGD's leading directions leads to flatter minima than GD's",
+    "stays": "isotropic noise, and noise with SGD's variances alone, does not",
+    "test_accuracy": "and these generalise better",
+}
+
+
+def claims(units):
+    """Return what the paper's claims came to at each setting, the laws together.
+
+    Reproduced if the claim is on each of the laws that have two seeds or more, partly
+    if it is, or partly, on some.
+    """
+    table = judge(units).query("n > 1")
+    found = []
+    for setting, part in table.groupby("setting", sort=False):
+        groups = {
+            "moves": part[(part["column"] == "stability") & part["law"].isin(MOVE)],
+            "stays": part[(part["column"] == "stability") & part["law"].isin(STAY)],
+            "test_accuracy": part[
+                (part["column"] == "test_accuracy") & part["law"].isin(MOVE)
+            ],
+        }
+        for name, rows in groups.items():
+            if len(rows):
+                verdicts_found = set(rows["claim"])
+                whole = verdicts_found == {"reproduced"}
+                found.append(
+                    Claim(
+                        f"section 5, at the edge of stability: {setting}",
+                        SAYS[name],
+                        graded(whole, verdicts_found != {"not"}),
+                        differences(rows),
+                    )
+                )
+    return found
+
+
+def differences(rows):
+    """Return the differences of some laws from GD, as text."""
+    what = {"stability": "late λ₁η/2", "test_accuracy": "test accuracy"}
+    title = what[rows["column"].iloc[0]]
+    parts = [f"{title}, GD {rows['gd'].mean():.3f}; less that:"]
+    for _, row in rows.iterrows():
+        text = shown(row["difference"], row["low"], row["high"], digits=2)
+        parts.append(f"{row['law']} {text}, n = {row['n']};")
+    return " ".join(parts).rstrip(";")
 
 
 # %%
