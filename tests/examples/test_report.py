@@ -154,6 +154,15 @@ def test_escapes_in_two_dimensions(report):
         assert next(iter(verdicts.values())) == "reproduced"
 
 
+def of_figure_five(column, law, phase):
+    """Return the ends of a law and of GD, paired by seed, from the file itself."""
+    table = read("fashion_mnist/figure5.json")["table"]
+    keys = zip(table["method"], table["seed"], table["phase"], strict=True)
+    ends = dict(zip(keys, table[column], strict=True))  # the last row of a phase
+    seeds = [s for s in range(6) if (law, s, phase) in ends]
+    return (np.array([ends[name, s, phase] for s in seeds]) for name in (law, "gd"))
+
+
 @pytest.mark.parametrize(
     ("column", "law", "phase", "scale"),
     [
@@ -164,12 +173,7 @@ def test_escapes_in_two_dimensions(report):
     ],
 )
 def test_figure_five_on_a_gpu(report, column, law, phase, scale):
-    table = read("fashion_mnist/figure5.json")["table"]
-    keys = zip(table["method"], table["seed"], table["phase"], strict=True)
-    ends = dict(zip(keys, table[column], strict=True))  # the last row of a phase
-    seeds = [s for s in range(6) if (law, s, phase) in ends]
-    gd = np.array([ends["gd", s, phase] for s in seeds])
-    own = np.array([ends[law, s, phase] for s in seeds])
+    own, gd = of_figure_five(column, law, phase)
     scale = scale or 100 / gd.mean()
     mean, low, high = scale * np.array(t_interval(own - gd))
     least = 0.5 if column == "valid_score" else 20
@@ -225,6 +229,37 @@ def test_the_groups_at_the_edge(report):
         **dict.fromkeys(("sgd", "gld_leading", "gld_hessian"), "moves"),
         **dict.fromkeys(("gld_const", "gld_dynamic"), "stays"),
     }
+
+
+def test_the_numbers_of_the_readme(report):
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    stay = ("gld_const", "gld_dynamic", "gld_diagonal")
+    move = ("sgd", "gld_leading", "gld_hessian", "gld_full")
+    folder = RESULTS / "edge_of_stability" / "digits-squared_error-lr1-m16"
+    ends = {
+        law: list(late_stability(folder, law).values()) for law in ("gd", *stay, *move)
+    }
+    assert {len(values) for values in ends.values()} == {8}
+    means = {law: np.mean(values) for law, values in ends.items()}
+    low, high = (f(means[law] for law in stay) for f in (min, max))
+    assert f"λ₁η/2 = {means['gd']:.2f}" in readme
+    assert f"leaves it there ({low:.2f} to {high:.2f})" in readme
+    low, high = (f(means[law] for law in move) for f in (min, max))
+    assert f"end at {low:.2f} to {high:.2f}" in readme
+    assert max(max(ends[law]) for law in move) < min(min(ends[law]) for law in stay)
+    found = claims(report, "edge_of_stability").values()
+    assert [c.verdict for c in found if "generalise" in c.says] == ["not"]
+
+    shares, points = [], []
+    for law in ("sgd", "gld_leading", "gld_hessian", "gld_full"):
+        own, gd = of_figure_five("end_sharpness", law, "quench")
+        shares.append(100 - 100 * own.mean() / gd.mean())
+        own, gd = of_figure_five("valid_score", law, "quench")
+        points.append(100 * (own - gd).mean())
+    assert f"{min(shares):.0f} to {max(shares):.0f} % less sharp" in readme
+    assert f"{min(points):.1f} to {max(points):.1f} points more" in readme
+    found = claims(report, "fashion_mnist/figure5.json").values()
+    assert all(c.after.startswith("quenched: **reproduced**") for c in found)
 
 
 def test_another_number_is_another_verdict(report, tmp_path, monkeypatch):
