@@ -130,7 +130,7 @@ def segment_profile(
     ----------
     R. Entezari, H. Sedghi, O. Saukh and B. Neyshabur, "The role of permutation
     invariance in linear mode connectivity of neural networks", ICLR 2022,
-    arXiv 2110.06296, definition 2.1. J. Frankle, G. Dziugaite, D. Roy and M. Carbin,
+    arXiv 2110.06296. J. Frankle, G. Dziugaite, D. Roy and M. Carbin,
     "Linear mode connectivity and the lottery ticket hypothesis", ICML 2020,
     arXiv 1912.05671.
 
@@ -214,8 +214,7 @@ def bezier_profile(
     References
     ----------
     T. Garipov, P. Izmailov, D. Podoprikhin, D. Vetrov and A. Wilson, "Loss surfaces,
-    mode connectivity, and fast ensembling of DNNs", NeurIPS 2018, arXiv 1802.10026,
-    equations 2 and 4.
+    mode connectivity, and fast ensembling of DNNs", NeurIPS 2018, arXiv 1802.10026.
 
     Examples
     --------
