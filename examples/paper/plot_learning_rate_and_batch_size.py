@@ -185,6 +185,7 @@ def compare(labels, seed, arguments, on_unit):
         quench_loss_iter=sizes["loss_iter"],
         keep_params=True,
         checkpoint_dir=arguments.output / "checkpoints",
+        checkpoint_every=500,
         on_unit=on_unit,
     )
 

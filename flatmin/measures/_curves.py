@@ -156,7 +156,7 @@ def bezier_profile(
     theta_a: Tensor | np.ndarray,
     theta_b: Tensor | np.ndarray,
     *,
-    lr: float = 0.03,
+    lr: float = 0.1,
     n_iter: int = 200,
     n_draws: int = 4,
     n_points: int = 25,
@@ -180,7 +180,7 @@ def bezier_profile(
     risk : Risk
     theta_a, theta_b : Tensor or ndarray of shape (D,)
         a and b; they stay.
-    lr : float, default=0.03
+    lr : float, default=0.1
         Adam's rate, which is about what a coordinate of c moves in an iteration, in
         units of ‖b - a‖/√D, the root mean square of the ends' difference.
     n_iter : int, default=200
