@@ -392,6 +392,7 @@ def barriers(result, profiles):
             verdict = ""
             if curve == "bezier" and law in LAWS:
                 above = "not" if found.low > 0 else "open"
+                above = above if found.n > 1 else "no interval yet"
                 verdict = "reproduced" if found.high < 0 else above
             rows.append(
                 {"law": law, "curve": curve}
@@ -466,10 +467,12 @@ def draw(result, profiles):
         draw_ends(axes[0, 1], result, "lambda_1", r"$\lambda_1$ at one training loss")
         draw_ends(axes[1, 0], result, "valid_score", "test accuracy at that loss")
         draw_profiles(axes[1, 1], profiles)
-        n = len(result.seeds)
+        n, first = len(result.seeds), result.methods[0]
+        own = result.table.query("phase == 'noise'").set_index("method")
+        time = own.loc[first, "iteration"].max() * runs(True)[first][1]
         figure.suptitle(
-            f"LeNet, noisy Fashion-MNIST, {n} seed{'s' * (n > 1)}; η · iterations = "
-            f"{result.protocol['methods'][label_of('sgd')].get('max_iter', 0) * LR:g}",
+            f"LeNet, noisy Fashion-MNIST, {n} seed{'s' * (n > 1)}; "
+            f"η · iterations = {time:g}",
             fontsize="medium",
         )
         sns.despine(figure)
