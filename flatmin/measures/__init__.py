@@ -3,6 +3,7 @@
 from flatmin.measures._alignment import Alignment, alignment
 from flatmin.measures._ascent_sharpness import asam_sharpness, sam_sharpness
 from flatmin.measures._curvature_sharpness import max_eigenvalue, trace_sharpness
+from flatmin.measures._curves import CurveProfile, bezier_profile, segment_profile
 from flatmin.measures._estimate import Estimate
 from flatmin.measures._fisher_rao import fisher_rao_norm
 from flatmin.measures._gaussianity import Gaussianity, minibatch_gaussianity
@@ -43,6 +44,7 @@ from flatmin.measures._trace_product import TraceProduct, trace_hessian_covarian
 __all__ = [
     "SHARPNESS_MEASURES",
     "Alignment",
+    "CurveProfile",
     "Estimate",
     "Gaussianity",
     "GradientNoise",
@@ -56,6 +58,7 @@ __all__ = [
     "adaptive_expected_sharpness",
     "alignment",
     "asam_sharpness",
+    "bezier_profile",
     "cosines",
     "covariance_exponent",
     "covariance_exponents",
@@ -78,6 +81,7 @@ __all__ = [
     "projection_residual",
     "random_projection_residual",
     "sam_sharpness",
+    "segment_profile",
     "subspace_share",
     "trace_hessian_covariance",
     "trace_sharpness",

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.utils import Bunch
@@ -261,3 +262,118 @@ def test_the_verdict_at_the_edge(load, law, difference, does, claim):
     found = PairedDifference(mean, low, high, 0.01, 8)
     expected = {"does": does, "claim": claim}
     assert script.verdicts(law, found, -1, 0.2) == expected
+
+
+def test_learning_rate_and_batch_size(load, tmp_path, capsys, monkeypatch):
+    script = load("plot_learning_rate_and_batch_size")
+    sizes = {"time": 0.1, "warmup": 2, "quench": 1, "loss": 2.25, "loss_iter": 2}
+    monkeypatch.setattr(script, "SHORT", script.SHORT | sizes | {"curve": 1})
+    rng = np.random.default_rng(0)
+    images = rng.random((12, 1, 28, 28), dtype=np.float32)
+    data = Bunch(data=images[:8], target=np.arange(8))
+    data |= {"data_test": images[8:], "target_test": np.arange(4)}
+    monkeypatch.setattr(script, "load_noisy_fashion_mnist", lambda *a, **k: data)
+    call = ["--output", str(tmp_path), "--seeds", "20"]
+    script.main(call)
+    assert "8 units, 0 missing" in capsys.readouterr().out
+    result, profiles = script.collect(script.parse_arguments(call))
+    # η times the iterations is the same for all.
+    last = result.table.query("phase == 'noise'").groupby("method")["iteration"].max()
+    assert {last[label] * lr for label, (_, lr, _) in script.runs(False).items()} == {
+        0.1
+    }
+    # The curves begin at θ_GD and end where the quench of that law did.
+    losses = result.ends()["loss"]
+    for law in ("sgd", "gd"):
+        curve = profiles[20][law]["bezier"]["loss"]
+        ends = [
+            losses[phase, script.label_of(law), 20] for phase in ("start", "quench")
+        ]
+        assert [curve[0], curve[-1]] == pytest.approx(ends, rel=1e-4)
+    stored = json.loads((tmp_path / "verdicts.json").read_text())
+    assert stored["claims"] == {"sgd": "no interval yet"}
+    # A second call runs what is missing, and nothing else.
+    (tmp_path / "gd-lr=0.05-seed20.json").unlink()
+    compare, asked = script.compare, []
+    monkeypatch.setattr(
+        script, "compare", lambda *args: asked.append(args[0]) or compare(*args)
+    )
+    script.main(call)
+    assert asked == [["gd, lr=0.05"]]
+    assert (tmp_path / "picture.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [
+        ((0.05, -0.1, 0.15), "agree"),
+        ((0.1, 0.05, 0.15), "agree"),
+        ((0.05, -0.1, 0.2), "open"),  # log 1.2 is 0.182
+        ((-0.1, -0.25, 0.05), "open"),  # log 0.8 is -0.223
+        ((-0.2, -0.3, -0.1), "open"),
+        ((-0.3, -0.4, -0.2), "differ"),
+        ((0.3, -0.1, 0.7), "open"),
+        ((np.nan, np.nan, np.nan), "open"),
+    ],
+)
+def test_the_verdict_on_two_runs_at_one_ratio(load, difference, verdict):
+    script = load("plot_learning_rate_and_batch_size")
+    found = PairedDifference(*difference, 0.01, 4)
+    assert script.agreement(found, script.BOUNDS["log_lambda_1"]) == verdict
+
+
+@pytest.mark.parametrize(
+    ("power", "factor", "claim"),
+    [
+        (-0.7, 1.1, "reproduced"),
+        (0.2, 1.1, "partly"),
+        (-0.7, 1.5, "partly"),
+        (0.2, 1.5, "not"),
+    ],
+)
+def test_the_verdict_on_the_size_of_the_noise(load, power, factor, claim):
+    """λ₁ = c (η/m)^power for each seed, times a factor at m = 10."""
+    script = load("plot_learning_rate_and_batch_size")
+    seeds, rows = [20, 21, 22], []
+    for label, (law, lr, m) in script.runs(True).items():
+        for seed in seeds:
+            at_ten = factor * (1 + 0.001 * seed) if m == 10 else 1
+            wobble = 1 + 1e-3 * np.sin(seed * lr * 1e4)
+            size = seed * wobble * at_ten * (1 if law == "gd" else (lr / m) ** power)
+            row = {"phase": script.END, "method": label, "seed": seed}
+            rows.append(row | {"lambda_1": size, "valid_score": 0.6 + seed / 1000})
+    index = ["phase", "method", "seed"]
+    result = Bunch(ends=lambda: pd.DataFrame(rows).set_index(index), seeds=seeds)
+    held, varied = (f(result, script.END) for f in (script.held, script.varied))
+    slope = varied.query("law == 'sgd' and column == 'log_lambda_1'").iloc[0]
+    assert slope["slope"] == pytest.approx(power, abs=0.01)
+    assert slope["less gd"] == pytest.approx(power, abs=0.01)
+    ten = held.query("law == 'sgd' and column == 'log_lambda_1' and m == 10").iloc[0]
+    assert ten["difference"] == pytest.approx(np.log(factor * 1.021), abs=0.01)
+    for law in script.LAWS:
+        assert script.claim_on_size(held, varied, law) == claim
+
+
+def test_the_verdict_on_the_landscape(load):
+    """A noise that lifts the loss by 1, and curves that climb by 0.5 and by 2."""
+    script = load("plot_learning_rate_and_batch_size")
+    table = [
+        {"method": script.label_of(law), "seed": seed, "phase": "noise"}
+        | {"iteration": i, "loss": loss}
+        for law in ("gd", "gld_dynamic", *script.LAWS)
+        for seed in (20, 21, 22)
+        for i, loss in enumerate([0.1, 5.0, 1.1, 1.1 + seed / 1000])
+    ]
+    result = Bunch(table=pd.DataFrame(table))
+    climbs = {"sgd": 0.5, "gld_full": 2.0}
+    laws = {}
+    for law, climb in climbs.items():
+        curve = {"loss": [0.1, 0.1 + climb, 0.0], "barrier": 0.3}
+        laws[law] = {"segment": curve, "bezier": curve}
+    profiles = dict.fromkeys((20, 21, 22), laws)
+    found = script.barriers(result, profiles).set_index(["law", "curve"])
+    assert found["climb"]["sgd", "bezier"] == pytest.approx(0.5)
+    assert found["lift"]["sgd", "bezier"] == pytest.approx(1 + 0.021 / 2)
+    assert found["verdict"]["sgd", "bezier"] == "reproduced"
+    assert found["verdict"]["gld_full", "bezier"] == "not"
+    assert found["verdict"]["sgd", "segment"] == ""
