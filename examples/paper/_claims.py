@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-VERDICTS = ("reproduced", "partly", "not", "not tested at the paper's scale")
+# By the paper, who stays in GD's minimum and who moves on to a flatter one.
+STAY = ("gld_const", "gld_dynamic", "gld_diagonal")
+MOVE = ("sgd", "gld_leading", "gld_hessian")
+
+VERDICTS = ("reproduced", "partly", "not", "open", "not tested at the paper's scale")
 
 
 @dataclass(frozen=True)

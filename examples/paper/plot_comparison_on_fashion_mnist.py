@@ -39,35 +39,23 @@ minute that all works; it says nothing about the claim.
 # %%
 import argparse
 import os
-from collections import defaultdict
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import seaborn as sns
-from _claims import Claim, shown
+import _comparison
+from _claims import MOVE, STAY
 
-from flatmin import NoisyDiffusionClassifier, expected_sharpness
-from flatmin.comparison import ComparisonResult, compare_dynamics, merge_comparisons
-from flatmin.curvature import covariance_trace
+from flatmin import NoisyDiffusionClassifier
+from flatmin.comparison import compare_dynamics
 from flatmin.datasets import load_noisy_fashion_mnist
-from flatmin.measures import (
-    adaptive_expected_sharpness,
-    max_eigenvalue,
-    trace_hessian_covariance,
-    trace_sharpness,
-)
 from flatmin.modules import LeNet
 
-STAY = ("gld_const", "gld_dynamic", "gld_diagonal")
-MOVE = ("sgd", "gld_leading", "gld_hessian")
 TWINS = ("gld_full", "gld_ggn", "gld_fisher")
 CONTROLS = ("gld_first_eigenvector", "gld_random_subspace", "gld_shuffled")
 METHODS = ("gd", *STAY, *MOVE, *TWINS, *CONTROLS)
-CHEAP = ("gd", *STAY, "sgd", "gld_full", "gld_ggn")  # no eigenpairs are needed
+# Six for the laws that need eigenpairs.
+N_SEEDS = dict.fromkeys(METHODS, 6)
+N_SEEDS |= dict.fromkeys(("gd", *STAY, "sgd", "gld_full", "gld_ggn"), 8)
 WARMUP_LR, LR, BATCH_SIZE = 0.1, 0.03, 20
 RATES = (0.01, 0.05, 0.07)
 # At other rates, and at LR too: is the noise of minibatches Gaussian enough?
@@ -84,12 +72,6 @@ SHORT = {"clean": 200, "corrupt": 40, "test": 500, "components": 5}
 SHORT |= {"warmup": 60, "noise": 20, "quench": 10, "every": 10, "draws": 2}
 SHORT |= {"matvecs": 10}
 QUENCH_LOSS, QUENCH_LOSS_ITER = 0.002, 6000
-
-# What is claimed to differ from GD: in which direction, and by how much at least.
-CLAIMS = {"valid_score": (1, 0.005), "end_sharpness": (-1, 0.2)}
-# What is judged, with names for people.
-TITLES = {"valid_score": "test accuracy", "end_sharpness": "sharpness"}
-PHASES = ("noise", "quench", "quench_loss")
 
 
 def parse_arguments(arguments=None):
@@ -125,21 +107,6 @@ def load(seed, sizes):
     return data.data, data.target, data.data_test[test], data.target_test[test]
 
 
-class Measure:
-    """A measure with its settings; the same draws for every network."""
-
-    def __init__(self, measure, **settings):
-        self.measure = measure
-        self.settings = settings
-
-    def __call__(self, risk, theta):
-        return self.measure(risk, theta, **self.settings)
-
-    def __repr__(self):
-        settings = ", ".join(f"{k}={v}" for k, v in self.settings.items())
-        return f"{self.measure.__name__}({settings})"
-
-
 def make_methods(arguments):
     methods = {name: {"method": name} for name in arguments.methods}
     if arguments.rates:
@@ -151,7 +118,7 @@ def make_methods(arguments):
     return methods
 
 
-def compare(methods, seeds, arguments, on_unit):
+def compare(methods, seeds, on_unit, arguments):
     sizes = FULL if arguments.full else SHORT
     classifier = NoisyDiffusionClassifier(
         LeNet,
@@ -164,28 +131,12 @@ def compare(methods, seeds, arguments, on_unit):
         record_every=sizes["every"],
         device=arguments.device,
     )
-    draws, matvecs = sizes["draws"], sizes["matvecs"]
     return compare_dynamics(
         methods,
         partial(load, sizes=sizes),
         estimator=classifier,
         n_seeds=seeds,
-        metrics={
-            "sharpness": Measure(expected_sharpness, n_draws=draws),
-            "adaptive_sharpness": Measure(adaptive_expected_sharpness, n_draws=draws),
-            "covariance_trace": covariance_trace,
-        },
-        end_metrics={
-            "end_sharpness": Measure(expected_sharpness, n_draws=10 * draws),
-            "end_adaptive_sharpness": Measure(
-                adaptive_expected_sharpness, n_draws=10 * draws
-            ),
-            "max_eigenvalue": Measure(max_eigenvalue),
-            "trace_sharpness": Measure(trace_sharpness, max_matvecs=matvecs),
-            "trace_hessian_covariance": Measure(
-                trace_hessian_covariance, max_matvecs=matvecs
-            ),
-        },
+        **_comparison.measures(sizes["draws"], sizes["matvecs"]),
         quench=sizes["quench"],
         quench_lr=LR,
         quench_loss=QUENCH_LOSS if arguments.full else 1.4,
@@ -197,238 +148,9 @@ def compare(methods, seeds, arguments, on_unit):
     )
 
 
-# %%
-# All units, each in a file of its own
-# ------------------------------------
-
-
-def path_of(folder, method, seed):
-    return folder / f"{method.replace(' ', '_')}_seed{seed}.json"
-
-
-def experiment(arguments, units):
-    methods = make_methods(arguments)
-    # Seeds that miss the same methods run together: in a first call, all of them.
-    missing = defaultdict(list)
-    for seed in arguments.seeds:
-        left = [name for name in methods if not path_of(units, name, seed).exists()]
-        missing[tuple(left)].append(seed)
-
-    def write(unit):
-        # A collapse is an outcome. What else a machine may do to a unit is tried again.
-        if unit.failures["error"].eq("DivergenceError").all():
-            unit.to_json(path_of(units, unit.methods[0], unit.seeds[0]))
-        else:
-            print(unit.failures.to_string(index=False))
-
-    for names, seeds in missing.items():
-        if names:
-            compare({n: methods[n] for n in names}, seeds, arguments, write)
-
-
-def collect(arguments, units):
-    """Return what is there of the methods and seeds that were asked for."""
-    paths = [
-        path_of(units, method, seed)
-        for method in make_methods(arguments)
-        for seed in arguments.seeds
-    ]
-    found = [ComparisonResult.from_json(path) for path in paths if path.exists()]
-    if not found:
-        raise SystemExit(f"There are no results in {units}: run without --plot-only.")
-    return add_matched_trace(merge_comparisons(found))
-
-
-def add_matched_trace(result):
-    """Add Tr(C) m / Tr(Σ), which is 1 where the noise is of the size of SGD's."""
-    table = result.table
-    ratio = BATCH_SIZE * table["noise_norm"] ** 2 / table["covariance_trace"]
-    ratio = ratio.where(table["phase"] == "noise")
-    return replace(result, table=table.assign(trace_ratio=ratio))
-
-
-# %%
-# The table, the verdict and the picture
-# --------------------------------------
-
-
-def verdict(row):
-    """Judge the difference of a law from GD by the rule above."""
-    direction, least = CLAIMS[row["column"]]
-    if row["column"] == "end_sharpness":
-        least *= row["mean of gd"]
-    law = row["method"].split()[0]
-    if not np.isfinite(row["low"]):
-        return ""  # fewer than two pairs
-    if law in STAY:
-        within = -least < row["low"] and row["high"] < least
-        return "reproduced" if within else "not"
-    effect = direction * row["difference"]
-    certain = min(direction * row["low"], direction * row["high"]) > 0
-    if law not in MOVE:
-        return ""
-    if effect <= 0 or not (certain or effect >= least):
-        return "not"
-    return "reproduced" if certain and effect >= least else "partly"
-
-
-def judge(result):
-    """Return the differences from GD, and verdicts on what the paper says of a law."""
-    summary = result.summary("gd", columns=list(CLAIMS)).reset_index()
-    summary = summary[summary["method"] != "gd"].copy()
-    # Of the seeds that both have.
-    summary["mean of gd"] = summary["mean"] - summary["difference"]
-    summary["verdict"] = [verdict(row) for _, row in summary.iterrows()]
-    return summary
-
-
-SAYS = {
-    ("valid_score", True): "generalises better than GD",
-    ("valid_score", False): "generalises as GD does",
-    ("end_sharpness", True): "finds a flatter minimum than GD",
-    ("end_sharpness", False): "stays in a minimum as sharp as GD's",
-}
-
-
 def claims(result):
-    """Return what the claim on each law came to, with the noise and after it."""
-    table = judge(result).query("verdict != ''")
-    found = []
-    for (column, law), rows in table.groupby(["column", "method"], sort=False):
-        texts = {row["phase"]: difference(row) for _, row in rows.iterrows()}
-        verdicts = dict(zip(rows["phase"], rows["verdict"], strict=True))
-        if "noise" in texts:
-            after = {"quench": "quenched", "quench_loss": "at one loss"}
-            moves = law.split()[0] in MOVE
-            found.append(
-                Claim(
-                    "figure 5",
-                    f"{law} {SAYS[column, moves]}",
-                    verdicts["noise"],
-                    texts["noise"],
-                    "; ".join(
-                        f"{title}: **{verdicts[phase]}**, {texts[phase]}"
-                        for phase, title in after.items()
-                        if phase in texts
-                    ),
-                )
-            )
-    return found
-
-
-def difference(row):
-    """Return a difference from GD as text: points, or a share of GD's sharpness."""
-    scale, unit = 100, "points"
-    if row["column"] == "end_sharpness":
-        scale, unit = 100 / row["mean of gd"], "%"
-    values = (scale * row[name] for name in ("difference", "low", "high"))
-    return f"{shown(*values, digits=2)} {unit}, n = {row['n']}"
-
-
-def print_tables(result):
-    ends = result.ends()
-    columns = ["train_score", "valid_score", "loss", "end_sharpness"]
-    columns += ["end_adaptive_sharpness", "max_eigenvalue", "trace_sharpness"]
-    columns += ["trace_hessian_covariance", "distance", "trace_ratio"]
-    order = pd.MultiIndex.from_product([["start", *PHASES], result.methods])
-    means = ends.groupby(["phase", "method"])[columns].mean().reindex(order)
-    print(f"Means over the seeds {result.seeds}.")
-    print(means.to_string(float_format="{:.4f}".format))
-    if len(result.failures):
-        print("\nUnits that did not come to their end:")
-        print(result.failures.drop(columns="seconds").to_string(index=False))
-    if "gd" in result.methods and len(result.methods) > 1:
-        columns = ["difference", "low", "high", "p_value", "p_holm", "n", "n_failed"]
-        columns += ["n_left_out", "verdict"]
-        shown = judge(result).set_index(["column", "phase", "method"])[columns]
-        print("\nPaired differences from gd, with 95 % intervals:")
-        print(shown.to_string(float_format="{:.4f}".format))
-
-
-def draw(result):
-    """Return the figure: the runs, and how they differ from GD at their ends."""
-    methods = [name for name in result.methods if " at " not in name]
-    # Cool colours stay, by the claim, and warm ones move.
-    palette = ["black", "#0173b2", "#56b4e9", "#029e73", "#d55e00", "#de8f05"]
-    palette += ["#cc3311", "#cc78bc"]
-    colors = dict(zip(["gd", *STAY, *MOVE, "gld_full"], palette, strict=True))
-    with sns.axes_style("ticks"), sns.plotting_context("notebook"):
-        figure, axes = plt.subplots(
-            2, 3, figsize=(14, 8), width_ratios=[4, 4, 4], layout="constrained"
-        )
-        panels = {
-            "valid_score": (axes[0, 0], "test accuracy"),
-            "sharpness": (axes[1, 0], "expected sharpness, s = 0.01"),
-            "loss": (axes[0, 1], "training loss"),
-            "distance": (axes[1, 1], r"distance from $\theta_{GD}$"),
-        }
-        for column, (ax, label) in panels.items():
-            draw_curves(ax, result, column, [n for n in methods if n in colors], colors)
-            ax.set(ylabel=label)
-        axes[0, 0].set_title("bands: standard error of the difference", loc="left")
-        for ax in axes[1, :2]:
-            ax.set_xlabel(r"iterations from $\theta_{GD}$")
-        if "gd" in methods and len(methods) > 1:
-            for ax, column in zip(axes[:, 2], CLAIMS, strict=True):
-                draw_differences(ax, judge(result), column, methods, colors)
-            axes[0, 2].set_title("○ with noise  ● quenched  ◆ at one loss", loc="left")
-        shown = {name: color for name, color in colors.items() if name in methods}
-        handles = [plt.Line2D([], [], color=c, lw=2, label=n) for n, c in shown.items()]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=8, frameon=False
-        )
-        sns.despine(figure)
-    return figure
-
-
-def draw_curves(ax, result, column, methods, colors):
-    """Draw means over seeds, with bands of what pairing leaves of their spread."""
-    rows = result.table[result.table["phase"].isin(["noise", "quench"])]
-    # The quench begins on the last row of the noise.
-    rows = rows.drop_duplicates(["method", "seed", "iteration"])
-    values = rows.pivot(index="iteration", columns=["method", "seed"], values=column)
-    if column == "loss":
-        values = np.log(values)
-        ax.set_yscale("log")
-    for name in methods:
-        own = values[name]
-        if "gd" in methods:
-            # An image set is easy or hard for all methods alike.
-            own = own - values["gd"] + values["gd"].mean(axis=1).to_numpy()[:, None]
-        mean, error = own.mean(axis=1), own.sem(axis=1).fillna(0)
-        lines = [mean, mean - error, mean + error]
-        if column == "loss":
-            lines = np.exp(lines)
-        ax.plot(mean.index, lines[0], color=colors[name], lw=1.8)
-        ax.fill_between(mean.index, *lines[1:], color=colors[name], alpha=0.2, lw=0)
-    switch_off = rows.loc[rows["phase"] == "noise", "iteration"].max()
-    ax.axvspan(switch_off, values.index.max(), color="0.93", lw=0, zorder=0)
-    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    ax.annotate("quench", (switch_off, 0.02), xytext=(3, 0), color="0.4", **place)
-
-
-def draw_differences(ax, summary, column, methods, colors):
-    """Draw the paired differences from GD: with the noise, after it, at one loss."""
-    part = summary[summary["column"] == column].set_index(["phase", "method"])
-    names = [name for name in methods if name != "gd"]
-    for i, name in enumerate(names):
-        color = colors.get(name, "0.45")
-        marks = (("noise", "o", "white"), ("quench", "o", color))
-        for shift, (phase, mark, fill) in zip(
-            (0.25, 0, -0.25), (*marks, ("quench_loss", "D", color)), strict=True
-        ):
-            if (phase, name) in part.index:
-                row = part.loc[(phase, name)]
-                y = len(names) - i + shift
-                ax.plot([row["low"], row["high"]], [y, y], color=color, lw=1.5)
-                ax.plot(row["difference"], y, mark, color=color, mfc=fill, ms=4.5)
-    ax.axvline(0, color="0.5", lw=1, zorder=0)
-    direction, least = CLAIMS[column]
-    if column == "end_sharpness":
-        least *= part.loc["quench", "mean of gd"].mean()
-    ax.axvline(direction * least, color="0.5", lw=1, ls=":", zorder=0)
-    ax.set(yticks=range(len(names), 0, -1), yticklabels=names)
-    ax.set_xlabel(f"{TITLES[column]} less that of gd")
+    """Return what the paper's claim on each law came to."""
+    return _comparison.claims(result, "figure 5")
 
 
 # %%
@@ -438,13 +160,15 @@ def main():
     units.mkdir(parents=True, exist_ok=True)
     # In the workers too: convolutions on a GPU else keep three digits.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    methods = make_methods(arguments)
     if not arguments.plot_only:
-        experiment(arguments, units)
-    result = collect(arguments, units)
+        run = partial(compare, arguments=arguments)
+        _comparison.run_missing(units, methods, arguments.seeds, run)
+    result = _comparison.collect(units, methods, arguments.seeds, BATCH_SIZE)
     result.to_json(units.with_suffix(".json"))
-    print_tables(result)
+    _comparison.print_tables(result)
     path = units.with_suffix(".png")
-    draw(result).savefig(path, dpi=150)
+    _comparison.draw(result).savefig(path, dpi=150)
     print(f"\nThe picture: {path}")
 
 

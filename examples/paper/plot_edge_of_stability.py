@@ -55,7 +55,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from _claims import Claim, graded, shown
+from _claims import MOVE, STAY, Claim, graded, shown
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.func import functional_call
@@ -67,9 +67,7 @@ from flatmin.datasets import fetch_fashion_mnist
 from flatmin.measures import edge_of_stability
 from flatmin.noise import METHODS, make_noise_law
 
-# The laws, by what the paper says of them; the rest are controls.
-STAY = ("gld_const", "gld_dynamic", "gld_diagonal")
-MOVE = ("sgd", "gld_leading", "gld_hessian")
+# The laws beside those of which the paper says whether they stay or move.
 CONTROLS = (
     *("gld_full", "gld_ggn", "gld_fisher", "gld_first_eigenvector"),
     *("gld_shuffled", "gld_random_subspace"),

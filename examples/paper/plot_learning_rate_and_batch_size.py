@@ -12,8 +12,8 @@ equation (4), dθ = -∇L dt + √(η/m) Σ^(1/2) dW, the two enter as η/m alon
 *Landscape.* SGD escapes fast, so the barrier between a minimum and its neighbours
 cannot be high along sharp directions.
 
-*Protocol.* As that of ``compare_on_fashion_mnist.py``: 1000 images with right and 200
-with wrong labels, a LeNet of 11,330 parameters, GD for 3000 iterations at 0.1 to θ_GD,
+*Protocol.* As that of ``plot_comparison_on_fashion_mnist.py``: 1000 images with right
+and 200 with wrong labels, a LeNet of 11,330 parameters, GD for 3000 iterations at 0.1 to θ_GD,
 and from there SGD and its Gaussian twin ``gld_full``. A seed draws images, labels,
 initialisation and noise, and all runs share it: differences are paired. Seeds 20 to 23,
 which no pilot has used.
@@ -72,6 +72,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from _claims import Claim, shown
+from _comparison import Measure
 
 from flatmin import NoisyDiffusionClassifier, expected_sharpness
 from flatmin.comparison import (
@@ -134,20 +136,6 @@ def load(seed, sizes):
     return data.data, data.target, data.data_test[test], data.target_test[test]
 
 
-class Sharpness:
-    """A measure with its number of draws; the same draws for every network."""
-
-    def __init__(self, measure, n_draws):
-        self.measure = measure
-        self.n_draws = n_draws
-
-    def __call__(self, risk, theta):
-        return self.measure(risk, theta, n_draws=self.n_draws)
-
-    def __repr__(self):
-        return f"{self.measure.__name__}(n_draws={self.n_draws})"
-
-
 def settings_of(law, lr, m, sizes):
     n_iter = round(sizes["time"] / lr)
     return {
@@ -176,8 +164,8 @@ def compare(labels, seed, arguments, on_unit):
         n_seeds=[seed],
         metrics={"lambda_1": max_eigenvalue},
         end_metrics={
-            "sharpness": Sharpness(expected_sharpness, draws),
-            "adaptive_sharpness": Sharpness(adaptive_expected_sharpness, draws),
+            "sharpness": Measure(expected_sharpness, n_draws=draws),
+            "adaptive_sharpness": Measure(adaptive_expected_sharpness, n_draws=draws),
         },
         quench=sizes["quench"],
         quench_lr=QUENCH_LR,
@@ -290,7 +278,6 @@ def collect(arguments):
     there = [ComparisonResult.from_json(path) for path in paths if path.exists()]
     if not there:
         raise SystemExit(f"No unit is in {arguments.output}: run without --plot-only.")
-    print(f"{len(there)} units, {len(paths) - len(there)} missing.")
     profiles = {
         seed: json.loads(landscape_path(arguments, seed).read_text())["laws"]
         for seed in arguments.seeds
@@ -416,6 +403,50 @@ def claim_on_size(held_rows, varied_rows, law):
         return "no interval yet"
     agree, falls = (own["verdict"] == "agree").all(), trend["verdict"] == "falls"
     return "reproduced" if agree and falls else "partly" if agree or falls else "not"
+
+
+def claims(result, profiles):
+    """Return what the two claims came to, for laws with two seeds or more."""
+    held_rows, varied_rows = held(result, END), varied(result, END)
+    between_rows = barriers(result, profiles)
+    found = []
+    for law in LAWS:
+        verdict = claim_on_size(held_rows, varied_rows, law)
+        if verdict != "no interval yet":
+            parts = [
+                f"m = {row['m']} less m = 20: {row['column']} {interval_of(row)}"
+                for _, row in held_rows.query("law == @law").iterrows()
+            ]
+            trend = varied_rows.query("law == @law and column == 'log_lambda_1'")
+            slope = interval_of(trend.iloc[0], "slope")
+            found.append(
+                Claim(
+                    "section 6",
+                    f"{law}: η and m act as η/m alone, and a larger one ends flatter",
+                    verdict,
+                    "",
+                    "at one loss: " + "; ".join(parts) + f"; slope of log λ₁ on "
+                    f"log η/m {slope}",
+                )
+            )
+        rows = between_rows.query("law == @law and curve == 'bezier' and n > 1")
+        for _, row in rows.iterrows():
+            found.append(
+                Claim(
+                    "section 6",
+                    f"{law}: no high barrier parts the minima",
+                    row["verdict"],
+                    f"climb on the trained curve {row['climb']:.2g}, less what the "
+                    f"noise holds the loss up by, {row['lift']:.2g}: between "
+                    f"{row['low']:.2g} and {row['high']:.2g}, n = {row['n']}",
+                )
+            )
+    return found
+
+
+def interval_of(row, name="difference"):
+    """Return a number with its interval, as text."""
+    return f"{shown(row[name], row['low'], row['high'], digits=2)}, n = {row['n']}"
 
 
 def print_tables(result, profiles):
@@ -569,6 +600,8 @@ def main(argv=None):
     if not arguments.plot_only:
         experiment(arguments)
     result, profiles = collect(arguments)
+    n_missing = len(runs(arguments.full)) * len(arguments.seeds) - len(result.units)
+    print(f"{len(result.units)} units, {n_missing} missing.")
     path = arguments.output / "verdicts.json"
     _record.store(path, print_tables, result, profiles)
     draw(result, profiles).savefig(path.with_name("picture.png"), dpi=120)

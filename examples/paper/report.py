@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pandas as pd
 from _claims import Claim, shown
+from _comparison import judge
 
-from flatmin.comparison import ComparisonResult
+from flatmin.comparison import ComparisonResult, merge_comparisons
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -90,7 +91,9 @@ def edge_table(part):
                 "": row["does"] if row["n"] > 1 else "",
                 "diverged": row["n_diverged"],
             }
-            own["loss / GD's"] = f"{row['loss ratio']:.2g}"
+            equal = 1 / 3 <= row["loss ratio"] <= 3 or not row["n"]
+            loss = f"{row['loss ratio']:.2g}{'' if equal else ', not equal'}"
+            own["loss / GD's"] = loss
         else:
             own["test accuracy less GD's"] = text
     return pd.DataFrame(rows.values())
@@ -100,10 +103,10 @@ def read_comparison(path, script):
     """Return what units of a comparison, or those of one file, say."""
     files = [path] if path.is_file() else sorted(path.glob("full/*.json"))
     results = [ComparisonResult.from_json(p) for p in files]
-    result = script.merge_comparisons(results)
+    result = merge_comparisons(results)
     origins = [o for r in results for o in stored_origin(r, path)]
     missing = [] if path.is_file() else missing_units(script, result)
-    table = script.judge(result)
+    table = judge(result)
     columns = ["column", "phase", "method"]
     shown_rows = [
         {
@@ -119,6 +122,20 @@ def read_comparison(path, script):
     return Finding(script.claims(result), origins, missing, tables)
 
 
+def read_sizes(path, script):
+    """Return what the units on learning rate and batch size say."""
+    asked = Namespace(output=path, seeds=script.SEEDS, full=True)
+    result, profiles = script.collect(asked)
+    done = counted(result.units["method"])
+    total = len(script.SEEDS)
+    left = {label: total - done.get(label, 0) for label in script.runs(full=True)}
+    missing = [f"{label}: {n} of {total} seeds" for label, n in left.items() if n]
+    if len(profiles) < total:
+        missing.append(f"curves between minima: {total - len(profiles)} of {total}")
+    origins = list(stored_origin(result, path))
+    return Finding(script.claims(result, profiles), origins, missing)
+
+
 def stored_origin(result, path):
     """Return provenances as the other results have them."""
     own = json.loads(path.read_text()) if path.is_file() else {}
@@ -129,9 +146,8 @@ def stored_origin(result, path):
 
 def missing_units(script, result):
     done = counted(result.units.query("status != 'failed'")["method"])
-    wanted = {m: 8 if m in script.CHEAP else 6 for m in script.METHODS}
-    left = {m: n - done.get(m, 0) for m, n in wanted.items()}
-    return [f"{m}: {n} of {wanted[m]} seeds" for m, n in left.items() if n > 0]
+    left = {m: n - done.get(m, 0) for m, n in script.N_SEEDS.items()}
+    return [f"{m}: {n} of {script.N_SEEDS[m]} seeds" for m, n in left.items() if n > 0]
 
 
 def counted(names):
@@ -200,6 +216,24 @@ SECTIONS = (
         "are tables of their own.",
         read_comparison,
         ("fashion_mnist/figure5.png",),
+    ),
+    Section(
+        "CIFAR-10 (figure 6)",
+        "plot_comparison_on_cifar10",
+        "comparison_on_cifar10",
+        "A VGG11 of a quarter of the width (D = 611,434), 2,000 images, one seed; GD "
+        "for 3000 iterations at 0.05, then 1500 of each law with m = 100.",
+        read_comparison,
+        ("comparison_on_cifar10/full.png",),
+    ),
+    Section(
+        "Learning rate, batch size and barriers (section 6)",
+        "plot_learning_rate_and_batch_size",
+        "learning_rate_and_batch_size",
+        "From θ_GD of figure 5's protocol, η times the iterations held at 100, each "
+        "run quenched to a training loss of 0.001.",
+        read_sizes,
+        ("learning_rate_and_batch_size/picture.png",),
     ),
     Section(
         "The two groups at the edge of stability",

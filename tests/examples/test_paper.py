@@ -12,7 +12,11 @@ import pytest
 import torch
 from sklearn.utils import Bunch
 
-from flatmin.comparison import PairedDifference
+from flatmin.comparison import (
+    ComparisonResult,
+    PairedDifference,
+    merge_comparisons,
+)
 from flatmin.linalg import DenseOperator
 from flatmin.noise import GaussianLaw
 from flatmin.risk import TwoBasinsRisk
@@ -377,3 +381,32 @@ def test_the_verdict_on_the_landscape(load):
     assert found["verdict"]["sgd", "bezier"] == "reproduced"
     assert found["verdict"]["gld_full", "bezier"] == "not"
     assert found["verdict"]["sgd", "segment"] == ""
+
+
+def test_comparison_on_cifar10(load, tmp_path, capsys, monkeypatch):
+    script = load("plot_comparison_on_cifar10")
+    rng = np.random.default_rng(0)
+    y = np.arange(50) % 10
+    X = rng.random((50, 3, 32, 32), dtype=np.float32) + y[:, None, None, None] / 10
+
+    def fetch(subset="train", return_X_y=True):
+        return (X, y) if subset == "train" else (X[:20], y[:20])
+
+    monkeypatch.setattr(script, "fetch_cifar10", fetch)
+    arguments = ["--images", "30", "--output", str(tmp_path)]
+    script.main([*arguments, "--methods", "gd", "sgd"])
+    assert "quench" in capsys.readouterr().out
+    files = sorted(path.name for path in (tmp_path / "short").glob("*.json"))
+    assert files == ["gd_seed0.json", "sgd_seed0.json"]
+    assert (tmp_path / "short.png").stat().st_size > 10_000
+    stored = json.loads((tmp_path / "short" / "sgd_seed0.json").read_text())
+    assert stored["protocol"]["estimator"]["module_params"] == {"width": 0.0625}
+    # One seed is no verdict.
+    result = ComparisonResult.from_json(tmp_path / "short" / "sgd_seed0.json")
+    gd = ComparisonResult.from_json(tmp_path / "short" / "gd_seed0.json")
+    (claim,) = script.claims(merge_comparisons([gd, result]))
+    assert claim.verdict == "not tested at the paper's scale"
+    assert "points, n = 1" in claim.effect
+    first, second = (script.load(seed, {"images": 30, "test": 10}) for seed in (0, 1))
+    assert first[0].shape == (30, 3, 32, 32)
+    assert not np.array_equal(first[1], second[1])

@@ -1,7 +1,8 @@
 """Figure 5's script on few iterations, in this process, and on made-up images."""
 
-import importlib.util
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,7 +11,6 @@ import pandas as pd
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-PATH = FOLDER / "plot_comparison_on_fashion_mnist.py"
 
 
 def fake_images(seed, sizes):
@@ -27,15 +27,17 @@ def fake_images(seed, sizes):
 @pytest.fixture
 def script(monkeypatch):
     mpl.use("Agg")
-    spec = importlib.util.spec_from_file_location(
-        "plot_comparison_on_fashion_mnist", PATH
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    module = importlib.import_module("plot_comparison_on_fashion_mnist")
     monkeypatch.setattr(module, "load", fake_images)
     sizes = {"warmup": 20, "noise": 4, "quench": 4, "every": 2}
     monkeypatch.setattr(module, "SHORT", module.SHORT | sizes)
-    return module
+    yield module
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).parent == FOLDER:
+            del sys.modules[name]
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_the_device_and_the_jobs_are_passed_on(script, tmp_path, monkeypatch):
     arguments = script.parse_arguments(
         ["--full", "--device", "cuda", "--n-jobs", "8", "--output", str(tmp_path)]
     )
-    script.compare(script.make_methods(arguments), [0], arguments, None)
+    script.compare(script.make_methods(arguments), [0], None, arguments)
     estimator = seen["estimator"]
     assert estimator.device == "cuda"
     assert seen["n_jobs"] == 8
@@ -131,11 +133,12 @@ def test_a_unit_that_the_machine_broke_is_tried_again(run, script, monkeypatch):
     def break_once(risk, theta):
         raise MemoryError("no room")
 
-    whole = script.covariance_trace
-    monkeypatch.setattr(script, "covariance_trace", break_once)
+    shared = script._comparison
+    whole = shared.covariance_trace
+    monkeypatch.setattr(shared, "covariance_trace", break_once)
     with pytest.raises(SystemExit, match="no results"):
         run("--methods", "gd")
-    monkeypatch.setattr(script, "covariance_trace", whole)
+    monkeypatch.setattr(shared, "covariance_trace", whole)
     assert "Means over the seeds [0, 1]" in run("--methods", "gd")
 
 
@@ -166,7 +169,7 @@ def test_the_rule_of_the_verdict(
 ):
     row = {"method": method, "column": column, "mean of gd": 0.02}
     row |= {"difference": difference, "low": low, "high": high}
-    assert script.verdict(pd.Series(row)) == expected
+    assert script._comparison.verdict(pd.Series(row)) == expected
 
 
 @pytest.mark.usefixtures("fashion_mnist_home")
