@@ -13,10 +13,10 @@ equation (4), dθ = -∇L dt + √(η/m) Σ^(1/2) dW, the two enter as η/m alon
 cannot be high along sharp directions.
 
 *Protocol.* As that of ``plot_comparison_on_fashion_mnist.py``: 1000 images with right
-and 200 with wrong labels, a LeNet of 11,330 parameters, GD for 3000 iterations at 0.1 to θ_GD,
-and from there SGD and its Gaussian twin ``gld_full``. A seed draws images, labels,
-initialisation and noise, and all runs share it: differences are paired. Seeds 20 to 23,
-which no pilot has used.
+and 200 with wrong labels, a LeNet of 11,330 parameters, GD for 3000 iterations at 0.1
+to θ_GD, and from there SGD and its Gaussian twin ``gld_full``. A seed draws images,
+labels, initialisation and noise, and all runs share it: differences are paired. Seeds
+20 to 23, which no pilot has used.
 
 - η/m is *held* at 0.00125 with m = 10, 20, 40, so that η = 0.0125, 0.025, 0.05.
 - η/m is *varied* at m = 20 with the same three η: from 0.000625 to 0.0025.

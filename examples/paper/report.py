@@ -198,6 +198,15 @@ SECTIONS = (
         ("paper/alignment_on_fashion_mnist.png",),
     ),
     Section(
+        "The covariance as a power of the Hessian (equation 7)",
+        "plot_covariance_power_law",
+        "paper/covariance_power_law.json",
+        "The same images and network; SGD at 0.07 with m = 20; the slope of log Σᵢᵢ on "
+        "log Hᵢᵢ in each layer, three seeds.",
+        read_file,
+        ("paper/covariance_power_law.png",),
+    ),
+    Section(
         "Fashion-MNIST: the two groups (figure 5)",
         "plot_comparison_on_fashion_mnist",
         "comparison_on_fashion_mnist",

@@ -410,3 +410,58 @@ def test_comparison_on_cifar10(load, tmp_path, capsys, monkeypatch):
     first, second = (script.load(seed, {"images": 30, "test": 10}) for seed in (0, 1))
     assert first[0].shape == (30, 3, 32, 32)
     assert not np.array_equal(first[1], second[1])
+
+
+def fake_images(n_clean, n_corrupt, random_state):
+    """Return noise around a bright square for each class, at a place of its own."""
+    rng = np.random.default_rng(random_state)
+    y = np.arange(n_clean + n_corrupt) % 10
+    X = rng.random((len(y), 1, 28, 28), dtype=np.float32) / 2
+    for image, label in zip(X, y, strict=True):
+        row, column = divmod(label, 4)
+        image[0, 7 * row : 7 * row + 7, 7 * column : 7 * column + 7] += 0.5
+    return Bunch(data=X, target=y)
+
+
+def test_covariance_power_law(load, tmp_path, capsys, monkeypatch):
+    script = load("plot_covariance_power_law")
+    monkeypatch.setattr(script, "load_noisy_fashion_mnist", fake_images)
+    sizes = {"stops": [5, 10], "max_matvecs": 30}
+    monkeypatch.setattr(script, "SHORT", script.SHORT | sizes)
+    result, _ = run(script, tmp_path / "law.json", capsys)
+    assert [len(seed) for seed in result["runs"]] == [2, 2]
+    # What is stored is what the measure says at a network trained in the same way.
+    model = script.NoisyDiffusionClassifier(
+        script.LeNet, method="sgd", lr=0.07, batch_size=20, max_iter=10,
+        record_every=5, random_state=0,
+    )  # fmt: skip
+    data = fake_images(100, 20, random_state=0)
+    model.fit(data.data, data.target)
+    laws = script.covariance_exponents(
+        model.risk_, model.risk_.params(), max_matvecs=30
+    )
+    stored = result["runs"][0][1]["layers"]
+    assert stored
+    assert {n: round(law.exponent, 4) for n, law in laws.items()} == {
+        n: round(layer["exponent"], 4) for n, layer in stored.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("exponents", "of_hessian", "of_power"),
+    [
+        ({"a": [1.0, 1.01, 0.99]}, "reproduced", "not"),
+        ({"a": [1.4, 1.5, 1.6]}, "not", "reproduced"),
+        ({"a": [1.4, 1.5, 1.6], "b": [0.5, 0.6, 0.7]}, "not", "partly"),
+        ({"a": [1.0, 1.01, 0.99], "b": [0.5, 0.6, 0.7]}, "partly", "not"),
+        ({"a": [1.0, 1.9, 1.5]}, "not", "not"),  # the interval is wide
+    ],
+)
+def test_the_verdict_on_the_power_law(load, exponents, of_hessian, of_power):
+    script = load("plot_covariance_power_law")
+    runs = [
+        [{"layers": {n: {"exponent": v[i]} for n, v in exponents.items()}}]
+        for i in range(3)
+    ]
+    verdicts = [claim.verdict for claim in script.claims({"runs": runs})]
+    assert verdicts == [of_hessian, of_power]
