@@ -173,7 +173,11 @@ class _NoisyNet(NeuralNet):
         for name in _OF_A_TRAINING:
             self.__dict__.pop(name, None)
         self.train_split = None
-        self.initialize_optimizer()  # on the module's own parameters again
+        # On the module's own parameters again, with what the optimizer has learned: a
+        # preconditioner is read from it. Not views: each would hold the whole of θ's.
+        state = self.optimizer_.state_dict()
+        self.initialize_optimizer()
+        self.optimizer_.load_state_dict(_own_storage(state))
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
         """Refuse before anything is initialised anew; see :meth:`partial_fit`."""
@@ -326,6 +330,15 @@ class _NoisyNet(NeuralNet):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.module, self.criterion_ = self.module_, self.criterion
+
+
+def _own_storage(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of an optimizer with tensors that share no storage."""
+    parts = {
+        key: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in p.items()}
+        for key, p in state["state"].items()
+    }
+    return {**state, "state": parts}
 
 
 def _untie(twin: Any, net: Any) -> None:
