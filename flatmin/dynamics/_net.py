@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dis
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -174,10 +175,14 @@ class _NoisyNet(NeuralNet):
             self.__dict__.pop(name, None)
         self.train_split = None
         # On the module's own parameters again, with what the optimizer has learned: a
-        # preconditioner is read from it. Not views: each would hold the whole of θ's.
-        state = self.optimizer_.state_dict()
+        # preconditioner is read from it.
+        trained = self.optimizer_
         self.initialize_optimizer()
-        self.optimizer_.load_state_dict(_own_storage(state))
+        # Another library's state may be of any kind, and a callback may have added
+        # groups: the training is not to be lost for that.
+        if type(trained).__module__.startswith("torch.optim"):
+            with suppress(ValueError):
+                self.optimizer_.load_state_dict(_own_storage(trained.state_dict()))
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
         """Refuse before anything is initialised anew; see :meth:`partial_fit`."""
@@ -334,6 +339,7 @@ class _NoisyNet(NeuralNet):
 
 def _own_storage(state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of an optimizer with tensors that share no storage."""
+    # A view of the flat state would hold the whole of it.
     parts = {
         key: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in p.items()}
         for key, p in state["state"].items()
