@@ -65,6 +65,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.ticker import MaxNLocator
 from skorch.callbacks import Callback
 from torch.func import functional_call
 
@@ -540,7 +541,12 @@ def draw_curves(ax, starts, runs, column):
     first = [
         pd.DataFrame(u["rows"]).set_index("iteration")[column] for u in starts.values()
     ]
-    draw_band(ax, first, COLORS["start"])
+    # At the initialisation all is far from where it is later.
+    first = [line[line.index > 0] for line in first]
+    log = column in ("sharpness", "max_eigenvalue")
+    if log:
+        ax.set_yscale("log", nonpositive="mask")
+    draw_band(ax, first, COLORS["start"], log=log)
     last = {}
     for name, units in runs.items():
         lines = []
@@ -553,19 +559,20 @@ def draw_curves(ax, starts, runs, column):
                 switch + rows["iteration"].max(),
             )
             lines.append(rows.set_index(rows["iteration"] + switch)[column])
-        draw_band(ax, lines, COLORS[name])
+        draw_band(ax, lines, COLORS[name], log=log)
     ax.axvline(switch, color="0.4", lw=1, ls="--", zorder=0)
     if last:
         ax.axvspan(last["noise"], last["quench"], color="0.9", lw=0, zorder=0)
-    if column in ("sharpness", "max_eigenvalue"):
-        ax.set_yscale("log", nonpositive="mask")
+    ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def draw_band(ax, lines, color):
+def draw_band(ax, lines, color, *, log):
     if not lines:
         return
     values = pd.concat(lines, axis=1).astype(float)
     mean = values.mean(axis=1)
+    if log:
+        mean = np.exp(np.log(values.where(values > 0)).mean(axis=1))
     ax.plot(mean.index, mean, color=color, lw=1.8)
     band = values.min(axis=1), values.max(axis=1)
     ax.fill_between(mean.index, *band, color=color, alpha=0.15, lw=0)
@@ -581,6 +588,11 @@ def draw_differences(ax, table, column):
             ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
             ax.plot(row["difference"], y, marker, color=color, mfc=fill or color, ms=6)
     ax.axvline(0, color="0.5", lw=1, zorder=0)
+    direction, least = CLAIMS[column]
+    if column != "valid_score":
+        least *= part.loc[part["phase"] == "quench", "baseline"].mean()
+    ax.axvline(direction * least, color="0.5", lw=1, ls=":", zorder=0)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set(yticks=range(len(names), 0, -1), yticklabels=names)
     ax.set_ylim(0.5, len(names) + 0.5)
     ax.set_xlabel(f"{TITLES[column]} less that of the control", fontsize="small")
