@@ -2,6 +2,7 @@
 
 from flatmin.curvature._covariance import (
     GradientCovarianceOperator,
+    PreconditionedCovarianceOperator,
     covariance_diagonal,
     covariance_trace,
 )
@@ -18,6 +19,7 @@ from flatmin.curvature._hessian import (
     hessian_trace,
 )
 from flatmin.curvature._layers import BlockDiagonalOperator
+from flatmin.curvature._preconditioner import adaptive_preconditioner
 from flatmin.curvature._risk_operator import RiskOperator
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "GGNOperator",
     "GradientCovarianceOperator",
     "HessianOperator",
+    "PreconditionedCovarianceOperator",
     "RiskOperator",
+    "adaptive_preconditioner",
     "covariance_diagonal",
     "covariance_eigenpairs",
     "covariance_trace",

@@ -5,11 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin.curvature._finite import check_finite, in_dtype
+from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.risk import Risk
 
-__all__ = ["GradientCovarianceOperator", "covariance_diagonal", "covariance_trace"]
+__all__ = [
+    "GradientCovarianceOperator",
+    "PreconditionedCovarianceOperator",
+    "covariance_diagonal",
+    "covariance_operator",
+    "covariance_trace",
+]
 
 
 class GradientCovarianceOperator(RiskOperator):
@@ -79,6 +87,10 @@ class GradientCovarianceOperator(RiskOperator):
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearOperator.to_dense`; one sweep of per-example gradients."""
+        return self._dense().to(self.dtype)
+
+    def _dense(self) -> Tensor:
+        """Return the matrix in float64."""
         rows = torch.cat(
             [part.double() for part in self.risk.per_example_gradients(self.theta)],
             dim=-2,
@@ -91,7 +103,8 @@ class GradientCovarianceOperator(RiskOperator):
         divisor = rows.shape[-2] - int(self.centered and self.batches is not None)
         if self.centered:
             rows = rows - rows.mean(-2, keepdim=True)
-        return (rows.mT @ rows / divisor).to(self.dtype)
+        dense: Tensor = rows.mT @ rows / divisor
+        return dense
 
     def trace(self) -> Tensor:
         """See :meth:`LinearOperator.trace`; one sweep of per-example squares."""
@@ -105,6 +118,121 @@ class GradientCovarianceOperator(RiskOperator):
             squares = squares[..., self.indices]
         check_finite("The diagonal of Σ", squares, self.risk, self.indices)
         return in_dtype("Tr(Σ)", squares.sum(-1), self.dtype)
+
+
+class PreconditionedCovarianceOperator(GradientCovarianceOperator):
+    """PΣP/m at one θ: the covariance of the noise in a step of RMSProp or Adam.
+
+    With a diagonal P such a step is -η P g, and the noise of g has the covariance Σ/m:
+    that of Pg has P on both sides. Equation 17 of the paper leaves one of them out. It
+    holds with P frozen: the next P contains the next gradient already.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    preconditioner : Tensor of shape (D,)
+        The diagonal of P, finite and positive, in the order of θ, as from
+        :func:`adaptive_preconditioner`.
+    batch_size : int, default=1
+        m, of minibatches drawn with replacement; 1 gives PΣP.
+    params : str or list of str, default=None
+        See :class:`RiskOperator`; ``preconditioner`` is of all parameters nevertheless.
+
+    Attributes
+    ----------
+    preconditioner : Tensor of shape (D,)
+        In the risk's dtype.
+
+    Raises
+    ------
+    ValueError
+        If ``preconditioner`` or ``batch_size`` is not as above.
+
+    References
+    ----------
+    Z. Zhu et al., arXiv 1803.00195, equations 14 to 17.
+
+    Examples
+    --------
+    >>> from flatmin.risk import QuadraticRisk
+    >>> risk = QuadraticRisk(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    >>> P = torch.tensor([3.0, 1.0])
+    >>> PreconditionedCovarianceOperator(risk, torch.zeros(2), P).to_dense()
+    tensor([[9., 0.],
+            [0., 0.]])
+    """
+
+    def __init__(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        preconditioner: Tensor,
+        *,
+        batch_size: int = 1,
+        params: str | list[str] | None = None,
+    ) -> None:
+        check_count("batch_size", batch_size)
+        self.preconditioner = check_preconditioner(preconditioner, risk)
+        self.batch_size = batch_size
+        super().__init__(risk, theta, params=params)
+
+    def _product(self, v: Tensor) -> Tensor:
+        P = self.preconditioner
+        return P * super()._product(P * v) / self.batch_size
+
+    def _dense(self) -> Tensor:
+        P = self._selected()
+        return P.unsqueeze(-1) * super()._dense() * P / self.batch_size
+
+    def _selected(self) -> Tensor:
+        """Return the diagonal of P on the coordinates of this operator, in float64."""
+        P = self.preconditioner.double()
+        return P if self.indices is None else P[self.indices]
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal, by one sweep of per-example squares.
+
+        Returns
+        -------
+        Tensor of shape (\\*batch, D)
+        """
+        return in_dtype("The diagonal of PΣP/m", self._variances(), self.dtype)
+
+    def trace(self) -> Tensor:
+        """See :meth:`LinearOperator.trace`; one sweep of per-example squares."""
+        return in_dtype("Tr(PΣP/m)", self._variances().sum(-1), self.dtype)
+
+    def _variances(self) -> Tensor:
+        variances = self.risk.gradient_variances(self.theta)
+        if self.indices is not None:
+            variances = variances[..., self.indices]
+        check_finite("The diagonal of Σ", variances, self.risk, self.indices)
+        return self._selected().square() * variances / self.batch_size
+
+
+def covariance_operator(
+    risk: Risk,
+    theta: Tensor,
+    preconditioner: Tensor | None = None,
+    params: str | list[str] | None = None,
+) -> GradientCovarianceOperator:
+    """Return Σ, or PΣP where there is a preconditioner.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*batch, D)
+    preconditioner : Tensor of shape (D,), default=None
+    params : str or list of str, default=None
+
+    Returns
+    -------
+    GradientCovarianceOperator
+    """
+    if preconditioner is None:
+        return GradientCovarianceOperator(risk, theta, params=params)
+    return PreconditionedCovarianceOperator(risk, theta, preconditioner, params=params)
 
 
 def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor:

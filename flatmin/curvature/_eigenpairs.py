@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin.curvature._covariance import GradientCovarianceOperator
+from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._hessian import HessianOperator
+from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import EigenResult, Which, eigsh, order_eigenvalues
 from flatmin.risk import AnalyticRisk, Risk
 
@@ -66,6 +67,7 @@ def covariance_eigenpairs(
     tol: float = 1e-4,
     rng: torch.Generator | None = None,
     params: str | list[str] | None = None,
+    preconditioner: Tensor | None = None,
 ) -> EigenResult:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
@@ -85,6 +87,9 @@ def covariance_eigenpairs(
     params : str or list of str, default=None
         Names of parameters or modules, to whose block of Σ to confine it; D is then
         their number. See :class:`RiskOperator`.
+    preconditioner : Tensor of shape (D,), default=None
+        The diagonal of P, of all parameters: then those of PΣP. See
+        :class:`PreconditionedCovarianceOperator`.
 
     Returns
     -------
@@ -93,14 +98,17 @@ def covariance_eigenpairs(
     Raises
     ------
     ValueError
-        If k does not fit.
+        If k or ``preconditioner`` does not fit.
     """
-    operator = GradientCovarianceOperator(risk, theta, params=params)
+    operator = covariance_operator(risk, theta, preconditioner, params)
     size = operator.shape[-1]
     _check_k(k, min(size, risk.n_examples - 1), "min(D, N - 1)")
     if risk.n_examples * size > _GRAM_LIMIT:
         return eigsh(operator, k, which="LA", tol=tol, rng=rng)
     chunks = risk.per_example_gradients(theta)
+    if preconditioner is not None:
+        P = check_preconditioner(preconditioner, risk)
+        chunks = (P * rows for rows in chunks)
     if operator.indices is not None:
         chunks = (rows[..., operator.indices] for rows in chunks)
     rows = torch.cat(list(chunks), dim=-2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dis
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -173,7 +174,15 @@ class _NoisyNet(NeuralNet):
         for name in _OF_A_TRAINING:
             self.__dict__.pop(name, None)
         self.train_split = None
-        self.initialize_optimizer()  # on the module's own parameters again
+        # On the module's own parameters again, with what the optimizer has learned: a
+        # preconditioner is read from it.
+        trained = self.optimizer_
+        self.initialize_optimizer()
+        # Another library's state may be of any kind, and a callback may have added
+        # groups: the training is not to be lost for that.
+        if type(trained).__module__.startswith("torch.optim"):
+            with suppress(ValueError):
+                self.optimizer_.load_state_dict(_own_storage(trained.state_dict()))
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
         """Refuse before anything is initialised anew; see :meth:`partial_fit`."""
@@ -326,6 +335,16 @@ class _NoisyNet(NeuralNet):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.module, self.criterion_ = self.module_, self.criterion
+
+
+def _own_storage(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of an optimizer with tensors that share no storage."""
+    # A view of the flat state would hold the whole of it.
+    parts = {
+        key: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in p.items()}
+        for key, p in state["state"].items()
+    }
+    return {**state, "state": parts}
 
 
 def _untie(twin: Any, net: Any) -> None:

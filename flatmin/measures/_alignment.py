@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -14,10 +14,11 @@ from torch import Tensor
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature import (
-    GradientCovarianceOperator,
     HessianOperator,
     covariance_eigenpairs,
 )
+from flatmin.curvature._covariance import covariance_operator
+from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import EigenResult, eigsh
 from flatmin.measures._deflation import deflated_norm, deflated_trace
 from flatmin.measures._estimate import Estimate, exact, quotient
@@ -46,7 +47,8 @@ _NO_NUMBER = exact(torch.tensor(math.nan))
 class Alignment:
     """What there is to say about H beside Σ at one θ, on D coordinates.
 
-    (λᵢ, uᵢ) are the k largest eigenpairs of H, (γᵢ, vᵢ) those of Σ.
+    (λᵢ, uᵢ) are the k largest eigenpairs of H, (γᵢ, vᵢ) those of Σ. With a
+    preconditioner PΣP stands for Σ everywhere, and ``noise`` says so.
     """
 
     n_params: int  # D
@@ -70,6 +72,7 @@ class Alignment:
     decay: Tensor  # () d = -log(λ_{k+1}/λ₁) / log D
     n_matvecs: int  # products with H and with Σ
     undefined: dict[str, str]  # why a quantity of the table is NaN
+    noise: str = "Σ"  # or "PΣP"; the table's names have it
 
     def __str__(self) -> str:
         reasons = [f"{name}: {why}" for name, why in self.undefined.items()]
@@ -152,7 +155,8 @@ class Alignment:
             (float(number), float(getattr(number, "stderr", 0.0)))
             for number in rows.values()
         ]
-        index = pd.Index(rows, name="quantity")
+        names = [name.replace("Σ", self.noise) for name in rows]
+        index = pd.Index(names, name="quantity")
         return pd.DataFrame(numbers, index=index, columns=["value", "stderr"])
 
     def pairs_to_frame(self) -> pd.DataFrame:
@@ -186,6 +190,7 @@ def alignment(
     k: int = 20,
     *,
     params: str | list[str] | None = None,
+    preconditioner: Tensor | None = None,
     tol: float = 1e-4,
     rtol: float = 0.02,
     max_matvecs: int = 200,
@@ -210,6 +215,10 @@ def alignment(
         Eigenpairs of either matrix, at most min(D, N - 1).
     params : str or list of str, default=None
         Names of parameters or modules: everything is then of their blocks of H and Σ.
+    preconditioner : Tensor of shape (D,), default=None
+        The diagonal of P, of all parameters: PΣP, the covariance of the noise of
+        RMSProp and Adam, then stands in the place of Σ, and the table names it. See
+        :func:`~flatmin.curvature.adaptive_preconditioner`.
     tol : float, default=1e-4
         Residual of the eigenpairs, relative to max |λ|.
     rtol : float, default=0.02
@@ -227,7 +236,8 @@ def alignment(
     ------
     ValueError
         If k does not fit, a name fits no parameter, θ is not one vector, or ``tol``,
-        ``rtol`` or ``max_matvecs`` is too small, or H or Σ is rounding alone.
+        ``rtol`` or ``max_matvecs`` is too small, or H or Σ is rounding alone, or
+        ``preconditioner`` is not D finite and positive numbers.
     FloatingPointError
         If the loss or a derivative is not finite; the message names the parameters.
 
@@ -256,11 +266,14 @@ def alignment(
     check_accuracy(rtol, max_matvecs, at_least=6)
     generator = make_generator(rng, risk.device)
     hessian = HessianOperator(risk, theta, params=params)
-    covariance = GradientCovarianceOperator(risk, theta, params=params)
+    covariance = covariance_operator(risk, theta, preconditioner, params)
     size = hessian.shape[-1]
     moments = gradient_moments(risk, theta, hessian.indices)
+    if preconditioner is not None:
+        moments = _preconditioned(moments, preconditioner, risk, hessian.indices)
     moments.check_noise("The alignment of Σ with H")
-    V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)
+    noise: Any = {"params": params, "preconditioner": preconditioner}
+    V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, **noise)
     more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
     U = _first(more, k)
     if not bool(more.eigenvalues.any()):
@@ -271,7 +284,7 @@ def alignment(
     accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
     first = U.eigenvectors[:, 0]
     variance = (first.double() * covariance.matvec(first).double()).sum()
-    product = trace_hessian_covariance(risk, theta, params=params, **accuracy)
+    product = trace_hessian_covariance(risk, theta, **noise, **accuracy)
     low_rank = low_rank_trace_product(hessian, covariance, V, generator)
     hessian_trace = deflated_trace(hessian, U, **accuracy)
     hessian_norm = deflated_norm(hessian, U, **accuracy)
@@ -313,6 +326,24 @@ def alignment(
         decay=unless("d", lambda: _decay(more.eigenvalues, k, size)),
         n_matvecs=hessian.n_matvecs + covariance.n_matvecs + product.n_matvecs,
         undefined=undefined,
+        noise="Σ" if preconditioner is None else "PΣP",
+    )
+
+
+def _preconditioned(
+    moments: GradientMoments,
+    preconditioner: Tensor,
+    risk: Risk,
+    indices: Tensor | None,
+) -> GradientMoments:
+    """Return the moments with the variances, and what is rounding in them, of Pg."""
+    squares = check_preconditioner(preconditioner, risk).double().square()
+    if indices is not None:
+        squares = squares[indices]
+    return replace(
+        moments,
+        variances=squares * moments.variances,
+        noise_rounding=squares * moments.noise_rounding,
     )
 
 

@@ -18,7 +18,9 @@ from flatmin.curvature import (
     RiskOperator,
     covariance_eigenpairs,
 )
+from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._finite import check_finite, check_loss
+from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import EigenResult, FunctionOperator, eigsh, trace
 from flatmin.risk import Risk
 
@@ -54,6 +56,7 @@ def trace_hessian_covariance(
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
     params: str | list[str] | None = None,
+    preconditioner: Tensor | None = None,
 ) -> TraceProduct:
     """Return Tr(HΣ), Σ with the divisor N.
 
@@ -89,6 +92,9 @@ def trace_hessian_covariance(
         A seed, a generator on the risk's device, or None for random draws.
     params : str or list of str, default=None
         Names of parameters or modules, to whose blocks of H and Σ to confine it.
+    preconditioner : Tensor of shape (D,), default=None
+        The diagonal of P, of all parameters: then Tr(H PΣP), of the noise of RMSProp
+        and Adam. See :class:`~flatmin.curvature.PreconditionedCovarianceOperator`.
 
     Returns
     -------
@@ -120,18 +126,26 @@ def trace_hessian_covariance(
     check_count("k", k)
     check_accuracy(rtol, max_matvecs)
     operator = MATRICES[matrix](risk, theta, params=params)
+    P = 1.0 if preconditioner is None else check_preconditioner(preconditioner, risk)
     if method == "auto":
         cheap = min(operator.shape[-1], risk.n_examples) <= max_matvecs
         method = "exact" if cheap or len(operator.shape) > 2 else "sampled"
     if method == "exact":
-        return _exact(operator)
+        return _exact(operator, P)
     generator = make_generator(rng, risk.device)
     if method == "low_rank":
-        covariance = GradientCovarianceOperator(risk, theta, params=params)
+        covariance = covariance_operator(risk, theta, preconditioner, params)
         covariance.trace()  # which names the parameters of what is not finite
-        pairs = covariance_eigenpairs(risk, theta, k, rng=generator, params=params)
+        pairs = covariance_eigenpairs(
+            risk,
+            theta,
+            k,
+            rng=generator,
+            params=params,
+            preconditioner=preconditioner,
+        )
         return low_rank_trace_product(operator, covariance, pairs, generator)
-    return _sampled(operator, rtol, max_matvecs, generator)
+    return _sampled(operator, P, rtol, max_matvecs, generator)
 
 
 def low_rank_trace_product(
@@ -168,7 +182,7 @@ def low_rank_trace_product(
     )
 
 
-def _exact(operator: RiskOperator) -> TraceProduct:
+def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
     gradient = check_finite("The gradient g₀", risk.gradient(theta), risk)
     mean = gradient.double().unsqueeze(-2)
@@ -176,7 +190,7 @@ def _exact(operator: RiskOperator) -> TraceProduct:
     dense = operator.to_dense().double() if small else None
     total = torch.zeros(theta.shape[:-1], dtype=torch.float64, device=risk.device)
     for rows in risk.per_example_gradients(theta):
-        noise = rows.double() - mean
+        noise = P * (rows.double() - mean)
         if operator.indices is not None:
             noise = noise[..., operator.indices]
         check_finite("A gradient gᵢ", noise, risk, operator.indices)
@@ -192,20 +206,24 @@ def _exact(operator: RiskOperator) -> TraceProduct:
 
 
 def _sampled(
-    operator: RiskOperator, rtol: float, max_matvecs: int, rng: torch.Generator
+    operator: RiskOperator,
+    P: Tensor | float,
+    rtol: float,
+    max_matvecs: int,
+    rng: torch.Generator,
 ) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
     point = risk.linearize(theta)
 
     def product(z: Tensor) -> Tensor:
-        noise = risk.weighted_gradient(theta, z - z.mean())
+        noise = P * risk.weighted_gradient(theta, z - z.mean())
         check_finite("A weighted gradient", noise, risk)
         if operator.indices is None:
             curved = operator.matvec(noise)
         else:
             curved = torch.zeros_like(noise)
             curved[operator.indices] = operator.matvec(noise[operator.indices])
-        slopes = point.directional_derivatives(curved)
+        slopes = point.directional_derivatives(P * curved)
         return slopes - slopes.mean()
 
     inner = FunctionOperator(

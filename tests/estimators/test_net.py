@@ -376,3 +376,26 @@ def test_a_training_of_the_net_is_refused_before_it_does_harm(call, tmp_path):
         getattr(clf.net_, call)(X32, y)
     np.testing.assert_array_equal(clf.params_, theta)
     assert len(clf.net_.history) == n_blocks
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_fitted_net_keeps_the_state_of_its_optimizer(tmp_path, name):
+    first, _ = saved(tmp_path, **OPTIMIZERS[name])
+    stored = torch.load(tmp_path / "optimizer.pt", weights_only=True)["state"]
+    held = first.net_.optimizer_.state_dict()["state"]
+    assert held.keys() == stored.keys()
+    for key, parts in stored.items():
+        for part, value in parts.items():
+            assert torch.equal(torch.as_tensor(held[key][part]), torch.as_tensor(value))
+
+
+class Odd(torch.optim.SGD):
+    """An optimizer with a state of its own kind."""
+
+    def state_dict(self):
+        return {"mine": 1}
+
+
+def test_an_odd_state_loses_no_training():
+    clf = classifier(optimizer=Odd).fit(X, words)
+    assert clf.history_["loss"].iloc[-1] < clf.history_["loss"].iloc[0]

@@ -465,3 +465,84 @@ def test_the_verdict_on_the_power_law(load, exponents, of_hessian, of_power):
     ]
     verdicts = [claim.verdict for claim in script.claims({"runs": runs})]
     assert verdicts == [of_hessian, of_power]
+
+
+def test_rmsprop_then_sgd(load, tmp_path, capsys, monkeypatch):
+    script = load("plot_rmsprop_then_sgd")
+    rng = np.random.default_rng(0)
+    images, y = rng.random((40, 1, 28, 28), dtype=np.float32), np.arange(40) % 10
+    data = Bunch(
+        data=images[:12],
+        target=y[:12],
+        data_test=images[12:],
+        target_test=y[12:],
+        indices=np.arange(12),
+    )
+    monkeypatch.setattr(script, "load_noisy_fashion_mnist", lambda *a, **k: data)
+    monkeypatch.setattr(script, "fetch_fashion_mnist", lambda **k: (images, y))
+    sizes = {"start": 3, "more": 2, "every": 1, "k": 2, "unused": 9, "quench": 2}
+    monkeypatch.setattr(script, "SHORT", script.SHORT | sizes)
+    monkeypatch.setattr(script, "SGD_LRS", {"sgd at 0.1": 0.1})
+    monkeypatch.setattr(script, "RUNS", ("continued", "sgd at 0.1"))
+    script.main(["--output", str(tmp_path)])
+    start, own, sgd = (
+        json.loads((tmp_path / f"rmsprop-{name}-seed0.json").read_text())
+        for name in ("start", "continued", "sgd-at-0.1")
+    )
+    # Both begin where the first phase ended, and the control has its optimizer's state.
+    for unit in (own, sgd):
+        assert unit["rows"]["loss"][0] == pytest.approx(start["rows"]["loss"][-1])
+    state = torch.load(tmp_path / "states" / "rmsprop-seed0.pt", weights_only=True)
+    squares = [
+        part["square_avg"].flatten() for part in state["state"]["state"].values()
+    ]
+    P = 1 / (torch.cat(squares).sqrt() + 1e-8)
+    found = start["preconditioner"]["median"]
+    assert found == pytest.approx(float(P.quantile(0.5)), rel=1e-4)
+    assert start["alignment"]["PΣP"]["Tr(PΣP)"] > 0
+    # A second call runs what is missing, and nothing else.
+    (tmp_path / "rmsprop-continued-seed0.json").unlink()
+    capsys.readouterr()
+    script.main(["--output", str(tmp_path)])
+    assert capsys.readouterr().out.count("json\n") == 1
+    again = json.loads((tmp_path / "rmsprop-continued-seed0.json").read_text())
+    assert again["rows"]["loss"] == own["rows"]["loss"]
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_resuming_an_optimizer(load):
+    script = load("plot_rmsprop_then_sgd")
+    settings = {"optimizer": "adam", "lr": 0.1, "method": "gd", "random_state": 0}
+    X, y = np.eye(4, dtype=np.float32), np.arange(4) % 2
+    fit = script.NoisyDiffusionClassifier
+    whole = fit(max_iter=5, **settings).fit(X, y)
+    first = fit(max_iter=3, **settings).fit(X, y)
+    callback = script.Resume(first.net_.optimizer_.state_dict())
+    for _ in range(2):  # the state is not moved
+        rest = fit(
+            max_iter=2, params_init=first.params_, callbacks=[callback], **settings
+        ).fit(X, y)
+        np.testing.assert_allclose(rest.params_, whole.params_, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "difference", "n_collapsed", "expected"),
+    [
+        ("valid_score", (0.01, 0.005, 0.015), 0, "reproduced"),
+        ("valid_score", (0.004, 0.003, 0.005), 0, "partly"),
+        ("valid_score", (0.01, -0.005, 0.025), 0, "partly"),
+        ("valid_score", (-0.01, -0.02, -0.001), 1, "not"),
+        ("end_sharpness", (-0.4, -0.5, -0.3), 0, "reproduced"),
+        ("end_sharpness", (-0.1, -0.15, -0.05), 0, "partly"),
+        ("end_sharpness", (-0.9, -1.0, -0.8), 1, "collapsed"),
+        ("end_sharpness", (0.4, 0.3, 0.5), 0, "not"),
+    ],
+)
+def test_the_verdict_after_rmsprop(load, column, difference, n_collapsed, expected):
+    script = load("plot_rmsprop_then_sgd")
+    found = PairedDifference(*difference, 0.01, 6)
+    direction, least = script.CLAIMS[column]
+    name = "sgd at 0.1"
+    assert expected == script.verdict(
+        found, direction, least, column, n_collapsed, name
+    )

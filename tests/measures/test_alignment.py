@@ -162,3 +162,33 @@ def test_bad_input():
         alignment(risk, theta, 51)
     with pytest.raises(ValueError, match="selects by name"):
         alignment(risk, theta, K, params="0")
+
+
+@pytest.mark.parametrize("params", [None, "0"])
+def test_preconditioned_noise(params):
+    risk, theta = networks.empirical()
+    dense = networks.oracle()
+    P = torch.randn(len(theta), generator=torch.Generator().manual_seed(3)).exp()
+    H, g = dense.hessian, dense.gradient
+    S = torch.diag(P).double() @ dense.covariance @ torch.diag(P).double()
+    if params is not None:
+        at = risk.layout.indices(params)
+        H, S, g = H[at][:, at], S[at][:, at], g[at]
+    result = alignment(risk, theta, K, params=params, preconditioner=P, tol=1e-8)
+    expected = table(H, S, g, K)
+    named = {name.replace("Σ", "PΣP"): value for name, value in expected.items()}
+    check_table(result, named)
+    check_pairs(result, H, S)
+    sampled = alignment(
+        risk, theta, K, params=params, preconditioner=P, max_matvecs=8, rtol=1e-3
+    ).trace_product
+    error = sampled.value - expected["Tr(HΣ)"]
+    assert sampled.stderr > 0
+    assert error.abs() < 4 * sampled.stderr
+
+
+def test_noise_that_a_preconditioner_of_ones_leaves():
+    risk, theta = networks.empirical()
+    one = alignment(risk, theta, K, preconditioner=torch.ones(len(theta))).to_frame()
+    plain = alignment(risk, theta, K).to_frame()
+    assert one.to_numpy() == pytest.approx(plain.to_numpy(), rel=1e-10, nan_ok=True)

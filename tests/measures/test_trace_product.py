@@ -132,3 +132,16 @@ def test_unknown_names(name):
     risk, theta, _, _ = _problems.regression()
     with pytest.raises(ValueError, match=f"Unknown {name} 'exactly'"):
         trace_hessian_covariance(risk, theta, **{name: "exactly"})
+
+
+@pytest.mark.parametrize("method", ["exact", "sampled", "low_rank"])
+def test_preconditioned_noise(method):
+    risk, theta = networks.empirical()
+    dense = networks.oracle()
+    P = torch.arange(1.0, len(theta) + 1).double()
+    S = torch.diag(P) @ dense.covariance @ torch.diag(P)
+    k = networks.N - 1
+    found = trace_hessian_covariance(
+        risk, theta, method=method, k=k, preconditioner=P, max_matvecs=networks.N
+    )
+    close(found.value, (dense.hessian @ S).trace())
