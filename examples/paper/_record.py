@@ -39,6 +39,14 @@ def obtain(arguments, run):
     return store(arguments.output, lambda: origin | run(arguments))
 
 
+def resumed(arguments, name, run, *args):
+    """Return ``run(*args)``, from its own file if an earlier call came that far."""
+    if arguments.output is None:
+        return run(*args)
+    path = arguments.output.with_suffix("") / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else store(path, run, *args)
+
+
 def store(path, run, *args):
     """Return ``run(*args)`` with what it was made by, stored if there is a path."""
     start = time.perf_counter()

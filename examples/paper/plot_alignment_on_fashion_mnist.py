@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from _claims import Claim, graded, interval, shown
-from _record import obtain, parse_arguments, save_figure
+from _record import obtain, parse_arguments, resumed, save_figure
 
 from flatmin import NoisyDiffusionClassifier
 from flatmin.datasets import load_noisy_fashion_mnist
@@ -42,7 +42,7 @@ from flatmin.modules import LeNet
 
 LR, BATCH_SIZE = 0.07, 20
 
-FULL = {"n_iter": 20_000, "record_every": 500, "n_seeds": 3, "k": 20}
+FULL = {"n_iter": 20_000, "record_every": 1000, "n_seeds": 3, "k": 20}
 FULL |= {"clean": 1000, "corrupt": 200}
 SHORT = {"n_iter": 20, "record_every": 20, "n_seeds": 1, "k": 3}
 SHORT |= {"clean": 50, "corrupt": 10}
@@ -122,7 +122,7 @@ def experiment(arguments):
     sizes = FULL if arguments.full else SHORT
     runs = []
     for seed in range(arguments.seed, arguments.seed + sizes["n_seeds"]):
-        runs.append(run(seed, sizes))
+        runs.append(resumed(arguments, f"seed{seed}", run, seed, sizes))
         print(f"seed {seed}: residual {runs[-1]['rows']['residual'][-1]}", flush=True)
     return {**sizes, "lr": LR, "batch_size": BATCH_SIZE, "runs": runs}
 

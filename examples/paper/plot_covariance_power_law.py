@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from _claims import Claim, graded, interval, shown
-from _record import obtain, parse_arguments, save_figure
+from _record import obtain, parse_arguments, resumed, save_figure
 
 from flatmin import NoisyDiffusionClassifier
 from flatmin.datasets import load_noisy_fashion_mnist
@@ -80,14 +80,14 @@ def run(seed, sizes):
                 "left_out": laws.left_out,
             }
         )
-    return found
+    return {"stops": found}
 
 
 def experiment(arguments):
     sizes = FULL if arguments.full else SHORT
     runs = []
     for seed in range(arguments.seed, arguments.seed + sizes["n_seeds"]):
-        runs.append(run(seed, sizes))
+        runs.append(resumed(arguments, f"seed{seed}", run, seed, sizes)["stops"])
         print(f"seed {seed}: {runs[-1][-1]['layers']}", flush=True)
     return {**sizes, "lr": LR, "batch_size": BATCH_SIZE, "runs": runs}
 

@@ -198,6 +198,24 @@ def test_noise_against_gradient(load, tmp_path, capsys, monkeypatch):
     assert "noise / gradient" in table
 
 
+def test_a_seed_is_taken_from_its_file(load, tmp_path):
+    script = load("_record")
+    arguments = Bunch(output=tmp_path / "result.json")
+    calls = []
+
+    def measure(seed):
+        calls.append(seed)
+        return {"value": 2 * seed}
+
+    for _ in range(2):
+        found = [script.resumed(arguments, f"seed{s}", measure, s) for s in (1, 2)]
+        assert [unit["value"] for unit in found] == [2, 4]
+        assert {"revision", "command", "device"} <= set(found[0])
+    assert calls == [1, 2]
+    nowhere = Bunch(output=None)
+    assert script.resumed(nowhere, "seed3", measure, 3) == {"value": 6}
+
+
 def test_alignment_on_fashion_mnist(load, tmp_path, capsys, monkeypatch):
     script = load("plot_alignment_on_fashion_mnist")
     sizes = {"n_iter": 2, "record_every": 1, "k": 2, "clean": 8, "corrupt": 2}
