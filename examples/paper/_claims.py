@@ -9,7 +9,9 @@ from scipy import stats
 STAY = ("gld_const", "gld_dynamic", "gld_diagonal")
 MOVE = ("sgd", "gld_leading", "gld_hessian")
 
-VERDICTS = ("reproduced", "partly", "not", "open", "not tested at the paper's scale")
+# "collapsed": of a network that gives one answer to all, no sharpness is judged.
+VERDICTS = ("reproduced", "partly", "not", "open", "collapsed")
+VERDICTS += ("not tested at the paper's scale",)
 
 
 @dataclass(frozen=True)

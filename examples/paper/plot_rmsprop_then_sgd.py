@@ -65,6 +65,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from _claims import Claim, shown
+from _comparison import AFTER, Measure
 from matplotlib.ticker import MaxNLocator
 from skorch.callbacks import Callback
 from torch.func import functional_call
@@ -120,20 +122,6 @@ def load_unused(seed, n, sizes):
     return X[chosen].reshape(-1, 1, 28, 28), y[chosen]
 
 
-class Sharpness:
-    """A measure with its number of draws; the same draws for every network."""
-
-    def __init__(self, measure, n_draws):
-        self.measure = measure
-        self.n_draws = n_draws
-
-    def __call__(self, risk, theta):
-        return self.measure(risk, theta, n_draws=self.n_draws)
-
-    def __repr__(self):
-        return f"{self.measure.__name__}(n_draws={self.n_draws})"
-
-
 class UnusedAccuracy:
     """The share of unused training images whose largest output is their class's."""
 
@@ -156,8 +144,8 @@ class UnusedAccuracy:
 def run_metrics(sizes):
     draws = sizes["draws"]
     return {
-        "sharpness": Sharpness(expected_sharpness, draws),
-        "adaptive_sharpness": Sharpness(adaptive_expected_sharpness, draws),
+        "sharpness": Measure(expected_sharpness, n_draws=draws),
+        "adaptive_sharpness": Measure(adaptive_expected_sharpness, n_draws=draws),
         "max_eigenvalue": max_eigenvalue,
     }
 
@@ -249,8 +237,10 @@ def run_unit(optimizer, name, seed, start, sizes):
         n_seeds=[seed],
         metrics=run_metrics(sizes),
         end_metrics={
-            "end_sharpness": Sharpness(expected_sharpness, draws),
-            "end_adaptive_sharpness": Sharpness(adaptive_expected_sharpness, draws),
+            "end_sharpness": Measure(expected_sharpness, n_draws=draws),
+            "end_adaptive_sharpness": Measure(
+                adaptive_expected_sharpness, n_draws=draws
+            ),
             "unused_accuracy": UnusedAccuracy(seed, sizes),
         },
         quench=sizes["quench"],
@@ -438,6 +428,52 @@ def tuned_rate(units, optimizer):
     part = units.query("optimizer == @optimizer and phase == 'noise'")
     means = part.groupby("run")["unused_accuracy"].mean().reindex(SGD_LRS)
     return means.idxmax() if means.notna().any() else "-"
+
+
+SAYS = {
+    "valid_score": "SGD generalises better",
+    "end_sharpness": "SGD goes on to a flatter minimum",
+}
+
+
+def claims(units):
+    """Return what figure 7 came to at the paper's rate and at the tuned one."""
+    table = judge(units).query("against == 'continued' and n > 1")
+    found = []
+    for optimizer in units["optimizer"].unique():
+        rates = {"sgd at 0.1": "the paper's rate"}
+        rates.setdefault(tuned_rate(units, optimizer), "the tuned rate")
+        for name, rate in rates.items():
+            own = table.query("optimizer == @optimizer and run == @name")
+            for column, says in SAYS.items():
+                rows = own[own["column"] == column].set_index("phase")
+                if "noise" in rows.index:
+                    found.append(
+                        Claim(
+                            "figure 7",
+                            f"{says} than {optimizer} continued ({name}, {rate})",
+                            rows.loc["noise", "verdict"],
+                            difference(rows.loc["noise"]),
+                            "; ".join(
+                                f"{title}: **{rows.loc[phase, 'verdict']}**, "
+                                + difference(rows.loc[phase])
+                                for phase, title in AFTER.items()
+                                if phase in rows.index
+                            ),
+                        )
+                    )
+    return found
+
+
+def difference(row):
+    """Return a difference from the control as text, with the collapsed runs."""
+    scale = 1 if row["column"] == "valid_score" else row["baseline"]
+    values = (100 * row[name] / scale for name in ("difference", "low", "high"))
+    unit = "points" if row["column"] == "valid_score" else "%"
+    return (
+        f"{shown(*values, digits=2)} {unit}, n = {row['n']}, "
+        f"{row['n_collapsed']} collapsed"
+    )
 
 
 def print_tables(arguments, units, table):

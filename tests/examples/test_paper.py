@@ -564,3 +564,30 @@ def test_the_verdict_after_rmsprop(load, column, difference, n_collapsed, expect
     assert expected == script.verdict(
         found, direction, least, column, n_collapsed, name
     )
+
+
+def test_the_claims_after_rmsprop(load):
+    script = load("plot_rmsprop_then_sgd")
+    rows = [
+        {
+            "optimizer": "rmsprop", "run": name, "seed": seed, "phase": phase,
+            "collapsed": False, "valid_score": 0.7 + gain + seed / 1000,
+            "end_sharpness": (0.01 + seed / 10_000) * share,
+            "end_adaptive_sharpness": 0.01, "unused_accuracy": 0.7 + gain,
+        }
+        for name, gain, share in (
+            ("continued", 0, 1), ("sgd at 0.1", -0.02, 0.9), ("sgd at 0.05", 0.01, 0.5),
+        )
+        for phase in ("noise", "quench")
+        for seed in range(3)
+    ]  # fmt: skip
+    found = {claim.says: claim for claim in script.claims(pd.DataFrame(rows))}
+    papers, tuned = (
+        {says.split(" than")[0]: claim for says, claim in found.items() if rate in says}
+        for rate in ("0.1, the paper's rate", "0.05, the tuned rate")
+    )
+    assert papers["SGD generalises better"].verdict == "not"
+    assert papers["SGD goes on to a flatter minimum"].verdict == "partly"
+    assert {claim.verdict for claim in tuned.values()} == {"reproduced"}
+    assert "1 (1 to 1) points, n = 3" in tuned["SGD generalises better"].effect
+    assert "−50 (" in tuned["SGD goes on to a flatter minimum"].after
