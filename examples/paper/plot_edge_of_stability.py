@@ -425,13 +425,14 @@ def draw(arguments, units, setting):
     least, most = counts.min(), counts.max()
     n_seeds = f"{most}" if least == most else f"{least} to {most}"
     with sns.axes_style("ticks"), sns.plotting_context("notebook"):
-        figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+        height = max(4.8, 0.28 * len(laws))
+        figure, axes = plt.subplots(1, 2, figsize=(12, height), layout="constrained")
         for law in laws:
             if law in COLORS:
                 draw_curve(axes[0], arguments, part, setting, law)
         draw_ends(axes[1], part, laws)
-        for ax in axes:
-            ax.axhline(1, color="0.6", lw=1, ls=":", zorder=0)
+        for line in (axes[0].axhline, axes[1].axvline):
+            line(1, color="0.6", lw=1, ls=":", zorder=0)
         axes[0].set(xlabel="iterations", ylabel=r"$\lambda_1\eta/2$")
         axes[0].legend(frameon=False, ncols=2, fontsize="small")
         figure.suptitle(
@@ -459,13 +460,24 @@ def draw_curve(ax, arguments, part, setting, law):
 
 def draw_ends(ax, part, laws):
     rng = np.random.default_rng(0)
+    losses = part.groupby("law")["loss"].mean()
     for i, law in enumerate(laws):
-        values = part[part["law"] == law]["stability"].dropna()
-        x = i + rng.uniform(-0.15, 0.15, len(values))
-        ax.plot(x, values, "o", color=COLORS.get(law, "0.45"), ms=5, alpha=0.8)
-        ax.plot([i - 0.3, i + 0.3], [values.mean()] * 2, color="0.2", lw=1.5)
-    ax.set(xticks=range(len(laws)), ylabel=r"$\lambda_1\eta/2$, mean of the last third")
-    ax.set_xticklabels(laws, rotation=40, ha="right", fontsize="small")
+        own = part[part["law"] == law]
+        color = COLORS.get(law, "0.45")
+        equal = 1 / 3 <= losses[law] / losses.get("gd", np.nan) <= 3
+        values = own["stability"].dropna()
+        y = i + rng.uniform(-0.15, 0.15, len(values))
+        fill = color if equal else "white"
+        ax.plot(values, y, "o", color=color, mfc=fill, ms=4.5, alpha=0.8)
+        if len(values):
+            ax.plot([values.mean()] * 2, [i - 0.35, i + 0.35], color="0.2", lw=1.5)
+        if own["diverged"].any():
+            text = f"{own['diverged'].sum()} of {len(own)} diverged"
+            ax.annotate(text, (0.02, i), va="center", fontsize="x-small", color="0.4")
+    ax.set(yticks=range(len(laws)), xlabel=r"$\lambda_1\eta/2$, mean of the last third")
+    ax.set_yticklabels(laws, fontsize="small")
+    ax.set_title("hollow: another training loss", loc="left", fontsize="small")
+    ax.set(xlim=(0, None), ylim=(len(laws) - 0.4, -0.6))
 
 
 # %%
