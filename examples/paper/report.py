@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from _claims import Claim, shown
+from _claims import VERDICTS, Claim, shown
 from _comparison import judge
 
 from flatmin.comparison import ComparisonResult, merge_comparisons
@@ -287,7 +287,15 @@ SECTIONS = (
         read_edge,
         ("edge_of_stability/digits-squared_error-lr1-m16.png",),
         "A law *moves* if it ends at least a fifth below GD and its interval excludes "
-        "0, *stays* if its interval lies within a fifth of GD on both sides.",
+        "0, *stays* if its interval lies within a fifth of GD on both sides. **What "
+        "the controls say:** it is the noise along H's leading eigenvectors that "
+        "counts. Confined to them (`gld_full, top`) SGD's covariance moves as all of "
+        "it does; confined to the rest (`gld_full, bulk`), or on random directions, "
+        "it stays. Isotropic and diagonal noise scaled to SGD's Tr(HC) is no "
+        "substitute: it holds the loss hundreds of times higher, or diverges. That "
+        "minibatch noise is not Gaussian is not what does it, since `gld_full` and "
+        "`sgd` end alike; SVAG, which takes that noise towards the limit of small "
+        "steps, stays at the edge, so it is an effect of finite steps.",
     ),
     Section(
         "Tr(HΣ) with one hidden layer (2019 version)",
@@ -338,7 +346,7 @@ test compares the two.
 def report():
     """Return the whole page."""
     sections = [(section, find(section)) for section in SECTIONS]
-    parts = [LEAD, "## Claim by claim\n", claim_table(sections)]
+    parts = [LEAD, "## Claim by claim\n", counts(sections), claim_table(sections)]
     for section, finding in sections:
         parts += [f"## {section.title}\n", *describe(section, finding)]
     return "\n".join(parts).rstrip() + "\n"
@@ -352,17 +360,26 @@ def find(section):
     return section.read(path, importlib.import_module(section.script))
 
 
+def counts(sections):
+    """Return how many claims came to which verdict."""
+    claims = [c for _, finding in sections if finding for c in finding.claims]
+    found = {v: sum(c.verdict == v for c in claims) for v in VERDICTS}
+    parts = [f"{n} {verdict}" for verdict, n in found.items() if n]
+    waiting = [section.title for section, finding in sections if finding is None]
+    text = f"{len(claims)} verdicts before the quench: {', '.join(parts)}."
+    return text + (f" Not run yet: {'; '.join(waiting)}." if waiting else "") + "\n"
+
+
 def claim_table(sections):
     rows = []
     for section, finding in sections:
         rows += [
             {
-                "in the paper": claim.where,
+                "in the paper": f"[{claim.where}](#{anchor(section.title)})",
                 "claim": claim.says,
                 "verdict": f"**{claim.verdict}**",
                 "effect": claim.effect,
                 "after the quench": claim.after,
-                "how": f"[{section.script}](#{anchor(section.title)})",
             }
             for claim in (finding.claims if finding else ())
         ]

@@ -231,6 +231,33 @@ def test_the_groups_at_the_edge(report):
     }
 
 
+def test_what_the_controls_say(report):
+    folder = RESULTS / "edge_of_stability" / "digits-squared_error-lr1-m16"
+    gd = late_stability(folder, "gd")
+
+    def less(law):
+        own = late_stability(folder, law)
+        return np.mean([own[s] - gd[s] for s in own])
+
+    for law in ("gld_full", "gld_full-top", "sgd"):
+        assert less(law) < -0.2
+    for law in ("gld_full-bulk", "gld_random_subspace", "svag-l-4", "svag-l-16"):
+        assert abs(less(law)) < 0.2 / 3
+    own, of_gd = (
+        np.mean([loss for path in folder.glob(name) for loss in late_losses(path)])
+        for name in ("gld_dynamic-Tr-HC-seed*.json", "gd-seed*.json")
+    )
+    assert own > 100 * of_gd
+    assert not late_stability(folder, "gld_diagonal-Tr-HC")  # all diverged
+    assert "hundreds of times higher, or diverges" in report.report()
+
+
+def late_losses(path):
+    rows = json.loads(path.read_text())["rows"]
+    both = zip(rows["iteration"], rows["loss"], strict=True)
+    return [loss for t, loss in both if t > 8000]
+
+
 def test_the_numbers_of_the_readme(report):
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     stay = ("gld_const", "gld_dynamic", "gld_diagonal")
