@@ -289,6 +289,21 @@ def test_the_numbers_of_the_readme(report):
     assert all(c.after.startswith("quenched: **reproduced**") for c in found)
 
 
+def test_two_passes_beside_each_other(report):
+    path = RESULTS / "fashion_mnist" / "figure5.json"
+    first = report.judge(report.ComparisonResult.from_json(path))
+    table = report.agreement(first, first)
+    assert len(table) == (first["n"] > 1).sum()
+    assert set(table["sign"]) == set(table["size"]) == {"same"}
+    columns = ["difference", "low", "high"]
+    turned = first.copy()
+    turned[columns] = -first[["difference", "high", "low"]].to_numpy()
+    table = report.agreement(first, turned)
+    assert set(table["sign"]) == {"other"}
+    sgd = (table["method"] == "sgd") & (table["column"] == "end_sharpness")
+    assert set(table[sgd]["size"]) == {"other"}
+
+
 def test_another_number_is_another_verdict(report, tmp_path, monkeypatch):
     result = read("paper/noise_against_gradient.json")
     for run in result["runs"]:
