@@ -366,8 +366,8 @@ test compares the two.
 
 - *Reproduced*, *partly*, *not*: by a rule that was fixed before the numbers for figures
   4 to 7, section 6, the edge of stability and the exponents by layer; for the others it
-  was written down after them. A claim with the verdict *not tested at the paper's scale*
-  is open.
+  was written down after them. *Open*, and *not tested at the paper's scale*: the claim
+  waits.
 - Effects have 95 % t intervals over seeds; differences are paired by seed. Those in
   brackets are Wilson intervals over runs.
 - *After the quench*: noise holds the training loss up, and the curvature of the

@@ -62,6 +62,17 @@ def test_every_stored_result_of_the_paper_is_in_the_report(report):
     assert "edge_of_stability" in folders
 
 
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("*.json")), ids=lambda p: str(p.relative_to(RESULTS))
+)
+def test_a_stored_result_says_what_it_was_made_by(path):
+    result = json.loads(path.read_text())
+    origins = result.get("provenance", [{}])
+    for origin in origins:
+        assert {"revision", "command", "versions"} <= set({**result, **origin})
+        assert (result | origin)["revision"]  # or that it is not recorded
+
+
 def test_every_section_has_its_script(report):
     text = report.report()
     for section in report.SECTIONS:
