@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from sklearn.utils import check_scalar
 
 from flatmin._utils.checkpoint_files import check_checkpoint_every
 from flatmin._utils.folder_lock import locked_folder
-from flatmin._utils.numbers import is_number
+from flatmin._utils.numbers import check_positive, is_number
 from flatmin._utils.placement import resolve_device
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import spawn_seeds
@@ -172,6 +172,11 @@ def compare_dynamics(
     _check_quench(quench, quench_lr, quench_loss, quench_loss_iter)
     if not isinstance(keep_params, bool | np.bool_):
         raise TypeError(f"keep_params must be True or False. Got {keep_params!r}.")
+    if on_unit is not None and not callable(on_unit):
+        raise TypeError(
+            "on_unit must be a function of a ComparisonResult, or None. Got "
+            f"{on_unit!r}."
+        )
     check_scalar(n_threads, "n_threads", Integral, min_val=1)
     estimator._validate_params()
     memory = estimator.memory if memory is None else memory
@@ -332,9 +337,7 @@ def _check_quench(
 ) -> None:
     check_scalar(quench, "quench", Integral, min_val=0)
     if quench_lr is not None:
-        check_scalar(
-            quench_lr, "quench_lr", Real, min_val=0, include_boundaries="neither"
-        )
+        check_positive("quench_lr", quench_lr)
     if (quench_loss is None) != (quench_loss_iter is None):
         missing = "quench_loss" if quench_loss is None else "quench_loss_iter"
         raise ValueError(

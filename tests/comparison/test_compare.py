@@ -325,6 +325,7 @@ def test_a_bar_shows_warmups_and_units(capsys):
         ({"n_seeds": None}, TypeError, "a number or the seeds"),
         ({"quench": -1}, ValueError, "quench"),
         ({"quench_lr": 0.0}, ValueError, "quench_lr"),
+        ({"quench_lr": float("nan")}, ValueError, "quench_lr must be a finite"),
         ({"n_threads": 1000}, ValueError, "n_threads must be at most"),
         ({"metrics": [norm]}, TypeError, "metrics must be a mapping"),
         ({"metrics": {"a": 3}}, TypeError, r"metrics\['a'\] must be a function"),
@@ -341,6 +342,14 @@ def test_bad_input_is_told_before_units_are_run(settings, error, message):
     with pytest.raises(error, match=message):
         compare(on_unit=seen.append, **settings)
     assert seen == []
+
+
+def test_on_unit_is_checked_before_units_are_run():
+    def never(seed):
+        raise AssertionError("data were loaded")
+
+    with pytest.raises(TypeError, match="on_unit must be a function.*Got 3"):
+        compare_dynamics(["gd"], never, estimator=classifier(), on_unit=3)
 
 
 @pytest.mark.parametrize(
