@@ -348,7 +348,7 @@ def test_on_unit_is_checked_before_units_are_run():
     def never(seed):
         raise AssertionError("data were loaded")
 
-    with pytest.raises(TypeError, match="on_unit must be a function.*Got 3"):
+    with pytest.raises(TypeError, match=r"on_unit must be a function.*Got 3"):
         compare_dynamics(["gd"], never, estimator=classifier(), on_unit=3)
 
 
