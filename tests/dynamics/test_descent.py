@@ -10,7 +10,7 @@ from flatmin.dynamics import (
     DivergenceError,
     FlatBinding,
     NoisyDescent,
-    check_substeps,
+    check_plain_steps,
 )
 from flatmin.noise import (
     GD,
@@ -355,5 +355,5 @@ def test_a_loss_that_is_lost_within_an_iteration_is_seen():
 def test_small_steps_need_plain_ones(params, sentence):
     batched = params.pop("batched", False)
     with pytest.raises(ValueError, match=sentence):
-        check_substeps(make_noise_law("svag"), torch.optim.SGD, params, batched)
-    check_substeps(make_noise_law("sgd"), torch.optim.Adam, params, batched)
+        check_plain_steps(make_noise_law("svag"), torch.optim.SGD, params, batched)
+    check_plain_steps(make_noise_law("sgd"), torch.optim.Adam, params, batched)
