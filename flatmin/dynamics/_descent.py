@@ -60,6 +60,8 @@ class NoisyDescent:
         The law's.
     diverged : str or None
         What happened, after a stop.
+    has_noise : bool
+        Whether the law's noise has a size at θ; False after a stop for that reason.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class NoisyDescent:
         self.iteration = 0
         self.state: Any = None
         self.diverged: str | None = None
+        self.has_noise = True
         self._batches = batches
         self._asks = law.takes_step
         momenta = [group.get("momentum", 0) for group in optimizer.param_groups]
@@ -431,6 +434,7 @@ class NoisyDescent:
         if not self._keeps or self.state is None:
             raise error
         at = self._offset + self.iteration
+        self.has_noise = False
         self.diverged = f"No noise at iteration {at}: {error}"
 
     def _copy(self) -> tuple[int, Tensor] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dis
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -229,6 +230,8 @@ class _NoisyNet(NeuralNet):
             descent.batch,
             is_first=not self.rows_,
         )
+        if not descent.has_noise:
+            row["noise_norm"] = math.nan  # the law's state is that of another θ
         if descent.law.n_substeps > 1:
             done = descent.iteration * descent.law.n_substeps
             row["n_steps"] = self._n_steps_before_ + done

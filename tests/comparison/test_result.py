@@ -98,6 +98,15 @@ def test_json_and_back(result, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_counts_in_the_table_stay_counts(tmp_path):
+    estimator = classifier(warmup_iter=0, max_iter=2)
+    found = compare_dynamics(["svag"], X, y, estimator=estimator, n_seeds=[0])
+    assert found.table["n_steps"].tolist() == [0, 8]
+    found.to_json(tmp_path / "a.json")
+    read = ComparisonResult.from_json(tmp_path / "a.json")
+    assert_frame_equal(read.table, found.table, check_exact=True)
+
+
 def test_the_file_says_where_it_comes_from(result, tmp_path):
     result.to_json(tmp_path / "a.json")
 

@@ -297,6 +297,7 @@ def test_noise_without_a_size_ends_a_run_where_it_is():
     assert run.iteration == expected
     assert run.diverged.startswith(f"No noise at iteration {100 + expected}: match=")
     assert "both must be positive. Got -" in run.diverged
+    assert not run.has_noise
     assert float(run.theta) == pytest.approx(t, abs=1e-2)
     before = run.theta.clone()
     run.law.trace(run.batch, run.theta, run.state)
