@@ -15,6 +15,7 @@ from joblib import cpu_count, effective_n_jobs
 from sklearn.utils import check_scalar
 
 from flatmin._utils.checkpoint_files import check_checkpoint_every
+from flatmin._utils.fingerprint import hashes
 from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.numbers import check_positive, is_number
 from flatmin._utils.placement import resolve_device
@@ -277,11 +278,17 @@ def _folders(
     if every is not None:
         check_scalar(every, "checkpoint_every", Integral, min_val=1)
     check_checkpoint_every(path, every)
-    data: Any = plan.source.data
-    if path is not None and not callable(data):  # alike for a data frame and its values
-        data = [d if isinstance(d, torch.Tensor) else np.asarray(d) for d in data]
-    common = {**plan.identity(), "data": data}
+    common = plan.identity()
+    if path is not None:
+        common["data"] = _values(plan.source.data)
     return ComparisonFolder(path, every, common, estimator, estimators)
+
+
+def _values(data: Any) -> Any:
+    """Return data such that a data frame and its values are alike."""
+    if callable(data):
+        return data
+    return [np.asarray(d) if hasattr(d, "__array__") else d for d in data]
 
 
 def _collect(
@@ -325,6 +332,8 @@ def _protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         "quench_lr": describe(plan.quench_lr),
         "n_threads": plan.n_threads,
     }
+    if not callable(data):
+        protocol["data_hash"] = hashes({"data": _values(data)})["data"]
     # Without it, results can be merged with those of versions that had no such quench.
     if plan.quench_loss is not None:
         protocol["quench_loss"] = plan.quench_loss

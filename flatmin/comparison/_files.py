@@ -176,7 +176,13 @@ def _from_lists(columns: dict[str, list[Any]], text: tuple[str, ...]) -> pd.Data
     kinds = dict.fromkeys(text, None) | dict.fromkeys(_WHOLE, "int64")
     return pd.DataFrame(
         {
-            name: pd.Series(values, dtype=kinds.get(name, "float64"))
+            name: pd.Series(values, dtype=kinds.get(name, _number_kind(values)))
             for name, values in columns.items()
         }
     )
+
+
+def _number_kind(values: list[Any]) -> str:
+    """Return what a column of numbers was: JSON writes 1 and 1.0 apart."""
+    counts = values and all(type(value) is int for value in values)
+    return "int64" if counts else "float64"

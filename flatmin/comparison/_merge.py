@@ -12,6 +12,10 @@ from flatmin.comparison._result import ComparisonResult
 
 __all__ = ["merge_comparisons"]
 
+# How far the first losses of a seed may be apart, on two devices; see measure, where
+# the bounds are those of float32.
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-5
+
 
 def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
     """Put comparisons of one protocol together: other methods, other seeds.
@@ -28,23 +32,31 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
     Raises
     ------
     ValueError
-        If there are none, their protocols differ, or a unit is in two of them.
+        If there are none, their protocols or data differ, or a unit is in two of them.
+        Data and metrics that are functions count by name; of a seed that is in two
+        results the first losses tell other data.
     """
     if not results:
         raise ValueError("merge_comparisons needs at least one result. Got none.")
     methods: dict[str, Any] = {}
     end_points: dict[tuple[str, int, str], np.ndarray | None] = {}
     machines: list[dict[str, Any]] = []
-    common = {**results[0].protocol, "methods": None}
+    common: dict[str, Any] = {}
     for result in results:
+        shared = {**result.protocol, "methods": None}
         own = result.protocol["methods"]
-        if {**result.protocol, "methods": None} != common or any(
+        common = common or shared
+        # Results of earlier versions have no hash of their data.
+        unknown = "data_hash" not in shared or "data_hash" not in common
+        left = {"data_hash": None} if unknown else {}
+        if (common | left) != (shared | left) or any(
             methods.get(label, settings) != settings for label, settings in own.items()
         ):
             raise ValueError(
                 "Results can be merged if their protocols differ in methods and seeds "
                 f"alone. Got {common} and {result.protocol}."
             )
+        common = shared | common
         methods |= own
         end_points |= result.end_points
         machines += [found for found in result.provenance if found not in machines]
@@ -55,8 +67,10 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
         raise ValueError(
             f"Every unit may be there once. Got {method!r} with seed {seed} twice."
         )
+    table = pd.concat([result.table for result in results], ignore_index=True)
+    _check_starts(table)
     return ComparisonResult(
-        pd.concat([result.table for result in results], ignore_index=True),
+        table,
         units,
         {**common, "methods": methods},
         machines,
@@ -64,3 +78,16 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
         # Other data of another result are told by the losses.
         next((result.source for result in results if result.source is not None), None),
     )
+
+
+def _check_starts(table: pd.DataFrame) -> None:
+    """Raise unless the units of a seed begin with one loss."""
+    first = table.groupby(["seed", "method"], sort=False)["loss"].first()
+    for seed, losses in first.groupby(level="seed"):
+        low, high = losses.min(), losses.max()
+        if high - low > _RELATIVE * abs(high) + _ABSOLUTE:
+            raise ValueError(
+                "Results of one seed can be merged if they have the same data, network "
+                f"and start. Got first losses from {low:.6g} to {high:.6g} with seed "
+                f"{seed}."
+            )

@@ -14,10 +14,10 @@ from flatmin.dynamics._net import (
     check_callbacks,
 )
 from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
+from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._proportion import Proportion
 from flatmin.dynamics._recorder import Recorder
 from flatmin.dynamics._simulate import ExitTime, Simulation, simulate
-from flatmin.dynamics._substeps import check_substeps
 from flatmin.dynamics._warmup import WarmupResult, run_warmup
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "callback_settings",
     "check_callbacks",
     "check_monitors",
-    "check_substeps",
+    "check_plain_steps",
     "resolve_optimizer",
     "run_warmup",
     "simulate",

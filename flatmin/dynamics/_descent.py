@@ -13,7 +13,7 @@ from torch import Tensor
 from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
-from flatmin.dynamics._substeps import check_substeps
+from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import EmpiricalRisk, Risk
 from flatmin.risk.probe import trial_indices
@@ -60,6 +60,8 @@ class NoisyDescent:
         The law's.
     diverged : str or None
         What happened, after a stop.
+    has_noise : bool
+        Whether the law's noise has a size at θ; False after a stop for that reason.
     """
 
     def __init__(
@@ -83,15 +85,20 @@ class NoisyDescent:
         self.iteration = 0
         self.state: Any = None
         self.diverged: str | None = None
+        self.has_noise = True
         self._batches = batches
         self._asks = law.takes_step
-        check_substeps(law, type(optimizer), optimizer.defaults, batches is not None)
+        momenta = [group.get("momentum", 0) for group in optimizer.param_groups]
+        settings = {**optimizer.defaults, "momentum": max(momenta)}
+        check_plain_steps(law, type(optimizer), settings, batches is not None)
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
         # Where a refresh came before the step: θ, its loss and noisy gradient, and the
         # generator's state after them.
         self._ahead: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        # What was there before it, should the step turn out to be another one.
+        self._before: dict[str, Any] | None = None
         self._left: Tensor | None = None  # θ after the last step
         self._stale = False  # the law's state is of a θ that was here before
         self._moved_at = -1
@@ -130,11 +137,13 @@ class NoisyDescent:
         self._draw()
         if self._is_due:
             before = self.rng.get_state()
+            kept = self._keep_state()
             try:
                 with self._judging_errors():
                     loss, gradient = self._refreshed_gradient()
                     drawn = self.rng.get_state()
                     self._ahead = (self.theta.clone(), loss, gradient, drawn)
+                    self._before = kept
             finally:
                 # A run that is interrupted before the step draws the same in its next
                 # fit.
@@ -144,7 +153,8 @@ class NoisyDescent:
     def follow(self) -> None:
         """Go on from what others, such as callbacks, have written into the module.
 
-        Where they have moved θ, the next refresh comes at once.
+        Where they have moved θ, the next refresh comes at once. One that came before
+        the step is taken back: the law draws from where it was.
 
         Raises
         ------
@@ -160,7 +170,8 @@ class NoisyDescent:
         if self._keeps:
             self._step_start = (self.iteration, self._left)
         self._left = self.theta.clone()
-        self._stale, self._ahead = True, None
+        self._take_back()
+        self._stale = True
         self._moved_at = self.iteration
 
     def _check_outputs(self) -> None:
@@ -260,6 +271,7 @@ class NoisyDescent:
             "refreshed_at": self._refreshed_at,
             "refreshed_on": self._refreshed_on,
             "ahead": self._ahead,
+            "before": self._before,
             "stale": self._stale,
             "rng": self.rng.get_state(),
             "batches_rng": None if batches is None else batches.rng.get_state(),
@@ -291,6 +303,7 @@ class NoisyDescent:
         self._refreshed_at = state["refreshed_at"]
         self._refreshed_on = state["refreshed_on"]
         self._ahead = state["ahead"]
+        self._before = state.get("before")  # which earlier versions did not have
         self._stale = state["stale"]
         seen = self._risk_of(self._refreshed_on)
         self.state = self.law.restore_state(state["law"], seen)
@@ -315,17 +328,48 @@ class NoisyDescent:
 
     def _noisy_gradient(self) -> tuple[Tensor, Tensor]:
         self._draw()
+        if self._ahead is not None:
+            theta, loss, gradient, drawn = self._ahead
+            if torch.equal(theta, self.theta) and not self._has_another_rate():
+                self._ahead = self._before = None
+                self.rng.set_state(drawn.cpu())
+                return loss, gradient
+            self._take_back()
         if self._is_due:
             return self._refreshed_gradient()
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            theta, loss, gradient, drawn = ahead
-            self.rng.set_state(drawn.cpu())
-            if torch.equal(theta, self.theta):  # a callback may have moved it since
-                return loss, gradient
         draw = self.law.noisy_gradient
         told = step_for(draw, self._step)
         return draw(self.batch, self.theta, self.state, self.rng, **told)
+
+    def _keep_state(self) -> dict[str, Any]:
+        """Return what :meth:`_take_back` needs; a draw may advance a state in place."""
+        step = self._step
+        kept = {
+            "lr": None if step is None else step.lr,
+            "refreshed_on": self._refreshed_on,
+        }
+        # Somebody's law may have no plain state; then its draws are not taken back.
+        with contextlib.suppress(TypeError):
+            kept["law"] = self.law.store_state(self.state)
+        return kept
+
+    def _has_another_rate(self) -> bool:
+        """Say whether η was another one when the law was asked ahead of the step."""
+        step, before = self._step, self._before
+        if step is None or before is None:
+            return False
+        return bool(before["lr"] != step.lr)
+
+    def _take_back(self) -> None:
+        """Forget the refresh that came before the step, if one did."""
+        if self._ahead is None:
+            return
+        before, self._ahead, self._before = self._before, None, None
+        self._stale = True
+        if before is not None and "law" in before:
+            self._refreshed_on = before["refreshed_on"]
+            seen = self._risk_of(self._refreshed_on)
+            self.state = self.law.restore_state(before["law"], seen)
 
     def _refreshed_gradient(self) -> tuple[Tensor, Tensor]:
         refreshed = self.law.refreshed_gradient
@@ -390,6 +434,7 @@ class NoisyDescent:
         if not self._keeps or self.state is None:
             raise error
         at = self._offset + self.iteration
+        self.has_noise = False
         self.diverged = f"No noise at iteration {at}: {error}"
 
     def _copy(self) -> tuple[int, Tensor] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dis
+import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -46,6 +47,7 @@ _TRAINS_INSIDE = (
     "with warm_start=True to go on from where it is."
 )
 _OF_A_TRAINING = ("descent_", "recorder_", "_plan_", "_block_end_", "_begun_block_")
+_OF_A_TRAINING += ("_n_steps_before_",)
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
@@ -81,6 +83,7 @@ class _NoisyNet(NeuralNet):
         max_iter: int,
         record_every: int,
         offset: int,
+        n_steps_before: int = 0,
         progress: Callable[[int], Any],
         checkpoints: Checkpoints,
     ) -> None:
@@ -97,6 +100,8 @@ class _NoisyNet(NeuralNet):
             Iterations an epoch.
         offset : int
             Iterations before the first one here.
+        n_steps_before : int, default=0
+            The optimizer's steps in those of them that are no warm-up.
         progress : callable
             Called with 1 after each iteration.
         checkpoints : Checkpoints
@@ -106,6 +111,7 @@ class _NoisyNet(NeuralNet):
         self.recorder_ = recorder
         self.rows_: list[dict[str, Any]] = []
         self._plan_ = (max_iter, record_every, offset, progress, checkpoints)
+        self._n_steps_before_ = n_steps_before
         self._begun_block_: dict[str, Any] | None = None
 
     def state_(self) -> dict[str, Any]:
@@ -233,8 +239,11 @@ class _NoisyNet(NeuralNet):
             descent.batch,
             is_first=not self.rows_,
         )
+        if not descent.has_noise:
+            row["noise_norm"] = math.nan  # the law's state is that of another θ
         if descent.law.n_substeps > 1:
-            row["n_steps"] = descent.iteration * descent.law.n_substeps
+            done = descent.iteration * descent.law.n_substeps
+            row["n_steps"] = self._n_steps_before_ + done
         self.rows_.append(row)
         return row
 

@@ -34,7 +34,7 @@ from flatmin.dynamics import (
     StopTraining,
     check_callbacks,
     check_monitors,
-    check_substeps,
+    check_plain_steps,
     resolve_optimizer,
 )
 from flatmin.estimators._checkpoints import RunCheckpoints, check_checkpoint_params
@@ -276,13 +276,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 generators[name].set_state(state)
         batches = make_batches(self, risk, generators["batches"])
         batched = batches is not None
-        check_substeps(law, optimizer, self.optimizer_params or {}, batched)
-        if self.warmup_iter and not warm:
-            check_substeps(warmup_law, warmup_optimizer, {}, batched)
         for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
             each.check(risk)
             if batches is not None:
                 batches.check(each)
+        check_plain_steps(law, optimizer, self.optimizer_params or {}, batched)
+        if self.warmup_iter and not warm:
+            check_plain_steps(warmup_law, warmup_optimizer, {}, batched)
         return Run(
             module=module,
             loss=loss,
@@ -346,6 +346,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             max_iter=self.max_iter,
             record_every=self.record_every,
             offset=run.offset,
+            n_steps_before=run.n_steps_before,
             progress=bar.update,
             checkpoints=Checkpoints() if saved is None else saved.of_phase("noise"),
         )

@@ -161,7 +161,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         Iterations done after the warm-up.
     n_steps_ : int
         Steps of the optimizer in them: l an iteration for ``svag``, else one.
-        ``history_`` has those of a fit with ``svag`` as n_steps.
+        ``history_`` has them as n_steps in the rows of a fit with ``svag``.
     diverged_ : str or None
         What happened, where ``on_divergence="stop"`` ended the training.
     risk_ : EmpiricalRisk or None

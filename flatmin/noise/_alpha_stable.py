@@ -73,6 +73,11 @@ class AlphaStable(NoiseLaw):
         self.match = match
         self.refresh_every = refresh_every
 
+    @property
+    def has_covariance(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; for α = 2 alone."""
+        return self.alpha == 2
+
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
@@ -115,7 +120,7 @@ class AlphaStable(NoiseLaw):
         ValueError
             For α < 2: there is none.
         """
-        if self.alpha < 2:
+        if not self.has_covariance:
             raise ValueError(
                 f"alpha_stable has no covariance with alpha={self.alpha}: its second "
                 "moment is infinite. Use alpha=2, or another law."
@@ -124,7 +129,7 @@ class AlphaStable(NoiseLaw):
 
     def trace(self, risk: Risk, theta: Tensor, state: Tensor) -> Tensor:
         """See :meth:`NoiseLaw.trace`; infinite for α < 2, unless γ = 0."""
-        if self.alpha < 2:
+        if not self.has_covariance:
             return torch.where(state > 0, torch.inf, 0.0).to(state.dtype)
         return super().trace(risk, theta, state)
 

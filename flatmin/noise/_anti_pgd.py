@@ -10,7 +10,11 @@ from torch import Tensor
 
 from flatmin.curvature import covariance_trace
 from flatmin.linalg import LinearOperator, ScaledIdentityOperator
-from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
+from flatmin.noise._match import (
+    DEFAULT_MATCH_EVERY,
+    MatchedLaw,
+    UndefinedNoiseError,
+)
 from flatmin.noise._step import Step
 from flatmin.risk import Risk
 
@@ -30,14 +34,16 @@ class AntiPGD(MatchedLaw):
 
     In parameter units a step adds ξₙ - ξₙ₊₁, with ξ = η s z: θ + ξ makes steps along
     the gradient at θ, and the noise does not add up. Successive ε have the
-    correlation -1/2. z₀ is drawn as well, so that the first step is like the others.
+    correlation -1/2. z₀ is drawn as well, so that the first step is like the others;
+    so it is in each fit that goes on from the last one.
 
     Parameters
     ----------
     sigma : float, default=1e-3
         For ``match="none"``: the standard deviation of ξ in parameters, as in the
         source; s = σ/η, so that the law has to be told η, and the noise cancels
-        exactly whatever the schedule of η.
+        exactly whatever the schedule of η. By plain steps only: an estimator refuses
+        other optimizers.
     batch_size : int, default=None
         m; None is min(20, N).
     noise_scale : float, default=1.0
@@ -49,7 +55,7 @@ class AntiPGD(MatchedLaw):
     match_every : int, default=50
         Iterations between two measurements of the factor of "curvature".
     refresh_every : int, default=1
-        Iterations between two evaluations of s, at the η of then.
+        Iterations between two evaluations of Tr(Σ).
 
     References
     ----------
@@ -82,6 +88,11 @@ class AntiPGD(MatchedLaw):
         """See :attr:`NoiseLaw.takes_step`; only σ in parameter units needs η."""
         return self.match == "none"
 
+    @property
+    def in_parameter_units(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`."""
+        return self.match == "none"
+
     def _refresh(
         self,
         risk: Risk,
@@ -93,18 +104,27 @@ class AntiPGD(MatchedLaw):
     ) -> AntiState:
         last = previous.last if previous is not None else _normal(risk, theta, rng)
         if self.match == "none":
-            if step is None:
-                raise ValueError(
-                    "match='none' of anti_pgd has σ in parameter units and needs η. "
-                    "Got no step; call refresh(..., step=Step(iteration, lr)), or use "
-                    "match='trace'."
-                )
-            deviation = 2**0.5 * self.sigma / step.lr
-            variance = theta.new_full(theta.shape[:-1], deviation**2)
-        else:
-            trace = covariance_trace(risk, theta, check=False)
-            variance = trace / (self._batch_size(risk) * risk.n_params)
+            return AntiState(last, self._variance_at(theta, step))
+        trace = covariance_trace(risk, theta, check=False)
+        variance = trace / (self._batch_size(risk) * risk.n_params)
         return AntiState(last, self.noise_scale**2 * variance)
+
+    def _variance_at(self, theta: Tensor, step: Step | None) -> Tensor:
+        """Return 2σ²/η²."""
+        if step is None:
+            raise ValueError(
+                "match='none' of anti_pgd has σ in parameter units and needs η. Got no "
+                "step; call refresh and noisy_gradient with "
+                "step=Step(iteration, lr), or use match='trace'."
+            )
+        if not step.lr > 0:
+            raise UndefinedNoiseError(
+                "match='none' of anti_pgd has σ in parameter units, which no step of "
+                f"η = {step.lr:g} moves. Use a schedule that stays above 0, or "
+                "match='trace'."
+            )
+        variance = 2 * (self.noise_scale * self.sigma / step.lr) ** 2
+        return theta.new_full(theta.shape[:-1], variance)
 
     def _noisy_gradient(
         self,
@@ -113,7 +133,11 @@ class AntiPGD(MatchedLaw):
         state: AntiState,
         rng: torch.Generator,
         factor: Tensor | None,
+        *,
+        step: Step | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if self.match == "none":  # η may have changed since the refresh
+            state.variance = self._variance_at(theta, step)
         loss, gradient = risk.value_and_gradient(theta)
         drawn = _normal(risk, theta, rng)
         scale = (state.variance / 2).sqrt()

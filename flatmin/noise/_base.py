@@ -44,11 +44,21 @@ class NoiseLaw(BaseEstimator, ABC):
         After how many iterations a training loop renews the state.
     n_substeps : int
         l: an iteration of a training loop is l steps at η/l. 1 but for ``svag``.
+    unbiased : bool
+        Whether the mean of the noisy gradient is g₀.
+    has_covariance : bool
+        Whether ε has one, or else heavy tails.
+    in_parameter_units : bool
+        Whether a plain step θ - η g gives its noise in parameters a size that is set;
+        other optimizers are then refused.
     """
 
     name: ClassVar[str]
     refresh_every: int = 1
     n_substeps: int = 1
+    unbiased: bool = True
+    has_covariance: bool = True
+    in_parameter_units: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -174,7 +184,11 @@ class NoiseLaw(BaseEstimator, ABC):
         return self.covariance(risk, theta, state).trace()
 
     def store_state(self, state: Any) -> Any:
-        """Return a state as plain values, for a checkpoint.
+        """Return a state as plain values: for a checkpoint, and to take back a draw.
+
+        A loop draws for a row of its history ahead of the step, and once more if a
+        callback then moves θ or η. So what a draw advances in place must be replaced,
+        as a number or a tensor is, and not be written into a tensor.
 
         Parameters
         ----------

@@ -22,7 +22,7 @@ class Bernoulli(MatchedLaw):
     is (1/m) Σ bᵢgᵢ, divided by the expected size m, so that its mean is g₀. Its
     covariance is (1/m²)(m/N)(1 - m/N) Σ gᵢgᵢᵀ: that of ``gld_fisher`` but for a
     factor, by sums of coins instead of a Gaussian. The batch's random size adds
-    noise along g₀ to that of SGD.
+    noise along g₀ to that of SGD: an empty batch has the gradient 0.
 
     Parameters
     ----------

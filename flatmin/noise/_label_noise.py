@@ -81,6 +81,11 @@ class LabelNoise(MatchedLaw):
         self.match_every = match_every
         self.refresh_every = refresh_every
 
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; False for the plain flip, whatever the loss."""
+        return self.centred
+
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)

@@ -53,6 +53,8 @@ class MatchedLaw(NoiseLaw):
 
     - "none": C₀.
     - "trace": C₀ scaled to Tr(C) = Tr(Σ)/m, 0 where C₀ is.
+      With ``n_substeps`` l > 1 this is, as Tr(HC) below, times l: C is that of one of
+      l steps at η/l.
     - "curvature": C₀ scaled to Tr(HC) = Tr(HΣ)/m, so that a small step's noise raises
       the loss as much as SGD's does, to second order. The factor is measured every
       ``match_every`` iterations, at the refresh that is due then, and holds in between
@@ -161,7 +163,7 @@ class MatchedLaw(NoiseLaw):
         if self.match == "trace":
             target = covariance_trace(risk, theta, check=False)
             own = self._unchecked_trace(risk, theta, inner) * self._batch_size(risk)
-            squared = torch.where(own > 0, target / own, 0)
+            squared = torch.where(own > 0, self.n_substeps * target / own, 0)
             return MatchedState(inner, self.noise_scale * squared.sqrt(), zero, 0)
         if isinstance(previous, MatchedState):
             age = previous.age + self.refresh_every
@@ -169,7 +171,7 @@ class MatchedLaw(NoiseLaw):
                 return replace(previous, inner=inner, age=age)
         if self.noise_scale == 0:
             return MatchedState(inner, zero, zero, 0)
-        return self._match_curvature(risk, theta, inner, rng)
+        return self._match_curvature(risk, theta, inner, rng, step)
 
     def noisy_gradient(
         self,
@@ -215,12 +217,19 @@ class MatchedLaw(NoiseLaw):
         return MatchedState(**{**parts, "inner": inner})
 
     def _match_curvature(
-        self, risk: Risk, theta: Tensor, inner: Any, rng: torch.Generator
+        self,
+        risk: Risk,
+        theta: Tensor,
+        inner: Any,
+        rng: torch.Generator,
+        step: Step | None,
     ) -> MatchedState:
         """Measure c² = Tr(HΣ)/m over Tr(HC₀)."""
-        exact = isinstance(risk, AnalyticRisk) or risk.n_params <= 2 * _N_DRAWS
-        measure = self._exact_curvatures if exact else self._drawn_curvatures
-        (sgd, sgd_error), (own, own_error) = measure(risk, theta, inner, rng)
+        if isinstance(risk, AnalyticRisk) or risk.n_params <= 2 * _N_DRAWS:
+            found = self._exact_curvatures(risk, theta, inner)
+        else:
+            found = self._drawn_curvatures(risk, theta, inner, rng, step)
+        (sgd, sgd_error), (own, own_error) = found
         if not bool(((sgd > 0) & (own > 0)).all()):
             raise UndefinedNoiseError(
                 f"match='curvature' of {self.name} scales its noise to Tr(HC) = "
@@ -235,20 +244,28 @@ class MatchedLaw(NoiseLaw):
         return MatchedState(inner, factor.to(risk.dtype), stderr.to(risk.dtype), 0)
 
     def _exact_curvatures(
-        self, risk: Risk, theta: Tensor, inner: Any, rng: torch.Generator
+        self, risk: Risk, theta: Tensor, inner: Any
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         hessian = HessianOperator(risk, theta).to_dense().double()
         covariance = GradientCovarianceOperator(risk, theta).to_dense()
         own = self._covariance(risk, theta, inner).to_dense()
-        sgd = (hessian * covariance).sum((-2, -1)) / self._batch_size(risk)
+        per_step = self.n_substeps / self._batch_size(risk)
+        sgd = (hessian * covariance).sum((-2, -1)) * per_step
         zero = torch.zeros_like(sgd)
         return (sgd, zero), ((hessian * own).sum((-2, -1)), zero)
 
     def _drawn_curvatures(
-        self, risk: Risk, theta: Tensor, inner: Any, rng: torch.Generator
+        self,
+        risk: Risk,
+        theta: Tensor,
+        inner: Any,
+        rng: torch.Generator,
+        step: Step | None = None,
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         hessian = HessianOperator(risk, theta)
         n, m = risk.n_examples, self._batch_size(risk)
+        scale = (self.n_substeps * n / m) ** 0.5
+        told: dict[str, Any] = step_for(self._noisy_gradient, step)
         mean = risk.gradient(theta)
         centred = self._about_the_gradient()
         covariance: Any = self._covariance(risk, theta, inner)
@@ -258,13 +275,14 @@ class MatchedLaw(NoiseLaw):
 
         def sgd() -> Tensor:
             z = torch.randn(n, generator=rng, dtype=risk.dtype, device=risk.device)
-            return risk.weighted_gradient(theta, (z - z.mean()) * (n / m) ** 0.5)
+            return risk.weighted_gradient(theta, (z - z.mean()) * scale)
 
         def own() -> Tensor:
             if hasattr(covariance, "sample"):
                 draw: Tensor = covariance.sample(rng)
                 return draw
-            return centred._noisy_gradient(risk, theta, state, rng, None)[1] - mean
+            drawn = centred._noisy_gradient(risk, theta, state, rng, None, **told)
+            return drawn[1] - mean
 
         def curvature(draw: Any) -> tuple[Tensor, Tensor]:
             forms = []

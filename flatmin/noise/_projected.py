@@ -15,7 +15,6 @@ from flatmin.linalg import LinearOperator
 from flatmin.noise._base import NoiseLaw
 from flatmin.noise._full import GLDFull
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
-from flatmin.noise._sam import SAM
 from flatmin.noise._step import Step, step_for
 from flatmin.risk import Risk
 
@@ -53,7 +52,8 @@ class Projected(MatchedLaw):
     noise_scale : float, default=1.0
         Multiplies ε, beside the scale of the law inside.
     match : {"trace", "none", "curvature"}, default="none"
-        "none" is what P leaves of C₁, "trace" gives it SGD's Tr(Σ)/m again.
+        "none" is what P leaves of C₁, "trace" gives it SGD's Tr(Σ)/m again, times l
+        for a law inside of l steps an iteration.
         "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
     match_every : int, default=50
         Iterations between two measurements of the factor of "curvature".
@@ -105,6 +105,21 @@ class Projected(MatchedLaw):
         """See :attr:`NoiseLaw.takes_step`; it is the law inside that asks."""
         return self._inside().takes_step
 
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; a projected step has the mean P g₀."""
+        return self.on == "noise"
+
+    @property
+    def has_covariance(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; as the law inside."""
+        return self._inside().has_covariance
+
+    @property
+    def in_parameter_units(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; as the law inside, unless it gets another size."""
+        return self.match == "none" and self._inside().in_parameter_units
+
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         if not (self.law is None or isinstance(self.law, NoiseLaw)):
@@ -122,11 +137,15 @@ class Projected(MatchedLaw):
                 f"{self._n_components(risk)}."
             )
         inside = self._inside()
-        biased = isinstance(inside, SAM) or not getattr(inside, "centred", True)
-        if biased and (self.on == "noise" or self.match != "none"):
+        if not inside.unbiased and (self.on == "noise" or self.match != "none"):
             raise ValueError(
                 f"on='noise', or a match, of projected needs a law whose mean is g₀. "
                 f"Got {inside!r}; use on='step' with match='none'."
+            )
+        if not inside.has_covariance and self.match != "none":
+            raise ValueError(
+                "A match of projected needs a law with a covariance to scale. Got "
+                f"match={self.match!r} and {inside!r}; use match='none'."
             )
         inside.check(risk)
 
@@ -179,6 +198,13 @@ class Projected(MatchedLaw):
         )
         return self.noise_scale**2 * projected
 
+    def _trace(self, risk: Risk, theta: Tensor, state: ProjectedState) -> Tensor:
+        law = self._inside()
+        if law.has_covariance:
+            return super()._trace(risk, theta, state)
+        # Infinite: a projection of independent heavy tails has them too.
+        return law.trace(risk, theta, state.inner)
+
     def _kept_trace(
         self,
         risk: Risk,
@@ -192,7 +218,9 @@ class Projected(MatchedLaw):
         top = torch.stack(parts).sum(0)
         if self.keep == "bulk":
             total = self._inside().trace(risk, theta, state.inner).double()
-            top = (total - top).clamp(min=0)
+            # What rounding leaves of nothing must not be scaled up by a match.
+            rest, rounding = total - top, 1e3 * torch.finfo(risk.dtype).eps
+            top = torch.where(rest > rounding * total, rest, 0)
         return top.to(risk.dtype)
 
     def _store_state(self, state: ProjectedState | None) -> Any:

@@ -34,6 +34,7 @@ class SAM(NoiseLaw):
     """
 
     name = "sam"
+    unbiased = False
 
     def __init__(self, *, rho: float = 0.05) -> None:
         self.rho = rho

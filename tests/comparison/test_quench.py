@@ -305,4 +305,4 @@ def test_folders_of_versions_without_it_stay_usable():
     names = ["data", "metrics", "end_metrics", "quench", "quench_lr", "n_threads"]
     assert list(Plan(Source((X, y), None), keep_params=True).identity()) == names
     protocol = compare(["gd"], n_seeds=[1], quench_loss=None, quench_loss_iter=None)
-    assert protocol.protocol.keys() == {"estimator", "methods", *names}
+    assert protocol.protocol.keys() == {"estimator", "methods", "data_hash", *names}

@@ -98,6 +98,15 @@ def test_json_and_back(result, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_counts_in_the_table_stay_counts(tmp_path):
+    estimator = classifier(warmup_iter=0, max_iter=2)
+    found = compare_dynamics(["svag"], X, y, estimator=estimator, n_seeds=[0])
+    assert found.table["n_steps"].tolist() == [0, 8]
+    found.to_json(tmp_path / "a.json")
+    read = ComparisonResult.from_json(tmp_path / "a.json")
+    assert_frame_equal(read.table, found.table, check_exact=True)
+
+
 def test_the_file_says_where_it_comes_from(result, tmp_path):
     result.to_json(tmp_path / "a.json")
 
@@ -152,6 +161,39 @@ def test_what_cannot_be_merged():
     other = compare({"gd": {"lr": 0.2}}, [1])
     with pytest.raises(ValueError, match="methods and seeds alone"):
         merge_comparisons([one, other])
+
+
+class Data:
+    """A function of the seed whose name does not tell what it gives."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def __repr__(self):
+        return "Data()"
+
+    def __call__(self, seed):
+        return X[self.first :], y[self.first :]
+
+
+def test_results_on_other_data_cannot_be_merged():
+    settings = {"estimator": classifier(warmup_iter=0, max_iter=2)}
+    one = compare_dynamics(["gd"], X, y, n_seeds=[0], **settings)
+    other = compare_dynamics(["gd"], X[1:], y[1:], n_seeds=[1], **settings)
+    with pytest.raises(ValueError, match="methods and seeds alone"):
+        merge_comparisons([one, other])
+    frame = compare_dynamics(["gd"], pd.DataFrame(X), y, n_seeds=[1], **settings)
+    assert merge_comparisons([one, frame]).seeds == [0, 1]
+    # Files of earlier versions do not say which arrays they were.
+    for result in (one, other):
+        del result.protocol["data_hash"]
+    merge_comparisons([one, other])
+    parts = [
+        compare_dynamics([method], Data(first), n_seeds=[0], **settings)
+        for method, first in [("gd", 0), ("sgd", 1)]
+    ]
+    with pytest.raises(ValueError, match=r"have the same data.*Got first losses.*seed"):
+        merge_comparisons(parts)
 
 
 def test_failures_are_rows_of_units(result):

@@ -9,7 +9,7 @@ from flatmin.risk import EmpiricalRisk
 
 
 def network():
-    """Return a network of 27 parameters in float64."""
+    """Return a network of 26 parameters in float64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()

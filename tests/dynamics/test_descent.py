@@ -10,7 +10,7 @@ from flatmin.dynamics import (
     DivergenceError,
     FlatBinding,
     NoisyDescent,
-    check_substeps,
+    check_plain_steps,
 )
 from flatmin.noise import (
     GD,
@@ -297,6 +297,7 @@ def test_noise_without_a_size_ends_a_run_where_it_is():
     assert run.iteration == expected
     assert run.diverged.startswith(f"No noise at iteration {100 + expected}: match=")
     assert "both must be positive. Got -" in run.diverged
+    assert not run.has_noise
     assert float(run.theta) == pytest.approx(t, abs=1e-2)
     before = run.theta.clone()
     run.law.trace(run.batch, run.theta, run.state)
@@ -355,5 +356,5 @@ def test_a_loss_that_is_lost_within_an_iteration_is_seen():
 def test_small_steps_need_plain_ones(params, sentence):
     batched = params.pop("batched", False)
     with pytest.raises(ValueError, match=sentence):
-        check_substeps(make_noise_law("svag"), torch.optim.SGD, params, batched)
-    check_substeps(make_noise_law("sgd"), torch.optim.Adam, params, batched)
+        check_plain_steps(make_noise_law("svag"), torch.optim.SGD, params, batched)
+    check_plain_steps(make_noise_law("sgd"), torch.optim.Adam, params, batched)

@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
+from flatmin import NoisyDiffusionRegressor
 from flatmin.dynamics import DivergenceError
 from flatmin.noise import METHODS
 
@@ -270,3 +271,34 @@ def test_no_warning_on_the_ordinary_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         regressor(on_divergence="stop").fit(X, y)
+
+
+def slide(outputs, targets):
+    """Σ sin(t) - 2t + bᵢt, convex until t = 0."""
+    t = outputs[:, 0]
+    return t.sin() - 2 * t + targets * t
+
+
+def test_where_noise_has_no_size_it_has_no_norm():
+    reg = NoisyDiffusionRegressor(
+        module=torch.nn.Linear,
+        module_params={"in_features": 1, "out_features": 1, "bias": False},
+        loss=slide,
+        method="gld_dynamic",
+        method_params={"match": "curvature", "match_every": 4},
+        params_init=np.array([-1.0]),
+        lr=0.1,
+        max_iter=50,
+        record_every=2,
+        on_divergence="stop",
+        dtype="float64",
+        random_state=0,
+    )
+    with pytest.warns(ConvergenceWarning, match="No noise at iteration"):
+        reg.fit(np.ones((2, 1)), np.array([1e-3, -1e-3]))
+    history = reg.history_
+    # Without noise t is above 0 at the iterate 9; curvature is measured at 0, 4, 8, 12.
+    assert history["iteration"].tolist() == [0, 2, 4, 6, 8, 10, 12]
+    assert reg.n_iter_ == 12
+    assert history["noise_norm"].isna().tolist() == [False] * 6 + [True]
+    assert np.isfinite(history["loss"]).all()

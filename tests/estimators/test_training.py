@@ -8,7 +8,7 @@ import torch
 from skorch.callbacks import LRScheduler
 from torch import nn
 
-from flatmin.noise import METHODS, make_noise_law
+from flatmin.noise import METHODS, AntiPGD, Projected, make_noise_law
 
 from ._problems import blobs, classifier, flat, plane, regressor
 
@@ -82,6 +82,10 @@ def test_small_steps_are_counted(n_substeps):
         assert noise["n_steps"].tolist() == [0, 30, 60, 75]
     clf.set_params(warm_start=True).fit(X, y)
     assert (clf.n_iter_, clf.n_steps_) == (50, 50 * n_substeps)
+    if n_substeps > 1:
+        noise = clf.history_[clf.history_["phase"] == "noise"]
+        steps = (noise["iteration"] - 5) * n_substeps
+        assert noise["n_steps"].tolist() == steps.tolist()
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,15 @@ def test_small_steps_are_counted(n_substeps):
     [
         ({"optimizer": "adam"}, "SVAG takes 4 steps .* Got Adam"),
         ({"optimizer_params": {"momentum": 0.9}}, "SVAG takes 4 .*'momentum': 0.9"),
+        (
+            {"optimizer_params": {"param_groups": [("*bias", {"momentum": 0.9})]}},
+            "SVAG takes 4 .*'momentum': 0.9",
+        ),
+        (
+            {"method": AntiPGD(match="none"), "optimizer": "rmsprop"},
+            "AntiPGD is in parameter units.* Got RMSprop",
+        ),
+        ({"method": Projected("gld_full")}, "law of projected must be a NoiseLaw"),
         ({"gradient_batch_size": 8}, "Leave gradient_batch_size at None"),
         (
             {"warmup_method": "svag", "method": "gd", "warmup_optimizer": "adam"},

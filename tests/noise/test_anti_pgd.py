@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from flatmin.dynamics import simulate
-from flatmin.noise import Step, make_noise_law
+from flatmin.noise import Step, UndefinedNoiseError, make_noise_law
 from flatmin.risk import QuadraticRisk
 
 from ._problems import generator, problem
 
 
-def test_the_noise_does_not_add_up_whatever_the_schedule():
+@pytest.mark.parametrize("refresh_every", [1, 3])
+def test_the_noise_does_not_add_up_whatever_the_schedule(refresh_every):
     case, rng, sigma = problem("mlp"), generator(), 0.3
     law = make_noise_law("anti_pgd", match="none", sigma=sigma)
     assert law.takes_step
@@ -23,8 +24,11 @@ def test_the_noise_does_not_add_up_whatever_the_schedule():
     state, moved = None, torch.zeros_like(case.theta)
     for t, rate in enumerate([0.1, 0.3, 0.02, 0.5, 0.1]):
         told = {"step": Step(t, rate)}
-        state = law.refresh(case.risk, case.theta, rng, state, **told)
+        if t % refresh_every == 0:
+            state = law.refresh(case.risk, case.theta, rng, state, **told)
         _, gradient = law.noisy_gradient(case.risk, case.theta, state, rng, **told)
+        variance = 2 * (sigma / rate) ** 2 * len(case.theta)
+        assert float(law.trace(case.risk, case.theta, state)) == pytest.approx(variance)
         moved -= rate * (gradient - case.point.mean)
         torch.testing.assert_close(moved, sigma * (z[0] - z[t + 1]))
 
@@ -60,3 +64,10 @@ def test_parameter_units_need_eta():
     law = make_noise_law("anti_pgd", match="none")
     with pytest.raises(ValueError, match=r"needs η. Got no step; call refresh"):
         law.refresh(case.risk, case.theta, generator())
+
+
+def test_a_rate_of_zero_gives_no_noise_a_size():
+    case = problem("quadratic")
+    law = make_noise_law("anti_pgd", match="none")
+    with pytest.raises(UndefinedNoiseError, match=r"η = 0 moves.*stays above 0"):
+        law.refresh(case.risk, case.theta, generator(), step=Step(0, 0.0))

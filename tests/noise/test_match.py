@@ -49,7 +49,7 @@ def test_what_is_measured_is_the_noise_about_its_mean(name, settings, monkeypatc
     case = problem("mlp")
     law = make_noise_law(name, batch_size=3, **settings)
     inner = law.refresh(case.risk, case.theta, generator())
-    exact = law._exact_curvatures(case.risk, case.theta, inner, generator())
+    exact = law._exact_curvatures(case.risk, case.theta, inner)
     monkeypatch.setattr("flatmin.noise._match._N_DRAWS", 600)
     drawn = law._drawn_curvatures(case.risk, case.theta, inner, generator())
     for (value, _), (mean, stderr) in zip(exact, drawn, strict=True):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flatmin.linalg import ScaledIdentityOperator
 from flatmin.noise import METHODS, GLDFull, NoiseLaw, Projected, Step, make_noise_law
 from flatmin.risk import QuadraticRisk
 
@@ -105,6 +106,63 @@ def test_the_law_inside_ages_with_the_iterations():
     assert inside.refresh_every == 1, "the user's law is left alone"
 
 
+@pytest.mark.parametrize("match", ["trace", "curvature"])
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])  # exact, and from draws
+def test_a_match_of_small_steps_has_their_size(kind, match, monkeypatch):
+    monkeypatch.setattr("flatmin.noise._match._N_DRAWS", 30 if kind == "mlp" else 600)
+    case, point = problem(kind), problem(kind).point
+    law = make("svag", match=match)
+    state = law.refresh(case.risk, case.theta, generator())
+    C = law.covariance(case.risk, case.theta, state).to_dense()
+    H = torch.eye(len(C)).double() if match == "trace" else point.hessian
+    expected = 4 * (H @ point.covariance).trace() / 3  # l Σ/m, as svag itself
+    rel = 0.2 if kind == "cnn" and match == "curvature" else 1e-6
+    assert float((H @ C).trace()) == pytest.approx(float(expected), rel=rel)
+
+
+def test_heavy_tails_inside_have_an_infinite_norm():
+    case, law = problem("mlp"), make("alpha_stable")
+    law.check(case.risk)
+    state = law.refresh(case.risk, case.theta, generator())
+    assert law.trace(case.risk, case.theta, state) == torch.inf
+    P = projection(case.point.hessian, 4, "top")
+    noise = law.noisy_gradient(case.risk, case.theta, state, generator())[1]
+    noise = noise - case.point.mean
+    assert (P @ noise - noise).abs().max() <= 1e-7 * noise.abs().max()
+    with pytest.raises(ValueError, match="has no covariance"):
+        law.covariance(case.risk, case.theta, state)
+
+
+def test_what_rounding_leaves_of_nothing_is_not_scaled_up():
+    # The noise inside lies in the eigenspace: nothing is left of it in the bulk.
+    case, law = problem("mlp"), make("gld_first_eigenvector", "bulk", match="trace")
+    state = law.refresh(case.risk, case.theta, generator())
+    assert law.trace(case.risk, case.theta, state) == 0
+    noisy = law.noisy_gradient(case.risk, case.theta, state, generator())[1]
+    torch.testing.assert_close(noisy, case.point.mean)
+
+
+def test_the_law_inside_is_told_the_step_where_its_curvature_is_drawn():
+    class Random(Asks):
+        def noisy_gradient(self, risk, theta, state, rng, *, step):
+            loss, gradient = risk.value_and_gradient(theta)
+            z = torch.randn(theta.shape, generator=rng, dtype=theta.dtype)
+            return loss, gradient + step.lr * z
+
+        def covariance(self, risk, theta, state):
+            return ScaledIdentityOperator(theta.new_tensor(0.01), risk.n_params)
+
+    case = problem("cnn")
+    law = Projected(Random(), n_components=4, match="curvature", tol=1e-10)
+    told = {"step": Step(0, 0.1)}
+    state = law.refresh(case.risk, case.theta, generator(), **told)
+    top = torch.linalg.eigvalsh(case.point.hessian)[-4:].sum() * 0.01
+    sgd = (case.point.hessian @ case.point.covariance).trace() / 20
+    factor = float((sgd / top).sqrt())
+    assert abs(float(state.factor) - factor) < 4 * float(state.stderr)
+    assert 0 < state.stderr < 0.3 * factor
+
+
 @pytest.mark.parametrize(
     ("law", "sentence"),
     [
@@ -115,6 +173,11 @@ def test_the_law_inside_ages_with_the_iterations():
         (
             Projected(make_noise_law("label_noise", centred=False), match="trace"),
             r"needs a law whose mean is g₀. Got Lab.*use on='step'",
+        ),
+        (Projected(Projected(on="step")), r"needs a law whose mean is g₀. Got Pr"),
+        (
+            Projected(Projected(make_noise_law("alpha_stable")), match="trace"),
+            r"needs a law with a covariance.*Got match='trace' .* use match='none'",
         ),
         (Projected(n_components=4, keep="bulk"), r"needs n_components below .* 4"),
         (Projected(make_noise_law("sgd", batch_size=0)), r"batch_size of sgd must be"),
