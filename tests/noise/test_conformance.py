@@ -183,9 +183,15 @@ def refresh(law, risk, theta, rng, previous=None):
     return law.refresh(risk, theta, rng, previous, **told)
 
 
+def noisy_gradient(law, risk, theta, state, rng):
+    """Return a loss and a noisy gradient, told of a step where the law asks."""
+    told = step_for(law.noisy_gradient, Step(0, RATE) if law.takes_step else None)
+    return law.noisy_gradient(risk, theta, state, rng, **told)
+
+
 def draw(law, risk, theta, state, rng, n):
     """Return n noisy gradients at one point, shape (n, *batch, D)."""
-    steps = [law.noisy_gradient(risk, theta, state, rng) for _ in range(n)]
+    steps = [noisy_gradient(law, risk, theta, state, rng) for _ in range(n)]
     return torch.stack([gradient for _, gradient in steps])
 
 
@@ -210,7 +216,7 @@ def trace_error(state):
 @every_law
 def test_refresh_and_draw_in_one(law, name):
     risk, theta, state, rng = prepare(law, name)
-    loss, gradient = law.noisy_gradient(risk, theta, state, rng)
+    loss, gradient = noisy_gradient(law, risk, theta, state, rng)
     rng_in_one = generator(0)
     step = Step(0, RATE) if law.takes_step else None
     in_one = law.refreshed_gradient(
@@ -219,8 +225,8 @@ def test_refresh_and_draw_in_one(law, name):
     assert_near(in_one[1], loss)
     assert_near(in_one[2], gradient)
     assert torch.equal(rng_in_one.get_state(), rng.get_state())
-    again = law.noisy_gradient(risk, theta, in_one[0], rng_in_one)
-    assert_near(again[1], law.noisy_gradient(risk, theta, state, rng)[1])
+    again = noisy_gradient(law, risk, theta, in_one[0], rng_in_one)
+    assert_near(again[1], noisy_gradient(law, risk, theta, state, rng)[1])
 
 
 @some_problems
@@ -230,12 +236,12 @@ def test_a_stored_state_draws_alike(law, name, tmp_path):
     draw(law, risk, theta, state, rng, 2)
     write_file(tmp_path / "state", law.store_state(state))
     before = rng.get_state()
-    expected = law.noisy_gradient(risk, theta, state, rng)[1]
+    expected = noisy_gradient(law, risk, theta, state, rng)[1]
     renewed = refresh(law, risk, theta + 1, rng, state)
     trace = law.trace(risk, theta, renewed)
     rng.set_state(before)
     stored = law.restore_state(read_file(tmp_path / "state"), risk)
-    assert torch.equal(law.noisy_gradient(risk, theta, stored, rng)[1], expected)
+    assert torch.equal(noisy_gradient(law, risk, theta, stored, rng)[1], expected)
     renewed = refresh(law, risk, theta + 1, rng, stored)
     assert torch.equal(law.trace(risk, theta, renewed), trace)
 
@@ -364,7 +370,7 @@ def test_the_seed_decides(law, name):
 def test_loss_is_without_noise(law, name):
     # The loss of sgd is the minibatch's: test_sgd.py.
     risk, theta, state, rng = prepare(law, name)
-    loss, _ = law.noisy_gradient(risk, theta, state, rng)
+    loss, _ = noisy_gradient(law, risk, theta, state, rng)
     expected = torch.stack([p.losses.mean() for p in problem(name).points])
     assert_near(loss, expected.view(theta.shape[:-1]), 1e-12)
 
@@ -376,7 +382,7 @@ def test_dtype_and_shapes(law, dtype, name):
     risk, theta = cast(name, dtype)
     rng = generator()
     state = refresh(law, risk, theta, rng)
-    loss, gradient = law.noisy_gradient(risk, theta, state, rng)
+    loss, gradient = noisy_gradient(law, risk, theta, state, rng)
     covariance = law.covariance(risk, theta, state)
     trace = law.trace(risk, theta, state)
     product = covariance @ torch.ones_like(theta)
@@ -396,7 +402,7 @@ def test_a_ragged_chunk_changes_nothing(law):
         theta = risk.params()
         state = refresh(law, risk, theta, rng)
         product = law.covariance(risk, theta, state) @ torch.ones_like(theta)
-        loss, gradient = law.noisy_gradient(risk, theta, state, rng)
+        loss, gradient = noisy_gradient(law, risk, theta, state, rng)
         return product, law.trace(risk, theta, state), loss, gradient
 
     for ragged, whole in zip(run(24), run(None), strict=True):
@@ -446,8 +452,8 @@ class Run:
     def step(self):
         if self.iteration % self.law.refresh_every == 0:
             self.state = refresh(self.law, self.risk, self.theta, self.rng, self.state)
-        _, gradient = self.law.noisy_gradient(
-            self.risk, self.theta, self.state, self.rng
+        _, gradient = noisy_gradient(
+            self.law, self.risk, self.theta, self.state, self.rng
         )
         self.theta = self.theta - 0.01 * gradient
         self.iteration += 1
@@ -501,9 +507,9 @@ def test_the_point_is_left_alone(law, name):
     case, rng = problem(name), generator()
     theta = case.theta.clone()
     state = refresh(law, case.risk, theta, rng)
-    first = law.noisy_gradient(case.risk, theta, state, rng)[1]
+    first = noisy_gradient(law, case.risk, theta, state, rng)[1]
     kept = first.clone()
-    law.noisy_gradient(case.risk, theta, state, rng)
+    noisy_gradient(law, case.risk, theta, state, rng)
     assert torch.equal(theta, case.theta)
     assert torch.equal(first, kept), "a later draw has changed an earlier one"
 
@@ -526,7 +532,7 @@ def test_an_iteration_does_not_wait_for_the_device(law, name):
     with NoHostReads():
         if law.refresh_every == 1:
             state = refresh(law, risk, theta, rng, state)
-        law.noisy_gradient(risk, theta, state, rng)
+        noisy_gradient(law, risk, theta, state, rng)
 
 
 @pytest.mark.parametrize("name", ["ragged", "cnn", "regression_chains"])
@@ -536,7 +542,7 @@ def test_everything_is_made_where_the_risk_is(law, name):
     case, rng = problem(name), generator()
     with torch.device("meta"):
         state = refresh(law, case.risk, case.theta, rng)
-        loss, gradient = law.noisy_gradient(case.risk, case.theta, state, rng)
+        loss, gradient = noisy_gradient(law, case.risk, case.theta, state, rng)
         covariance = law.covariance(case.risk, case.theta, state)
         trace = law.trace(case.risk, case.theta, state)
     assert {x.device.type for x in (loss, gradient, covariance, trace)} == {"cpu"}
@@ -550,7 +556,7 @@ def test_everything_is_made_where_the_risk_is(law, name):
 def test_the_defaults_work(law, name):
     law = make_noise_law(law)
     risk, theta, state, rng = prepare(law, name)
-    loss, gradient = law.noisy_gradient(risk, theta, state, rng)
+    loss, gradient = noisy_gradient(law, risk, theta, state, rng)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
     if has_the_trace_of_sgd(law):
@@ -576,7 +582,7 @@ def test_nothing_to_follow_is_no_noise_and_no_nan(law, curved, noisy):
             refresh(law, risk, theta, rng)
         return
     state = refresh(law, risk, theta, rng)
-    _, gradient = law.noisy_gradient(risk, theta, state, rng)
+    _, gradient = noisy_gradient(law, risk, theta, state, rng)
     trace = law.trace(risk, theta, state)
     assert gradient.isfinite().all()
     assert trace.isfinite().all()
