@@ -328,7 +328,7 @@ SECTIONS = (
         "substitute: it holds the loss hundreds of times higher, or diverges. That "
         "minibatch noise is not Gaussian is not what does it, since `gld_full` and "
         "`sgd` end alike; SVAG, which takes that noise towards the limit of small "
-        "steps, stays at the edge, so it is an effect of finite steps.",
+        "steps, ends much nearer to GD, so most of the effect is one of finite steps.",
     ),
     Section(
         "Tr(HΣ) with one hidden layer (2019 version)",
