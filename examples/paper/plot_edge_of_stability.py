@@ -318,11 +318,12 @@ def judge(units):
     for setting, part in units.groupby("setting", sort=False):
         for column, direction in CLAIMS.items():
             values = part.pivot(index="seed", columns="law", values=column)
-            losses = part.pivot(index="seed", columns="law", values="loss").mean()
+            losses = part.pivot(index="seed", columns="law", values="loss")
             for law in values.columns.drop("gd", errors="ignore"):
                 if "gd" not in values:
                     continue
-                pair = values[[law, "gd"]].dropna()
+                pair = values[[law, "gd"]].dropna()  # of the seeds that both have
+                loss = losses.loc[pair.index].mean()
                 found = paired_difference(pair[law], pair["gd"])
                 least = 0.2 * pair["gd"].mean() if column == "stability" else 0.005
                 rows.append(
@@ -330,14 +331,14 @@ def judge(units):
                         "setting": setting,
                         "column": column,
                         "law": law,
-                        "mean": values[law].mean(),
-                        "gd": values["gd"].mean(),
+                        "mean": pair[law].mean(),
+                        "gd": pair["gd"].mean(),
                         "difference": found.mean,
                         "low": found.low,
                         "high": found.high,
                         "n": found.n,
                         "n_diverged": int(part[part["law"] == law]["diverged"].sum()),
-                        "loss ratio": losses[law] / losses["gd"],
+                        "loss ratio": loss[law] / loss["gd"],
                         **verdicts(law, found, direction, least),
                     }
                 )

@@ -327,8 +327,11 @@ SECTIONS = (
         "it stays. Isotropic and diagonal noise scaled to SGD's Tr(HC) is no "
         "substitute: it holds the loss hundreds of times higher, or diverges. That "
         "minibatch noise is not Gaussian is not what does it, since `gld_full` and "
-        "`sgd` end alike; SVAG, which takes that noise towards the limit of small "
-        "steps, ends much nearer to GD, so most of the effect is one of finite steps.",
+        "`sgd` end alike. SVAG, which takes that noise towards the limit of small "
+        "steps, ends near 1, but 1 is not its edge: its l steps of η/l are stable up "
+        "to λ₁η/2 = l. GD at η/l has not been run beside it, so nothing follows from "
+        "it yet. GLD const has not SGD's size: late in training its noise is about "
+        "five times as long.",
     ),
     Section(
         "Tr(HΣ) with one hidden layer (2019 version)",
@@ -366,8 +369,8 @@ test compares the two.
 
 - *Reproduced*, *partly*, *not*: by a rule that was fixed before the numbers for figures
   4 to 7, section 6, the edge of stability and the exponents by layer; for the others it
-  was written down after them. *Open*, and *not tested at the paper's scale*: the claim
-  waits.
+  was written down after them. In the first pass of figure 5 the rule for laws that stay
+  came later. *Open*, and *not tested at the paper's scale*: the claim waits.
 - Effects have 95 % t intervals over seeds; differences are paired by seed. Those in
   brackets are Wilson intervals over runs.
 - *After the quench*: noise holds the training loss up, and the curvature of the

@@ -286,6 +286,20 @@ def test_the_verdict_at_the_edge(load, law, difference, does, claim):
     assert script.verdicts(law, found, -1, 0.2) == expected
 
 
+def test_laws_at_the_edge_are_compared_on_the_seeds_of_both(load):
+    # GD alone has the third seed, whose loss and curvature are far from the others.
+    judge = load("plot_edge_of_stability").judge
+    rows = [("gd", 0, 1.0, 1.0), ("gd", 1, 1.0, 3.0), ("gd", 2, 7.0, 500.0)]
+    rows += [("sgd", 0, 0.5, 2.0), ("sgd", 1, 0.7, 2.0), ("sgd", 3, 9.0, 900.0)]
+    names = ["law", "seed", "stability", "loss"]
+    units = pd.DataFrame(rows, columns=names)
+    units = units.assign(setting="s", diverged=False, test_accuracy=0.5)
+    row = judge(units).query("column == 'stability'").iloc[0]
+    assert row["n"] == 2
+    found = row[["mean", "gd", "difference", "loss ratio"]].astype(float)
+    assert found.tolist() == pytest.approx([0.6, 1.0, -0.4, 1.0])
+
+
 def test_learning_rate_and_batch_size(load, tmp_path, capsys, monkeypatch):
     script = load("plot_learning_rate_and_batch_size")
     sizes = {"time": 0.1, "warmup": 2, "quench": 1, "loss": 2.25, "loss_iter": 2}
