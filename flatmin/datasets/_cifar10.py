@@ -117,7 +117,8 @@ def fetch_cifar10(
     ------
     OSError
         If the files are missing and cannot, or may not, be downloaded, or if one is
-        damaged or not a plain pickle of images and labels.
+        damaged, not a regular file, far larger than the original, or not a plain
+        pickle (in protocol 2, as the original) of images and labels.
 
     ValueError
         If `subset` is none of the options.

@@ -1,25 +1,30 @@
 """Where the files of CIFAR-10 are, and what they hold."""
 
+import gzip
 import hashlib
-import io
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatmin.datasets._homes import ENVIRONMENT_VARIABLE, homes
-from flatmin.datasets._restricted_pickle import load_plain_pickle
+from flatmin.datasets._regular_files import is_there
+from flatmin.datasets._restricted_pickle import MAX_BYTES, load_plain_pickle
 
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 SUBFOLDER = "cifar-10"
 BATCH_FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 N_PIXELS = 3 * 32 * 32
+
+# The six batches and what may lie beside them. The original takes 186 MB.
+_MAX_ARCHIVE_BYTES = 8 * MAX_BYTES
+_BLOCK = 512  # of tar
 
 SPLITS = {
     "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
@@ -84,15 +89,21 @@ def find_source(
 
     searched : list of Path
         The folders that were searched; the last is the one to download to.
+
+    Raises
+    ------
+    OSError
+        If something else than a file has the name of a batch or of the archive.
     """
     searched = []
     for home in homes(data_home):
         for parent in (home, home / SUBFOLDER):
             folder, archive = parent / BATCH_FOLDER, parent / ARCHIVE
             searched.append(parent)
-            if all((folder / name).is_file() for name in names):
+            found = [is_there(folder / name) for name in names]
+            if all(found):
                 return folder, searched
-            if archive.is_file():
+            if is_there(archive):
                 return archive, searched
     return None, searched
 
@@ -123,7 +134,9 @@ def read_batches(source: Path, names: Sequence[str]) -> dict[str, Batch]:
         batches = {}
         for name in names:
             with open(source / name, "rb") as stream:
-                batches[name] = _read_batch(stream, source=str(source / name))
+                # Not all of a file that is far too large.
+                content = stream.read(MAX_BYTES + 1)
+            batches[name] = _read_batch(content, source=str(source / name))
         return batches
     batches = dict(_read_archive(source, names))
     missing = [name for name in names if name not in batches]
@@ -176,26 +189,46 @@ def how_to_get_it(folder: Path) -> str:
 
 
 def _read_archive(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Batch]]:
+    # Nothing but the headers of plain files is needed, and these bound what is read:
+    # tarfile's own reader takes the extended headers of any size into memory.
     wanted = {PurePosixPath(BATCH_FOLDER, name): name for name in names}
     try:
-        # In the archive's order, since going back would decompress it anew.
-        with tarfile.open(path, "r|gz") as archive:
-            for member in archive:
-                name = wanted.get(PurePosixPath(member.name))
-                stream = archive.extractfile(member) if name else None
-                if name and stream:
-                    # All of it first: a truncated archive is no damaged pickle.
-                    content = io.BytesIO(stream.read())
-                    yield name, _read_batch(content, source=f"{path}:{member.name}")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+        with gzip.open(path, "rb") as stream:
+            # In the archive's order, since going back would decompress it anew.
+            while (block := stream.read(_BLOCK)).strip(b"\0"):
+                header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                source = f"{path}:{header.name}"
+                after = stream.tell() + -(-header.size // _BLOCK) * _BLOCK
+                if header.size < 0 or after > _MAX_ARCHIVE_BYTES:
+                    raise OSError(
+                        f"{source} must end within {_MAX_ARCHIVE_BYTES} bytes. Got a "
+                        f"size of {header.size}; replace {path} by the original from "
+                        f"{HOMEPAGE}."
+                    )
+                name = wanted.get(PurePosixPath(header.name))
+                if name and header.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    content = stream.read(min(header.size, MAX_BYTES + 1))
+                    # A truncated archive is no damaged pickle.
+                    if len(content) < min(header.size, MAX_BYTES + 1):
+                        raise EOFError(f"it ends within {header.name}")
+                    yield name, _read_batch(content, source=source)
+                stream.seek(after)
+            # To the end, where the checksum is.
+            while stream.read(2**20):
+                if stream.tell() > _MAX_ARCHIVE_BYTES:
+                    raise OSError(
+                        f"{path} must hold {_MAX_ARCHIVE_BYTES} bytes at most. Got "
+                        f"more; replace it by the original from {HOMEPAGE}."
+                    )
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise OSError(
             f"{path} is not a complete archive ({error}). Copy or download it again."
         ) from error
 
 
-def _read_batch(stream: IO[bytes], *, source: str) -> Batch:
-    content = load_plain_pickle(stream, source=source)
-    got = _problem_of(content)
+def _read_batch(content: bytes, *, source: str) -> Batch:
+    batch = load_plain_pickle(content, source=source)
+    got = _problem_of(batch)
     if got:
         raise OSError(
             f"{source} must be a dict with b'data', an array of unsigned bytes of "
@@ -203,21 +236,25 @@ def _read_batch(stream: IO[bytes], *, source: str) -> Batch:
             f"Got {got}; replace it by the original from {HOMEPAGE}."
         )
     return Batch(
-        np.ascontiguousarray(content[b"data"]),
-        np.array(content[b"labels"], dtype=np.uint8),
+        np.ascontiguousarray(batch[b"data"]),
+        np.array(batch[b"labels"], dtype=np.uint8),
     )
 
 
-def _problem_of(content: Any) -> str:
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    if not {b"data", b"labels"} <= content.keys():
-        return f"the keys {list(content)}"
-    data, labels = content[b"data"], content[b"labels"]
-    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != N_PIXELS:
-        return f"b'data' of shape {np.shape(data)}"
-    if not isinstance(labels, list) or len(labels) != len(data):
-        return f"{len(data)} rows and the labels {np.shape(labels)}"
+def _problem_of(batch: Any) -> str:
+    if not isinstance(batch, dict):
+        return f"a {type(batch).__name__}"
+    if not {b"data", b"labels"} <= batch.keys():
+        return f"the keys {[key[:20] for key in list(batch)[:9]]}"
+    data, labels = batch[b"data"], batch[b"labels"]
+    if not isinstance(data, np.ndarray):
+        return f"a b'data' of type {type(data).__name__}"
+    if data.shape[1] != N_PIXELS:
+        return f"b'data' of shape {data.shape}"
+    if not isinstance(labels, list):
+        return f"b'labels' of type {type(labels).__name__}"
+    if len(labels) != len(data):
+        return f"{len(data)} rows and {len(labels)} labels"
     if not all(type(label) is int and 0 <= label <= 9 for label in labels):
         return "labels that are none of 0 to 9"
     return ""

@@ -102,7 +102,7 @@ def fetch_fashion_mnist(
     ------
     OSError
         If the files are missing and cannot, or may not, be downloaded, or if one is
-        damaged or not the original.
+        damaged, not a regular file, or not the original.
 
     ValueError
         If `subset` is none of the options.

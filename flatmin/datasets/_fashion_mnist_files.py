@@ -12,6 +12,7 @@ from sklearn.datasets import fetch_openml
 
 from flatmin.datasets._homes import ENVIRONMENT_VARIABLE, homes
 from flatmin.datasets._idx import read_idx, write_idx
+from flatmin.datasets._regular_files import is_there
 
 FOLDER = "fashion-mnist"
 HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
@@ -90,13 +91,15 @@ def find_files(
     Raises
     ------
     OSError
-        If the files are not there and cannot, or may not, be downloaded.
+        If the files are not there and cannot, or may not, be downloaded, or if
+        something else than a file is there.
     """
     needed = [file.filename for split in splits for file in FILES[split]]
     searched = []
     for home in homes(data_home):
         folder = home / FOLDER
-        if all((folder / filename).is_file() for filename in needed):
+        found = [is_there(folder / filename) for filename in needed]
+        if all(found):
             return folder
         searched.append(folder)
     if not download_if_missing:
@@ -138,7 +141,7 @@ def read_split(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def _read_verified(folder: Path, file: IdxFile) -> NDArray[np.uint8]:
-    array = read_idx(folder / file.filename)
+    array = read_idx(folder / file.filename, file.shape)
     _verify(
         array,
         file,
@@ -167,6 +170,12 @@ def _verify(
 
 def _download(folder: Path) -> None:
     home = folder.parent
+    missing = {
+        file
+        for files in FILES.values()
+        for file in files
+        if not is_there(folder / file.filename)
+    }
     try:
         openml = fetch_openml(
             "Fashion-MNIST",
@@ -206,7 +215,7 @@ def _download(folder: Path) -> None:
     # download_if_missing=False find what was downloaded before.
     folder.mkdir(parents=True, exist_ok=True)
     for file, array in pairs:
-        if not (folder / file.filename).exists():
+        if file in missing:
             write_idx(folder / file.filename, array)
 
 

@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sklearn.datasets import get_data_home
-
 ENVIRONMENT_VARIABLE = "FLATMIN_DATA"
 
 
@@ -28,5 +26,6 @@ def homes(data_home: str | os.PathLike[str] | None) -> Iterator[Path]:
         return
     if from_environment := os.environ.get(ENVIRONMENT_VARIABLE):
         yield Path(from_environment).expanduser()
-    # Last and only when needed, since scikit-learn creates this folder.
-    yield Path(get_data_home())
+    # As scikit-learn documents it; its own get_data_home would create the folder.
+    default = os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")
+    yield Path(default).expanduser()

@@ -18,24 +18,30 @@ from numpy.typing import NDArray
 _UNSIGNED_BYTE = 0x08
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
+def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Read an array of unsigned bytes from a gzip-compressed IDX file.
+
+    No more is decompressed than an array of this shape takes, since a file of some
+    megabytes may grow to gigabytes.
 
     Parameters
     ----------
     path : Path
         The file, usually called ``*-ubyte.gz``.
 
+    shape : tuple of int
+        The shape that its array must have.
+
     Returns
     -------
     array : ndarray of uint8
-        The array, read-only, in the shape that the header states.
+        The array, read-only.
 
     Raises
     ------
     OSError
         If the file cannot be opened, is not a complete gzip file, or does not hold
-        an IDX array of unsigned bytes.
+        an IDX array of unsigned bytes and of this shape.
 
     Examples
     --------
@@ -44,35 +50,49 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     >>> with TemporaryDirectory() as folder:
     ...     path = Path(folder) / "labels-idx1-ubyte.gz"
     ...     write_idx(path, np.array([9, 0, 3], dtype=np.uint8))
-    ...     read_idx(path)
+    ...     read_idx(path, shape=(3,))
     array([9, 0, 3], dtype=uint8)
     """
+    n_bytes = math.prod(shape)
     try:
         with gzip.open(path, "rb") as stream:
-            content = stream.read()
+            got = _shape_in_header(stream, path)
+            if got != shape:
+                raise OSError(
+                    f"{path} must hold an array of shape {shape}. Got shape {got}; "
+                    "replace it by the original."
+                )
+            # One byte too many, to reach the end and with it the gzip file's checksum.
+            content = stream.read(n_bytes + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise OSError(
             f"{path} is not a complete gzip file ({error}). Copy or download it again."
         ) from error
-    zeros, code, n_axes = struct.unpack(">HBB", content[:4].ljust(4, b"\xff"))
+    if len(content) != n_bytes:
+        found = f"{len(content)} bytes" if len(content) < n_bytes else "more"
+        raise OSError(
+            f"{path} must hold {n_bytes} bytes after its header, since that states the "
+            f"shape {shape}. Got {found}; replace it by the original."
+        )
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _shape_in_header(stream: gzip.GzipFile, path: Path) -> tuple[int, ...]:
+    start = stream.read(4)
+    zeros, code, n_axes = struct.unpack(">HBB", start.ljust(4, b"\xff"))
     if zeros != 0 or code != _UNSIGNED_BYTE:
         raise OSError(
             f"{path} must be an IDX file of unsigned bytes, whose first bytes are "
-            f"00 00 08. Got {content[:3].hex(' ') or 'an empty file'}; replace it by "
+            f"00 00 08. Got {start[:3].hex(' ') or 'an empty file'}; replace it by "
             "the original."
         )
-    start = 4 + 4 * n_axes
-    shape = tuple(
-        int.from_bytes(content[offset : offset + 4], "big")
-        for offset in range(4, start, 4)
-    )
-    n_bytes = start + math.prod(shape)
-    if len(content) != n_bytes:
+    lengths = stream.read(4 * n_axes)
+    if len(lengths) != 4 * n_axes:
         raise OSError(
-            f"{path} must hold {n_bytes} bytes, since its header states the shape "
-            f"{shape}. Got {len(content)} bytes; replace it by the original."
+            f"{path} must begin with {4 + 4 * n_axes} bytes of header, since it states "
+            f"{n_axes} axes. Got {4 + len(lengths)} bytes; replace it by the original."
         )
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    return struct.unpack(f">{n_axes}I", lengths)
 
 
 def write_idx(path: Path, array: NDArray[np.uint8]) -> None:

@@ -2,10 +2,12 @@
 
 import doctest
 import gzip
+import os
 from urllib.error import URLError
 
 import numpy as np
 import pytest
+from sklearn.datasets import get_data_home
 from sklearn.utils import Bunch
 
 from flatmin.datasets import (
@@ -13,6 +15,7 @@ from flatmin.datasets import (
     fetch_fashion_mnist,
     load_noisy_fashion_mnist,
 )
+from flatmin.datasets._homes import homes
 
 FILENAMES = [
     "t10k-images-idx3-ubyte.gz",
@@ -274,6 +277,41 @@ def test_a_truncated_file_is_named(small, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(OSError, match=r"train-images.* is not a complete gzip file"):
         fetch_fashion_mnist(data_home=tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("filename", FILENAMES)
+def test_a_named_pipe_is_refused_before_a_download(openml, tmp_path, filename):
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    os.mkfifo(folder / filename)
+    with pytest.raises(OSError, match=f"{filename} must be a regular file. Got a nam"):
+        fetch_fashion_mnist(data_home=tmp_path)
+    assert openml.calls == []
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(offline, tmp_path):
+    (tmp_path / "fashion-mnist" / FILENAMES[2]).mkdir(parents=True)
+    with pytest.raises(OSError, match=r"must be a regular file\. Got a folder"):
+        fetch_fashion_mnist(data_home=tmp_path)
+
+
+def test_no_folder_is_made_where_nothing_may_be_downloaded(offline, tmp_path):
+    with pytest.raises(OSError, match="download_if_missing is False"):
+        fetch_fashion_mnist(download_if_missing=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_folder_is_that_of_scikit_learn(tmp_path, monkeypatch):
+    monkeypatch.delenv("FLATMIN_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for named in ("~/named", None):
+        if named:
+            monkeypatch.setenv("SCIKIT_LEARN_DATA", named)
+        else:
+            monkeypatch.delenv("SCIKIT_LEARN_DATA")
+        assert [str(home) for home in homes(None)] == [get_data_home()]
 
 
 def test_the_real_images_pass_the_pinned_checksums(fashion_mnist_home):
