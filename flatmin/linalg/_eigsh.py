@@ -324,6 +324,8 @@ def _gap(result: EigenResult, ritz: Tensor, which: Which, allowed: Tensor) -> fl
         wanted, every = (sign * side for side in sides)
         if which == "BE":
             wanted = wanted[wanted > every.mean()]
+        if not len(wanted):  # where all values are equal, or there are none at this end
+            continue
         last = wanted.min()
         above = wanted[wanted - last > allowed] - last
         width = 2 * last if which == "LM" else last - every.min()

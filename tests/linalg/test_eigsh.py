@@ -213,6 +213,22 @@ def test_an_invariant_subspace_hides_no_copies(k, dtype):
     check(result, diagonal.diag(), 1e-5)
 
 
+@pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("value", [-0.75, -3.0, 2.0])
+def test_all_values_equal(value, k, which):
+    # At one end or at both, no value stands out from the rest.
+    operator = DenseOperator(value * torch.eye(65, dtype=torch.float64))
+    for seed in range(3):
+        rng = torch.Generator().manual_seed(seed)
+        found = eigsh(operator, k, which=which, tol=1e-8, rng=rng)
+        assert found.converged.all()
+        expected = torch.full((k,), value, dtype=torch.float64)
+        torch.testing.assert_close(found.eigenvalues, expected)
+        overlaps = found.eigenvectors.mT @ found.eigenvectors
+        torch.testing.assert_close(overlaps, torch.eye(k, dtype=torch.float64))
+
+
 def test_the_identity():
     result = eigsh(ScaledIdentityOperator(torch.tensor(2.0), 100), 4, rng=0)
     close(result.eigenvalues, torch.full((4,), 2.0).double())
