@@ -309,16 +309,18 @@ def test_the_numbers_of_the_readme(report):
     assert all(c.after.startswith("quenched: **reproduced**") for c in found)
 
 
-def test_two_passes_beside_each_other(report):
+@pytest.mark.usefixtures("report")
+def test_two_passes_beside_each_other():
+    findings = sys.modules["_findings"]
     path = RESULTS / "fashion_mnist" / "figure5.json"
-    first = report.judge(report.ComparisonResult.from_json(path))
-    table = report.agreement(first, first)
+    first = findings.judge(findings.ComparisonResult.from_json(path))
+    table = findings.agreement(first, first)
     assert len(table) == (first["n"] > 1).sum()
     assert set(table["sign"]) == set(table["size"]) == {"same"}
     columns = ["difference", "low", "high"]
     turned = first.copy()
     turned[columns] = -first[["difference", "high", "low"]].to_numpy()
-    table = report.agreement(first, turned)
+    table = findings.agreement(first, turned)
     assert set(table["sign"]) == {"other"}
     sgd = (table["method"] == "sgd") & (table["column"] == "end_sharpness")
     assert set(table[sgd]["size"]) == {"other"}
