@@ -34,6 +34,7 @@ import pandas as pd
 import seaborn as sns
 from _claims import Claim, graded, interval, shown
 from _record import obtain, parse_arguments, resumed, save_figure
+from matplotlib.ticker import MaxNLocator
 
 from flatmin import NoisyDiffusionClassifier
 from flatmin.datasets import load_noisy_fashion_mnist
@@ -214,6 +215,7 @@ def draw(result):
     gain.set(xlabel="iteration", ylabel="Tr(HΣ) D / (Tr H Tr Σ)", yscale="log")
     for ax in axes:
         ax.legend(frameon=False)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     sns.despine(figure)
     return figure
 
