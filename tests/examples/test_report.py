@@ -263,12 +263,11 @@ def test_what_the_controls_say(report):
         for name in ("gld_const-seed*.json", "sgd-seed*.json")
     )
     assert 4 < of_const / of_sgd < 6
-    own, of_gd = (
-        np.mean([loss for path in folder.glob(name) for loss in late(path, "loss")])
-        for name in ("gld_dynamic-Tr-HC-seed*.json", "gd-seed*.json")
-    )
-    assert own > 100 * of_gd
-    assert not late_stability(folder, "gld_diagonal-Tr-HC")  # all diverged
+    of_gd = np.mean([late(path, "loss") for path in folder.glob("gd-seed*.json")])
+    for law in ("gld_dynamic-Tr-HC", "gld_diagonal-Tr-HC"):
+        for path in folder.glob(f"{law}-seed*.json"):
+            diverged = json.loads(path.read_text())["diverged"]
+            assert diverged or np.mean(late(path, "loss")) > 100 * of_gd
     assert "hundreds of times higher, or diverges" in report.report()
 
 
