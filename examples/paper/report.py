@@ -150,7 +150,8 @@ SECTIONS = (
         "edge_of_stability",
         "500 images, squared error, a tanh network of 3,466 parameters (digits), "
         "float64, 12,000 iterations from the initialisation: the paper's laws end "
-        "at nearly one training loss; rows with another one say so. λ₁η/2 is the mean of the last third.",
+        "at nearly one training loss; rows with another one say so. λ₁η/2 is the "
+        "mean of the last third.",
         read_edge,
         ("edge_of_stability/digits-squared_error-lr1-m16.png",),
         "A law *moves* if it ends at least a fifth below GD and its interval excludes "
