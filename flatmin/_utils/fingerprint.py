@@ -1,30 +1,22 @@
-"""What a computation depends on, as plain values, and their hashes."""
+"""Hashes of what a computation depends on: its values and its code."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping, Set
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-import joblib
-import numpy as np
-from torch import Tensor, nn
+from flatmin._utils.description import Description, hash_description
 
 __all__ = ["check_identity", "fingerprint", "hashes"]
-
-_PLAIN = (str, bytes, bool, int, float, complex, type(None), np.generic)
-_OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def fingerprint(value: Any) -> Any:
     """Describe a value by plain values, alike for alike values in any process.
 
     ``joblib.hash`` of a module is not stable, and a default ``repr`` holds an address
-    that another object may have later. Functions count by name and code (not by the
-    globals they read), objects by class and attributes, modules by class, ``repr``,
-    attributes, parameters and buffers: what their ``repr`` leaves out, like the weights
-    of a loss, matters too.
+    that another object may have later. So objects count by their class and by what
+    ``pickle`` would keep of them, functions by their bytecode and by what they hold,
+    modules by class, ``repr``, attributes, hooks, parameters and buffers.
 
     Parameters
     ----------
@@ -33,18 +25,33 @@ def fingerprint(value: Any) -> Any:
     Returns
     -------
     object
-        Strings, numbers, contiguous arrays, lists and dicts of them.
+        Strings, numbers, contiguous arrays, lists and dicts of them. What the code of
+        functions and classes reaches is not in it: see :func:`hashes`.
+
+    Raises
+    ------
+    TypeError
+        If something in it has no value that another process could know.
 
     Examples
     --------
     >>> fingerprint({"loss": "cross_entropy", "betas": (0.9, 0.99)})
     {'loss': 'cross_entropy', 'betas': [0.9, 0.99]}
     """
-    return _describe(value, ())
+    return Description().of(value)
 
 
 def hashes(identity: Mapping[str, Any]) -> dict[str, str]:
-    """Return a hash for each thing that a run depends on.
+    """Return a hash for each thing that a run depends on, and for the code of it.
+
+    Code is followed from function to function: the globals that it reads, the modules
+    that it imports, the classes of the objects that it uses with all their methods. It
+    is followed as far as its files lie outside of installed packages; of those it is
+    the version that counts. What is looked up by a name in a string is not found.
+
+    The hash is of the code that Python runs, not of its source, which may have been
+    edited since it was imported. So a comment changes nothing, and another version of
+    Python is another code.
 
     Parameters
     ----------
@@ -53,10 +60,24 @@ def hashes(identity: Mapping[str, Any]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
+        By the names in ``identity``, and by names such as "the function train.loss",
+        "the global train.SCALE", "the package scipy".
+
+    Raises
+    ------
+    TypeError
+        If something in it has no value that another process could know.
     """
-    return {
-        name: str(joblib.hash(fingerprint(value))) for name, value in identity.items()
-    }
+    description = Description()
+    found = {}
+    for name, value in identity.items():
+        try:
+            found[name] = hash_description(description.of(value))
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from error
+        except RecursionError as error:
+            raise TypeError(f"{name} is nested too deeply to be described.") from error
+    return found | description.code()
 
 
 def check_identity(
@@ -86,75 +107,3 @@ def check_identity(
             f"{', '.join(different)}. Pass what that run was begun with, or another "
             "checkpoint_dir."
         )
-
-
-def _describe(value: Any, above: tuple[int, ...]) -> Any:
-    if isinstance(value, _PLAIN):
-        return value
-    if id(value) in above:
-        return "itself"
-    above = (*above, id(value))
-    if isinstance(value, Tensor):
-        return np.ascontiguousarray(value.detach().cpu().numpy())
-    if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value)
-    if isinstance(value, Mapping):
-        return {str(key): _describe(item, above) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_describe(item, above) for item in value]
-    if isinstance(value, Set):
-        return sorted(map(repr, value))
-    if isinstance(value, type | types.BuiltinFunctionType):
-        return [value.__module__, value.__qualname__]
-    if isinstance(value, types.FunctionType):
-        return _describe_function(value, above)
-    if isinstance(value, types.MethodType):
-        return [_describe(part, above) for part in (value.__func__, value.__self__)]
-    if isinstance(value, partial):
-        parts = (value.func, value.args, value.keywords)
-        return [_describe(part, above) for part in parts]
-    if isinstance(value, nn.Module):
-        return _describe_module(value, above)
-    settings = vars(value) if hasattr(value, "__dict__") else repr(value)
-    return [_describe(part, above) for part in (type(value), settings)]
-
-
-def _describe_function(function: types.FunctionType, above: tuple[int, ...]) -> Any:
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    held = (function.__defaults__, function.__kwdefaults__, cells)
-    return [
-        function.__module__,
-        function.__qualname__,
-        _describe_code(function.__code__, above),
-        *(_describe(part, above) for part in held),
-    ]
-
-
-def _describe_code(code: types.CodeType, above: tuple[int, ...]) -> Any:
-    """Describe what a function does, and the functions that it makes."""
-    constants = [
-        _describe_code(constant, above)
-        if isinstance(constant, types.CodeType)
-        else _describe(constant, above)
-        for constant in code.co_consts
-    ]
-    return [code.co_code, list(code.co_names), constants]
-
-
-def _describe_module(module: nn.Module, above: tuple[int, ...]) -> Any:
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    settings = {}
-    for path, part in module.named_modules():
-        of_torch = type(part).__module__.startswith("torch.")
-        settings[path] = {
-            name: _describe(held, above)
-            for name, held in vars(part).items()
-            # Private attributes of torch's own layers follow from the public ones.
-            if name not in _OF_EVERY_MODULE and not (of_torch and name[0] == "_")
-        }
-    return [
-        _describe(type(module), above),
-        repr(module),
-        _describe(tensors, above),
-        settings,
-    ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import product
 from numbers import Integral
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -15,7 +17,7 @@ from joblib import cpu_count, effective_n_jobs
 from sklearn.utils import check_scalar
 
 from flatmin._utils.checkpoint_files import check_checkpoint_every
-from flatmin._utils.fingerprint import hashes
+from flatmin._utils.fingerprint import fingerprint
 from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.numbers import check_positive, is_number
 from flatmin._utils.placement import resolve_device
@@ -124,8 +126,8 @@ def compare_dynamics(
         A folder in which warm-ups and units are kept when they have ended, and the
         fits of the others on their way. The same call, also in another process and
         after a kill, takes from it what is there, and comes to the same table. Other
-        methods, seeds and ``n_jobs`` may be asked for; with other settings or data a
-        unit is refused, and so is a folder in which another comparison is at work
+        methods, seeds and ``n_jobs`` may be asked for; with other settings, data or
+        code, of metrics too, a unit is refused, and so is a folder in which another comparison is at work
         (but not on Windows). Units that failed, but by diverging, are run again, and
         with ``keep_params`` those that were run without. See ``checkpoint_dir`` of the
         estimator for what a fit that goes on cannot bring back.
@@ -333,7 +335,8 @@ def _protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         "n_threads": plan.n_threads,
     }
     if not callable(data):
-        protocol["data_hash"] = hashes({"data": _values(data)})["data"]
+        with suppress(TypeError):  # of what cannot be described it is not known
+            protocol["data_hash"] = joblib.hash(fingerprint(_values(data)))
     # Without it, results can be merged with those of versions that had no such quench.
     if plan.quench_loss is not None:
         protocol["quench_loss"] = plan.quench_loss

@@ -135,10 +135,14 @@ def _checked_estimator(label: str, unit: Any, estimator: Any) -> Any:
             f"All methods must be of the kind of estimator, "
             f"{type(estimator).__name__}. Got {type(unit).__name__} as {label!r}."
         )
-    own, common = (hashes(each.get_params(deep=False)) for each in (unit, estimator))
+    own, common = (each.get_params(deep=False) for each in (unit, estimator))
     # The comparison sets these three itself.
     names = (_SHARED & own.keys()) - {"random_state", "memory", "warm_start"}
-    different = {name for name in names if own[name] != common[name]}
+    different = {
+        name
+        for name in names
+        if hashes({name: own[name]}) != hashes({name: common[name]})
+    }
     if different:
         raise ValueError(
             f"All methods of a seed share their start and what is measured; the method "

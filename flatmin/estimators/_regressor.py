@@ -79,7 +79,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     warmup_lr : float, default=None
         Its η; None is ``lr``.
     memory : None, str or joblib.Memory, default=None
-        Caches the warm-up, so that a grid over ``method`` runs it once a fold. It needs
+        Caches the warm-up, so that a grid over ``method`` runs it once a fold; after an
+        edit of the code that it runs it is another one. It needs
         a ``random_state``: with None every warm-up is another one. Not used where
         training or validation data are a data set, which is not read as a whole.
     params_init : array-like of shape (n_params,), default=None
@@ -112,7 +113,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         again with the same arguments, also in a later process, goes on from there, and
         ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); a
         run that has ended is read back. Needs an integer ``random_state``. A
-        folder that holds a run with other settings or other data is refused, and so is
+        folder that holds a run with other settings, data or code is refused, and so is
         one in which another run is at work (but not on Windows); a data set
         is known by its first input and its targets. Files are whole or not there, hold
         no code, and the last two are kept. What a run does not own is not in them:

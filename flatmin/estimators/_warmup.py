@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from sklearn.utils.validation import check_memory
 
-from flatmin._utils.fingerprint import fingerprint
+from flatmin._utils.fingerprint import hashes
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import (
     Checkpoints,
@@ -111,29 +111,31 @@ def warm_up(
     binding.assign(torch.tensor(result.theta, device=run.risk.device))
 
 
-def _describe(estimator: Any, run: Run, descent: NoisyDescent) -> dict[str, Any]:
-    """Return what a warm-up depends on besides its length, as plain values."""
-    return {
-        "theta": descent.theta.cpu().numpy().copy(),
-        "module": fingerprint(run.module),
-        "data": fingerprint([run.examples, run.weights, run.validation]),
-        "loss": fingerprint(estimator.loss),
-        "law": fingerprint(run.warmup_law),
-        "optimizer": fingerprint(type(descent.optimizer)),
-        "lr": float(descent.optimizer.param_groups[0]["lr"]),
-        "seeds": [run.seeds["warmup"], run.seeds["warmup batches"]],
-        "gradient_batch_size": estimator.gradient_batch_size,
-        "arithmetic": f"{run.risk.dtype} {run.risk.device} {torch.__version__}",
-        "threads": torch.get_num_threads(),
-        "batch_norm": estimator.batch_norm,
-        "on_divergence": estimator.on_divergence,
-    }
+def _describe(estimator: Any, run: Run, descent: NoisyDescent) -> dict[str, str]:
+    """Return hashes of what a warm-up depends on besides its length."""
+    return hashes(
+        {
+            "theta": descent.theta,
+            "module": run.module,
+            "data": [run.examples, run.weights, run.validation],
+            "loss": estimator.loss,
+            "law": run.warmup_law,
+            "optimizer": type(descent.optimizer),
+            "lr": float(descent.optimizer.param_groups[0]["lr"]),
+            "seeds": [run.seeds["warmup"], run.seeds["warmup batches"]],
+            "gradient_batch_size": estimator.gradient_batch_size,
+            "arithmetic": f"{run.risk.dtype} {run.risk.device} {torch.__version__}",
+            "threads": torch.get_num_threads(),
+            "batch_norm": estimator.batch_norm,
+            "on_divergence": estimator.on_divergence,
+        }
+    )
 
 
 def _remembered(
     descent: NoisyDescent,
     recorder: Recorder,
-    key: dict[str, Any],
+    key: dict[str, str],
     memory: Any,
     **settings: Any,
 ) -> WarmupResult:
@@ -146,7 +148,7 @@ def _remembered(
 
 
 def _run(
-    key: dict[str, Any],
+    key: dict[str, str],
     descent: NoisyDescent,
     recorder: Recorder,
     n_iter: int,
