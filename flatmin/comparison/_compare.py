@@ -127,8 +127,9 @@ def compare_dynamics(
         fits of the others on their way. The same call, also in another process and
         after a kill, takes from it what is there, and comes to the same table. Other
         methods, seeds and ``n_jobs`` may be asked for; with other settings, data or
-        code, of metrics too, a unit is refused, and so is a folder in which another comparison is at work
-        (but not on Windows). Units that failed, but by diverging, are run again, and
+        code, of metrics too, a unit is refused, and so is a folder in which another
+        comparison is at work (but not on Windows). Units that failed, but by diverging,
+        are run again, and
         with ``keep_params`` those that were run without. See ``checkpoint_dir`` of the
         estimator for what a fit that goes on cannot bring back.
     checkpoint_every : int, default=None

@@ -87,9 +87,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         Its η; None is ``lr``.
     memory : None, str or joblib.Memory, default=None
         Caches the warm-up, so that a grid over ``method`` runs it once a fold; after an
-        edit of the code that it runs it is another one. It needs
-        a ``random_state``: with None every warm-up is another one. Not used where
-        training or validation data are a data set, which is not read as a whole.
+        edit of the code that it runs it is another one. It needs a ``random_state``:
+        with None every warm-up is another one. Not used where training or validation
+        data are a data set, which is not read as a whole.
     params_init : array-like of shape (n_params,), default=None
         θ to start from, flat, in ``named_parameters()`` order.
     metrics : dict of str to callable, default=None
