@@ -136,8 +136,10 @@ def compare_dynamics(
         fits of the others on their way. The same call, also in another process and
         after a kill, takes from it what is there, and comes to the same table. Other
         methods, seeds and ``n_jobs`` may be asked for; with other settings or data a
-        unit is refused, and so is a folder in which another comparison is at work
-        (but not on Windows). Units that failed, but by diverging, are run again, and
+        unit is refused. Several calls, such as the jobs of a cluster, may share a
+        folder at the same time: each unit is run by one of them, what another call is
+        at comes last, and the call waits for it, or runs it if that call is gone.
+        Units that failed, but by diverging, are run again, and
         with ``keep_params`` those that were run without. See ``checkpoint_dir`` of the
         estimator for what a fit that goes on cannot bring back.
     checkpoint_every : int, default=None
@@ -152,7 +154,9 @@ def compare_dynamics(
     ComparisonResult
         Whatever a unit raised, or that it diverged, stands in ``failures``. The table
         has its rows until it diverged or, if it raised, those of the fits that had
-        ended: a fit that raises returns nothing, and the same call runs it again.
+        ended: a fit that raises returns nothing, and the same call runs it again. So it
+        is with a worker process that is killed, as where memory runs out: its unit is
+        run again, in the end by itself, and has failed if its worker dies there.
 
     Raises
     ------
@@ -161,8 +165,9 @@ def compare_dynamics(
     ValueError
         If an argument cannot work, or the data that all methods need; before the first
         unit.
-    BlockingIOError
-        If another comparison is at work in ``checkpoint_dir``.
+    OSError
+        If ``checkpoint_dir`` cannot be written, or its file system has no locks, and
+        something is left to run.
 
     Examples
     --------

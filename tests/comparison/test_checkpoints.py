@@ -287,6 +287,13 @@ def test_a_killed_comparison_gives_the_same_table(killed_comparisons, backend, p
 
 @needs_fork
 @pytest.mark.slow
+def test_kills_at_any_time(killed_comparisons):
+    # Some come when all is done.
+    assert killed_comparisons("loky", "anytime anytime", 10) >= 10
+
+
+@needs_fork
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "n_rounds"), [("sequential", 7), ("threading", 7), ("loky", 3)]
 )
