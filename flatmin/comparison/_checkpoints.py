@@ -63,8 +63,11 @@ class UnitFolder:
         """Say whether another process, or thread, holds the folder."""
         if self.path is None or not self.path.exists():
             return False
-        with self.held() as free:
-            return not free
+        try:
+            with self.held() as free:
+                return not free
+        except OSError:  # for the run to say
+            return False
 
     def begin(self) -> None:
         """Write down what the folder, which is held, is for."""

@@ -207,12 +207,11 @@ class RootedError(ValueError):
 
 
 class Raiser(Callback):
-    def __init__(self, *error):
+    def __init__(self, error):
         self.error = error
 
     def on_epoch_end(self, net, **kwargs):
-        kind, *arguments = self.error
-        raise kind(*arguments)
+        raise self.error()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
@@ -221,7 +220,7 @@ def test_the_rest_survives(tmp_path):
         "gd": {},
         "killer": {"method": "gd", "callbacks": [Killer()]},
         "mute": {"method": "gd", "callbacks": [Raiser(MuteError)]},
-        "rooted": {"method": "gd", "callbacks": [Raiser(RootedError, "no", 2)]},
+        "rooted": {"method": "gd", "callbacks": [Raiser(lambda: RootedError("no", 2))]},
         "sgd": {},
     }
     given = {"estimator": classifier(), "n_seeds": [0]}
