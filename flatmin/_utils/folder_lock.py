@@ -1,33 +1,28 @@
 """A folder that one run at a time writes into.
 
-The lock is advisory and the kernel's: it goes with the process that holds it, however
-that ends, so a run that was killed can be resumed at once. Where there is no ``flock``,
-as on Windows, nothing is locked.
+The lock is the operating system's: it goes with the process that holds it, however that
+ends, so what was killed can be resumed at once.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
 __all__ = ["locked_folder"]
 
 _PATIENCE = 5.0  # seconds that a killed process may take to let go
 
-_held: set[int] = set()
-
 
 @contextmanager
-def locked_folder(path: str | os.PathLike[str] | None) -> Iterator[None]:
+def locked_folder(
+    path: str | os.PathLike[str] | None, patience: float | None = None
+) -> Iterator[None]:
     """Hold a folder while the context lasts.
 
     Parameters
@@ -35,6 +30,8 @@ def locked_folder(path: str | os.PathLike[str] | None) -> Iterator[None]:
     path : path-like or None
         Made if it is not there; the lock is on the file ``.lock`` in it, which stays.
         None holds nothing.
+    patience : float, default=None
+        Seconds to wait for another run; None is 5.
 
     Yields
     ------
@@ -43,65 +40,46 @@ def locked_folder(path: str | os.PathLike[str] | None) -> Iterator[None]:
     Raises
     ------
     BlockingIOError
-        If another run holds it for 5 s more, be it in this process.
+        If another run still holds it then, be it in this process.
+    OSError
+        If it cannot be written, or its file system has no locks.
     """
     if path is None:
         yield
         return
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    handle = None
-    if fcntl is not None:
-        # What cannot be written is for the run to say.
-        with suppress(OSError):
-            handle = _open(folder / ".lock")
-            _held.add(handle)
+    # A soft lock, a mere file, would outlive a kill.
+    lock = FileLock(folder / ".lock", fallback_to_soft=False, on_acquired=_sign)
     try:
-        if handle is not None:
-            _lock(handle, folder)
+        lock.acquire(timeout=_PATIENCE if patience is None else patience)
+    except Timeout:
+        raise BlockingIOError(
+            f"{folder} is in use by {_holder(folder / '.lock')}: two runs in one "
+            "folder would overwrite each other's checkpoints. Wait until that one has "
+            "ended, end it, or name another checkpoint_dir."
+        ) from None
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"A folder of checkpoints must be one that can be written and locked, and "
+            f"{folder} is not ({error.strerror}). Name another checkpoint_dir",
+            str(folder / ".lock"),
+        ) from error
+    try:
         yield
     finally:
-        if handle in _held:  # not in a fork
-            _held.remove(handle)
-            os.close(handle)
+        lock.release()
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user's; to lock it is allowed
-        return os.open(path, os.O_RDONLY)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    end = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() < end:
-                time.sleep(0.05)
-                continue
-            holder = os.read(handle, 1000).decode(errors="replace")
-            raise BlockingIOError(
-                f"{folder} is in use by {holder or 'another process'}: two runs in one "
-                "folder would overwrite each other's checkpoints. Wait until that one "
-                "has ended, end it, or name another checkpoint_dir."
-            ) from None
-        except OSError:
-            return  # a file system without locks
+def _sign(handle: int) -> None:
     with suppress(OSError):  # of a full disk
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
 
 
-def _forget() -> None:
-    """Let go in a fork, which would hold the lock when its parent is gone."""
-    for handle in _held:
-        os.close(handle)
-    _held.clear()
-
-
-if fcntl is not None:
-    os.register_at_fork(after_in_child=_forget)
+def _holder(path: Path) -> str:
+    """Return who signed; Windows lets nobody read what is locked."""
+    with suppress(OSError):
+        return path.read_text(errors="replace")[:1000] or "another process"
+    return "another process"

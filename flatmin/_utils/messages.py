@@ -1,8 +1,37 @@
-"""What is quoted of other people's errors."""
+"""What is quoted of other people's errors and objects."""
 
 from __future__ import annotations
 
-__all__ = ["first_line"]
+from typing import Any
+
+__all__ = ["first_line", "message", "shown"]
+
+
+def message(error: BaseException) -> str:
+    """Return an exception's message, whatever its class makes of ``str``.
+
+    Parameters
+    ----------
+    error : BaseException
+
+    Returns
+    -------
+    str
+        Which UTF-8 can hold. Where ``str`` fails, that it does.
+
+    Examples
+    --------
+    >>> class Mute(ValueError):
+    ...     def __str__(self):
+    ...         return 1 / 0
+    >>> message(ValueError("no")), message(Mute())
+    ('no', 'no message: str of this Mute raised ZeroDivisionError')
+    """
+    try:
+        return _whole(str(error))
+    except Exception as second:
+        raised = type(second).__name__
+        return f"no message: str of this {type(error).__name__} raised {raised}"
 
 
 def first_line(error: BaseException) -> str:
@@ -22,5 +51,35 @@ def first_line(error: BaseException) -> str:
     >>> first_line(ValueError("no.\\nmore")), first_line(ValueError())
     ('no', 'ValueError')
     """
-    lines = str(error).strip().splitlines()
+    lines = message(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """Return the ``repr`` of an object, or its class where that fails.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> class Shy:
+    ...     def __repr__(self):
+    ...         return 1 / 0
+    >>> shown([1]), shown(Shy())
+    ('[1]', '<Shy>')
+    """
+    try:
+        return _whole(repr(value))
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _whole(text: str) -> str:
+    """Return plain text: of no class of its own, without lone surrogates."""
+    return str.encode(text, "utf-8", "backslashreplace").decode()

@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,33 @@ class UnitFolder:
         }
 
     @contextmanager
-    def begun(self) -> Iterator[None]:
-        """Hold the folder while the context lasts, and write down what it is for."""
-        with locked_folder(self.path):
-            if self.path is not None:
-                # Of another identity, if the file that said so was damaged.
-                (self.path / "end.flatmin").unlink(missing_ok=True)
-                write_file(self.path / "begin.flatmin", self.identity)
-            yield
+    def held(self) -> Iterator[bool]:
+        """Hold the folder while the context lasts, and say whether it was free."""
+        with ExitStack() as stack:
+            free = True
+            try:
+                stack.enter_context(locked_folder(self.path, 0))
+            except BlockingIOError:
+                free = False
+            yield free
+
+    def in_use(self) -> bool:
+        """Say whether another process, or thread, holds the folder."""
+        if self.path is None or not self.path.exists():
+            return False
+        try:
+            with self.held() as free:
+                return not free
+        except OSError:  # for the run to say
+            return False
+
+    def begin(self) -> None:
+        """Write down what the folder, which is held, is for."""
+        if self.path is None:
+            return
+        # Of another identity, if the file that said so was damaged.
+        (self.path / "end.flatmin").unlink(missing_ok=True)
+        write_file(self.path / "begin.flatmin", self.identity)
 
     def read(self) -> dict[str, Any] | None:
         """Return what :meth:`write` was given, or None if it has not come to that.
@@ -144,6 +163,11 @@ class ComparisonFolder:
                 label: {**common, **hashes(_settings(unit))}
                 for label, unit in estimators.items()
             }
+
+    def check(self) -> None:
+        """Raise if nothing can be written or locked there."""
+        with locked_folder(self._path):
+            pass
 
     def warmup(self, seed: int) -> UnitFolder:
         """Return the folder of a seed's warm-up."""

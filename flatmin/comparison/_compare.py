@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import product
@@ -18,7 +19,6 @@ from sklearn.utils import check_scalar
 
 from flatmin._utils.checkpoint_files import check_checkpoint_every
 from flatmin._utils.fingerprint import fingerprint
-from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.numbers import check_positive, is_number
 from flatmin._utils.placement import resolve_device
 from flatmin._utils.progress import progress_bar
@@ -28,10 +28,21 @@ from flatmin.comparison._methods import check_estimator, resolve_methods
 from flatmin.comparison._plan import Plan, Source, check_metrics
 from flatmin.comparison._provenance import describe, describe_settings, provenance
 from flatmin.comparison._result import ComparisonResult
-from flatmin.comparison._unit import Unit, run_unit, warm_up
+from flatmin.comparison._unit import (
+    Outcome,
+    Start,
+    Unit,
+    kept_unit,
+    lost_start,
+    lost_unit,
+    run_unit,
+    warm_up,
+)
 from flatmin.comparison._workers import work
 
 __all__ = ["compare_dynamics"]
+
+_PAUSE = 0.2  # seconds between two looks at what other calls are at
 
 
 def compare_dynamics(
@@ -127,9 +138,10 @@ def compare_dynamics(
         fits of the others on their way. The same call, also in another process and
         after a kill, takes from it what is there, and comes to the same table. Other
         methods, seeds and ``n_jobs`` may be asked for; with other settings, data or
-        code, of metrics too, a unit is refused, and so is a folder in which another
-        comparison is at work (but not on Windows). Units that failed, but by diverging,
-        are run again, and
+        code, of metrics too, a unit is refused. Several calls, such as the jobs of a
+        cluster, may share a folder at the same time: each unit is run by one of them,
+        what another call is at comes last, and the call waits for it, or runs it if
+        that call is gone. Units that failed, but by diverging, are run again, and
         with ``keep_params`` those that were run without. See ``checkpoint_dir`` of the
         estimator for what a fit that goes on cannot bring back.
     checkpoint_every : int, default=None
@@ -144,7 +156,9 @@ def compare_dynamics(
     ComparisonResult
         Whatever a unit raised, or that it diverged, stands in ``failures``. The table
         has its rows until it diverged or, if it raised, those of the fits that had
-        ended: a fit that raises returns nothing, and the same call runs it again.
+        ended: a fit that raises returns nothing, and the same call runs it again. So it
+        is with a worker process that is killed, as where memory runs out: its unit is
+        run again, in the end by itself, and has failed if its worker dies there.
 
     Raises
     ------
@@ -153,8 +167,9 @@ def compare_dynamics(
     ValueError
         If an argument cannot work, or the data that all methods need; before the first
         unit.
-    BlockingIOError
-        If another comparison is at work in ``checkpoint_dir``.
+    OSError
+        If ``checkpoint_dir`` cannot be written, or its file system has no locks, and
+        something is left to run.
 
     Examples
     --------
@@ -207,10 +222,7 @@ def compare_dynamics(
     total = len(seeds) * (1 + len(estimators))
     before = torch.get_num_threads()
     try:
-        with (
-            locked_folder(checkpoint_dir),
-            progress_bar(total, "comparison", verbose=verbose) as bar,
-        ):
+        with progress_bar(total, "comparison", verbose=verbose) as bar:
             for unit, place in _outcomes(
                 estimators, seeds, plan, memory, folders, n_jobs, bar
             ):
@@ -235,35 +247,61 @@ def _outcomes(
     folders: ComparisonFolder,
     n_jobs: int | None,
     bar: Any,
-) -> Iterator[tuple[Unit, dict[str, Any]]]:
+) -> Iterator[Outcome]:
     """Yield units and their provenance: first those that an earlier call has kept."""
-    left = []
+    kept, left = [], []
     for seed, label in product(seeds, estimators):
-        found = folders.unit(label, seed).read()
-        # A unit that has not kept its parameters is run again for them.
-        if found is None or (plan.keep_params and "params" not in found):
+        found = kept_unit(plan, folders.unit(label, seed))
+        if found is None:
             left.append((label, seed))
-            continue
+        else:
+            kept.append(found)
+    if left:
+        folders.check()
+    for found in kept:
         bar.update()
-        kept = found["params"] if plan.keep_params else {}
-        unit = Unit(pd.DataFrame(found["rows"]), found["record"], kept)
-        yield unit, found["provenance"]
-    tasks: list[tuple[Any, ...]] = [
-        (plan.source.estimator, seed, plan, memory, folders.warmup(seed))
-        for seed in dict.fromkeys(seed for _, seed in left)
-    ]
-    bar.update(len(seeds) - len(tasks))
-    starts = {}
-    for start in work(warm_up, tasks, n_jobs):
-        starts[start.seed] = start
-        bar.update()
-    tasks = [
-        (estimators[label], label, starts[seed], plan, folders.unit(label, seed))
-        for label, seed in left
-    ]
-    for unit in work(run_unit, tasks, n_jobs):
-        bar.update()
-        yield unit, dict(plan.provenance)
+        yield found
+    starts: dict[int, Start] = {}
+    waiting = list(dict.fromkeys(seed for _, seed in left))
+    bar.update(len(seeds) - len(waiting))
+    # What another call is at comes last, and is taken from the folder when it is done,
+    # or run here if that call is gone.
+    while left:
+        tasks: list[tuple[Any, ...]] = [
+            (plan.source.estimator, seed, plan, memory, folders.warmup(seed))
+            for seed in waiting
+            if not folders.warmup(seed).in_use()
+        ]
+        for start in work(warm_up, tasks, n_jobs, _lost_start):
+            if start is not None:
+                starts[start.seed] = start
+                waiting.remove(start.seed)
+                bar.update()
+        tasks = [
+            (estimators[label], label, starts[seed], plan, folders.unit(label, seed))
+            for label, seed in left
+            if seed in starts and not folders.unit(label, seed).in_use()
+        ]
+        ended = False
+        for outcome in work(run_unit, tasks, n_jobs, _lost_unit):
+            if outcome is not None:
+                ended = True
+                left.remove((outcome[0].record["method"], outcome[0].record["seed"]))
+                bar.update()
+                yield outcome
+        bar.set_postfix_str(f"{len(left)} in another call" if left else "")
+        if left and not ended:
+            time.sleep(_PAUSE)
+
+
+def _lost_start(task: tuple[Any, ...], error: Exception) -> Start:
+    _, seed, *_ = task
+    return lost_start(seed, error)
+
+
+def _lost_unit(task: tuple[Any, ...], error: Exception) -> Outcome:
+    _, label, start, plan, _ = task
+    return lost_unit(label, start, plan, error)
 
 
 def _folders(

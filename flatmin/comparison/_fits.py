@@ -15,6 +15,8 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from flatmin._utils.messages import message, shown
+
 __all__ = ["Data", "divergence", "fit", "guarded", "measure_at", "plain_descent"]
 
 Data = tuple[Any, Any, dict[str, Any]]  # X, y, and the test data for fit
@@ -42,7 +44,7 @@ class _Guarded:
                 raise  # for the fit to see to
             warnings.warn(
                 f"metrics[{self.name!r}] is NaN in a row where a fit of the comparison "
-                f"begins, since it is not defined there: {error}",
+                f"begins, since it is not defined there: {message(error)}",
                 stacklevel=2,
             )
             return math.nan
@@ -168,7 +170,7 @@ def measure_at(
             found[name] = float(value)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"{title}[{name!r}] must return a number. Got {value!r}."
+                f"{title}[{name!r}] must return a number. Got {shown(value)}."
             ) from error
         if hasattr(value, "stderr"):
             found[f"{name}_stderr"] = float(value.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flatmin._utils.messages import shown
 from flatmin._utils.versions import list_versions
 from flatmin.comparison._revision import describe_command, find_revision
 
@@ -72,7 +73,7 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", shown(value))
 
 
 def describe_settings(estimator: Any) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,22 @@ import numpy as np
 import pandas as pd
 import torch
 
+from flatmin._utils.messages import message
 from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._fits import Data, divergence, fit, guarded, measure_at
 from flatmin.comparison._plan import Plan
 from flatmin.comparison._quench import quench, quench_to_loss
 
-__all__ = ["Start", "Unit", "run_unit", "warm_up"]
+__all__ = [
+    "Outcome",
+    "Start",
+    "Unit",
+    "kept_unit",
+    "lost_start",
+    "lost_unit",
+    "run_unit",
+    "warm_up",
+]
 
 _KEYS = ("method", "seed", "iteration", "phase")
 
@@ -44,6 +54,9 @@ class Unit:
     params: dict[str, np.ndarray]  # where phases ended, (D,) each; none unless kept
 
 
+Outcome = tuple[Unit, dict[str, Any]]  # with its provenance
+
+
 @dataclass(frozen=True)
 class _DistanceFrom:
     """‖θ - θ₀‖, a metric."""
@@ -61,7 +74,7 @@ def warm_up(
     plan: Plan,
     memory: Any,
     folder: UnitFolder,
-) -> Start:
+) -> Start | None:
     """Run the part that all methods of a seed share, or take it from its folder.
 
     Parameters
@@ -76,7 +89,8 @@ def warm_up(
 
     Returns
     -------
-    Start
+    Start or None
+        None if another comparison is at it.
 
     Raises
     ------
@@ -85,9 +99,43 @@ def warm_up(
     ValueError
         The estimator's, about its settings or the data, which no method could use.
     """
-    found = folder.read()
-    if found is not None:
-        return Start(**found)
+    began = time.perf_counter()
+    try:
+        with folder.held() as free:
+            if not free:
+                return None
+            found = folder.read()
+            if found is not None:
+                return Start(**found)
+            folder.begin()
+            start = _warm_up(estimator, seed, plan, memory, folder)
+            folder.write(vars(start))
+            return start
+    except (TypeError, ValueError):
+        raise
+    except Exception as error:
+        return lost_start(seed, error, time.perf_counter() - began)
+
+
+def lost_start(seed: int, error: Exception, seconds: float = math.nan) -> Start:
+    """Return what stands for a warm-up that an error has ended.
+
+    Parameters
+    ----------
+    seed : int
+    error : Exception
+    seconds : float, default=nan
+
+    Returns
+    -------
+    Start
+    """
+    return Start(seed, None, [], {}, _named(error), seconds)
+
+
+def _warm_up(
+    estimator: Any, seed: int, plan: Plan, memory: Any, folder: UnitFolder
+) -> Start:
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()
     # Without iterations of its own a fit is its warm-up, and tries out the metrics.
@@ -99,38 +147,28 @@ def warm_up(
         "memory": memory,
         **folder.fits("fit"),
     }
-    with ExitStack() as held:
-        try:
-            held.enter_context(folder.begun())
-            model = fit(estimator, seed, plan.source.load(seed), settings)
-            rows = model.history_.to_dict("records")
-            _check_names(plan.end_metrics, rows[-1])
-            ends = measure_at(model.risk_, plan.end_metrics, "end_metrics")
-        except (TypeError, ValueError):
-            raise
-        except Exception as error:
-            seconds = time.perf_counter() - began
-            return Start(seed, None, [], {}, _named(error), seconds)
-        start = Start(
-            seed,
-            model.params_,
-            [
-                row | {"iteration": row["iteration"] - rows[-1]["iteration"]}
-                for row in rows
-                if row["phase"] == "warmup"
-            ],
-            ends,
-            divergence(model),
-            time.perf_counter() - began,
-        )
-        folder.write(vars(start))
-    return start
+    model = fit(estimator, seed, plan.source.load(seed), settings)
+    rows = model.history_.to_dict("records")
+    _check_names(plan.end_metrics, rows[-1])
+    ends = measure_at(model.risk_, plan.end_metrics, "end_metrics")
+    return Start(
+        seed,
+        model.params_,
+        [
+            row | {"iteration": row["iteration"] - rows[-1]["iteration"]}
+            for row in rows
+            if row["phase"] == "warmup"
+        ],
+        ends,
+        divergence(model),
+        time.perf_counter() - began,
+    )
 
 
 def run_unit(
     estimator: Any, label: str, start: Start, plan: Plan, folder: UnitFolder
-) -> Unit:
-    """Run one method from a start, and quench it.
+) -> Outcome | None:
+    """Run one method from a start, and quench it, or take it from its folder.
 
     Parameters
     ----------
@@ -145,10 +183,82 @@ def run_unit(
 
     Returns
     -------
-    Unit
-        Also of a method that diverged, with the rows until then, or raised, with those
-        of the fits that had ended.
+    tuple of Unit and dict, or None
+        With its provenance, also of a method that diverged, with the rows until then,
+        or raised, with those of the fits that had ended. None if another comparison is
+        at it.
     """
+    began = time.perf_counter()
+    try:
+        with folder.held() as free:
+            if not free:
+                return None
+            # Another comparison may have ended it meanwhile.
+            found = kept_unit(plan, folder)
+            if found is None:
+                folder.begin()
+                found = _run_unit(estimator, label, start, plan, folder)
+            return found
+    except Exception as error:  # the folder's
+        seconds = time.perf_counter() - began
+        return lost_unit(label, start, plan, error, "warmup", seconds)
+
+
+def kept_unit(plan: Plan, folder: UnitFolder) -> Outcome | None:
+    """Return a unit that its folder holds, and its provenance.
+
+    Parameters
+    ----------
+    plan : Plan
+    folder : UnitFolder
+
+    Returns
+    -------
+    tuple of Unit and dict, or None
+    """
+    found = folder.read()
+    # A unit that has not kept its parameters is run again for them.
+    if found is None or (plan.keep_params and "params" not in found):
+        return None
+    kept = found["params"] if plan.keep_params else {}
+    unit = Unit(pd.DataFrame(found["rows"]), found["record"], kept)
+    return unit, found["provenance"]
+
+
+def lost_unit(
+    label: str,
+    start: Start,
+    plan: Plan,
+    error: Exception,
+    phase: str = "noise",
+    seconds: float = math.nan,
+) -> Outcome:
+    """Return what stands for a unit that an error has ended from outside.
+
+    Parameters
+    ----------
+    label : str
+    start : Start
+    plan : Plan
+    error : Exception
+    phase : str, default="noise"
+    seconds : float, default=nan
+
+    Returns
+    -------
+    tuple of Unit and dict
+        With the rows of the warm-up.
+    """
+    record = _record(label, start.seed, phase, _named(error), seconds)
+    if plan.quench_loss is not None:
+        record["quench_loss"] = "failed"
+    unit = Unit(_table(start.rows, label, start.seed), record, {})
+    return unit, dict(plan.provenance)
+
+
+def _run_unit(
+    estimator: Any, label: str, start: Start, plan: Plan, folder: UnitFolder
+) -> Outcome:
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()
     rows, phase, failure = list(start.rows), "warmup", start.failure
@@ -156,52 +266,61 @@ def run_unit(
     outcome = "failed"  # of the quench to a loss
     if failure is None and start.theta is not None:
         params["start"] = start.theta
-    with ExitStack() as held:
-        try:
-            held.enter_context(folder.begun())
+    try:
+        if failure is None:
+            phase = "noise"
+            data = plan.source.load(start.seed)
+            noisy = _noise(estimator, start, data, plan, folder, rows)
+            failure = divergence(noisy)
             if failure is None:
-                phase = "noise"
-                data = plan.source.load(start.seed)
-                noisy = _noise(estimator, start, data, plan, folder, rows)
-                failure = divergence(noisy)
-                if failure is None:
-                    params["noise"] = noisy.params_
-            if failure is None and plan.quench:
-                phase = "quench"
-                quenched = quench(noisy, data, plan, folder, rows)
-                failure = divergence(quenched)
-                if failure is None:
-                    params["quench"] = quenched.params_
-            if failure is None and plan.quench_loss is not None:
-                phase = "quench_loss"
-                reached = quench_to_loss(noisy, data, plan, folder, rows)
-                outcome, failure = reached.outcome, reached.failure
-                if outcome == "reached":
-                    params["quench_loss"] = reached.theta
-        except Exception as error:
-            failure = _named(error)
-        record = {
-            "method": label,
-            "seed": start.seed,
-            "status": "done" if failure is None else "failed",
-            "phase": phase,
-            "error": failure[0] if failure else "",
-            "message": failure[1] if failure else "",
-            "seconds": time.perf_counter() - began,
+                params["noise"] = noisy.params_
+        if failure is None and plan.quench:
+            phase = "quench"
+            quenched = quench(noisy, data, plan, folder, rows)
+            failure = divergence(quenched)
+            if failure is None:
+                params["quench"] = quenched.params_
+        if failure is None and plan.quench_loss is not None:
+            phase = "quench_loss"
+            reached = quench_to_loss(noisy, data, plan, folder, rows)
+            outcome, failure = reached.outcome, reached.failure
+            if outcome == "reached":
+                params["quench_loss"] = reached.theta
+    except Exception as error:
+        failure = _named(error)
+    seconds = time.perf_counter() - began
+    record = _record(label, start.seed, phase, failure, seconds)
+    if plan.quench_loss is not None:
+        record["quench_loss"] = outcome
+    kept = params if plan.keep_params else {}
+    unit = Unit(_table(rows, label, start.seed), record, kept)
+    if failure is None or failure[0] == "DivergenceError":
+        content = {
+            "rows": unit.rows.to_dict("list"),
+            "record": unit.record,
+            "provenance": plan.provenance,
         }
-        if plan.quench_loss is not None:
-            record["quench_loss"] = outcome
-        kept = params if plan.keep_params else {}
-        unit = Unit(_table(rows, label, start.seed), record, kept)
-        if failure is None or failure[0] == "DivergenceError":
-            content = {
-                "rows": unit.rows.to_dict("list"),
-                "record": unit.record,
-                "provenance": plan.provenance,
-            }
-            # Without the key it is not known where the phases ended.
-            folder.write(content | ({"params": kept} if plan.keep_params else {}))
-    return unit
+        # Without the key it is not known where the phases ended.
+        folder.write(content | ({"params": kept} if plan.keep_params else {}))
+    return unit, dict(plan.provenance)
+
+
+def _record(
+    label: str,
+    seed: int,
+    phase: str,
+    failure: tuple[str, str] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "method": label,
+        "seed": seed,
+        "status": "done" if failure is None else "failed",
+        "phase": phase,
+        "error": failure[0] if failure else "",
+        "message": failure[1] if failure else "",
+        "seconds": seconds,
+    }
 
 
 def _noise(
@@ -249,4 +368,4 @@ def _check_names(end_metrics: Mapping[str, Any], row: Mapping[Any, Any]) -> None
 
 
 def _named(error: Exception) -> tuple[str, str]:
-    return type(error).__name__, str(error)
+    return type(error).__name__, message(error)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flatmin._utils.messages import message
 from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
@@ -435,7 +436,7 @@ class NoisyDescent:
             raise error
         at = self._offset + self.iteration
         self.has_noise = False
-        self.diverged = f"No noise at iteration {at}: {error}"
+        self.diverged = f"No noise at iteration {at}: {message(error)}"
 
     def _copy(self) -> tuple[int, Tensor] | None:
         return (self.iteration, self.theta.clone()) if self._keeps else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from flatmin._utils.messages import message, shown
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk, Risk
 
@@ -160,7 +161,7 @@ class Recorder:
                 self._undefined.add(name)
                 warnings.warn(
                     f"metrics[{name!r}] is NaN in history_ where it is not defined, at "
-                    f"first in iteration {iteration}: {error}",
+                    f"first in iteration {iteration}: {message(error)}",
                     stacklevel=2,
                 )
             return math.nan
@@ -168,5 +169,5 @@ class Recorder:
             return float(value)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"metrics[{name!r}] must return a number. Got {value!r}."
+                f"metrics[{name!r}] must return a number. Got {shown(value)}."
             ) from error

@@ -169,6 +169,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             ``checkpoint_dir`` holds another run or one that cannot be read.
         BlockingIOError
             Before training, if another run works in ``checkpoint_dir``.
+        OSError
+            Before training, if that cannot be written, or its file system has no locks.
         DivergenceError
             If the loss stops being finite and ``on_divergence="raise"``.
         KeyboardInterrupt

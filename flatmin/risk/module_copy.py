@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
+from flatmin._utils.messages import message
 from flatmin.risk.module_checks import check_kinds, overlap, trainable, wrapped
 
 __all__ = ["copy_module", "graphs_left_out", "registered", "sources"]
@@ -179,12 +180,12 @@ def _why_not(module: nn.Module, error: Exception) -> str:
                 return (
                     f"A risk works on a copy of the module. Got the attribute "
                     f"{attribute!r} of type {type(value).__name__}, which cannot be "
-                    f"copied ({error}); hold it outside of the module, or leave it "
-                    "out in a __deepcopy__ of the module's class."
+                    f"copied ({message(error)}); hold it outside of the module, or "
+                    "leave it out in a __deepcopy__ of the module's class."
                 )
     return (
         f"A risk works on a copy of the module. Got a {type(module).__name__} that "
-        f"copy.deepcopy cannot copy ({error}); give its class a __deepcopy__."
+        f"copy.deepcopy cannot copy ({message(error)}); give its class a __deepcopy__."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatmin._utils.messages import first_line
+from flatmin._utils.messages import first_line, message
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, iterate_chunks
 from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
@@ -87,12 +87,12 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
     except ValueError as error:  # F.batch_norm in train mode
         raise ValueError(
             "The module must take one example by itself, for the output for one must "
-            f"not depend on the others. Got: {error}"
+            f"not depend on the others. Got: {message(error)}"
         ) from error
     except (RuntimeError, IndexError) as error:
         raise ValueError(
             f"The module cannot take X of shape {tuple(X.shape)} and dtype {X.dtype}: "
-            f"{error}"
+            f"{message(error)}"
         ) from error
     model.copies_input = first._version != version
     if outputs.ndim == 0 or outputs.shape[0] != 1:
@@ -107,7 +107,7 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
     except IndexError as error:
         raise ValueError(
             "The module cannot take all examples of X, though it takes the first. "
-            f"Indices must be within its tables. Got: {error}"
+            f"Indices must be within its tables. Got: {message(error)}"
         ) from error
     if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from flatmin._utils.messages import message
 from flatmin._utils.names import check_known
 from flatmin.risk.callable_loss import CallableLoss
 from flatmin.risk.class_targets import ClassTargets
@@ -111,7 +112,8 @@ def _instance(kind: type[nn.Module]) -> nn.Module:
     except TypeError as error:
         raise TypeError(
             "loss must be a name, a loss module or a callable; a class is one that can "
-            f"be made without arguments. Got {kind.__name__}: {error} Pass an instance."
+            f"be made without arguments. Got {kind.__name__}: {message(error)} Pass an "
+            "instance."
         ) from error
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flatmin._utils.messages import message
 from flatmin.risk.unsupported import NotTaken
 
 __all__ = [
@@ -194,8 +195,8 @@ def explain(error: Exception) -> str:
     str
     """
     if isinstance(error, NotTaken):
-        return str(error)
-    reason = f"{type(error).__name__}: {_first_sentence(str(error))}"
+        return message(error)
+    reason = f"{type(error).__name__}: {_first_sentence(message(error))}"
     if _is_our_own(error):
         _logger.error("A fault of flatmin sends it to a slower path.", exc_info=error)
     else:

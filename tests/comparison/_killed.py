@@ -6,6 +6,7 @@ Each runs in a fork of this process: importing PyTorch takes longer than a compa
 import importlib.util
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -43,8 +44,8 @@ def compare(folder, backend="sequential"):
         )
 
 
-def killed(folder, backend, out, phase):
-    """Say whether a comparison in a fork was killed, in a phase of some unit."""
+def killed(folder, backend, out, is_time):
+    """Say whether a comparison in a fork was killed, when it was time to."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -56,16 +57,23 @@ def killed(folder, backend, out, phase):
         finally:
             os._exit(status)
     while True:
-        ended, status = os.waitpid(child, 0 if phase is None else os.WNOHANG)
+        ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             break
-        if any(Path(folder).glob(f"*/{phase}/checkpoint-*")):
+        if is_time():
             os.kill(child, signal.SIGKILL)
-            phase = None
         time.sleep(0.002)
     if not os.WIFSIGNALED(status) and status != 0:
         raise RuntimeError("The comparison failed.")
     return os.WIFSIGNALED(status)
+
+
+def moment(folder, phase, usual):
+    """Return what says whether it is time for a kill: in a phase, or at any time."""
+    if phase == "anytime":
+        end = time.monotonic() + random.uniform(0, usual)
+        return lambda: time.monotonic() > end
+    return lambda: any(Path(folder).glob(f"*/{phase}/checkpoint-*"))
 
 
 def main():
@@ -73,12 +81,17 @@ def main():
     out, backend, phases, n_rounds = sys.argv[1:]
     torch.set_num_threads(1)
     compare(None).to_json(Path(out) / "whole.json")
-    n_kills = 0
+    n_kills, usual = 0, 0.0
+    if "anytime" in phases:
+        start = time.monotonic()
+        killed(Path(out) / "timed", backend, Path(out) / "timed.json", lambda: False)
+        usual = time.monotonic() - start
     for i in range(int(n_rounds)):
         with tempfile.TemporaryDirectory() as folder:
             for phase in [*phases.split(), None]:
                 resumed = Path(out) / f"resumed-{i}.json"
-                n_kills += killed(folder, backend, resumed, phase)
+                is_time = moment(folder, phase, usual)
+                n_kills += killed(folder, backend, resumed, is_time)
     print(json.dumps(n_kills))
 
 

@@ -1,20 +1,25 @@
 """A comparison is interrupted, goes on, and gives the same table."""
 
+import errno
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
+from filelock import FileLock
+from joblib import parallel_config
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
-from flatmin._utils import folder_lock
 from flatmin._utils.folder_lock import locked_folder
 from flatmin.comparison import ComparisonResult, _compare
 from flatmin.dynamics import NoisyDescent
 
 from ..interrupts import killed_after
+from . import _shared
 from ._problems import classifier, digits, norm
 
 X, y, X_test, y_test = digits()
@@ -119,29 +124,121 @@ def test_a_divergence_is_kept(monkeypatch, tmp_path):
     assert_alike(compare(tmp_path, **settings), first)
 
 
-def test_a_folder_in_use_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(folder_lock, "_PATIENCE", 0)
+@contextmanager
+def held_by_another(path):
+    """Hold a folder in a thread until the event is set."""
+    begun, let_go = Event(), Event()
+
+    def hold():
+        with locked_folder(path):
+            begun.set()
+            let_go.wait(100)
+
+    thread = Thread(target=hold)
+    thread.start()
+    try:
+        assert begun.wait(100)
+        yield let_go
+    finally:
+        let_go.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("folder", "last"),
+    [("warm-up-3", [("gd", 3), ("sgd", 3)]), ("sgd-*-3", [("sgd", 3)])],
+)
+@pytest.mark.parametrize("backend", ["sequential", "threading"])
+def test_what_another_call_is_at_comes_last(tmp_path, whole, folder, last, backend):
     seen = []
-    with (
-        locked_folder(tmp_path),
-        pytest.raises(BlockingIOError, match="in use by process"),
-    ):
-        compare(tmp_path, on_unit=seen.append)
-    assert seen == []
+
+    def note(result):
+        seen.append((*result.units.loc[0, ["method", "seed"]],))
+        if len(seen) == 4 - len(last):
+            let_go.set()
+
+    compare(tmp_path)
+    for path in tmp_path.glob("*/*.flatmin"):
+        path.unlink()
+    (held,) = tmp_path.glob(folder)
+    with held_by_another(held) as let_go, parallel_config(backend):
+        found = compare(tmp_path, on_unit=note, n_jobs=1 if backend[0] == "s" else 2)
+    assert_alike(found, whole)
+    assert sorted(seen[-len(last) :]) == last
+    assert len(set(seen)) == 4
 
 
-def test_a_unit_in_use_fails_alone(monkeypatch, tmp_path, whole):
-    """As when a worker of a comparison that was killed cannot end."""
+def test_what_another_call_has_ended_is_taken(monkeypatch, tmp_path, whole):
+    compare(tmp_path)
+    (unit,) = tmp_path.glob("sgd-*-3")
+    end = unit / "end.flatmin"
+    end.rename(unit / "later")
+
+    def pause(seconds):
+        (unit / "later").rename(end)
+        held.release()
+
+    held = FileLock(unit / ".lock")
+    monkeypatch.setattr(_compare.time, "sleep", pause)
+    monkeypatch.setattr(NoisyDescent, "run", None)
+    with held:
+        assert_alike(compare(tmp_path), whole)
+
+
+def test_another_one_that_came_first_is_not_overwritten(tmp_path):
+    """Its folders were not there when this call looked."""
+    other = {"methods": ["gd"], "n_seeds": [3], "quench": 11}
+
+    def data(seed):
+        if seed == 0:
+            compare(tmp_path, **other)
+        return X, y
+
+    with pytest.raises(ValueError, match=r"warm-up-3 .*differs from this one in"):
+        compare_dynamics(
+            ["gd"],
+            data,
+            estimator=classifier(),
+            n_seeds=[0, 3],
+            checkpoint_dir=tmp_path,
+        )
+    assert len(compare(tmp_path, **other).failures) == 0
+
+
+def test_two_processes_share_a_folder(tmp_path):
+    """They come to the table of one, and each warm-up and unit is run once."""
+    files = [tmp_path / f"{i}.json" for i in range(2)]
+    calls = [
+        subprocess.Popen(
+            [sys.executable, _shared.__file__, str(tmp_path / "folder"), str(file)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for file in files
+    ]
+    runs = [call.communicate()[0].splitlines() for call in calls]
+    assert [call.returncode for call in calls] == [0, 0]
+    for file in files:
+        assert_alike(ComparisonResult.from_json(file), _shared.compare(None))
+    run = sorted(line.partition(" ")[2] for lines in runs for line in lines)
+    names = ("gd", "gld_hessian", "warm-up")
+    assert run == [f"{name} {seed}" for name in names for seed in (1, 2, 3, 4)]
+    assert all(len(lines) > 0 for lines in runs)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs fcntl")
+def test_a_file_system_without_locks_is_refused(monkeypatch, tmp_path):
     compare(tmp_path, ["gd"])
-    compare(tmp_path, ["sgd"], n_seeds=[1])
-    (unit,) = tmp_path.glob("sgd-*-1")
-    monkeypatch.setattr(folder_lock, "_PATIENCE", 0)
-    (unit / "end.flatmin").unlink()
-    with locked_folder(unit):
-        found = compare(tmp_path)
-    assert found.failures[["method", "seed"]].to_numpy().tolist() == [["sgd", 1]]
-    assert found.failures["message"].str.contains("in use by process").all()
-    assert_alike(compare(tmp_path), whole)
+
+    def fail(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    monkeypatch.setattr(NoisyDescent, "run", None)
+    compare(tmp_path, ["gd"])  # is only read
+    with pytest.raises(OSError, match=rf"{tmp_path} is not \(No locks available\)"):
+        compare(tmp_path)
 
 
 def test_an_estimator_with_a_folder_is_refused(tmp_path):
@@ -186,6 +283,13 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 )
 def test_a_killed_comparison_gives_the_same_table(killed_comparisons, backend, phases):
     assert killed_comparisons(backend, phases, 1) >= 1
+
+
+@needs_fork
+@pytest.mark.slow
+def test_kills_at_any_time(killed_comparisons):
+    # Some come when all is done.
+    assert killed_comparisons("loky", "anytime anytime", 10) >= 10
 
 
 @needs_fork

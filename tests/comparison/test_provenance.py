@@ -45,3 +45,12 @@ def test_versions_and_machine_are_json():
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["torch"] == torch.__version__
     assert found["machine"]["device"] == "cpu"
+
+
+class Shy:
+    def __repr__(self):
+        raise ZeroDivisionError
+
+
+def test_what_cannot_be_shown_is_told_by_its_class():
+    assert describe({"sink": [Shy()]}) == {"sink": ["<Shy>"]}

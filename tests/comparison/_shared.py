@@ -1,0 +1,57 @@
+"""A comparison that shares its folder; run as a script by test_checkpoints.
+
+Prints the warm-ups and units that this process has run, and not read.
+"""
+
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from flatmin import compare_dynamics
+from flatmin.comparison import _unit
+
+
+def compare(folder):
+    """Compare, with units that take long enough to be met by another process."""
+    problems = runpy.run_path(Path(__file__).with_name("_problems.py"))
+    X, y, *_ = problems["digits"]()
+    return compare_dynamics(
+        ["gd", "gld_hessian"],
+        X,
+        y,
+        estimator=problems["classifier"](max_iter=100, warmup_iter=100),
+        n_seeds=[3, 1, 4, 2],
+        checkpoint_dir=folder,
+    )
+
+
+def told(function, describe):
+    """Return a function that prints what it runs."""
+
+    def run(*arguments):
+        print(os.getpid(), describe(*arguments), flush=True)
+        return function(*arguments)
+
+    return run
+
+
+def main():
+    """Wait for the other process, and compare."""
+    folder, file = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    _unit._warm_up = told(_unit._warm_up, lambda _, seed, *rest: f"warm-up {seed}")
+    _unit._run_unit = told(
+        _unit._run_unit, lambda _, label, start, *rest: f"{label} {start.seed}"
+    )
+    file.with_suffix(".ready").touch()
+    while len(list(file.parent.glob("*.ready"))) < 2:
+        time.sleep(0.01)
+    compare(folder).to_json(file)
+
+
+if __name__ == "__main__":
+    main()
