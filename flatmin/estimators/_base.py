@@ -351,14 +351,15 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             checkpoints=Checkpoints() if saved is None else saved.of_phase("noise"),
         )
         found = None if saved is None else saved.found
-        if found is not None and found["phase"] == "finished":
-            net.load_(found, begun=False)
+        if saved is not None and found is not None and found["phase"] == "finished":
+            with saved.restoring():
+                net.load_(found, begun=False)
             return
         if found is not None and found["phase"] == "warmup":
             found = None
         with bar:
             bar.update(found["descent"]["iteration"] if found else 0)
-            self._iterate(run, net, descent, found)
+            self._iterate(run, net, descent, saved, found)
         if saved is not None:
             net.note_end_()
             saved.save(
@@ -370,6 +371,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         run: Run,
         net: Any,
         descent: NoisyDescent,
+        saved: RunCheckpoints | None,
         found: dict[str, Any] | None,
     ) -> None:
         """Run the blocks, all or those that are left."""
@@ -380,10 +382,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         examples = {"X": data.X, "y": data.y}
         with suppress(StopTraining):
             net.notify("on_train_begin", **examples)
-            if found is None:
+            if saved is None or found is None:
                 net.end_block_()
             else:
-                net.load_(found, begun=True)
+                with saved.restoring():
+                    net.load_(found, begun=True)
             left = self.max_iter - descent.iteration
             done = descent.iteration // self.record_every if left else net.max_epochs
             net.fit_loop(**examples, epochs=net.max_epochs - done)

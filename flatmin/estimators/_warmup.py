@@ -17,6 +17,7 @@ from flatmin.dynamics import (
     NoisyDescent,
     Recorder,
     WarmupResult,
+    check_rows,
     resolve_optimizer,
     run_warmup,
 )
@@ -86,8 +87,10 @@ def warm_up(
     if saved is not None:
         settings["checkpoints"] = saved.of_phase("warmup")
         if found is not None:
-            settings["rows"] = found["rows"]
-            descent.load_state_dict(found["descent"])
+            with saved.restoring():
+                check_rows(found["rows"])
+                settings["rows"] = found["rows"]
+                descent.load_state_dict(found["descent"])
     try:
         if key is None:
             result = run_warmup(descent, recorder, **settings)
