@@ -1,33 +1,34 @@
 """Checkpoints as files: there as a whole or not at all, and read without running code.
 
-A file is one line, the format and the SHA-256 of the rest, and then what ``torch.save``
-writes of plain values, which ``torch.load(weights_only=True)`` reads.
+A file is one line, the format and the size and SHA-256 of the rest, and then plain
+values as :mod:`flatmin._utils.plain_bytes` writes them. The sum finds accidents: who
+writes into the folder can write another sum too.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, BinaryIO
 
 from flatmin._utils.plain import as_plain, from_plain
+from flatmin._utils.plain_bytes import from_bytes, to_bytes
+from flatmin._utils.regular_files import open_regular
 
 __all__ = [
     "CheckpointFolder",
     "DamagedFileError",
     "check_checkpoint_every",
     "read_file",
+    "replace_file",
     "write_file",
 ]
 
 _KIND = b"flatmin.checkpoint/"
-_VERSION = b"1"
+_VERSION = b"2"  # 1 held a pickle
 
 
 class DamagedFileError(ValueError):
@@ -51,22 +52,45 @@ def write_file(path: Path, content: Any) -> None:
     TypeError
         If it is something else.
     """
-    buffer = io.BytesIO()
-    torch.save(as_plain(content, "the content"), buffer)
-    payload = buffer.getbuffer()
+    payload = to_bytes(as_plain(content, "the content"))
     digest = hashlib.sha256(payload).hexdigest().encode()
+
+    def write(file: BinaryIO) -> None:
+        size = str(len(payload)).encode()
+        file.write(b"%s%s %s %s\n" % (_KIND, _VERSION, size, digest))
+        file.write(payload)
+
+    replace_file(path, write)
+    _sync_folder(path.parent)
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file that is whole, or as it was before.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        In a folder that exists.
+    write : callable
+        Takes the file, open for writing.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, or the like.
+    """
     part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
-            file.write(_KIND + _VERSION + b" " + digest + b"\n")
-            file.write(payload)
+        # A new one: what has its name may be a link to elsewhere, or a pipe.
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
 
 
 def read_file(path: Path) -> Any:
@@ -84,27 +108,37 @@ def read_file(path: Path) -> Any:
     ------
     DamagedFileError
         If it is cut off, altered, or no checkpoint.
+    FileNotFoundError
+        If there is none.
     ValueError
         If it is of another version of the format.
     """
-    with path.open("rb") as whole:
-        kind, _, digest = whole.readline(200).rstrip(b"\n").partition(b" ")
-        payload = whole.read()
-    if not kind.startswith(_KIND):
+    try:
+        with open_regular(path) as whole:
+            words = whole.readline(200).rstrip(b"\n").split(b" ")
+            left = os.fstat(whole.fileno()).st_size - whole.tell()
+            # Only of the size that it tells: something else may be of any.
+            whole_size = words[1:2] == [str(left).encode()]
+            payload = whole.read() if whole_size else b""
+    except FileNotFoundError:
+        raise
+    except (OSError, MemoryError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    if not words[0].startswith(_KIND):
         raise DamagedFileError(f"{path} is cut off, or no checkpoint of flatmin.")
-    version = kind.removeprefix(_KIND)
+    version = words[0].removeprefix(_KIND)
     if version != _VERSION:
         raise ValueError(
             f"{path} must be a checkpoint of format {_VERSION.decode()}. Got format "
             f"{version.decode(errors='replace')!r}; read it with the version of "
             "flatmin that wrote it, or begin in another folder."
         )
-    if hashlib.sha256(payload).hexdigest().encode() != digest:
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    if not whole_size or words[2:] != [digest]:
         raise DamagedFileError(f"{path} is cut off or altered: its checksum is wrong.")
-    file = io.BytesIO(payload)
     try:
-        return from_plain(torch.load(file, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError) as error:
+        return from_plain(from_bytes(payload))
+    except ValueError as error:
         raise DamagedFileError(f"{path} holds more than plain values.") from error
 
 

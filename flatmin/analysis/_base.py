@@ -18,6 +18,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin._utils.validation import Interval, StrOptions
@@ -131,6 +132,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     tol: float
     params: Any
     verbose: Any
+    _kept: dict[str, Any]
 
     @abstractmethod
     def _make_operator(self, risk: EmpiricalRisk) -> LinearOperator:
@@ -173,13 +175,15 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         self._validate_params()
         if X is None and (y is not None or sample_weight is not None):
             raise ValueError("y and sample_weight come with X. Got X=None.")
+        learner = twin_of(self)
         if X is None:
-            self.risk_ = self._training_risk(self.estimator)
+            learner.risk_ = self._training_risk(self.estimator)
         else:
-            self._check_features(X, reset=True)
-            self.risk_ = self._make_risk(self.estimator, X, y, sample_weight)
-        self._kept: dict[str, Any] = {}
-        self._basis_size(self.risk_)  # a name in ``params`` that fits nothing
+            learner._check_features(X, reset=True)
+            learner.risk_ = self._make_risk(self.estimator, X, y, sample_weight)
+        learner._kept = {}
+        self._basis_size(learner.risk_)  # a name in ``params`` that fits nothing
+        take_over(self, learner)
         return self
 
     @property

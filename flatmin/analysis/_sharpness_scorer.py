@@ -6,6 +6,7 @@ import inspect
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
+from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.names import check_known
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._base import ModelByReference
@@ -170,12 +171,14 @@ class SharpnessScorer(ModelByReference):
             If parameters, model and data do not fit together.
         """
         result = self._measure(self._own(), X, y, sample_weight)
+        learner = twin_of(self)
         if X is not None:
-            self._check_features(X, reset=True)
-        self.sharpness_ = float(result)
-        self.stderr_ = float(result.stderr)
-        self.n_draws_ = result.n_draws
-        self.n_matvecs_ = result.n_matvecs
+            learner._check_features(X, reset=True)
+        learner.sharpness_ = float(result)
+        learner.stderr_ = float(result.stderr)
+        learner.n_draws_ = result.n_draws
+        learner.n_matvecs_ = result.n_matvecs
+        take_over(self, learner)
         return self
 
     def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:

@@ -7,13 +7,15 @@ import json
 import math
 import os
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+
+from flatmin._utils.checkpoint_files import replace_file
+from flatmin._utils.regular_files import is_there, open_regular
 
 __all__ = ["params_path", "read_comparison", "write_comparison"]
 
@@ -75,9 +77,9 @@ def write_comparison(
         content["params"] = dict(zip(("method", "seed", "phase"), columns, strict=True))
         content["params"]["sha256"] = list(digests.values())
         # First: without the JSON that names them, they are nothing.
-        _replace(params_path(path), lambda file: np.savez(file, **arrays))
+        replace_file(params_path(path), lambda file: np.savez(file, **arrays))
     text = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
-    _replace(path, lambda file: file.write(text.encode("utf-8")))
+    replace_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -99,8 +101,12 @@ def read_comparison(path: Path) -> dict[str, Any]:
         If a file holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        with open_regular(path) as file:
+            # Of another file, which may be of any length, only the beginning is read.
+            start = file.read(100)
+            rest = file.read() if start.lstrip().startswith(b"{") else b""
+        content = json.loads((start + rest).decode("utf-8"))
+    except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is not JSON, or cut off: {error}.") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != _FORMAT:
@@ -121,41 +127,40 @@ def _read_params(path: Path, index: Any) -> dict[tuple[str, int, str], Any]:
     if index is None:
         return {}
     keys = list(zip(index["method"], index["seed"], index["phase"], strict=True))
-    if not path.exists():
+    if not is_there(path):
         return dict.fromkeys(keys)
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in set(index["sha256"])}
-        whole = all(_digest(theta) == name for name, theta in arrays.items())
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        whole = False
-    if not whole:
+    fault = None
+    with open_regular(path) as opened:
+        try:
+            _check_size(opened)
+            with np.load(opened, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in set(index["sha256"])}
+        except Exception as error:  # zip, zlib and NumPy's header have many
+            fault = error
+    if fault or not all(
+        theta.ndim == 1 and _digest(theta) == name for name, theta in arrays.items()
+    ):
         raise ValueError(
             f"{path} is damaged, or holds the parameters of another result than the "
             "JSON beside it names. Put the one that was written with it there, or move "
             "it away to read the numbers alone."
-        )
+        ) from fault
     for theta in arrays.values():
         theta.flags.writeable = False  # some are shared
     return dict(zip(keys, (arrays[name] for name in index["sha256"]), strict=True))
 
 
+def _check_size(file: BinaryIO) -> None:
+    """Raise if the arrays take more than the file does, as what is compressed may."""
+    with zipfile.ZipFile(file) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > file.seek(0, os.SEEK_END):
+        raise ValueError(f"{size} bytes of arrays")
+    file.seek(0)
+
+
 def _digest(theta: np.ndarray) -> str:
     return hashlib.sha256(theta.dtype.str.encode() + theta.tobytes()).hexdigest()
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file that is whole, or as it was before."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _to_lists(frame: pd.DataFrame) -> dict[str, list[Any]]:

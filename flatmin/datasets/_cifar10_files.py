@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flatmin._utils.regular_files import is_there, open_regular
 from flatmin.datasets._homes import ENVIRONMENT_VARIABLE, homes
-from flatmin.datasets._regular_files import is_there
 from flatmin.datasets._restricted_pickle import MAX_BYTES, load_plain_pickle
 
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -133,7 +133,7 @@ def read_batches(source: Path, names: Sequence[str]) -> dict[str, Batch]:
     if source.is_dir():
         batches = {}
         for name in names:
-            with open(source / name, "rb") as stream:
+            with open_regular(source / name) as stream:
                 # Not all of a file that is far too large.
                 content = stream.read(MAX_BYTES + 1)
             batches[name] = _read_batch(content, source=str(source / name))
@@ -193,7 +193,7 @@ def _read_archive(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Batch
     # tarfile's own reader takes the extended headers of any size into memory.
     wanted = {PurePosixPath(BATCH_FOLDER, name): name for name in names}
     try:
-        with gzip.open(path, "rb") as stream:
+        with open_regular(path) as file, gzip.open(file, "rb") as stream:
             # In the archive's order, since going back would decompress it anew.
             while (block := stream.read(_BLOCK)).strip(b"\0"):
                 header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")

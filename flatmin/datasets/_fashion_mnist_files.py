@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import fetch_openml
 
+from flatmin._utils.regular_files import is_there
 from flatmin.datasets._homes import ENVIRONMENT_VARIABLE, homes
 from flatmin.datasets._idx import read_idx, write_idx
-from flatmin.datasets._regular_files import is_there
 
 FOLDER = "fashion-mnist"
 HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"

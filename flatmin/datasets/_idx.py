@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from flatmin._utils.regular_files import open_regular
+
 _UNSIGNED_BYTE = 0x08
 
 
@@ -55,7 +57,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """
     n_bytes = math.prod(shape)
     try:
-        with gzip.open(path, "rb") as stream:
+        with open_regular(path) as file, gzip.open(file, "rb") as stream:
             got = _shape_in_header(stream, path)
             if got != shape:
                 raise OSError(

@@ -6,6 +6,7 @@ from flatmin.dynamics._callback_state import callback_settings, store_callbacks
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._criterion import MeanLoss
 from flatmin.dynamics._descent import DivergenceError, NoisyDescent
+from flatmin.dynamics._descent_state import check_rows
 from flatmin.dynamics._monitors import check_monitors
 from flatmin.dynamics._net import (
     NoisyNetClassifier,
@@ -40,6 +41,7 @@ __all__ = [
     "check_callbacks",
     "check_monitors",
     "check_plain_steps",
+    "check_rows",
     "resolve_optimizer",
     "run_warmup",
     "simulate",

@@ -1,17 +1,36 @@
-"""What skorch's callbacks remember, as plain values."""
+"""What skorch's callbacks remember, as plain values.
+
+State are numbers, tensors and containers of them. What a callback was made with, and
+every text, which may be a name or a path, is a setting: it comes from the callback that
+runs, and a checkpoint that has another one is refused.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from skorch.callbacks import Callback
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from flatmin._utils.plain import as_plain
+from flatmin._utils.fingerprint import hashes
+from flatmin._utils.plain import as_plain, from_plain
 
-__all__ = ["callback_settings", "load_callbacks", "store_callbacks"]
+__all__ = [
+    "callback_settings",
+    "check_unchanged",
+    "fixed_values",
+    "load_callbacks",
+    "store_callbacks",
+]
+
+_WAY_OUT = (
+    "Let the callback keep it as a number or a tensor in an attribute of its own that "
+    "ends in an underscore, or give it the methods state_dict and load_state_dict."
+)
 
 
 def callback_settings(callback: Any) -> dict[str, Any]:
@@ -45,7 +64,7 @@ def store_callbacks(callbacks: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     Returns
     -------
     dict of str to dict
-        For :func:`load_callbacks`.
+        For :func:`load_callbacks`; without settings.
 
     Raises
     ------
@@ -54,6 +73,55 @@ def store_callbacks(callbacks: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """
     stored = {name: _store(callback) for name, callback in callbacks}
     return copy.deepcopy(stored)
+
+
+def fixed_values(callbacks: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """Return hashes of what no checkpoint brings back, and so may not change.
+
+    Parameters
+    ----------
+    callbacks : iterable of (name, callback) pairs
+        Told that the training begins.
+
+    Returns
+    -------
+    dict of str to str
+        By the place of each, in words.
+    """
+    found: dict[str, Any] = {}
+    for title, callback in callbacks:
+        if _keeps_itself(callback):
+            continue  # and says itself what it keeps
+        for name, value in callback_settings(callback).items():
+            # Functions and the like do not change.
+            with suppress(TypeError):
+                found[f"{name} of {title}"] = as_plain(value, name)
+        stored = _store(callback)
+        for at, text in _texts({**stored["values"], **stored["parts"]}):
+            found[f"{at} of {title}"] = text
+    return hashes(found)
+
+
+def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise if a training has changed what no checkpoint would bring back.
+
+    Parameters
+    ----------
+    before, now : mapping of str to str
+        From :func:`fixed_values`.
+
+    Raises
+    ------
+    TypeError
+        With what it is.
+    """
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            raise TypeError(
+                f"A checkpoint cannot hold {name}, which has changed while training: "
+                "what a callback is made with, and text, which may be the name of a "
+                f"file, comes from the callback that runs. {_WAY_OUT}"
+            )
 
 
 def load_callbacks(
@@ -73,7 +141,7 @@ def load_callbacks(
     Raises
     ------
     ValueError
-        If one has made such a thing only later.
+        If one has made such a thing only later, or the checkpoint has other settings.
     """
     for name, callback in callbacks:
         _load(callback, stored[name], begun)
@@ -86,34 +154,97 @@ def _store(callback: Any) -> dict[str, Any]:
     settings = callback_settings(callback)
     values, parts = {}, {}
     for name, value in vars(callback).items():
+        if name in settings:
+            continue
         if _keeps_itself(value) or isinstance(value, Callback):
             parts[name] = _store(value)
             continue
         try:
             values[name] = _plain(value, f"{name} of {title}")
         except TypeError:
-            if not (name in settings or callable(value)):  # these do not change
+            if not callable(value):  # which does not change
                 raise
     return {"values": values, "parts": parts}
 
 
 def _load(callback: Any, stored: Mapping[str, Any], begun: bool) -> None:
+    if isinstance(callback, LRScheduler | ReduceLROnPlateau):
+        _load_schedule(callback, stored["state"])
+        return
     if "state" in stored:
         callback.load_state_dict(stored["state"])
         return
+    kind, settings = type(callback), callback_settings(callback)
     for name, value in stored["values"].items():
+        title, held = f"{name} of {kind.__name__}", getattr(kind, name, None)
+        is_code = callable(held) or hasattr(held, "__get__") or name.startswith("__")
+        if name in settings or is_code:
+            raise ValueError(f"The checkpoint would set {title}, which is no state.")
+        if any(True for _ in _texts(value)):
+            if not (begun or hasattr(callback, name)):
+                continue  # of a training that is over: it has not been made here
+            _check_texts(value, getattr(callback, name, None), title)
         setattr(callback, name, value)
     for name, state in stored["parts"].items():
         part = getattr(callback, name, None)
-        if part is not None:
+        if _keeps_itself(part) or isinstance(part, Callback):
             _load(part, state, begun)
         elif begun:
             raise ValueError(
-                f"The callback {type(callback).__name__} has no {name} when a training "
+                f"The callback {kind.__name__} has no {name} when a training "
                 "begins, so a checkpoint cannot bring it back. Give the callback the "
                 "methods state_dict and load_state_dict, or begin in another "
                 "checkpoint_dir without it."
             )
+
+
+def _load_schedule(schedule: Any, stored: Mapping[str, Any]) -> None:
+    """Give a schedule its counters; its own method would take any attribute."""
+    _check_schedule(schedule, stored)
+    schedule.load_state_dict(copy.deepcopy(dict(stored)))
+
+
+def _check_schedule(schedule: Any, stored: Mapping[str, Any]) -> None:
+    own = from_plain(as_plain(schedule.state_dict(), "the schedule"))
+    # The parameter that is no setting but how far it has come.
+    settings = inspect.signature(type(schedule)).parameters.keys() - {"last_epoch"}
+    title = type(schedule).__name__
+    for name, value in stored.items():
+        if name not in own:
+            raise ValueError(f"The checkpoint would set {name} of {title}.")
+        if name == "_schedulers":  # of one schedule after the other
+            for part, state in zip(schedule._schedulers, value, strict=True):
+                _check_schedule(part, state)
+            continue
+        _check_texts(value, own[name], f"{name} of {title}")
+        if name in settings and hashes({"": value}) != hashes({"": own[name]}):
+            raise ValueError(f"The checkpoint has another {name} of {title}.")
+
+
+def _check_texts(found: Any, own: Any, title: str) -> None:
+    if list(_texts(found)) != list(_texts(own)):
+        raise ValueError(
+            f"The checkpoint has another text in {title} than the callback that runs. "
+            f"A text is a setting, and not brought back. {_WAY_OUT}"
+        )
+
+
+def _texts(value: Any, at: str = "") -> Iterable[tuple[str, str]]:
+    """Return the texts in a plain value, and where; keys of dicts are none."""
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, set):
+        yield from ((at, item) for item in sorted(filter(_is_text, value)))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _texts(item, f"{at}[{i}]")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _keeps_itself(value: Any) -> bool:

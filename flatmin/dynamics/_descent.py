@@ -14,6 +14,7 @@ from flatmin._utils.messages import message
 from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
+from flatmin.dynamics._descent_state import check_descent_state, check_groups
 from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import EmpiricalRisk, Risk
@@ -282,14 +283,26 @@ class NoisyDescent:
             "step_start": self._step_start,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(
+        self, state: dict[str, Any], *, has_callbacks: bool = False
+    ) -> None:
         """Go back to where :meth:`state_dict` was called.
 
         Parameters
         ----------
         state : dict
             Of a descent that was made with the same arguments.
+        has_callbacks : bool, default=False
+            Whether there is what may have changed the optimizer's numbers.
+
+        Raises
+        ------
+        ValueError
+            If it is the state of another descent.
         """
+        check_descent_state(state, self.theta, self._batches)
+        groups = state["optimizer"]["param_groups"]
+        check_groups(groups, self.optimizer.param_groups, may_change=has_callbacks)
         self.iteration = state["iteration"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.binding.assign(state["theta"])

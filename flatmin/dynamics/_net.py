@@ -29,9 +29,15 @@ from skorch.history import History
 from flatmin._utils.names import check_known
 from flatmin._utils.plain import as_plain
 from flatmin.dynamics._binding import FlatBinding
-from flatmin.dynamics._callback_state import load_callbacks, store_callbacks
+from flatmin.dynamics._callback_state import (
+    check_unchanged,
+    fixed_values,
+    load_callbacks,
+    store_callbacks,
+)
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import NoisyDescent
+from flatmin.dynamics._descent_state import check_history, check_rows
 from flatmin.dynamics._recorder import Recorder
 from flatmin.risk.module_copy import copy_module
 
@@ -47,7 +53,7 @@ _TRAINS_INSIDE = (
     "with warm_start=True to go on from where it is."
 )
 _OF_A_TRAINING = ("descent_", "recorder_", "_plan_", "_block_end_", "_begun_block_")
-_OF_A_TRAINING += ("_n_steps_before_",)
+_OF_A_TRAINING += ("_n_steps_before_", "_fixed_")
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
@@ -113,6 +119,7 @@ class _NoisyNet(NeuralNet):
         self._plan_ = (max_iter, record_every, offset, progress, checkpoints)
         self._n_steps_before_ = n_steps_before
         self._begun_block_: dict[str, Any] | None = None
+        self._fixed_: dict[str, str] | None = None
 
     def state_(self) -> dict[str, Any]:
         """Return what the net and its callbacks remembered at the last block's end.
@@ -127,15 +134,21 @@ class _NoisyNet(NeuralNet):
         Raises
         ------
         TypeError
-            If something that they remember is no plain value.
+            If something that they remember is no plain value, or could not be brought
+            back.
         """
         n_blocks, callbacks = self._block_end_
         if isinstance(callbacks, TypeError):
             raise callbacks
         history = self.history.to_list()[:n_blocks]
+        history = as_plain(history, "the history of the net")
+        try:
+            check_history(history)
+        except ValueError as error:
+            raise TypeError(str(error)) from error
         return {
             "rows": self.rows_,
-            "history": as_plain(history, "the history of the net"),
+            "history": history,
             "callbacks": callbacks,
         }
 
@@ -148,13 +161,23 @@ class _NoisyNet(NeuralNet):
             From :meth:`state_`, and the "descent".
         begun : bool
             Whether callbacks have been told that the training begins.
+
+        Raises
+        ------
+        ValueError
+            If it is not the state of this net.
         """
+        check_rows(state["rows"])
+        check_history(state["history"])
         self.rows_ = list(state["rows"])
         self.history = History(state["history"])
         remembered = copy.deepcopy(state["callbacks"])  # lists that will grow
         load_callbacks(self.callbacks_, remembered, begun=begun)
         self._block_end_ = (len(self.history), state["callbacks"])
-        self.descent_.load_state_dict(state["descent"])
+        self._fixed_ = fixed_values(self.callbacks_)
+        self.descent_.load_state_dict(
+            state["descent"], has_callbacks=bool(self.callbacks)
+        )
         in_block = self.descent_.iteration % self._plan_[1] != 0
         self._begun_block_ = state["descent"] if in_block else None
 
@@ -171,6 +194,9 @@ class _NoisyNet(NeuralNet):
         remembered: dict[str, Any] | TypeError
         try:
             remembered = store_callbacks(self.callbacks_)
+            now = fixed_values(self.callbacks_)
+            self._fixed_ = now if self._fixed_ is None else self._fixed_
+            check_unchanged(self._fixed_, now)
         except TypeError as error:
             remembered = error
         self._block_end_ = (len(self.history), remembered)
@@ -285,7 +311,9 @@ class _NoisyNet(NeuralNet):
             )
         if self._begun_block_ is not None:
             # What callbacks do when a block begins has been done in it.
-            descent.load_state_dict(self._begun_block_)
+            descent.load_state_dict(
+                self._begun_block_, has_callbacks=bool(self.callbacks)
+            )
             self._begun_block_ = None
         else:
             descent.follow()

@@ -21,6 +21,7 @@ from skorch.helper import predefined_split
 from torch import Tensor, nn
 
 from flatmin._utils.folder_lock import locked_folder
+from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, spawn_seeds
@@ -174,7 +175,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         DivergenceError
             If the loss stops being finite and ``on_divergence="raise"``.
         KeyboardInterrupt
-            After Ctrl-C, with the fitted attributes of where it came.
+            After Ctrl-C, with the fitted attributes of where it came; or with those
+            from before, if it comes before the training or while they are set.
 
         Warns
         -----
@@ -185,22 +187,27 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             cannot be written, and those that are there are kept.
         """
         self._validate_params()
-        run = self._prepare(X, y, sample_weight, X_val, y_val)
-        net = self._make_net(run)
+        learner = twin_of(self)
+        run = learner._prepare(X, y, sample_weight, X_val, y_val)
+        net = learner._make_net(run)
         binding = FlatBinding(net.module_, watch=bool(self.callbacks))
         net.bind(binding)
-        binding.assign(self._start(run))
+        binding.assign(learner._start(run))
         with locked_folder(self.checkpoint_dir):
             saved = None
             if self.checkpoint_dir is not None:
                 saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
             try:
                 warm_up(self, run, binding, saved)
-                self._train(run, net, binding, saved)
+                learner._train(run, net, binding, saved)
             except KeyboardInterrupt:
-                self._store(run, net, binding)
+                # Without a row of its own nothing has been trained.
+                if getattr(net, "rows_", None) or (run.rows and not run.continues):
+                    learner._store(run, net, binding)
+                    take_over(self, learner)
                 raise
-        self._store(run, net, binding)
+        learner._store(run, net, binding)
+        take_over(self, learner)
         if run.diverged is not None:
             warnings.warn(
                 f"{run.diverged} Stopped at the last parameters with a finite loss "
@@ -353,14 +360,15 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             checkpoints=Checkpoints() if saved is None else saved.of_phase("noise"),
         )
         found = None if saved is None else saved.found
-        if found is not None and found["phase"] == "finished":
-            net.load_(found, begun=False)
+        if saved is not None and found is not None and found["phase"] == "finished":
+            with saved.restoring():
+                net.load_(found, begun=False)
             return
         if found is not None and found["phase"] == "warmup":
             found = None
         with bar:
             bar.update(found["descent"]["iteration"] if found else 0)
-            self._iterate(run, net, descent, found)
+            self._iterate(run, net, descent, saved, found)
         if saved is not None:
             net.note_end_()
             saved.save(
@@ -372,6 +380,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         run: Run,
         net: Any,
         descent: NoisyDescent,
+        saved: RunCheckpoints | None,
         found: dict[str, Any] | None,
     ) -> None:
         """Run the blocks, all or those that are left."""
@@ -382,10 +391,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         examples = {"X": data.X, "y": data.y}
         with suppress(StopTraining):
             net.notify("on_train_begin", **examples)
-            if found is None:
+            if saved is None or found is None:
                 net.end_block_()
             else:
-                net.load_(found, begun=True)
+                with saved.restoring():
+                    net.load_(found, begun=True)
             left = self.max_iter - descent.iteration
             done = descent.iteration // self.record_every if left else net.max_epochs
             net.fit_loop(**examples, epochs=net.max_epochs - done)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from numbers import Integral
 from types import NoneType
 from typing import Any
@@ -15,7 +15,12 @@ from torch import Tensor
 from flatmin._utils.checkpoint_files import CheckpointFolder, check_checkpoint_every
 from flatmin._utils.fingerprint import check_identity, hashes
 from flatmin._utils.random import make_generator
-from flatmin.dynamics import Checkpoints, callback_settings, store_callbacks
+from flatmin.dynamics import (
+    Checkpoints,
+    callback_settings,
+    check_rows,
+    store_callbacks,
+)
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._run import Run
 from flatmin.noise import METHODS, Step, step_for
@@ -76,12 +81,39 @@ class RunCheckpoints:
         self.found: dict[str, Any] | None = self._folder.read()
         self._phases: set[str] = set()
         if self.found is not None:
-            check_identity(
-                self._folder.path, self.found.pop("identity", {}), self._identity
-            )
+            with self.restoring():
+                check_identity(
+                    self._folder.path, self.found.pop("identity", {}), self._identity
+                )
+                _check_found(self.found)
             self._phases.add(self.found["phase"])
             if self.found["phase"] != "finished":
                 self._compare_environment(self.found["environment"])
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Name the folder where what it holds does not fit.
+
+        Yields
+        ------
+        None
+
+        Raises
+        ------
+        ValueError
+            For whatever goes wrong inside: nothing has been trained yet.
+        """
+        try:
+            yield
+        except Exception as error:
+            text = str(error)
+            if isinstance(error, ValueError) and str(self._folder.path) in text:
+                raise
+            raise ValueError(
+                f"The checkpoint in {self._folder.path} is whole and does not fit this "
+                f"run. {type(error).__name__}: {text} Empty the folder, or name "
+                "another one, to begin anew."
+            ) from error
 
     def of_phase(self, phase: str) -> Checkpoints:
         """Return what saves a phase.
@@ -172,6 +204,15 @@ class RunCheckpoints:
                 "that was not interrupted.",
                 stacklevel=2,
             )
+
+
+def _check_found(found: Mapping[str, Any]) -> None:
+    check_rows(found["warmup_rows"])
+    phase, offset, diverged = found["phase"], found["offset"], found["diverged"]
+    fits = phase in ("warmup", "noise", "finished") and type(offset) is int
+    fits = fits and type(found["descent"]["iteration"]) is int
+    if not (fits and isinstance(diverged, str | None)):
+        raise ValueError("It does not say how far the run has come.")
 
 
 def check_checkpoint_params(estimator: Any) -> None:

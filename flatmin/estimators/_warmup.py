@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import joblib
 import torch
 from sklearn.utils.validation import check_memory
 
 from flatmin._utils.fingerprint import hashes
+from flatmin._utils.plain import as_plain, from_plain
+from flatmin._utils.plain_bytes import from_bytes, to_bytes
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import (
     Checkpoints,
@@ -17,6 +22,7 @@ from flatmin.dynamics import (
     NoisyDescent,
     Recorder,
     WarmupResult,
+    check_rows,
     resolve_optimizer,
     run_warmup,
 )
@@ -86,8 +92,10 @@ def warm_up(
     if saved is not None:
         settings["checkpoints"] = saved.of_phase("warmup")
         if found is not None:
-            settings["rows"] = found["rows"]
-            descent.load_state_dict(found["descent"])
+            with saved.restoring():
+                check_rows(found["rows"])
+                settings["rows"] = found["rows"]
+                descent.load_state_dict(found["descent"])
     try:
         if key is None:
             result = run_warmup(descent, recorder, **settings)
@@ -140,32 +148,79 @@ def _remembered(
     **settings: Any,
 ) -> WarmupResult:
     """Run a warm-up, or take it from a memory; then ``descent`` does not move."""
+    memory = check_memory(memory)
     # ``joblib.hash`` of modules and generators is not stable: the key stands for them.
     # So does it for a run that a checkpoint has brought on its way.
-    ignored = ["descent", "recorder", "verbose", "rows", "checkpoints"]
-    cached = check_memory(memory).cache(_run, ignore=ignored)
-    return WarmupResult(*cached(key, descent, recorder, **settings))
+    ignored = ["descent", "recorder", "runs", "verbose", "rows", "checkpoints"]
+    cached = memory.cache(_run, ignore=ignored)
+    runs: list[WarmupResult | None] = []
+    arguments = (joblib.hash(key, coerce_mmap=True), descent, recorder, runs)
+    is_known = getattr(cached, "check_call_in_cache", None)
+    run_anew = getattr(cached, "call", _run)  # what has only ``cache`` may not have it
+    try:
+        known = is_known is not None and is_known(*arguments, **settings)
+        found = cached(*arguments, **settings)
+        if not runs:
+            return _unpack(found)
+        # What joblib cannot read it has replaced, and told a log.
+        fault = "joblib cannot read it." if known else None
+    except Exception as error:
+        if runs:  # the warm-up's own
+            raise
+        fault = str(error)
+        if not isinstance(error, ValueError) or isinstance(error, UnicodeError):
+            # joblib's, of what it keeps of the function; this writes it anew.
+            getattr(cached, "clear", lambda warn: None)(warn=False)
+    if fault is not None:
+        warnings.warn(
+            f"What the memory {getattr(memory, 'location', memory)} holds of a warm-up "
+            f"is damaged: {fault} The warm-up is run again, and replaces it.",
+            stacklevel=2,
+        )
+    if not runs:
+        run_anew(*arguments, **settings)
+    result = runs[-1]
+    if result is None:
+        raise RuntimeError(f"{memory} must call the function that it is given.")
+    return result
 
 
 def _run(
-    key: dict[str, str],
+    key: str,
     descent: NoisyDescent,
     recorder: Recorder,
+    runs: list[WarmupResult | None],
     n_iter: int,
     record_every: int,
     verbose: bool | int,
     rows: Sequence[dict[str, Any]],
     checkpoints: Checkpoints,
-) -> tuple[Any, ...]:
+) -> bytes:
+    """Append the result to ``runs``, and return it with a checksum."""
     del key  # joblib's, not ours
-    return tuple(
-        run_warmup(
-            descent,
-            recorder,
-            n_iter=n_iter,
-            record_every=record_every,
-            verbose=verbose,
-            rows=rows,
-            checkpoints=checkpoints,
-        )
+    runs.append(None)
+    runs[-1] = result = run_warmup(
+        descent,
+        recorder,
+        n_iter=n_iter,
+        record_every=record_every,
+        verbose=verbose,
+        rows=rows,
+        checkpoints=checkpoints,
     )
+    return _pack(result)
+
+
+def _pack(result: WarmupResult) -> bytes:
+    # Bytes: what joblib unpickles of a damaged file is then as simple as it can be.
+    content = to_bytes(as_plain(tuple(result), "the warm-up"))
+    return hashlib.sha256(content).digest() + content
+
+
+def _unpack(found: Any) -> WarmupResult:
+    if not isinstance(found, bytes):
+        raise ValueError("it is of another kind.")
+    digest, content = found[:32], found[32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its checksum is wrong.")
+    return WarmupResult(*from_plain(from_bytes(content)))

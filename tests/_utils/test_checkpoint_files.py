@@ -66,17 +66,25 @@ def test_every_altered_byte_is_noticed(tmp_path):
         altered = bytearray(whole)
         altered[place] ^= 1
         path.write_bytes(altered)
-        with pytest.raises(ValueError, match=r"cut off|altered|format 1\. Got"):
+        with pytest.raises(ValueError, match=r"cut off|altered|format 2\. Got"):
             read_file(path)
 
 
 def test_another_version_is_named(tmp_path):
     path = tmp_path / "a.flatmin"
     write_file(path, CONTENT)
-    path.write_bytes(path.read_bytes().replace(b"checkpoint/1", b"checkpoint/2", 1))
-    with pytest.raises(ValueError, match=r"of format 1\. Got format '2'") as error:
+    path.write_bytes(path.read_bytes().replace(b"checkpoint/2", b"checkpoint/1", 1))
+    with pytest.raises(ValueError, match=r"of format 2\. Got format '1'") as error:
         read_file(path)
     assert not isinstance(error.value, DamagedFileError)
+
+
+def write_payload(path, payload):
+    """Write a file with a right header, as a forger does."""
+    digest = hashlib.sha256(payload).hexdigest()
+    path.write_bytes(
+        f"flatmin.checkpoint/2 {len(payload)} {digest}\n".encode() + payload
+    )
 
 
 class Code:
@@ -94,9 +102,8 @@ def test_no_code_is_run(tmp_path, how):
     buffer = io.BytesIO()
     torch.save(code, buffer) if how == "torch.save" else pickle.dump(code, buffer, 2)
     payload = buffer.getvalue()
-    digest = hashlib.sha256(payload).hexdigest().encode()
     path = tmp_path / "a.flatmin"
-    path.write_bytes(b"flatmin.checkpoint/1 " + digest + b"\n" + payload)
+    write_payload(path, payload)
     with pytest.raises(DamagedFileError, match="holds more than plain values"):
         read_file(path)
     assert names(tmp_path) == ["a.flatmin"]

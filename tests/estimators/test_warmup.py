@@ -1,7 +1,10 @@
 """The phase before the noise, and its memory."""
 
 import copy
+import re
+import warnings
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from joblib import Memory
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
-from flatmin.dynamics import run_warmup
+from flatmin.dynamics import DivergenceError, run_warmup
 from flatmin.estimators import _warmup
 from flatmin.noise import SGD
 
@@ -198,3 +201,94 @@ def test_it_depends_on_the_data(tmp_path, runs):
 
 def test_without_a_random_state_there_is_no_memory(tmp_path, runs):
     assert n_runs(runs, tmp_path, [{"random_state": None}] * 2) == 2
+
+
+# ------------------------------------------------------------------ a damaged memory
+def remembered(memory):
+    return classifier(warmup_iter=20, max_iter=2, memory=memory).fit(X, y)
+
+
+def forget():
+    """Forget what joblib keeps in the process, as a new one would."""
+    joblib.memory._FUNCTION_HASHES.clear()
+
+
+def the_file(folder, name):
+    (path,) = folder.rglob(name)
+    return path
+
+
+@pytest.mark.parametrize("settings", [{}, {"mmap_mode": "r"}, {"compress": 3}])
+def test_every_flip_in_a_memory_is_noticed(tmp_path, runs, settings):
+    memory = Memory(tmp_path, verbose=0, **settings)
+    whole = remembered(memory)
+    path = the_file(tmp_path, "output.pkl")
+    content = path.read_bytes()
+    for place in np.linspace(0, len(content) - 1, 12).astype(int):
+        altered = bytearray(content)
+        altered[place] ^= 1 << (place % 8)
+        path.write_bytes(altered)
+        done = len(runs)
+        match = "memory.*is damaged.*run again, and replaces it"
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = remembered(memory)
+        assert found.params_.tobytes() == whole.params_.tobytes()
+        assert found.history_.equals(whole.history_)
+        if len(runs) > done:  # else the flip has changed nothing that is read
+            texts = [str(each.message) for each in said]
+            assert any(re.search(match, each) for each in texts)
+            assert any(str(tmp_path) in each for each in texts)
+            assert path.read_bytes() == content  # replaced
+        path.write_bytes(content)
+    assert len(runs) > 8
+
+
+@pytest.mark.parametrize("name", ["output.pkl", "metadata.json", "func_code.py"])
+@pytest.mark.parametrize("new", [b"", b"\xff\xfe", b"other"])
+@pytest.mark.filterwarnings("ignore:What the memory")
+def test_other_files_of_a_memory(tmp_path, runs, name, new):
+    memory = Memory(tmp_path, verbose=0)
+    whole = remembered(memory)
+    the_file(tmp_path, name).write_bytes(new)
+    forget()
+    assert remembered(memory).params_.tobytes() == whole.params_.tobytes()
+    n_runs = len(runs)
+    assert n_runs == (1 if name == "metadata.json" else 2)
+    forget()
+    assert remembered(memory).params_.tobytes() == whole.params_.tobytes()
+    assert len(runs) == n_runs  # it has been replaced
+
+
+class OneFunction:
+    """Has no more than a memory must have."""
+
+    def __init__(self):
+        self.held = {}
+
+    def cache(self, function, ignore):
+        def cached(key, *arguments, **settings):
+            if key not in self.held:
+                self.held[key] = function(key, *arguments, **settings)
+            return self.held[key]
+
+        return cached
+
+
+def test_a_memory_of_ones_own(runs):
+    memory = OneFunction()
+    whole = remembered(memory)
+    assert remembered(memory).params_.tobytes() == whole.params_.tobytes()
+    assert len(runs) == 1
+    (key,) = memory.held
+    memory.held[key] = memory.held[key][:-1]
+    with pytest.warns(UserWarning, match="is damaged: its checksum is wrong"):
+        assert remembered(memory).params_.tobytes() == whole.params_.tobytes()
+
+
+def test_the_warmups_own_error_is_not_a_damage(tmp_path, runs):
+    clf = classifier(warmup_iter=20, warmup_lr=1e30, memory=str(tmp_path))
+    for n in (1, 2):
+        with pytest.raises(DivergenceError):
+            clf.fit(X, y)
+        assert len(runs) == n
