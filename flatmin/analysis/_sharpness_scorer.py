@@ -6,6 +6,7 @@ import inspect
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
+from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._base import ModelByReference
@@ -148,6 +149,7 @@ class SharpnessScorer(ModelByReference):
         """
         return -float(self._measure(estimator, X, y, sample_weight))
 
+    @one_at_a_time
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Measure the model that the scorer was made with.
 
@@ -178,6 +180,7 @@ class SharpnessScorer(ModelByReference):
         self.n_matvecs_ = result.n_matvecs
         return self
 
+    @one_at_a_time
     def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Return minus the sharpness of the model that the scorer was made with.
 

@@ -7,12 +7,11 @@ torch 2.13).
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
+from flatmin._utils.quiet import ignored
 from flatmin.risk.chunks import Chunk, iterate_chunks
 from flatmin.risk.isolation import isolated
 from flatmin.risk.kernels import twice_differentiable
@@ -112,9 +111,8 @@ class ExampleHessians:
 
             return product(product(v))
 
-        with twice_differentiable(self.model.module), warnings.catch_warnings():
-            # Of PyTorch's own use of its old parts, when forward mode first loads.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        # Of PyTorch's own use of its old parts, when forward mode first loads.
+        with twice_differentiable(self.model.module), ignored(DeprecationWarning):
             mapped = vectorize(single)
             rows = isolated(lambda: mapped(chunk.X, chunk.y, weights))
         return rows.sum(0).detach()

@@ -7,7 +7,6 @@ gradient in float64. G v and gᵢᵀv take J v and first derivatives of the netw
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
+from flatmin._utils.quiet import ignored
 from flatmin.risk.callable_loss import CallableLoss
 from flatmin.risk.chunks import Chunk
 from flatmin.risk.double_backward import DoubleBackward
@@ -302,9 +302,8 @@ def _forward(
 
     def along(v: Tensor) -> Tensor:
         point.model.bind(point.theta)
-        with twice_differentiable(point.model.module), warnings.catch_warnings():
-            # Of PyTorch's own use of its old parts, when forward mode first loads.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        # Of PyTorch's own use of its old parts, when forward mode first loads.
+        with twice_differentiable(point.model.module), ignored(DeprecationWarning):
             product: Tensor = isolated(lambda: jvp(function, (point.theta,), (v,)))[1]
         # Parameters that are reached past θ leave a graph.
         return product.detach()

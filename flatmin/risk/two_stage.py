@@ -9,7 +9,6 @@ second call, torch 2.13).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flatmin._utils.quiet import ignored
 from flatmin.risk.graph_passes import simplify
 from flatmin.risk.isolation import isolated
 
@@ -65,8 +65,7 @@ def trace_in_two(
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")  # of PyTorch's own use of its old parts
+    with ignored(), torch.enable_grad():  # of PyTorch's own use of its old parts
         traced = isolated(lambda: _trace(pure, theta, direction, *data))
     simplify(traced.graph)
     for node in traced.graph.nodes:
