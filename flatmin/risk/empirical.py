@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ from flatmin.risk.label_noise import (
 )
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
+from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.module_checks import trainable
 from flatmin.risk.module_copy import copy_module
@@ -220,12 +222,15 @@ class EmpiricalRisk:
         self._all_traces: dict[tuple[int, int], Traces] = {}
         rows = ROW_BUDGET // self._work_per_example
         self._row_chunk_size = max(1, min(chunk_size, n_examples, rows))
-        self._sums = ExampleSums(self._model, self._row_chunk_size, self._trial_scalars)
+        # No method of the risk's own: it would be held by what it holds, and its memory
+        # would wait for a collection.
+        trial_scalars = partial(_trial_scalars, self._model, self._loss, self._few)
+        self._sums = ExampleSums(self._model, self._row_chunk_size, trial_scalars)
         self._ways = ProductWays(
             self._model,
             self._loss,
             self._sums,
-            self._trial_chunk,
+            self._few,
             finite_difference=hvp == "finite_difference",
         )
         self._hessians = ExampleHessians(self._ways)
@@ -1058,20 +1063,6 @@ class EmpiricalRisk:
             self._sums.moments(self._scalars(chunk)) for chunk in self._chunks()
         )
 
-    def _trial_chunk(self) -> Chunk:
-        return self._few
-
-    def _trial_scalars(self) -> ExampleScalars:
-        """Return losses and products of outputs with random numbers, to try rows on."""
-        outputs = self._model.evaluate(self._few.X)
-
-        def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
-            # The loss alone can have slopes of zero.
-            return self._loss.per_example(outputs, y) + inner_products(outputs, u)
-
-        args = self._few.y, random_like(outputs, 0)
-        return ExampleScalars(self._few.X, args, scalar)
-
     def _scalars(self, chunk: Chunk) -> ExampleScalars:
         """Return ℓ̃ᵢ of a chunk, to be differentiated."""
 
@@ -1109,6 +1100,17 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
             for a, b in zip(held[0].values(), held[1].values(), strict=True)
         )
     )
+
+
+def _trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:
+    """Return losses and products of outputs with random numbers, to try rows on."""
+    outputs = model.evaluate(few.X)
+
+    def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        # The loss alone can have slopes of zero.
+        return loss.per_example(outputs, y) + inner_products(outputs, u)
+
+    return ExampleScalars(few.X, (few.y, random_like(outputs, 0)), scalar)
 
 
 def _trial_examples(examples: ExampleData) -> Tensor:

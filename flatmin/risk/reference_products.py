@@ -48,8 +48,8 @@ class ProductWays:
     loss : ExampleLoss
     sums : ExampleSums
         Gives the rows.
-    examples : callable
-        Returns the few examples to try on, a Chunk.
+    examples : Chunk
+        The few to try on.
     finite_difference : bool
         Whether H v is a difference of gradients.
 
@@ -68,7 +68,7 @@ class ProductWays:
         model: FlatModel,
         loss: ExampleLoss,
         sums: ExampleSums,
-        examples: Callable[[], Chunk],
+        examples: Chunk,
         *,
         finite_difference: bool,
     ) -> None:
@@ -180,7 +180,7 @@ class ProductWays:
     def _check_outputs(self, choice: Choice, theta: Tensor) -> None:
         """Raise, and forget what was tried, where no way could be right."""
         self.model.bind(theta)
-        few = self.examples()
+        few = self.examples
         outputs = self.model.evaluate(few.X)
         try:
             _check_finite("The outputs at θ", outputs)
@@ -191,7 +191,7 @@ class ProductWays:
 
     def _sizes(self) -> list[Chunk]:
         """Return the examples to try on: together, and one alone."""
-        chunk = self.examples()
+        chunk = self.examples
         if len(chunk.X) == 1:
             return [chunk]
         one = Chunk(chunk.X[-1:], chunk.y[-1:], None, slice(0, 1))
