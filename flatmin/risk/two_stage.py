@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -145,4 +147,16 @@ def _cut(traced: GraphModule) -> TwoStage:
         for node in traced.graph.nodes
         if node.op == "get_attr"
     )
-    return TwoStage(GraphModule(traced, prepare), GraphModule(traced, use), constants)
+    return TwoStage(_compiled(prepare, traced), _compiled(use, traced), constants)
+
+
+def _compiled(graph: Graph, traced: GraphModule) -> Callable[..., Any]:
+    """Return a graph as a function, of the arguments that it has."""
+    # A GraphModule and its graph hold each other, so its memory, and that of the
+    # constants, would wait for a collection.
+    code = graph.python_code("constants")
+    names = [node.target for node in graph.nodes if node.op == "get_attr"]
+    constants = SimpleNamespace(**{name: getattr(traced, name) for name in names})
+    scope = dict(code.globals)
+    exec(compile(code.src, "<a trace of flatmin>", "exec"), scope)
+    return partial(scope.pop("forward"), constants)
