@@ -19,6 +19,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from flatmin._utils.learned import take_over, twin_of
+from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin._utils.validation import Interval, StrOptions
@@ -117,7 +118,11 @@ class ModelByReference(BaseEstimator):
 
 
 class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByReference):
-    """Analyses a fitted model by a matrix of its risk; see the subclasses."""
+    """Analyses a fitted model by a matrix of its risk; see the subclasses.
+
+    Several threads may call one analyzer, or several of one model: they wait for each
+    other, so what is kept between calls is of one model and one setting.
+    """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
@@ -146,6 +151,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
         """Return k eigenpairs of that matrix."""
 
+    @one_at_a_time
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Fix the data to analyse on.
 
@@ -190,6 +196,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     def _n_features_out(self) -> int:
         return self._basis_size(self.risk_)
 
+    @one_at_a_time
     def fit_transform(
         self, X: Any = None, y: Any = None, sample_weight: Any = None
     ) -> np.ndarray:
@@ -208,6 +215,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """
         return self.fit(X, y, sample_weight).transform(X, y)
 
+    @one_at_a_time
     def audit(self) -> Audit:
         """Try the identities of the mathematics on the model, the loss and the data.
 
@@ -219,6 +227,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """
         return self._risk().audit()
 
+    @one_at_a_time
     def eigen(self, k: int | None = None, *, which: str = "LA") -> Eigenpairs:
         """Return leading eigenpairs.
 

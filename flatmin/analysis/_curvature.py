@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin._utils.validation import StrOptions
 from flatmin.analysis._base import BaseAnalyzer
@@ -150,6 +151,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.random_state = random_state
         self.verbose = verbose
 
+    @one_at_a_time
     def trace(self, *, rtol: float = 0.02, max_matvecs: int = 200) -> Trace:
         """Return the trace, exact where that is cheap.
 
@@ -190,6 +192,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             self.matrix, float(result.value), float(result.stderr), result.n_matvecs
         )
 
+    @one_at_a_time
     def diagonal(self, *, rtol: float = 0.05, max_matvecs: int = 200) -> Diagonal:
         """Return the diagonal, exact where that is cheap.
 
@@ -227,6 +230,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         value, stderr = result.value.cpu().numpy(), result.stderr.cpu().numpy()
         return Diagonal(self.matrix, value, stderr, result.n_matvecs, names)
 
+    @one_at_a_time
     def density(self, *, n_probes: int = 10, n_steps: int = 80) -> Spectrum:
         """Return the distribution of all eigenvalues.
 
@@ -258,6 +262,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         )
         return Spectrum.wrap(self.matrix, result)
 
+    @one_at_a_time
     def matvec(self, v: Any) -> np.ndarray:
         """Return the product of the matrix with vectors.
 
@@ -277,6 +282,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         product = operator.matvec(v) if v.ndim == 1 else operator.matmat(v)
         return product.cpu().numpy()
 
+    @one_at_a_time
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Return per-example gradients gᵢ in the leading eigenbasis.
 
@@ -294,6 +300,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         """
         return self._new_coordinates(X, y, self._basis().eigenvectors)
 
+    @one_at_a_time
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the share of Tr(Σ) that lies in the leading eigenbasis.
 

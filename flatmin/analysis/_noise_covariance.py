@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_count
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
@@ -117,6 +118,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.random_state = random_state
         self.verbose = verbose
 
+    @one_at_a_time
     def trace(self) -> Trace:
         """Return Tr(Σ), by one sweep over the examples.
 
@@ -126,6 +128,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         """
         return Trace(self._name, float(self._variances(self._risk()).sum()), 0, 0)
 
+    @one_at_a_time
     def diagonal(self) -> Diagonal:
         """Return diag(Σ), by one sweep over the examples.
 
@@ -138,6 +141,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         names = self._parameter_names(risk)
         return Diagonal(self._name, value, np.zeros_like(value), 0, names)
 
+    @one_at_a_time
     def sample(self, n: int = 1) -> np.ndarray:
         """Draw from N(0, Σ), each by one backward pass.
 
@@ -171,6 +175,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             draws.append(check_finite("A draw", draw, risk, self._indices(risk)))
         return torch.stack(draws).cpu().numpy()
 
+    @one_at_a_time
     def alignment(
         self, k: int | None = None, *, rtol: float = 0.02, max_matvecs: int = 200
     ) -> AlignmentTable:
@@ -210,6 +215,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             result.undefined,
         )
 
+    @one_at_a_time
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Return per-example gradients in the leading eigenbasis, as PCA would.
 
@@ -229,6 +235,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         mean = self._keep("mean", lambda: self._mean_coordinates(basis))
         return self._new_coordinates(X, y, basis.eigenvectors) - mean
 
+    @one_at_a_time
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the overlap of the basis V of Σ with the basis U of H.
 

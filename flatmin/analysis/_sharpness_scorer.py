@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from flatmin._utils.learned import take_over, twin_of
+from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._base import ModelByReference
@@ -149,6 +150,7 @@ class SharpnessScorer(ModelByReference):
         """
         return -float(self._measure(estimator, X, y, sample_weight))
 
+    @one_at_a_time
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
         """Measure the model that the scorer was made with.
 
@@ -181,6 +183,7 @@ class SharpnessScorer(ModelByReference):
         take_over(self, learner)
         return self
 
+    @one_at_a_time
     def score(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> float:
         """Return minus the sharpness of the model that the scorer was made with.
 

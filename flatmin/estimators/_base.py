@@ -24,6 +24,7 @@ from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
+from flatmin._utils.quiet import ignored
 from flatmin._utils.random import make_generator, spawn_seeds
 from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.dynamics import (
@@ -270,8 +271,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         )
         recorder = Recorder(risk, self._scorer(examples.y), metrics=self.metrics)
         if validation is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # said by the risk above
+            with ignored(UserWarning):  # said by the risk above
                 recorder.validation_risk = EmpiricalRisk(
                     module, loss, *validation.for_risk(), **options
                 )
@@ -488,12 +488,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     @property
     def risk_(self) -> EmpiricalRisk | None:
         """Risk of ``module_`` on the training data."""
-        module = self.module_
-        if self._risk is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # said in fit
-                self._risk = self._risk.with_module(module)
-        return self._risk
+        module, before = self.module_, self._risk
+        if before is None:
+            return None
+        with ignored(UserWarning):  # said in fit
+            risk = before.with_module(module)
+        if self._risk is before:  # no fit in another thread has ended meanwhile
+            self._risk = risk
+        return risk
 
     def make_risk(
         self,

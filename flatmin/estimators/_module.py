@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flatmin._utils.locks import Lock
 from flatmin._utils.names import check_known
 from flatmin.modules import MLP
 from flatmin.risk.module_copy import copy_module
@@ -20,7 +20,7 @@ __all__ = ["build_module"]
 
 # Layers draw their initial values from the global generator: one thread at a time may
 # seed it, build, and put it back.
-_BUILDING = threading.Lock()
+_BUILDING = Lock()
 
 
 def build_module(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from threading import get_ident
 
 import numpy as np
 import scipy.sparse.linalg
@@ -35,7 +36,8 @@ class LinearOperator(ABC):
     shape : tuple of int
         ``(*batch_shape, D, D)``.
     n_matvecs : int
-        Products with one vector taken so far (a batch counts once).
+        Products with one vector that the asking thread has taken so far (a batch
+        counts once).
     """
 
     def __init__(
@@ -49,7 +51,17 @@ class LinearOperator(ABC):
         self.shape = (*batch_shape, size, size)
         self.dtype = dtype
         self.device = device
-        self.n_matvecs = 0
+        self._n_matvecs: dict[int, int] = {}  # by thread
+
+    @property
+    def n_matvecs(self) -> int:
+        """Products taken so far, by the thread that asks."""
+        # Solvers count by differences, and two may work on one operator.
+        return self._n_matvecs.get(get_ident(), 0)
+
+    @n_matvecs.setter
+    def n_matvecs(self, n: int) -> None:
+        self._n_matvecs[get_ident()] = n
 
     @abstractmethod
     def _matvec(self, v: Tensor) -> Tensor:

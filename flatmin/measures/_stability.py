@@ -6,9 +6,11 @@ import math
 import warnings
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from flatmin._utils.numbers import check_count, check_positive
+from flatmin._utils.quiet import ignored
 from flatmin._utils.random import make_generator
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import check_finite
@@ -143,14 +145,20 @@ def non_uniformity(
         product, risk.n_params, dtype=risk.dtype, device=risk.device
     )
     # Rounding is not symmetric: of a matrix that is no more, there is nothing to warn.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with ignored(ConvergenceWarning):
         pair = eigsh(operator, 1, tol=tol, rng=make_generator(rng, risk.device))
     square = pair.eigenvalues[0]
     rounding = CLEAR * torch.finfo(risk.dtype).eps * largest
     if bool(square > rounding):
-        for warning in caught:
-            warnings.warn(warning.message, stacklevel=2)
+        if not bool(pair.converged):
+            off = float(pair.residuals / square)
+            warnings.warn(
+                f"s² has not converged to tol={tol:g} within {pair.n_matvecs} products "
+                f"(relative residual {off:.1e}): it lies close to others, or the "
+                "Hessians Hᵢ are not symmetric. Raise tol, or take float64.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return exact(square.sqrt())
     return Estimate(torch.zeros_like(square), rounding.sqrt())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch._C._functorch import get_dynamic_layer_stack_depth
 from torch.func import grad, vjp
 
 from flatmin._utils.messages import first_line
+from flatmin._utils.quiet import ignored
 from flatmin.risk.class_targets import ClassTargets, as_integers
 from flatmin.risk.losses import ExampleLoss, elementwise_targets, unit_targets
 from flatmin.risk.module_copy import copy_module
@@ -161,8 +161,7 @@ class CallableLoss(ExampleLoss):
         if self.whole is None:
             return
         outputs = outputs[:1].repeat_interleave(len(targets), 0)
-        with warnings.catch_warnings():  # KLDivLoss warns of its mean
-            warnings.simplefilter("ignore")
+        with ignored():  # KLDivLoss warns of its mean
             own = self.whole(outputs, targets)
         losses = self.per_example(outputs, targets)
         weights = self.target_weights(targets)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils import data
 
+from flatmin._utils.locks import Lock
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, iterate_chunks
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
 
 __all__ = ["ArrayData", "ExampleData", "Source", "StreamedData", "find_source"]
+
+# By the id of the data set that is read: several risks may read one, and what it reads
+# from, such as an open file, has one place at a time.
+_READING: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
+_FINDING = Lock()
 
 
 class ExampleData(Protocol):
@@ -153,7 +161,8 @@ class Source:
         X : Tensor of shape (n, ...)
         y : Tensor of shape (n, ...)
         """
-        X, y = _as_pair(self.collate([self.dataset[i] for i in indices]))
+        with _one_reader(self.dataset):
+            X, y = _as_pair(self.collate([self.dataset[i] for i in indices]))
         return X, y if self.targets is None else self.targets[indices]
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -176,8 +185,13 @@ class Source:
             num_workers=self.n_workers,
             generator=torch.Generator(),  # a loader draws a seed, else globally
         )
-        start = 0
-        for batch in loader:
+        start, batches = 0, iter(loader)
+        elsewhere: AbstractContextManager[Any] = nullcontext()  # in processes
+        while True:
+            with elsewhere if self.n_workers else _one_reader(self.dataset):
+                batch = next(batches, None)
+            if batch is None:
+                return
             X, y = _as_pair(batch)
             stop = start + len(X)
             yield X, y if self.targets is None else self.targets[start:stop]
@@ -340,6 +354,12 @@ def find_source(X: Any, y: Any) -> Source | None:
             "make it with drop_last=False, or pass its data set."
         )
     return Source(X.dataset, X.collate_fn, X.num_workers)
+
+
+def _one_reader(dataset: Any) -> Lock:
+    """Return the lock of who reads a data set."""
+    with _FINDING:
+        return _READING.setdefault(id(dataset), Lock())
 
 
 def _as_pair(batch: Any) -> tuple[Tensor, Tensor]:

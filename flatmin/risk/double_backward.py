@@ -121,6 +121,7 @@ class DoubleBackward:
     @cached_property
     def _pullback(self) -> _PullbackGraph:
         cotangents = torch.zeros_like(self._outputs).requires_grad_()
+        self.model.bind(self.theta)  # the outputs may be there since another θ was
         with torch.enable_grad(), twice_differentiable(self.model.module):
             pulled = self.model.gradients(self._outputs, cotangents, create_graph=True)
         return _PullbackGraph(cotangents, pulled)

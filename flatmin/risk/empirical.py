@@ -7,12 +7,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.locks import Lock
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
 from flatmin._utils.placement import resolve_device, resolve_dtype
@@ -38,6 +40,7 @@ from flatmin.risk.label_noise import (
 )
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.linearize import Linearization
+from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
 from flatmin.risk.module_checks import trainable
 from flatmin.risk.module_copy import copy_module
@@ -60,7 +63,7 @@ from flatmin.risk.probe import (
 )
 from flatmin.risk.reference_products import ProductWays
 from flatmin.risk.resolve_loss import LossLike, resolve_loss
-from flatmin.risk.surroundings import undisturbed
+from flatmin.risk.surroundings import alone, undisturbed
 from flatmin.risk.traces import Traces
 from flatmin.risk.trials import random_like
 
@@ -77,8 +80,8 @@ class EmpiricalRisk:
     keeps to each example's own statistics. Every quantity is a sum over examples and
     does not depend on the chunk size, up to rounding. On a GPU, what is measured has
     all digits of float32, whatever PyTorch's setting for convolutions; the gradients
-    that come with a loss, which train, follow the setting. One risk must not be used by
-    two threads at a time.
+    that come with a loss, which train, follow the setting. One risk may be used from
+    several threads; calls wait for each other.
 
     Parameters
     ----------
@@ -219,12 +222,15 @@ class EmpiricalRisk:
         self._all_traces: dict[tuple[int, int], Traces] = {}
         rows = ROW_BUDGET // self._work_per_example
         self._row_chunk_size = max(1, min(chunk_size, n_examples, rows))
-        self._sums = ExampleSums(self._model, self._row_chunk_size, self._trial_scalars)
+        # No method of the risk's own: it would be held by what it holds, and its memory
+        # would wait for a collection.
+        trial_scalars = partial(_trial_scalars, self._model, self._loss, self._few)
+        self._sums = ExampleSums(self._model, self._row_chunk_size, trial_scalars)
         self._ways = ProductWays(
             self._model,
             self._loss,
             self._sums,
-            self._trial_chunk,
+            self._few,
             finite_difference=hvp == "finite_difference",
         )
         self._hessians = ExampleHessians(self._ways)
@@ -260,14 +266,19 @@ class EmpiricalRisk:
     @property
     def paths(self) -> dict[str, str]:
         """Which kernels ran: for each quantity the fast one's name, or why not."""
-        tried = {
-            "per-example sums": self._sums.path,
-            "per-example Hessians": self._hessians.path,
-        }
-        found = {name: path for name, path in tried.items() if path is not None}
-        return {**self._traces.told(), **found}
+        with self._lock:
+            tried = {
+                "per-example sums": self._sums.path,
+                "per-example Hessians": self._hessians.path,
+            }
+            found = {name: path for name, path in tried.items() if path is not None}
+            return {**self._traces.told(), **found}
 
-    @undisturbed
+    @property
+    def _lock(self) -> Lock:
+        return self._model.lock
+
+    @alone
     def audit(self, theta: Tensor | None = None) -> Audit:
         """Try the identities of the mathematics on this module, loss and data.
 
@@ -311,7 +322,7 @@ class EmpiricalRisk:
         """
         return self._theta.clone()
 
-    @undisturbed
+    @alone
     def set_params(self, theta: Tensor) -> None:
         """Make θ what :meth:`params` returns.
 
@@ -323,6 +334,7 @@ class EmpiricalRisk:
         self._model.bind(theta)
         self._theta = self._model.values()
 
+    @alone
     def to(
         self,
         *,
@@ -355,6 +367,7 @@ class EmpiricalRisk:
         self._model.bind(self._theta)
         return self._of(self._model.module, device, dtype, hvp)
 
+    @alone
     def with_module(self, module: nn.Module) -> EmpiricalRisk:
         """Return the risk of another module, or of a changed one, on the same data.
 
@@ -399,13 +412,14 @@ class EmpiricalRisk:
             dtype=dtype,
         )
 
+    @alone
     def subset(self, indices: Tensor) -> EmpiricalRisk:
         """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.
 
         Of the same module, at the price of reading B examples: what this risk has
         tried and traced is used again, also by the next subset of that size. Weights
-        stay N wᵢ / Σw, so a random subset's L_B and ∇L_B have the means L and ∇L. Like
-        the risk itself, it must not be used by two threads at a time.
+        stay N wᵢ / Σw, so a random subset's L_B and ∇L_B have the means L and ∇L. It
+        shares this risk's network: calls of the two wait for each other.
 
         Parameters
         ----------
@@ -494,7 +508,7 @@ class EmpiricalRisk:
         """
         return self.value_and_gradient(theta)[1]
 
-    @undisturbed
+    @alone
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return L(θ) and ∇L(θ) by one pass.
 
@@ -525,7 +539,7 @@ class EmpiricalRisk:
         """
         return self.value_and_weighted_gradient(theta, v)[1]
 
-    @undisturbed
+    @alone
     def value_and_weighted_gradient(
         self, theta: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -564,7 +578,7 @@ class EmpiricalRisk:
         """
         return self.value_and_batch_gradient(theta, indices)[1]
 
-    @undisturbed
+    @alone
     def value_and_batch_gradient(
         self, theta: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -635,10 +649,18 @@ class EmpiricalRisk:
         ------
         Tensor of shape (n, D)
         """
-        self._model.bind(theta)
-        theta = self._model.values()  # the caller may ask for another θ between
-        for chunk in self._chunks(self._row_chunk_size):
-            yield self._rows(theta, chunk)
+        with self._lock:
+            self._model.bind(theta)
+            theta = self._model.values()  # the caller may ask for another θ between
+        chunks = self._chunks(self._row_chunk_size)
+        while True:
+            # Not held between: a caller may stop here, and never come back.
+            with self._lock:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                rows = self._rows(theta, chunk)
+            yield rows
 
     @in_full_float32
     def squared_norms(self, theta: Tensor) -> Tensor:
@@ -658,7 +680,7 @@ class EmpiricalRisk:
             [self._sums.squared_norms(self._scalars(chunk)) for chunk in self._chunks()]
         )
 
-    @undisturbed
+    @alone
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
         """Return Σᵢ gᵢ² of each coordinate.
 
@@ -674,7 +696,7 @@ class EmpiricalRisk:
         moments = self._moments(theta)
         return moments.squares + self.n_examples * moments.mean.square()
 
-    @undisturbed
+    @alone
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return diag(Σ) = (1/N) Σᵢ (gᵢ - g₀)², whose sum is Tr(Σ).
 
@@ -689,7 +711,7 @@ class EmpiricalRisk:
         """
         return self._moments(theta).squares / self.n_examples
 
-    @undisturbed
+    @alone
     def value_gradient_and_variances(
         self, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -731,7 +753,7 @@ class EmpiricalRisk:
             total += self._hessians.squared_product(theta, chunk, v)
         return total / self.n_examples
 
-    @undisturbed
+    @alone
     def linearize(self, theta: Tensor) -> Linearization:
         """Prepare θ for many products with H, G and J.
 
@@ -811,7 +833,7 @@ class EmpiricalRisk:
         """
         return self.linearize(theta).directional_derivatives(v)
 
-    @undisturbed
+    @alone
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -877,7 +899,7 @@ class EmpiricalRisk:
         """Numbers in one example's output."""
         return torch.Size(self.output_shape).numel()
 
-    @undisturbed
+    @alone
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
         """Return sᵢ = ∂ℓ̃ᵢ/∂fᵢ for targets that the model draws, E[sᵢsᵢᵀ] = Hᵢ.
 
@@ -903,11 +925,12 @@ class EmpiricalRisk:
             return slopes
         return slopes * weights.sqrt().view(-1, *(1 for _ in self.output_shape))
 
+    @alone
     def check_label_noise(self) -> None:
         """Raise ValueError if the labels cannot be drawn anew."""
         check_label_noise(self._loss, self._targets())
 
-    @undisturbed
+    @alone
     def value_and_label_draw(
         self, theta: Tensor, draw: LabelDraw, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -942,6 +965,7 @@ class EmpiricalRisk:
             for chunk in self._chunks()
         )
 
+    @alone
     def label_covariance_product(
         self, point: Linearization, v: Tensor, draw: LabelDraw
     ) -> Tensor:
@@ -965,7 +989,6 @@ class EmpiricalRisk:
             product = product * weights.view(-1, *(1 for _ in self.output_shape))
         return point.vjp(product) / self.n_examples**2
 
-    @undisturbed
     @in_full_float32
     def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
         """Return Tr(Jᵢᵀ Kᵢ Jᵢ) of each example, exactly, by ``n_outputs`` sweeps.
@@ -1040,20 +1063,6 @@ class EmpiricalRisk:
             self._sums.moments(self._scalars(chunk)) for chunk in self._chunks()
         )
 
-    def _trial_chunk(self) -> Chunk:
-        return self._few
-
-    def _trial_scalars(self) -> ExampleScalars:
-        """Return losses and products of outputs with random numbers, to try rows on."""
-        outputs = self._model.evaluate(self._few.X)
-
-        def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
-            # The loss alone can have slopes of zero.
-            return self._loss.per_example(outputs, y) + inner_products(outputs, u)
-
-        args = self._few.y, random_like(outputs, 0)
-        return ExampleScalars(self._few.X, args, scalar)
-
     def _scalars(self, chunk: Chunk) -> ExampleScalars:
         """Return ℓ̃ᵢ of a chunk, to be differentiated."""
 
@@ -1091,6 +1100,17 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
             for a, b in zip(held[0].values(), held[1].values(), strict=True)
         )
     )
+
+
+def _trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:
+    """Return losses and products of outputs with random numbers, to try rows on."""
+    outputs = model.evaluate(few.X)
+
+    def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        # The loss alone can have slopes of zero.
+        return loss.per_example(outputs, y) + inner_products(outputs, u)
+
+    return ExampleScalars(few.X, (few.y, random_like(outputs, 0)), scalar)
 
 
 def _trial_examples(examples: ExampleData) -> Tensor:

@@ -7,12 +7,11 @@ torch 2.13).
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
+from flatmin._utils.quiet import ignored
 from flatmin.risk.chunks import Chunk, iterate_chunks
 from flatmin.risk.isolation import isolated
 from flatmin.risk.kernels import twice_differentiable
@@ -81,7 +80,7 @@ class ExampleHessians:
         return self._one_by_one(theta, chunk, v)
 
     def _settle(self, theta: Tensor, v: Tensor) -> str | None:
-        chunk = self.ways.examples()
+        chunk = self.ways.examples
         few = Chunk(chunk.X[:_N_TRIED], chunk.y[:_N_TRIED], None, slice(0, _N_TRIED))
         expected = self._one_by_one(theta, few, v)
         if not bool(expected.any()):
@@ -112,9 +111,8 @@ class ExampleHessians:
 
             return product(product(v))
 
-        with twice_differentiable(self.model.module), warnings.catch_warnings():
-            # Of PyTorch's own use of its old parts, when forward mode first loads.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        # Of PyTorch's own use of its old parts, when forward mode first loads.
+        with twice_differentiable(self.model.module), ignored(DeprecationWarning):
             mapped = vectorize(single)
             rows = isolated(lambda: mapped(chunk.X, chunk.y, weights))
         return rows.sum(0).detach()

@@ -46,7 +46,10 @@ def isolated(function: Callable[[], T]) -> T:
             failure = _without_frames(error)
             if functorch.get_dynamic_layer_stack_depth() > depth:
                 functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # which holds this frame, and all that called, from now on
 
 
 def _without_frames(error: BaseException) -> BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from flatmin._utils.locks import Lock
 from flatmin.risk.spelled_out import SPELLED_OUT
 
 __all__ = ["twice_differentiable"]
 
-_SWITCHES = threading.RLock()
+# Also of forward mode: PyTorch counts its levels once for all threads (2.13), and the
+# first to leave would set the tangents of the others to zero.
+_SWITCHES = Lock()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.chunks import Chunk, pad_chunk
 from flatmin.risk.precision import in_full_float32
@@ -66,7 +67,12 @@ class Linearization:
     @property
     def paths(self) -> dict[str, str]:
         """How each quantity that was asked for is computed: "traced", or why not."""
-        return self._traces.told()
+        with self._lock:
+            return self._traces.told()
+
+    @property
+    def _lock(self) -> Lock:
+        return self._traces.model.lock
 
     @in_full_float32
     def hvp(self, v: Tensor) -> Tensor:

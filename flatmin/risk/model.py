@@ -13,6 +13,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flatmin._utils.locks import Lock
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.module_checks import trainable
 from flatmin.risk.module_copy import copy_module
@@ -45,6 +46,8 @@ class FlatModel:
     keeps_graph : bool
         True if the module computes something else where gradients are switched off:
         then they are on for its outputs, too.
+    lock : Lock
+        Held by who binds θ until he has his numbers.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class FlatModel:
         self.copies_input = False
         self.pairs_single = any(isinstance(p, _BatchNorm) for p in module.modules())
         self.keeps_graph = False
+        self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
 
@@ -97,15 +101,17 @@ class FlatModel:
     # Copies and pickles of views are no longer views: a copied model would ignore
     # bind(), and a pickle would hold θ once for every parameter.
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
         derived_names = ("layout", "params", "_theta", "_odd", "_moved", "_places")
-        for derived in derived_names:
-            del state[derived]
-        state["module"] = copy_module(self.module)
+        with self.lock:
+            state = self.__dict__.copy()
+            for derived in (*derived_names, "lock"):
+                del state[derived]
+            state["module"] = copy_module(self.module)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.lock = Lock("A risk")
         self._make_views()
 
     def to(self, dtype: torch.dtype) -> FlatModel:

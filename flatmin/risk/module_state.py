@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+from threading import Thread
 from typing import Any
 
 import torch
@@ -78,6 +81,7 @@ def _check_reach(
         for name, p in source.named_parameters()
         if p.requires_grad and p.numel()
     }
+    _load_compiler()
     with torch.enable_grad(), _Reads(foreign) as reads:
         example_losses(model, loss, chunk)
     if reads.found:
@@ -87,6 +91,18 @@ def _check_reach(
             "function that holds the module (a lambda, a closure, a hook), "
             "output_transform or the loss. Reach it through self."
         )
+
+
+@cache
+def _load_compiler() -> None:
+    """Import what PyTorch imports in the first pass under a dispatch mode.
+
+    It leaves a cycle behind that holds every frame above it, and so the first risk of a
+    process, until a collection (torch 2.13). Above a thread of its own there are none.
+    """
+    thread = Thread(target=import_module, args=("torch._dynamo",))
+    thread.start()
+    thread.join()
 
 
 class _Reads(TorchDispatchMode):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from flatmin.risk.surroundings import undisturbed
+from flatmin.risk.surroundings import SharedSwitch, alone
 
 __all__ = ["full_float32", "in_full_float32"]
 
@@ -22,39 +22,41 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
     That is PyTorch's default on a GPU and leaves three digits: a product with H is then
     not quite linear, and eigenpairs do not converge to 1e-4. The gradients that train
-    keep the default, which is faster. The switch is global, so other threads see it.
+    keep the default, which is faster. The switch is global, so other threads see it: it
+    stays off until the last one that needs it off has ended.
 
     Parameters
     ----------
     device : torch.device
         Nothing is done but on CUDA.
     """
-    backend = torch.backends.cudnn
-    rounds = False
-    if device.type == "cuda":
-        # Raises where somebody has chosen by PyTorch's newer switches: leave those.
-        with contextlib.suppress(RuntimeError):
-            rounds = backend.allow_tf32
-    # The bracket is for callers who have frozen the flags.
-    bracket = getattr(torch.backends, "__allow_nonbracketed_mutation")
-    if rounds:
-        with bracket():
-            backend.allow_tf32 = False
-    try:
+    with _TF32.off() if device.type == "cuda" else contextlib.nullcontext():
         yield
-    finally:
-        if rounds:
-            with bracket():
-                backend.allow_tf32 = True
+
+
+def _rounds() -> bool:
+    # Raises where somebody has chosen by PyTorch's newer switches: leave those.
+    with contextlib.suppress(RuntimeError):
+        return torch.backends.cudnn.allow_tf32
+    return False
+
+
+def _round(on: bool) -> None:
+    # The bracket is for callers who have frozen the flags.
+    with getattr(torch.backends, "__allow_nonbracketed_mutation")():
+        torch.backends.cudnn.allow_tf32 = on
+
+
+_TF32 = SharedSwitch(_rounds, _round)
 
 
 def in_full_float32(method: Method) -> Method:
-    """Run a method in :func:`full_float32`, undisturbed by the caller's switches.
+    """Run a method in :func:`full_float32`; see :func:`alone`.
 
     Parameters
     ----------
     method : callable
-        Of an object that has a ``device``.
+        Of an object that has a ``device``, and ``_lock``.
 
     Returns
     -------
@@ -62,7 +64,7 @@ def in_full_float32(method: Method) -> Method:
     """
 
     @functools.wraps(method)
-    @undisturbed
+    @alone
     def exact(self: Any, *args: Any, **kwargs: Any) -> Any:
         with full_float32(self.device):
             return method(self, *args, **kwargs)

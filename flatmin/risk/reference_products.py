@@ -7,7 +7,6 @@ gradient in float64. G v and gᵢᵀv take J v and first derivatives of the netw
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
+from flatmin._utils.quiet import ignored
 from flatmin.risk.callable_loss import CallableLoss
 from flatmin.risk.chunks import Chunk
 from flatmin.risk.double_backward import DoubleBackward
@@ -48,8 +48,8 @@ class ProductWays:
     loss : ExampleLoss
     sums : ExampleSums
         Gives the rows.
-    examples : callable
-        Returns the few examples to try on, a Chunk.
+    examples : Chunk
+        The few to try on.
     finite_difference : bool
         Whether H v is a difference of gradients.
 
@@ -68,7 +68,7 @@ class ProductWays:
         model: FlatModel,
         loss: ExampleLoss,
         sums: ExampleSums,
-        examples: Callable[[], Chunk],
+        examples: Chunk,
         *,
         finite_difference: bool,
     ) -> None:
@@ -180,7 +180,7 @@ class ProductWays:
     def _check_outputs(self, choice: Choice, theta: Tensor) -> None:
         """Raise, and forget what was tried, where no way could be right."""
         self.model.bind(theta)
-        few = self.examples()
+        few = self.examples
         outputs = self.model.evaluate(few.X)
         try:
             _check_finite("The outputs at θ", outputs)
@@ -191,7 +191,7 @@ class ProductWays:
 
     def _sizes(self) -> list[Chunk]:
         """Return the examples to try on: together, and one alone."""
-        chunk = self.examples()
+        chunk = self.examples
         if len(chunk.X) == 1:
             return [chunk]
         one = Chunk(chunk.X[-1:], chunk.y[-1:], None, slice(0, 1))
@@ -302,9 +302,8 @@ def _forward(
 
     def along(v: Tensor) -> Tensor:
         point.model.bind(point.theta)
-        with twice_differentiable(point.model.module), warnings.catch_warnings():
-            # Of PyTorch's own use of its old parts, when forward mode first loads.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        # Of PyTorch's own use of its old parts, when forward mode first loads.
+        with twice_differentiable(point.model.module), ignored(DeprecationWarning):
             product: Tensor = isolated(lambda: jvp(function, (point.theta,), (v,)))[1]
         # Parameters that are reached past θ leave a graph.
         return product.detach()

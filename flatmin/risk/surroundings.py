@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_differentiated", "attends", "one_attention", "undisturbed"]
+from flatmin._utils.locks import Lock
+
+__all__ = [
+    "SharedSwitch",
+    "alone",
+    "as_differentiated",
+    "attends",
+    "one_attention",
+    "undisturbed",
+]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -40,7 +48,7 @@ def undisturbed(method: Method) -> Method:
     """
 
     @functools.wraps(method)
-    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def undistracted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if any(map(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD)):
             raise RuntimeError(
                 "Derivatives need autograd, which is switched off in this thread: code "
@@ -59,7 +67,32 @@ def undisturbed(method: Method) -> Method:
                 stack.enter_context(torch.autocast(name, enabled=False))
             return method(self, *map(_own, args), **kwargs)
 
-    return cast(Method, alone)
+    return cast(Method, undistracted)
+
+
+def alone(method: Method) -> Method:
+    """Run a method undisturbed, and in one thread at a time.
+
+    θ, and more, is bound in a network that all methods share. Every call binds its own
+    and keeps the lock until it has its number.
+
+    Parameters
+    ----------
+    method : callable
+        Of an object whose ``_lock`` is that of the network.
+
+    Returns
+    -------
+    callable
+    """
+    quiet = undisturbed(method)
+
+    @functools.wraps(method)
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return quiet(self, *args, **kwargs)
+
+    return cast(Method, locked)
 
 
 _CASTING = ("cpu", "cuda")
@@ -72,31 +105,46 @@ def _own(value: Any) -> Any:
     return value
 
 
-class _FastAttention:
-    """PyTorch's switch for the fused transformer, shared by threads."""
+class SharedSwitch:
+    """A switch of PyTorch's that all threads share, off while one needs it off.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    Parameters
+    ----------
+    is_on : callable
+    switch : callable
+        Takes whether it is to be on.
+    """
+
+    def __init__(
+        self, is_on: Callable[[], bool], switch: Callable[[bool], object]
+    ) -> None:
+        self._is_on = is_on
+        self._switch = switch
+        self._lock = Lock()
         self._users = 0
         self._before = True
 
-    def switch_off(self) -> None:
-        """Switch it off until as many users have put it back."""
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Switch it off; the last one who leaves puts back what the first one found."""
         with self._lock:
             if self._users == 0:
-                self._before = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
+                self._before = self._is_on()
+                if self._before:
+                    self._switch(False)
             self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0 and self._before:
+                    self._switch(True)
 
-    def put_back(self) -> None:
-        """Restore it if nobody else needs it off."""
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                torch.backends.mha.set_fastpath_enabled(self._before)
 
-
-_FAST_ATTENTION = _FastAttention()
+_FAST_ATTENTION = SharedSwitch(
+    torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled
+)
 
 
 def attends(module: nn.Module) -> bool:
@@ -112,11 +160,8 @@ def one_attention() -> Iterator[None]:
     Without gradients ``nn.TransformerEncoder`` takes a fused path that fills padded
     positions with zeros: the value would be of another function than the gradient.
     """
-    _FAST_ATTENTION.switch_off()
-    try:
+    with _FAST_ATTENTION.off():
         yield
-    finally:
-        _FAST_ATTENTION.put_back()
 
 
 @contextlib.contextmanager

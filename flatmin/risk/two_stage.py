@@ -9,9 +9,10 @@ second call, torch 2.13).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flatmin._utils.quiet import ignored
 from flatmin.risk.graph_passes import simplify
 from flatmin.risk.isolation import isolated
 
@@ -65,8 +67,7 @@ def trace_in_two(
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")  # of PyTorch's own use of its old parts
+    with ignored(), torch.enable_grad():  # of PyTorch's own use of its old parts
         traced = isolated(lambda: _trace(pure, theta, direction, *data))
     simplify(traced.graph)
     for node in traced.graph.nodes:
@@ -146,4 +147,16 @@ def _cut(traced: GraphModule) -> TwoStage:
         for node in traced.graph.nodes
         if node.op == "get_attr"
     )
-    return TwoStage(GraphModule(traced, prepare), GraphModule(traced, use), constants)
+    return TwoStage(_compiled(prepare, traced), _compiled(use, traced), constants)
+
+
+def _compiled(graph: Graph, traced: GraphModule) -> Callable[..., Any]:
+    """Return a graph as a function, of the arguments that it has."""
+    # A GraphModule and its graph hold each other, so its memory, and that of the
+    # constants, would wait for a collection.
+    code = graph.python_code("constants")
+    names = [node.target for node in graph.nodes if node.op == "get_attr"]
+    constants = SimpleNamespace(**{name: getattr(traced, name) for name in names})
+    scope = dict(code.globals)
+    exec(compile(code.src, "<a trace of flatmin>", "exec"), scope)
+    return partial(scope.pop("forward"), constants)

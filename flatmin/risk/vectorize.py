@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
 from torch import Tensor
 from torch.func import vmap
+
+from flatmin._utils.quiet import ignored
 
 __all__ = ["vectorize"]
 
@@ -36,8 +37,7 @@ def vectorize(
     mapped = vmap(function, in_dims)
 
     def quietly(*args: Tensor) -> T:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")
+        with ignored(message="There is a performance drop"):
             result: T = mapped(*args)
         return result
 
