@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,12 @@ def write_file(path: Path, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # What write() raises, as of a full disk, names no file.
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
 

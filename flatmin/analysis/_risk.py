@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.utils import data
 
+from flatmin._utils.arrays import check_readable
 from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.model import first_output
@@ -108,6 +109,7 @@ def make_risk(
             f"also inside a Pipeline or FrozenEstimator. Got {model!r}."
         )
     if not isinstance(X, Tensor) and not is_data_set(X):
+        check_readable("X", X)
         X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
     if any(part.training for part in module.modules()):
         # A skorch net evaluates InstanceNorm by running statistics, in any mode.

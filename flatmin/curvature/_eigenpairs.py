@@ -10,6 +10,7 @@ from flatmin.curvature._hessian import HessianOperator
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import EigenResult, Which, eigsh, order_eigenvalues
 from flatmin.risk import AnalyticRisk, Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
 
@@ -53,6 +54,7 @@ def hessian_eigenpairs(
     ValueError
         If k does not fit.
     """
+    check_point(risk, theta)
     _check_k(k, risk.n_params, "D")
     if isinstance(risk, AnalyticRisk):
         return _dense_eigenpairs(risk.hessian(theta), k, which, tol)
@@ -100,6 +102,7 @@ def covariance_eigenpairs(
     ValueError
         If k or ``preconditioner`` does not fit.
     """
+    check_point(risk, theta)
     operator = covariance_operator(risk, theta, preconditioner, params)
     size = operator.shape[-1]
     _check_k(k, min(size, risk.n_examples - 1), "min(D, N - 1)")
@@ -144,6 +147,7 @@ def minibatch_eigenpairs(
     ValueError
         If k does not fit.
     """
+    check_point(risk, theta)
     n_batches, batch_size = batches.shape[-2:]
     _check_k(k, min(risk.n_params, n_batches - 1), "min(D, b - 1)")
     rows = risk.batch_gradients(theta, batches)

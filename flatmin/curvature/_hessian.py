@@ -9,6 +9,7 @@ from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import TraceResult, trace
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
 
@@ -83,6 +84,7 @@ def hessian_trace(
     -------
     TraceResult
     """
+    check_point(risk, theta)
     return trace(HessianOperator(risk, theta), rng=rng, rtol=rtol)
 
 
@@ -124,6 +126,7 @@ def ggn_trace(
     FloatingPointError
         If the trace of an example is not finite.
     """
+    check_point(risk, theta)
     if max_sweeps < 2:
         raise ValueError(f"max_sweeps must be at least 2. Got {max_sweeps}.")
     exact = risk.n_outputs

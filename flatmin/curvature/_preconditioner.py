@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.arrays import check_readable
 from flatmin.risk import ParameterLayout, Risk
 
 __all__ = ["adaptive_preconditioner", "check_preconditioner"]
@@ -125,11 +126,19 @@ def check_preconditioner(preconditioner: Tensor, risk: Risk) -> Tensor:
 
     Raises
     ------
+    TypeError
+        If it is no tensor of real numbers.
     ValueError
         If the shape does not fit, or an entry is not finite and positive.
     """
-    given = torch.as_tensor(preconditioner)
-    if tuple(given.shape) != (risk.n_params,) or given.is_complex():
+    check_readable("preconditioner", preconditioner)
+    try:
+        given = torch.as_tensor(preconditioner)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"preconditioner must be a Tensor. Got {type(preconditioner).__name__}."
+        ) from error
+    if tuple(given.shape) != (risk.n_params,):
         raise ValueError(
             "preconditioner must be the diagonal of P, a real vector of the "
             f"D = {risk.n_params} parameters. Got shape {tuple(given.shape)}, "

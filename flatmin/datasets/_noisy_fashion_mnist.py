@@ -1,12 +1,12 @@
 """Fashion-MNIST with wrong labels, as in the paper."""
 
 import os
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import Bunch, check_random_state, check_scalar
+from sklearn.utils import Bunch, check_random_state
 
+from flatmin._utils.numbers import check_count
 from flatmin.datasets._corrupt import redraw_codes
 from flatmin.datasets._descr import NOISY_FASHION_MNIST
 from flatmin.datasets._fashion_mnist import TARGET_NAMES
@@ -120,8 +120,8 @@ def load_noisy_fashion_mnist(
     >>> int((noisy.target != noisy.clean_target).sum())  # doctest: +SKIP
     200
     """
-    check_scalar(n_clean, "n_clean", Integral, min_val=0)
-    check_scalar(n_corrupt, "n_corrupt", Integral, min_val=0)
+    n_clean = check_count("n_clean", n_clean, at_least=0)
+    n_corrupt = check_count("n_corrupt", n_corrupt, at_least=0)
     folder = find_files(
         ("train", "test"), data_home=data_home, download_if_missing=download_if_missing
     )
