@@ -96,16 +96,24 @@ def to_numpy(name: str, data: Any) -> Any:
 _OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
-def to_array(name: str, data: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Return real numbers as a finite array of float64.
+def to_array(
+    name: str,
+    data: Any,
+    shape: tuple[int | None, ...] | None = None,
+    *,
+    finite: bool = True,
+) -> np.ndarray:
+    """Return real numbers as an array of float64.
 
     Parameters
     ----------
     name : str
         For messages.
     data : array-like
-    shape : tuple of int or None
-        What it must have; None is any length.
+    shape : tuple of int or None, default=None
+        What it must have; None in it is any length.
+    finite : bool, default=True
+        Whether NaN and infinity are refused.
 
     Returns
     -------
@@ -128,21 +136,27 @@ def to_array(name: str, data: Any, shape: tuple[int | None, ...]) -> np.ndarray:
         array = np.asarray(plain)
         if array.dtype.kind not in "biufO":  # of text NumPy would make numbers
             raise TypeError(f"it is of dtype {array.dtype}")
+        if array.dtype.kind == "O" and any(item is None for item in array.flat):
+            raise TypeError("there is a None in it")  # NumPy would make it NaN
         array = array.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be an array of numbers. Got {type(data).__name__}: {error}."
         ) from error
-    fits = len(array.shape) == len(shape) and all(
-        wanted in (None, got) for wanted, got in zip(shape, array.shape, strict=True)
+    fits = shape is None or (
+        len(array.shape) == len(shape)
+        and all(
+            wanted in (None, got)
+            for wanted, got in zip(shape, array.shape, strict=True)
+        )
     )
-    if not fits:
+    if shape is not None and not fits:
         wanted = ", ".join("n" if n is None else str(n) for n in shape)
         comma = "," if len(shape) == 1 else ""
         raise ValueError(
             f"{name} must have shape ({wanted}{comma}). Got {array.shape}."
         )
-    if not np.isfinite(array).all():
+    if finite and not np.isfinite(array).all():
         raise ValueError(f"{name} contains NaN or infinity.")
     return array
 

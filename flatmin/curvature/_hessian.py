@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import TraceResult, trace
@@ -127,8 +128,7 @@ def ggn_trace(
         If the trace of an example is not finite.
     """
     check_point(risk, theta)
-    if max_sweeps < 2:
-        raise ValueError(f"max_sweeps must be at least 2. Got {max_sweeps}.")
+    max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     exact = risk.n_outputs
     if exact <= 2:
         return _exact_ggn_trace(risk, theta, exact)

@@ -63,10 +63,14 @@ def adaptive_preconditioner(
     >>> adaptive_preconditioner(optimizer, module)
     tensor([5.0000])
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be a torch.nn.Module. Got {type(module).__name__}."
+        )
     root = _ROOTS.get(type(optimizer))
     if root is None:
         raise TypeError(
-            "A preconditioner can be read from torch.optim.RMSprop, Adam and AdamW. "
+            "optimizer must be a torch.optim.RMSprop, Adam or AdamW. "
             f"Got {type(optimizer).__name__}. SGD has none, P = I; of another "
             "optimizer compute what multiplies its gradient, and pass that vector."
         )

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from flatmin._utils.arrays import to_numpy
-from flatmin._utils.numbers import check_between, check_count
+from flatmin._utils.numbers import check_between, check_count, check_flag
+from flatmin._utils.random import resolve_random_state
 
 
 def corrupt_labels(
@@ -83,6 +84,7 @@ def corrupt_labels(
     >>> bool(np.array_equal(y_corrupt != y, corrupted))
     True
     """
+    allow_same = check_flag("allow_same", allow_same)
     labels: NDArray[Any] = column_or_1d(to_numpy("y", y))
     check_classification_targets(labels)
     n_chosen = _resolve_n(n, fraction, len(labels))
@@ -92,7 +94,7 @@ def corrupt_labels(
             "corrupt_labels needs labels of at least two classes, or there is nothing "
             f"to exchange. Got y with the classes {classes.tolist()}."
         )
-    rng = check_random_state(random_state)
+    rng = resolve_random_state(random_state)
     new_codes, corrupted = redraw_codes(codes, len(classes), n_chosen, rng, allow_same)
     y_corrupt = labels.copy()
     y_corrupt[corrupted] = classes[new_codes[corrupted]]
