@@ -4,7 +4,19 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_accuracy", "check_count", "check_positive", "is_count", "is_number"]
+import numpy as np
+import torch
+
+__all__ = [
+    "check_accuracy",
+    "check_between",
+    "check_count",
+    "check_flag",
+    "check_held_by",
+    "check_positive",
+    "is_count",
+    "is_number",
+]
 
 
 def is_count(value: Any, at_least: int = 1) -> bool:
@@ -42,8 +54,8 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def check_count(name: str, value: Any, at_least: int = 1) -> None:
-    """Raise unless a value is an integer that is large enough.
+def check_count(name: str, value: Any, at_least: int = 1) -> int:
+    """Return an integer that is large enough as Python's, which does not overflow.
 
     Parameters
     ----------
@@ -51,6 +63,10 @@ def check_count(name: str, value: Any, at_least: int = 1) -> None:
         For the message.
     value : object
     at_least : int, default=1
+
+    Returns
+    -------
+    int
 
     Raises
     ------
@@ -67,10 +83,11 @@ def check_count(name: str, value: Any, at_least: int = 1) -> None:
         raise ValueError(
             f"{name} must be an integer of at least {at_least}. Got {value!r}."
         )
+    return int(value)
 
 
-def check_positive(name: str, value: Any, *, or_zero: bool = False) -> None:
-    """Raise unless a value is finite and positive.
+def check_positive(name: str, value: Any, *, or_zero: bool = False) -> float:
+    """Return a number that is finite and positive as Python's.
 
     Parameters
     ----------
@@ -79,6 +96,10 @@ def check_positive(name: str, value: Any, *, or_zero: bool = False) -> None:
     value : object
     or_zero : bool, default=False
         Whether 0 will do.
+
+    Returns
+    -------
+    float
 
     Raises
     ------
@@ -94,10 +115,113 @@ def check_positive(name: str, value: Any, *, or_zero: bool = False) -> None:
     if not (is_number(value) and (value > 0 or (or_zero and value == 0))):
         least = "of at least" if or_zero else "above"
         raise ValueError(f"{name} must be a finite number {least} 0. Got {value!r}.")
+    return float(value)
 
 
-def check_accuracy(rtol: Any, max_matvecs: Any, at_least: int = 1) -> None:
-    """Raise unless these say when an estimate is good enough.
+def check_between(name: str, value: Any, low: float, high: float) -> float:
+    """Return a number that lies between two others, or is one of them, as Python's.
+
+    scikit-learn's ``check_scalar`` lets NaN pass.
+
+    Parameters
+    ----------
+    name : str
+        For the message.
+    value : object
+    low, high : float
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        With the name and the value.
+
+    Examples
+    --------
+    >>> check_between("fraction", float("nan"), 0, 1)
+    Traceback (most recent call last):
+    ValueError: fraction must be a number between 0 and 1. Got nan.
+    """
+    if not (is_number(value) and low <= value <= high):
+        raise ValueError(
+            f"{name} must be a number between {low} and {high}. Got {value!r}."
+        )
+    return float(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return a bool, also NumPy's, as Python's; 1, "no" and None are none.
+
+    Parameters
+    ----------
+    name : str
+        For the message.
+    value : object
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    TypeError
+        With the name and the value.
+
+    Examples
+    --------
+    >>> check_flag("absolute", "no")
+    Traceback (most recent call last):
+    TypeError: absolute must be True or False. Got 'no'.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False. Got {value!r}.")
+    return bool(value)
+
+
+def check_held_by(
+    dtype: torch.dtype, name: str, value: float, *, squared: bool = False
+) -> None:
+    """Raise if a finite number is infinite, or 0 without being so, in a dtype.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        That of a run.
+    name : str
+        For the message.
+    value : float
+        Finite.
+    squared : bool, default=False
+        Whether its square, a variance, has to be held as well.
+
+    Raises
+    ------
+    ValueError
+        With the name, the value and the dtype.
+
+    Examples
+    --------
+    >>> check_held_by(torch.float32, "lr", 1e39)
+    Traceback (most recent call last):
+    ValueError: lr must be 0 or between 1.4e-45 and 3.4e+38, ... Got 1e+39.
+    """
+    limits = torch.finfo(dtype)
+    power = 2 if squared else 1
+    least = limits.smallest_normal * limits.eps
+    low, high = least ** (1 / power), limits.max ** (1 / power)
+    if value != 0 and not low <= abs(value) <= high:
+        held = "whose square" if squared else "that"
+        raise ValueError(
+            f"{name} must be 0 or between {low:.2g} and {high:.2g}, a number {held} "
+            f"{dtype} can hold. Got {value!r}."
+        )
+
+
+def check_accuracy(rtol: Any, max_matvecs: Any, at_least: int = 1) -> tuple[float, int]:
+    """Return what says when an estimate is good enough, as Python's numbers.
 
     Parameters
     ----------
@@ -108,10 +232,15 @@ def check_accuracy(rtol: Any, max_matvecs: Any, at_least: int = 1) -> None:
     at_least : int, default=1
         The least that ``max_matvecs`` may be.
 
+    Returns
+    -------
+    rtol : float
+    max_matvecs : int
+
     Raises
     ------
     ValueError
         With the name and the value.
     """
-    check_positive("rtol", rtol, or_zero=True)
-    check_count("max_matvecs", max_matvecs, at_least)
+    rtol = check_positive("rtol", rtol, or_zero=True)
+    return rtol, check_count("max_matvecs", max_matvecs, at_least)

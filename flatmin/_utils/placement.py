@@ -21,6 +21,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
     Raises
     ------
+    TypeError
+        If it is no name and no device.
     ValueError
         If PyTorch does not know it, or cannot use it on this machine.
 
@@ -29,13 +31,17 @@ def resolve_device(device: str | torch.device) -> torch.device:
     >>> resolve_device("cpu")
     device(type='cpu')
     """
+    if not isinstance(device, str | torch.device):
+        raise TypeError(
+            f"device must be a str or a torch.device. Got {type(device).__name__}."
+        )
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     # A build without CUDA raises an AssertionError.
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+    except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
         raise ValueError(
             "device must be one that PyTorch can use on this machine; 'cpu' always is, "
             f"and 'auto' is CUDA where there is any. Got {str(device)!r}: "
@@ -66,7 +72,8 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     torch.float64
     """
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if resolved not in (torch.float32, torch.float64):
+    known = (torch.float32, torch.float64)
+    if not isinstance(resolved, torch.dtype) or resolved not in known:
         raise ValueError(
             f"dtype must be 'float32' or 'float64'. Got {dtype!r}; a module of another "
             "precision is converted if dtype says to which."

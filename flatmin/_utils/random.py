@@ -7,7 +7,34 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-__all__ = ["make_generator", "spawn_seeds"]
+__all__ = ["make_generator", "resolve_random_state", "spawn_seeds"]
+
+
+def resolve_random_state(
+    random_state: int | np.random.RandomState | None,
+) -> np.random.RandomState:
+    """Return scikit-learn's ``check_random_state``, or an error that names it.
+
+    Parameters
+    ----------
+    random_state : int, RandomState instance or None
+
+    Returns
+    -------
+    RandomState
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+    """
+    try:
+        return check_random_state(random_state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "random_state must be an integer from 0 to 2**32 - 1, a RandomState "
+            f"instance or None. Got {random_state!r}."
+        ) from error
 
 
 def spawn_seeds(
@@ -33,7 +60,7 @@ def spawn_seeds(
     >>> spawn_seeds(0, ("init", "noise"))
     {'init': 209652396, 'noise': 398764591}
     """
-    rng = check_random_state(random_state)
+    rng = resolve_random_state(random_state)
     return {name: int(rng.randint(np.iinfo(np.int32).max)) for name in names}
 
 
@@ -60,10 +87,11 @@ def make_generator(
     """
     if isinstance(seed, torch.Generator):
         return seed
-    if seed is not None and not isinstance(seed, Integral):
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if seed is not None and not (whole and -(2**63) <= int(seed) < 2**63):
         raise ValueError(
-            "rng (or a seed) must be a torch.Generator, an integer or None. Got "
-            f"{seed!r}."
+            "rng (or a seed) must be a torch.Generator, an integer of 64 bits or None. "
+            f"Got {seed!r}."
         )
     generator = torch.Generator(device=device)
     if seed is None:

@@ -248,7 +248,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             If ``k`` does not fit.
         """
         if k is not None:
-            check_count("k", k)
+            k = check_count("k", k)
         if k is None and which == "LA":
             return self._basis()
         risk = self._risk()

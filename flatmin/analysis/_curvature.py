@@ -173,7 +173,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ValueError
             If ``rtol`` or ``max_matvecs`` is too small.
         """
-        check_accuracy(rtol, max_matvecs, at_least=6)
+        rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
         risk = self._risk()
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
@@ -212,7 +212,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ValueError
             If ``rtol`` or ``max_matvecs`` is too small.
         """
-        check_accuracy(rtol, max_matvecs, at_least=6)
+        rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
         risk = self._risk()
         names = self._parameter_names(risk)
         if self.matrix == "empirical_fisher":
@@ -250,8 +250,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ValueError
             If there are fewer than two probes, or no step.
         """
-        check_count("n_probes", n_probes, at_least=2)
-        check_count("n_steps", n_steps)
+        n_probes = check_count("n_probes", n_probes, at_least=2)
+        n_steps = check_count("n_steps", n_steps)
         risk = self._risk()
         result = spectral_density(
             self._operator(risk),

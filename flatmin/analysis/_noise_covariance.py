@@ -161,7 +161,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         ValueError
             If n is less than 1.
         """
-        check_count("n", n)
+        n = check_count("n", n)
         risk = self._risk()
         rng = self._generator(risk.device)
         theta = risk.params()

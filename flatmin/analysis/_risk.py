@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.utils import data
 
+from flatmin._utils.arrays import check_readable
 from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.model import first_output
@@ -103,11 +104,9 @@ def make_risk(
             )
         module, loss = model.module_, skorch_loss(model) if loss is None else loss
     else:
-        raise TypeError(
-            "estimator must be a flatmin estimator, a skorch net or a torch.nn.Module, "
-            f"also inside a Pipeline or FrozenEstimator. Got {model!r}."
-        )
+        raise TypeError(_NO_MODEL.format(model))
     if not isinstance(X, Tensor) and not is_data_set(X):
+        check_readable("X", X)
         X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
     if any(part.training for part in module.modules()):
         # A skorch net evaluates InstanceNorm by running statistics, in any mode.
@@ -161,10 +160,14 @@ def training_risk(
     ------
     NotFittedError
         If there are no data, or the estimator is not fitted.
+    TypeError
+        If it is none of a model.
     ValueError
         If a loss is given.
     """
     model, _ = _unwrap(estimator, None)
+    if not (_is_flatmin(model) or _is_skorch(model) or isinstance(model, nn.Module)):
+        raise TypeError(_NO_MODEL.format(model))
     why = f"a {type(model).__name__} holds no training data"
     if _is_flatmin(model):
         _refuse_loss(model, loss)
@@ -212,6 +215,12 @@ def _unwrap(estimator: Any, X: Any) -> tuple[Any, Any]:
         else:
             break
     return estimator, X
+
+
+_NO_MODEL = (
+    "estimator must be a flatmin estimator, a skorch net or a torch.nn.Module, also "
+    "inside a Pipeline or FrozenEstimator. Got {!r}."
+)
 
 
 # Floors on one level do not import each other, so a model is known by what it has.

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import cpu_count, effective_n_jobs
-from sklearn.utils import check_scalar
 
 from flatmin._utils.checkpoint_files import check_checkpoint_every
 from flatmin._utils.fingerprint import fingerprint
-from flatmin._utils.numbers import check_positive, is_number
-from flatmin._utils.placement import resolve_device
+from flatmin._utils.numbers import check_count, check_held_by, check_positive, is_number
+from flatmin._utils.paths import check_path
+from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import spawn_seeds
 from flatmin.comparison._checkpoints import ComparisonFolder
@@ -196,8 +196,14 @@ def compare_dynamics(
             "on_unit must be a function of a ComparisonResult, or None. Got "
             f"{on_unit!r}."
         )
-    check_scalar(n_threads, "n_threads", Integral, min_val=1)
+    n_threads = check_count("n_threads", n_threads)
     estimator._validate_params()
+    if quench_lr is not None:
+        check_held_by(resolve_dtype(estimator.dtype), "quench_lr", float(quench_lr))
+    if checkpoint_dir is not None:
+        check_path("checkpoint_dir", checkpoint_dir)
+    if isinstance(memory, str):
+        check_path("memory", memory)
     memory = estimator.memory if memory is None else memory
     device = resolve_device(estimator.device)  # an error here, and not in each unit
     _check_threads(n_threads, n_jobs)
@@ -317,7 +323,7 @@ def _folders(
             f"compare_dynamics. Got an estimator with {estimator.checkpoint_dir!r}."
         )
     if every is not None:
-        check_scalar(every, "checkpoint_every", Integral, min_val=1)
+        every = check_count("checkpoint_every", every)
     check_checkpoint_every(path, every)
     common = plan.identity()
     if path is not None:
@@ -386,9 +392,9 @@ def _protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 def _check_quench(
     quench: Any, quench_lr: Any, quench_loss: Any, quench_loss_iter: Any
 ) -> None:
-    check_scalar(quench, "quench", Integral, min_val=0)
+    check_count("quench", quench, at_least=0)
     if quench_lr is not None:
-        check_positive("quench_lr", quench_lr)
+        quench_lr = check_positive("quench_lr", quench_lr)
     if (quench_loss is None) != (quench_loss_iter is None):
         missing = "quench_loss" if quench_loss is None else "quench_loss_iter"
         raise ValueError(
@@ -400,7 +406,7 @@ def _check_quench(
             raise ValueError(
                 f"quench_loss must be a finite number. Got {quench_loss!r}."
             )
-        check_scalar(quench_loss_iter, "quench_loss_iter", Integral, min_val=1)
+        check_count("quench_loss_iter", quench_loss_iter)
 
 
 def _resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
@@ -421,7 +427,7 @@ def _resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
 
 def _resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
     if isinstance(n_seeds, Integral):
-        check_scalar(n_seeds, "n_seeds", Integral, min_val=1)
+        n_seeds = check_count("n_seeds", n_seeds)
         names = [str(i) for i in range(int(n_seeds))]
         return list(spawn_seeds(random_state, names).values())
     if not isinstance(n_seeds, Iterable):

@@ -17,9 +17,10 @@ import pandas as pd
 from flatmin._utils.checkpoint_files import replace_file
 from flatmin._utils.regular_files import is_there, open_regular
 
-__all__ = ["params_path", "read_comparison", "write_comparison"]
+__all__ = ["checksum", "params_path", "read_comparison", "write_comparison"]
 
-_FORMAT = "flatmin.comparison/1"
+_FORMAT = "flatmin.comparison/2"
+_WITHOUT_CHECKSUM = "flatmin.comparison/1"
 
 _TEXT_OF_TABLE = ("method", "phase")
 _TEXT_OF_UNITS = ("method", "phase", "status", "error", "message", "quench_loss")
@@ -78,7 +79,10 @@ def write_comparison(
         content["params"]["sha256"] = list(digests.values())
         # First: without the JSON that names them, they are nothing.
         replace_file(params_path(path), lambda file: np.savez(file, **arrays))
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+    # As they are read: JSON makes lists of tuples, and strings of keys.
+    content = json.loads(json.dumps(content, ensure_ascii=False, allow_nan=False))
+    content["sha256"] = checksum(content)
+    text = json.dumps(content, ensure_ascii=False) + "\n"
     replace_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
@@ -98,7 +102,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If a file holds something else.
+        If a file holds something else, or has been changed since it was written.
     """
     try:
         with open_regular(path) as file:
@@ -109,10 +113,22 @@ def read_comparison(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is not JSON, or cut off: {error}.") from error
     found = content.get("format") if isinstance(content, dict) else None
+    if found == _WITHOUT_CHECKSUM:
+        raise ValueError(
+            f"{path} must have a checksum. Got a result of an earlier revision of "
+            "flatmin, which wrote none; if nobody has edited it, "
+            f"benchmarks/add_checksum.py {path.name} adds one."
+        )
     if found != _FORMAT:
         raise ValueError(
             f"{path} must be a file that ComparisonResult.to_json wrote, of the "
             f"format {_FORMAT!r}. Got {found!r}."
+        )
+    if content.get("sha256") != checksum(content):
+        raise ValueError(
+            f"{path} must be as ComparisonResult.to_json wrote it. Got one whose "
+            "checksum is wrong: it was edited, or damaged. Take the file that was "
+            "written, and change the data frames that from_json makes of it."
         )
     return {
         "table": _from_lists(content["table"], _TEXT_OF_TABLE),
@@ -121,6 +137,28 @@ def read_comparison(path: Path) -> dict[str, Any]:
         "provenance": content["provenance"],
         "end_points": _read_params(params_path(path), content.get("params")),
     }
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a file says, whatever its white space.
+
+    Parameters
+    ----------
+    content : mapping
+        As it was read from JSON; its own ``"sha256"`` does not count.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> checksum({"a": 1})[:8] == checksum({"a": 1, "sha256": "x"})[:8]
+    True
+    """
+    said = {name: part for name, part in content.items() if name != "sha256"}
+    text = json.dumps(said, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _read_params(path: Path, index: Any) -> dict[tuple[str, int, str], Any]:
@@ -178,6 +216,9 @@ def _to_lists(frame: pd.DataFrame) -> dict[str, list[Any]]:
 
 def _from_lists(columns: dict[str, list[Any]], text: tuple[str, ...]) -> pd.DataFrame:
     # None: pandas infers its own kind of text, which its versions differ in.
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"Columns of a result must be of one length. Got {lengths}.")
     kinds = dict.fromkeys(text, None) | dict.fromkeys(_WHOLE, "int64")
     return pd.DataFrame(
         {

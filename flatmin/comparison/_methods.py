@@ -8,7 +8,7 @@ from typing import Any
 from sklearn.base import clone
 
 from flatmin._utils.fingerprint import hashes
-from flatmin._utils.names import check_known
+from flatmin._utils.names import check_known, check_text
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.noise import METHODS, NoiseLaw, make_noise_law
 
@@ -82,8 +82,7 @@ def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
     if not labels:
         raise ValueError("methods must hold at least one method. Got none.")
     for label in labels:
-        if not isinstance(label, str):
-            raise TypeError(f"Labels of methods must be strings. Got {label!r}.")
+        check_text("Labels of methods", label)
         if labels.count(label) > 1:
             raise ValueError(
                 f"Every method needs a label of its own. Got {label!r} twice; pass a "

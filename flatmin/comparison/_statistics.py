@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from flatmin._utils.arrays import to_array
+from flatmin._utils.numbers import is_number
+
 __all__ = ["PairedDifference", "holm", "paired_difference"]
 
 # All 2^n sign patterns are tried up to n = 14 pairs, a sample of this size beyond.
@@ -62,9 +65,10 @@ def paired_difference(
     >>> found.mean, round(found.low, 3), round(found.high, 3), found.p_value
     (2.0, -0.484, 4.484, 0.25)
     """
-    if not 0 < confidence < 1:
+    if not (is_number(confidence) and 0 < confidence < 1):
         raise ValueError(f"confidence must lie between 0 and 1. Got {confidence!r}.")
-    first, second = (np.asarray(v, dtype=np.float64) for v in (values, baseline))
+    first = to_array("values", values, finite=False)
+    second = to_array("baseline", baseline, finite=False)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
             "values and baseline must be vectors of one length, a pair for each seed. "
@@ -115,7 +119,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
     """
-    p = np.asarray(p_values, dtype=np.float64)
+    p = to_array("p_values", p_values, (None,), finite=False)
     adjusted = np.full(p.shape, np.nan)
     order = np.argsort(p)[: np.isfinite(p).sum()]
     steps = p[order] * np.arange(len(order), 0, -1)

@@ -10,6 +10,7 @@ from flatmin.curvature._finite import check_finite, in_dtype
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = [
     "GradientCovarianceOperator",
@@ -172,7 +173,7 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
         batch_size: int = 1,
         params: str | list[str] | None = None,
     ) -> None:
-        check_count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
         self.preconditioner = check_preconditioner(preconditioner, risk)
         self.batch_size = batch_size
         super().__init__(risk, theta, params=params)
@@ -254,6 +255,7 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
     FloatingPointError
         If a variance is not finite and ``check``; the message names the parameters.
     """
+    check_point(risk, theta)
     variances = risk.gradient_variances(theta)
     if not check:
         return variances.sum(-1).to(risk.dtype)
@@ -278,5 +280,6 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     FloatingPointError
         If a variance is not finite; the message names the parameters.
     """
+    check_point(risk, theta)
     variances = risk.gradient_variances(theta).to(risk.dtype)
     return check_finite("The diagonal of Σ", variances, risk)

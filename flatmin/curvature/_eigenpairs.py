@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.arrays import check_tensor
+from flatmin._utils.numbers import check_positive, is_count
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._hessian import HessianOperator
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import EigenResult, Which, eigsh, order_eigenvalues
 from flatmin.risk import AnalyticRisk, Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
 
@@ -53,7 +56,9 @@ def hessian_eigenpairs(
     ValueError
         If k does not fit.
     """
+    check_point(risk, theta)
     _check_k(k, risk.n_params, "D")
+    tol = check_positive("tol", tol)
     if isinstance(risk, AnalyticRisk):
         return _dense_eigenpairs(risk.hessian(theta), k, which, tol)
     return eigsh(HessianOperator(risk, theta), k, which=which, tol=tol, rng=rng)
@@ -100,6 +105,8 @@ def covariance_eigenpairs(
     ValueError
         If k or ``preconditioner`` does not fit.
     """
+    check_point(risk, theta)
+    tol = check_positive("tol", tol)
     operator = covariance_operator(risk, theta, preconditioner, params)
     size = operator.shape[-1]
     _check_k(k, min(size, risk.n_examples - 1), "min(D, N - 1)")
@@ -144,6 +151,9 @@ def minibatch_eigenpairs(
     ValueError
         If k does not fit.
     """
+    check_point(risk, theta)
+    check_tensor("batches", batches, 2)
+    tol = check_positive("tol", tol)
     n_batches, batch_size = batches.shape[-2:]
     _check_k(k, min(risk.n_params, n_batches - 1), "min(D, b - 1)")
     rows = risk.batch_gradients(theta, batches)
@@ -152,8 +162,8 @@ def minibatch_eigenpairs(
 
 
 def _check_k(k: int, largest: int, what: str) -> None:
-    if not 1 <= k <= largest:
-        raise ValueError(f"k must be between 1 and {what} = {largest}. Got k={k}.")
+    if not is_count(k) or k > largest:
+        raise ValueError(f"k must be between 1 and {what} = {largest}. Got k={k!r}.")
 
 
 def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> EigenResult:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import TraceResult, trace
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
 
@@ -83,6 +85,7 @@ def hessian_trace(
     -------
     TraceResult
     """
+    check_point(risk, theta)
     return trace(HessianOperator(risk, theta), rng=rng, rtol=rtol)
 
 
@@ -124,8 +127,8 @@ def ggn_trace(
     FloatingPointError
         If the trace of an example is not finite.
     """
-    if max_sweeps < 2:
-        raise ValueError(f"max_sweeps must be at least 2. Got {max_sweeps}.")
+    check_point(risk, theta)
+    max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     exact = risk.n_outputs
     if exact <= 2:
         return _exact_ggn_trace(risk, theta, exact)

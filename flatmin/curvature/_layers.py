@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import LinearOperator
 
 __all__ = ["BlockDiagonalOperator"]
@@ -45,6 +46,11 @@ class BlockDiagonalOperator(LinearOperator):
     """
 
     def __init__(self, operator: Any) -> None:
+        if not isinstance(operator, RiskOperator):
+            raise TypeError(
+                "operator must be an operator of a risk, such as HessianOperator(risk, "
+                f"theta). Got {type(operator).__name__}."
+            )
         layout = getattr(operator.risk, "layout", None)
         if layout is None or operator.indices is not None:
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.arrays import check_readable
 from flatmin.risk import ParameterLayout, Risk
 
 __all__ = ["adaptive_preconditioner", "check_preconditioner"]
@@ -62,10 +63,14 @@ def adaptive_preconditioner(
     >>> adaptive_preconditioner(optimizer, module)
     tensor([5.0000])
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be a torch.nn.Module. Got {type(module).__name__}."
+        )
     root = _ROOTS.get(type(optimizer))
     if root is None:
         raise TypeError(
-            "A preconditioner can be read from torch.optim.RMSprop, Adam and AdamW. "
+            "optimizer must be a torch.optim.RMSprop, Adam or AdamW. "
             f"Got {type(optimizer).__name__}. SGD has none, P = I; of another "
             "optimizer compute what multiplies its gradient, and pass that vector."
         )
@@ -125,11 +130,19 @@ def check_preconditioner(preconditioner: Tensor, risk: Risk) -> Tensor:
 
     Raises
     ------
+    TypeError
+        If it is no tensor of real numbers.
     ValueError
         If the shape does not fit, or an entry is not finite and positive.
     """
-    given = torch.as_tensor(preconditioner)
-    if tuple(given.shape) != (risk.n_params,) or given.is_complex():
+    check_readable("preconditioner", preconditioner)
+    try:
+        given = torch.as_tensor(preconditioner)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"preconditioner must be a Tensor. Got {type(preconditioner).__name__}."
+        ) from error
+    if tuple(given.shape) != (risk.n_params,):
         raise ValueError(
             "preconditioner must be the diagonal of P, a real vector of the "
             f"D = {risk.n_params} parameters. Got shape {tuple(given.shape)}, "

@@ -10,6 +10,7 @@ from torch import Tensor
 from flatmin.curvature._finite import check_finite
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["RiskOperator"]
 
@@ -43,6 +44,7 @@ class RiskOperator(LinearOperator):
     def __init__(
         self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
     ) -> None:
+        check_point(risk, theta)
         self.risk = risk
         self.theta = theta.detach().clone()
         self.indices: Tensor | None = None

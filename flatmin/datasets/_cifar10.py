@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
+from flatmin._utils.numbers import check_flag
 from flatmin.datasets._cifar10_download import download
 from flatmin.datasets._cifar10_files import (
     HOMEPAGE,
@@ -165,6 +166,9 @@ def fetch_cifar10(
     >>> str(cifar10.target_names[cifar10.target.max()])  # doctest: +SKIP
     'truck'
     """
+    check_flag("normalize", normalize)
+    check_flag("return_X_y", return_X_y)
+    check_flag("download_if_missing", download_if_missing)
     names = [
         name for split in splits_of(subset, "fetch_cifar10") for name in SPLITS[split]
     ]

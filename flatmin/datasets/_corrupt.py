@@ -1,12 +1,15 @@
 """Label noise."""
 
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state, check_scalar, column_or_1d
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
+
+from flatmin._utils.arrays import to_numpy
+from flatmin._utils.numbers import check_between, check_count, check_flag
+from flatmin._utils.random import resolve_random_state
 
 
 def corrupt_labels(
@@ -81,7 +84,8 @@ def corrupt_labels(
     >>> bool(np.array_equal(y_corrupt != y, corrupted))
     True
     """
-    labels: NDArray[Any] = column_or_1d(y)
+    allow_same = check_flag("allow_same", allow_same)
+    labels: NDArray[Any] = column_or_1d(to_numpy("y", y))
     check_classification_targets(labels)
     n_chosen = _resolve_n(n, fraction, len(labels))
     classes, codes = np.unique(labels, return_inverse=True)
@@ -90,7 +94,7 @@ def corrupt_labels(
             "corrupt_labels needs labels of at least two classes, or there is nothing "
             f"to exchange. Got y with the classes {classes.tolist()}."
         )
-    rng = check_random_state(random_state)
+    rng = resolve_random_state(random_state)
     new_codes, corrupted = redraw_codes(codes, len(classes), n_chosen, rng, allow_same)
     y_corrupt = labels.copy()
     y_corrupt[corrupted] = classes[new_codes[corrupted]]
@@ -144,14 +148,13 @@ def redraw_codes(
 
 def _resolve_n(n: int | None, fraction: float | None, n_samples: int) -> int:
     if fraction is not None and n is None:
-        check_scalar(fraction, "fraction", Real, min_val=0, max_val=1)
-        return round(fraction * n_samples)
+        return round(check_between("fraction", fraction, 0, 1) * n_samples)
     if n is None or fraction is not None:
         raise ValueError(
             "corrupt_labels needs exactly one of n and fraction. "
             f"Got n={n} and fraction={fraction}."
         )
-    check_scalar(n, "n", Integral, min_val=0)
+    n = check_count("n", n, at_least=0)
     if n > n_samples:
         raise ValueError(
             f"n={n} labels cannot be redrawn, y has only {n_samples}. Lower n, or give "

@@ -1,10 +1,9 @@
 """The data of the paper's regression experiment."""
 
-from numbers import Integral
-
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import check_scalar
+
+from flatmin._utils.numbers import check_count
 
 
 def make_cubic_regression(
@@ -50,6 +49,6 @@ def make_cubic_regression(
     >>> X_test.shape
     (100, 1)
     """
-    check_scalar(n_samples, "n_samples", Integral, min_val=2)
+    n_samples = check_count("n_samples", n_samples, at_least=2)
     x = np.linspace(-1.0, 1.0, n_samples)
     return x[:, np.newaxis], (x + 0.5) * x * (x - 0.5)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
+from flatmin._utils.numbers import check_flag
 from flatmin.datasets._descr import FASHION_MNIST
 from flatmin.datasets._fashion_mnist_files import find_files, read_split
 from flatmin.datasets._images import scale_pixels, splits_of
@@ -131,6 +132,9 @@ def fetch_fashion_mnist(
     >>> str(fashion_mnist.target_names[fashion_mnist.target[0]])  # doctest: +SKIP
     'Ankle boot'
     """
+    check_flag("normalize", normalize)
+    check_flag("return_X_y", return_X_y)
+    check_flag("download_if_missing", download_if_missing)
     splits = splits_of(subset, "fetch_fashion_mnist")
     folder = find_files(
         splits, data_home=data_home, download_if_missing=download_if_missing

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from flatmin._utils.paths import check_path
+
 ENVIRONMENT_VARIABLE = "FLATMIN_DATA"
 
 
@@ -22,6 +24,7 @@ def homes(data_home: str | os.PathLike[str] | None) -> Iterator[Path]:
         A folder, which need not exist.
     """
     if data_home is not None:
+        check_path("data_home", data_home)
         yield Path(data_home).expanduser()
         return
     if from_environment := os.environ.get(ENVIRONMENT_VARIABLE):

@@ -1,12 +1,13 @@
 """Fashion-MNIST with wrong labels, as in the paper."""
 
 import os
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import Bunch, check_random_state, check_scalar
+from sklearn.utils import Bunch
 
+from flatmin._utils.numbers import check_count, check_flag
+from flatmin._utils.random import resolve_random_state
 from flatmin.datasets._corrupt import redraw_codes
 from flatmin.datasets._descr import NOISY_FASHION_MNIST
 from flatmin.datasets._fashion_mnist import TARGET_NAMES
@@ -120,8 +121,11 @@ def load_noisy_fashion_mnist(
     >>> int((noisy.target != noisy.clean_target).sum())  # doctest: +SKIP
     200
     """
-    check_scalar(n_clean, "n_clean", Integral, min_val=0)
-    check_scalar(n_corrupt, "n_corrupt", Integral, min_val=0)
+    check_flag("allow_same", allow_same)
+    check_flag("return_X_y", return_X_y)
+    check_flag("download_if_missing", download_if_missing)
+    n_clean = check_count("n_clean", n_clean, at_least=0)
+    n_corrupt = check_count("n_corrupt", n_corrupt, at_least=0)
     folder = find_files(
         ("train", "test"), data_home=data_home, download_if_missing=download_if_missing
     )
@@ -132,7 +136,7 @@ def load_noisy_fashion_mnist(
             f"n_clean + n_corrupt must be from 1 to {len(images)}, the number of "
             f"training images. Got n_clean={n_clean} and n_corrupt={n_corrupt}."
         )
-    rng = check_random_state(random_state)
+    rng = resolve_random_state(random_state)
     indices = rng.choice(len(images), size=n_samples, replace=False)
     clean_target = labels[indices].astype(np.int64)
     target, corrupted = redraw_codes(

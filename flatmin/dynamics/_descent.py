@@ -207,7 +207,7 @@ class NoisyDescent:
         unread: list[Tensor] = []
         self._block_start = self._copy()
         for _ in range(n_iter):
-            for substep in range(self.law.n_substeps):
+            for substep in range(int(self.law.n_substeps)):
                 with self._judging_errors():
                     loss, gradient = self._noisy_gradient()
                 if self.diverged is not None:
@@ -225,7 +225,7 @@ class NoisyDescent:
             if progress is not None:
                 progress(1)
         self._left = self.theta.clone()
-        per_iteration = self.law.n_substeps
+        per_iteration = int(self.law.n_substeps)
         first = self.iteration - len(unread) // per_iteration
         for i, value in enumerate(torch.stack(unread).tolist() if unread else []):
             if not self._accept(first + i // per_iteration, value):
@@ -331,7 +331,7 @@ class NoisyDescent:
 
     @property
     def _is_due(self) -> bool:
-        due = self.iteration % self.law.refresh_every == 0
+        due = self.iteration % int(self.law.refresh_every) == 0
         return self._stale or (due and self._refreshed_at != self.iteration)
 
     def _draw(self) -> None:
@@ -407,11 +407,11 @@ class NoisyDescent:
                 f"parameters. Got {sorted(rates)}; give param_groups one lr, or use a "
                 "law that does not take a step."
             )
-        return Step(self.iteration, rates.pop() / self.law.n_substeps)
+        return Step(self.iteration, rates.pop() / int(self.law.n_substeps))
 
     def _move(self) -> None:
         """Let the optimizer step: at η/l, for a law whose iteration is l steps."""
-        parts = self.law.n_substeps
+        parts = int(self.law.n_substeps)
         if parts == 1:
             self.optimizer.step()
             return

@@ -268,7 +268,7 @@ class _NoisyNet(NeuralNet):
         if not descent.has_noise:
             row["noise_norm"] = math.nan  # the law's state is that of another θ
         if descent.law.n_substeps > 1:
-            done = descent.iteration * descent.law.n_substeps
+            done = descent.iteration * int(descent.law.n_substeps)
             row["n_steps"] = self._n_steps_before_ + done
         self.rows_.append(row)
         return row

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
+from torch import nn
 
-from flatmin._utils.names import check_known
+from flatmin._utils.messages import first_line
+from flatmin._utils.names import check_known, check_text
 
 __all__ = ["OPTIMIZERS", "resolve_optimizer"]
 
@@ -66,6 +70,33 @@ def resolve_optimizer(
         )
     known = list(inspect.signature(optimizer).parameters)[1:]
     for name in params:
+        check_text("a name in optimizer_params", name)
         if not name.startswith("param_groups"):
             check_known(f"parameter of the optimizer {optimizer.__name__}", name, known)
+    _check_values(optimizer, params, known)
     return optimizer
+
+
+def _check_values(
+    optimizer: type[torch.optim.Optimizer],
+    params: Mapping[str, Any],
+    known: Iterable[str],
+) -> None:
+    """Make one of a single number: NaN passes the checks of PyTorch."""
+    given = {k: v for k, v in params.items() if not k.startswith("param_groups")}
+    for name, value in given.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, Real) and not math.isfinite(number):
+                raise ValueError(
+                    f"optimizer_params[{name!r}] must be finite. Got {value!r}."
+                )
+    if not given:
+        return
+    lr = {"lr": 0.1} if "lr" in known else {}
+    try:
+        optimizer([nn.Parameter(torch.zeros(1))], **{**lr, **given})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"optimizer_params must be what {optimizer.__name__} takes. Got "
+            f"{given!r}: {first_line(error)}."
+        ) from error

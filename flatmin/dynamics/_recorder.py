@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flatmin._utils.messages import message, shown
+from flatmin._utils.names import check_text
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk, Risk
 
@@ -71,6 +72,7 @@ class Recorder:
         self.metrics = dict(metrics or {})
         self._undefined: set[str] = set()  # metrics that have been warned about
         for name, metric in self.metrics.items():
+            check_text("a name in metrics", name)
             if name in _TAKEN:
                 raise ValueError(
                     "A metric needs a name that history_ does not use yet. "

@@ -209,11 +209,11 @@ def _run(risk, law, theta, lr, n_iter, reached, record_every, rng, bar) -> Simul
             kept.append(theta)
         if t == n_iter:
             break
-        step = Step(t, lr / law.n_substeps)
-        if t % law.refresh_every == 0:
+        step = Step(t, lr / int(law.n_substeps))
+        if t % int(law.refresh_every) == 0:
             state = _refresh(risk, law, theta, rng, state, step)
         told = step_for(law.noisy_gradient, step)
-        for _ in range(law.n_substeps):
+        for _ in range(int(law.n_substeps)):
             _, gradient = law.noisy_gradient(risk, theta, state, rng, **told)
             theta = theta - step.lr * gradient
         if exits is not None:

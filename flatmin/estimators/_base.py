@@ -20,8 +20,12 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
+from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.learned import take_over, twin_of
+from flatmin._utils.names import check_text
+from flatmin._utils.numbers import check_held_by
+from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.quiet import ignored
@@ -57,7 +61,7 @@ from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._warmup import warm_up
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.checks import as_input
+from flatmin.risk.checks import as_input, check_held
 from flatmin.risk.module_copy import copy_module, graphs_left_out
 from flatmin.risk.prepared_module import evaluation_mode
 from flatmin.risk.surroundings import as_differentiated
@@ -223,6 +227,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> Run:
         """Check everything that can be checked before work is done."""
         device, dtype = resolve_device(self.device), resolve_dtype(self.dtype)
+        check_held_by(dtype, "lr", float(self.lr))
+        if self.warmup_lr is not None:
+            check_held_by(dtype, "warmup_lr", float(self.warmup_lr))
+        for name in ("module_params", "method_params", "callbacks_params"):
+            for key in getattr(self, name) or ():
+                check_text(f"a name in {name}", key)
+        if isinstance(self.memory, str):
+            check_path("memory", self.memory)
         check_callbacks(self.callbacks or [])
         optimizer = resolve_optimizer(self.optimizer, self.optimizer_params or {})
         warmup_optimizer = resolve_optimizer(self.warmup_optimizer, {})
@@ -320,18 +332,15 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Return θ₀: ``params_init``, where an earlier fit ended, or the module's."""
         if self.params_init is None or run.continues:
             return run.risk.params()
-        theta = self.params_init
-        if isinstance(theta, Tensor):
-            theta = theta.detach().cpu()
-        theta = np.asarray(theta, dtype=np.float64)
-        if theta.shape != (run.risk.n_params,):
+        theta = to_array("params_init", self.params_init, (None,))
+        if len(theta) != run.risk.n_params:
             raise ValueError(
                 f"params_init must be one flat vector of the module's "
                 f"{run.risk.n_params} trainable parameters. Got shape {theta.shape}."
             )
-        if not np.isfinite(theta).all():
-            raise ValueError("params_init contains NaN or infinity.")
-        return torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
+        start = torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
+        check_held(start, torch.as_tensor(theta), "params_init")
+        return start
 
     def _train(
         self, run: Run, net: Any, binding: FlatBinding, saved: RunCheckpoints | None
@@ -348,12 +357,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             batches=make_batches(self, run.risk, run.generators["batches"]),
         )
         title = self.method if isinstance(self.method, str) else type(run.law).__name__
-        bar = progress_bar(self.max_iter, title, verbose=self.verbose)
+        bar = progress_bar(int(self.max_iter), title, verbose=self.verbose)
         net.attach(
             descent,
             run.recorder,
-            max_iter=self.max_iter,
-            record_every=self.record_every,
+            max_iter=int(self.max_iter),
+            record_every=int(self.record_every),
             offset=run.offset,
             n_steps_before=run.n_steps_before,
             progress=bar.update,
@@ -396,8 +405,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             else:
                 with saved.restoring():
                     net.load_(found, begun=True)
-            left = self.max_iter - descent.iteration
-            done = descent.iteration // self.record_every if left else net.max_epochs
+            left = int(self.max_iter) - descent.iteration
+            done = (
+                descent.iteration // int(self.record_every) if left else net.max_epochs
+            )
             net.fit_loop(**examples, epochs=net.max_epochs - done)
         net.begin_()  # where no block has begun
         run.diverged = descent.diverged
@@ -428,8 +439,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             run.module,
             criterion=MeanLoss(run.loss),
             optimizer=resolve_optimizer(self.optimizer, self.optimizer_params or {}),
-            lr=self.lr,
-            max_epochs=math.ceil(self.max_iter / self.record_every),
+            lr=float(self.lr),
+            max_epochs=math.ceil(int(self.max_iter) / int(self.record_every)),
             batch_size=-1,
             iterator_valid__batch_size=run.risk.chunk_size,
             train_split=split,
@@ -464,7 +475,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self._keeps_graph = run.risk.keeps_graph
         self.noise_ = run.law
         self.n_iter_ = run.n_iter_before + done
-        self.n_steps_ = run.n_steps_before + done * run.law.n_substeps
+        self.n_steps_ = run.n_steps_before + done * int(run.law.n_substeps)
         self.diverged_ = run.diverged
         self._iteration = run.offset + done
         self._generator_states = {
@@ -636,7 +647,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 output = first_output(self.module_(part))
                 outputs.append(output.detach().cpu().numpy())
                 if y is not None:
-                    targets.append(y.cpu().numpy())
+                    targets.append(to_numpy("y", y))
         return np.concatenate(outputs), np.concatenate(targets) if targets else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -656,9 +667,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 def _check_weights(sample_weight: Any, n_examples: int) -> np.ndarray | None:
     if sample_weight is None:
         return None
-    weights = np.asarray(sample_weight, dtype=np.float64)
-    if weights.shape != (n_examples,):
-        raise ValueError(
-            f"sample_weight must have shape ({n_examples},). Got {weights.shape}."
-        )
+    weights = to_array("sample_weight", sample_weight, (n_examples,))
+    if (weights < 0).any():
+        raise ValueError(f"sample_weight must not be negative. Got {weights.min():g}.")
     return weights

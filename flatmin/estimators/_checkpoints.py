@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flatmin._utils.checkpoint_files import CheckpointFolder, check_checkpoint_every
 from flatmin._utils.fingerprint import check_identity, hashes
+from flatmin._utils.paths import check_path
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import (
     Checkpoints,
@@ -228,6 +229,8 @@ def check_checkpoint_params(estimator: Any) -> None:
         If the folder is missing, or the seed.
     """
     folder, seed = estimator.checkpoint_dir, estimator.random_state
+    if folder is not None:
+        check_path("checkpoint_dir", folder)
     check_checkpoint_every(folder, estimator.checkpoint_every)
     if folder is not None and not isinstance(seed, Integral):
         raise ValueError(

@@ -17,6 +17,8 @@ from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
+from flatmin._utils.arrays import check_readable, to_array, to_numpy
+from flatmin._utils.weights import relative_weights
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source
@@ -336,7 +338,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         """
         source = as_source(X, y)
         if source is None:
-            return super().score(X, y, sample_weight)
+            check_readable("sample_weight", sample_weight)
+            return super().score(X, to_numpy("y", y), sample_weight)
         outputs, y = self._outputs_and_targets(source)
         return accuracy_score(y, self._labels(outputs), sample_weight=sample_weight)
 
@@ -353,8 +356,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         return self.classes_[np.asarray(indices, dtype=int)]
 
     def _encode(self, y: Any, *, reset: bool) -> np.ndarray:
-        if isinstance(y, Tensor):
-            y = y.detach().cpu().numpy()
+        y = to_numpy("y", y)
         if y is None:
             raise ValueError(
                 "This NoisyDiffusionClassifier estimator requires y to be passed, but "
@@ -410,15 +412,30 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         if reset:
             self._by_class = None
         if reset and self.class_weight is not None:
-            self._by_class = compute_class_weight(
-                self.class_weight,
-                classes=self.classes_,
-                y=self.classes_[y],
-                sample_weight=weights if self.class_weight == "balanced" else None,
-            )
+            self._by_class = self._class_weights(weights, y)
         if self._by_class is None:
             return weights
-        return self._by_class[y] if weights is None else weights * self._by_class[y]
+        by_class = self._by_class[y]
+        return by_class if weights is None else relative_weights(weights, by_class)
+
+    def _class_weights(self, weights: np.ndarray | None, y: np.ndarray) -> np.ndarray:
+        """Return what ``class_weight`` says of each class."""
+        balanced = isinstance(self.class_weight, str)
+        by_class = compute_class_weight(
+            self.class_weight,
+            classes=self.classes_,
+            y=self.classes_[y],
+            sample_weight=relative_weights(weights)
+            if balanced and weights is not None
+            else None,
+        )
+        # A class none of whose examples counts is divided by 0, and counts nothing.
+        by_class = to_array("class_weight", by_class, (None,))
+        if (by_class < 0).any():
+            raise ValueError(
+                f"class_weight must not be negative. Got {by_class.min()}."
+            )
+        return by_class
 
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         n_classes = len(self.classes_)

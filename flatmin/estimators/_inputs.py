@@ -11,6 +11,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 from torch.utils import data
 
+from flatmin._utils.arrays import to_numpy
 from flatmin.risk.checks import as_input, as_tensor
 from flatmin.risk.data import Source, find_source
 from flatmin.risk.model import first_output
@@ -74,8 +75,7 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
     ValueError
         If its shape, its names or its values do not fit.
     """
-    if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
+    X = to_numpy("X", X)
     if not (hasattr(X, "__len__") or hasattr(X, "__array__")):
         raise TypeError(
             "X must be an array, a tensor, a data frame, or a data set of pairs "
@@ -122,7 +122,7 @@ def read_targets(estimator: Any, source: Source, *, reset: bool) -> np.ndarray:
     for X, y in source.batches(_N_LOOKED_AT):
         check_inputs(estimator, X, reset=reset and not targets)
         targets.append(y)
-    return torch.cat(targets).cpu().numpy()
+    return to_numpy("y", torch.cat(targets))
 
 
 def iterate_inputs(

@@ -11,6 +11,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_array
 from torch import Tensor
 
+from flatmin._utils.arrays import check_readable, to_numpy
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._inputs import as_source
 from flatmin.estimators._net import EstimatorNetRegressor
@@ -293,7 +294,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         """
         source = as_source(X, y)
         if source is None:
-            return super().score(X, y, sample_weight)
+            check_readable("sample_weight", sample_weight)
+            return super().score(X, to_numpy("y", y), sample_weight)
         outputs, y = self._outputs_and_targets(source)
         predicted = self._in_target_shape(outputs)
         return r2_score(y, predicted, sample_weight=sample_weight)
@@ -302,8 +304,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         return outputs.reshape(-1, *self._target_shape)
 
     def _encode(self, y: Any, *, reset: bool) -> np.ndarray:
-        if isinstance(y, Tensor):
-            y = y.detach().cpu().numpy()
+        y = to_numpy("y", y)
         if y is None:
             raise ValueError(
                 "This NoisyDiffusionRegressor estimator requires y to be passed, but "

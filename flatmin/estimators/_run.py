@@ -67,4 +67,4 @@ def make_batches(
     size = estimator.gradient_batch_size
     if size is None or size >= risk.n_examples:
         return None
-    return GradientBatches(risk, size, rng)
+    return GradientBatches(risk, int(size), rng)

@@ -71,7 +71,7 @@ def warm_up(
         run.risk,
         run.warmup_law,
         binding,
-        kind(binding.params_for(kind), lr=lr),  # type: ignore[call-arg]
+        kind(binding.params_for(kind), lr=float(lr)),  # type: ignore[call-arg]
         make_generator(seeds["warmup"], device),
         on_divergence=estimator.on_divergence,
         batches=make_batches(
@@ -79,8 +79,8 @@ def warm_up(
         ),
     )
     settings = {
-        "n_iter": estimator.warmup_iter,
-        "record_every": estimator.record_every,
+        "n_iter": int(estimator.warmup_iter),
+        "record_every": int(estimator.record_every),
         "verbose": estimator.verbose,
         "rows": [],
         "checkpoints": Checkpoints(),

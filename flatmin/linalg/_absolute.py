@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.arrays import check_tensor
+from flatmin._utils.numbers import check_positive
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._sqrt import sqrt_matvec
 
@@ -36,6 +38,8 @@ class AbsoluteOperator(LinearOperator):
         self, operator: LinearOperator, trace: Tensor, *, tol: float = 0.05
     ) -> None:
         check_one_matrix(operator, "AbsoluteOperator")
+        check_tensor("trace", trace)
+        tol = check_positive("tol", tol)
         super().__init__(
             operator.shape[-1], dtype=operator.dtype, device=operator.device
         )

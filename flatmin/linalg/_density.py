@@ -102,7 +102,7 @@ class SpectralDensity:
         ValueError
             If p is no integer of at least 0.
         """
-        check_count("p", p, at_least=0)
+        p = check_count("p", p, at_least=0)
         return self.mean(lambda nodes: nodes**p)
 
     def density(self, grid: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ class SpectralDensity:
         ValueError
             If ``sigma`` is not positive.
         """
-        check_positive("sigma", sigma)
+        sigma = check_positive("sigma", sigma)
         height = 1 / (sigma * (2 * torch.pi) ** 0.5)
         value, stderr = self._on_grid(
             grid, lambda x: torch.exp(-((x / sigma) ** 2) / 2)
@@ -243,8 +243,8 @@ def spectral_density(
     """
     check_one_matrix(operator, "spectral_density")
     check_known("method", method, ("auto", "exact", "lanczos"))
-    check_count("n_probes", n_probes, at_least=2)
-    check_count("n_steps", n_steps)
+    n_probes = check_count("n_probes", n_probes, at_least=2)
+    n_steps = check_count("n_steps", n_steps)
     size, before = operator.shape[-1], operator.n_matvecs
     unit = UnitScaled(operator)
     if method == "auto":

@@ -135,13 +135,16 @@ def eigsh(
     """
     check_one_matrix(operator, "eigsh")
     size = operator.shape[-1]
-    if which not in ("LM", "LA", "SA", "BE"):
+    if not isinstance(which, str) or which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")
     if not is_count(k) or k > size:
         raise ValueError(f"k must be an integer between 1 and D = {size}. Got k={k!r}.")
-    check_positive("tol", tol, or_zero=True)
+    k = int(k)
+    tol = check_positive("tol", tol, or_zero=True)
     if max_matvecs is not None:
-        check_count("max_matvecs", max_matvecs, at_least=k)  # one for each pair
+        max_matvecs = check_count(
+            "max_matvecs", max_matvecs, at_least=k
+        )  # one for each pair
     start = None if v0 is None else _normalised(operator, v0)
 
     n_basis = max(20, 2 * k + 10)

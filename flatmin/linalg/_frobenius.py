@@ -81,7 +81,7 @@ def frobenius_norm(
     """
     check_one_matrix(operator, "frobenius_norm")
     check_known("method", method, ("auto", "exact", "hutchinson"))
-    check_accuracy(rtol, max_matvecs, at_least=2)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
     before = operator.n_matvecs
     unit = UnitScaled(operator)
     if method == "exact" or (method == "auto" and operator.shape[-1] <= max_matvecs):

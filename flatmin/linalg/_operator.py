@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from threading import get_ident
+from typing import Any
 
 import numpy as np
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-__all__ = ["LinearOperator", "check_one_matrix", "knows_its_trace"]
+from flatmin._utils.arrays import check_tensor
+from flatmin._utils.numbers import check_count
+
+__all__ = ["LinearOperator", "check_one_matrix", "check_operator", "knows_its_trace"]
 
 
 class LinearOperator(ABC):
@@ -48,6 +52,7 @@ class LinearOperator(ABC):
         device: torch.device,
         batch_shape: tuple[int, ...] = (),
     ) -> None:
+        size = check_count("size", size)
         self.shape = (*batch_shape, size, size)
         self.dtype = dtype
         self.device = device
@@ -81,13 +86,21 @@ class LinearOperator(ABC):
 
         Raises
         ------
+        TypeError
+            If it is no tensor of that dtype.
         ValueError
             If the shape does not fit.
         """
+        check_tensor("v", v)
         if v.shape != self.shape[:-1]:
             raise ValueError(
                 f"A vector for this operator must have shape {tuple(self.shape[:-1])}. "
                 f"Got {tuple(v.shape)}; use matmat for a matrix of columns."
+            )
+        if v.dtype != self.dtype:
+            raise TypeError(
+                f"v must have the operator's dtype, {self.dtype}. Got {v.dtype}; use "
+                "v.to(operator.dtype)."
             )
         self.n_matvecs += 1
         return self._matvec(v)
@@ -104,6 +117,7 @@ class LinearOperator(ABC):
         -------
         Tensor of shape (\\*batch, D, k)
         """
+        check_tensor("V", V, 2)
         return torch.stack([self.matvec(v) for v in V.unbind(-1)], dim=-1)
 
     def to_dense(self) -> Tensor:
@@ -159,9 +173,13 @@ class LinearOperator(ABC):
         return self.matvec(other)
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
+        if not isinstance(other, LinearOperator):
+            return NotImplemented
         return _Combination((1.0, 1.0), (self, other))
 
     def __sub__(self, other: LinearOperator) -> LinearOperator:
+        if not isinstance(other, LinearOperator):
+            return NotImplemented
         return _Combination((1.0, -1.0), (self, other))
 
     def __mul__(self, scalar: float | Tensor) -> LinearOperator:
@@ -180,8 +198,28 @@ class LinearOperator(ABC):
         return f"<{type(self).__name__} {shape}, {self.dtype}, {self.device}>"
 
 
+def check_operator(operator: Any) -> None:
+    """Raise unless something is an operator.
+
+    Parameters
+    ----------
+    operator : object
+
+    Raises
+    ------
+    TypeError
+        If it is not; of a tensor the message says how to make one.
+    """
+    if not isinstance(operator, LinearOperator):
+        hint = "; wrap it: DenseOperator(...)" if isinstance(operator, Tensor) else ""
+        raise TypeError(
+            "operator must be a LinearOperator, such as HessianOperator(risk, theta). "
+            f"Got {type(operator).__name__}{hint}."
+        )
+
+
 def check_one_matrix(operator: LinearOperator, function: str) -> None:
-    """Raise if an operator is a batch of matrices.
+    """Raise if something is no operator, or a batch of matrices.
 
     Parameters
     ----------
@@ -191,9 +229,12 @@ def check_one_matrix(operator: LinearOperator, function: str) -> None:
 
     Raises
     ------
+    TypeError
+        If it is no operator.
     ValueError
         If the operator has leading dimensions.
     """
+    check_operator(operator)
     if len(operator.shape) != 2:
         raise ValueError(
             f"{function} takes one matrix. Got a batch of shape "

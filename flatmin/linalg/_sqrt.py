@@ -95,8 +95,8 @@ def sqrt_matvec(
     """
     check_one_matrix(operator, "sqrt_matvec")
     size = operator.shape[-1]
-    check_positive("tol", tol, or_zero=True)
-    check_count("max_steps", max_steps)
+    tol = check_positive("tol", tol, or_zero=True)
+    max_steps = check_count("max_steps", max_steps)
     if not isinstance(z, Tensor):
         raise TypeError(f"z must be a Tensor of shape ({size},). Got {z!r}.")
     norm = torch.linalg.vector_norm(z, dtype=torch.float64)

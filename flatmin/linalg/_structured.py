@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flatmin._utils.arrays import check_real, check_tensor
+from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.linalg._operator import LinearOperator
 
 __all__ = [
@@ -47,7 +49,11 @@ class FunctionOperator(LinearOperator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(size, dtype=dtype, device=torch.device(device))
+        if not callable(function):
+            raise TypeError(f"function must take v to A v. Got {function!r}.")
+        super().__init__(
+            size, dtype=resolve_dtype(dtype), device=resolve_device(device)
+        )
         self.function = function
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -64,6 +70,9 @@ class DenseOperator(LinearOperator):
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        check_real("matrix", matrix, 2)
+        if matrix.shape[-1] != matrix.shape[-2]:
+            raise ValueError(f"matrix must be square. Got shape {tuple(matrix.shape)}.")
         super().__init__(
             matrix.shape[-1],
             batch_shape=tuple(matrix.shape[:-2]),
@@ -120,6 +129,7 @@ class ScaledIdentityOperator(LinearOperator):
     """
 
     def __init__(self, scale: Tensor, size: int) -> None:
+        check_real("scale", scale, 0)
         super().__init__(
             size,
             batch_shape=tuple(scale.shape),
@@ -166,6 +176,7 @@ class DiagonalOperator(LinearOperator):
     """
 
     def __init__(self, diagonal: Tensor) -> None:
+        check_real("diagonal", diagonal, 1)
         super().__init__(
             diagonal.shape[-1],
             batch_shape=tuple(diagonal.shape[:-1]),
@@ -218,6 +229,13 @@ class LowRankOperator(LinearOperator):
     """
 
     def __init__(self, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
+        check_tensor("eigenvalues", eigenvalues, 1)
+        check_real("eigenvectors", eigenvectors, 2)
+        if eigenvalues.shape[-1] != eigenvectors.shape[-1]:
+            raise ValueError(
+                "eigenvalues must be as many as the columns of eigenvectors. Got "
+                f"shapes {tuple(eigenvalues.shape)} and {tuple(eigenvectors.shape)}."
+            )
         super().__init__(
             eigenvectors.shape[-2],
             batch_shape=tuple(eigenvectors.shape[:-2]),

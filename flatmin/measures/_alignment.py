@@ -37,6 +37,7 @@ from flatmin.measures._trace_product import (
     trace_hessian_covariance,
 )
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["Alignment", "alignment"]
 
@@ -257,13 +258,14 @@ def alignment(
     >>> float(result.trace_product), float(result.anisotropy_gain)
     (4.0, 1.6)
     """
+    check_point(risk, theta)
     if theta.ndim != 1:
         raise ValueError(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
-    check_count("k", k)
-    check_positive("tol", tol)
-    check_accuracy(rtol, max_matvecs, at_least=6)
+    k = check_count("k", k)
+    tol = check_positive("tol", tol)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     generator = make_generator(rng, risk.device)
     hessian = HessianOperator(risk, theta, params=params)
     covariance = covariance_operator(risk, theta, preconditioner, params)

@@ -10,6 +10,7 @@ from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.measures._rounding import CLEAR, nearby
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["asam_sharpness", "sam_sharpness"]
 
@@ -57,7 +58,8 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     >>> float(sam_sharpness(risk, torch.tensor([1.0, 0.0]), rho=0.1))
     0.525
     """
-    check_positive("rho", rho)
+    check_point(risk, theta)
+    rho = check_positive("rho", rho)
     return _rise(risk, theta, torch.ones_like(theta), rho)
 
 
@@ -108,8 +110,9 @@ def asam_sharpness(
     >>> float(asam_sharpness(risk, torch.tensor([2.0, 0.0]), rho=0.1))
     2.1
     """
-    check_positive("rho", rho)
-    check_positive("eta", eta, or_zero=True)
+    check_point(risk, theta)
+    rho = check_positive("rho", rho)
+    eta = check_positive("eta", eta, or_zero=True)
     return _rise(risk, theta, theta.abs() + eta, rho)
 
 

@@ -11,6 +11,7 @@ from flatmin.curvature import HessianOperator, hessian_eigenpairs
 from flatmin.linalg import trace
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["max_eigenvalue", "trace_sharpness"]
 
@@ -60,8 +61,9 @@ def trace_sharpness(
     >>> float(trace_sharpness(risk, torch.zeros(2), sigma=0.1))
     0.03
     """
-    check_positive("sigma", sigma)
-    check_accuracy(rtol, max_matvecs, at_least=6)
+    check_point(risk, theta)
+    sigma = check_positive("sigma", sigma)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     result = trace(
         HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng
     )
@@ -113,7 +115,8 @@ def max_eigenvalue(
     >>> float(max_eigenvalue(risk, torch.zeros(2)))
     5.0
     """
-    check_positive("tol", tol)
+    check_point(risk, theta)
+    tol = check_positive("tol", tol)
     generator = make_generator(rng, risk.device)
     pair = hessian_eigenpairs(risk, theta, 1, tol=tol, rng=generator)
     value = pair.eigenvalues[..., 0]

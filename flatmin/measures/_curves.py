@@ -12,12 +12,13 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from flatmin._utils.arrays import check_readable
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.measures._rounding import nearby
 from flatmin.risk import Risk
-from flatmin.risk.arguments import as_direction
+from flatmin.risk.arguments import as_direction, check_risk
 
 __all__ = ["CurveProfile", "bezier_profile", "segment_profile"]
 
@@ -146,7 +147,7 @@ def segment_profile(
     >>> profile.barrier, profile.argmax, profile.height
     (1.0, 0.5, 1.0)
     """
-    check_count("n_points", n_points, at_least=3)
+    n_points = check_count("n_points", n_points, at_least=3)
     a, b = _ends(risk, theta_a, theta_b)
     return _profile(risk, lambda t: _segment(a, b, t), n_points)
 
@@ -237,10 +238,10 @@ def bezier_profile(
     >>> abs(profile.barrier - 4 / 81) < 0.005
     True
     """
-    check_positive("lr", lr)
-    check_count("n_iter", n_iter)
-    check_count("n_draws", n_draws)
-    check_count("n_points", n_points, at_least=3)
+    lr = check_positive("lr", lr)
+    n_iter = check_count("n_iter", n_iter)
+    n_draws = check_count("n_draws", n_draws)
+    n_points = check_count("n_points", n_points, at_least=3)
     a, b = _ends(risk, theta_a, theta_b)
     generator = make_generator(rng, risk.device)
     straight = _profile(risk, lambda t: _segment(a, b, t), n_points)
@@ -262,9 +263,11 @@ def _ends(
     risk: Risk, theta_a: Tensor | np.ndarray, theta_b: Tensor | np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """Return both ends in the risk's dtype, on its device."""
+    check_risk(risk)
     like = torch.empty(0, dtype=risk.dtype, device=risk.device)
     ends = []
     for name, theta in (("theta_a", theta_a), ("theta_b", theta_b)):
+        check_readable(name, theta)
         given = torch.as_tensor(theta) if isinstance(theta, np.ndarray) else theta
         end = as_direction(given, name, (risk.n_params,), like).detach()
         wild = int((~end.isfinite()).sum())

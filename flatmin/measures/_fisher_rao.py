@@ -9,6 +9,7 @@ from flatmin.curvature import FisherOperator, GGNOperator
 from flatmin.curvature._finite import check_loss
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import EmpiricalRisk, Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["fisher_rao_norm"]
 
@@ -59,6 +60,7 @@ def fisher_rao_norm(
     >>> float(fisher_rao_norm(risk, torch.tensor([2.0])))
     40.0
     """
+    check_point(risk, theta)
     if empirical:
         slopes = risk.linearize(theta).directional_derivatives(theta)
         name, remedy = "A slope gᵢᵀθ", "look at θ and at these examples"

@@ -15,6 +15,7 @@ from flatmin.curvature import covariance_eigenpairs
 from flatmin.curvature._finite import check_finite
 from flatmin.measures._rounding import CLEAR, nearby
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["Gaussianity", "minibatch_gaussianity"]
 
@@ -123,9 +124,10 @@ def minibatch_gaussianity(
     >>> float(result.excess_kurtosis), result.p_value < 1e-10
     (-0.5, True)
     """
-    check_count("batch_size", batch_size)
-    check_count("n_directions", n_directions)
-    check_count("n_batches", n_batches)
+    check_point(risk, theta)
+    batch_size = check_count("batch_size", batch_size)
+    n_directions = check_count("n_directions", n_directions)
+    n_batches = check_count("n_batches", n_batches)
     if directions is not None and (
         directions.ndim != 2
         or len(directions) != risk.n_params

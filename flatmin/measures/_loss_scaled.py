@@ -17,6 +17,7 @@ from flatmin.measures._estimate import Estimate, exact, quotient, square
 from flatmin.measures._rounding import gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["LossScaledAlignment", "loss_scaled_alignment"]
 
@@ -52,8 +53,8 @@ class LossScaledAlignment:
         ValueError
             If ``lr`` or ``batch_size`` is not positive.
         """
-        check_positive("lr", lr)
-        check_positive("batch_size", batch_size)
+        lr = check_positive("lr", lr)
+        batch_size = check_positive("batch_size", batch_size)
         if not float(self.value) > 0:
             return math.inf
         return math.sqrt(batch_size / float(self.value)) / lr
@@ -120,8 +121,9 @@ def loss_scaled_alignment(
     >>> float(result), result.norm_bound(lr=0.1, batch_size=4)
     (1.0, 20.0)
     """
-    check_count("k", k)
-    check_accuracy(rtol, max_matvecs, at_least=2)
+    check_point(risk, theta)
+    k = check_count("k", k)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
     generator = make_generator(rng, risk.device)
     moments = gradient_moments(risk, theta)
     if not bool(moments.has_loss):

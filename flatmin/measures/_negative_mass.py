@@ -10,6 +10,7 @@ from flatmin.curvature import HessianOperator
 from flatmin.linalg import SpectralDensity, spectral_density
 from flatmin.measures._estimate import Estimate
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["density_negative_mass", "negative_mass"]
 
@@ -66,8 +67,9 @@ def negative_mass(
     >>> float(negative_mass(risk, torch.zeros(4)))
     0.375
     """
-    check_count("n_probes", n_probes, at_least=2)
-    check_count("n_steps", n_steps)
+    check_point(risk, theta)
+    n_probes = check_count("n_probes", n_probes, at_least=2)
+    n_steps = check_count("n_steps", n_steps)
     operator = HessianOperator(risk, theta, params=params)
     density = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, rng=rng)
     return density_negative_mass(density)

@@ -14,6 +14,7 @@ from flatmin.measures._estimate import Estimate, exact, quotient
 from flatmin.measures._rounding import CLEAR, gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = [
     "GradientNoise",
@@ -71,7 +72,7 @@ class GradientNoise:
         ValueError
             If ``batch_size`` is not positive.
         """
-        check_positive("batch_size", batch_size)
+        batch_size = check_positive("batch_size", batch_size)
         return (self.trace / batch_size).sqrt()
 
     def diffusion_norm(self, batch_size: float, lr: float) -> Tensor:
@@ -96,7 +97,7 @@ class GradientNoise:
         ValueError
             If ``lr`` or ``batch_size`` is not positive.
         """
-        check_positive("lr", lr)
+        lr = check_positive("lr", lr)
         return lr**0.5 * self.noise_norm(batch_size)
 
     def __float__(self) -> float:
@@ -136,6 +137,7 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
     >>> float(noise.gradient_norm), float(noise.noise_norm(batch_size=4)), float(noise)
     (2.0, 3.0, 9.0)
     """
+    check_point(risk, theta)
     moments = gradient_moments(risk, theta)
     return GradientNoise(
         torch.linalg.vector_norm(moments.mean, dim=-1),
@@ -197,7 +199,8 @@ def curvature_noise_scale(
     >>> float(curvature_noise_scale(risk, torch.tensor([0.0, 2.0])))
     36.0
     """
-    check_accuracy(rtol, max_matvecs)
+    check_point(risk, theta)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     moments = gradient_moments(risk, theta)
     moments.check_gradient("The curvature-weighted noise scale")
     gradient = moments.mean
@@ -271,6 +274,7 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> SignalToNoise:
     >>> float(gradient_signal_to_noise(risk, torch.tensor([1.0, 1.0])))
     0.625
     """
+    check_point(risk, theta)
     moments = gradient_moments(risk, theta)
     noisy = moments.noisy
     n_used = noisy.sum(-1)

@@ -14,6 +14,7 @@ from flatmin.measures._deflation import deflated_norm
 from flatmin.measures._estimate import Estimate, exact, quotient, square
 from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["NoiseSpectrum", "noise_spectrum"]
 
@@ -117,9 +118,10 @@ def noise_spectrum(
     >>> float(result.trace), float(result.effective_rank)
     (12.0, 1.6)
     """
-    check_count("k", k)
-    check_positive("tol", tol)
-    check_accuracy(rtol, max_matvecs, at_least=2)
+    check_point(risk, theta)
+    k = check_count("k", k)
+    tol = check_positive("tol", tol)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
     generator = make_generator(rng, risk.device)
     operator = GradientCovarianceOperator(risk, theta, params=params)
     moments = gradient_moments(risk, theta, operator.indices)

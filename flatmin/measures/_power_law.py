@@ -14,6 +14,7 @@ from flatmin.curvature._finite import names_of
 from flatmin.linalg import diagonal
 from flatmin.measures._rounding import CLEAR, gradient_moments, nearby
 from flatmin.risk import EmpiricalRisk, Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["PowerLaw", "PowerLaws", "covariance_exponent", "covariance_exponents"]
 
@@ -110,7 +111,8 @@ def covariance_exponent(
     >>> float(covariance_exponent(risk, torch.zeros(3, dtype=torch.float64)))
     2.0
     """
-    check_accuracy(rtol, max_matvecs, at_least=6)
+    check_point(risk, theta)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     points = _points(risk, theta, params, rtol, max_matvecs, rng)
     return _fit(points, risk)
 
@@ -151,7 +153,8 @@ def covariance_exponents(
     FloatingPointError
         If a number is not finite; the message names the parameters.
     """
-    check_accuracy(rtol, max_matvecs, at_least=6)
+    check_point(risk, theta)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     points = _points(risk, theta, None, rtol, max_matvecs, rng)
     fits, left_out = {}, {}
     for name, part in risk.layout.layers().items():

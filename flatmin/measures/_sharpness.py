@@ -10,6 +10,7 @@ from flatmin._utils.random import make_generator
 from flatmin.curvature._finite import check_loss
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["adaptive_expected_sharpness", "expected_sharpness"]
 
@@ -72,6 +73,7 @@ def expected_sharpness(
     >>> abs(float(result) - 0.03) < 3 * float(result.stderr)
     True
     """
+    check_point(risk, theta)
     return _mean_rise(risk, theta, None, sigma, n_draws, absolute, rng)
 
 
@@ -133,6 +135,7 @@ def adaptive_expected_sharpness(
     >>> abs(float(result) - 0.045) < 3 * float(result.stderr)
     True
     """
+    check_point(risk, theta)
     return _mean_rise(risk, theta, theta.abs(), sigma, n_draws, absolute, rng)
 
 
@@ -145,8 +148,8 @@ def _mean_rise(
     absolute: bool,
     rng: torch.Generator | int | None,
 ) -> SharpnessResult:
-    check_positive("sigma", sigma)
-    check_count("n_draws", n_draws, at_least=2)  # to have a standard error
+    sigma = check_positive("sigma", sigma)
+    n_draws = check_count("n_draws", n_draws, at_least=2)  # to have a standard error
     generator = make_generator(rng, risk.device)
     base = check_loss("The loss L(θ)", risk.value(theta), "look at θ and the data")
     values = []

@@ -19,6 +19,7 @@ from flatmin.measures._curvature_sharpness import max_eigenvalue
 from flatmin.measures._estimate import Estimate, exact
 from flatmin.measures._rounding import CLEAR
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["edge_of_stability", "non_uniformity", "non_uniformity_bound"]
 
@@ -69,7 +70,8 @@ def edge_of_stability(
     >>> float(edge_of_stability(risk, torch.zeros(2), lr=0.2))
     0.5
     """
-    check_positive("lr", lr)
+    check_point(risk, theta)
+    lr = check_positive("lr", lr)
     return exact(max_eigenvalue(risk, theta, tol=tol, rng=rng).value * (lr / 2))
 
 
@@ -127,7 +129,8 @@ def non_uniformity(
     >>> float(non_uniformity(risk, torch.zeros(1)))
     8.0
     """
-    check_positive("tol", tol)
+    check_point(risk, theta)
+    tol = check_positive("tol", tol)
     if risk.n_examples == 1:
         return exact(torch.zeros((), device=risk.device))
     hessian = HessianOperator(risk, theta)
@@ -189,9 +192,9 @@ def non_uniformity_bound(lr: float, batch_size: int, n_examples: int) -> float:
     >>> non_uniformity_bound(0.1, 4, 100)
     20.3101
     """
-    check_positive("lr", lr)
-    check_count("batch_size", batch_size)
-    check_count("n_examples", n_examples)
+    lr = check_positive("lr", lr)
+    batch_size = check_count("batch_size", batch_size)
+    n_examples = check_count("n_examples", n_examples)
     if batch_size > n_examples:
         raise ValueError(
             f"batch_size must be between 1 and N = {n_examples}. Got {batch_size}."

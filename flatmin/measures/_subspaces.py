@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.arrays import check_tensor
 from flatmin._utils.numbers import check_count
 from flatmin.measures._rounding import CLEAR
 
@@ -94,7 +95,7 @@ def projection_residual(A: Tensor, B: Tensor) -> Tensor:
     >>> projection_residual(A, B)
     tensor(1., dtype=torch.float64)
     """
-    _check_bases(A, B)
+    _check_bases(A, B, "AB")
     if not bool(A.isfinite().all()):
         raise ValueError("A must be finite. Got NaN or infinity in it.")
     A, Q = A.double(), _orthonormal(B)
@@ -124,8 +125,8 @@ def random_projection_residual(k: int, n_params: int) -> float:
     >>> random_projection_residual(20, 11330)
     19.9647
     """
-    check_count("k", k)
-    check_count("n_params", n_params)
+    k = check_count("k", k)
+    n_params = check_count("n_params", n_params)
     if k > n_params:
         raise ValueError(f"k must be between 1 and D = {n_params}. Got k={k}.")
     return k * (1 - k / n_params)
@@ -235,7 +236,8 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
     >>> subspace_share(torch.tensor([3.0, 4.0]), torch.tensor([[2.0], [0.0]]))
     tensor(0.3600, dtype=torch.float64)
     """
-    _check_bases(v.unsqueeze(-1), U)
+    check_tensor("v", v, 1)
+    _check_bases(v.unsqueeze(-1), U, "vU")
     v = v.double()
     norms = torch.linalg.vector_norm(v, dim=-1)
     if not bool(((norms > 0) & norms.isfinite()).all()):
@@ -248,12 +250,14 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
     return inside.square().sum(-1)
 
 
-def _check_bases(U: Tensor, V: Tensor) -> None:
+def _check_bases(U: Tensor, V: Tensor, names: str = "UV") -> None:
+    check_tensor(names[0], U)
+    check_tensor(names[1], V)
     empty = U.numel() == 0 or V.numel() == 0
     if U.ndim < 2 or V.ndim < 2 or U.shape[-2] != V.shape[-2] or empty:
         raise ValueError(
-            "Bases must be matrices of one or more columns of one size D. Got "
-            f"shapes {tuple(U.shape)} and {tuple(V.shape)}."
+            f"{names[0]} and {names[1]} must be matrices of one or more columns of one "
+            f"size D. Got shapes {tuple(U.shape)} and {tuple(V.shape)}."
         )
 
 

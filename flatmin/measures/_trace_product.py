@@ -23,6 +23,7 @@ from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import EigenResult, FunctionOperator, eigsh, trace
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["TraceProduct", "low_rank_trace_product", "trace_hessian_covariance"]
 
@@ -121,10 +122,11 @@ def trace_hessian_covariance(
     >>> float(trace_hessian_covariance(risk, torch.zeros(2)))
     4.0
     """
+    check_point(risk, theta)
     check_known("method", method, ("auto", "exact", "sampled", "low_rank"))
     check_known("matrix", matrix, MATRICES)
-    check_count("k", k)
-    check_accuracy(rtol, max_matvecs)
+    k = check_count("k", k)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     operator = MATRICES[matrix](risk, theta, params=params)
     P = 1.0 if preconditioner is None else check_preconditioner(preconditioner, risk)
     if method == "auto":

@@ -1,10 +1,9 @@
 """The LeNet-like network of the paper."""
 
-from numbers import Integral
-
-from sklearn.utils import check_scalar
 from torch import Tensor, nn
 from torch.nn import functional
+
+from flatmin._utils.numbers import check_count
 
 _CHANNELS = 10
 _KERNEL_SIZE = 5
@@ -68,9 +67,9 @@ class LeNet(nn.Module):
         self, n_outputs: int = 10, *, in_channels: int = 1, image_size: int = 28
     ) -> None:
         super().__init__()
-        check_scalar(n_outputs, "n_outputs", Integral, min_val=1)
-        check_scalar(in_channels, "in_channels", Integral, min_val=1)
-        check_scalar(image_size, "image_size", Integral, min_val=_MIN_IMAGE_SIZE)
+        n_outputs = check_count("n_outputs", n_outputs)
+        in_channels = check_count("in_channels", in_channels)
+        image_size = check_count("image_size", image_size, _MIN_IMAGE_SIZE)
         self.in_channels = in_channels
         self.image_size = image_size
         side = image_size

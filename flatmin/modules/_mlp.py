@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from numbers import Integral
 
 import numpy as np
-from sklearn.utils import check_scalar
 from torch import Tensor, nn
+
+from flatmin._utils.numbers import check_count
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
@@ -87,10 +87,10 @@ class MLP(nn.Module):
                 f"{sorted(_ACTIVATIONS)}. Got {activation!r} instead."
             )
         hidden = np.atleast_1d(hidden_layer_sizes).tolist()
-        check_scalar(n_features, "n_features", Integral, min_val=1)
-        check_scalar(n_outputs, "n_outputs", Integral, min_val=1)
+        n_features = check_count("n_features", n_features)
+        n_outputs = check_count("n_outputs", n_outputs)
         for size in hidden:
-            check_scalar(size, "each of hidden_layer_sizes", Integral, min_val=1)
+            check_count("each of hidden_layer_sizes", size)
 
         self.n_features = n_features
         self.layers = nn.Sequential()

@@ -1,9 +1,8 @@
 """The VGG network of the paper."""
 
-from numbers import Integral, Real
-
-from sklearn.utils import check_scalar
 from torch import Tensor, nn
+
+from flatmin._utils.numbers import check_count, check_positive
 
 # Configuration A of Simonyan and Zisserman. The number is the channels of a convolution
 # at width 1, and None a pooling that halves height and width: 32 becomes 1.
@@ -86,9 +85,9 @@ class VGG11(nn.Module):
         self, n_outputs: int = 10, *, in_channels: int = 3, width: float = 1.0
     ) -> None:
         super().__init__()
-        check_scalar(n_outputs, "n_outputs", Integral, min_val=1)
-        check_scalar(in_channels, "in_channels", Integral, min_val=1)
-        check_scalar(width, "width", Real, min_val=0, include_boundaries="neither")
+        n_outputs = check_count("n_outputs", n_outputs)
+        in_channels = check_count("in_channels", in_channels)
+        width = check_positive("width", width)
         self.in_channels = in_channels
         self.features = nn.Sequential()
         n_in = in_channels

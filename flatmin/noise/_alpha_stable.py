@@ -93,19 +93,19 @@ class AlphaStable(NoiseLaw):
     ) -> Tensor:
         """See :meth:`NoiseLaw.refresh`; the state is γ, of shape (\\*batch)."""
         if self.match == "none":
-            deviation = theta.new_full(theta.shape[:-1], self.sigma)
+            deviation = theta.new_full(theta.shape[:-1], float(self.sigma))
         else:
             trace = covariance_trace(risk, theta, check=False)
             deviation = (trace / (self._batch_size(risk) * risk.n_params)).sqrt()
         ratio = _NORMAL_QUARTILE / _stable_quartile(float(self.alpha))
-        return self.noise_scale * ratio * deviation
+        return float(self.noise_scale) * ratio * deviation
 
     def noisy_gradient(
         self, risk: Risk, theta: Tensor, state: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`NoiseLaw.noisy_gradient`."""
         loss, gradient = risk.value_and_gradient(theta)
-        noise = _standard_stable(self.alpha, theta, rng).to(risk.dtype)
+        noise = _standard_stable(float(self.alpha), theta, rng).to(risk.dtype)
         return loss, gradient + state.unsqueeze(-1) * noise
 
     def covariance(self, risk: Risk, theta: Tensor, state: Tensor) -> LinearOperator:

@@ -107,7 +107,7 @@ class AntiPGD(MatchedLaw):
             return AntiState(last, self._variance_at(theta, step))
         trace = covariance_trace(risk, theta, check=False)
         variance = trace / (self._batch_size(risk) * risk.n_params)
-        return AntiState(last, self.noise_scale**2 * variance)
+        return AntiState(last, float(self.noise_scale) ** 2 * variance)
 
     def _variance_at(self, theta: Tensor, step: Step | None) -> Tensor:
         """Return 2σ²/η²."""
@@ -123,7 +123,7 @@ class AntiPGD(MatchedLaw):
                 f"η = {step.lr:g} moves. Use a schedule that stays above 0, or "
                 "match='trace'."
             )
-        variance = 2 * (self.noise_scale * self.sigma / step.lr) ** 2
+        variance = 2 * (float(self.noise_scale) * float(self.sigma) / step.lr) ** 2
         return theta.new_full(theta.shape[:-1], variance)
 
     def _noisy_gradient(

@@ -9,11 +9,12 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from flatmin._utils.numbers import is_count, is_number
+from flatmin._utils.numbers import check_held_by, is_count, is_number
 from flatmin._utils.plain import as_plain
 from flatmin.linalg import LinearOperator, operator_from_plain, operator_to_plain
 from flatmin.noise._step import Step, declares_step, step_for
 from flatmin.risk import Risk
+from flatmin.risk.arguments import check_risk
 
 __all__ = ["GaussianLaw", "NoiseLaw"]
 
@@ -243,6 +244,7 @@ class NoiseLaw(BaseEstimator, ABC):
         ValueError
             Says which setting, what is required and what was got.
         """
+        check_risk(risk)
         settings = self.get_params(deep=False)
         for name in ("batch_size", "n_components"):
             value = settings.get(name)
@@ -263,6 +265,7 @@ class NoiseLaw(BaseEstimator, ABC):
                     f"{name} of {self.name} must be a finite number of at least 0. "
                     f"Got {value!r}."
                 )
+            self._check_held(name, value, risk, squared=True)
         tol = settings.get("tol", 1)
         if not (is_number(tol) and tol > 0):
             raise ValueError(
@@ -275,9 +278,15 @@ class NoiseLaw(BaseEstimator, ABC):
                 f"parameters, {risk.n_params}. Got {k}."
             )
 
+    def _check_held(
+        self, name: str, value: Any, risk: Risk, *, squared: bool = False
+    ) -> None:
+        title = f"{name} of {self.name}"
+        check_held_by(risk.dtype, title, float(value), squared=squared)
+
     def _check_option(self, name: str, options: tuple[str, ...]) -> None:
         value = getattr(self, name)
-        if value not in options:
+        if not isinstance(value, str) or value not in options:
             raise ValueError(
                 f"{name} of {self.name} must be one of {options}. Got {value!r}."
             )

@@ -85,7 +85,7 @@ class Bernoulli(MatchedLaw):
         n, m = risk.n_examples, self._batch_size(risk)
         coins = torch.rand((*theta.shape[:-1], n), generator=rng, device=risk.device)
         weights = (coins < m / n).to(risk.dtype) * (n / m) - 1
-        weights *= self.noise_scale
+        weights *= float(self.noise_scale)
         if factor is not None:
             weights *= factor.unsqueeze(-1)
         return risk.value_and_weighted_gradient(theta, 1 + weights)
@@ -101,4 +101,4 @@ class Bernoulli(MatchedLaw):
 
     def _scale(self, risk: Risk) -> float:
         m = self._batch_size(risk)
-        return self.noise_scale**2 * (1 - m / risk.n_examples) / m
+        return float(self.noise_scale) ** 2 * (1 - m / risk.n_examples) / m

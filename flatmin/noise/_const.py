@@ -57,6 +57,6 @@ class GLDConst(MatchedGaussianLaw):
     def _refresh(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> ScaledIdentityOperator:
-        variance = (self.noise_scale * self.sigma) ** 2
+        variance = (float(self.noise_scale) * float(self.sigma)) ** 2
         scale = theta.new_full(theta.shape[:-1], variance)
         return ScaledIdentityOperator(scale, risk.n_params)

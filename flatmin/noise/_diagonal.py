@@ -79,5 +79,5 @@ class GLDDiagonal(MatchedGaussianLaw):
 
     def _noise(self, risk: Risk, variances: Tensor) -> DiagonalOperator:
         return DiagonalOperator(
-            self.noise_scale**2 / self._batch_size(risk) * variances
+            float(self.noise_scale) ** 2 / self._batch_size(risk) * variances
         )

@@ -80,5 +80,5 @@ class GLDDynamic(MatchedGaussianLaw):
     def _noise(self, risk: Risk, trace: Tensor) -> ScaledIdentityOperator:
         per_coordinate = trace / (self._batch_size(risk) * risk.n_params)
         return ScaledIdentityOperator(
-            self.noise_scale**2 * per_coordinate, risk.n_params
+            float(self.noise_scale) ** 2 * per_coordinate, risk.n_params
         )

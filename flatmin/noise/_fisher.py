@@ -63,16 +63,18 @@ class GLDFisher(MatchedLaw):
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         z = standard_normal_weights(risk, theta, rng)
-        scale = self.noise_scale * (risk.n_examples / self._batch_size(risk)) ** 0.5
+        scale = (
+            float(self.noise_scale) * (risk.n_examples / self._batch_size(risk)) ** 0.5
+        )
         if factor is not None:
             z *= factor.unsqueeze(-1)
         return risk.value_and_weighted_gradient(theta, 1 + scale * z)
 
     def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
-        factor = self.noise_scale**2 / self._batch_size(risk)
+        factor = float(self.noise_scale) ** 2 / self._batch_size(risk)
         return factor * GradientCovarianceOperator(risk, theta, centered=False)
 
     def _unchecked_trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
         squares = risk.squared_gradient_sum(theta).sum(-1) / risk.n_examples
-        factor = self.noise_scale**2 / self._batch_size(risk)
+        factor = float(self.noise_scale) ** 2 / self._batch_size(risk)
         return (factor * squares).to(risk.dtype)

@@ -66,13 +66,15 @@ class GLDFull(MatchedLaw):
     ) -> tuple[Tensor, Tensor]:
         z = standard_normal_weights(risk, theta, rng)
         z -= z.mean(-1, keepdim=True)
-        scale = self.noise_scale * (risk.n_examples / self._batch_size(risk)) ** 0.5
+        scale = (
+            float(self.noise_scale) * (risk.n_examples / self._batch_size(risk)) ** 0.5
+        )
         if factor is not None:
             z *= factor.unsqueeze(-1)
         return risk.value_and_weighted_gradient(theta, z.mul_(scale).add_(1))
 
     def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
-        factor = self.noise_scale**2 / self._batch_size(risk)
+        factor = float(self.noise_scale) ** 2 / self._batch_size(risk)
         return factor * GradientCovarianceOperator(risk, theta)
 
 

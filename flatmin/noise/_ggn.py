@@ -71,11 +71,11 @@ class GLDGGN(MatchedLaw):
         # Tr(G) is known to 2 % or exactly.
         ggn = ggn_trace(risk, theta, rng)
         if self.match == "none":
-            scale = torch.full_like(ggn.value, self.noise_scale)
+            scale = torch.full_like(ggn.value, float(self.noise_scale))
         else:
             target = covariance_trace(risk, theta, check=False) / self._batch_size(risk)
             squared = torch.where(ggn.value > 0, target / ggn.value, 0)
-            scale = self.noise_scale * squared.sqrt()
+            scale = float(self.noise_scale) * squared.sqrt()
         return GGNState(scale, ggn.value, ggn.stderr)
 
     def _noisy_gradient(

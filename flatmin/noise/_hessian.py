@@ -88,7 +88,7 @@ class GLDHessian(HessianSpectrumLaw):
         density = spectral_density(hessian, n_probes=_N_PROBES, n_steps=60, rng=rng)
         trace = density.mean(torch.abs)[0] * risk.n_params
         variance = self._variance(risk, theta, trace.unsqueeze(-1), rng)
-        factor = variance * self.noise_scale**2
+        factor = variance * float(self.noise_scale) ** 2
         return _ScaledMagnitude(hessian, factor.to(risk.dtype), factor * trace)
 
     def _store_state(self, state: Any) -> Any:

@@ -89,7 +89,7 @@ class LabelNoise(MatchedLaw):
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
-        p = self.flip_probability
+        p = float(self.flip_probability)
         if not (is_number(p) and 0 <= p <= 1):
             raise ValueError(
                 "flip_probability of label_noise must be a number from 0 to 1. "
@@ -115,7 +115,7 @@ class LabelNoise(MatchedLaw):
         rng: torch.Generator,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        scale = theta.new_full(theta.shape[:-1], self.noise_scale)
+        scale = theta.new_full(theta.shape[:-1], float(self.noise_scale))
         if factor is not None:
             scale = scale * factor
         drawn: tuple[Tensor, Tensor] = risk.value_and_label_draw(
@@ -124,7 +124,9 @@ class LabelNoise(MatchedLaw):
         return drawn
 
     def _covariance(self, risk: Any, theta: Tensor, state: Any) -> LinearOperator:
-        return self.noise_scale**2 * _LabelCovariance(risk, theta, self._draw())
+        return float(self.noise_scale) ** 2 * _LabelCovariance(
+            risk, theta, self._draw()
+        )
 
     def _about_the_gradient(self) -> LabelNoise:
         law = copy.copy(self)
@@ -132,7 +134,7 @@ class LabelNoise(MatchedLaw):
         return law
 
     def _draw(self) -> LabelDraw:
-        return LabelDraw(self.sigma, self.flip_probability, self.centred)
+        return LabelDraw(float(self.sigma), float(self.flip_probability), self.centred)
 
 
 class _LabelCovariance(LinearOperator):

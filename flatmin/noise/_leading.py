@@ -102,7 +102,9 @@ class GLDLeading(MatchedGaussianLaw):
             total = variances.sum(-1)
             ratio = torch.where(total > 0, target / total, 0)
             variances = variances * ratio.unsqueeze(-1)
-        return LowRankOperator(self.noise_scale**2 * variances, pairs.eigenvectors)
+        return LowRankOperator(
+            float(self.noise_scale) ** 2 * variances, pairs.eigenvectors
+        )
 
     def _eigenpairs(
         self, risk: Risk, theta: Tensor, rng: torch.Generator

@@ -163,11 +163,13 @@ class MatchedLaw(NoiseLaw):
         if self.match == "trace":
             target = covariance_trace(risk, theta, check=False)
             own = self._unchecked_trace(risk, theta, inner) * self._batch_size(risk)
-            squared = torch.where(own > 0, self.n_substeps * target / own, 0)
-            return MatchedState(inner, self.noise_scale * squared.sqrt(), zero, 0)
+            squared = torch.where(own > 0, int(self.n_substeps) * target / own, 0)
+            return MatchedState(
+                inner, float(self.noise_scale) * squared.sqrt(), zero, 0
+            )
         if isinstance(previous, MatchedState):
-            age = previous.age + self.refresh_every
-            if age < self.match_every:
+            age = previous.age + int(self.refresh_every)
+            if age < int(self.match_every):
                 return replace(previous, inner=inner, age=age)
         if self.noise_scale == 0:
             return MatchedState(inner, zero, zero, 0)
@@ -238,7 +240,7 @@ class MatchedLaw(NoiseLaw):
                 f"the law's at this point; use match='trace', or begin where the "
                 "curvature that the noise meets is positive."
             )
-        factor = self.noise_scale * (sgd / own).sqrt()
+        factor = float(self.noise_scale) * (sgd / own).sqrt()
         relative = ((sgd_error / sgd).square() + (own_error / own).square()).sqrt() / 2
         stderr = factor * relative
         return MatchedState(inner, factor.to(risk.dtype), stderr.to(risk.dtype), 0)
@@ -249,7 +251,7 @@ class MatchedLaw(NoiseLaw):
         hessian = HessianOperator(risk, theta).to_dense().double()
         covariance = GradientCovarianceOperator(risk, theta).to_dense()
         own = self._covariance(risk, theta, inner).to_dense()
-        per_step = self.n_substeps / self._batch_size(risk)
+        per_step = int(self.n_substeps) / self._batch_size(risk)
         sgd = (hessian * covariance).sum((-2, -1)) * per_step
         zero = torch.zeros_like(sgd)
         return (sgd, zero), ((hessian * own).sum((-2, -1)), zero)
@@ -264,7 +266,7 @@ class MatchedLaw(NoiseLaw):
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         hessian = HessianOperator(risk, theta)
         n, m = risk.n_examples, self._batch_size(risk)
-        scale = (self.n_substeps * n / m) ** 0.5
+        scale = (int(self.n_substeps) * n / m) ** 0.5
         told: dict[str, Any] = step_for(self._noisy_gradient, step)
         mean = risk.gradient(theta)
         centred = self._about_the_gradient()

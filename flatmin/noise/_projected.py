@@ -180,7 +180,7 @@ class Projected(MatchedLaw):
         told = step_for(draw, step)
         loss, gradient = draw(risk, theta, state.inner, rng, **told)
         mean = risk.gradient(theta)
-        noise = self.noise_scale * self._project(gradient - mean, state)
+        noise = float(self.noise_scale) * self._project(gradient - mean, state)
         if factor is not None:
             noise = factor.unsqueeze(-1) * noise
         if self.on == "step":
@@ -196,7 +196,7 @@ class Projected(MatchedLaw):
             lambda v: self._project(v, state),
             lambda operator: self._kept_trace(risk, theta, state, operator),
         )
-        return self.noise_scale**2 * projected
+        return float(self.noise_scale) ** 2 * projected
 
     def _trace(self, risk: Risk, theta: Tensor, state: ProjectedState) -> Tensor:
         law = self._inside()

@@ -46,6 +46,7 @@ class SAM(NoiseLaw):
             raise ValueError(
                 f"rho of sam must be a finite number of at least 0. Got {self.rho!r}."
             )
+        self._check_held("rho", self.rho, risk)
 
     def noisy_gradient(
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
@@ -54,7 +55,7 @@ class SAM(NoiseLaw):
         loss, gradient = risk.value_and_gradient(theta)
         length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
         direction = torch.where(length > 0, gradient / length, 0)
-        return loss, risk.gradient(theta + self.rho * direction)
+        return loss, risk.gradient(theta + float(self.rho) * direction)
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""

@@ -109,16 +109,20 @@ class SGD(MatchedLaw):
         # The loss is the minibatch's.
         indices = self._draw(risk, theta, state, rng)
         loss, gradient = risk.value_and_batch_gradient(theta, indices)
-        if self.noise_scale != 1 or factor is not None:
+        if float(self.noise_scale) != 1 or factor is not None:
             full = risk.gradient(theta)
-            noise = self.noise_scale * (gradient - full)
+            noise = float(self.noise_scale) * (gradient - full)
             if factor is not None:
                 noise = factor.unsqueeze(-1) * noise
             gradient = full + noise
         return loss, gradient
 
     def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
-        factor = self.noise_scale**2 / self._batch_size(risk) * self._share_of_sgd(risk)
+        factor = (
+            float(self.noise_scale) ** 2
+            / self._batch_size(risk)
+            * self._share_of_sgd(risk)
+        )
         return factor * GradientCovarianceOperator(risk, theta)
 
     def _share_of_sgd(self, risk: Risk) -> float:

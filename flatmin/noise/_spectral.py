@@ -80,7 +80,9 @@ class HessianSpectrumLaw(MatchedGaussianLaw):
             rng=rng,
         )
         magnitudes, directions = self._arrange(pairs)
-        variance = self._variance(risk, theta, magnitudes, rng) * self.noise_scale**2
+        variance = (
+            self._variance(risk, theta, magnitudes, rng) * float(self.noise_scale) ** 2
+        )
         return LowRankOperator(variance.unsqueeze(-1) * magnitudes, directions)
 
     def _arrange(self, pairs: EigenResult) -> tuple[Tensor, Tensor]:

@@ -69,19 +69,21 @@ class SVAG(NoiseLaw):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`NoiseLaw.noisy_gradient`; the loss is the minibatches' mean."""
         loss, gradient = self._batch(risk, theta, rng)
-        if self.n_substeps > 1:
+        if int(self.n_substeps) > 1:
             other_loss, other = self._batch(risk, theta, rng)
-            amplified = (2 * self.n_substeps - 1) ** 0.5
+            amplified = (2 * int(self.n_substeps) - 1) ** 0.5
             loss = (loss + other_loss) / 2
             gradient = ((1 + amplified) * gradient + (1 - amplified) * other) / 2
-        if self.noise_scale != 1:
+        if float(self.noise_scale) != 1:
             full = risk.gradient(theta)
-            gradient = full + self.noise_scale * (gradient - full)
+            gradient = full + float(self.noise_scale) * (gradient - full)
         return loss, gradient
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`; of one of the l steps."""
-        factor = self.n_substeps * self.noise_scale**2 / self._batch_size(risk)
+        factor = (
+            int(self.n_substeps) * float(self.noise_scale) ** 2 / self._batch_size(risk)
+        )
         return factor * GradientCovarianceOperator(risk, theta)
 
     def _batch(

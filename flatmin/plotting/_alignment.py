@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_count
 from flatmin.analysis import AlignmentTable, NoiseCovarianceAnalyzer
 from flatmin.measures import random_projection_residual
 from flatmin.plotting._bands import band, check_band
@@ -155,7 +157,12 @@ class AlignmentDisplay(BaseDisplay):
         ValueError
             If the tables, iterations and seeds do not fit together.
         """
-        several = [tables] if isinstance(tables, AlignmentTable) else list(tables)
+        several = [tables] if isinstance(tables, AlignmentTable) else tables
+        if not isinstance(several, Sequence) or isinstance(several, str):
+            raise TypeError(
+                "tables must be an AlignmentTable, or a list of them. Got "
+                f"{type(tables).__name__}."
+            )
         for table in several:
             if not isinstance(table, AlignmentTable):
                 raise TypeError(
@@ -177,7 +184,10 @@ class AlignmentDisplay(BaseDisplay):
                     "iteration at which each was computed."
                 )
             return cls(last, k=k, n_params=n_params)
+        iterations = to_array("iterations", iterations, (None,))
         seeds = np.zeros(len(several), int) if seeds is None else seeds
+        if isinstance(seeds, str) or not hasattr(seeds, "__len__"):
+            raise TypeError(f"seeds must be a list of the runs. Got {seeds!r}.")
         if not len(iterations) == len(seeds) == len(several):
             raise ValueError(
                 "There must be one iteration, and one seed, for each table. Got "
@@ -246,6 +256,7 @@ class AlignmentDisplay(BaseDisplay):
             kind = "heatmap" if self.history is None else "curves"
         check_known("kind", kind, ("heatmap", "curves"))
         check_band(spread)
+        n_cosines = check_count("n_cosines", n_cosines)
         if kind == "heatmap":
             if self.inner_products is None:
                 raise ValueError("The heat map needs inner_products. Got None.")

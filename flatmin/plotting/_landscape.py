@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_flag, check_positive, is_count
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._directions import (
@@ -190,8 +192,8 @@ class LandscapeDisplay(BaseDisplay):
         kind = directions if isinstance(directions, str) else None
         if kind is not None:
             check_known("directions", kind, _DIRECTIONS)
-            if n_directions not in (1, 2):
-                raise ValueError(f"n_directions must be 1 or 2. Got {n_directions}.")
+            if not is_count(n_directions) or n_directions > 2:
+                raise ValueError(f"n_directions must be 1 or 2. Got {n_directions!r}.")
         if kind == "trajectory" and trajectory is None:
             raise ValueError("directions='trajectory' needs a trajectory. Got None.")
         check_grid(n_points, span)
@@ -288,9 +290,8 @@ class LandscapeDisplay(BaseDisplay):
         """
         check_grid(n_points, None)
         check_axes(ax, 1)
-        if not margin >= 0:
-            raise ValueError(f"margin must be 0 or more. Got {margin}.")
-        thetas = np.asarray(solutions, dtype=np.float64)
+        margin = check_positive("margin", margin, or_zero=True)
+        thetas = to_array("solutions", solutions, (None, None))
         analyzer = CurvatureAnalyzer(estimator, loss=loss, device=device, dtype=dtype)
         risk = fit_analyzer(analyzer, X, y, sample_weight).risk_
         if thetas.shape != (3, risk.n_params):
@@ -347,6 +348,8 @@ class LandscapeDisplay(BaseDisplay):
         ValueError
             If the arrays do not fit together, or no loss is finite.
         """
+        if log is not None:
+            log = check_flag("log", log)
         loss = np.asarray(self.loss, dtype=np.float64)
         shape = (len(self.x),) if self.y is None else (len(self.y), len(self.x))
         if loss.shape != shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,10 +59,20 @@ def make_seed(random_state: Any) -> int:
     Returns
     -------
     int
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
     """
     largest = np.iinfo(np.int32).max
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(largest))
     if random_state is None:  # NumPy's global state stays where it is
         return int(np.random.default_rng().integers(largest))
+    if not isinstance(random_state, Integral) or isinstance(random_state, bool):
+        raise TypeError(
+            "random_state must be an integer, a RandomState instance or None. Got "
+            f"{random_state!r}."
+        )
     return int(random_state)

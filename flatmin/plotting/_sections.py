@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatmin._utils.arrays import check_readable
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.plotting._directions import filter_normalised
@@ -25,15 +27,20 @@ __all__ = [
 
 def check_grid(n_points: int, span: float | None) -> None:
     """Raise unless a section has points and reaches somewhere."""
-    if n_points < 2:
-        raise ValueError(f"n_points must be at least 2. Got {n_points}.")
-    if span is not None and not 0 < span < np.inf:
-        raise ValueError(f"span must be positive and finite. Got {span}.")
+    check_count("n_points", n_points, at_least=2)
+    if span is not None:
+        check_positive("span", span)
 
 
 def as_directions(directions: Any, n_params: int) -> np.ndarray:
     """Return a caller's directions as independent columns."""
-    A = np.asarray(directions, dtype=np.float64)
+    check_readable("directions", directions)
+    try:
+        A = np.asarray(directions, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"directions must be a name or an array. Got {directions!r}: {error}."
+        ) from error
     if A.ndim == 1:
         A = A[:, None]
     if A.ndim != 2 or len(A) != n_params or A.shape[1] not in (1, 2):

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from flatmin._utils.arrays import to_array
+from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.analysis import CurvatureAnalyzer
@@ -120,11 +123,13 @@ class SharpnessDisplay(BaseDisplay):
             If sizes or n_draws do not fit.
         """
         check_axes(ax, 1)
-        sizes = np.geomspace(1e-3, 1e-1, 12) if sizes is None else np.sort(sizes)
-        if sizes.ndim != 1 or not len(sizes) or not (sizes > 0).all():
+        sizes = np.geomspace(1e-3, 1e-1, 12) if sizes is None else sizes
+        sizes = np.sort(to_array("sizes", sizes, (None,)))
+        if not len(sizes) or not (sizes > 0).all():
             raise ValueError(f"sizes must be a list of positive numbers. Got {sizes}.")
-        if n_draws < 1:
-            raise ValueError(f"n_draws must be at least 1. Got {n_draws}.")
+        n_draws = check_count("n_draws", n_draws)
+        second_order = check_flag("second_order", second_order)
+        log = check_flag("log", log)
         models = estimator if isinstance(estimator, Mapping) else {"": estimator}
         if not models:
             raise ValueError("There must be at least one model. Got an empty dict.")
@@ -151,6 +156,7 @@ class SharpnessDisplay(BaseDisplay):
         -------
         ndarray of shape (n_sizes,)
         """
+        check_known("model", name, self.rises)
         return np.asarray(self.rises[name], float).mean(axis=0)
 
     def plot(self, ax: Any = None, *, log: bool = True) -> SharpnessDisplay:
@@ -173,6 +179,7 @@ class SharpnessDisplay(BaseDisplay):
         ValueError
             If the arrays do not fit together.
         """
+        log = check_flag("log", log)
         n_sizes = len(self.sizes)
         for name, rise in self.rises.items():
             if np.ndim(rise) != 2 or np.shape(rise)[1] != n_sizes:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_count, check_flag, check_positive
 from flatmin.analysis import (
     AlignmentTable,
     CurvatureAnalyzer,
@@ -173,6 +174,11 @@ class SpectrumDisplay(BaseDisplay):
         """
         check_known("kind", kind, _KINDS)
         check_axes(ax, 2 if kind == "both" else 1)
+        check_flag("normalised", normalised)
+        check_count("n_probes", n_probes, at_least=2)
+        check_count("n_steps", n_steps)
+        if width is not None:
+            check_positive("width", width)
         settings = {
             "loss": loss,
             "n_components": k,
@@ -227,6 +233,8 @@ class SpectrumDisplay(BaseDisplay):
                 f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
             )
         numbers = {}
+        if width is not None:
+            width = check_positive("width", width)
         if spectrum is not None:
             if not isinstance(spectrum, Spectrum):
                 raise TypeError(
@@ -337,7 +345,9 @@ class SpectrumDisplay(BaseDisplay):
         if kind is None:
             kind = "eigenvalues" if self.density is None else "both"
         check_known("kind", kind, _KINDS)
-        if normalised is None:
+        if normalised is not None:
+            normalised = check_flag("normalised", normalised)
+        else:
             normalised = self.hessian_norm is not None
         # Asked for before anything is drawn: they may raise.
         series = self.normalised() if normalised else self._plain()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -105,8 +105,12 @@ class TrajectoryDisplay(BaseDisplay):
         ------
         TypeError
             If one keeps no history.
+        ValueError
+            If there is none.
         """
         several = estimators if isinstance(estimators, list | tuple) else [estimators]
+        if not several:
+            raise ValueError("estimators must hold at least one. Got none.")
         histories = []
         for place, estimator in enumerate(several):
             if not hasattr(estimator, "history_"):
@@ -259,6 +263,8 @@ class TrajectoryDisplay(BaseDisplay):
             quantities = [name for name in found if name is not None] or numbers[:3]
         if isinstance(quantities, str):
             quantities = [quantities]
+        if not isinstance(quantities, Iterable):
+            raise TypeError(f"quantities must be names of columns. Got {quantities!r}.")
         for name in quantities:
             check_known("quantity", name, numbers)
         if not quantities:

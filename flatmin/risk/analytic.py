@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+from flatmin._utils.arrays import check_real, check_tensor
+from flatmin.risk.arguments import as_indices, check_point, check_rng
 from flatmin.risk.label_noise import LabelDraw
 from flatmin.risk.moments import mean_and_squares
 
@@ -68,6 +70,7 @@ class AnalyticRisk(ABC):
         -------
         Tensor of shape (\\*batch, D, D)
         """
+        check_point(self, theta)
         roots = self.gauss_newton_roots(theta)
         return roots.mT @ roots
 
@@ -82,12 +85,14 @@ class AnalyticRisk(ABC):
         -------
         Tensor of shape (\\*batch, D, D)
         """
+        check_point(self, theta)
         rows = self.example_gradients(theta)
         rows = rows - rows.mean(-2, keepdim=True)
         return rows.mT @ rows / self.n_examples
 
     def value(self, theta: Tensor) -> Tensor:
         """Return L(θ), shape (\\*batch)."""
+        check_point(self, theta)
         return self.example_losses(theta).mean(-1)
 
     def values(self, thetas: Tensor) -> Tensor:
@@ -96,6 +101,7 @@ class AnalyticRisk(ABC):
 
     def gradient(self, theta: Tensor) -> Tensor:
         """Return ∇L(θ), shape (\\*batch, D)."""
+        check_point(self, theta)
         return self.example_gradients(theta).mean(-2)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +110,8 @@ class AnalyticRisk(ABC):
 
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return Σ vᵢgᵢ / N; ``v`` of shape (\\*batch, N)."""
+        check_point(self, theta)
+        self._check_vector(v, theta, self.n_examples)
         rows = self.example_gradients(theta)
         return (v.unsqueeze(-2) @ rows).squeeze(-2) / self.n_examples
 
@@ -117,30 +125,50 @@ class AnalyticRisk(ABC):
         self, theta: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return means of ℓᵢ and gᵢ over ``indices`` of shape (\\*batch, m)."""
+        check_point(self, theta)
+        indices = self._indices("indices", indices)
         losses = self.example_losses(theta).gather(-1, indices)
         return losses.mean(-1), self.batch_gradient(theta, indices)
 
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """Return the mean of gᵢ over ``indices`` of shape (\\*batch, m)."""
+        check_point(self, theta)
+        indices = self._indices("indices", indices)
         rows = self.example_gradients(theta)
         chosen = rows.take_along_dim(indices.unsqueeze(-1), dim=-2)
         return chosen.mean(-2)
 
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
         """Return the mean gradients; (\\*batch, b, m) to (\\*batch, b, D)."""
+        check_point(self, theta)
+        batches = self._indices("batches", batches)
         rows = self.example_gradients(theta).unsqueeze(-3)
         return rows.take_along_dim(batches.unsqueeze(-1), dim=-2).mean(-2)
 
+    def _check_vector(self, v: Tensor, theta: Tensor, size: int) -> None:
+        check_tensor("v", v, 1)
+        if v.shape[-1] != size:
+            raise ValueError(
+                f"v must have shape {(*theta.shape[:-1], size)}. Got {tuple(v.shape)}."
+            )
+
+    def _indices(self, name: str, indices: Tensor) -> Tensor:
+        """Return indices as integers, and not as the mask that bool would be."""
+        return as_indices(indices, name, None, self.device, self.n_examples)
+
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield all gᵢ at once, shape (\\*batch, N, D)."""
+        check_point(self, theta)
         yield self.example_gradients(theta)
 
     def squared_norms(self, theta: Tensor) -> Tensor:
         """Return ‖gᵢ‖² in float64, shape (\\*batch, N)."""
+        check_point(self, theta)
         return self.example_gradients(theta).double().square().sum(-1)
 
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
         """Return Σᵢ gᵢ² by coordinate in float64, shape (\\*batch, D)."""
+        check_point(self, theta)
         return self.example_gradients(theta).double().square().sum(-2)
 
     def gradient_variances(self, theta: Tensor) -> Tensor:
@@ -151,11 +179,14 @@ class AnalyticRisk(ABC):
         self, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return L(θ), shape (\\*batch), g₀ and, in float64, diag(Σ), (\\*batch, D)."""
+        check_point(self, theta)
         mean, squares = mean_and_squares(self.example_gradients(theta))
         return self.value(theta), mean.to(self.dtype), squares / self.n_examples
 
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return (1/N) Σᵢ Hᵢ² v, shape (\\*batch, D), from ``example_gradients``."""
+        check_point(self, theta)
+        self._check_vector(v, theta, self.n_params)
         pulled = vjp(self.example_gradients, theta)
         gradients, pull = pulled[0], pulled[1]
         # Σ Hᵢuᵢ is linear in the uᵢ, and its transpose takes v to the Hᵢv.
@@ -165,12 +196,17 @@ class AnalyticRisk(ABC):
 
     def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return gᵢᵀv, shape (\\*batch, N)."""
+        check_point(self, theta)
+        self._check_vector(v, theta, self.n_params)
         return (self.example_gradients(theta) @ v.unsqueeze(-1)).squeeze(-1)
 
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return L(θ) and g₀ + s ε with ε ~ N(0, G)."""
+        check_point(self, theta)
+        check_tensor("scale", scale)
+        check_rng(rng, self.device)
         roots = self.gauss_newton_roots(theta)
         z = torch.randn(
             (*theta.shape[:-1], 1, roots.shape[-2]),
@@ -186,12 +222,14 @@ class AnalyticRisk(ABC):
         self, theta: Tensor, rng: torch.Generator | None = None
     ) -> Tensor:
         """Return Tr(G) for every example, exactly, shape (\\*batch, N)."""
+        check_point(self, theta)
         del rng  # the closed form needs no draw
         trace = self.gauss_newton(theta).diagonal(dim1=-2, dim2=-1).sum(-1)
         return trace.double().unsqueeze(-1).expand(*theta.shape[:-1], self.n_examples)
 
     def linearize(self, theta: Tensor) -> DenseLinearization:
         """Prepare θ for products with H and G."""
+        check_point(self, theta)
         return DenseLinearization(self, theta)
 
 
@@ -262,6 +300,20 @@ class QuadraticRisk(AnalyticRisk):
     def __init__(
         self, matrix: Tensor, slopes: Tensor, minimum: Tensor | None = None
     ) -> None:
+        check_real("matrix", matrix, 2)
+        check_real("slopes", slopes, 2)
+        D = slopes.shape[-1]
+        if slopes.ndim != 2 or matrix.shape != (D, D) or not len(slopes):
+            raise ValueError(
+                "matrix and slopes must have shapes (D, D) and (N, D). Got "
+                f"{tuple(matrix.shape)} and {tuple(slopes.shape)}."
+            )
+        if minimum is not None:
+            check_real("minimum", minimum, 1)
+            if minimum.shape != (D,):
+                raise ValueError(
+                    f"minimum must have shape ({D},). Got {tuple(minimum.shape)}."
+                )
         self.matrix = (matrix + matrix.mT) / 2
         self.slopes = slopes - slopes.mean(0)
         self.minimum = torch.zeros_like(slopes[0]) if minimum is None else minimum
@@ -331,6 +383,13 @@ class LinearRegressionRisk(AnalyticRisk):
     """
 
     def __init__(self, X: Tensor, y: Tensor) -> None:
+        check_real("X", X, 2)
+        check_real("y", y, 1)
+        if X.ndim != 2 or y.shape != X.shape[:1] or not len(X):
+            raise ValueError(
+                "X and y must have shapes (N, D) and (N,). Got "
+                f"{tuple(X.shape)} and {tuple(y.shape)}."
+            )
         self.X, self.y = X, y
         self.n_examples, self.n_params = X.shape
         self.dtype, self.device = X.dtype, X.device

@@ -7,7 +7,88 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_direction", "as_indices"]
+from flatmin._utils.arrays import check_readable, check_real, check_tensor
+
+__all__ = ["as_direction", "as_indices", "check_point", "check_risk", "check_rng"]
+
+
+def check_risk(risk: Any) -> None:
+    """Raise unless something is a risk.
+
+    Parameters
+    ----------
+    risk : object
+
+    Raises
+    ------
+    TypeError
+        If it has not what every risk has.
+    """
+    known = ("n_params", "n_examples", "dtype", "device", "value")
+    if isinstance(risk, type) or not all(hasattr(risk, name) for name in known):
+        raise TypeError(
+            "risk must be an EmpiricalRisk, or another Risk. Got "
+            f"{_title(risk)}; make one of a module: EmpiricalRisk(module, loss, X, y)."
+        )
+
+
+def check_point(risk: Any, theta: Any, name: str = "theta") -> None:
+    """Raise unless θ is a point, or several chains, of a risk.
+
+    Parameters
+    ----------
+    risk : object
+    theta : object
+    name : str, default="theta"
+        For messages.
+
+    Raises
+    ------
+    TypeError
+        If the risk is none, or θ no tensor of real numbers.
+    ValueError
+        If θ has not D numbers.
+    """
+    check_risk(risk)
+    check_real(name, theta)
+    if theta.ndim == 0 or theta.shape[-1] != risk.n_params:
+        raise ValueError(
+            f"{name} must have shape ({risk.n_params},), one number for each parameter "
+            f"of the risk. Got {tuple(theta.shape)}."
+        )
+
+
+def check_rng(rng: Any, device: torch.device, *, optional: bool = False) -> None:
+    """Raise unless something is a generator on the risk's device.
+
+    Parameters
+    ----------
+    rng : object
+    device : torch.device
+    optional : bool, default=False
+        Whether None will do.
+
+    Raises
+    ------
+    TypeError
+        If it is no generator.
+    ValueError
+        If it is elsewhere.
+    """
+    if optional and rng is None:
+        return
+    if not isinstance(rng, torch.Generator):
+        raise TypeError(
+            f"rng must be a torch.Generator{' or None' if optional else ''}. Got "
+            f"{_title(rng)}."
+        )
+    if rng.device.type != device.type:
+        raise ValueError(f"rng must be on the device {device}. Got {rng.device}.")
+
+
+def _title(value: Any) -> str:
+    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    return f"the class {name}" if isinstance(value, type) else name
 
 
 def as_direction(v: Any, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -34,15 +115,20 @@ def as_direction(v: Any, name: str, shape: tuple[int, ...], like: Tensor) -> Ten
     ValueError
         If its shape does not fit.
     """
-    if not isinstance(v, Tensor) or v.is_complex():
-        got = v.dtype if isinstance(v, Tensor) else type(v).__name__
-        raise TypeError(f"{name} must be a Tensor of real numbers. Got {got}.")
+    check_tensor(name, v)
     if v.shape != shape:
         raise ValueError(f"{name} must have shape {shape}. Got {tuple(v.shape)}.")
-    return v.to(like)
+    direction: Tensor = v.to(like)
+    return direction
 
 
-def as_indices(indices: Any, name: str, n_axes: int, device: torch.device) -> Tensor:
+def as_indices(
+    indices: Any,
+    name: str,
+    n_axes: int | None,
+    device: torch.device,
+    n_examples: int | None = None,
+) -> Tensor:
     """Return indices of examples as a tensor of int64.
 
     Parameters
@@ -50,10 +136,13 @@ def as_indices(indices: Any, name: str, n_axes: int, device: torch.device) -> Te
     indices : array-like or Tensor of integers
     name : str
         For messages.
-    n_axes : int
-        How many axes it must have.
+    n_axes : int or None
+        How many axes it must have; None is one or more.
     device : torch.device
         Where they go.
+    n_examples : int, default=None
+        N, which all must lie below; asked of indices on the CPU alone, since a GPU
+        would have to be waited for.
 
     Returns
     -------
@@ -64,16 +153,17 @@ def as_indices(indices: Any, name: str, n_axes: int, device: torch.device) -> Te
     TypeError
         If these are no integers. PyTorch would take bool and uint8 for a mask.
     ValueError
-        If there are none, or the number of axes does not fit.
+        If there are none, one is no example, or the number of axes does not fit.
     """
+    check_readable(name, indices)
     found: Tensor = indices  # as_tensor would move it to a default device
     if not isinstance(indices, Tensor):
         try:
             found = torch.as_tensor(indices, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} must be integers. Got {indices!r}.") from error
-    if found.ndim != n_axes:
-        axes = "one axis" if n_axes == 1 else f"{n_axes} axes"
+    if found.ndim != (max(1, found.ndim) if n_axes is None else n_axes):
+        axes = "one axis" if n_axes in (1, None) else f"{n_axes} axes"
         raise ValueError(f"{name} must have {axes}. Got shape {tuple(found.shape)}.")
     if found.numel() == 0:
         raise ValueError(f"{name} must name at least one example. Got none.")
@@ -82,4 +172,11 @@ def as_indices(indices: Any, name: str, n_axes: int, device: torch.device) -> Te
             f"{name} must be integers. Got {found.dtype}; of a mask take "
             "mask.nonzero().flatten()."
         )
+    if n_examples is not None and found.device.type == "cpu":
+        low, high = int(found.long().min()), int(found.long().max())
+        if low < 0 or high >= n_examples:
+            raise ValueError(
+                f"{name} must lie between 0 and {n_examples - 1}, one for each of N = "
+                f"{n_examples} examples. Got {low if low < 0 else high}."
+            )
     return found.to(device, torch.long)

@@ -9,9 +9,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from flatmin._utils.arrays import check_real
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import is_number
 from flatmin._utils.random import make_generator
 from flatmin.risk.analytic import AnalyticRisk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["TwoBasinsRisk"]
 
@@ -71,6 +74,9 @@ class TwoBasinsRisk(AnalyticRisk):
     n_params = 2
 
     def __init__(self, offsets: Tensor, angle: float) -> None:
+        check_real("offsets", offsets)
+        if not is_number(angle):
+            raise ValueError(f"angle must be a finite number. Got {angle!r}.")
         if offsets.ndim < 2 or offsets.shape[-1] != 2 or not offsets.shape[-2]:
             raise ValueError(
                 "offsets must have shape (N, 2) or (*batch, N, 2) with N of at least "
@@ -162,6 +168,7 @@ class TwoBasinsRisk(AnalyticRisk):
         Tensor of shape (\\*batch)
             Boolean.
         """
+        check_point(self, theta)
         return (theta < -0.5).all(-1)
 
     def example_losses(self, theta: Tensor) -> Tensor:
@@ -174,6 +181,7 @@ class TwoBasinsRisk(AnalyticRisk):
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`AnalyticRisk.value_and_gradient`; chooses the basins once."""
+        check_point(self, theta)
         losses, columns = self._losses_and_columns(theta)
         return losses.mean(-1), columns.mean(-1)
 

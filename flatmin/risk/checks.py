@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.arrays import check_readable
+from flatmin._utils.weights import relative_weights
 from flatmin.risk.module_copy import copy_module
 
 __all__ = [
@@ -26,7 +28,9 @@ __all__ = [
 ]
 
 
-def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
+def as_tensor(
+    data: Any, name: str, device: torch.device, *, real: bool = True
+) -> Tensor:
     """Return data as a tensor without NaN or infinity, with at least one example.
 
     Parameters
@@ -37,6 +41,8 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
         For messages.
     device : torch.device
         Where it goes.
+    real : bool, default=True
+        Whether a complex tensor is refused.
 
     Returns
     -------
@@ -49,13 +55,9 @@ def as_tensor(data: Any, name: str, device: torch.device) -> Tensor:
     ValueError
         If it is empty, a single number, or not finite.
     """
+    if real or not isinstance(data, Tensor):
+        check_readable(name, data)
     if not isinstance(data, Tensor):
-        if np.ma.is_masked(data):
-            raise ValueError(
-                f"{name} must hold a number in each place. Got a masked array with "
-                f"{int(data.mask.sum())} masked; leave those examples out, or fill it: "
-                "filled(...)."
-            )
         try:
             array = np.asarray(data)
         except ValueError as error:  # rows of several lengths
@@ -254,10 +256,11 @@ def normalised_weights(
     ValueError
         If no target counts.
     """
-    given = [_at_most_one(w) for w in (sample_weight, target_weights) if w is not None]
+    given = [w for w in (sample_weight, target_weights) if w is not None]
     if not given:
         return None
-    weights = given[0] if len(given) == 1 else given[0] * given[1]
+    products = relative_weights(*(w.double().cpu().numpy() for w in given))
+    weights = torch.as_tensor(products, device=given[0].device)
     total = weights.sum()
     if not bool(total > 0):
         raise ValueError(
@@ -269,12 +272,6 @@ def normalised_weights(
     if bool((normalised - 1).abs().max() < 1e-15):
         return None
     return normalised.to(dtype)
-
-
-def _at_most_one(w: Tensor) -> Tensor:
-    """Return the same weights over the largest: no sum or product of them overflows."""
-    w = w.double()
-    return w / w.max().clamp(min=torch.finfo(w.dtype).tiny)
 
 
 def warn_unused_parameters(names: list[str]) -> None:

@@ -283,7 +283,7 @@ class StreamedData:
         self, X: Tensor, y: Tensor, weights: Tensor | None, rows: slice
     ) -> Chunk:
         device = self.output.device
-        X = checks.as_tensor(X, "X", device)
+        X = checks.as_tensor(X, "X", device, real=False)
         X = checks.as_input(X, self.model.module, self.output.dtype)
         if not self.by_rows:
             X = checks.channels_last(X, self.model.module)

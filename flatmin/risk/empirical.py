@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.arrays import check_tensor
 from flatmin._utils.locks import Lock
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk import checks
-from flatmin.risk.arguments import as_direction, as_indices
+from flatmin.risk.arguments import as_direction, as_indices, check_rng
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
@@ -30,6 +31,7 @@ from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_tr
 from flatmin.risk.gradients import evaluate_losses, losses_and_gradient
 from flatmin.risk.label_noise import (
     LabelDraw,
+    check_draw,
     check_label_noise,
     gradient_with_slopes,
     label_kernel_product,
@@ -168,8 +170,13 @@ class EmpiricalRisk:
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
         if chunk_size is not None:
-            check_count("chunk_size", chunk_size)
+            chunk_size = check_count("chunk_size", chunk_size)
             chunk_size = int(chunk_size)  # torch.split takes no integer of NumPy
+        if output_transform is not None and not callable(output_transform):
+            raise TypeError(
+                "output_transform must be a function of the module's outputs, or None. "
+                f"Got {output_transform!r}."
+            )
         self._hvp = hvp
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
@@ -178,7 +185,7 @@ class EmpiricalRisk:
         source = find_source(X, y)
         if source is not None:  # some examples stand for the rest
             X, y = source.read(trial_indices(len(source)).tolist())
-        X = checks.as_tensor(X, "X", self.device)
+        X = checks.as_tensor(X, "X", self.device, real=False)
         y = checks.as_tensor(y, "y", self.device)
         if len(X) != len(y):
             raise ValueError(
@@ -436,7 +443,7 @@ class EmpiricalRisk:
         ValueError, TypeError
             If there are no indices, or they are no integers along one axis.
         """
-        indices = as_indices(indices, "indices", 1, self.device)
+        indices = as_indices(indices, "indices", 1, self.device, self.n_examples)
         chosen = self._data.select(indices)
         part = copy.copy(self)
         # Chunks of one size: a trace fills up the last one.
@@ -477,6 +484,7 @@ class EmpiricalRisk:
         -------
         Tensor of shape (M,)
         """
+        check_tensor("thetas", thetas, 2)
         return torch.stack([self.value(theta) for theta in thetas])
 
     @in_full_float32
@@ -599,7 +607,7 @@ class EmpiricalRisk:
         ValueError, TypeError
             If there are no indices, or they are no integers along one axis.
         """
-        indices = as_indices(indices, "indices", 1, self.device)
+        indices = as_indices(indices, "indices", 1, self.device, self.n_examples)
         m = len(indices)
         self._model.bind(theta)
         chosen = self._data.select(indices)
@@ -625,7 +633,7 @@ class EmpiricalRisk:
         -------
         Tensor of shape (b, D)
         """
-        batches = as_indices(batches, "batches", 2, self.device)
+        batches = as_indices(batches, "batches", 2, self.device, self.n_examples)
         self._model.bind(theta)
         m = batches.shape[1]
         per_chunk = max(1, self.chunk_size // m)
@@ -852,6 +860,8 @@ class EmpiricalRisk:
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         """
+        check_tensor("scale", scale)
+        check_rng(rng, self.device)
         self._model.bind(theta)
         z = torch.randn(
             (self.n_examples, *self.output_shape),
@@ -883,6 +893,7 @@ class EmpiricalRisk:
         Tensor of shape (N,)
             In float64.
         """
+        check_rng(rng, self.device, optional=True)
         shape = (self.n_examples, *self.output_shape)
         if rng is not None:
             bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
@@ -918,6 +929,7 @@ class EmpiricalRisk:
         TypeError
             If the loss is no likelihood.
         """
+        check_rng(rng, self.device)
         targets = torch.cat([chunk.y for chunk in self._chunks()])
         slopes = self._loss.model_slope(self.outputs(theta), targets, rng)
         weights = self._data.weights
@@ -950,6 +962,9 @@ class EmpiricalRisk:
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         """
+        check_draw(draw)
+        check_tensor("scale", scale)
+        check_rng(rng, self.device)
         self._model.bind(theta)
         shape = self.output_shape
         random = label_uniforms(self._loss, self.n_examples, shape, rng, theta)
@@ -982,6 +997,7 @@ class EmpiricalRisk:
         -------
         Tensor of shape (D,)
         """
+        check_draw(draw)
         u = point.jvp(v)
         product = label_kernel_product(self._loss, self._targets(), u, draw)
         if self._data.weights is not None:
@@ -1003,6 +1019,7 @@ class EmpiricalRisk:
         Tensor of shape (N,)
             In float64.
         """
+        check_draw(draw)
         self._model.bind(theta)
         parts = []
         for chunk in self._chunks():

@@ -57,6 +57,22 @@ class LabelDraw:
     centred: bool = True
 
 
+def check_draw(draw: object) -> None:
+    """Raise unless something is a :class:`LabelDraw`.
+
+    Parameters
+    ----------
+    draw : object
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if not isinstance(draw, LabelDraw):
+        raise TypeError(f"draw must be a LabelDraw. Got {type(draw).__name__}.")
+
+
 def check_label_noise(loss: ExampleLoss, targets: Tensor) -> None:
     """Raise if the labels of a loss cannot be drawn anew.
 

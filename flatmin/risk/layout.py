@@ -103,16 +103,30 @@ class ParameterLayout:
 
         Raises
         ------
+        TypeError
+            If these are no names.
         ValueError
-            If a pattern fits no trainable parameter.
+            If there are none, or a pattern fits no trainable parameter.
 
         Examples
         --------
         >>> ParameterLayout.of(nn.Linear(2, 2)).indices("bias")
         tensor([4, 5])
         """
+        several = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(several, list | tuple) or not all(
+            isinstance(pattern, str) for pattern in several
+        ):
+            raise TypeError(
+                "params must be a name of parameters, or a list of names. Got "
+                f"{patterns!r}."
+            )
+        if not several:
+            raise ValueError(
+                "params must name at least one parameter; None takes all. Got none."
+            )
         wanted: set[str] = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for pattern in several:
             found = {
                 name
                 for name in self.names

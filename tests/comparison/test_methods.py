@@ -58,8 +58,8 @@ def test_settings():
     [
         ([], ValueError, "at least one"),
         (3, TypeError, "names, noise laws or estimators.*Got 3"),
-        ([3], TypeError, "strings. Got 3"),
-        ({1: "sgd"}, TypeError, "strings. Got 1"),
+        ([3], TypeError, "a string. Got 3"),
+        ({1: "sgd"}, TypeError, "a string. Got 1"),
         ({"a": 3}, TypeError, "'a' must be a name"),
         (["sgd", "sgd"], ValueError, "'sgd' twice"),
         (["sdg"], ValueError, "did you mean 'sgd'"),

@@ -10,6 +10,7 @@ from pandas.testing import assert_frame_equal
 
 from flatmin import NoisyDiffusionRegressor, compare_dynamics, expected_sharpness
 from flatmin.comparison import ComparisonResult, merge_comparisons
+from flatmin.comparison._files import checksum
 from flatmin.curvature import covariance_trace
 from flatmin.dynamics import NoisyDescent
 
@@ -185,6 +186,7 @@ def test_files_of_earlier_versions_can_be_read(result, tmp_path):
     del content["params"]
     for name in ("revision", "command"):
         del content["provenance"][0][name]
+    content["sha256"] = checksum(content)
     (tmp_path / "a.json").write_text(json.dumps(content), encoding="utf-8")
     found = ComparisonResult.from_json(tmp_path / "a.json")
     assert_frame_equal(found.table, old.table, check_exact=True)

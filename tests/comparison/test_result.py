@@ -1,6 +1,9 @@
 """The result: summaries, files, merging."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,9 +17,12 @@ from flatmin.comparison import (
     merge_comparisons,
     paired_difference,
 )
+from flatmin.comparison._files import checksum
 from flatmin.noise import GLDFull
 
 from ._problems import classifier, digits, norm
+
+ROOT = Path(__file__).parents[2]
 
 X, y, *_ = digits()
 
@@ -199,3 +205,83 @@ def test_results_on_other_data_cannot_be_merged():
 def test_failures_are_rows_of_units(result):
     assert set(result.failures["method"]) == {"bad"}
     assert isinstance(result.failures, pd.DataFrame)
+
+
+@pytest.fixture
+def stored(result, tmp_path):
+    result.to_json(tmp_path / "a.json")
+    return tmp_path / "a.json"
+
+
+def edited(path, change):
+    """Change a stored result as somebody with an editor would."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["table"]["loss"].pop(3),  # rows would shift
+        lambda content: content["table"]["loss"].__setitem__(0, 0.5),
+        lambda content: content["units"]["seed"].reverse(),
+        lambda content: content["protocol"].__setitem__("quench", 7),
+        lambda content: content.pop("sha256"),
+    ],
+)
+def test_a_result_that_was_edited_is_refused(stored, change):
+    edited(stored, change)
+    with pytest.raises(ValueError, match="checksum is wrong: it was edited"):
+        ComparisonResult.from_json(stored)
+
+
+def test_white_space_and_the_order_of_names_may_change(stored):
+    before = ComparisonResult.from_json(stored)
+    content = json.loads(stored.read_text(encoding="utf-8"))
+    text = json.dumps(dict(reversed(content.items())), indent=2)
+    stored.write_text(text, encoding="utf-8")
+    assert_frame_equal(ComparisonResult.from_json(stored).table, before.table)
+
+
+def without_checksum(path):
+    def change(content):
+        content["format"] = "flatmin.comparison/1"
+        del content["sha256"]
+
+    edited(path, change)
+
+
+def test_a_result_of_an_earlier_revision_is_converted(stored):
+    before = ComparisonResult.from_json(stored)
+    without_checksum(stored)
+    with pytest.raises(ValueError, match=r"benchmarks/add_checksum\.py"):
+        ComparisonResult.from_json(stored)
+    script = ROOT / "benchmarks" / "add_checksum.py"
+    subprocess.run([sys.executable, script, stored], check=True, capture_output=True)
+    after = ComparisonResult.from_json(stored)
+    assert_frame_equal(after.table, before.table)
+    assert_frame_equal(after.units, before.units)
+    assert after.protocol == before.protocol
+
+
+def test_the_converter_refuses_what_has_lost_an_entry(stored):
+    without_checksum(stored)
+    edited(stored, lambda content: content["table"]["loss"].pop())
+    text = stored.read_text(encoding="utf-8")
+    script = ROOT / "benchmarks" / "add_checksum.py"
+    done = subprocess.run(
+        [sys.executable, script, stored], capture_output=True, text=True, check=False
+    )
+    assert "must be of one length" in done.stderr
+    assert stored.read_text(encoding="utf-8") == text
+
+
+def test_columns_of_several_lengths_are_refused_even_with_a_checksum(stored):
+    def change(content):
+        content["table"]["loss"].pop()
+        content["sha256"] = checksum(content)
+
+    edited(stored, change)
+    with pytest.raises(ValueError, match="of one length"):
+        ComparisonResult.from_json(stored)

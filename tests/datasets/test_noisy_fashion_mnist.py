@@ -102,9 +102,9 @@ def test_sizes_out_of_range_are_refused(load, sizes):
 @pytest.mark.parametrize(
     ("sizes", "error", "match"),
     [
-        ((-1, 5), ValueError, "n_clean == -1, must be >= 0"),
-        ((5, -1), ValueError, "n_corrupt == -1, must be >= 0"),
-        ((5.0, 1), TypeError, "n_clean must be an instance of"),
+        ((-1, 5), ValueError, "n_clean must be an integer of at least 0"),
+        ((5, -1), ValueError, "n_corrupt must be an integer of at least 0"),
+        ((5.0, 1), ValueError, "n_clean must be an integer"),
     ],
 )
 def test_sizes_are_counts(load, sizes, error, match):

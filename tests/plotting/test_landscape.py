@@ -209,8 +209,8 @@ def test_every_kind_of_model():
         ({"directions": "hesian"}, "did you mean 'hessian'"),
         ({"n_directions": 3}, "n_directions must be 1 or 2. Got 3"),
         ({"directions": "trajectory"}, "needs a trajectory"),
-        ({"n_points": 1}, "n_points must be at least 2"),
-        ({"span": 0.0}, "span must be positive"),
+        ({"n_points": 1}, "n_points must be an integer of at least 2"),
+        ({"span": 0.0}, "span must be a finite number above 0"),
         ({"directions": [1.0, 2.0, 3.0]}, "columns of 2 numbers"),
         ({"directions": [[1.0, 2.0], [1.0, 2.0]]}, "linearly independent"),
         ({"trajectory": [[1.0, 2.0, 3.0]]}, r"shape \(n_steps, 2\)"),
@@ -227,7 +227,9 @@ def test_bad_solutions():
     on_a_line = [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
     with pytest.raises(ValueError, match="do not lie on a line"):
         LandscapeDisplay.from_solutions(line(), on_a_line, **ON)
-    with pytest.raises(ValueError, match="margin must be 0 or more"):
+    with pytest.raises(
+        ValueError, match="margin must be a finite number of at least 0"
+    ):
         LandscapeDisplay.from_solutions(line(), np.eye(3, 2), **ON, margin=-1)
     with pytest.raises(ValueError, match=r"shape \(4,\). Got \(3,\)"):
         LandscapeDisplay(np.arange(4), np.arange(3)).plot()

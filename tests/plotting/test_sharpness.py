@@ -71,7 +71,7 @@ def test_sizes_come_sorted():
 def test_bad_input():
     with pytest.raises(ValueError, match="a list of positive numbers"):
         SharpnessDisplay.from_estimator(line(), **ON, sizes=[0.0, 1.0])
-    with pytest.raises(ValueError, match="n_draws must be at least 1"):
+    with pytest.raises(ValueError, match="n_draws must be an integer of at least 1"):
         SharpnessDisplay.from_estimator(line(), **ON, n_draws=0)
     with pytest.raises(ValueError, match="at least one model"):
         SharpnessDisplay.from_estimator({}, **ON)

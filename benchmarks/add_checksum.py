@@ -1,0 +1,63 @@
+"""Add a checksum to comparisons of an earlier revision, which were stored without one.
+
+``ComparisonResult.from_json`` refuses a file without a checksum, since nothing tells
+whether somebody has edited it. Whoever knows that nobody has writes it anew::
+
+    python benchmarks/add_checksum.py RESULT.json ...
+
+The numbers stay what they are; columns of several lengths are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from flatmin.comparison._files import checksum
+
+BEFORE, AFTER = "flatmin.comparison/1", "flatmin.comparison/2"
+
+
+def add_checksum(path: Path) -> None:
+    """Rewrite one file.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+
+    Raises
+    ------
+    ValueError
+        If it holds something else, or a column lacks an entry.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != BEFORE:
+        raise ValueError(
+            f"{path} must be of the format {BEFORE!r}. Got {content.get('format')!r}."
+        )
+    for part in ("table", "units"):
+        lengths = {name: len(column) for name, column in content[part].items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"The columns of {part} in {path} must be of one length. Got {lengths}."
+            )
+    content["format"] = AFTER
+    content["sha256"] = checksum(content)
+    part_path = path.with_name(f"{path.name}.part")
+    text = json.dumps(content, ensure_ascii=False) + "\n"
+    part_path.write_text(text, encoding="utf-8")
+    part_path.replace(path)
+
+
+def main() -> None:
+    """Convert the files that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="+", type=Path, help="results to convert")
+    for path in parser.parse_args().paths:
+        add_checksum(path)
+        print(f"{path}: checksum added")
+
+
+if __name__ == "__main__":
+    main()
