@@ -25,6 +25,7 @@ from flatmin.dynamics import (
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._run import Run
 from flatmin.noise import METHODS, Step, step_for
+from flatmin.risk.data import Source
 
 __all__ = ["RunCheckpoints", "check_checkpoint_params"]
 
@@ -261,9 +262,10 @@ def _identity(estimator: Any, run: Run, theta: Tensor) -> dict[str, Any]:
 
 
 def _describe_data(examples: Examples) -> list[Any]:
-    """Describe data; nobody has read all of a data set to compare."""
-    X = examples.first_input() if examples.streamed else examples.X
-    return [X, examples.y]
+    """Describe data; a data set by the checksums of the pass that checked it."""
+    if isinstance(examples.X, Source):
+        return [examples.first_input(), examples.X.checksums, examples.y]
+    return [examples.X, examples.y]
 
 
 def _describe_callback(item: Any) -> Any:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import data
 
 from flatmin._utils.locks import Lock
 from flatmin.risk import checks
+from flatmin.risk.checksums import Checksums
 from flatmin.risk.chunks import Chunk, iterate_chunks
 from flatmin.risk.losses import ExampleLoss
 from flatmin.risk.model import FlatModel
@@ -24,6 +26,9 @@ __all__ = ["ArrayData", "ExampleData", "Source", "StreamedData", "find_source"]
 # from, such as an open file, has one place at a time.
 _READING: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
 _FINDING = Lock()
+# That are read twice before anything is computed, a few at a time. Of flips with
+# probability 0.1 they miss one in 300,000.
+_N_TRIED, _AT_A_TIME = 64, 4
 
 
 class ExampleData(Protocol):
@@ -101,6 +106,9 @@ class ArrayData:
 class Source:
     """A map-style data set of pairs (x, y), and how its examples are put together.
 
+    Some examples are read twice at first, and whatever is read later is compared with
+    a checksum of what came first, in every pass and minibatch.
+
     Parameters
     ----------
     dataset : torch.utils.data.Dataset
@@ -112,7 +120,8 @@ class Source:
     Raises
     ------
     ValueError
-        If it is empty or gives other examples when it is read again.
+        If it is empty or gives other examples when it is read again; here, or when
+        that is read.
     """
 
     def __init__(self, dataset: Any, collate: Callable[..., Any], n_workers: int):
@@ -120,19 +129,29 @@ class Source:
         self.collate = collate
         self.n_workers = n_workers
         self.targets: Tensor | None = None  # (N, ...) in place of the data set's
-        if len(dataset) == 0:
+        n = len(dataset)
+        if n == 0:
             raise ValueError("The data set must hold at least one example. Got none.")
-        few = list(range(min(4, len(dataset))))
-        once, again = self.read(few), self.read(few)
-        if any(not torch.equal(a, b) for a, b in zip(once, again, strict=True)):
-            raise ValueError(
-                "A risk sees the same examples at every pass. Got "
-                f"{type(dataset).__name__}, which gives others when it is read again; "
-                "switch off its random augmentation, or store one draw of it."
-            )
+        self._checksums = Checksums(n)
+        few = np.linspace(0, n - 1, min(_N_TRIED, n)).round().astype(int).tolist()
+        parts = [few[i : i + _AT_A_TIME] for i in range(0, len(few), _AT_A_TIME)]
+        for part in parts:
+            self.read(part)
+        # Backwards: what depends on how often, or after what, it is read is seen.
+        for part in reversed(parts):
+            self.read(part[::-1])
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._checksums)
+
+    @property
+    def checksums(self) -> np.ndarray | None:
+        """One number an example, shape (N,), of what was read first.
+
+        None where some examples were never read. The targets that
+        :meth:`with_targets` has put in are not in it.
+        """
+        return self._checksums.all()
 
     def with_targets(self, targets: Tensor) -> Source:
         """Return the same inputs with targets that are held in memory.
@@ -163,6 +182,7 @@ class Source:
         """
         with _one_reader(self.dataset):
             X, y = _as_pair(self.collate([self.dataset[i] for i in indices]))
+        self._compare(np.asarray(indices), X, y, "when some are read by their index")
         return X, y if self.targets is None else self.targets[indices]
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -177,7 +197,19 @@ class Source:
         ------
         X : Tensor of shape (n, ...)
         y : Tensor of shape (n, ...)
+
+        Raises
+        ------
+        ValueError
+            If they are others than before.
         """
+        n, name = len(self), type(self.dataset).__name__
+        if len(self.dataset) != n:
+            raise ValueError(
+                f"A risk is a mean over the same examples at every pass. Got {name}, "
+                f"which had {n} of them and now has {len(self.dataset)}; make a new "
+                "risk, or fit again."
+            )
         loader: data.DataLoader[Any] = data.DataLoader(
             self.dataset,
             batch_size=size,
@@ -185,6 +217,8 @@ class Source:
             num_workers=self.n_workers,
             generator=torch.Generator(),  # a loader draws a seed, else globally
         )
+        self._checksums.n_passes += 1
+        when = f"in pass {self._checksums.n_passes}"
         start, batches = 0, iter(loader)
         elsewhere: AbstractContextManager[Any] = nullcontext()  # in processes
         while True:
@@ -193,9 +227,10 @@ class Source:
             if batch is None:
                 return
             X, y = _as_pair(batch)
-            stop = start + len(X)
-            yield X, y if self.targets is None else self.targets[start:stop]
-            start = stop
+            rows = np.arange(start, min(start + size, n))
+            self._compare(rows, X, y, when)
+            start += len(rows)
+            yield X, y if self.targets is None else self.targets[rows[0] : start]
 
     def all_targets(self, size: int) -> Iterator[Tensor]:
         """Yield the targets of all examples in order.
@@ -214,6 +249,25 @@ class Source:
             return
         for _, y in self.batches(size):
             yield y
+
+    def _compare(self, indices: np.ndarray, X: Tensor, y: Tensor, when: str) -> None:
+        """Raise if these are not the examples that were asked for, or not as before."""
+        name = type(self.dataset).__name__
+        if not len(X) == len(y) == len(indices):
+            raise ValueError(
+                "A data set and its collate_fn must give one x and one y for each "
+                f"example. Got {len(X)} and {len(y)} for {len(indices)} of {name} "
+                f"{when}."
+            )
+        changed = np.unique(self._checksums.changed(indices, X, y))
+        if len(changed):
+            raise ValueError(
+                f"A risk sees the same examples at every pass. Got {name}, which gives "
+                f"others when it is read again: {len(changed)} of {len(indices)} "
+                f"differ {when}, the first is number {changed[0]}. Switch off its "
+                "random augmentation, draw it from a generator that is seeded with the "
+                "index, or store one draw of it."
+            )
 
 
 class StreamedData:

@@ -20,6 +20,7 @@ __all__ = [
     "STEPS",
     "FiniteDifference",
     "central_difference",
+    "difference_step",
     "disagreement",
     "half_jump",
     "same_at_both",
@@ -53,11 +54,23 @@ def central_difference(
     -------
     Tensor of shape (D,)
     """
-    h = _step(theta, v, step)
+    h = difference_step(theta, v, step)
     return (gradient(theta + h * v) - gradient(theta - h * v)) / (2 * h)
 
 
-def _step(theta: Tensor, v: Tensor, step: float) -> Tensor:
+def difference_step(theta: Tensor, v: Tensor, step: float) -> Tensor:
+    """Return h = step ‖θ‖ / ‖v‖, with 1 for a norm of 0.
+
+    Parameters
+    ----------
+    theta : Tensor of shape (D,)
+    v : Tensor of shape (D,)
+    step : float
+
+    Returns
+    -------
+    Tensor of shape ()
+    """
     size, length = (t.norm() if t.any() else t.new_ones(()) for t in (theta, v))
     return step * size / length
 
@@ -141,7 +154,7 @@ def disagreement(
     off = difference(product, narrow, sizes)
     if off <= limit:
         return 0.0
-    h = _step(theta, v, STEPS[theta.dtype][1])
+    h = difference_step(theta, v, STEPS[theta.dtype][1])
     ahead, here, behind = (gradient(theta + s * h * v) for s in (1, 0, -1))
     left = (product - narrow).abs() - half_jump(ahead, here, behind, h)
     off = difference(narrow + left.clamp(min=0), narrow, sizes)

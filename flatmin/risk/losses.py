@@ -10,6 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatmin.risk.class_targets import ClassTargets
+from flatmin.risk.saturated import (
+    below_the_largest,
+    logistic_loss,
+    sigmoid_variance,
+    softmax_product,
+)
 
 __all__ = [
     "LOSSES",
@@ -186,43 +192,65 @@ class CrossEntropy(ExampleLoss):
         """See :meth:`ExampleLoss.per_example`."""
         if _are_soft(targets):
             return _mean(self._soft(outputs, targets))
-        losses = F.cross_entropy(
-            outputs,
-            targets,
-            weight=self.classes.weight,
-            ignore_index=_index(self.classes.ignore_index),
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
+        if self.label_smoothing > 0:
+            losses = self._smoothed(outputs, targets)
+        else:
+            losses = self._plain(outputs, targets)
         return self.classes.mean(losses, targets)
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S = √s (diag(√p) - p√pᵀ) at each position, s as in the Hessian."""
         p = outputs.softmax(1)
-        root = p.sqrt()
-        product = root * z - p * (root * z).sum(1, keepdim=True)
+        a = outputs.argmax(1, keepdim=True)
+        others = (p.sqrt() * z).scatter(1, a, 0)
+        product = others - p * (p.sqrt() * z).sum(1, keepdim=True)
+        # Of the largest class, minus the sum of the others.
+        product = product.scatter(1, a, -product.scatter(1, a, 0).sum(1, keepdim=True))
         return product * _root(self._scale(outputs, targets))
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H = s (diag(p) - ppᵀ) at each of T positions, s = 1/T where all count one."""
-        p = outputs.softmax(1)
-        product = p * u - p * (p * u).sum(1, keepdim=True)
-        return product * self._scale(outputs, targets)
+        return softmax_product(outputs, u) * self._scale(outputs, targets)
 
     def model_slope(
         self, outputs: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Tensor:
         """See :meth:`ExampleLoss.model_slope`; √s (p - e_y) at each position."""
         p = outputs.softmax(1)
-        rows = p.movedim(1, -1).flatten(0, -2)
-        drawn = torch.multinomial(rows, 1, generator=rng).view(p[:, 0].shape)
-        slope = p - F.one_hot(drawn, p.shape[1]).movedim(-1, 1)
+        # In float32 a class of less than some 1e-7 would never be drawn.
+        rows = p.double().movedim(1, -1).flatten(0, -2)
+        drawn = torch.multinomial(rows, 1, generator=rng).view(p[:, :1].shape)
+        others = p.scatter(1, drawn, 0)
+        slope = others.scatter(1, drawn, -others.sum(1, keepdim=True))
         return slope * _root(self._scale(outputs, targets))
+
+    def _plain(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses of class indices, times what their targets count."""
+        d, rest = below_the_largest(outputs)
+        counts = self.classes.counts(targets)
+        if counts is None:
+            return (rest - d.gather(1, targets.unsqueeze(1))).squeeze(1)
+        counted = self.classes.counted(targets)
+        own = d.gather(1, targets.where(counted, 0).unsqueeze(1))
+        return torch.where(counted, (rest - own).squeeze(1) * counts, 0)
+
+    def _smoothed(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses of class indices with label smoothing."""
+        return F.cross_entropy(
+            # About the largest logit PyTorch's derivatives keep their digits.
+            outputs - outputs.max(1, keepdim=True).values,
+            targets,
+            weight=self.classes.weight,
+            ignore_index=_index(self.classes.ignore_index),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
 
     def _soft(self, outputs: Tensor, probabilities: Tensor) -> Tensor:
         """Return the losses of class probabilities, shape (n, \\*positions)."""
         q = self._class_weights(probabilities)
-        log_p = outputs.log_softmax(1)
+        d, rest = below_the_largest(outputs)
+        log_p = d - rest
         # A class that is masked, with a logit of -inf, and has no probability adds 0.
         return -(q * torch.where(q == 0, 0, log_p)).sum(1)
 
@@ -305,26 +333,24 @@ class BinaryCrossEntropy(_ElementwiseLoss):
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
-        return _mean(
-            F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
-        )
+        return _mean(logistic_loss(outputs, targets))
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S = diag(√(p(1-p)/C))."""
-        p = outputs.sigmoid()
-        return z * (p * (1 - p) / outputs.shape[1:].numel()).sqrt()
+        return z * (sigmoid_variance(outputs) / outputs.shape[1:].numel()).sqrt()
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H = diag(p(1-p)/C)."""
-        p = outputs.sigmoid()
-        return u * (p * (1 - p) / outputs.shape[1:].numel())
+        return u * (sigmoid_variance(outputs) / outputs.shape[1:].numel())
 
     def model_slope(
         self, outputs: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Tensor:
         """See :meth:`ExampleLoss.model_slope`; p - y, over √C."""
-        p = outputs.sigmoid()
-        slope = p - torch.bernoulli(p, generator=rng)
+        p, rest = outputs.sigmoid(), (-outputs).sigmoid()
+        # In float64, and from the side of the smaller probability: 1 - 1e-9 is 1.
+        rare = torch.bernoulli(torch.minimum(p, rest).double(), generator=rng).bool()
+        slope = torch.where(rare ^ (outputs > 0), -rest, p)
         return slope / math.sqrt(outputs.shape[1:].numel())
 
 

@@ -22,7 +22,13 @@ from flatmin.risk.chunks import Chunk
 from flatmin.risk.double_backward import DoubleBackward
 from flatmin.risk.example_scalars import ExampleScalars, inner_products
 from flatmin.risk.example_sums import ExampleSums
-from flatmin.risk.finite_difference import FiniteDifference, disagreement
+from flatmin.risk.finite_difference import (
+    STEPS,
+    FiniteDifference,
+    central_difference,
+    difference_step,
+    disagreement,
+)
 from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
 from flatmin.risk.gradients import example_losses, losses_and_gradient
 from flatmin.risk.held_constants import HeldConstants
@@ -35,6 +41,7 @@ from flatmin.risk.unsupported import NotTaken
 
 __all__ = ["ProductWays", "ReferenceProducts", "losses_in"]
 
+_ROUNDINGS = 10  # that differences of slopes may be off by
 # Numbers an output up to which J v is taken from rows, one sweep a number.
 _MOST_ROWS = 64
 
@@ -219,7 +226,7 @@ class ProductWays:
             except NotTaken:
                 if not _is_fitted(point):
                     raise
-                # The slopes are rounding: the network's second derivative shows in
+                # Differences are rounding: the network's second derivative shows in
                 # projections of its outputs.
                 chunk = point.chunk
                 point = DoubleBackward(point.model, _PROJECTION, point.theta, chunk)
@@ -376,19 +383,25 @@ def _second_off(name: str, point: DoubleBackward) -> float:
 
 
 def _is_fitted(point: DoubleBackward) -> bool:
-    """Say whether the slopes in the outputs are so small that they are rounded.
+    """Say whether differences of the gradient are of its rounding.
 
-    They are differences of numbers of order one, as p - y. At a loss of 1e-13 they are
-    a few roundings of these, and do not change at all from step to step.
+    Slopes in the outputs are differences of numbers of order one, as p - y. At a loss
+    of 1e-13 they are a few roundings of these, and do not change at all from step to
+    step. Nor do those of a prediction that is sure and wrong, which are one.
 
     Returns
     -------
     bool
     """
-    gradient = _gradient(point, nullcontext())(point.theta)
+    slope = _gradient(point, nullcontext())
+    gradient, eps = slope(point.theta), torch.finfo(point.theta.dtype).eps
     order_one = point.vjp(random_like(point.outputs, 0))
-    eps: float = torch.finfo(point.theta.dtype).eps
-    return bool(gradient.norm() <= eps**0.5 * order_one.norm())
+    if bool(gradient.norm() <= eps**0.5 * order_one.norm()):
+        return True
+    v, step = random_like(point.theta, 1), STEPS[point.theta.dtype][0]
+    change = central_difference(slope, point.theta, v, step).norm()
+    h = difference_step(point.theta, v, step)
+    return bool(change * h <= _ROUNDINGS * eps * gradient.norm())
 
 
 def _projections(outputs: Tensor, _targets: Tensor) -> Tensor:

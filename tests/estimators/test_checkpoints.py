@@ -17,6 +17,7 @@ from skorch.callbacks import (
     LRScheduler,
     TrainEndCheckpoint,
 )
+from torch.utils import data
 
 from flatmin._utils import folder_lock
 from flatmin._utils.folder_lock import locked_folder
@@ -368,6 +369,18 @@ def test_another_run_is_refused(monkeypatch, tmp_path, change, named):
     with pytest.raises(ValueError, match=rf"differs from this one in .*{named}"):
         fit(tmp_path, **change)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_data_set_is_known_by_all_its_examples(monkeypatch, tmp_path):
+    def streamed(X):
+        return data.TensorDataset(torch.as_tensor(X), torch.as_tensor(y)), None
+
+    last_differs = X.copy()
+    last_differs[-1, 0] += 1
+    interrupt(monkeypatch, 3, tmp_path, data=streamed(X))
+    with pytest.raises(ValueError, match="differs from this one in X and y"):
+        fit(tmp_path, data=streamed(last_differs))
+    assert_alike(fit(tmp_path, data=streamed(X)), fit(None, data=streamed(X)))
 
 
 def test_what_a_run_does_not_depend_on(monkeypatch, tmp_path):
