@@ -16,8 +16,8 @@ from flatmin.risk.spelled_out import SPELLED_OUT
 
 __all__ = ["twice_differentiable"]
 
-# Also for forward mode, whose level PyTorch keeps once for all threads (2.13): where two
-# are in it, it fails.
+# Also for forward mode, whose level PyTorch keeps once for all threads (2.13): where
+# two are in it, it fails.
 _SWITCHES = Lock()
 
 
