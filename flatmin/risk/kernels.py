@@ -16,8 +16,8 @@ from flatmin.risk.spelled_out import SPELLED_OUT
 
 __all__ = ["twice_differentiable"]
 
-# Also of forward mode: PyTorch counts its levels once for all threads (2.13), and the
-# first to leave would set the tangents of the others to zero.
+# Also for forward mode, whose level PyTorch keeps once for all threads (2.13): where
+# two are in it, it fails.
 _SWITCHES = Lock()
 
 

@@ -154,7 +154,7 @@ def _compiled(graph: Graph, traced: GraphModule) -> Callable[..., Any]:
     """Return a graph as a function, of the arguments that it has."""
     # A GraphModule and its graph hold each other, so its memory, and that of the
     # constants, would wait for a collection.
-    code = graph.python_code("constants")
+    code = graph.python_code("self")
     names = [node.target for node in graph.nodes if node.op == "get_attr"]
     constants = SimpleNamespace(**{name: getattr(traced, name) for name in names})
     scope = dict(code.globals)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from flatmin.linalg import DenseOperator, spectral_density
@@ -39,6 +40,18 @@ def test_non_uniformity_of_a_regression():
     variance = squares / _problems.N - H @ H
     expected = torch.linalg.eigvalsh(variance)[-1].sqrt()
     assert float(non_uniformity(risk, theta)) == pytest.approx(float(expected))
+
+
+def test_non_uniformity_that_has_not_converged_says_so():
+    """By its own words: those of the solver are of a matrix that nobody has named."""
+    X = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
+    risk = LinearRegressionRisk(X, torch.zeros(200))
+    with pytest.warns(ConvergenceWarning, match=r"s² has not converged to tol=1e-12"):
+        found = non_uniformity(risk, torch.zeros(100), tol=1e-12)
+    X = X.double()
+    squares = (4 * X.square().sum(1, keepdim=True) * X).T @ X / 200
+    right = torch.linalg.eigvalsh(squares - (2 * X.T @ X / 200) @ (2 * X.T @ X / 200))
+    assert float(found) == pytest.approx(float(right[-1].sqrt()), rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
