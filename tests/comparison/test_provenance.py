@@ -2,6 +2,7 @@
 
 import functools
 import json
+import platform
 
 import numpy as np
 import pytest
@@ -45,3 +46,11 @@ def test_versions_and_machine_are_json():
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["torch"] == torch.__version__
     assert found["machine"]["device"] == "cpu"
+
+
+def test_no_kernel_and_no_host():
+    text = json.dumps(provenance(torch.device("cpu"))["machine"])
+    assert platform.system() in text
+    assert platform.machine() in text
+    for told in (platform.node(), platform.release(), platform.version()):
+        assert not told or told not in text
