@@ -32,7 +32,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     Returns
     -------
     dict
-        Without a path of the machine.
+        Of the machine the operating system and the family of the processor; no path.
     """
     on_gpu = device.type == "cuda"
     return {
@@ -40,8 +40,9 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "command": describe_command(),
         "versions": list_versions(),
         "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
+            # Families: a kernel build or a host tells of people, not of results.
+            "platform": platform.system(),
+            "processor": platform.machine(),
             "n_cores": os.cpu_count(),
             "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         },

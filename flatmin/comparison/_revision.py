@@ -53,7 +53,7 @@ def find_revision(folder: Path | None = None) -> str:
 
 
 def describe_command(argv: Sequence[str] | None = None) -> str:
-    """Return the command of this process, without the folders in it.
+    """Return the command of this process, as it can be given again from its folder.
 
     Parameters
     ----------
@@ -63,7 +63,8 @@ def describe_command(argv: Sequence[str] | None = None) -> str:
     Returns
     -------
     str
-        Of paths their last part is left, and of ``python -c CODE`` not the code.
+        Paths inside the working directory are relative to it; of others the last part
+        is left, and of ``python -c CODE`` not the code.
     """
     program, *arguments = (sys.orig_argv if argv is None else argv) or ["python"]
     words = [_last_part(program)]
@@ -72,7 +73,7 @@ def describe_command(argv: Sequence[str] | None = None) -> str:
             words += ["-c", "...", *map(_without_folders, arguments[i + 2 :])]
             break
         is_script = i == _first_of_script(arguments)
-        words.append((_last_part if is_script else _without_folders)(argument))
+        words.append((_shown if is_script else _without_folders)(argument))
     return shlex.join(words)
 
 
@@ -88,14 +89,13 @@ def _first_of_script(arguments: Sequence[str]) -> int:
 
 
 def _without_folders(argument: str) -> str:
-    """Return an argument with what are paths in it cut to their last part."""
+    """Return an argument without the folders outside of the working directory."""
     # A path with spaces is one word where it is all there is, also behind an =.
     option, equals, value = argument.rpartition("=")
     if _is_path(value):
-        return f"{option}{equals}{_last_part(value)}"
+        return f"{option}{equals}{_shown(value)}"
     return "".join(
-        _last_part(word) if _is_path(word) else word
-        for word in _BETWEEN.split(argument)
+        _shown(word) if _is_path(word) else word for word in _BETWEEN.split(argument)
     )
 
 
@@ -106,6 +106,16 @@ def _is_path(word: str) -> bool:
         return False
     is_drive = re.fullmatch(r"[A-Za-z]:", first) is not None
     return first in ("", ".", "..", "~") or is_drive or Path(first).is_dir()
+
+
+def _shown(path: str) -> str:
+    """Return a path from the working directory, or the last part of one elsewhere."""
+    if path.startswith("~") or (os.sep == "/" and "\\" in path):
+        return _last_part(path)
+    try:
+        return Path(os.path.abspath(path)).relative_to(Path.cwd()).as_posix()
+    except (OSError, ValueError):
+        return _last_part(path)
 
 
 def _last_part(path: str) -> str:

@@ -17,7 +17,7 @@ RNG = torch.Generator().manual_seed(0)
     "value",
     [
         *(None, True, 0, -(2**127), 0.1, -0.0, math.inf, 5e-324, "σ\ud800\0", ""),
-        *([], (), set(), {}, [1, (2, [3])], {1, "a"}, {1: "a", "1": {}, None: (0,)}),
+        *([], (), set(), {}, [1, (2, [3])], {"a"}, {1}, {1: "a", "1": {}, None: (0,)}),
         *(OrderedDict(b=1, a=2), Counter(a=3), {"tensor": [1]}, {"list": None}),
     ],
     ids=repr,

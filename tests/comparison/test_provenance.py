@@ -2,6 +2,7 @@
 
 import functools
 import json
+import platform
 
 import numpy as np
 import pytest
@@ -54,3 +55,11 @@ class Shy:
 
 def test_what_cannot_be_shown_is_told_by_its_class():
     assert describe({"sink": [Shy()]}) == {"sink": ["<Shy>"]}
+
+
+def test_no_kernel_and_no_host():
+    text = json.dumps(provenance(torch.device("cpu"))["machine"])
+    assert platform.system() in text
+    assert platform.machine() in text
+    for told in (platform.node(), platform.release(), platform.version()):
+        assert not told or told not in text

@@ -90,10 +90,10 @@ def test_no_checkout_and_no_git(tmp_path, monkeypatch):
     ("argv", "expected"),
     [
         (["/usr/bin/python3", "/home/me/plot.py", "--full"], "python3 plot.py --full"),
-        (["python", "examples/paper/plot.py"], "python plot.py"),
+        (["python", "examples/paper/plot.py"], "python examples/paper/plot.py"),
         (
             ["python", "-u", "-W", "ignore", "a/b.py", "-c"],
-            "python -u -W ignore b.py -c",
+            "python -u -W ignore a/b.py -c",
         ),
         (["python", "-m", "pytest", "/a/b.py"], "python -m pytest b.py"),
         (["python", "-c", "open('/a')", "/a/b", "1"], "python -c ... b 1"),
@@ -112,11 +112,13 @@ def test_commands(argv, expected, monkeypatch, tmp_path):
     assert describe_command(argv) == expected
 
 
-def test_folders_that_are_there_are_cut_off(monkeypatch, tmp_path):
+def test_paths_inside_the_working_directory_stay(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     found = describe_command(["python", "p.py", "results/a.json", "--to=results/b"])
-    assert found == "python p.py a.json --to=b"
+    assert found == "python p.py results/a.json --to=results/b"
+    inside = describe_command(["python", str(tmp_path / "p.py"), "../x/y", "."])
+    assert inside == "python p.py y ."
 
 
 def test_the_command_is_that_of_this_process():
@@ -148,5 +150,5 @@ def test_each_result_says_it_once_for_all_workers(monkeypatch, tmp_path):
     assert again.provenance == [origin]
     found.to_json(tmp_path / "a.json")
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    for folder in (tmp_path, Path.cwd(), Path(sys.executable).parent):
+    for folder in (tmp_path, Path.cwd(), Path(sys.executable).parent, Path.home()):
         assert str(folder) not in text

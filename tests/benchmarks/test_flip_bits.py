@@ -1,0 +1,20 @@
+"""Some flips of each kind of file; thousands are benchmarks/flip_bits.py's."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import flip_bits
+
+# The checksum of a result is another file's concern.
+KINDS = [name for name in flip_bits.KINDS if name != "result"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_flip_is_wrong(name):
+    n = 3 if name == "units of a comparison" else 10
+    found = flip_bits.run_kind(name, n, seed=1)
+    assert found["bad"] == []
+    assert sum(found["counts"].values()) == n
