@@ -2,7 +2,47 @@
 
 from __future__ import annotations
 
-__all__ = ["first_line"]
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["first_line", "naming"]
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Name the parameter in errors of other libraries about it.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    TypeError
+        As within, with the name in front unless it is there.
+    ValueError
+        The same.
+
+    Examples
+    --------
+    >>> with naming("X"):
+    ...     float("x")
+    Traceback (most recent call last):
+    ValueError: X cannot be used: could not convert string to float: 'x'
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error)):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} cannot be used: {error}") from error
 
 
 def first_line(error: BaseException) -> str:

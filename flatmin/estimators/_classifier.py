@@ -18,6 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
 from flatmin._utils.arrays import check_readable, to_array, to_numpy
+from flatmin._utils.messages import naming
 from flatmin._utils.weights import relative_weights
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
@@ -361,12 +362,16 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
                 "This NoisyDiffusionClassifier estimator requires y to be passed, but "
                 "the target y is None."
             )
-        y = column_or_1d(y, warn=True)
+        with naming("y"):
+            y = column_or_1d(y, warn=True)
         if y.dtype.kind == "f" and not np.isfinite(y).all():
             raise ValueError("y contains NaN or infinity.")
-        check_classification_targets(y)
+        with naming("y"):
+            check_classification_targets(y)
         if reset:
             encoder = LabelEncoder().fit(y)
+            if not len(encoder.classes_):
+                raise ValueError("y must hold at least one label. Got none.")
             if len(encoder.classes_) < 2:
                 raise ValueError(
                     "NoisyDiffusionClassifier needs y with at least two classes. Got "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from flatmin._utils.arrays import to_numpy
+from flatmin._utils.messages import naming
 from flatmin.risk.checks import as_input, as_tensor
 from flatmin.risk.data import Source, find_source
 from flatmin.risk.model import first_output
@@ -83,14 +84,15 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
             f"{type(X).__name__}; collect its examples first, for example by "
             "np.stack(list(X))."
         )
-    X = validate_data(
-        estimator,
-        X,
-        reset=reset,
-        allow_nd=True,
-        ensure_min_samples=2 if reset else 1,
-        dtype="numeric",
-    )
+    with naming("X"):
+        X = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            allow_nd=True,
+            ensure_min_samples=2 if reset else 1,
+            dtype="numeric",
+        )
     if reset:
         estimator._input_shape = X.shape[1:]
     elif X.shape[1:] != estimator._input_shape:

@@ -12,6 +12,7 @@ from sklearn.utils import check_array
 from torch import Tensor
 
 from flatmin._utils.arrays import check_readable, to_numpy
+from flatmin._utils.messages import naming
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._inputs import as_source
 from flatmin.estimators._net import EstimatorNetRegressor
@@ -309,9 +310,10 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
                 "This NoisyDiffusionRegressor estimator requires y to be passed, but "
                 "the target y is None."
             )
-        y = check_array(
-            y, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="y"
-        )
+        with naming("y"):
+            y = check_array(
+                y, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="y"
+            )
         if reset:
             self._target_shape = y.shape[1:]
         elif y.shape[1:] != self._target_shape:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.arrays import check_tensor
+from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
 from flatmin._utils.placement import resolve_device, resolve_dtype
@@ -169,11 +170,8 @@ class EmpiricalRisk:
         if chunk_size is not None:
             chunk_size = check_count("chunk_size", chunk_size)
             chunk_size = int(chunk_size)  # torch.split takes no integer of NumPy
-        if output_transform is not None and not callable(output_transform):
-            raise TypeError(
-                "output_transform must be a function of the module's outputs, or None. "
-                f"Got {output_transform!r}."
-            )
+        if output_transform is not None:
+            check_callable("output_transform", output_transform, "outputs")
         self._hvp = hvp
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]

@@ -134,8 +134,8 @@ class ParameterLayout:
             }
             if not found:
                 raise ValueError(
-                    f"No trainable parameter or module is called {pattern!r}. There "
-                    f"are {', '.join(self.names)}."
+                    "params must name trainable parameters, or modules that have some. "
+                    f"Got {pattern!r}; there are {', '.join(self.names)}."
                 )
             wanted |= found
         slices = [self.slice(name) for name in self.names if name in wanted]
