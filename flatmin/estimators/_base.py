@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.names import check_known, check_text
-from flatmin._utils.numbers import check_held_by
+from flatmin._utils.numbers import check_flag, check_held_by
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
@@ -569,7 +569,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """
         examples = self._check_examples(X, y, "X and y", reset=False)
         first = next(module.parameters())
-        if use_class_weight:
+        if check_flag("use_class_weight", use_class_weight):
             weights = self._combine_weights(sample_weight, examples.y, reset=False)
         else:
             weights = _check_weights(sample_weight, len(examples.y))
