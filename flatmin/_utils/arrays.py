@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["check_readable", "check_real", "check_tensor", "to_array", "to_numpy"]
+__all__ = [
+    "check_number",
+    "check_readable",
+    "check_real",
+    "check_tensor",
+    "to_array",
+    "to_numpy",
+]
 
 
 def check_readable(name: str, data: Any) -> None:
@@ -193,6 +200,27 @@ def check_tensor(name: str, value: Any, n_axes: int = 0) -> None:
         raise ValueError(
             f"{name} must have at least {n_axes} axes. Got shape {tuple(value.shape)}."
         )
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise unless a value is a tensor of one real number, of shape ().
+
+    Parameters
+    ----------
+    name : str
+        For the message.
+    value : object
+
+    Raises
+    ------
+    TypeError
+        As from :func:`check_tensor`.
+    ValueError
+        If it has axes.
+    """
+    check_tensor(name, value)
+    if value.ndim:
+        raise ValueError(f"{name} must have shape (). Got {tuple(value.shape)}.")
 
 
 def check_real(name: str, value: Any, n_axes: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from typing import Any
 
 __all__ = ["first_line", "message", "shown"]
@@ -32,6 +33,49 @@ def message(error: BaseException) -> str:
     except Exception as second:
         raised = type(second).__name__
         return f"no message: str of this {type(error).__name__} raised {raised}"
+=======
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["first_line", "naming"]
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Name the parameter in errors of other libraries about it.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    TypeError
+        As within, with the name in front unless it is there.
+    ValueError
+        The same.
+
+    Examples
+    --------
+    >>> with naming("X"):
+    ...     float("x")
+    Traceback (most recent call last):
+    ValueError: X cannot be used: could not convert string to float: 'x'
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error)):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} cannot be used: {error}") from error
+>>>>>>> 3c192ee5d0a0aa8d891089190f5ef07102964472
 
 
 def first_line(error: BaseException) -> str:

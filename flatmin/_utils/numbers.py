@@ -20,7 +20,7 @@ __all__ = [
 
 
 def is_count(value: Any, at_least: int = 1) -> bool:
-    """Tell an integer that is large enough from all else; a bool is none.
+    """Tell an integer of 64 bits that is large enough from all else; a bool is none.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def is_count(value: Any, at_least: int = 1) -> bool:
     bool
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return whole and int(value) >= at_least
+    return whole and at_least <= int(value) < 2**63
 
 
 def is_number(value: Any) -> bool:
@@ -81,7 +81,9 @@ def check_count(name: str, value: Any, at_least: int = 1) -> int:
     """
     if not is_count(value, at_least):
         raise ValueError(
-            f"{name} must be an integer of at least {at_least}. Got {value!r}."
+            f"{name} must be an integer of at least {at_least}"
+            f"{', of 64 bits' if is_number(value) and value > 2**62 else ''}. Got "
+            f"{value!r}."
         )
     return int(value)
 

@@ -2,12 +2,41 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-__all__ = ["make_generator", "resolve_random_state", "spawn_seeds"]
+__all__ = ["check_rng", "make_generator", "resolve_random_state", "spawn_seeds"]
+
+
+def check_rng(rng: Any, device: torch.device, *, optional: bool = False) -> None:
+    """Raise unless something is a generator on the risk's device.
+
+    Parameters
+    ----------
+    rng : object
+    device : torch.device
+    optional : bool, default=False
+        Whether None will do.
+
+    Raises
+    ------
+    TypeError
+        If it is no generator.
+    ValueError
+        If it is elsewhere.
+    """
+    if optional and rng is None:
+        return
+    if not isinstance(rng, torch.Generator):
+        raise TypeError(
+            f"rng must be a torch.Generator{' or None' if optional else ''}. Got "
+            f"{type(rng).__name__}."
+        )
+    if rng.device.type != device.type:
+        raise ValueError(f"rng must be on the device {device}. Got {rng.device}.")
 
 
 def resolve_random_state(

@@ -18,8 +18,10 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from flatmin._utils.arrays import check_readable
 from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.locks import one_at_a_time
+from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin._utils.validation import Interval, StrOptions
@@ -108,13 +110,22 @@ class ModelByReference(BaseEstimator):
 
     def _check_features(self, X: Any, *, reset: bool) -> None:
         if not is_data_set(X):
-            validate_data(self, X, reset=reset, skip_check_array=True)
+            check_readable("X", X)
+            try:
+                validate_data(self, X, reset=reset, skip_check_array=True)
+            except (AttributeError, IndexError, KeyError) as error:
+                raise TypeError(
+                    "X must be an array, a tensor, a data frame or a data set. Got "
+                    f"{type(X).__name__}."
+                ) from error
 
     def _generator(self, device: torch.device) -> torch.Generator:
         seed = self.random_state
         if isinstance(seed, np.random.RandomState):
             seed = int(seed.randint(np.iinfo(np.int32).max))
-        return make_generator(seed, device)  # None leaves NumPy's global state alone
+        with naming("random_state"):
+            # None leaves NumPy's global state alone.
+            return make_generator(seed, device)
 
 
 class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByReference):
@@ -249,7 +260,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """
         if k is not None:
             k = check_count("k", k)
-        if k is None and which == "LA":
+        if k is None and isinstance(which, str) and which == "LA":
             return self._basis()
         risk = self._risk()
         return self._eigenpairs(risk, self._basis_size(risk) if k is None else k, which)

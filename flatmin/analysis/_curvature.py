@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from flatmin._utils.arrays import to_array
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin._utils.validation import StrOptions
@@ -276,9 +277,20 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         ndarray of shape (d,) or (d, k)
+
+        Raises
+        ------
+        ValueError
+            If ``v`` has another shape.
         """
         operator = self._operator(self._risk())
-        v = torch.as_tensor(np.asarray(v)).to(operator.device, operator.dtype)
+        size = operator.shape[-1]
+        v = to_array("v", v, finite=False)
+        if v.ndim not in (1, 2) or len(v) != size:
+            raise ValueError(
+                f"v must have shape ({size},) or ({size}, k). Got {v.shape}."
+            )
+        v = torch.as_tensor(v).to(operator.device, operator.dtype)
         product = operator.matvec(v) if v.ndim == 1 else operator.matmat(v)
         return product.cpu().numpy()
 

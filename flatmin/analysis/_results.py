@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from flatmin import linalg
+from flatmin._utils.arrays import to_array
 
 __all__ = [
     "AlignmentTable",
@@ -228,7 +229,7 @@ class Spectrum:
             sigma = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
         if grid is None:
             grid = np.linspace(low - 4 * sigma, high + 4 * sigma, 500)
-        grid = np.asarray(grid, dtype=np.float64)
+        grid = to_array("grid", grid, (None,))
         columns = {"eigenvalue": grid}
         points = torch.as_tensor(grid)
         for name, (value, stderr) in {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from flatmin._utils.arrays import check_readable
+from flatmin._utils.messages import naming
 from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.model import first_output
@@ -107,7 +108,8 @@ def make_risk(
         raise TypeError(_NO_MODEL.format(model))
     if not isinstance(X, Tensor) and not is_data_set(X):
         check_readable("X", X)
-        X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
+        with naming("X"):
+            X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
     if any(part.training for part in module.modules()):
         # A skorch net evaluates InstanceNorm by running statistics, in any mode.
         own_statistics = isinstance(model, nn.Module)

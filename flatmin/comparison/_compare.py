@@ -15,9 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import cpu_count, effective_n_jobs
+from sklearn.utils import check_array
 
+from flatmin._utils.arrays import to_numpy
+from flatmin._utils.callables import check_callable
 from flatmin._utils.checkpoint_files import check_checkpoint_every
 from flatmin._utils.fingerprint import fingerprint
+from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, check_held_by, check_positive, is_number
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
@@ -191,11 +195,8 @@ def compare_dynamics(
     _check_quench(quench, quench_lr, quench_loss, quench_loss_iter)
     if not isinstance(keep_params, bool | np.bool_):
         raise TypeError(f"keep_params must be True or False. Got {keep_params!r}.")
-    if on_unit is not None and not callable(on_unit):
-        raise TypeError(
-            "on_unit must be a function of a ComparisonResult, or None. Got "
-            f"{on_unit!r}."
-        )
+    if on_unit is not None:
+        check_callable("on_unit", on_unit, "result")
     n_threads = check_count("n_threads", n_threads)
     estimator._validate_params()
     if quench_lr is not None:
@@ -422,7 +423,21 @@ def _resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
     if (X_test is None) != (y_test is None):
         missing = "X_test" if X_test is None else "y_test"
         raise ValueError(f"X_test and y_test come together. Got {missing}=None.")
-    return (X, y) if X_test is None else (X, y, X_test, y_test)
+    parts = (X, y) if X_test is None else (X, y, X_test, y_test)
+    names = ("X", "y", "X_test", "y_test")
+    return tuple(_read(name, part) for name, part in zip(names, parts, strict=False))
+
+
+def _read(name: str, data: Any) -> Any:
+    """Return data that an estimator can look into; here, and not in each unit."""
+    array = to_numpy(name, data)
+    with naming(name):
+        plain = np.asarray(array)
+        if name[0] == "X":
+            check_array(array, allow_nd=True, dtype="numeric", input_name=name)
+    if plain.ndim == 0 or not len(plain):
+        raise ValueError(f"{name} must hold at least one example. Got {data!r}.")
+    return data
 
 
 def _resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,19 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
 
     Raises
     ------
+    TypeError
+        If one is something else.
     ValueError
         If there are none, their protocols or data differ, or a unit is in two of them.
         Data and metrics that are functions count by name; of a seed that is in two
         results the first losses tell other data.
     """
+    results = list(results) if isinstance(results, Iterable) else [results]
+    if not all(isinstance(result, ComparisonResult) for result in results):
+        kinds = sorted({type(result).__name__ for result in results})
+        raise TypeError(f"results must be ComparisonResults. Got {', '.join(kinds)}.")
     if not results:
-        raise ValueError("merge_comparisons needs at least one result. Got none.")
+        raise ValueError("results must hold at least one ComparisonResult. Got none.")
     methods: dict[str, Any] = {}
     end_points: dict[tuple[str, int, str], np.ndarray | None] = {}
     machines: list[dict[str, Any]] = []

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flatmin._utils.names import check_text
+
 __all__ = ["Plan", "Source", "check_metrics"]
 
 
@@ -91,6 +93,7 @@ def check_metrics(title: str, metrics: Any) -> dict[str, Any]:
             f"Got {metrics!r}."
         )
     for name, metric in metrics.items():
+        check_text(f"a name in {title}", name)
         if name in ("distance", "method", "seed"):
             raise ValueError(
                 f"{title} need names that the table does not use. Got {name!r}."

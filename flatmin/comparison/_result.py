@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 
 from flatmin._utils.names import check_known
+from flatmin._utils.numbers import is_count
+from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device
 from flatmin.comparison._files import read_comparison, write_comparison
 from flatmin.comparison._measure import check_settings, measure_seed
@@ -148,6 +150,8 @@ class ComparisonResult:
         """
         check_known("method", method, self.methods)
         check_known("phase", phase, self._phases())
+        if not is_count(seed, 0):
+            raise ValueError(f"seed must be an integer of at least 0. Got {seed!r}.")
         unit = self.units.query("method == @method and seed == @seed")
         if unit.empty:
             raise ValueError(
@@ -257,6 +261,8 @@ class ComparisonResult:
         measures = check_metrics("measures", measures)
         ends: Any = self.ends()["loss"]
         if phases is not None:
+            if not isinstance(phases, Iterable):
+                raise TypeError(f"phases must be names. Got {phases!r}.")
             wanted = [phases] if isinstance(phases, str) else list(phases)
             for phase in wanted:
                 check_known("phase", phase, self._phases())
@@ -450,6 +456,7 @@ class ComparisonResult:
         path : str or path-like
             Replaced as a whole, or not at all.
         """
+        check_path("path", path)
         rest = {"protocol": self.protocol, "provenance": self.provenance}
         write_comparison(Path(path), self.table, self.units, rest, self.end_points)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, check_flag
 from flatmin.curvature._finite import check_finite, in_dtype
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
+from flatmin.risk.arguments import as_indices, check_point
 
 __all__ = [
     "GradientCovarianceOperator",
@@ -59,8 +59,10 @@ class GradientCovarianceOperator(RiskOperator):
         params: str | list[str] | None = None,
     ) -> None:
         super().__init__(risk, theta, params=params)
-        self.centered = centered
-        if batches is not None and (batches.ndim != 2 or len(batches) < 2):
+        self.centered = check_flag("centered", centered)
+        if batches is not None:
+            batches = as_indices(batches, "batches", 2, risk.device, risk.n_examples)
+        if batches is not None and len(batches) < 2:
             raise ValueError(
                 "batches must be indices of shape (b, m) with at least two batches. "
                 f"Got shape {tuple(batches.shape)}."
@@ -173,6 +175,7 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
         batch_size: int = 1,
         params: str | list[str] | None = None,
     ) -> None:
+        check_point(risk, theta)
         batch_size = check_count("batch_size", batch_size)
         self.preconditioner = check_preconditioner(preconditioner, risk)
         self.batch_size = batch_size
@@ -256,6 +259,7 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
         If a variance is not finite and ``check``; the message names the parameters.
     """
     check_point(risk, theta)
+    check_flag("check", check)
     variances = risk.gradient_variances(theta)
     if not check:
         return variances.sum(-1).to(risk.dtype)

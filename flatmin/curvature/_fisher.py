@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin.curvature._covariance import GradientCovarianceOperator
 from flatmin.curvature._risk_operator import RiskOperator
@@ -63,11 +64,8 @@ class FisherOperator(RiskOperator):
         params: str | list[str] | None = None,
     ) -> None:
         super().__init__(risk, theta, params=params)
-        if n_samples is not None and n_samples < 1:
-            raise ValueError(
-                f"n_samples must be at least 1, or None for the expectation. "
-                f"Got {n_samples}."
-            )
+        if n_samples is not None:
+            n_samples = check_count("n_samples", n_samples)
         self.n_samples = n_samples
         self._point = risk.linearize(self.theta)
         # Drawn for the expectation too: only a likelihood can.

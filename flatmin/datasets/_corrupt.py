@@ -8,6 +8,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from flatmin._utils.arrays import to_numpy
+from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_between, check_count, check_flag
 from flatmin._utils.random import resolve_random_state
 
@@ -85,8 +86,9 @@ def corrupt_labels(
     True
     """
     allow_same = check_flag("allow_same", allow_same)
-    labels: NDArray[Any] = column_or_1d(to_numpy("y", y))
-    check_classification_targets(labels)
+    with naming("y"):
+        labels: NDArray[Any] = column_or_1d(to_numpy("y", y))
+        check_classification_targets(labels)
     n_chosen = _resolve_n(n, fraction, len(labels))
     classes, codes = np.unique(labels, return_inverse=True)
     if len(classes) < 2:

@@ -27,7 +27,7 @@ def splits_of(subset: str, function: str) -> tuple[str, ...]:
     ValueError
         If `subset` is none of the options.
     """
-    if subset not in _SUBSETS:
+    if not isinstance(subset, str) or subset not in _SUBSETS:
         raise ValueError(
             f"The 'subset' parameter of {function} must be one of "
             f"{list(_SUBSETS)}. Got {subset!r} instead."

@@ -24,7 +24,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def resolve_optimizer(
-    optimizer: str | type[torch.optim.Optimizer], params: Mapping[str, Any]
+    optimizer: str | type[torch.optim.Optimizer],
+    params: Mapping[str, Any],
+    title: str = "optimizer",
 ) -> type[torch.optim.Optimizer]:
     """Return the optimizer class.
 
@@ -36,6 +38,8 @@ def resolve_optimizer(
         Names: "sgd", "rmsprop", "adam".
     params : mapping of str to object
         Its keyword arguments, to be checked.
+    title : str, default="optimizer"
+        What messages call it.
 
     Returns
     -------
@@ -55,12 +59,12 @@ def resolve_optimizer(
     <class 'torch.optim.sgd.SGD'>
     """
     if isinstance(optimizer, str):
-        check_known("optimizer", optimizer, OPTIMIZERS)
+        check_known(title, optimizer, OPTIMIZERS)
         optimizer = OPTIMIZERS[optimizer]
     is_class = isinstance(optimizer, type)
     if not (is_class and issubclass(optimizer, torch.optim.Optimizer)):
         raise TypeError(
-            f"optimizer must be a name ({', '.join(OPTIMIZERS)}) or a class from "
+            f"{title} must be a name ({', '.join(OPTIMIZERS)}) or a class from "
             f"torch.optim. Got {optimizer!r}."
         )
     if issubclass(optimizer, torch.optim.LBFGS):

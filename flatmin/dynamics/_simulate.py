@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatmin._utils.arrays import check_real
+from flatmin._utils.callables import check_callable
+from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.dynamics._descent import DivergenceError
@@ -182,12 +185,19 @@ def simulate(
     """
     if not isinstance(risk, AnalyticRisk):
         raise TypeError(
-            "simulate needs an AnalyticRisk, whose θ may be many chains. Got "
+            "risk must be an AnalyticRisk, whose θ may be many chains. Got "
             f"{type(risk).__name__}; train a network with NoisyDiffusionClassifier or "
             "NoisyDiffusionRegressor."
         )
+    lr = check_positive("lr", lr)
+    check_held_by(risk.dtype, "lr", lr)
+    n_iter = check_count("n_iter", n_iter)
+    n_chains = check_count("n_chains", n_chains)
+    if record_every is not None:
+        record_every = check_count("record_every", record_every)
+    if reached is not None:
+        check_callable("reached", reached, "theta")
     laws = _laws(methods, risk)
-    _check_settings(lr, n_iter, n_chains, record_every)
     theta = _start(risk, start, n_chains)
     _warn_if_unstable(risk, theta, lr)
     results = {}
@@ -265,6 +275,18 @@ def _refresh(risk, law, theta, rng, state, step):
 def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
     if isinstance(methods, str | NoiseLaw):
         methods = [methods]
+    if not isinstance(methods, Mapping | Iterable):
+        raise TypeError(
+            "methods must be a name, a NoiseLaw, or several of them. Got "
+            f"{type(methods).__name__}."
+        )
+    if not isinstance(methods, Mapping):
+        methods = list(methods)
+    for method in methods.values() if isinstance(methods, Mapping) else methods:
+        if not isinstance(method, str | NoiseLaw):
+            raise TypeError(
+                f"methods must hold names and NoiseLaws. Got {type(method).__name__}."
+            )
     if not isinstance(methods, Mapping):
         named = [(m if isinstance(m, str) else m.name, m) for m in methods]
         methods = dict(named)
@@ -284,16 +306,8 @@ def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
     return laws
 
 
-def _check_settings(lr, n_iter, n_chains, record_every) -> None:
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be finite and positive. Got {lr}.")
-    counts = {"n_iter": n_iter, "n_chains": n_chains, "record_every": record_every}
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1. Got {count}.")
-
-
 def _start(risk: AnalyticRisk, start: Tensor, n_chains: int) -> Tensor:
+    check_real("start", start, 1)
     shapes = [(risk.n_params,), (n_chains, risk.n_params)]
     if tuple(start.shape) not in shapes:
         raise ValueError(

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.learned import take_over, twin_of
-from flatmin._utils.names import check_text
-from flatmin._utils.numbers import check_held_by
+from flatmin._utils.names import check_known, check_text
+from flatmin._utils.numbers import check_flag, check_held_by
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
@@ -59,7 +59,7 @@ from flatmin.estimators._net import make_reader
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._warmup import warm_up
-from flatmin.noise import NoiseLaw
+from flatmin.noise import METHODS, NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.checks import as_input, check_held
 from flatmin.risk.module_copy import copy_module, graphs_left_out
@@ -237,7 +237,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             check_path("memory", self.memory)
         check_callbacks(self.callbacks or [])
         optimizer = resolve_optimizer(self.optimizer, self.optimizer_params or {})
-        warmup_optimizer = resolve_optimizer(self.warmup_optimizer, {})
+        warmup_optimizer = resolve_optimizer(
+            self.warmup_optimizer, {}, "warmup_optimizer"
+        )
+        if isinstance(self.warmup_method, str):
+            check_known("warmup_method", self.warmup_method, METHODS)
         check_checkpoint_params(self)
         law = resolve_law(
             self.method,
@@ -579,7 +583,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """
         examples = self._check_examples(X, y, "X and y", reset=False)
         first = next(module.parameters())
-        if use_class_weight:
+        if check_flag("use_class_weight", use_class_weight):
             weights = self._combine_weights(sample_weight, examples.y, reset=False)
         else:
             weights = _check_weights(sample_weight, len(examples.y))
@@ -622,7 +626,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         dtype: torch.dtype,
         device: torch.device,
     ) -> Any:
-        if self.loss != "auto":
+        if not (isinstance(self.loss, str) and self.loss == "auto"):
             return self.loss
         first = as_input(examples.first_input().to(device), module, dtype)
         outputs: Any = None

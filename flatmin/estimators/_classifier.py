@@ -17,11 +17,12 @@ from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor, nn
 
-from flatmin._utils.arrays import check_readable, to_array, to_numpy
+from flatmin._utils.arrays import to_array, to_numpy
+from flatmin._utils.messages import naming
 from flatmin._utils.weights import relative_weights
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
-from flatmin.estimators._inputs import as_source
+from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
 
 __all__ = ["NoisyDiffusionClassifier"]
@@ -338,8 +339,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         """
         source = as_source(X, y)
         if source is None:
-            check_readable("sample_weight", sample_weight)
-            return super().score(X, to_numpy("y", y), sample_weight)
+            y, sample_weight = targets_like(X, y, sample_weight)
+            return super().score(X, y, sample_weight)
         outputs, y = self._outputs_and_targets(source)
         return accuracy_score(y, self._labels(outputs), sample_weight=sample_weight)
 
@@ -362,12 +363,16 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
                 "This NoisyDiffusionClassifier estimator requires y to be passed, but "
                 "the target y is None."
             )
-        y = column_or_1d(y, warn=True)
+        with naming("y"):
+            y = column_or_1d(y, warn=True)
         if y.dtype.kind == "f" and not np.isfinite(y).all():
             raise ValueError("y contains NaN or infinity.")
-        check_classification_targets(y)
+        with naming("y"):
+            check_classification_targets(y)
         if reset:
             encoder = LabelEncoder().fit(y)
+            if not len(encoder.classes_):
+                raise ValueError("y must hold at least one label. Got none.")
             if len(encoder.classes_) < 2:
                 raise ValueError(
                     "NoisyDiffusionClassifier needs y with at least two classes. Got "

@@ -11,7 +11,8 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 from torch.utils import data
 
-from flatmin._utils.arrays import to_numpy
+from flatmin._utils.arrays import to_array, to_numpy
+from flatmin._utils.messages import naming
 from flatmin.risk.checks import as_input, as_tensor
 from flatmin.risk.data import Source, find_source
 from flatmin.risk.model import first_output
@@ -24,6 +25,7 @@ __all__ = [
     "iterate_inputs",
     "network_input",
     "read_targets",
+    "targets_like",
 ]
 
 # Examples that are in memory at a time while a data set is looked through.
@@ -83,14 +85,15 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
             f"{type(X).__name__}; collect its examples first, for example by "
             "np.stack(list(X))."
         )
-    X = validate_data(
-        estimator,
-        X,
-        reset=reset,
-        allow_nd=True,
-        ensure_min_samples=2 if reset else 1,
-        dtype="numeric",
-    )
+    with naming("X"):
+        X = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            allow_nd=True,
+            ensure_min_samples=2 if reset else 1,
+            dtype="numeric",
+        )
     if reset:
         estimator._input_shape = X.shape[1:]
     elif X.shape[1:] != estimator._input_shape:
@@ -171,6 +174,41 @@ def check_lengths(X: np.ndarray, y: np.ndarray, names: str) -> None:
         raise ValueError(
             f"{names} must have as many examples. Got {len(X)} and {len(y)}."
         )
+
+
+def targets_like(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """Return targets and weights of a score, of as many examples as X.
+
+    Parameters
+    ----------
+    X : object
+    y : array-like of shape (n, ...)
+    sample_weight : array-like of shape (n,) or None
+
+    Returns
+    -------
+    y : array-like of shape (n, ...)
+    sample_weight : ndarray of shape (n,) or None
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer.
+    """
+    n, y = _length(X), to_numpy("y", y)
+    if n is not None and _length(y) != n:
+        got = y if _length(y) is None else _length(y)
+        raise ValueError(f"y must have as many examples as X, {n}. Got {got!r}.")
+    if sample_weight is not None:
+        sample_weight = to_array("sample_weight", sample_weight, (n,))
+    return y, sample_weight
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:  # of a number, or an array without axes
+        return None
 
 
 def network_input(

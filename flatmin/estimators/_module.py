@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flatmin._utils.locks import Lock
+from flatmin._utils.messages import first_line
 from flatmin._utils.names import check_known
 from flatmin.modules import MLP
 from flatmin.risk.module_copy import copy_module
@@ -80,7 +81,13 @@ def build_module(
             )
         _check_params(module, params)
         with _BUILDING, _seeded(seed, device):
-            built = module(**params)
+            try:
+                built = module(**params)
+            except TypeError as error:
+                raise TypeError(
+                    f"module must be what module_params can make. Got {module!r} and "
+                    f"module_params={params!r}: {first_line(error)}."
+                ) from error
         if not isinstance(built, nn.Module):
             raise TypeError(f"module must give a torch.nn.Module. Got {built!r}.")
     return keep_own_statistics(copy_module(built, device=device, dtype=dtype))

@@ -11,9 +11,10 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_array
 from torch import Tensor
 
-from flatmin._utils.arrays import check_readable, to_numpy
+from flatmin._utils.arrays import to_numpy
+from flatmin._utils.messages import naming
 from flatmin.estimators._base import BaseNoisyDiffusion
-from flatmin.estimators._inputs import as_source
+from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetRegressor
 
 __all__ = ["NoisyDiffusionRegressor"]
@@ -294,8 +295,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         """
         source = as_source(X, y)
         if source is None:
-            check_readable("sample_weight", sample_weight)
-            return super().score(X, to_numpy("y", y), sample_weight)
+            y, sample_weight = targets_like(X, y, sample_weight)
+            return super().score(X, y, sample_weight)
         outputs, y = self._outputs_and_targets(source)
         predicted = self._in_target_shape(outputs)
         return r2_score(y, predicted, sample_weight=sample_weight)
@@ -310,9 +311,10 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
                 "This NoisyDiffusionRegressor estimator requires y to be passed, but "
                 "the target y is None."
             )
-        y = check_array(
-            y, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="y"
-        )
+        with naming("y"):
+            y = check_array(
+                y, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="y"
+            )
         if reset:
             self._target_shape = y.shape[1:]
         elif y.shape[1:] != self._target_shape:

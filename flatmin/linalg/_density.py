@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flatmin._utils.arrays import check_tensor
+from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
@@ -75,6 +77,7 @@ class SpectralDensity:
         value : Tensor of shape ()
         stderr : Tensor of shape ()
         """
+        check_callable("function", function, "nodes")
         values = function(self.nodes)
         # Squares of what is 1e200 overflow, and those of 1e-200 are 0.
         largest = float(values.abs().max())
@@ -154,6 +157,9 @@ class SpectralDensity:
     def _on_grid(
         self, grid: Tensor, kernel: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
+        check_tensor("grid", grid)
+        if grid.ndim != 1:
+            raise ValueError(f"grid must have shape (n,). Got {tuple(grid.shape)}.")
         points = grid.to(self.nodes).unsqueeze(1)
         # Probe by probe: all of them at once are n_probes · n_steps · n numbers.
         means, squares = [], []

@@ -94,7 +94,7 @@ class LinearOperator(ABC):
         check_tensor("v", v)
         if v.shape != self.shape[:-1]:
             raise ValueError(
-                f"A vector for this operator must have shape {tuple(self.shape[:-1])}. "
+                f"v must have shape {tuple(self.shape[:-1])}. "
                 f"Got {tuple(v.shape)}; use matmat for a matrix of columns."
             )
         if v.dtype != self.dtype:
@@ -117,8 +117,16 @@ class LinearOperator(ABC):
         -------
         Tensor of shape (\\*batch, D, k)
         """
-        check_tensor("V", V, 2)
+        self._check_columns(V)
         return torch.stack([self.matvec(v) for v in V.unbind(-1)], dim=-1)
+
+    def _check_columns(self, V: Tensor) -> None:
+        check_tensor("V", V, 2)
+        if V.shape[:-1] != self.shape[:-1] or V.dtype != self.dtype:
+            raise ValueError(
+                f"V must have shape ({', '.join(map(str, self.shape[:-1]))}, k) and "
+                f"dtype {self.dtype}. Got {tuple(V.shape)} and {V.dtype}."
+            )
 
     def to_dense(self) -> Tensor:
         """Return the matrix itself, by D products.

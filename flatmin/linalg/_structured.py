@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_real, check_tensor
 from flatmin._utils.placement import resolve_device, resolve_dtype
+from flatmin._utils.random import check_rng
 from flatmin.linalg._operator import LinearOperator
 
 __all__ = [
@@ -86,6 +87,7 @@ class DenseOperator(LinearOperator):
 
     def matmat(self, V: Tensor) -> Tensor:
         """See :meth:`LinearOperator.matmat`."""
+        self._check_columns(V)
         self.n_matvecs += V.shape[-1]
         return self.matrix @ V
 
@@ -279,6 +281,7 @@ class LowRankOperator(LinearOperator):
 def _standard_normal(
     operator: LinearOperator, shape: tuple[int, ...], rng: torch.Generator
 ) -> Tensor:
+    check_rng(rng, operator.device)
     return torch.randn(
         shape, generator=rng, dtype=operator.dtype, device=operator.device
     )

@@ -14,7 +14,12 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.linalg._dense import check_finite
 from flatmin.linalg._estimate import estimate
-from flatmin.linalg._operator import LinearOperator, check_one_matrix, knows_its_trace
+from flatmin.linalg._operator import (
+    LinearOperator,
+    check_one_matrix,
+    check_operator,
+    knows_its_trace,
+)
 from flatmin.linalg._orthogonal import dots
 from flatmin.linalg._probes import spherical
 from flatmin.linalg._sketch import SMALL, Sketch
@@ -103,6 +108,7 @@ def trace(
     tensor(6.)
     """
     check_known("method", method, ("auto", "exact", "hutchinson", "xtrace"))
+    check_operator(operator)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     before, size = operator.n_matvecs, operator.shape[-1]
     batch = len(operator.shape) > 2

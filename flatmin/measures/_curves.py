@@ -12,8 +12,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from flatmin._utils.arrays import check_readable
-from flatmin._utils.numbers import check_count, check_positive
+from flatmin._utils.arrays import to_array
+from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.measures._rounding import nearby
@@ -238,7 +238,9 @@ def bezier_profile(
     >>> abs(profile.barrier - 4 / 81) < 0.005
     True
     """
+    check_risk(risk)
     lr = check_positive("lr", lr)
+    check_held_by(risk.dtype, "lr", lr)
     n_iter = check_count("n_iter", n_iter)
     n_draws = check_count("n_draws", n_draws)
     n_points = check_count("n_points", n_points, at_least=3)
@@ -267,8 +269,9 @@ def _ends(
     like = torch.empty(0, dtype=risk.dtype, device=risk.device)
     ends = []
     for name, theta in (("theta_a", theta_a), ("theta_b", theta_b)):
-        check_readable(name, theta)
-        given = torch.as_tensor(theta) if isinstance(theta, np.ndarray) else theta
+        given = theta
+        if isinstance(theta, np.ndarray):
+            given = torch.as_tensor(to_array(name, theta, finite=False))
         end = as_direction(given, name, (risk.n_params,), like).detach()
         wild = int((~end.isfinite()).sum())
         if wild:

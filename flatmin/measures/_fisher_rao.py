@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_flag
 from flatmin.curvature import FisherOperator, GGNOperator
 from flatmin.curvature._finite import check_loss
 from flatmin.measures._sharpness_result import SharpnessResult
@@ -61,6 +62,7 @@ def fisher_rao_norm(
     40.0
     """
     check_point(risk, theta)
+    empirical = check_flag("empirical", empirical)
     if empirical:
         slopes = risk.linearize(theta).directional_derivatives(theta)
         name, remedy = "A slope gᵢᵀθ", "look at θ and at these examples"

@@ -88,9 +88,16 @@ def density_negative_mass(density: SpectralDensity) -> Estimate:
 
     Raises
     ------
+    TypeError
+        If it is no density.
     ValueError
         For a zero matrix, of which it is 0/0.
     """
+    if not isinstance(density, SpectralDensity):
+        raise TypeError(
+            "density must be a SpectralDensity, which spectral_density returns. Got "
+            f"{type(density).__name__}."
+        )
     negative, _ = density.mean(lambda nodes: (-nodes).clamp(min=0))
     total, _ = density.mean(Tensor.abs)
     if not bool(total > 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_count, check_positive
+from flatmin._utils.numbers import check_count, check_flag, check_positive
 from flatmin._utils.random import make_generator
 from flatmin.curvature._finite import check_loss
 from flatmin.measures._sharpness_result import SharpnessResult
@@ -149,6 +149,7 @@ def _mean_rise(
     rng: torch.Generator | int | None,
 ) -> SharpnessResult:
     sigma = check_positive("sigma", sigma)
+    absolute = check_flag("absolute", absolute)
     n_draws = check_count("n_draws", n_draws, at_least=2)  # to have a standard error
     generator = make_generator(rng, risk.device)
     base = check_loss("The loss L(θ)", risk.value(theta), "look at θ and the data")

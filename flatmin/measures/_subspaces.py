@@ -56,7 +56,7 @@ def cosines(U: Tensor, V: Tensor) -> Tensor:
             "cosines compares column by column and needs as many columns. Got "
             f"{U.shape[-1]} and {V.shape[-1]}."
         )
-    U, V = _unit_columns(U), _unit_columns(V)
+    U, V = _unit_columns(U, "U"), _unit_columns(V, "V")
     return (U * V).sum(-2).abs().clamp(max=1)
 
 
@@ -98,7 +98,7 @@ def projection_residual(A: Tensor, B: Tensor) -> Tensor:
     _check_bases(A, B, "AB")
     if not bool(A.isfinite().all()):
         raise ValueError("A must be finite. Got NaN or infinity in it.")
-    A, Q = A.double(), _orthonormal(B)
+    A, Q = A.double(), _orthonormal(B, "B")
     return (A - Q @ (Q.mT @ A)).square().sum((-2, -1))
 
 
@@ -161,7 +161,7 @@ def overlap(U: Tensor, V: Tensor) -> Tensor:
     tensor(0.5000, dtype=torch.float64)
     """
     _check_bases(U, V)
-    Q = _orthonormal(U)
+    Q = _orthonormal(U, "U")
     return 1 - projection_residual(Q, V) / Q.shape[-1]
 
 
@@ -196,7 +196,7 @@ def principal_angles(U: Tensor, V: Tensor) -> Tensor:
     _check_bases(U, V)
     if U.shape[-1] < V.shape[-1]:
         U, V = V, U
-    Q, R = _orthonormal(U), _orthonormal(V)
+    Q, R = _orthonormal(U, "U"), _orthonormal(V, "V")
     inner = Q.mT @ R
     cosine = torch.linalg.svdvals(inner).clamp(max=1)
     sine = torch.linalg.svdvals(R - Q @ inner).flip(-1).clamp(max=1)
@@ -246,7 +246,7 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
             f"norm {float(norms[~((norms > 0) & norms.isfinite())].flatten()[0])}."
         )
     v = v / norms.unsqueeze(-1)
-    inside = (_orthonormal(U).mT @ v.unsqueeze(-1)).squeeze(-1)
+    inside = (_orthonormal(U, "U").mT @ v.unsqueeze(-1)).squeeze(-1)
     return inside.square().sum(-1)
 
 
@@ -261,22 +261,22 @@ def _check_bases(U: Tensor, V: Tensor, names: str = "UV") -> None:
         )
 
 
-def _unit_columns(basis: Tensor) -> Tensor:
+def _unit_columns(basis: Tensor, name: str) -> Tensor:
     """Return the columns at length 1, in float64."""
     sizes = torch.linalg.vector_norm(basis.double(), dim=-2, keepdim=True)
     fit = (sizes > 0) & sizes.isfinite()
     if not bool(fit.all()):
         raise ValueError(
-            "The columns of a basis must be finite and not 0. Got a column of norm "
+            f"The columns of {name} must be finite and not 0. Got a column of norm "
             f"{float(sizes[~fit].flatten()[0])}; leave it out."
         )
     return basis.double() / sizes
 
 
-def _orthonormal(basis: Tensor) -> Tensor:
+def _orthonormal(basis: Tensor, name: str) -> Tensor:
     """Return an orthonormal basis of the span, in float64."""
     rows, columns = basis.shape[-2:]
-    Q, R = torch.linalg.qr(_unit_columns(basis))
+    Q, R = torch.linalg.qr(_unit_columns(basis, name))
     # Of columns of length 1: how far each lies from the span of those before it.
     sizes = R.diagonal(dim1=-2, dim2=-1).abs()
     if columns > rows or bool((sizes <= CLEAR * _eps(basis)).any()):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor, nn
 
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, is_count
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
@@ -81,7 +81,7 @@ class MLP(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in _ACTIVATIONS:
             raise ValueError(
                 f"The 'activation' parameter of MLP must be one of "
                 f"{sorted(_ACTIVATIONS)}. Got {activation!r} instead."
@@ -175,7 +175,7 @@ def cubic_regression_mlp(n_params: int = 251) -> MLP:
     >>> sum(parameter.numel() for parameter in mlp.parameters())
     141
     """
-    if n_params not in _CUBIC_HIDDEN_LAYER_SIZES:
+    if not is_count(n_params) or n_params not in _CUBIC_HIDDEN_LAYER_SIZES:
         raise ValueError(
             f"The 'n_params' parameter of cubic_regression_mlp must be one of "
             f"{sorted(_CUBIC_HIDDEN_LAYER_SIZES)}. Got {n_params!r} instead; use MLP "

@@ -88,6 +88,7 @@ class VGG11(nn.Module):
         n_outputs = check_count("n_outputs", n_outputs)
         in_channels = check_count("in_channels", in_channels)
         width = check_positive("width", width)
+        check_count(f"{_HIDDEN_UNITS} times width", _scale(_HIDDEN_UNITS, width))
         self.in_channels = in_channels
         self.features = nn.Sequential()
         n_in = in_channels

@@ -82,7 +82,7 @@ class GLDHessian(HessianSpectrumLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> LinearOperator:
         dense = isinstance(risk, AnalyticRisk) or risk.n_params <= _LARGEST_DENSE
-        if self.n_components != "full" or dense:
+        if not self._full or dense:
             return super()._refresh(risk, theta, rng, previous)
         hessian = HessianOperator(risk, theta)
         density = spectral_density(hessian, n_probes=_N_PROBES, n_steps=60, rng=rng)
@@ -103,15 +103,19 @@ class GLDHessian(HessianSpectrumLaw):
         hessian = HessianOperator(risk, stored["theta"])
         return _ScaledMagnitude(hessian, stored["factor"], stored["trace"])
 
+    @property
+    def _full(self) -> bool:
+        return isinstance(self.n_components, str) and self.n_components == "full"
+
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         law = self
-        if self.n_components == "full":
+        if self._full:
             law = clone(self).set_params(n_components=None)
         super(GLDHessian, law).check(risk)
 
     def _n_components(self, risk: Risk) -> int:
-        if self.n_components == "full":
+        if self._full:
             return risk.n_params
         return super()._n_components(risk)
 

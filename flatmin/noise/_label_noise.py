@@ -89,7 +89,7 @@ class LabelNoise(MatchedLaw):
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
-        p = float(self.flip_probability)
+        p = self.flip_probability
         if not (is_number(p) and 0 <= p <= 1):
             raise ValueError(
                 "flip_probability of label_noise must be a number from 0 to 1. "

@@ -49,13 +49,13 @@ def check_axes(ax: Any, n: int) -> None:
         return
     if len(given) != 1:
         raise ValueError(
-            f"This drawing has {n} panels. Got {len(given)} axes; pass {n}, or one "
-            "that is cut up."
+            f"ax must be {n} axes, one for each panel, or a single one, which is cut "
+            f"up. Got {len(given)}."
         )
     if given[0].get_subplotspec() is None:
         raise ValueError(
-            f"This drawing has {n} panels, and axes that were placed by hand cannot be "
-            f"cut up. Pass {n} axes, or one made by plt.subplots."
+            f"ax must be {n} axes, one for each panel: one that was placed by hand "
+            f"cannot be cut up. Pass {n} axes, or one made by plt.subplots."
         )
 
 

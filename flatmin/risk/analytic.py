@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.func import vjp
 
 from flatmin._utils.arrays import check_real, check_tensor
-from flatmin.risk.arguments import as_indices, check_point, check_rng
-from flatmin.risk.label_noise import LabelDraw
+from flatmin._utils.random import check_rng
+from flatmin.risk.arguments import as_indices, check_point
+from flatmin.risk.label_noise import LabelDraw, check_draw
 from flatmin.risk.moments import mean_and_squares
 
 __all__ = ["AnalyticRisk", "LinearRegressionRisk", "QuadraticRisk"]
@@ -70,7 +71,7 @@ class AnalyticRisk(ABC):
         -------
         Tensor of shape (\\*batch, D, D)
         """
-        check_point(self, theta)
+        self._check(theta)
         roots = self.gauss_newton_roots(theta)
         return roots.mT @ roots
 
@@ -85,23 +86,24 @@ class AnalyticRisk(ABC):
         -------
         Tensor of shape (\\*batch, D, D)
         """
-        check_point(self, theta)
+        self._check(theta)
         rows = self.example_gradients(theta)
         rows = rows - rows.mean(-2, keepdim=True)
         return rows.mT @ rows / self.n_examples
 
     def value(self, theta: Tensor) -> Tensor:
         """Return L(θ), shape (\\*batch)."""
-        check_point(self, theta)
+        self._check(theta)
         return self.example_losses(theta).mean(-1)
 
     def values(self, thetas: Tensor) -> Tensor:
         """Return L at several points: leading dimensions are free, as in value."""
+        self._check(thetas, "thetas")
         return self.value(thetas)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """Return ∇L(θ), shape (\\*batch, D)."""
-        check_point(self, theta)
+        self._check(theta)
         return self.example_gradients(theta).mean(-2)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +112,7 @@ class AnalyticRisk(ABC):
 
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return Σ vᵢgᵢ / N; ``v`` of shape (\\*batch, N)."""
-        check_point(self, theta)
+        self._check(theta)
         self._check_vector(v, theta, self.n_examples)
         rows = self.example_gradients(theta)
         return (v.unsqueeze(-2) @ rows).squeeze(-2) / self.n_examples
@@ -125,29 +127,45 @@ class AnalyticRisk(ABC):
         self, theta: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return means of ℓᵢ and gᵢ over ``indices`` of shape (\\*batch, m)."""
-        check_point(self, theta)
+        self._check(theta)
         indices = self._indices("indices", indices)
-        losses = self.example_losses(theta).gather(-1, indices)
+        losses = self.example_losses(theta)
+        _check_axes("indices", indices, losses.ndim)
+        losses = losses.gather(-1, indices)
         return losses.mean(-1), self.batch_gradient(theta, indices)
 
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """Return the mean of gᵢ over ``indices`` of shape (\\*batch, m)."""
-        check_point(self, theta)
+        self._check(theta)
         indices = self._indices("indices", indices)
         rows = self.example_gradients(theta)
+        _check_axes("indices", indices, rows.ndim - 1)
         chosen = rows.take_along_dim(indices.unsqueeze(-1), dim=-2)
         return chosen.mean(-2)
 
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
         """Return the mean gradients; (\\*batch, b, m) to (\\*batch, b, D)."""
-        check_point(self, theta)
+        self._check(theta)
         batches = self._indices("batches", batches)
         rows = self.example_gradients(theta).unsqueeze(-3)
+        _check_axes("batches", batches, rows.ndim - 1)
         return rows.take_along_dim(batches.unsqueeze(-1), dim=-2).mean(-2)
+
+    def _check(self, theta: Tensor, name: str = "theta") -> None:
+        check_point(self, theta, name)
+        if theta.dtype != self.dtype:
+            raise TypeError(
+                f"{name} must have the risk's dtype, {self.dtype}. Got {theta.dtype}; "
+                "use theta.to(risk.dtype)."
+            )
 
     def _check_vector(self, v: Tensor, theta: Tensor, size: int) -> None:
         check_tensor("v", v, 1)
-        if v.shape[-1] != size:
+        if v.dtype != self.dtype:
+            raise TypeError(
+                f"v must have the risk's dtype, {self.dtype}. Got {v.dtype}."
+            )
+        if v.shape[-1] != size or v.ndim > max(theta.ndim, 1) + 1:
             raise ValueError(
                 f"v must have shape {(*theta.shape[:-1], size)}. Got {tuple(v.shape)}."
             )
@@ -158,17 +176,17 @@ class AnalyticRisk(ABC):
 
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield all gᵢ at once, shape (\\*batch, N, D)."""
-        check_point(self, theta)
+        self._check(theta)
         yield self.example_gradients(theta)
 
     def squared_norms(self, theta: Tensor) -> Tensor:
         """Return ‖gᵢ‖² in float64, shape (\\*batch, N)."""
-        check_point(self, theta)
+        self._check(theta)
         return self.example_gradients(theta).double().square().sum(-1)
 
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
         """Return Σᵢ gᵢ² by coordinate in float64, shape (\\*batch, D)."""
-        check_point(self, theta)
+        self._check(theta)
         return self.example_gradients(theta).double().square().sum(-2)
 
     def gradient_variances(self, theta: Tensor) -> Tensor:
@@ -179,13 +197,13 @@ class AnalyticRisk(ABC):
         self, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return L(θ), shape (\\*batch), g₀ and, in float64, diag(Σ), (\\*batch, D)."""
-        check_point(self, theta)
+        self._check(theta)
         mean, squares = mean_and_squares(self.example_gradients(theta))
         return self.value(theta), mean.to(self.dtype), squares / self.n_examples
 
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return (1/N) Σᵢ Hᵢ² v, shape (\\*batch, D), from ``example_gradients``."""
-        check_point(self, theta)
+        self._check(theta)
         self._check_vector(v, theta, self.n_params)
         pulled = vjp(self.example_gradients, theta)
         gradients, pull = pulled[0], pulled[1]
@@ -196,7 +214,7 @@ class AnalyticRisk(ABC):
 
     def directional_derivatives(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return gᵢᵀv, shape (\\*batch, N)."""
-        check_point(self, theta)
+        self._check(theta)
         self._check_vector(v, theta, self.n_params)
         return (self.example_gradients(theta) @ v.unsqueeze(-1)).squeeze(-1)
 
@@ -204,7 +222,7 @@ class AnalyticRisk(ABC):
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return L(θ) and g₀ + s ε with ε ~ N(0, G)."""
-        check_point(self, theta)
+        self._check(theta)
         check_tensor("scale", scale)
         check_rng(rng, self.device)
         roots = self.gauss_newton_roots(theta)
@@ -222,15 +240,23 @@ class AnalyticRisk(ABC):
         self, theta: Tensor, rng: torch.Generator | None = None
     ) -> Tensor:
         """Return Tr(G) for every example, exactly, shape (\\*batch, N)."""
-        check_point(self, theta)
+        self._check(theta)
         del rng  # the closed form needs no draw
         trace = self.gauss_newton(theta).diagonal(dim1=-2, dim2=-1).sum(-1)
         return trace.double().unsqueeze(-1).expand(*theta.shape[:-1], self.n_examples)
 
     def linearize(self, theta: Tensor) -> DenseLinearization:
         """Prepare θ for products with H and G."""
-        check_point(self, theta)
+        self._check(theta)
         return DenseLinearization(self, theta)
+
+
+def _check_axes(name: str, indices: Tensor, n_axes: int) -> None:
+    if indices.ndim != n_axes:
+        raise ValueError(
+            f"{name} must have {n_axes} axes, with those of the chains of theta. Got "
+            f"shape {tuple(indices.shape)}."
+        )
 
 
 class DenseLinearization:
@@ -322,17 +348,20 @@ class QuadraticRisk(AnalyticRisk):
 
     def example_losses(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_losses`."""
+        self._check(theta)
         delta = theta - self.minimum
         quadratic = ((delta @ self.matrix) * delta).sum(-1, keepdim=True) / 2
         return quadratic + delta @ self.slopes.mT
 
     def example_gradients(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_gradients`."""
+        self._check(theta)
         mean = (theta - self.minimum) @ self.matrix
         return mean.unsqueeze(-2) + self.slopes
 
     def hessian(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.hessian`."""
+        self._check(theta)
         return self.matrix.expand(*theta.shape[:-1], -1, -1)
 
     def gauss_newton_roots(self, theta: Tensor) -> Tensor:
@@ -351,6 +380,7 @@ class QuadraticRisk(AnalyticRisk):
         ValueError
             If A is indefinite.
         """
+        self._check(theta)
         return self._roots.expand(*theta.shape[:-1], -1, -1)
 
     @cached_property
@@ -396,14 +426,17 @@ class LinearRegressionRisk(AnalyticRisk):
 
     def example_losses(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_losses`."""
+        self._check(theta)
         return (theta @ self.X.mT - self.y).square()
 
     def example_gradients(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_gradients`."""
+        self._check(theta)
         return 2 * (theta @ self.X.mT - self.y).unsqueeze(-1) * self.X
 
     def hessian(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.hessian`."""
+        self._check(theta)
         return self.gauss_newton(theta)
 
     def gauss_newton_roots(self, theta: Tensor) -> Tensor:
@@ -417,6 +450,7 @@ class LinearRegressionRisk(AnalyticRisk):
         -------
         Tensor of shape (\\*batch, N, D)
         """
+        self._check(theta)
         roots = self.X * math.sqrt(2 / self.n_examples)
         return roots.expand(*theta.shape[:-1], -1, -1)
 
@@ -441,6 +475,10 @@ class LinearRegressionRisk(AnalyticRisk):
         value : Tensor of shape (\\*batch)
         gradient : Tensor of shape (\\*batch, D)
         """
+        self._check(theta)
+        check_draw(draw)
+        check_tensor("scale", scale)
+        check_rng(rng, self.device)
         shape = (*theta.shape[:-1], self.n_examples)
         z = torch.randn(shape, generator=rng, dtype=self.dtype, device=self.device)
         noise = z @ self.X * (-2 * draw.sigma / self.n_examples)
@@ -451,10 +489,15 @@ class LinearRegressionRisk(AnalyticRisk):
         self, point: DenseLinearization, v: Tensor, draw: LabelDraw
     ) -> Tensor:
         """Return (2σ/N)² XᵀX v, shape (\\*batch, D)."""
+        check_draw(draw)
+        check_tensor("v", v, 1)
+        self._check_vector(v, v, self.n_params)
         factor = (2 * draw.sigma / self.n_examples) ** 2
         return v @ self.X.mT @ self.X * factor
 
     def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
         """Return 4σ² ‖xᵢ‖² of each example, in float64, shape (\\*batch, N)."""
+        self._check(theta)
+        check_draw(draw)
         traces = 4 * draw.sigma**2 * self.X.double().square().sum(-1)
         return traces.expand(*theta.shape[:-1], -1)

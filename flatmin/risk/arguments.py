@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_readable, check_real, check_tensor
 
-__all__ = ["as_direction", "as_indices", "check_point", "check_risk", "check_rng"]
+__all__ = ["as_direction", "as_indices", "check_point", "check_risk"]
 
 
 def check_risk(risk: Any) -> None:
@@ -56,34 +56,6 @@ def check_point(risk: Any, theta: Any, name: str = "theta") -> None:
             f"{name} must have shape ({risk.n_params},), one number for each parameter "
             f"of the risk. Got {tuple(theta.shape)}."
         )
-
-
-def check_rng(rng: Any, device: torch.device, *, optional: bool = False) -> None:
-    """Raise unless something is a generator on the risk's device.
-
-    Parameters
-    ----------
-    rng : object
-    device : torch.device
-    optional : bool, default=False
-        Whether None will do.
-
-    Raises
-    ------
-    TypeError
-        If it is no generator.
-    ValueError
-        If it is elsewhere.
-    """
-    if optional and rng is None:
-        return
-    if not isinstance(rng, torch.Generator):
-        raise TypeError(
-            f"rng must be a torch.Generator{' or None' if optional else ''}. Got "
-            f"{_title(rng)}."
-        )
-    if rng.device.type != device.type:
-        raise ValueError(f"rng must be on the device {device}. Got {rng.device}.")
 
 
 def _title(value: Any) -> str:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_real
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import is_number
+from flatmin._utils.numbers import check_count, is_number
+from flatmin._utils.placement import resolve_dtype
 from flatmin._utils.random import make_generator
 from flatmin.risk.analytic import AnalyticRisk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["TwoBasinsRisk"]
 
@@ -138,10 +138,17 @@ class TwoBasinsRisk(AnalyticRisk):
 
         Raises
         ------
+        TypeError
+            If ``batch_shape`` is no tuple.
         ValueError
-            If there is no such variant.
+            If there is no such variant, or a number does not fit.
         """
         check_known("variant", variant, _VARIANTS)
+        n_examples = check_count("n_examples", n_examples)
+        if not isinstance(batch_shape, tuple | list):
+            raise TypeError(f"batch_shape must be a tuple. Got {batch_shape!r}.")
+        batch_shape = tuple(check_count("batch_shape", size) for size in batch_shape)
+        dtype = resolve_dtype(dtype)
         angle, spreads, aligned = _VARIANTS[variant]
         generator = make_generator(rng)
         x = torch.randn(
@@ -168,25 +175,28 @@ class TwoBasinsRisk(AnalyticRisk):
         Tensor of shape (\\*batch)
             Boolean.
         """
-        check_point(self, theta)
+        self._check(theta)
         return (theta < -0.5).all(-1)
 
     def example_losses(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_losses`."""
+        self._check(theta)
         return torch.minimum(*self._branches(theta)[:2])
 
     def example_gradients(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_gradients`."""
+        self._check(theta)
         return self._losses_and_columns(theta)[1].mT
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`AnalyticRisk.value_and_gradient`; chooses the basins once."""
-        check_point(self, theta)
+        self._check(theta)
         losses, columns = self._losses_and_columns(theta)
         return losses.mean(-1), columns.mean(-1)
 
     def hessian(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.hessian`; the second derivative almost everywhere."""
+        self._check(theta)
         share = self._share_in_sharp(theta)
         return 2 * (share * self.matrix + (1 - share) * self._identity)
 
@@ -201,6 +211,7 @@ class TwoBasinsRisk(AnalyticRisk):
         -------
         Tensor of shape (\\*batch, 4, 2)
         """
+        self._check(theta)
         share = self._share_in_sharp(theta)
         sharp, flat = self._root * share.sqrt(), self._identity * (1 - share).sqrt()
         return math.sqrt(2) * torch.cat([sharp, flat], dim=-2)

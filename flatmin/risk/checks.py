@@ -73,7 +73,12 @@ def as_tensor(
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         if not array.flags.writeable or any(step < 0 for step in array.strides):
             array = array.copy()
-        data = torch.from_numpy(array)
+        try:
+            data = torch.from_numpy(array)
+        except TypeError as error:  # of a width that PyTorch does not have
+            raise TypeError(
+                f"{name} must have a dtype of PyTorch. Got {array.dtype}."
+            ) from error
     if data.layout != torch.strided:
         raise TypeError(
             f"{name} must be a dense tensor. Got {data.layout}; use {name}.to_dense()."

@@ -14,13 +14,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flatmin._utils.arrays import check_tensor
+from flatmin._utils.arrays import check_number, check_tensor
+from flatmin._utils.callables import check_callable
 from flatmin._utils.locks import Lock
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
 from flatmin._utils.placement import resolve_device, resolve_dtype
+from flatmin._utils.random import check_rng
 from flatmin.risk import checks
-from flatmin.risk.arguments import as_direction, as_indices, check_rng
+from flatmin.risk.arguments import as_direction, as_indices
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
@@ -172,11 +174,8 @@ class EmpiricalRisk:
         if chunk_size is not None:
             chunk_size = check_count("chunk_size", chunk_size)
             chunk_size = int(chunk_size)  # torch.split takes no integer of NumPy
-        if output_transform is not None and not callable(output_transform):
-            raise TypeError(
-                "output_transform must be a function of the module's outputs, or None. "
-                f"Got {output_transform!r}."
-            )
+        if output_transform is not None:
+            check_callable("output_transform", output_transform, "outputs")
         self._hvp = hvp
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
@@ -369,6 +368,7 @@ class EmpiricalRisk:
         dtype = self.dtype if dtype is None else resolve_dtype(dtype)
         before = self._hvp
         hvp = before if hvp is None else hvp
+        check_known("hvp", hvp, ("exact", "finite_difference"))
         if (device, dtype, hvp) == (self.device, self.dtype, before):
             return self
         self._model.bind(self._theta)
@@ -860,7 +860,7 @@ class EmpiricalRisk:
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         """
-        check_tensor("scale", scale)
+        check_number("scale", scale)
         check_rng(rng, self.device)
         self._model.bind(theta)
         z = torch.randn(
@@ -963,7 +963,7 @@ class EmpiricalRisk:
         gradient : Tensor of shape (D,)
         """
         check_draw(draw)
-        check_tensor("scale", scale)
+        check_number("scale", scale)
         check_rng(rng, self.device)
         self._model.bind(theta)
         shape = self.output_shape
@@ -996,8 +996,18 @@ class EmpiricalRisk:
         Returns
         -------
         Tensor of shape (D,)
+
+        Raises
+        ------
+        TypeError
+            If ``point`` or ``draw`` is something else.
         """
         check_draw(draw)
+        if not isinstance(point, Linearization):
+            raise TypeError(
+                "point must be what linearize(theta) returns. Got "
+                f"{type(point).__name__}."
+            )
         u = point.jvp(v)
         product = label_kernel_product(self._loss, self._targets(), u, draw)
         if self._data.weights is not None:

@@ -11,6 +11,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.arrays import check_tensor
+
 __all__ = ["ParameterLayout"]
 
 _Slice = slice  # the class below has a method of that name
@@ -49,7 +51,16 @@ class ParameterLayout:
         Returns
         -------
         ParameterLayout
+
+        Raises
+        ------
+        TypeError
+            If it is no module.
         """
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"module must be a torch.nn.Module. Got {type(module).__name__}."
+            )
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         return cls(
             tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named)
@@ -82,8 +93,11 @@ class ParameterLayout:
         KeyError
             If there is no trainable parameter of that name.
         """
-        if name not in self.names:
-            raise KeyError(f"No trainable parameter {name!r}. There are {self.names}.")
+        if not isinstance(name, str) or name not in self.names:
+            raise KeyError(
+                f"name must be a trainable parameter. Got {name!r}; there are "
+                f"{self.names}."
+            )
         i = self.names.index(name)
         stops = list(accumulate(self.sizes))
         return slice(stops[i] - self.sizes[i], stops[i])
@@ -134,8 +148,8 @@ class ParameterLayout:
             }
             if not found:
                 raise ValueError(
-                    f"No trainable parameter or module is called {pattern!r}. There "
-                    f"are {', '.join(self.names)}."
+                    "params must name trainable parameters, or modules that have some. "
+                    f"Got {pattern!r}; there are {', '.join(self.names)}."
                 )
             wanted |= found
         slices = [self.slice(name) for name in self.names if name in wanted]
@@ -179,6 +193,7 @@ class ParameterLayout:
         list of Tensor
             In the order of ``names``.
         """
+        check_tensor("theta", theta, 1)
         parts = theta.split(list(self.sizes))
         return [
             part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)
@@ -208,5 +223,15 @@ class ParameterLayout:
         Returns
         -------
         Tensor of shape (D,)
+
+        Raises
+        ------
+        TypeError
+            If one is missing.
         """
+        if not isinstance(tensors, Mapping) or not tensors.keys() >= {*self.names}:
+            raise TypeError(
+                "tensors must be a mapping that has every name of "
+                f"{', '.join(self.names)}. Got {type(tensors).__name__}."
+            )
         return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])

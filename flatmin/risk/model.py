@@ -13,6 +13,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flatmin._utils.arrays import check_tensor
 from flatmin._utils.locks import Lock
 from flatmin.risk.layout import ParameterLayout
 from flatmin.risk.module_checks import trainable
@@ -140,8 +141,7 @@ class FlatModel:
                 "θ must be a Tensor, such as risk.params(). Got "
                 f"{type(theta).__name__}; use torch.as_tensor."
             )
-        if theta.is_complex():
-            raise TypeError(f"θ must be real. Got {theta.dtype}.")
+        check_tensor("θ", theta)
         if theta.shape != self._theta.shape:
             raise ValueError(
                 f"θ must have shape ({self.layout.n_params},), one flat vector of the "

@@ -73,7 +73,7 @@ def prepare_module(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module. Got {module!r}.")
-    if batch_norm not in ("error", "frozen"):
+    if not isinstance(batch_norm, str) or batch_norm not in ("error", "frozen"):
         raise ValueError(f"batch_norm must be 'error' or 'frozen'. Got {batch_norm!r}.")
     check_parameters(module)
     check_batch_norm(module, batch_norm)

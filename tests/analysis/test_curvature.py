@@ -245,7 +245,7 @@ def test_settings_may_change_after_fit():
         ({"tol": 0}, r"'tol' parameter .* Got 0"),
         ({"loss": "crossentropy"}, r"did you mean 'cross_entropy'"),
         ({"dtype": "float16"}, r"dtype must be 'float32' or 'float64'"),
-        ({"params": "3"}, r"No trainable parameter or module is called '3'"),
+        ({"params": "3"}, r"params must name trainable parameters"),
     ],
 )
 def test_a_wrong_parameter_is_named(params, message):
