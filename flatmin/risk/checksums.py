@@ -10,7 +10,8 @@ from torch import Tensor
 
 __all__ = ["Checksums"]
 
-_LOW, _HALF = np.uint64(2**32 - 1), np.uint64(32)
+_HALF = np.uint64(32)
+_BLOCK = 1 << 15
 
 
 class Checksums:
@@ -63,11 +64,12 @@ class Checksums:
         self._sums[indices[is_new]] = sums[is_new]
         self._widths[indices[is_new]] = width
         same_width = self._widths[indices] == width
-        return indices[same_width & (self._sums[indices] != sums)]
+        found: np.ndarray = indices[same_width & (self._sums[indices] != sums)]
+        return found
 
     def all(self) -> np.ndarray | None:
         """Return the checksums of all examples, None where some were never read."""
-        return self._sums if self._widths.all() else None
+        return self._sums if bool(self._widths.all()) else None
 
 
 def _as_words(part: Tensor) -> np.ndarray:
@@ -76,7 +78,8 @@ def _as_words(part: Tensor) -> np.ndarray:
     missing = -rows.shape[1] % 8
     if missing:
         rows = torch.cat([rows, rows.new_zeros(len(rows), missing)], 1)
-    return rows.numpy().view(np.uint64)
+    words: np.ndarray = rows.numpy().view(np.uint64)
+    return words
 
 
 def _checksums(words: np.ndarray, place: int) -> np.ndarray:
@@ -85,10 +88,18 @@ def _checksums(words: np.ndarray, place: int) -> np.ndarray:
     # checksum with a probability of at most 2⁻³³, however they differ (multilinear
     # hashing: D. Lemire and O. Kaser, "Strongly universal string hashing is fast", The
     # Computer Journal 2014). A sum without weights would not see a picture mirrored.
-    low, high = _weights(words.shape[1], place)
-    products: np.ndarray = np.einsum("ij,j->i", words & _LOW, low)
-    products += np.einsum("ij,j->i", words >> _HALF, high)
-    return products
+    # With the low halves come the high ones at 2³² times a weight; they get their own.
+    of_words, of_halves = _weights(words.shape[1], place)
+    sums = np.empty(len(words), np.uint64)
+    step = max(1, _BLOCK // max(1, words.shape[1]))  # what stays in the cache
+    high = np.empty_like(words[:step])
+    for start in range(0, len(words), step):
+        part = words[start : start + step]
+        some = sums[start : start + step]
+        np.einsum("ij,j->i", part, of_words, out=some)
+        np.right_shift(part, _HALF, out=high[: len(part)])
+        some += np.einsum("ij,j->i", high[: len(part)], of_halves)
+    return sums
 
 
 @lru_cache(maxsize=8)
