@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["first_line", "message", "shown"]
+__all__ = ["first_line", "message", "naming", "shown"]
 
 
 def message(error: BaseException) -> str:
@@ -33,12 +35,6 @@ def message(error: BaseException) -> str:
     except Exception as second:
         raised = type(second).__name__
         return f"no message: str of this {type(error).__name__} raised {raised}"
-=======
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-__all__ = ["first_line", "naming"]
 
 
 @contextmanager
@@ -75,7 +71,6 @@ def naming(name: str) -> Iterator[None]:
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} cannot be used: {error}") from error
->>>>>>> 3c192ee5d0a0aa8d891089190f5ef07102964472
 
 
 def first_line(error: BaseException) -> str:
