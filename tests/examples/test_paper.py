@@ -300,6 +300,30 @@ def test_laws_at_the_edge_are_compared_on_the_seeds_of_both(load):
     assert found.tolist() == pytest.approx([0.6, 1.0, -0.4, 1.0])
 
 
+def test_a_law_that_always_diverges_neither_stays_nor_moves(load):
+    script = load("plot_edge_of_stability")
+    rows = [("gd", seed, 1.0, 1.0, False) for seed in range(3)]
+    rows += [("sgd", seed, 0.5 + 0.01 * seed, 1.0, False) for seed in range(3)]
+    rows += [("gld_hessian", seed, np.nan, np.nan, True) for seed in range(3)]
+    names = ["law", "seed", "stability", "loss", "diverged"]
+    units = pd.DataFrame(rows, columns=names).assign(setting="s", test_accuracy=0.5)
+    moves = [c for c in script.claims(units) if c.says == script.SAYS["moves"]]
+    assert [c.verdict for c in moves] == ["partly"]
+    assert "gld_hessian 3 diverged" in moves[0].effect
+
+
+def test_smaller_steps_take_more_of_them(load):
+    script = load("plot_edge_of_stability")
+    sizes = {"n_iter": 6, "record_every": 3, "n_draws": 2, "n_train": 30}
+    unit = script.run_unit(script.Setting(), "gd, η/4", 10, sizes)
+    assert unit["rows"]["iteration"] == [0, 3, 6]
+    whole = script.run_unit(script.Setting(lr=0.25), "gd", 10, sizes | {"n_iter": 24})
+    assert unit["rows"]["loss"][-1] == whole["rows"]["loss"][-1]
+    # λ₁η/2 with the η of the setting.
+    ends = [u["rows"]["stability"][-1] for u in (unit, whole)]
+    assert ends[0] == pytest.approx(4 * ends[1], rel=1e-6)
+
+
 def test_learning_rate_and_batch_size(load, tmp_path, capsys, monkeypatch):
     script = load("plot_learning_rate_and_batch_size")
     sizes = {"time": 0.1, "warmup": 2, "quench": 1, "loss": 2.25, "loss_iter": 2}
