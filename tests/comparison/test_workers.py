@@ -122,6 +122,42 @@ def test_workers_end_with_a_caller_that_is_killed(tmp_path):
     assert all(path.stat().st_size < 1000 for path in files)
 
 
+# The caller is killed while its workers read their first tasks.
+LATE = """
+import pathlib, runpy, sys, time
+work = runpy.run_path(sys.argv[1])["work"]
+
+def load(path):
+    pathlib.Path(path).touch()
+    time.sleep(2)
+    return path
+
+class Late:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return load, (self.path,)
+
+def write(path):
+    pathlib.Path(path + ".begun").touch()
+
+for _ in work(write, [(Late(path),) for path in sys.argv[2:]], 2):
+    pass
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_an_orphan_begins_nothing(tmp_path):
+    files = [tmp_path / name for name in "ab"]
+    command = [sys.executable, "-c", LATE, _workers.__file__, *map(str, files)]
+    with subprocess.Popen(command) as caller:
+        wait_until(lambda: all(path.exists() for path in files))
+        caller.kill()
+    time.sleep(4)
+    assert sorted(tmp_path.iterdir()) == files
+
+
 def wait_until(condition):
     end = time.monotonic() + 100
     while not condition():
