@@ -449,7 +449,8 @@ class ComparisonResult:
 
         The numbers are JSON. What ``keep_params`` has kept goes into
         ``NAME.params.npz`` beside ``NAME.json``, which NumPy reads; the JSON tells
-        whether a file of that name is the one that belongs to it.
+        whether a file of that name is the one that belongs to it. A checksum of the
+        JSON tells whether somebody has changed it since.
 
         Parameters
         ----------
@@ -476,7 +477,8 @@ class ComparisonResult:
         Raises
         ------
         ValueError
-            If the file holds something else, or the one beside it other parameters.
+            If the file holds something else or has been edited, or the one beside it
+            holds other parameters.
         """
         return cls(**read_comparison(Path(path)))
 
