@@ -253,7 +253,11 @@ def _by_blocks(
     blocks = torch.stack(columns, -1)  # (n, parts, size, size)
     along = split.back((blocks @ split.into(u).unsqueeze(-1)).squeeze(-1))
     eps = torch.finfo(outputs.dtype).eps
-    limit = tolerance(outputs.dtype, 2) * _norms(expected) + 100 * eps * _norms(u)
+    limit = tolerance(outputs.dtype, 2) * _norms(expected)
+    if split.size == outputs.shape[1:].numel():
+        # One block is always right, up to the rounding of p - y; smaller ones may lack
+        # what is hidden in it.
+        limit = limit + 100 * eps * _norms(u)
     if not bool((_norms(along - expected) <= limit).all()):
         return None
     roots = _square_roots(blocks, outputs.dtype, hessian.name).to(z.dtype)
