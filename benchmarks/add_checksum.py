@@ -5,7 +5,8 @@ whether somebody has edited it. Whoever knows that nobody has writes it anew::
 
     python benchmarks/add_checksum.py RESULT.json ...
 
-The numbers stay what they are; columns of several lengths are refused.
+The numbers stay what they are; columns of several lengths are refused. Of the machine
+only the operating system stays, and not its build.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def add_checksum(path: Path) -> None:
             raise ValueError(
                 f"The columns of {part} in {path} must be of one length. Got {lengths}."
             )
+    for origin in content["provenance"]:
+        machine = origin["machine"]
+        machine["platform"] = machine["platform"].partition("-")[0]
     content["format"] = AFTER
     content["sha256"] = checksum(content)
     part_path = path.with_name(f"{path.name}.part")

@@ -138,7 +138,7 @@ def store(arguments, name, title, rows, seconds):
         "seed": 0,
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "system": platform.platform(),
+        "system": platform.system(),
         "versions": known,
         "seconds": round(seconds, 1),
         "disagree": sum(not row.agrees for row in rows),

@@ -127,7 +127,7 @@ def main():
         "command": command(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "processor": processor(),
-        "system": platform.platform(),
+        "system": platform.system(),
         "threads": arguments.threads,
         "blas_threads": arguments.blas_threads,
         "load_average_before": os.getloadavg(),

@@ -207,7 +207,7 @@ def main():
         "command": " ".join(sys.argv).replace(f"{os.getcwd()}{os.sep}", ""),
         "seed": SEED,
         "machine": {
-            "platform": platform.platform(),
+            "platform": platform.system(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": arguments.device
