@@ -240,7 +240,7 @@ def bezier_profile(
     """
     check_risk(risk)
     lr = check_positive("lr", lr)
-    check_held_by(risk.dtype, "lr", lr)
+    check_held_by("lr", lr, risk.dtype)
     n_iter = check_count("n_iter", n_iter)
     n_draws = check_count("n_draws", n_draws)
     n_points = check_count("n_points", n_points, at_least=3)
