@@ -49,8 +49,8 @@ def check_axes(ax: Any, n: int) -> None:
         return
     if len(given) != 1:
         raise ValueError(
-            f"ax must be {n} axes, one for each panel, or a single one, which is cut "
-            f"up. Got {len(given)}."
+            f"ax must fit {n} panels. Got {len(given)} axes; pass {n}, or one that is "
+            "cut up."
         )
     if given[0].get_subplotspec() is None:
         raise ValueError(
