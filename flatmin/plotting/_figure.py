@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from flatmin._utils.messages import naming
+
 __all__ = ["check_axes", "finish", "legend", "looks", "make_axes", "scaled"]
 
 # Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
@@ -41,7 +43,8 @@ def check_axes(ax: Any, n: int) -> None:
 
     if ax is None:
         return
-    given = np.array(ax, dtype=object, ndmin=1).ravel()
+    with naming("ax"):
+        given = np.array(ax, dtype=object, ndmin=1).ravel()
     for one in given:
         if not isinstance(one, Axes):
             raise TypeError(f"ax must hold matplotlib Axes. Got {one!r}.")
