@@ -110,11 +110,11 @@ def find_package(module: str | None, file: str | None) -> str | None:
         file = getattr(loaded, "__file__", None)
         if file is None:
             return None
-    return _package_of(file)
+    return _package_of(file, root)
 
 
 @cache
-def _package_of(file: str) -> str | None:
+def _package_of(file: str, root: str) -> str | None:
     path = Path(file)
     if _OWN_FOLDER in path.parents or _OWN_FOLDER in path.resolve().parents:
         return "flatmin"

@@ -24,8 +24,8 @@ def relative_weights(*factors: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> large, small = relative_weights(np.array([1e308, 5e307]), np.full(2, 1e308))
-    >>> float(large / small)
+    >>> weights = relative_weights(np.array([1e308, 5e307]), np.array([1e308, 1e308]))
+    >>> float(weights[0] / weights[1])
     2.0
     """
     mantissas = np.ones(len(factors[0]))

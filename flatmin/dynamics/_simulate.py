@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_floating
 from flatmin._utils.callables import check_callable
+from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
@@ -280,7 +281,8 @@ def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
             "methods must be a name, a NoiseLaw, or several of them. Got "
             f"{type(methods).__name__}."
         )
-    given = list(methods.values() if isinstance(methods, Mapping) else methods)
+    with naming("methods"):
+        given = list(methods.values() if isinstance(methods, Mapping) else methods)
     for method in given:
         if not isinstance(method, str | NoiseLaw):
             raise TypeError(

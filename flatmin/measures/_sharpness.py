@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_count, check_flag, check_positive
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
@@ -73,8 +73,7 @@ def expected_sharpness(
     >>> abs(float(result) - 0.03) < 3 * float(result.stderr)
     True
     """
-    check_point(risk, theta)
-    return _mean_rise(risk, theta, None, sigma, n_draws, absolute, rng)
+    return _mean_rise(risk, theta, False, sigma, n_draws, absolute, rng)
 
 
 def adaptive_expected_sharpness(
@@ -135,14 +134,13 @@ def adaptive_expected_sharpness(
     >>> abs(float(result) - 0.045) < 3 * float(result.stderr)
     True
     """
-    check_point(risk, theta)
-    return _mean_rise(risk, theta, theta.abs(), sigma, n_draws, absolute, rng)
+    return _mean_rise(risk, theta, True, sigma, n_draws, absolute, rng)
 
 
 def _mean_rise(
     risk: Risk,
     theta: Tensor,
-    scale: Tensor | None,
+    adaptive: bool,
     sigma: float,
     n_draws: int,
     absolute: bool,
@@ -151,7 +149,10 @@ def _mean_rise(
     sigma = check_positive("sigma", sigma)
     absolute = check_flag("absolute", absolute)
     n_draws = check_count("n_draws", n_draws, at_least=2)  # to have a standard error
+    check_seed(rng)
+    check_point(risk, theta)
     generator = make_generator(rng, risk.device)
+    scale = theta.abs() if adaptive else None
     base = check_loss("The loss L(θ)", risk.value(theta), "look at θ and the data")
     values = []
     for _ in range(n_draws):
