@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-__all__ = ["check_rng", "make_generator", "resolve_random_state", "spawn_seeds"]
+__all__ = [
+    "check_rng",
+    "check_seed",
+    "make_generator",
+    "resolve_random_state",
+    "spawn_seeds",
+]
 
 
 def check_rng(rng: Any, device: torch.device, *, optional: bool = False) -> None:
@@ -93,6 +99,30 @@ def spawn_seeds(
     return {name: int(rng.randint(np.iinfo(np.int32).max)) for name in names}
 
 
+def check_seed(seed: Any) -> None:
+    """Raise unless :func:`make_generator` can make a generator of it.
+
+    Parameters
+    ----------
+    seed : object
+
+    Raises
+    ------
+    ValueError
+        If it is no generator, no integer of 64 bits and not None.
+    """
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not (
+        seed is None
+        or isinstance(seed, torch.Generator)
+        or (whole and -(2**63) <= int(seed) < 2**63)
+    ):
+        raise ValueError(
+            "rng (or a seed) must be a torch.Generator, an integer of 64 bits or None. "
+            f"Got {seed!r}."
+        )
+
+
 def make_generator(
     seed: int | torch.Generator | None, device: torch.device | str = "cpu"
 ) -> torch.Generator:
@@ -114,14 +144,9 @@ def make_generator(
     ValueError
         If it is none of these.
     """
+    check_seed(seed)
     if isinstance(seed, torch.Generator):
         return seed
-    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
-    if seed is not None and not (whole and -(2**63) <= int(seed) < 2**63):
-        raise ValueError(
-            "rng (or a seed) must be a torch.Generator, an integer of 64 bits or None. "
-            f"Got {seed!r}."
-        )
     generator = torch.Generator(device=device)
     if seed is None:
         generator.seed()

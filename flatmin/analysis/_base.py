@@ -22,6 +22,7 @@ from flatmin._utils.arrays import check_readable
 from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.messages import naming
+from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin._utils.validation import Interval, StrOptions
@@ -260,7 +261,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """
         if k is not None:
             k = check_count("k", k)
-        if k is None and isinstance(which, str) and which == "LA":
+        check_known("which", which, ("LA", "LM", "SA", "BE"))
+        if k is None and which == "LA":
             return self._basis()
         risk = self._risk()
         return self._eigenpairs(risk, self._basis_size(risk) if k is None else k, which)

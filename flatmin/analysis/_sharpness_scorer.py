@@ -215,6 +215,8 @@ class SharpnessScorer(ModelByReference):
         self, estimator: Any, X: Any, y: Any, sample_weight: Any
     ) -> SharpnessResult:
         self._validate_params()
+        if X is None and (y is not None or sample_weight is not None):
+            raise ValueError("y and sample_weight come with X. Got X=None.")
         measure = SHARPNESS_MEASURES[self.measure]
         known = inspect.signature(measure).parameters
         # Before the risk is made: a wrong option needs no pass over the data.

@@ -26,7 +26,7 @@ from flatmin._utils.numbers import check_count, check_held_by, check_positive, i
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import spawn_seeds
+from flatmin._utils.random import resolve_random_state, spawn_seeds
 from flatmin.comparison._checkpoints import ComparisonFolder
 from flatmin.comparison._methods import check_estimator, resolve_methods
 from flatmin.comparison._plan import Plan, Source, check_metrics
@@ -209,6 +209,7 @@ def compare_dynamics(
     device = resolve_device(estimator.device)  # an error here, and not in each unit
     _check_threads(n_threads, n_jobs)
     estimators = resolve_methods(methods, estimator)
+    resolve_random_state(random_state)
     seeds = _resolve_seeds(n_seeds, random_state)
     plan = Plan(
         Source(_resolve_data(X, y, X_test, y_test), estimator),
@@ -447,7 +448,8 @@ def _resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
         return list(spawn_seeds(random_state, names).values())
     if not isinstance(n_seeds, Iterable):
         raise TypeError(f"n_seeds must be a number or the seeds. Got {n_seeds!r}.")
-    seeds = list(n_seeds)
+    with naming("n_seeds"):
+        seeds = list(n_seeds)
     if not seeds or not all(isinstance(s, Integral) and int(s) >= 0 for s in seeds):
         raise ValueError(
             "Seeds must be integers of at least 0, and there must be one. "

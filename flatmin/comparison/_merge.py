@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flatmin._utils.messages import naming
 from flatmin.comparison._result import ComparisonResult
 
 __all__ = ["merge_comparisons"]
@@ -38,7 +39,8 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
         Data and metrics that are functions count by name; of a seed that is in two
         results the first losses tell other data.
     """
-    results = list(results) if isinstance(results, Iterable) else [results]
+    with naming("results"):
+        results = list(results) if isinstance(results, Iterable) else [results]
     if not all(isinstance(result, ComparisonResult) for result in results):
         kinds = sorted({type(result).__name__ for result in results})
         raise TypeError(f"results must be ComparisonResults. Got {', '.join(kinds)}.")

@@ -8,6 +8,7 @@ from typing import Any
 from sklearn.base import clone
 
 from flatmin._utils.fingerprint import hashes
+from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known, check_text
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.noise import METHODS, NoiseLaw, make_noise_law
@@ -72,7 +73,8 @@ def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
     if isinstance(methods, Mapping):
         labelled = list(methods.items())
     elif isinstance(methods, Iterable):
-        labelled = [(_label(method), method) for method in methods]
+        with naming("methods"):
+            labelled = [(_label(method), method) for method in methods]
     else:
         raise TypeError(
             "methods must be names, noise laws or estimators, in a list or in a "

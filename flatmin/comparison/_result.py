@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import is_count
 from flatmin._utils.paths import check_path
@@ -263,10 +264,13 @@ class ComparisonResult:
         if phases is not None:
             if not isinstance(phases, Iterable):
                 raise TypeError(f"phases must be names. Got {phases!r}.")
-            wanted = [phases] if isinstance(phases, str) else list(phases)
+            with naming("phases"):
+                wanted = [phases] if isinstance(phases, str) else list(phases)
             for phase in wanted:
                 check_known("phase", phase, self._phases())
             ends = ends[ends.index.isin(wanted, level="phase")]
+        if X is None and y is not None:
+            raise ValueError("y comes with X. Got X=None.")
         source = self._source(X, y, estimator)
         here = provenance(resolve_device(source.estimator.device))
         largest = self.table["loss"].where(np.isfinite(self.table["loss"])).abs()
@@ -305,9 +309,16 @@ class ComparisonResult:
 
         Raises
         ------
+        TypeError
+            If it is no data frame.
         ValueError
             If the table has a column of that name, or no such end.
         """
+        if not isinstance(measured, pd.DataFrame):
+            raise TypeError(
+                "measured must be a DataFrame that measure returned. Got "
+                f"{type(measured).__name__}."
+            )
         taken = [str(name) for name in measured if name in self.table]
         if taken:
             raise ValueError(
@@ -395,6 +406,8 @@ class ComparisonResult:
         check_known("baseline", baseline, self.methods)
         ends: Any = self.ends()
         numeric = ends.select_dtypes("number").columns.drop("iteration")
+        with naming("columns"):
+            columns = None if columns is None else list(columns)
         for column in columns or ():
             check_known("column", column, numeric)
         rows = []

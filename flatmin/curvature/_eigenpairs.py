@@ -7,12 +7,13 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_tensor
 from flatmin._utils.numbers import check_positive, is_count
+from flatmin._utils.random import check_seed
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._hessian import HessianOperator
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import EigenResult, Which, eigsh, order_eigenvalues
 from flatmin.risk import AnalyticRisk, Risk
-from flatmin.risk.arguments import check_point
+from flatmin.risk.arguments import as_indices, check_point
 
 __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
 
@@ -57,6 +58,7 @@ def hessian_eigenpairs(
         If k does not fit.
     """
     check_point(risk, theta)
+    check_seed(rng)
     _check_k(k, risk.n_params, "D")
     tol = check_positive("tol", tol)
     if isinstance(risk, AnalyticRisk):
@@ -106,6 +108,7 @@ def covariance_eigenpairs(
         If k or ``preconditioner`` does not fit.
     """
     check_point(risk, theta)
+    check_seed(rng)
     tol = check_positive("tol", tol)
     operator = covariance_operator(risk, theta, preconditioner, params)
     size = operator.shape[-1]
@@ -153,6 +156,11 @@ def minibatch_eigenpairs(
     """
     check_point(risk, theta)
     check_tensor("batches", batches, 2)
+    batches = as_indices(batches, "batches", batches.ndim, risk.device, risk.n_examples)
+    if batches.shape[-2] < 2:
+        raise ValueError(
+            f"batches must be two or more. Got shape {tuple(batches.shape)}."
+        )
     tol = check_positive("tol", tol)
     n_batches, batch_size = batches.shape[-2:]
     _check_k(k, min(risk.n_params, n_batches - 1), "min(D, b - 1)")

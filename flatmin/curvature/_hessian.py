@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, check_positive
+from flatmin._utils.random import check_rng
 from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import TraceResult, trace
@@ -86,6 +87,7 @@ def hessian_trace(
     TraceResult
     """
     check_point(risk, theta)
+    check_rng(rng, risk.device)
     return trace(HessianOperator(risk, theta), rng=rng, rtol=rtol)
 
 
@@ -128,7 +130,9 @@ def ggn_trace(
         If the trace of an example is not finite.
     """
     check_point(risk, theta)
+    check_rng(rng, risk.device)
     max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
+    rtol = check_positive("rtol", rtol, or_zero=True)
     exact = risk.n_outputs
     if exact <= 2:
         return _exact_ggn_trace(risk, theta, exact)

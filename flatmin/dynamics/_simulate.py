@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_real
 from flatmin._utils.callables import check_callable
+from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
@@ -281,7 +282,8 @@ def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
             f"{type(methods).__name__}."
         )
     if not isinstance(methods, Mapping):
-        methods = list(methods)
+        with naming("methods"):
+            methods = list(methods)
     for method in methods.values() if isinstance(methods, Mapping) else methods:
         if not isinstance(method, str | NoiseLaw):
             raise TypeError(

@@ -389,7 +389,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         return self._encoder.transform(y).astype(np.int64)
 
     def _n_outputs(self, y: np.ndarray) -> int:
-        return 1 if self.loss == "binary_cross_entropy" else len(self.classes_)
+        name = self.loss if isinstance(self.loss, str) else None
+        return 1 if name == "binary_cross_entropy" else len(self.classes_)
 
     def _resolve_loss(self, outputs: Tensor) -> str:
         one_logit = outputs[0].numel() == 1 and len(self.classes_) == 2

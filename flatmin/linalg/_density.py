@@ -15,7 +15,7 @@ from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._lanczos import LanczosProcess
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
@@ -130,7 +130,11 @@ class SpectralDensity:
             If ``sigma`` is not positive.
         """
         sigma = check_positive("sigma", sigma)
-        height = 1 / (sigma * (2 * torch.pi) ** 0.5)
+        height = 1 / max(sigma * (2 * torch.pi) ** 0.5, 5e-324)
+        if not math.isfinite(height):
+            raise ValueError(
+                f"sigma must be large enough for 1/sigma to be finite. Got {sigma}."
+            )
         value, stderr = self._on_grid(
             grid, lambda x: torch.exp(-((x / sigma) ** 2) / 2)
         )
@@ -248,6 +252,7 @@ def spectral_density(
     tensor(0.9000, dtype=torch.float64)
     """
     check_one_matrix(operator, "spectral_density")
+    check_seed(rng)
     check_known("method", method, ("auto", "exact", "lanczos"))
     n_probes = check_count("n_probes", n_probes, at_least=2)
     n_steps = check_count("n_steps", n_steps)

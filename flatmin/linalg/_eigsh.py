@@ -14,7 +14,7 @@ from torch import Tensor
 from flatmin._utils.arrays import check_real
 from flatmin._utils.numbers import check_count, check_positive, is_count
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.linalg._band_lanczos import BandLanczos
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
@@ -135,6 +135,7 @@ def eigsh(
     tensor([499.0000, 498.0000], dtype=torch.float64)
     """
     check_one_matrix(operator, "eigsh")
+    check_seed(rng)
     size = operator.shape[-1]
     if not isinstance(which, str) or which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.linalg._dense import check_finite
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._probes import rademacher
@@ -80,6 +80,7 @@ def frobenius_norm(
     tensor(5.)
     """
     check_one_matrix(operator, "frobenius_norm")
+    check_seed(rng)
     check_known("method", method, ("auto", "exact", "hutchinson"))
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
     before = operator.n_matvecs

@@ -11,7 +11,7 @@ from torch import Tensor
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.linalg._dense import check_finite
 from flatmin.linalg._estimate import estimate
 from flatmin.linalg._operator import (
@@ -109,6 +109,7 @@ def trace(
     """
     check_known("method", method, ("auto", "exact", "hutchinson", "xtrace"))
     check_operator(operator)
+    check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     before, size = operator.n_matvecs, operator.shape[-1]
     batch = len(operator.shape) > 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import (
     HessianOperator,
     covariance_eigenpairs,
@@ -259,6 +259,7 @@ def alignment(
     (4.0, 1.6)
     """
     check_point(risk, theta)
+    check_seed(rng)
     if theta.ndim != 1:
         raise ValueError(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."

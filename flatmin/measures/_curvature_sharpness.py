@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_positive
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator, hessian_eigenpairs
 from flatmin.linalg import trace
 from flatmin.measures._sharpness_result import SharpnessResult
@@ -62,6 +62,7 @@ def trace_sharpness(
     0.03
     """
     check_point(risk, theta)
+    check_seed(rng)
     sigma = check_positive("sigma", sigma)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     result = trace(
@@ -116,6 +117,7 @@ def max_eigenvalue(
     5.0
     """
     check_point(risk, theta)
+    check_seed(rng)
     tol = check_positive("tol", tol)
     generator = make_generator(rng, risk.device)
     pair = hessian_eigenpairs(risk, theta, 1, tol=tol, rng=generator)

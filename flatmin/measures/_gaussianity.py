@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_real
 from flatmin._utils.numbers import check_count
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import covariance_eigenpairs
 from flatmin.curvature._finite import check_finite
 from flatmin.measures._rounding import CLEAR, nearby
@@ -126,6 +126,7 @@ def minibatch_gaussianity(
     (-0.5, True)
     """
     check_point(risk, theta)
+    check_seed(rng)
     batch_size = check_count("batch_size", batch_size)
     n_directions = check_count("n_directions", n_directions)
     n_batches = check_count("n_batches", n_batches)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import GGNOperator
 from flatmin.linalg import eigsh
 from flatmin.measures._deflation import deflated_norm
@@ -122,6 +122,7 @@ def loss_scaled_alignment(
     (1.0, 20.0)
     """
     check_point(risk, theta)
+    check_seed(rng)
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
     generator = make_generator(rng, risk.device)

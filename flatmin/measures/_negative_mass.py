@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_count
+from flatmin._utils.random import check_seed
 from flatmin.curvature import HessianOperator
 from flatmin.linalg import SpectralDensity, spectral_density
 from flatmin.measures._estimate import Estimate
@@ -68,6 +69,7 @@ def negative_mass(
     0.375
     """
     check_point(risk, theta)
+    check_seed(rng)
     n_probes = check_count("n_probes", n_probes, at_least=2)
     n_steps = check_count("n_steps", n_steps)
     operator = HessianOperator(risk, theta, params=params)

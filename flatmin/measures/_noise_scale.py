@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_positive
+from flatmin._utils.random import check_seed
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
 from flatmin.measures._estimate import Estimate, exact, quotient
@@ -200,6 +201,7 @@ def curvature_noise_scale(
     36.0
     """
     check_point(risk, theta)
+    check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     moments = gradient_moments(risk, theta)
     moments.check_gradient("The curvature-weighted noise scale")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
 from flatmin.measures._deflation import deflated_norm
 from flatmin.measures._estimate import Estimate, exact, quotient, square
@@ -119,6 +119,7 @@ def noise_spectrum(
     (12.0, 1.6)
     """
     check_point(risk, theta)
+    check_seed(rng)
     k = check_count("k", k)
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)

@@ -9,6 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy
+from flatmin._utils.random import check_seed
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
 from flatmin.linalg import diagonal
@@ -112,6 +113,7 @@ def covariance_exponent(
     2.0
     """
     check_point(risk, theta)
+    check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     points = _points(risk, theta, params, rtol, max_matvecs, rng)
     return _fit(points, risk)
@@ -154,6 +156,7 @@ def covariance_exponents(
         If a number is not finite; the message names the parameters.
     """
     check_point(risk, theta)
+    check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     points = _points(risk, theta, None, rtol, max_matvecs, rng)
     fits, left_out = {}, {}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_count, check_flag, check_positive
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss
 from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
@@ -74,6 +74,7 @@ def expected_sharpness(
     True
     """
     check_point(risk, theta)
+    check_seed(rng)
     return _mean_rise(risk, theta, None, sigma, n_draws, absolute, rng)
 
 
@@ -136,6 +137,7 @@ def adaptive_expected_sharpness(
     True
     """
     check_point(risk, theta)
+    check_seed(rng)
     return _mean_rise(risk, theta, theta.abs(), sigma, n_draws, absolute, rng)
 
 

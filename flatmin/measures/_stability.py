@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.quiet import ignored
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import check_finite
 from flatmin.linalg import FunctionOperator, eigsh
@@ -71,6 +71,7 @@ def edge_of_stability(
     0.5
     """
     check_point(risk, theta)
+    check_seed(rng)
     lr = check_positive("lr", lr)
     return exact(max_eigenvalue(risk, theta, tol=tol, rng=rng).value * (lr / 2))
 
@@ -130,6 +131,7 @@ def non_uniformity(
     8.0
     """
     check_point(risk, theta)
+    check_seed(rng)
     tol = check_positive("tol", tol)
     if risk.n_examples == 1:
         return exact(torch.zeros((), device=risk.device))

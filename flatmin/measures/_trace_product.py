@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy, check_count
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import (
     GGNOperator,
     GradientCovarianceOperator,
@@ -123,6 +123,7 @@ def trace_hessian_covariance(
     4.0
     """
     check_point(risk, theta)
+    check_seed(rng)
     check_known("method", method, ("auto", "exact", "sampled", "low_rank"))
     check_known("matrix", matrix, MATRICES)
     k = check_count("k", k)

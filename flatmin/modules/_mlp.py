@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor, nn
 
+from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, is_count
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -86,7 +87,8 @@ class MLP(nn.Module):
                 f"The 'activation' parameter of MLP must be one of "
                 f"{sorted(_ACTIVATIONS)}. Got {activation!r} instead."
             )
-        hidden = np.atleast_1d(hidden_layer_sizes).tolist()
+        with naming("hidden_layer_sizes"):
+            hidden = np.atleast_1d(hidden_layer_sizes).tolist()
         n_features = check_count("n_features", n_features)
         n_outputs = check_count("n_outputs", n_outputs)
         for size in hidden:

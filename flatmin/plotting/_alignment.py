@@ -178,6 +178,8 @@ class AlignmentDisplay(BaseDisplay):
         ((k, n_params),) = sizes
         last = several[-1].inner_products
         if iterations is None:
+            if seeds is not None:
+                raise ValueError("seeds come with iterations. Got iterations=None.")
             if len(several) > 1:
                 raise ValueError(
                     f"Got {len(several)} tables and iterations=None; pass the "

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from flatmin._utils.messages import naming
+
 __all__ = ["check_axes", "finish", "legend", "looks", "make_axes", "scaled"]
 
 # Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
@@ -41,7 +43,8 @@ def check_axes(ax: Any, n: int) -> None:
 
     if ax is None:
         return
-    given = np.array(ax, dtype=object, ndmin=1).ravel()
+    with naming("ax"):
+        given = np.array(ax, dtype=object, ndmin=1).ravel()
     for one in given:
         if not isinstance(one, Axes):
             raise TypeError(f"ax must hold matplotlib Axes. Got {one!r}.")
@@ -49,8 +52,8 @@ def check_axes(ax: Any, n: int) -> None:
         return
     if len(given) != 1:
         raise ValueError(
-            f"ax must be {n} axes, one for each panel, or a single one, which is cut "
-            f"up. Got {len(given)}."
+            f"ax must fit {n} panels. Got {len(given)} axes; pass {n}, or one that is "
+            "cut up."
         )
     if given[0].get_subplotspec() is None:
         raise ValueError(

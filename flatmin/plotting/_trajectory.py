@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known
 from flatmin.plotting._bands import SPREADS, band, check_band
 from flatmin.plotting._base import BaseDisplay
@@ -265,6 +266,8 @@ class TrajectoryDisplay(BaseDisplay):
             quantities = [quantities]
         if not isinstance(quantities, Iterable):
             raise TypeError(f"quantities must be names of columns. Got {quantities!r}.")
+        with naming("quantities"):
+            quantities = list(quantities)
         for name in quantities:
             check_known("quantity", name, numbers)
         if not quantities:

@@ -205,6 +205,11 @@ class AnalyticRisk(ABC):
         """Return (1/N) Σᵢ Hᵢ² v, shape (\\*batch, D), from ``example_gradients``."""
         self._check(theta)
         self._check_vector(v, theta, self.n_params)
+        if v.shape != theta.shape:
+            raise ValueError(
+                f"v and theta must have one shape. Got {tuple(v.shape)} and "
+                f"{tuple(theta.shape)}."
+            )
         pulled = vjp(self.example_gradients, theta)
         gradients, pull = pulled[0], pulled[1]
         # Σ Hᵢuᵢ is linear in the uᵢ, and its transpose takes v to the Hᵢv.
@@ -241,7 +246,7 @@ class AnalyticRisk(ABC):
     ) -> Tensor:
         """Return Tr(G) for every example, exactly, shape (\\*batch, N)."""
         self._check(theta)
-        del rng  # the closed form needs no draw
+        check_rng(rng, self.device, optional=True)  # the closed form needs no draw
         trace = self.gauss_newton(theta).diagonal(dim1=-2, dim2=-1).sum(-1)
         return trace.double().unsqueeze(-1).expand(*theta.shape[:-1], self.n_examples)
 

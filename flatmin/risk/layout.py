@@ -192,8 +192,17 @@ class ParameterLayout:
         -------
         list of Tensor
             In the order of ``names``.
+
+        Raises
+        ------
+        ValueError
+            If it has another shape.
         """
         check_tensor("theta", theta, 1)
+        if theta.shape != (self.n_params,):
+            raise ValueError(
+                f"theta must have shape ({self.n_params},). Got {tuple(theta.shape)}."
+            )
         parts = theta.split(list(self.sizes))
         return [
             part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)

@@ -48,6 +48,8 @@ _ALSO = {
     "n_seeds": ("Seeds", "seed"),
     "estimator": ("model", "Display"),
     "path": (),
+    "patterns": ("params",),
+    "measure_params": ("option of the measure",),
     "name": ("method", "parameter", "model"),
     "phases": ("phase",),
     "quantities": ("quantity",),
@@ -134,6 +136,9 @@ def try_argument(call: Call, parameter: str, value: str) -> Outcome:
             kind = "crashed"
         elif done:
             kind = "late"
+    except LookupError as error:
+        message = f"{type(error).__name__}: {error}"
+        kind = "refused" if _names(parameter, str(error)) else "crashed"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise

@@ -108,7 +108,7 @@ def test_eigenpairs(params, width):
 )
 def test_what_is_no_preconditioner(bad, message):
     risk, theta = empirical()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         PreconditionedCovarianceOperator(risk, theta, bad)
 
 
@@ -186,7 +186,7 @@ def test_groups_in_another_order():
 
 def test_what_has_no_preconditioner():
     module = nn.Linear(2, 1)
-    with pytest.raises(TypeError, match=r"RMSprop, Adam and AdamW. Got SGD"):
+    with pytest.raises(TypeError, match=r"RMSprop, Adam or AdamW. Got SGD"):
         adaptive_preconditioner(torch.optim.SGD(module.parameters()), module)
     optimizer = torch.optim.Adam(module.parameters())
     with pytest.raises(ValueError, match=r"must have taken a step.*state of weight"):

@@ -87,7 +87,7 @@ def test_fisher_needs_a_likelihood_and_a_sample():
     with pytest.raises(TypeError, match=r"needs a likelihood.*Got the loss loss"):
         FisherOperator(risk, risk.params())
     risk = EmpiricalRisk(network(), "cross_entropy", data(), LABELS)
-    with pytest.raises(ValueError, match=r"n_samples must be at least 1.*Got 0"):
+    with pytest.raises(ValueError, match=r"n_samples must be an integer of at least 1.*Got 0"):
         FisherOperator(risk, risk.params(), n_samples=0)
 
 
@@ -163,7 +163,7 @@ def test_names_that_are_not_there():
     module, loss, y = PROBLEMS["classes"]
     risk = EmpiricalRisk(module, loss, data(), y)
     theta = risk.params()
-    with pytest.raises(ValueError, match=r"called 'head'. There are 0.weight, 0.bias"):
+    with pytest.raises(ValueError, match=r"Got 'head'; there are 0.weight, 0.bias"):
         HessianOperator(risk, theta, params="head")
     with pytest.raises(ValueError, match="all parameters of a network"):
         BlockDiagonalOperator(HessianOperator(risk, theta, params="2"))
