@@ -190,11 +190,14 @@ def check_tensor(name: str, value: Any, n_axes: int = 0) -> None:
     --------
     >>> check_tensor("theta", np.ones(2))
     Traceback (most recent call last):
-    TypeError: theta must be a Tensor. Got ndarray; use torch.as_tensor.
+    TypeError: theta must be a Tensor of real numbers. Got ndarray; use ...
     """
     if not isinstance(value, Tensor):
         hint = "; use torch.as_tensor" if isinstance(value, np.ndarray | list) else ""
-        raise TypeError(f"{name} must be a Tensor. Got {type(value).__name__}{hint}.")
+        raise TypeError(
+            f"{name} must be a Tensor of real numbers. Got "
+            f"{type(value).__name__}{hint}."
+        )
     _check_dense(name, value)
     if value.ndim < n_axes:
         raise ValueError(

@@ -21,10 +21,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
     Raises
     ------
-    TypeError
-        If it is no name and no device.
     ValueError
-        If PyTorch does not know it, or cannot use it on this machine.
+        If it is no name and no device, or PyTorch does not know it, or cannot use it
+        on this machine.
 
     Examples
     --------
@@ -32,9 +31,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     device(type='cpu')
     """
     if not isinstance(device, str | torch.device):
-        raise TypeError(
-            f"device must be a str or a torch.device. Got {type(device).__name__}."
-        )
+        raise ValueError(f"device must be a str or a torch.device. Got {device!r}.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -61,7 +61,7 @@ class GradientCovarianceOperator(RiskOperator):
         super().__init__(risk, theta, params=params)
         self.centered = check_flag("centered", centered)
         if batches is not None:
-            batches = as_indices(batches, "batches", 2, risk.device, risk.n_examples)
+            batches = as_indices(batches, "batches", 2, risk.device)
         if batches is not None and len(batches) < 2:
             raise ValueError(
                 "batches must be indices of shape (b, m) with at least two batches. "

@@ -156,7 +156,7 @@ def minibatch_eigenpairs(
     """
     check_point(risk, theta)
     check_tensor("batches", batches, 2)
-    batches = as_indices(batches, "batches", batches.ndim, risk.device, risk.n_examples)
+    batches = as_indices(batches, "batches", batches.ndim, risk.device)
     if batches.shape[-2] < 2:
         raise ValueError(
             f"batches must be two or more. Got shape {tuple(batches.shape)}."

@@ -13,7 +13,7 @@ from torch.func import vjp
 
 from flatmin._utils.arrays import check_real, check_tensor
 from flatmin._utils.random import check_rng
-from flatmin.risk.arguments import as_indices, check_point
+from flatmin.risk.arguments import as_indices, check_point, within
 from flatmin.risk.label_noise import LabelDraw, check_draw
 from flatmin.risk.moments import mean_and_squares
 
@@ -131,7 +131,8 @@ class AnalyticRisk(ABC):
         indices = self._indices("indices", indices)
         losses = self.example_losses(theta)
         _check_axes("indices", indices, losses.ndim)
-        losses = losses.gather(-1, indices)
+        with within("indices", self.n_examples):
+            losses = losses.gather(-1, indices)
         return losses.mean(-1), self.batch_gradient(theta, indices)
 
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
@@ -140,8 +141,8 @@ class AnalyticRisk(ABC):
         indices = self._indices("indices", indices)
         rows = self.example_gradients(theta)
         _check_axes("indices", indices, rows.ndim - 1)
-        chosen = rows.take_along_dim(indices.unsqueeze(-1), dim=-2)
-        return chosen.mean(-2)
+        with within("indices", self.n_examples):
+            return _chosen(rows, indices).mean(-2)
 
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
         """Return the mean gradients; (\\*batch, b, m) to (\\*batch, b, D)."""
@@ -149,7 +150,8 @@ class AnalyticRisk(ABC):
         batches = self._indices("batches", batches)
         rows = self.example_gradients(theta).unsqueeze(-3)
         _check_axes("batches", batches, rows.ndim - 1)
-        return rows.take_along_dim(batches.unsqueeze(-1), dim=-2).mean(-2)
+        with within("batches", self.n_examples):
+            return _chosen(rows, batches).mean(-2)
 
     def _check(self, theta: Tensor, name: str = "theta") -> None:
         check_point(self, theta, name)
@@ -172,7 +174,7 @@ class AnalyticRisk(ABC):
 
     def _indices(self, name: str, indices: Tensor) -> Tensor:
         """Return indices as integers, and not as the mask that bool would be."""
-        return as_indices(indices, name, None, self.device, self.n_examples)
+        return as_indices(indices, name, None, self.device)
 
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield all gᵢ at once, shape (\\*batch, N, D)."""
@@ -254,6 +256,15 @@ class AnalyticRisk(ABC):
         """Prepare θ for products with H and G."""
         self._check(theta)
         return DenseLinearization(self, theta)
+
+
+def _chosen(rows: Tensor, indices: Tensor) -> Tensor:
+    """Return rows of shape (\\*batch, N, D) at indices of shape (\\*batch, m)."""
+    # take_along_dim would begin anew at N, where gather raises.
+    batch = torch.broadcast_shapes(rows.shape[:-2], indices.shape[:-1])
+    indices = indices.expand(*batch, -1).unsqueeze(-1)
+    rows = rows.expand(*batch, -1, -1)
+    return rows.gather(-2, indices.expand(*batch, -1, rows.shape[-1]))
 
 
 def _check_axes(name: str, indices: Tensor, n_axes: int) -> None:

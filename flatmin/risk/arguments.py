@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_readable, check_real, check_tensor
+from flatmin._utils.messages import first_line
 
-__all__ = ["as_direction", "as_indices", "check_point", "check_risk"]
+__all__ = ["as_direction", "as_indices", "check_point", "check_risk", "within"]
+
+
+@contextmanager
+def within(name: str, n_examples: int) -> Iterator[None]:
+    """Name the indices in PyTorch's error about one that is no example.
+
+    To look before would wait for a GPU in every iteration.
+
+    Parameters
+    ----------
+    name : str
+        For the message.
+    n_examples : int
+        N.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    ValueError
+        If an index is out of bounds.
+    IndexError
+        What else comes, as it comes.
+    RuntimeError
+        The same.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if "out of bounds" not in str(error) and "out of range" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} must lie between 0 and {n_examples - 1}, one for each of N = "
+            f"{n_examples} examples: {first_line(error)}."
+        ) from error
 
 
 def check_risk(risk: Any) -> None:
@@ -99,7 +139,6 @@ def as_indices(
     name: str,
     n_axes: int | None,
     device: torch.device,
-    n_examples: int | None = None,
 ) -> Tensor:
     """Return indices of examples as a tensor of int64.
 
@@ -112,9 +151,6 @@ def as_indices(
         How many axes it must have; None is one or more.
     device : torch.device
         Where they go.
-    n_examples : int, default=None
-        N, which all must lie below; asked of indices on the CPU alone, since a GPU
-        would have to be waited for.
 
     Returns
     -------
@@ -125,7 +161,7 @@ def as_indices(
     TypeError
         If these are no integers. PyTorch would take bool and uint8 for a mask.
     ValueError
-        If there are none, one is no example, or the number of axes does not fit.
+        If there are none, or the number of axes does not fit.
     """
     check_readable(name, indices)
     found: Tensor = indices  # as_tensor would move it to a default device
@@ -144,11 +180,4 @@ def as_indices(
             f"{name} must be integers. Got {found.dtype}; of a mask take "
             "mask.nonzero().flatten()."
         )
-    if n_examples is not None and found.device.type == "cpu":
-        low, high = int(found.long().min()), int(found.long().max())
-        if low < 0 or high >= n_examples:
-            raise ValueError(
-                f"{name} must lie between 0 and {n_examples - 1}, one for each of N = "
-                f"{n_examples} examples. Got {low if low < 0 else high}."
-            )
     return found.to(device, torch.long)

@@ -15,6 +15,7 @@ from flatmin._utils.numbers import check_count, is_number
 from flatmin._utils.placement import resolve_dtype
 from flatmin._utils.random import make_generator
 from flatmin.risk.analytic import AnalyticRisk
+from flatmin.risk.arguments import check_point
 
 __all__ = ["TwoBasinsRisk"]
 
@@ -175,7 +176,7 @@ class TwoBasinsRisk(AnalyticRisk):
         Tensor of shape (\\*batch)
             Boolean.
         """
-        self._check(theta)
+        check_point(self, theta)
         return (theta < -0.5).all(-1)
 
     def example_losses(self, theta: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from flatmin._utils.numbers import check_count
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.random import check_rng
 from flatmin.risk import checks
-from flatmin.risk.arguments import as_direction, as_indices
+from flatmin.risk.arguments import as_direction, as_indices, within
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
@@ -443,8 +443,9 @@ class EmpiricalRisk:
         ValueError, TypeError
             If there are no indices, or they are no integers along one axis.
         """
-        indices = as_indices(indices, "indices", 1, self.device, self.n_examples)
-        chosen = self._data.select(indices)
+        indices = as_indices(indices, "indices", 1, self.device)
+        with within("indices", self.n_examples):
+            chosen = self._data.select(indices)
         part = copy.copy(self)
         # Chunks of one size: a trace fills up the last one.
         n_chunks = math.ceil(len(indices) / self.chunk_size)
@@ -607,10 +608,11 @@ class EmpiricalRisk:
         ValueError, TypeError
             If there are no indices, or they are no integers along one axis.
         """
-        indices = as_indices(indices, "indices", 1, self.device, self.n_examples)
+        indices = as_indices(indices, "indices", 1, self.device)
         m = len(indices)
         self._model.bind(theta)
-        chosen = self._data.select(indices)
+        with within("indices", self.n_examples):
+            chosen = self._data.select(indices)
         parts = iterate_chunks(chosen.X, chosen.y, chosen.weights, self.chunk_size)
         cotangents = torch.full((m,), 1 / m, dtype=self.dtype, device=self.device)
         value, gradient = self._add(
@@ -633,13 +635,14 @@ class EmpiricalRisk:
         -------
         Tensor of shape (b, D)
         """
-        batches = as_indices(batches, "batches", 2, self.device, self.n_examples)
+        batches = as_indices(batches, "batches", 2, self.device)
         self._model.bind(theta)
         m = batches.shape[1]
         per_chunk = max(1, self.chunk_size // m)
         parts = []
         for some in batches.split(per_chunk):
-            chunk = self._data.select(some.flatten())
+            with within("batches", self.n_examples):
+                chunk = self._data.select(some.flatten())
             sums = self._sums.batch_sums(self._scalars(chunk), m)
             if sums is None:
                 return torch.stack([self.batch_gradient(theta, b) for b in batches])

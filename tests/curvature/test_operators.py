@@ -245,5 +245,7 @@ def test_ggn_trace_is_calibrated():
 
 
 def test_ggn_trace_needs_two_sweeps_for_an_error():
-    with pytest.raises(ValueError, match=r"max_sweeps must be an integer of at least 2. Got 1"):
+    with pytest.raises(
+        ValueError, match=r"max_sweeps must be an integer of at least 2. Got 1"
+    ):
         ggn_trace(regression(), torch.zeros(4).double(), rng(), max_sweeps=1)

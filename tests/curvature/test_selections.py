@@ -87,7 +87,9 @@ def test_fisher_needs_a_likelihood_and_a_sample():
     with pytest.raises(TypeError, match=r"needs a likelihood.*Got the loss loss"):
         FisherOperator(risk, risk.params())
     risk = EmpiricalRisk(network(), "cross_entropy", data(), LABELS)
-    with pytest.raises(ValueError, match=r"n_samples must be an integer of at least 1.*Got 0"):
+    with pytest.raises(
+        ValueError, match=r"n_samples must be an integer of at least 1.*Got 0"
+    ):
         FisherOperator(risk, risk.params(), n_samples=0)
 
 

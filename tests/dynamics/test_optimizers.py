@@ -13,7 +13,7 @@ def test_names(name):
 
 def test_classes_and_groups():
     kind = torch.optim.AdamW
-    assert resolve_optimizer(kind, {"param_groups": [], "betas": (0, 0)}) is kind
+    assert resolve_optimizer(kind, {"param_groups": [], "betas": (0.0, 0.0)}) is kind
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,12 @@ def test_a_mask_is_no_index_of_an_analytic_risk_either():
             call(theta, mask)
     with pytest.raises(TypeError, match="batches must be integers"):
         risk.batch_gradients(theta, mask[None])
-    with pytest.raises(ValueError, match="indices must lie between 0 and 3"):
-        risk.batch_gradient(theta, torch.tensor([4]))
+    for beyond in (4, 5, 100, -1):
+        outside = torch.tensor([beyond])
+        for call in (risk.batch_gradient, risk.value_and_batch_gradient):
+            with pytest.raises(ValueError, match="indices must lie between 0 and 3"):
+                call(theta, outside)
+        with pytest.raises(ValueError, match="batches must lie between 0 and 3"):
+            risk.batch_gradients(theta, outside[None])
     found = risk.batch_gradient(theta, mask.nonzero().flatten())
     torch.testing.assert_close(found, torch.tensor([-1.0, 0.0]))  # (-2 e₁ + 0) / 2

@@ -87,7 +87,7 @@ def test_a_theta_that_is_not_finite_is_forgotten():
 
 
 def test_a_complex_theta_is_refused():
-    with pytest.raises(TypeError, match="θ must be real"):
+    with pytest.raises(TypeError, match="θ must hold real"):
         make().value(THETA.to(torch.complex128))
 
 

@@ -45,7 +45,7 @@ BAD = {
     "a mask": (
         {"X": np.ma.masked_less(np.asarray(X), 0)},
         ValueError,
-        r"X must hold a number in each place.*10 masked.*filled",
+        r"X must hold a value in each place.*10 masked.*filled",
     ),
     "a mask in y": (
         {"y": np.ma.masked_less(np.asarray(LABELS), 1)},
