@@ -12,13 +12,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 import flatmin
-from flatmin import linalg, measures
-from flatmin.comparison import paired_difference
+from flatmin import linalg, measures, plotting
 from flatmin.curvature import GGNOperator, HessianOperator
 from flatmin.risk import (
     EmpiricalRisk,
@@ -34,12 +32,8 @@ LEFT_OUT = {
     "what estimators are made of": [
         *("Checkpoints", "FlatBinding", "GradientBatches", "MeanLoss", "NoisyDescent"),
         *("NoisyNetClassifier", "NoisyNetRegressor", "Recorder", "StopTraining"),
-        *(
-            "callback_settings",
-            "check_callbacks",
-            "check_monitors",
-            "check_plain_steps",
-        ),
+        *("callback_settings", "check_callbacks", "check_monitors"),
+        *("check_plain_steps", "check_rows"),
         *("run_warmup", "store_callbacks", "WarmupResult", "resolve_optimizer"),
         *("operator_from_plain", "operator_to_plain", "Step", "step_for"),
         *("MatchedState", "order_eigenvalues"),
@@ -151,13 +145,13 @@ class World:
 
     @cached_property
     def alignment_display(self) -> Any:
-        return flatmin.plotting.AlignmentDisplay.from_results(
+        return plotting.AlignmentDisplay.from_results(
             [self.table, self.table], iterations=[0, 1]
         )
 
     @cached_property
     def trajectory_display(self) -> Any:
-        return flatmin.plotting.TrajectoryDisplay.from_results(self.comparison)
+        return plotting.TrajectoryDisplay.from_results(self.comparison)
 
 
 @cache
@@ -288,7 +282,6 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "trace_hessian_covariance": {"k": lambda: 2},
     "EmpiricalRisk": {"y": lambda: world().y},
     "loss_scaled_alignment": {"k": lambda: 2},
-    "adaptive_preconditioner": {},
     "compare_dynamics": {
         "estimator": lambda: flatmin.NoisyDiffusionClassifier(
             world().module, max_iter=2
@@ -321,7 +314,6 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
     """Return objects whose methods are called, with values of their own."""
     linear = LinearRegressionRisk(torch.eye(2).double(), torch.ones(2).double())
     basins = TwoBasinsRisk(torch.zeros(2, 2).double(), 0.5)
-    display = flatmin.plotting
     return {
         "EmpiricalRisk": (w.risk, {"dtype": lambda: "float32"}),
         "QuadraticRisk": (w.quadratic, _ANALYTIC),
@@ -408,7 +400,7 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
         ),
         "AlignmentDisplay": (w.alignment_display, {"k": lambda: 2}),
         "SpectrumDisplay": (
-            display.SpectrumDisplay.from_results(w.table, w.curvature.density()),
+            plotting.SpectrumDisplay.from_results(w.table, w.curvature.density()),
             {"k": lambda: 2},
         ),
         "TrajectoryDisplay": (
@@ -419,11 +411,13 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
             },
         ),
         "LandscapeDisplay": (
-            display.LandscapeDisplay(np.arange(2.0), np.ones((2, 2)), y=np.arange(2.0)),
+            plotting.LandscapeDisplay(
+                np.arange(2.0), np.ones((2, 2)), y=np.arange(2.0)
+            ),
             {"n_points": lambda: 2, "loss": lambda: None},
         ),
         "SharpnessDisplay": (
-            display.SharpnessDisplay([0.1, 0.2], {"a": np.ones((2, 2))}),
+            plotting.SharpnessDisplay([0.1, 0.2], {"a": np.ones((2, 2))}),
             {
                 "n_draws": lambda: 2,
                 "sizes": lambda: [0.1],
@@ -572,17 +566,3 @@ def wrong_parameters(call: Call) -> list[str]:
 def tidy() -> None:
     """Close what a drawing has opened."""
     plt.close("all")
-
-
-__all__ = [
-    "LEFT_OUT",
-    "Call",
-    "Counting",
-    "calls",
-    "paired_difference",
-    "pd",
-    "public",
-    "tidy",
-    "world",
-    "wrong_parameters",
-]

@@ -22,8 +22,6 @@ from flatmin.dynamics import NoisyDescent
 from ._calls import Call, Counting, tidy, wrong_parameters
 from ._values import spoilt_values, wrong_values
 
-__all__ = ["Outcome", "try_argument", "try_call"]
-
 _SECONDS = 20
 # A refusal may speak of a parameter by its symbol, or of what it is a part of.
 _ALSO = {

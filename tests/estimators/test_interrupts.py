@@ -62,6 +62,7 @@ def model():
 
 def learned(estimator):
     names = vars(estimator).keys() - estimator.get_params(deep=False).keys()
+    names -= {"_lock"}  # which is there from the first call on
     return {name: vars(estimator)[name] for name in names}
 
 
