@@ -48,11 +48,18 @@ class Description:
 
     def __init__(self) -> None:
         self._above: list[int] = []  # the ids of the values that hold this one
+        self._ahead: list[types.FunctionType] = []  # whose code is not followed yet
         # Two things may have one name, such as two lambdas of one function.
         self._code: dict[str, set[str]] = {}
         # With the thing itself: another one could have its id after it.
         self._objects: dict[int, tuple[Any, Any]] = {}
         self._modules: dict[tuple[int, frozenset[str]], types.ModuleType] = {}
+
+    def follow(self) -> None:
+        """Describe what the code met so far reaches, and what that reaches."""
+        # One after the other: a chain of calls may be longer than Python's stack.
+        while self._ahead:
+            self._reach(self._ahead.pop())
 
     def code(self) -> dict[str, str]:
         """Return the hashes of the code met so far, by its name."""
@@ -213,7 +220,7 @@ class Description:
             self._code["Python"] = {package_version("Python")}
             label = f"the function {'.'.join(map(str, name))}"
             self._note(label, described)
-            self._reach(function)
+            self._ahead.append(function)
         return described
 
     def _reach(self, function: types.FunctionType) -> None:

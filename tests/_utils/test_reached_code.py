@@ -270,3 +270,15 @@ def test_what_pickle_refuses_or_numpy_cannot_view():
     assert hashes({"a": none}) == hashes({"a": none.copy()})
     mul, add = torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor
     assert hashes({"a": mul}) == hashes({"a": mul}) != hashes({"a": add})
+
+
+def test_a_chain_of_calls_may_be_long():
+    def chain(last):
+        space = {}
+        for i in range(500):
+            call = f"f{i + 1}(x)" if i < 499 else last
+            exec(f"def f{i}(x): return {call}", space)
+        return space["f0"]
+
+    assert hashes({"x": chain("x")}) == hashes({"x": chain("x")})
+    assert hashes({"x": chain("x")}) != hashes({"x": chain("-x")})
