@@ -42,12 +42,14 @@ def summarize(code: types.CodeType) -> list[Any]:
         else:
             constants.append(repr(constant))
     names = [*code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars]
-    return [code.co_code, names, constants, getattr(code, "co_exceptiontable", b"")]
+    kinds = [code.co_flags, code.co_argcount, code.co_posonlyargcount]
+    kinds.append(code.co_kwonlyargcount)
+    return [code.co_code, names, constants, code.co_exceptiontable, kinds]
 
 
 def globals_of(
     function: types.FunctionType,
-) -> tuple[dict[str, Any], frozenset[str]]:
+) -> tuple[dict[str, Any], frozenset[str], frozenset[str]]:
     """Return the globals and modules that the code of a function reads.
 
     Parameters
@@ -60,9 +62,12 @@ def globals_of(
         By their names in the code. What it imports by itself is imported now.
     names : frozenset of str
         All global names and names of attributes in the code.
+    handed : frozenset of str
+        Those of the found that it does more with than to read an attribute.
     """
     found: dict[str, Any] = {}
     names: set[str] = set()
+    handed: set[str] = set()
     held = function.__globals__
     for code in _with_inner(function.__code__):
         names.update(code.co_names)
@@ -72,13 +77,16 @@ def globals_of(
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 if name in held:
                     found[name] = held[name]
+                    after = instructions[place + 1].opname
+                    if after not in ("LOAD_ATTR", "LOAD_METHOD"):
+                        handed.add(name)
             elif instruction.opname == "IMPORT_NAME":
                 # Its operands are pushed before it: the level, what is taken from it.
                 level, taken = (i.argval for i in instructions[place - 2 : place])
                 module = _import(name, level, taken or (), held)
                 if module is not None:
                     found[name] = module
-    return found, frozenset(names)
+    return found, frozenset(names), frozenset(handed)
 
 
 def find_package(module: str | None, file: str | None) -> str | None:
@@ -104,12 +112,12 @@ def find_package(module: str | None, file: str | None) -> str | None:
     if file is None or file.startswith("<"):
         if root in ("", "__main__"):
             return None
-        if root in sys.builtin_module_names or root in sys.stdlib_module_names:
-            return "Python"
         loaded = sys.modules.get(module or "") or sys.modules.get(root)
+        # Its file before its name: trace.py may be the user's, beside the script.
         file = getattr(loaded, "__file__", None)
         if file is None:
-            return None
+            known = root in sys.builtin_module_names or root in sys.stdlib_module_names
+            return "Python" if known else None
     return _package_of(file, root)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copyreg
+import functools
 import hashlib
 import io
 import logging
+import random
 import re
 import threading
 import types
 import warnings
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Set
-from functools import partial, partialmethod
+from functools import cached_property, partial, partialmethod
 from typing import Any
 
 import numpy as np
@@ -28,8 +31,11 @@ _CONTAINERS = (Mapping, list, tuple, Set, np.ndarray)
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 # What an object of these does is not a matter of its state.
 _STATELESS = (type(threading.Lock()), type(threading.RLock()), threading.local)
+# Known by their names: what they say of themselves holds objects of a compiler.
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 # What Python makes of a class by itself, but for methods.
-_MADE_BY_PYTHON = re.compile(r"__\w+__|_abc_impl")
+_MADE_BY_PYTHON = re.compile(r"(?!__match_args__)__\w+__|_abc_impl")
+_OF_TYPES = ("builtins", "typing")
 _METHODS = (types.FunctionType, staticmethod, classmethod, property, partialmethod)
 
 
@@ -42,11 +48,18 @@ class Description:
 
     def __init__(self) -> None:
         self._above: list[int] = []  # the ids of the values that hold this one
+        self._ahead: list[types.FunctionType] = []  # whose code is not followed yet
         # Two things may have one name, such as two lambdas of one function.
         self._code: dict[str, set[str]] = {}
         # With the thing itself: another one could have its id after it.
         self._objects: dict[int, tuple[Any, Any]] = {}
-        self._modules: dict[int, types.ModuleType] = {}
+        self._modules: dict[tuple[int, frozenset[str]], types.ModuleType] = {}
+
+    def follow(self) -> None:
+        """Describe what the code met so far reaches, and what that reaches."""
+        # One after the other: a chain of calls may be longer than Python's stack.
+        while self._ahead:
+            self._reach(self._ahead.pop())
 
     def code(self) -> dict[str, str]:
         """Return the hashes of the code met so far, by its name."""
@@ -61,7 +74,7 @@ class Description:
         """Describe a value, by its kind."""
         if isinstance(value, np.generic):
             value = value.item()
-        if isinstance(value, _PLAIN):
+        if type(value) in _PLAIN:
             return value
         if isinstance(value, type):
             return self._class(value)
@@ -72,21 +85,38 @@ class Description:
         self._above.append(id(value))
         try:
             if isinstance(value, Tensor):
-                return self._tensor(value)
+                return self._derived(value, self._tensor(value))
             if isinstance(value, _CONTAINERS):
-                return self._container(value)
+                return self._derived(value, self._container(value))
             described = self._object(value)
         finally:
             self._above.pop()
         self._objects[id(value)] = value, described
         return described
 
+    def _derived(self, value: Any, content: Any) -> Any:
+        """Add to what a container holds what its class and attributes do."""
+        kind = type(value)
+        if isinstance(value, np.ma.MaskedArray):
+            content = [content, np.ma.getmaskarray(value)]
+        elif isinstance(value, defaultdict):
+            content = [content, self.of(value.default_factory)]
+        own = find_package(kind.__module__, None) is None
+        added = {}
+        if own or isinstance(value, Tensor):
+            # Private attributes of tensors are notes of PyTorch's compiler.
+            held = getattr(value, "__dict__", {}).items()
+            added = {name: self.of(v) for name, v in held if own or name[0] != "_"}
+        if own or added:
+            return [self._class(kind), added, content]
+        return content
+
     def _tensor(self, tensor: Tensor) -> Any:
         if tensor.layout is not torch.strided:
             parts = tensor.detach().to_sparse_coo().coalesce()
             indices, values = self.of(parts.indices()), self.of(parts.values())
             return [str(tensor.layout), list(parts.shape), indices, values]
-        held = tensor.detach().cpu().resolve_conj().resolve_neg()
+        held = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()
         try:
             return np.ascontiguousarray(held.numpy())
         except TypeError:  # NumPy has no such numbers
@@ -94,7 +124,9 @@ class Description:
             return [str(held.dtype), list(held.shape), held.view(torch.uint8).numpy()]
 
     def _container(self, value: Any) -> Any:
-        if isinstance(value, np.ndarray) and value.dtype != object:
+        if isinstance(value, np.ndarray):
+            if value.dtype.hasobject or value.dtype.kind == "T":
+                return self.of(value.tolist())
             return np.ascontiguousarray(value)
         if isinstance(value, Mapping):
             if all(isinstance(key, str) for key in value):
@@ -112,7 +144,9 @@ class Description:
             value = getattr(value, "_torchdynamo_orig_callable", value)
             return self._function(value)
         if isinstance(value, torch.jit.ScriptFunction):
-            return value.code
+            return self._graph(value.inlined_graph)
+        if isinstance(value, _OPERATORS):
+            return [type(value).__qualname__, str(value)]
         if isinstance(value, types.BuiltinFunctionType):
             owner = value.__self__
             if isinstance(owner, types.ModuleType | type | None):
@@ -140,10 +174,12 @@ class Description:
             return [type(value).__qualname__, str(getattr(value, "name", ""))]
         if isinstance(value, weakref.ref):
             return self.of(value())
-        if isinstance(value, _STATELESS):
+        if isinstance(value, _STATELESS) or _is_shown(value) or _is_hidden(value):
             return type(value).__qualname__
-        if callable(value) and hasattr(value, "__wrapped__"):
-            return [self._class(type(value)), self.of(value.__wrapped__)]
+        kind = type(value)
+        own = find_package(kind.__module__, None) is None
+        if not own and callable(value) and hasattr(value, "__wrapped__"):
+            return [self._class(kind), self.of(value.__wrapped__)]
         return [self._class(type(value)), hash_description(self.of(_state(value)))]
 
     def _class(self, kind: type) -> Any:
@@ -154,7 +190,10 @@ class Description:
             own = {
                 key: self.of(held)
                 for key, held in vars(kind).items()
-                if isinstance(held, _METHODS) or not _MADE_BY_PYTHON.fullmatch(key)
+                if isinstance(held, _METHODS)
+                or not _MADE_BY_PYTHON.fullmatch(key)
+                # Such as an object that is called as a method.
+                or (callable(held) and type(held).__module__ not in _OF_TYPES)
             }
             bases = [self.of(base) for base in (*kind.__bases__, type(kind))]
             self._note(f"the class {kind.__module__}.{kind.__qualname__}", [own, bases])
@@ -163,6 +202,9 @@ class Description:
     def _function(self, function: types.FunctionType) -> Any:
         name = [function.__module__, function.__qualname__]
         code = function.__code__
+        registry = vars(function).get("registry")
+        if code.co_filename == functools.__file__ and registry:  # of singledispatch
+            return [*name, self.of(registry)]  # it also holds a cache
         package = self._note_package(function.__module__, code.co_filename)
         described: list[Any] = [*name]
         # Of a package the version tells, unless the name does not tell which it is.
@@ -178,15 +220,15 @@ class Description:
             self._code["Python"] = {package_version("Python")}
             label = f"the function {'.'.join(map(str, name))}"
             self._note(label, described)
-            self._reach(function)
+            self._ahead.append(function)
         return described
 
     def _reach(self, function: types.FunctionType) -> None:
         """Describe what the code of a function reads beside its arguments."""
-        found, names = globals_of(function)
+        found, names, handed = globals_of(function)
         for name, held in found.items():
             if isinstance(held, types.ModuleType):
-                self._python_module(held, names)
+                self._python_module(held, frozenset() if name in handed else names)
             else:
                 self._global(f"{function.__module__}.{name}", held)
 
@@ -195,28 +237,36 @@ class Description:
             described = self.of(held)
         except TypeError as error:
             raise TypeError(f"the global {name}: {error}") from error
-        if not isinstance(held, type | types.FunctionType):  # they bear a name
+        if isinstance(held, types.FunctionType):
+            # Of a package's, such as torch.func.grad(f, argnums=1), nothing is noted.
+            noted = not (held.__closure__ and self._is_packaged(held))
+        else:
+            noted = isinstance(held, type)
+        if not noted:
             self._note(f"the global {name}", described)
+
+    def _is_packaged(self, function: types.FunctionType) -> bool:
+        file = function.__code__.co_filename
+        return find_package(function.__module__, file) is not None
 
     def _python_module(self, module: types.ModuleType, names: frozenset[str]) -> str:
         """Describe what code that has these names in it may take from a module."""
         file = getattr(module, "__file__", None)
         if self._note_package(module.__name__, file) is None:
             held = vars(module)
-            made_there = {
-                name
-                for name, value in held.items()
-                if getattr(value, "__module__", None) == module.__name__
-            }
-            # Without any of its names the module itself is handed on.
-            for name in sorted(names & held.keys() or made_there):
+            # Without any of its names the module itself is handed on, and any may be.
+            own = f"{module.__name__}."
+            for name in sorted(names & held.keys() or held.keys()):
                 part = held[name]
-                if isinstance(part, types.ModuleType):
-                    if id(part) not in self._modules:
-                        self._modules[id(part)] = part
-                        self._python_module(part, names)
-                else:
+                if name[:2] == "__" and name != "__getattr__":
+                    continue
+                if not isinstance(part, types.ModuleType):
                     self._global(f"{module.__name__}.{name}", part)
+                elif name in names or part.__name__.startswith(own):
+                    seen = id(part), names
+                    if seen not in self._modules:
+                        self._modules[seen] = part
+                        self._python_module(part, names)
         return module.__name__
 
     def _module(self, module: nn.Module) -> Any:
@@ -245,6 +295,16 @@ class Description:
             [name for name, held in tensors.items() if held.requires_grad],
             settings,
         ]
+
+    def _graph(self, graph: Any) -> Any:
+        """Describe what TorchScript runs, with the functions that it calls."""
+        constants = graph.findAllNodes("prim::Constant", True)
+        tensors = [
+            node.t("value")
+            for node in constants
+            if node.hasAttribute("value") and node.kindOf("value") == "t"
+        ]
+        return [graph.str(False), self.of(tensors)]  # without lines of files
 
     def _note(self, label: str, described: Any) -> None:
         self._code.setdefault(label, set()).add(hash_description(described))
@@ -290,6 +350,17 @@ def _feed(update: Callable[[Any], None], part: Any) -> None:
         update(f"{type(part).__name__} {part!r} ".encode(errors="backslashreplace"))
 
 
+def _is_shown(value: Any) -> bool:
+    """Tell whether something shows a run, which takes nothing from it."""
+    kinds = {(kind.__module__, kind.__qualname__) for kind in type(value).__mro__}
+    return bool(kinds & {("matplotlib.artist", "Artist"), ("tqdm.std", "tqdm")})
+
+
+def _is_hidden(value: Any) -> bool:
+    """Tell whether something is a generator of the process's, seeded by chance."""
+    return value is np.random.mtrand._rand or value is random._inst
+
+
 def _cells(function: types.FunctionType) -> list[Any]:
     held = []
     for cell in function.__closure__ or ():
@@ -319,6 +390,15 @@ def _state(value: Any) -> Any:
     if isinstance(state, str):
         return state
     function, arguments, *rest = state
+    if rest and type(rest[0]) is dict:
+        kept = {
+            name
+            for kind in type(value).__mro__
+            for name, held in vars(kind).items()
+            if isinstance(held, cached_property)
+        }
+        left = {name: held for name, held in rest[0].items() if name not in kept}
+        rest[0] = left or None
     # Items of lists and dicts come as iterators.
     rest = [list(part) if hasattr(part, "__next__") else part for part in rest]
     return [function, arguments, *rest]

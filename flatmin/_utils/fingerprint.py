@@ -73,6 +73,7 @@ def hashes(identity: Mapping[str, Any]) -> dict[str, str]:
     for name, value in identity.items():
         try:
             found[name] = hash_description(description.of(value))
+            description.follow()
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from error
         except RecursionError as error:
