@@ -118,11 +118,11 @@ def find_package(module: str | None, file: str | None) -> str | None:
         if file is None:
             known = root in sys.builtin_module_names or root in sys.stdlib_module_names
             return "Python" if known else None
-    return _package_of(file, root)
+    return _package_of(file)
 
 
 @cache
-def _package_of(file: str, root: str) -> str | None:
+def _package_of(file: str) -> str | None:
     path = Path(file)
     if _OWN_FOLDER in path.parents or _OWN_FOLDER in path.resolve().parents:
         return "flatmin"
