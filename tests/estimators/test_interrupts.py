@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import flatmin
 from flatmin import CurvatureAnalyzer, SharpnessScorer
@@ -53,6 +54,8 @@ def interrupted(fit, n, stores_only):
         return trace.count, True
     finally:
         sys.settrace(before)
+        # An interrupt within no_grad.__exit__ leaves gradients off for all that follow.
+        torch.set_grad_enabled(True)
     return trace.count, False
 
 
