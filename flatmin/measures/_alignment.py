@@ -258,15 +258,15 @@ def alignment(
     >>> float(result.trace_product), float(result.anisotropy_gain)
     (4.0, 1.6)
     """
-    check_point(risk, theta)
+    k = check_count("k", k)
+    tol = check_positive("tol", tol)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     check_seed(rng)
+    check_point(risk, theta)
     if theta.ndim != 1:
         raise ValueError(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
-    k = check_count("k", k)
-    tol = check_positive("tol", tol)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     generator = make_generator(rng, risk.device)
     hessian = HessianOperator(risk, theta, params=params)
     covariance = covariance_operator(risk, theta, preconditioner, params)

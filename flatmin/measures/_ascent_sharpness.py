@@ -58,8 +58,8 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     >>> float(sam_sharpness(risk, torch.tensor([1.0, 0.0]), rho=0.1))
     0.525
     """
-    check_point(risk, theta)
     rho = check_positive("rho", rho)
+    check_point(risk, theta)
     return _rise(risk, theta, torch.ones_like(theta), rho)
 
 
@@ -110,9 +110,9 @@ def asam_sharpness(
     >>> float(asam_sharpness(risk, torch.tensor([2.0, 0.0]), rho=0.1))
     2.1
     """
-    check_point(risk, theta)
     rho = check_positive("rho", rho)
     eta = check_positive("eta", eta, or_zero=True)
+    check_point(risk, theta)
     return _rise(risk, theta, theta.abs() + eta, rho)
 
 

@@ -61,10 +61,10 @@ def trace_sharpness(
     >>> float(trace_sharpness(risk, torch.zeros(2), sigma=0.1))
     0.03
     """
-    check_point(risk, theta)
     check_seed(rng)
     sigma = check_positive("sigma", sigma)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    check_point(risk, theta)
     result = trace(
         HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng
     )
@@ -116,9 +116,9 @@ def max_eigenvalue(
     >>> float(max_eigenvalue(risk, torch.zeros(2)))
     5.0
     """
-    check_point(risk, theta)
     check_seed(rng)
     tol = check_positive("tol", tol)
+    check_point(risk, theta)
     generator = make_generator(rng, risk.device)
     pair = hessian_eigenpairs(risk, theta, 1, tol=tol, rng=generator)
     value = pair.eigenvalues[..., 0]

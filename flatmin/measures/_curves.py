@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flatmin._utils.arrays import to_array
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.measures._rounding import nearby
 from flatmin.risk import Risk
@@ -238,12 +238,13 @@ def bezier_profile(
     >>> abs(profile.barrier - 4 / 81) < 0.005
     True
     """
-    check_risk(risk)
     lr = check_positive("lr", lr)
-    check_held_by(risk.dtype, "lr", lr)
     n_iter = check_count("n_iter", n_iter)
     n_draws = check_count("n_draws", n_draws)
     n_points = check_count("n_points", n_points, at_least=3)
+    check_seed(rng)
+    check_risk(risk)
+    check_held_by(risk.dtype, "lr", lr)
     a, b = _ends(risk, theta_a, theta_b)
     generator = make_generator(rng, risk.device)
     straight = _profile(risk, lambda t: _segment(a, b, t), n_points)

@@ -61,8 +61,8 @@ def fisher_rao_norm(
     >>> float(fisher_rao_norm(risk, torch.tensor([2.0])))
     40.0
     """
-    check_point(risk, theta)
     empirical = check_flag("empirical", empirical)
+    check_point(risk, theta)
     if empirical:
         slopes = risk.linearize(theta).directional_derivatives(theta)
         name, remedy = "A slope gᵢᵀθ", "look at θ and at these examples"

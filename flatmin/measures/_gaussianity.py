@@ -125,11 +125,11 @@ def minibatch_gaussianity(
     >>> float(result.excess_kurtosis), result.p_value < 1e-10
     (-0.5, True)
     """
-    check_point(risk, theta)
     check_seed(rng)
     batch_size = check_count("batch_size", batch_size)
     n_directions = check_count("n_directions", n_directions)
     n_batches = check_count("n_batches", n_batches)
+    check_point(risk, theta)
     if directions is not None:
         check_real("directions", directions)
     elif n_directions > min(risk.n_params, risk.n_examples - 1):

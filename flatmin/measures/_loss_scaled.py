@@ -121,10 +121,10 @@ def loss_scaled_alignment(
     >>> float(result), result.norm_bound(lr=0.1, batch_size=4)
     (1.0, 20.0)
     """
-    check_point(risk, theta)
     check_seed(rng)
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
+    check_point(risk, theta)
     generator = make_generator(rng, risk.device)
     moments = gradient_moments(risk, theta)
     if not bool(moments.has_loss):

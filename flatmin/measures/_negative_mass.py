@@ -68,10 +68,10 @@ def negative_mass(
     >>> float(negative_mass(risk, torch.zeros(4)))
     0.375
     """
-    check_point(risk, theta)
     check_seed(rng)
     n_probes = check_count("n_probes", n_probes, at_least=2)
     n_steps = check_count("n_steps", n_steps)
+    check_point(risk, theta)
     operator = HessianOperator(risk, theta, params=params)
     density = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, rng=rng)
     return density_negative_mass(density)

@@ -200,9 +200,9 @@ def curvature_noise_scale(
     >>> float(curvature_noise_scale(risk, torch.tensor([0.0, 2.0])))
     36.0
     """
-    check_point(risk, theta)
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
+    check_point(risk, theta)
     moments = gradient_moments(risk, theta)
     moments.check_gradient("The curvature-weighted noise scale")
     gradient = moments.mean

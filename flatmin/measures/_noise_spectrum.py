@@ -118,11 +118,11 @@ def noise_spectrum(
     >>> float(result.trace), float(result.effective_rank)
     (12.0, 1.6)
     """
-    check_point(risk, theta)
     check_seed(rng)
     k = check_count("k", k)
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
+    check_point(risk, theta)
     generator = make_generator(rng, risk.device)
     operator = GradientCovarianceOperator(risk, theta, params=params)
     moments = gradient_moments(risk, theta, operator.indices)

@@ -112,9 +112,9 @@ def covariance_exponent(
     >>> float(covariance_exponent(risk, torch.zeros(3, dtype=torch.float64)))
     2.0
     """
-    check_point(risk, theta)
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    check_point(risk, theta)
     points = _points(risk, theta, params, rtol, max_matvecs, rng)
     return _fit(points, risk)
 
@@ -155,9 +155,9 @@ def covariance_exponents(
     FloatingPointError
         If a number is not finite; the message names the parameters.
     """
-    check_point(risk, theta)
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    check_point(risk, theta)
     points = _points(risk, theta, None, rtol, max_matvecs, rng)
     fits, left_out = {}, {}
     for name, part in risk.layout.layers().items():

@@ -73,9 +73,7 @@ def expected_sharpness(
     >>> abs(float(result) - 0.03) < 3 * float(result.stderr)
     True
     """
-    check_point(risk, theta)
-    check_seed(rng)
-    return _mean_rise(risk, theta, None, sigma, n_draws, absolute, rng)
+    return _mean_rise(risk, theta, False, sigma, n_draws, absolute, rng)
 
 
 def adaptive_expected_sharpness(
@@ -136,15 +134,13 @@ def adaptive_expected_sharpness(
     >>> abs(float(result) - 0.045) < 3 * float(result.stderr)
     True
     """
-    check_point(risk, theta)
-    check_seed(rng)
-    return _mean_rise(risk, theta, theta.abs(), sigma, n_draws, absolute, rng)
+    return _mean_rise(risk, theta, True, sigma, n_draws, absolute, rng)
 
 
 def _mean_rise(
     risk: Risk,
     theta: Tensor,
-    scale: Tensor | None,
+    adaptive: bool,
     sigma: float,
     n_draws: int,
     absolute: bool,
@@ -153,7 +149,10 @@ def _mean_rise(
     sigma = check_positive("sigma", sigma)
     absolute = check_flag("absolute", absolute)
     n_draws = check_count("n_draws", n_draws, at_least=2)  # to have a standard error
+    check_seed(rng)
+    check_point(risk, theta)
     generator = make_generator(rng, risk.device)
+    scale = theta.abs() if adaptive else None
     base = check_loss("The loss L(θ)", risk.value(theta), "look at θ and the data")
     values = []
     for _ in range(n_draws):

@@ -70,9 +70,10 @@ def edge_of_stability(
     >>> float(edge_of_stability(risk, torch.zeros(2), lr=0.2))
     0.5
     """
-    check_point(risk, theta)
     check_seed(rng)
     lr = check_positive("lr", lr)
+    tol = check_positive("tol", tol)
+    check_point(risk, theta)
     return exact(max_eigenvalue(risk, theta, tol=tol, rng=rng).value * (lr / 2))
 
 
@@ -130,9 +131,9 @@ def non_uniformity(
     >>> float(non_uniformity(risk, torch.zeros(1)))
     8.0
     """
-    check_point(risk, theta)
     check_seed(rng)
     tol = check_positive("tol", tol)
+    check_point(risk, theta)
     if risk.n_examples == 1:
         return exact(torch.zeros((), device=risk.device))
     hessian = HessianOperator(risk, theta)

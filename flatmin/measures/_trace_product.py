@@ -122,12 +122,12 @@ def trace_hessian_covariance(
     >>> float(trace_hessian_covariance(risk, torch.zeros(2)))
     4.0
     """
-    check_point(risk, theta)
     check_seed(rng)
     check_known("method", method, ("auto", "exact", "sampled", "low_rank"))
     check_known("matrix", matrix, MATRICES)
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
+    check_point(risk, theta)
     operator = MATRICES[matrix](risk, theta, params=params)
     P = 1.0 if preconditioner is None else check_preconditioner(preconditioner, risk)
     if method == "auto":

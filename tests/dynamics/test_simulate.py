@@ -214,7 +214,7 @@ def test_chains_that_diverge_are_not_successes():
     below = simulate(
         risk,
         "gd",
-        start,
+        10 * start,
         lr=3e38,
         n_iter=1,
         n_chains=3,
