@@ -15,6 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
+from flatmin._utils.checkpoint_files import replace_file
 from flatmin.comparison._files import checksum
 
 BEFORE, AFTER = "flatmin.comparison/1", "flatmin.comparison/2"
@@ -48,10 +49,8 @@ def add_checksum(path: Path) -> None:
         machine["platform"] = machine["platform"].partition("-")[0]
     content["format"] = AFTER
     content["sha256"] = checksum(content)
-    part_path = path.with_name(f"{path.name}.part")
     text = json.dumps(content, ensure_ascii=False) + "\n"
-    part_path.write_text(text, encoding="utf-8")
-    part_path.replace(path)
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def main() -> None:

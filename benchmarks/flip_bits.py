@@ -97,8 +97,7 @@ class Comparison:
             ["gd", "gld_const"], X, Y, estimator=_model(), n_seeds=1, quench=2,
             random_state=0, checkpoint_dir=str(folder),
         )  # fmt: skip
-        table = found.table.drop(columns=[c for c in found.table if c == "seconds"])
-        return table.to_json(double_precision=15)
+        return found.table.to_json(double_precision=15)
 
     def make(self, folder):
         self.right = self._run(folder)

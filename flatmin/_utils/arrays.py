@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "check_number",
+    "check_floating",
     "check_readable",
-    "check_real",
+    "check_scalar",
     "check_tensor",
     "to_array",
     "to_numpy",
 ]
 
+_OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 
-def check_readable(name: str, data: Any) -> None:
+
+def check_readable(name: str, data: Any, *, real: bool = True) -> None:
     """Raise if a plain array of these data would not say what they say.
 
     NumPy reads a masked array under its mask, and the conversion of a complex number to
@@ -30,6 +32,8 @@ def check_readable(name: str, data: Any) -> None:
         For the message.
     data : object
         An array, a tensor, a list of them, or something else.
+    real : bool, default=True
+        Whether a complex tensor is refused.
 
     Raises
     ------
@@ -45,7 +49,7 @@ def check_readable(name: str, data: Any) -> None:
     ValueError: y must hold a value in each place. Got a masked array with 1 masked; ...
     """
     if isinstance(data, Tensor):
-        _check_dense(name, data)
+        _check_dense(name, data, real=real)
         return
     parts = data if isinstance(data, list | tuple) else [data]
     masked = [part for part in parts if np.ma.is_masked(part)]
@@ -98,9 +102,6 @@ def to_numpy(name: str, data: Any) -> Any:
     if tensor.is_floating_point() and tensor.dtype not in _OF_NUMPY:
         tensor = tensor.float()
     return tensor.numpy()
-
-
-_OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
 def to_array(
@@ -205,7 +206,7 @@ def check_tensor(name: str, value: Any, n_axes: int = 0) -> None:
         )
 
 
-def check_number(name: str, value: Any) -> None:
+def check_scalar(name: str, value: Any) -> None:
     """Raise unless a value is a tensor of one real number, of shape ().
 
     Parameters
@@ -226,7 +227,7 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must have shape (). Got {tuple(value.shape)}.")
 
 
-def check_real(name: str, value: Any, n_axes: int = 0) -> None:
+def check_floating(name: str, value: Any, n_axes: int = 0) -> None:
     """Raise unless a value is a tensor of a floating dtype; see :func:`check_tensor`.
 
     Parameters
@@ -247,8 +248,8 @@ def check_real(name: str, value: Any, n_axes: int = 0) -> None:
         raise TypeError(f"{name} must have a floating dtype. Got {value.dtype}.")
 
 
-def _check_dense(name: str, tensor: Tensor) -> None:
-    if tensor.is_complex():
+def _check_dense(name: str, tensor: Tensor, *, real: bool = True) -> None:
+    if real and tensor.is_complex():
         raise TypeError(
             f"{name} must hold real numbers. Got {tensor.dtype}; take .real, or abs()."
         )

@@ -20,8 +20,8 @@ class Lock:
     """A re-entrant lock, of which every copy and every pickle is another, free one.
 
     A process that is forked while another thread holds it would wait for ever: that
-    thread is not there. It gets a new lock, and an error if it is told what may have
-    been left half-way.
+    thread is not there. So the child gets a new lock, and an error when it takes it if
+    something was left half-way.
 
     Parameters
     ----------

@@ -184,18 +184,18 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_held_by(
-    dtype: torch.dtype, name: str, value: float, *, squared: bool = False
+    name: str, value: float, dtype: torch.dtype, *, squared: bool = False
 ) -> None:
     """Raise if a finite number is infinite, or 0 without being so, in a dtype.
 
     Parameters
     ----------
-    dtype : torch.dtype
-        That of a run.
     name : str
         For the message.
     value : float
         Finite.
+    dtype : torch.dtype
+        That of a run.
     squared : bool, default=False
         Whether its square, a variance, has to be held as well.
 
@@ -206,7 +206,7 @@ def check_held_by(
 
     Examples
     --------
-    >>> check_held_by(torch.float32, "lr", 1e39)
+    >>> check_held_by("lr", 1e39, torch.float32)
     Traceback (most recent call last):
     ValueError: lr must be 0 or between 1.4e-45 and 3.4e+38, ... Got 1e+39.
     """

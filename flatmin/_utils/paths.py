@@ -9,7 +9,7 @@ __all__ = ["check_path"]
 
 
 def check_path(name: str, path: Any) -> None:
-    """Raise unless a path names something; an empty one would be where one stands.
+    """Raise unless a path names something; "" would be the working folder.
 
     Parameters
     ----------

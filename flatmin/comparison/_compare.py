@@ -22,7 +22,14 @@ from flatmin._utils.callables import check_callable
 from flatmin._utils.checkpoint_files import check_checkpoint_every
 from flatmin._utils.fingerprint import fingerprint
 from flatmin._utils.messages import naming
-from flatmin._utils.numbers import check_count, check_held_by, check_positive, is_number
+from flatmin._utils.numbers import (
+    check_count,
+    check_flag,
+    check_held_by,
+    check_positive,
+    is_count,
+    is_number,
+)
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
@@ -193,14 +200,13 @@ def compare_dynamics(
     """
     check_estimator(estimator)
     _check_quench(quench, quench_lr, quench_loss, quench_loss_iter)
-    if not isinstance(keep_params, bool | np.bool_):
-        raise TypeError(f"keep_params must be True or False. Got {keep_params!r}.")
+    keep_params = check_flag("keep_params", keep_params)
     if on_unit is not None:
         check_callable("on_unit", on_unit, "result")
     n_threads = check_count("n_threads", n_threads)
     estimator._validate_params()
     if quench_lr is not None:
-        check_held_by(resolve_dtype(estimator.dtype), "quench_lr", float(quench_lr))
+        check_held_by("quench_lr", float(quench_lr), resolve_dtype(estimator.dtype))
     if checkpoint_dir is not None:
         check_path("checkpoint_dir", checkpoint_dir)
     if isinstance(memory, str):
@@ -219,8 +225,8 @@ def compare_dynamics(
         quench_lr,
         None if quench_loss is None else float(quench_loss),
         None if quench_loss_iter is None else int(quench_loss_iter),
-        bool(keep_params),
-        int(n_threads),
+        keep_params,
+        n_threads,
         provenance(device),
     )
     protocol = _protocol(estimators, plan)
@@ -396,7 +402,7 @@ def _check_quench(
 ) -> None:
     check_count("quench", quench, at_least=0)
     if quench_lr is not None:
-        quench_lr = check_positive("quench_lr", quench_lr)
+        check_positive("quench_lr", quench_lr)
     if (quench_loss is None) != (quench_loss_iter is None):
         missing = "quench_loss" if quench_loss is None else "quench_loss_iter"
         raise ValueError(
@@ -444,13 +450,13 @@ def _read(name: str, data: Any) -> Any:
 def _resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
     if isinstance(n_seeds, Integral):
         n_seeds = check_count("n_seeds", n_seeds)
-        names = [str(i) for i in range(int(n_seeds))]
+        names = [str(i) for i in range(n_seeds)]
         return list(spawn_seeds(random_state, names).values())
     if not isinstance(n_seeds, Iterable):
         raise TypeError(f"n_seeds must be a number or the seeds. Got {n_seeds!r}.")
     with naming("n_seeds"):
         seeds = list(n_seeds)
-    if not seeds or not all(isinstance(s, Integral) and int(s) >= 0 for s in seeds):
+    if not seeds or not all(is_count(seed, 0) for seed in seeds):
         raise ValueError(
             "Seeds must be integers of at least 0, and there must be one. "
             f"Got {seeds!r}."

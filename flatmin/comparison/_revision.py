@@ -67,13 +67,14 @@ def describe_command(argv: Sequence[str] | None = None) -> str:
         is left, and of ``python -c CODE`` not the code.
     """
     program, *arguments = (sys.orig_argv if argv is None else argv) or ["python"]
-    words = [_last_part(program)]
-    for i, argument in enumerate(arguments):
-        if argument == "-c" and i == _first_of_script(arguments):
-            words += ["-c", "...", *map(_without_folders, arguments[i + 2 :])]
-            break
-        is_script = i == _first_of_script(arguments)
-        words.append((_shown if is_script else _without_folders)(argument))
+    script = _first_of_script(arguments)
+    words = [_last_part(program), *map(_without_folders, arguments[:script])]
+    if arguments[script : script + 1] == ["-c"]:
+        words += ["-c", "..."]
+        script += 1
+    else:
+        words += map(_shown, arguments[script : script + 1])
+    words += map(_without_folders, arguments[script + 1 :])
     return shlex.join(words)
 
 

@@ -237,14 +237,11 @@ def _texts(value: Any, at: str = "") -> Iterable[tuple[str, str]]:
         for key, item in value.items():
             yield from _texts(item, f"{at}.{key}" if at else str(key))
     elif isinstance(value, set):
-        yield from ((at, item) for item in sorted(filter(_is_text, value)))
+        texts = sorted(item for item in value if isinstance(item, str))
+        yield from ((at, text) for text in texts)
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from _texts(item, f"{at}[{i}]")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _keeps_itself(value: Any) -> bool:

@@ -6,14 +6,13 @@ file to change.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import is_count, is_number
 from flatmin.dynamics._batches import GradientBatches
 
 __all__ = ["check_descent_state", "check_groups", "check_history", "check_rows"]
@@ -43,14 +42,14 @@ def check_descent_state(
         point, _, gradient, _ = state["ahead"]
         vectors |= {"theta ahead": point, "the gradient ahead": gradient}
     if state["step_start"] is not None:
-        _require(_is_count(state["step_start"][0]), "step_start")
+        _require(is_count(state["step_start"][0], 0), "step_start")
         vectors["theta of step_start"] = state["step_start"][1]
     for name, vector in vectors.items():
         fits = isinstance(vector, Tensor) and vector.dtype == theta.dtype
         _require(fits and vector.shape == theta.shape, name)
-    _require(_is_count(state["iteration"]), "iteration")
+    _require(is_count(state["iteration"], 0), "iteration")
     for name in ("refreshed_at", "drawn_at"):
-        _require(_is_count(state[name]) or state[name] == -1, name)
+        _require(is_count(state[name], 0) or state[name] == -1, name)
     _require(isinstance(state["last_loss"], float), "last_loss")
     for name in ("batch", "refreshed_on"):
         held = state[name]
@@ -159,17 +158,12 @@ def _require(fits: bool, name: str) -> None:
         raise ValueError(f"The checkpoint holds another {name} than the run has.")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
 def _are_numbers(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_are_numbers(item) for item in value)
     if isinstance(value, Tensor):
         return bool(value.isfinite().all())
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and math.isfinite(float(value))
+    return is_number(value)
 
 
 def _same(one: Any, two: Any) -> bool:

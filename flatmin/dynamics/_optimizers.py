@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from flatmin._utils.messages import first_line
 from flatmin._utils.names import check_known, check_text
+from flatmin._utils.numbers import is_number
 
 __all__ = ["OPTIMIZERS", "resolve_optimizer"]
 
@@ -90,7 +90,8 @@ def _check_values(
     given = {k: v for k, v in params.items() if not k.startswith("param_groups")}
     for name, value in given.items():
         for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, Real) and not math.isfinite(number):
+            is_flag = isinstance(number, bool)
+            if isinstance(number, Real) and not (is_flag or is_number(number)):
                 raise ValueError(
                     f"optimizer_params[{name!r}] must be finite. Got {value!r}."
                 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_real
+from flatmin._utils.arrays import check_floating
 from flatmin._utils.callables import check_callable
 from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
@@ -191,7 +191,7 @@ def simulate(
             "NoisyDiffusionRegressor."
         )
     lr = check_positive("lr", lr)
-    check_held_by(risk.dtype, "lr", lr)
+    check_held_by("lr", lr, risk.dtype)
     n_iter = check_count("n_iter", n_iter)
     n_chains = check_count("n_chains", n_chains)
     if record_every is not None:
@@ -276,21 +276,20 @@ def _refresh(risk, law, theta, rng, state, step):
 def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
     if isinstance(methods, str | NoiseLaw):
         methods = [methods]
-    if not isinstance(methods, Mapping | Iterable):
+    if not isinstance(methods, Iterable):
         raise TypeError(
             "methods must be a name, a NoiseLaw, or several of them. Got "
             f"{type(methods).__name__}."
         )
-    if not isinstance(methods, Mapping):
-        with naming("methods"):
-            methods = list(methods)
-    for method in methods.values() if isinstance(methods, Mapping) else methods:
+    with naming("methods"):
+        given = list(methods.values() if isinstance(methods, Mapping) else methods)
+    for method in given:
         if not isinstance(method, str | NoiseLaw):
             raise TypeError(
                 f"methods must hold names and NoiseLaws. Got {type(method).__name__}."
             )
     if not isinstance(methods, Mapping):
-        named = [(m if isinstance(m, str) else m.name, m) for m in methods]
+        named = [(m if isinstance(m, str) else m.name, m) for m in given]
         methods = dict(named)
         if len(methods) < len(named):
             raise ValueError(
@@ -309,7 +308,7 @@ def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
 
 
 def _start(risk: AnalyticRisk, start: Tensor, n_chains: int) -> Tensor:
-    check_real("start", start, 1)
+    check_floating("start", start, 1)
     shapes = [(risk.n_params,), (n_chains, risk.n_params)]
     if tuple(start.shape) not in shapes:
         raise ValueError(

@@ -227,9 +227,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> Run:
         """Check everything that can be checked before work is done."""
         device, dtype = resolve_device(self.device), resolve_dtype(self.dtype)
-        check_held_by(dtype, "lr", float(self.lr))
+        check_held_by("lr", float(self.lr), dtype)
         if self.warmup_lr is not None:
-            check_held_by(dtype, "warmup_lr", float(self.warmup_lr))
+            check_held_by("warmup_lr", float(self.warmup_lr), dtype)
         for name in ("module_params", "method_params", "callbacks_params"):
             for key in getattr(self, name) or ():
                 check_text(f"a name in {name}", key)

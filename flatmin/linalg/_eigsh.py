@@ -11,7 +11,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from flatmin._utils.arrays import check_real
+from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count, check_positive, is_count
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
@@ -144,9 +144,8 @@ def eigsh(
     k = int(k)
     tol = check_positive("tol", tol, or_zero=True)
     if max_matvecs is not None:
-        max_matvecs = check_count(
-            "max_matvecs", max_matvecs, at_least=k
-        )  # one for each pair
+        # One for each pair.
+        max_matvecs = check_count("max_matvecs", max_matvecs, at_least=k)
     start = None if v0 is None else _normalised(operator, v0)
 
     n_basis = max(20, 2 * k + 10)
@@ -372,7 +371,7 @@ def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
     size = operator.shape[-1]
     if not isinstance(v0, Tensor):
         raise TypeError(f"v0 must be a Tensor of shape ({size},). Got {v0!r}.")
-    check_real("v0", v0)
+    check_floating("v0", v0)
     norm = torch.linalg.vector_norm(v0, dtype=torch.float64)
     if v0.shape != (size,) or not bool((norm > 0) & torch.isfinite(norm)):
         raise ValueError(

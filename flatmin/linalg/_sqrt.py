@@ -9,7 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from flatmin._utils.arrays import check_real
+from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin.linalg._dense import eigh
@@ -100,7 +100,7 @@ def sqrt_matvec(
     max_steps = check_count("max_steps", max_steps)
     if not isinstance(z, Tensor):
         raise TypeError(f"z must be a Tensor of shape ({size},). Got {z!r}.")
-    check_real("z", z)
+    check_floating("z", z)
     norm = torch.linalg.vector_norm(z, dtype=torch.float64)
     if z.shape != (size,) or not bool(torch.isfinite(norm)):
         raise ValueError(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_real, check_tensor
+from flatmin._utils.arrays import check_floating, check_tensor
+from flatmin._utils.callables import check_callable
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.random import check_rng
 from flatmin.linalg._operator import LinearOperator
@@ -50,8 +51,7 @@ class FunctionOperator(LinearOperator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not callable(function):
-            raise TypeError(f"function must take v to A v. Got {function!r}.")
+        check_callable("function", function, "v")
         super().__init__(
             size, dtype=resolve_dtype(dtype), device=resolve_device(device)
         )
@@ -71,7 +71,7 @@ class DenseOperator(LinearOperator):
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        check_real("matrix", matrix, 2)
+        check_floating("matrix", matrix, 2)
         if matrix.shape[-1] != matrix.shape[-2]:
             raise ValueError(f"matrix must be square. Got shape {tuple(matrix.shape)}.")
         super().__init__(
@@ -131,7 +131,7 @@ class ScaledIdentityOperator(LinearOperator):
     """
 
     def __init__(self, scale: Tensor, size: int) -> None:
-        check_real("scale", scale, 0)
+        check_floating("scale", scale, 0)
         super().__init__(
             size,
             batch_shape=tuple(scale.shape),
@@ -178,7 +178,7 @@ class DiagonalOperator(LinearOperator):
     """
 
     def __init__(self, diagonal: Tensor) -> None:
-        check_real("diagonal", diagonal, 1)
+        check_floating("diagonal", diagonal, 1)
         super().__init__(
             diagonal.shape[-1],
             batch_shape=tuple(diagonal.shape[:-1]),
@@ -232,7 +232,7 @@ class LowRankOperator(LinearOperator):
 
     def __init__(self, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
         check_tensor("eigenvalues", eigenvalues, 1)
-        check_real("eigenvectors", eigenvectors, 2)
+        check_floating("eigenvectors", eigenvectors, 2)
         if eigenvalues.shape[-1] != eigenvectors.shape[-1]:
             raise ValueError(
                 "eigenvalues must be as many as the columns of eigenvectors. Got "

@@ -244,7 +244,7 @@ def bezier_profile(
     n_points = check_count("n_points", n_points, at_least=3)
     check_seed(rng)
     check_risk(risk)
-    check_held_by(risk.dtype, "lr", lr)
+    check_held_by("lr", lr, risk.dtype)
     a, b = _ends(risk, theta_a, theta_b)
     generator = make_generator(rng, risk.device)
     straight = _profile(risk, lambda t: _segment(a, b, t), n_points)

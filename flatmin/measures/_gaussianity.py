@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flatmin._utils.arrays import check_real
+from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import covariance_eigenpairs
@@ -131,7 +131,7 @@ def minibatch_gaussianity(
     n_batches = check_count("n_batches", n_batches)
     check_point(risk, theta)
     if directions is not None:
-        check_real("directions", directions)
+        check_floating("directions", directions)
     elif n_directions > min(risk.n_params, risk.n_examples - 1):
         raise ValueError(
             "n_directions must be at most min(D, N - 1) = "

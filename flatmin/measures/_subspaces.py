@@ -50,7 +50,7 @@ def cosines(U: Tensor, V: Tensor) -> Tensor:
     >>> cosines(torch.tensor([[1.0], [0.0]]), torch.tensor([[-3.0], [4.0]]))
     tensor([0.6000], dtype=torch.float64)
     """
-    _check_bases(U, V)
+    _check_bases(U=U, V=V)
     if U.shape[-1] != V.shape[-1]:
         raise ValueError(
             "cosines compares column by column and needs as many columns. Got "
@@ -95,7 +95,7 @@ def projection_residual(A: Tensor, B: Tensor) -> Tensor:
     >>> projection_residual(A, B)
     tensor(1., dtype=torch.float64)
     """
-    _check_bases(A, B, "AB")
+    _check_bases(A=A, B=B)
     if not bool(A.isfinite().all()):
         raise ValueError("A must be finite. Got NaN or infinity in it.")
     A, Q = A.double(), _orthonormal(B, "B")
@@ -160,7 +160,7 @@ def overlap(U: Tensor, V: Tensor) -> Tensor:
     >>> overlap(torch.eye(3)[:, :2], torch.eye(3)[:, 1:])
     tensor(0.5000, dtype=torch.float64)
     """
-    _check_bases(U, V)
+    _check_bases(U=U, V=V)
     Q = _orthonormal(U, "U")
     return 1 - projection_residual(Q, V) / Q.shape[-1]
 
@@ -193,7 +193,7 @@ def principal_angles(U: Tensor, V: Tensor) -> Tensor:
     >>> principal_angles(torch.eye(3)[:, :1], torch.tensor([[1.0], [1.0], [0.0]]))
     tensor([0.7854], dtype=torch.float64)
     """
-    _check_bases(U, V)
+    _check_bases(U=U, V=V)
     if U.shape[-1] < V.shape[-1]:
         U, V = V, U
     Q, R = _orthonormal(U, "U"), _orthonormal(V, "V")
@@ -237,7 +237,7 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
     tensor(0.3600, dtype=torch.float64)
     """
     check_tensor("v", v, 1)
-    _check_bases(v.unsqueeze(-1), U, "vU")
+    _check_bases(v=v.unsqueeze(-1), U=U)
     v = v.double()
     norms = torch.linalg.vector_norm(v, dim=-1)
     if not bool(((norms > 0) & norms.isfinite()).all()):
@@ -250,14 +250,15 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
     return inside.square().sum(-1)
 
 
-def _check_bases(U: Tensor, V: Tensor, names: str = "UV") -> None:
-    check_tensor(names[0], U)
-    check_tensor(names[1], V)
-    empty = U.numel() == 0 or V.numel() == 0
-    if U.ndim < 2 or V.ndim < 2 or U.shape[-2] != V.shape[-2] or empty:
+def _check_bases(**bases: Tensor) -> None:
+    for name, basis in bases.items():
+        check_tensor(name, basis)
+    fit = all(basis.ndim > 1 and basis.numel() > 0 for basis in bases.values())
+    if not fit or len({basis.shape[-2] for basis in bases.values()}) > 1:
         raise ValueError(
-            f"{names[0]} and {names[1]} must be matrices of one or more columns of one "
-            f"size D. Got shapes {tuple(U.shape)} and {tuple(V.shape)}."
+            f"{' and '.join(bases)} must be matrices of one or more columns of one "
+            "size D. Got shapes "
+            f"{' and '.join(str(tuple(basis.shape)) for basis in bases.values())}."
         )
 
 

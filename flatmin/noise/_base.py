@@ -282,7 +282,7 @@ class NoiseLaw(BaseEstimator, ABC):
         self, name: str, value: Any, risk: Risk, *, squared: bool = False
     ) -> None:
         title = f"{name} of {self.name}"
-        check_held_by(risk.dtype, title, float(value), squared=squared)
+        check_held_by(title, float(value), risk.dtype, squared=squared)
 
     def _check_option(self, name: str, options: tuple[str, ...]) -> None:
         value = getattr(self, name)

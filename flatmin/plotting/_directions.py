@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import to_numpy
+from flatmin._utils.arrays import to_array
 from flatmin.risk.layout import ParameterLayout
 
 __all__ = [
@@ -157,20 +157,12 @@ def check_trajectory(trajectory: Any, n_params: int) -> np.ndarray:
     ValueError
         If the shape does not fit, or a number is not finite.
     """
-    points = to_numpy("trajectory", trajectory)
-    try:
-        points = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"trajectory must be an array of numbers. Got {trajectory!r}: {error}."
-        ) from error
+    points = to_array("trajectory", trajectory)
     if points.ndim != 2 or points.shape[1] != n_params or len(points) < 2:
         raise ValueError(
             "A trajectory must hold at least two flat parameter vectors, shape "
             f"(n_steps, {n_params}). Got {points.shape}."
         )
-    if not np.isfinite(points).all():
-        raise ValueError("The trajectory contains NaN or infinity.")
     return points
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_readable
+from flatmin._utils.arrays import to_array
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
@@ -34,13 +34,7 @@ def check_grid(n_points: int, span: float | None) -> None:
 
 def as_directions(directions: Any, n_params: int) -> np.ndarray:
     """Return a caller's directions as independent columns."""
-    check_readable("directions", directions)
-    try:
-        A = np.asarray(directions, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"directions must be a name or an array. Got {directions!r}: {error}."
-        ) from error
+    A = to_array("directions", directions, finite=False)
     if A.ndim == 1:
         A = A[:, None]
     if A.ndim != 2 or len(A) != n_params or A.shape[1] not in (1, 2):

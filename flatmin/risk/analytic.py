@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from flatmin._utils.arrays import check_real, check_tensor
+from flatmin._utils.arrays import check_floating, check_tensor
 from flatmin._utils.random import check_rng
 from flatmin.risk.arguments import as_indices, check_point, within
 from flatmin.risk.label_noise import LabelDraw, check_draw
@@ -342,8 +342,8 @@ class QuadraticRisk(AnalyticRisk):
     def __init__(
         self, matrix: Tensor, slopes: Tensor, minimum: Tensor | None = None
     ) -> None:
-        check_real("matrix", matrix, 2)
-        check_real("slopes", slopes, 2)
+        check_floating("matrix", matrix, 2)
+        check_floating("slopes", slopes, 2)
         D = slopes.shape[-1]
         if slopes.ndim != 2 or matrix.shape != (D, D) or not len(slopes):
             raise ValueError(
@@ -351,7 +351,7 @@ class QuadraticRisk(AnalyticRisk):
                 f"{tuple(matrix.shape)} and {tuple(slopes.shape)}."
             )
         if minimum is not None:
-            check_real("minimum", minimum, 1)
+            check_floating("minimum", minimum, 1)
             if minimum.shape != (D,):
                 raise ValueError(
                     f"minimum must have shape ({D},). Got {tuple(minimum.shape)}."
@@ -429,8 +429,8 @@ class LinearRegressionRisk(AnalyticRisk):
     """
 
     def __init__(self, X: Tensor, y: Tensor) -> None:
-        check_real("X", X, 2)
-        check_real("y", y, 1)
+        check_floating("X", X, 2)
+        check_floating("y", y, 1)
         if X.ndim != 2 or y.shape != X.shape[:1] or not len(X):
             raise ValueError(
                 "X and y must have shapes (N, D) and (N,). Got "
@@ -506,7 +506,6 @@ class LinearRegressionRisk(AnalyticRisk):
     ) -> Tensor:
         """Return (2σ/N)² XᵀX v, shape (\\*batch, D)."""
         check_draw(draw)
-        check_tensor("v", v, 1)
         self._check_vector(v, v, self.n_params)
         factor = (2 * draw.sigma / self.n_examples) ** 2
         return v @ self.X.mT @ self.X * factor

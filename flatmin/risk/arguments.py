@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_readable, check_real, check_tensor
+from flatmin._utils.arrays import check_floating, check_readable, check_tensor
 from flatmin._utils.messages import first_line
 
 __all__ = ["as_direction", "as_indices", "check_point", "check_risk", "within"]
@@ -90,7 +90,7 @@ def check_point(risk: Any, theta: Any, name: str = "theta") -> None:
         If θ has not D numbers.
     """
     check_risk(risk)
-    check_real(name, theta)
+    check_floating(name, theta)
     if theta.ndim == 0 or theta.shape[-1] != risk.n_params:
         raise ValueError(
             f"{name} must have shape ({risk.n_params},), one number for each parameter "

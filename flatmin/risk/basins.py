@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_real
+from flatmin._utils.arrays import check_floating
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, is_number
 from flatmin._utils.placement import resolve_dtype
@@ -75,7 +75,7 @@ class TwoBasinsRisk(AnalyticRisk):
     n_params = 2
 
     def __init__(self, offsets: Tensor, angle: float) -> None:
-        check_real("offsets", offsets)
+        check_floating("offsets", offsets)
         if not is_number(angle):
             raise ValueError(f"angle must be a finite number. Got {angle!r}.")
         if offsets.ndim < 2 or offsets.shape[-1] != 2 or not offsets.shape[-2]:

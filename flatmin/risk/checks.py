@@ -55,8 +55,7 @@ def as_tensor(
     ValueError
         If it is empty, a single number, or not finite.
     """
-    if real or not isinstance(data, Tensor):
-        check_readable(name, data)
+    check_readable(name, data, real=real)
     if not isinstance(data, Tensor):
         try:
             array = np.asarray(data)
@@ -79,10 +78,6 @@ def as_tensor(
             raise TypeError(
                 f"{name} must have a dtype of PyTorch. Got {array.dtype}."
             ) from error
-    if data.layout != torch.strided:
-        raise TypeError(
-            f"{name} must be a dense tensor. Got {data.layout}; use {name}.to_dense()."
-        )
     tensor: Tensor = data.detach().to(device)
     if tensor.ndim == 0 or tensor.shape[0] == 0:
         raise ValueError(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flatmin._utils.arrays import check_number, check_tensor
+from flatmin._utils.arrays import check_scalar, check_tensor
 from flatmin._utils.callables import check_callable
 from flatmin._utils.locks import Lock
 from flatmin._utils.names import check_known
@@ -866,7 +866,7 @@ class EmpiricalRisk:
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         """
-        check_number("scale", scale)
+        check_scalar("scale", scale)
         check_rng(rng, self.device)
         self._model.bind(theta)
         z = torch.randn(
@@ -969,7 +969,7 @@ class EmpiricalRisk:
         gradient : Tensor of shape (D,)
         """
         check_draw(draw)
-        check_number("scale", scale)
+        check_scalar("scale", scale)
         check_rng(rng, self.device)
         self._model.bind(theta)
         shape = self.output_shape

@@ -186,15 +186,15 @@ def test_another_process_finds_the_same(project, tmp_path):
         print(sorted(hashes(found).items()))
         """
     )
-    for seed in "12":
-        out = subprocess.run(
-            [sys.executable, "-c", script],
-            env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert out.stdout.strip() == str(sorted(here.items()))
+    # Strings have other hashes there.
+    out = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.strip() == str(sorted(here.items()))
 
 
 def test_packages_count_by_their_version(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from flatmin._utils.random import make_generator
 
 @pytest.mark.parametrize("seed", [0.5, "0", [1], np.float64(2), torch.ones(())])
 def test_what_is_no_seed(seed):
-    with pytest.raises(ValueError, match=r"rng .* an integer or None. Got"):
+    with pytest.raises(ValueError, match=r"rng .* an integer of 64 bits or None. Got"):
         make_generator(seed)
 
 

@@ -1,8 +1,7 @@
 """The result: summaries, files, merging."""
 
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +159,7 @@ def test_merging_gives_what_one_call_would():
 
 def test_what_cannot_be_merged():
     one = compare(["gd"], [0])
-    with pytest.raises(ValueError, match="at least one result"):
+    with pytest.raises(ValueError, match="at least one ComparisonResult"):
         merge_comparisons([])
     with pytest.raises(ValueError, match="'gd' with seed 0 twice"):
         merge_comparisons([one, one])
@@ -252,13 +251,19 @@ def without_checksum(path):
     edited(path, change)
 
 
+def converter():
+    script = ROOT / "benchmarks" / "add_checksum.py"
+    if not script.exists():
+        pytest.skip("a release has no benchmarks")
+    return runpy.run_path(script)["add_checksum"]
+
+
 def test_a_result_of_an_earlier_revision_is_converted(stored):
     before = ComparisonResult.from_json(stored)
     without_checksum(stored)
     with pytest.raises(ValueError, match=r"benchmarks/add_checksum\.py"):
         ComparisonResult.from_json(stored)
-    script = ROOT / "benchmarks" / "add_checksum.py"
-    subprocess.run([sys.executable, script, stored], check=True, capture_output=True)
+    converter()(stored)
     after = ComparisonResult.from_json(stored)
     assert_frame_equal(after.table, before.table)
     assert_frame_equal(after.units, before.units)
@@ -269,11 +274,8 @@ def test_the_converter_refuses_what_has_lost_an_entry(stored):
     without_checksum(stored)
     edited(stored, lambda content: content["table"]["loss"].pop())
     text = stored.read_text(encoding="utf-8")
-    script = ROOT / "benchmarks" / "add_checksum.py"
-    done = subprocess.run(
-        [sys.executable, script, stored], capture_output=True, text=True, check=False
-    )
-    assert "must be of one length" in done.stderr
+    with pytest.raises(ValueError, match="must be of one length"):
+        converter()(stored)
     assert stored.read_text(encoding="utf-8") == text
 
 
