@@ -27,6 +27,7 @@ from flatmin._utils.code import find_package, globals_of, package_version, summa
 __all__ = ["Description", "hash_description"]
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None))
+_CustomOp = torch._library.custom_ops.CustomOpDef
 _CONTAINERS = (Mapping, list, tuple, Set, np.ndarray)
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 # What an object of these does is not a matter of its state.
@@ -105,8 +106,10 @@ class Description:
         added = {}
         if own or isinstance(value, Tensor):
             # Private attributes of tensors are notes of PyTorch's compiler.
-            held = getattr(value, "__dict__", {}).items()
-            added = {name: self.of(v) for name, v in held if own or name[0] != "_"}
+            held = dict(getattr(value, "__dict__", {}))
+            for name in copyreg._slotnames(kind) if own else ():  # type: ignore[attr-defined]
+                held[name] = getattr(value, name, None)
+            added = {k: self.of(v) for k, v in held.items() if own or k[0] != "_"}
         if own or added:
             return [self._class(kind), added, content]
         return content
@@ -147,6 +150,10 @@ class Description:
             return self._graph(value.inlined_graph)
         if isinstance(value, _OPERATORS):
             return [type(value).__qualname__, str(value)]
+        if isinstance(value, _CustomOp):
+            registered = {"_lib", "_opoverload"}
+            held = {k: v for k, v in vars(value).items() if k not in registered}
+            return [type(value).__qualname__, self.of(held)]
         if isinstance(value, types.BuiltinFunctionType):
             owner = value.__self__
             if isinstance(owner, types.ModuleType | type | None):

@@ -157,10 +157,6 @@ def minibatch_eigenpairs(
     check_point(risk, theta)
     check_tensor("batches", batches, 2)
     batches = as_indices(batches, "batches", batches.ndim, risk.device)
-    if batches.shape[-2] < 2:
-        raise ValueError(
-            f"batches must be two or more. Got shape {tuple(batches.shape)}."
-        )
     tol = check_positive("tol", tol)
     n_batches, batch_size = batches.shape[-2:]
     _check_k(k, min(risk.n_params, n_batches - 1), "min(D, b - 1)")

@@ -119,8 +119,7 @@ class EmpiricalRisk:
         Of θ; None is the module's. The losses that have names keep their digits where
         predictions are sure, in float32 too. A softmax within the module does not: with
         a log_softmax there, and NLLLoss, H v has an error of about 1 % at a loss of
-        1e-6, and of 10 % at 1e-7. Leave the softmax to "cross_entropy", or take
-        float64.
+        1e-6, and of 10 % at 1e-7. Leave the softmax to "cross_entropy" there.
 
     Attributes
     ----------

@@ -71,6 +71,17 @@ def target(x): return W.scale * x
         "1",
         "3",
     ),
+    "a slot of a dict": (
+        """
+class Table(dict):
+    __slots__ = ("k",)
+TABLE = Table()
+TABLE.k = @@
+def target(x): return TABLE.k * x
+""",
+        "1",
+        "3",
+    ),
     "a default factory": (
         """
 D = collections.defaultdict(lambda: @@)
@@ -270,6 +281,16 @@ def test_what_pickle_refuses_or_numpy_cannot_view():
     assert hashes({"a": none}) == hashes({"a": none.copy()})
     mul, add = torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor
     assert hashes({"a": mul}) == hashes({"a": mul}) != hashes({"a": add})
+
+
+def test_operators_of_ones_own():
+    def make(factor):
+        def double(x: torch.Tensor) -> torch.Tensor:
+            return x * factor
+
+        return torch.library.custom_op("flatmin::double", double, mutates_args=())
+
+    assert hashes({"a": make(2)}) == hashes({"a": make(2)}) != hashes({"a": make(3)})
 
 
 def test_a_chain_of_calls_may_be_long():
