@@ -197,6 +197,7 @@ class Description:
             own = {
                 key: self.of(held)
                 for key, held in vars(kind).items()
+                if not isinstance(held, types.MemberDescriptorType)
                 if isinstance(held, _METHODS)
                 or not _MADE_BY_PYTHON.fullmatch(key)
                 # Such as an object that is called as a method.
@@ -369,11 +370,8 @@ def _is_hidden(value: Any) -> bool:
 
 
 def _origin(function: types.FunctionType) -> tuple[str | None, str | None]:
-    """Return the module that a function was made in, and a file where that is none.
-
-    What wraps a function bears the name of that one's module, and what was sent to
-    another process no longer the file that it was compiled from.
-    """
+    # What wraps a function bears the name of that one's module, and what was sent to
+    # another process no longer the file that it was compiled from.
     name = function.__globals__.get("__name__", function.__module__)
     return name, None if name in sys.modules else function.__code__.co_filename
 
@@ -414,6 +412,11 @@ def _state(value: Any) -> Any:
     if isinstance(state, str):
         return state
     function, arguments, *rest = state
+    if rest and type(rest[0]) is tuple and len(rest[0]) == 2:
+        # Attributes and slots, which are attributes in another process.
+        first, slots = rest[0]
+        if isinstance(first, dict | None) and isinstance(slots, dict):
+            rest[0] = {**(first or {}), **slots}
     if rest and type(rest[0]) is dict:
         kept = {
             name

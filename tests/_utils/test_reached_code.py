@@ -316,6 +316,12 @@ def test_a_worker_finds_the_same():
         def __call__(self, risk, theta):
             return self.factor
 
+    class Slotted:
+        __slots__ = ("k",)
+
+        def __init__(self):
+            self.k = 1
+
     class Net(torch.nn.Module):
         class Inner:
             pass
@@ -330,6 +336,6 @@ def test_a_worker_finds_the_same():
     def loss(x):
         return x**2
 
-    things = [Metric(2.0), Net, Net.Inner, wrapped, torch.func.grad(loss)]
+    things = [Metric(2.0), Slotted(), Net, Net.Inner, wrapped, torch.func.grad(loss)]
     calls = [delayed(hashes)({"x": thing}) for thing in things]
     assert Parallel(n_jobs=2)(calls) == [hashes({"x": thing}) for thing in things]
