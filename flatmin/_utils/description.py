@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copyreg
-import functools
 import hashlib
 import io
 import logging
 import random
 import re
+import sys
 import threading
 import types
 import warnings
@@ -192,27 +192,29 @@ class Description:
     def _class(self, kind: type) -> Any:
         package = self._note_package(kind.__module__, None)
         if package is None and id(kind) not in self._objects:
-            name = [kind.__module__, kind.__qualname__]
+            name = _name(kind)
             self._objects[id(kind)] = kind, name  # its methods may name it
             own = {
                 key: self.of(held)
                 for key, held in vars(kind).items()
+                if not isinstance(held, types.MemberDescriptorType)
                 if isinstance(held, _METHODS)
                 or not _MADE_BY_PYTHON.fullmatch(key)
                 # Such as an object that is called as a method.
                 or (callable(held) and type(held).__module__ not in _OF_TYPES)
             }
             bases = [self.of(base) for base in (*kind.__bases__, type(kind))]
-            self._note(f"the class {kind.__module__}.{kind.__qualname__}", [own, bases])
-        return [kind.__module__, kind.__qualname__]
+            self._note(f"the class {'.'.join(map(str, name))}", [own, bases])
+        return _name(kind)
 
     def _function(self, function: types.FunctionType) -> Any:
         name = [function.__module__, function.__qualname__]
         code = function.__code__
         registry = vars(function).get("registry")
-        if code.co_filename == functools.__file__ and registry:  # of singledispatch
+        made_by = function.__globals__.get("__name__")
+        if registry and made_by == "functools":  # of singledispatch
             return [*name, self.of(registry)]  # it also holds a cache
-        package = self._note_package(function.__module__, code.co_filename)
+        package = self._note_package(*_origin(function))
         described: list[Any] = [*name]
         # Of a package the version tells, unless the name does not tell which it is.
         if package is None or "<" in function.__qualname__:
@@ -253,8 +255,7 @@ class Description:
             self._note(f"the global {name}", described)
 
     def _is_packaged(self, function: types.FunctionType) -> bool:
-        file = function.__code__.co_filename
-        return find_package(function.__module__, file) is not None
+        return find_package(*_origin(function)) is not None
 
     def _python_module(self, module: types.ModuleType, names: frozenset[str]) -> str:
         """Describe what code that has these names in it may take from a module."""
@@ -368,6 +369,20 @@ def _is_hidden(value: Any) -> bool:
     return value is np.random.mtrand._rand or value is random._inst
 
 
+def _origin(function: types.FunctionType) -> tuple[str | None, str | None]:
+    # What wraps a function bears the name of that one's module, and what was sent to
+    # another process no longer the file that it was compiled from.
+    name = function.__globals__.get("__name__", function.__module__)
+    return name, None if name in sys.modules else function.__code__.co_filename
+
+
+def _name(kind: type) -> list[str]:
+    name = kind.__qualname__
+    if kind.__module__ == "__main__" or "<locals>" in name:
+        name = kind.__name__  # all that is left of it in another process
+    return [kind.__module__, name]
+
+
 def _cells(function: types.FunctionType) -> list[Any]:
     held = []
     for cell in function.__closure__ or ():
@@ -397,6 +412,11 @@ def _state(value: Any) -> Any:
     if isinstance(state, str):
         return state
     function, arguments, *rest = state
+    if rest and type(rest[0]) is tuple and len(rest[0]) == 2:
+        # Attributes and slots, which are attributes in another process.
+        first, slots = rest[0]
+        if isinstance(first, dict | None) and isinstance(slots, dict):
+            rest[0] = {**(first or {}), **slots}
     if rest and type(rest[0]) is dict:
         kept = {
             name

@@ -1,5 +1,6 @@
 """Code and values that a function reaches on other ways than by its name."""
 
+import dataclasses
 import functools
 import importlib
 import random
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from joblib import Parallel, delayed
 from scipy import stats
 
 from flatmin._utils.fingerprint import hashes
@@ -303,3 +305,37 @@ def test_a_chain_of_calls_may_be_long():
 
     assert hashes({"x": chain("x")}) == hashes({"x": chain("x")})
     assert hashes({"x": chain("x")}) != hashes({"x": chain("-x")})
+
+
+def test_a_worker_finds_the_same():
+    # What is made in a function, as what is made in a script, is sent by its code.
+    @dataclasses.dataclass
+    class Metric:
+        factor: float = 1.0
+
+        def __call__(self, risk, theta):
+            return self.factor
+
+    class Slotted:
+        __slots__ = ("k",)
+
+        def __init__(self):
+            self.k = 1
+
+    class Net(torch.nn.Module):
+        class Inner:
+            pass
+
+        def forward(self, x):
+            return self.Inner, torch.func.vmap(lambda x: x)(x)
+
+    @functools.wraps(use)
+    def wrapped(x):
+        return use(x)
+
+    def loss(x):
+        return x**2
+
+    things = [Metric(2.0), Slotted(), Net, Net.Inner, wrapped, torch.func.grad(loss)]
+    calls = [delayed(hashes)({"x": thing}) for thing in things]
+    assert Parallel(n_jobs=2)(calls) == [hashes({"x": thing}) for thing in things]
