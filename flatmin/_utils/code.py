@@ -180,7 +180,7 @@ def _import(
         for part in taken:
             if not hasattr(module, part):
                 importlib.import_module(f"{module.__name__}.{part}")
-    except Exception:  # the function may have another way for this case
+    except (Exception, SystemExit):  # the function may have another way then
         return None
     return module
 

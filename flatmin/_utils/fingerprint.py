@@ -47,7 +47,8 @@ def hashes(identity: Mapping[str, Any]) -> dict[str, str]:
     Code is followed from function to function: the globals that it reads, the modules
     that it imports, the classes of the objects that it uses with all their methods. It
     is followed as far as its files lie outside of installed packages; of those it is
-    the version that counts. What is looked up by a name in a string is not found.
+    the version that counts. What is looked up by a name in a string is not found. The
+    order of a dict does not count, nor whether a sequence is a list or a tuple.
 
     The hash is of the code that Python runs, not of its source, which may have been
     edited since it was imported. So a comment changes nothing, and another version of

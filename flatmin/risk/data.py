@@ -411,7 +411,9 @@ def find_source(X: Any, y: Any) -> Source | None:
 
 
 def _one_reader(dataset: Any) -> Lock:
-    """Return the lock of who reads a data set."""
+    """Return the lock of who reads a data set, also through subsets of it."""
+    while isinstance(dataset, data.Subset):
+        dataset = dataset.dataset
     with _FINDING:
         return _READING.setdefault(id(dataset), Lock())
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from flatmin._utils.locks import Lock
 from flatmin._utils.quiet import ignored
@@ -219,7 +219,8 @@ def test_a_new_risk_in_two_threads(monkeypatch):
 def test_a_risk_and_others_of_its_module_and_data():
     module, stream = network(), FromOnePlace()
     one = EmpiricalRisk(module, "cross_entropy", stream, chunk_size=5)
-    two = EmpiricalRisk(module, "cross_entropy", stream, chunk_size=4)
+    part = Subset(Subset(stream, range(1, N)), range(N - 2))
+    two = EmpiricalRisk(module, "cross_entropy", part, chunk_size=4)
     three = one.to(dtype=torch.float64)
     one, two, three = (both(risk, i) for i, risk in enumerate((one, two, three)))
     names = ("value", "gradient", "per_example_gradients", "gradient_variances")
