@@ -32,10 +32,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = isinstance(device, str | torch.device)
     try:
-        if not isinstance(device, str | torch.device):
-            raise TypeError(f"{type(device).__name__} names no device")
-        resolved = torch.device(device)
+        # A number would be that of a GPU.
+        resolved = torch.device(device if known else repr(device))
         torch.empty(0, device=resolved)
     # A build without CUDA raises an AssertionError.
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
