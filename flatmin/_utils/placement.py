@@ -30,15 +30,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
     >>> resolve_device("cpu")
     device(type='cpu')
     """
-    if not isinstance(device, str | torch.device):
-        raise ValueError(f"device must be a str or a torch.device. Got {device!r}.")
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = isinstance(device, str | torch.device)
     try:
-        resolved = torch.device(device)
+        # A number would be that of a GPU.
+        resolved = torch.device(device if known else repr(device))
         torch.empty(0, device=resolved)
     # A build without CUDA raises an AssertionError.
-    except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             "device must be one that PyTorch can use on this machine; 'cpu' always is, "
             f"and 'auto' is CUDA where there is any. Got {str(device)!r}: "

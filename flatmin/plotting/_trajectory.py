@@ -256,6 +256,7 @@ class TrajectoryDisplay(BaseDisplay):
             for name in self.history.select_dtypes("number")
             if name not in ("iteration", "seed") and self.history[name].notna().any()
         ]
+        given = quantities is not None
         if quantities is None:
             found = [
                 next((name for name in group if name in numbers), None)
@@ -268,6 +269,8 @@ class TrajectoryDisplay(BaseDisplay):
             raise TypeError(f"quantities must be names of columns. Got {quantities!r}.")
         with naming("quantities"):
             quantities = list(quantities)
+        if given and not quantities:
+            raise ValueError("quantities must name at least one column. Got none.")
         for name in quantities:
             check_known("quantity", name, numbers)
         if not quantities:

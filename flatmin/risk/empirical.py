@@ -934,10 +934,15 @@ class EmpiricalRisk:
         ------
         TypeError
             If the loss is no likelihood.
+        FloatingPointError
+            If the outputs are not finite.
         """
         check_rng(rng, self.device)
         targets = torch.cat([chunk.y for chunk in self._chunks()])
-        slopes = self._loss.model_slope(self.outputs(theta), targets, rng)
+        outputs = self.outputs(theta)
+        if not bool(outputs.isfinite().all()):
+            raise FloatingPointError("The outputs at θ are not finite. Look at θ.")
+        slopes = self._loss.model_slope(outputs, targets, rng)
         weights = self._data.weights
         if weights is None:
             return slopes
