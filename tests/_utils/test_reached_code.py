@@ -329,12 +329,13 @@ def test_a_worker_finds_the_same():
         def forward(self, x):
             return self.Inner, torch.func.vmap(lambda x: x)(x)
 
-    @functools.wraps(use)
-    def wrapped(x):
-        return use(x)
-
+    # What a module of the tests defines is sent by its name, which no worker finds.
     def loss(x):
         return x**2
+
+    @functools.wraps(loss)
+    def wrapped(x):
+        return loss(x)
 
     things = [Metric(2.0), Slotted(), Net, Net.Inner, wrapped, torch.func.grad(loss)]
     calls = [delayed(hashes)({"x": thing}) for thing in things]

@@ -405,8 +405,10 @@ def test_a_ragged_chunk_changes_nothing(law):
         loss, gradient = noisy_gradient(law, risk, theta, state, rng)
         return product, law.trace(risk, theta, state), loss, gradient
 
+    # √|H| takes the root of eigenvalues that are 0 but for rounding.
+    rtol = 1e-7 if getattr(law, "n_components", None) == "full" else 1e-8
     for ragged, whole in zip(run(24), run(None), strict=True):
-        assert_near(ragged, whole, 1e-8)
+        assert_near(ragged, whole, rtol)
 
 
 @pytest.mark.parametrize("name", CHAINS)
