@@ -33,9 +33,15 @@ def read_edge(path, script):
     units, missing = script.collect(asked, script.SETTINGS)
     paths = [p for p in path.rglob("*.json") if p.name != "verdicts.json"]
     origins = [json.loads(p.read_text()) for p in sorted(paths)]
-    done = counted(m.rsplit(", seed", 1)[0] for m in missing)
+    laws = {}
+    for what, n in counted(m.rsplit(", seed", 1)[0] for m in missing).items():
+        setting, law = what.split(": ", 1)
+        laws.setdefault(setting, []).append(f"`{law}` ({n})")
     total = len(script.SEEDS)
-    left = [f"{what}: {n} of {total} seeds" for what, n in done.items()]
+    left = [
+        f"{setting}, of {total} seeds each: {', '.join(own)}"
+        for setting, own in laws.items()
+    ]
     tables = []
     for setting, part in script.judge(units).groupby("setting", sort=False):
         tables.append(
