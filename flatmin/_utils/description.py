@@ -64,12 +64,7 @@ class Description:
 
     def code(self) -> dict[str, str]:
         """Return the hashes of the code met so far, by its name."""
-        return {
-            name: next(iter(found))
-            if len(found) == 1
-            else hash_description(sorted(found))
-            for name, found in self._code.items()
-        }
+        return {name: " ".join(sorted(found)) for name, found in self._code.items()}
 
     def of(self, value: Any) -> Any:
         """Describe a value, by its kind."""
@@ -187,7 +182,7 @@ class Description:
         own = find_package(kind.__module__, None) is None
         if not own and callable(value) and hasattr(value, "__wrapped__"):
             return [self._class(kind), self.of(value.__wrapped__)]
-        return [self._class(type(value)), hash_description(self.of(_state(value)))]
+        return [self._class(kind), hash_description(self.of(_state(value)))]
 
     def _class(self, kind: type) -> Any:
         package = self._note_package(kind.__module__, None)

@@ -117,8 +117,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         run that has ended is read back. Needs an integer ``random_state``. A
         folder that holds a run with other settings, data or code is refused, and so is
         one in which another run is at work, or that cannot be locked; a data set is
-        known by its first input and its targets. Files are whole or not there, hold
-        no code, and the last two are kept. What a run does not own is not in them:
+        known by checksums of all its examples. Files are whole or not there, hold no
+        code, and the last two are kept. What a run does not own is not in them:
         random numbers of NumPy's and PyTorch's global generators, what metrics and
         modules remember, and of callbacks whatever they do not keep in attributes of
         plain values or return from ``state_dict``.

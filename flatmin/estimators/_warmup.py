@@ -154,7 +154,7 @@ def _remembered(
     ignored = ["descent", "recorder", "runs", "verbose", "rows", "checkpoints"]
     cached = memory.cache(_run, ignore=ignored)
     runs: list[WarmupResult | None] = []
-    arguments = (joblib.hash(key, coerce_mmap=True), descent, recorder, runs)
+    arguments = (joblib.hash(key), descent, recorder, runs)
     is_known = getattr(cached, "check_call_in_cache", None)
     run_anew = getattr(cached, "call", _run)  # what has only ``cache`` may not have it
     try:

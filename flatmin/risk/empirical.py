@@ -176,7 +176,6 @@ class EmpiricalRisk:
         check_known("hvp", hvp, ("exact", "finite_difference"))
         if chunk_size is not None:
             chunk_size = check_count("chunk_size", chunk_size)
-            chunk_size = int(chunk_size)  # torch.split takes no integer of NumPy
         if output_transform is not None:
             check_callable("output_transform", output_transform, "outputs")
         self._hvp = hvp
