@@ -64,7 +64,7 @@ from flatmin.risk import EmpiricalRisk
 from flatmin.risk.checks import as_input, check_held
 from flatmin.risk.module_copy import copy_module, graphs_left_out
 from flatmin.risk.prepared_module import evaluation_mode
-from flatmin.risk.surroundings import as_differentiated
+from flatmin.risk.surroundings import as_differentiated, modes_put_back
 
 __all__ = ["BaseNoisyDiffusion"]
 
@@ -135,6 +135,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Return the weights of the examples; learn those of classes if ``reset``."""
         return _check_weights(sample_weight, len(y))
 
+    @modes_put_back
     def fit(
         self,
         X: Any,
@@ -639,6 +640,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Return the network's outputs, around the data loader and its seeds."""
         return self._outputs_and_targets(X)[0]
 
+    @modes_put_back
     def _outputs_and_targets(self, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the outputs, and the targets that a data set has, by one pass."""
         check_is_fitted(self)
@@ -654,6 +656,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                     targets.append(to_numpy("y", y))
         return np.concatenate(outputs), np.concatenate(targets) if targets else None
 
+    @modes_put_back
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__().copy()
         if "_risk" in state:
@@ -663,6 +666,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 state["module"] = copy.deepcopy(state["module"])
         return state
 
+    @modes_put_back
     def __sklearn_clone__(self) -> Any:
         with graphs_left_out():
             return super().__sklearn_clone__()

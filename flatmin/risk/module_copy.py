@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from flatmin._utils.messages import message
 from flatmin.risk.module_checks import check_kinds, overlap, trainable, wrapped
+from flatmin.risk.surroundings import modes_put_back
 
 __all__ = ["copy_module", "graphs_left_out", "registered", "sources"]
 
@@ -25,6 +26,7 @@ _SOURCES: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = (
 )
 
 
+@modes_put_back
 def copy_module(
     module: nn.Module,
     *,

@@ -17,6 +17,7 @@ __all__ = [
     "alone",
     "as_differentiated",
     "attends",
+    "modes_put_back",
     "one_attention",
     "undisturbed",
 ]
@@ -26,9 +27,43 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 _AUTOGRAD = (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA)
 
 
+def modes_put_back(function: Method) -> Method:
+    """Let a function that raises leave PyTorch's modes as it found them.
+
+    An interrupt within the ``__exit__`` of a mode leaves the mode on: gradients stay
+    off, or all later calls of the thread go through a watch that is over.
+
+    Parameters
+    ----------
+    function : callable
+
+    Returns
+    -------
+    callable
+    """
+
+    @functools.wraps(function)
+    def tidy(*args: Any, **kwargs: Any) -> Any:
+        has_gradients = torch.is_grad_enabled()
+        n_functions = torch._C._len_torch_function_stack()
+        n_dispatches = torch._C._len_torch_dispatch_stack()
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            while torch._C._len_torch_function_stack() > n_functions:
+                torch._C._pop_torch_function_stack()
+            while torch._C._len_torch_dispatch_stack() > n_dispatches:
+                torch._C._pop_torch_dispatch_stack(None)
+            torch.set_grad_enabled(has_gradients)
+            raise
+
+    return cast(Method, tidy)
+
+
 def undisturbed(method: Method) -> Method:
     """Run a method of a risk as if the caller had switched nothing on.
 
+    What it switches on itself is off again if it raises (:func:`modes_put_back`).
     Inference mode would forbid gradients, and autocast would round what the risk
     computes to another dtype. Tensors that were made in inference mode are copied,
     since autograd does not take them.
@@ -48,6 +83,7 @@ def undisturbed(method: Method) -> Method:
     """
 
     @functools.wraps(method)
+    @modes_put_back
     def undistracted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if any(map(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD)):
             raise RuntimeError(

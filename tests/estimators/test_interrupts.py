@@ -1,6 +1,7 @@
 """Ctrl-C at any instruction of fit: the fitted attributes are all there, or none."""
 
 import sys
+from inspect import unwrap
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ HERE = str(Path(flatmin.__file__).parent)
 
 # Where instructions are tried; elsewhere it is lines.
 STORES = {BaseNoisyDiffusion._store.__code__, take_over.__code__, twin_of.__code__}
+FIT = unwrap(BaseNoisyDiffusion.fit).__code__
 
 
 class Interrupter:
@@ -31,7 +33,7 @@ class Interrupter:
     def __call__(self, frame, event, argument):
         code = frame.f_code
         if event == "call":
-            is_store = code in STORES or code is BaseNoisyDiffusion.fit.__code__
+            is_store = code in STORES or code is FIT
             if self.stores_only:
                 frame.f_trace_opcodes = is_store
                 return self if is_store else None
@@ -50,13 +52,15 @@ def interrupted(fit, n, stores_only):
     sys.settrace(trace)
     try:
         fit()
+        was_interrupted = False
     except KeyboardInterrupt:
-        return trace.count, True
+        was_interrupted = True
     finally:
         sys.settrace(before)
-        # An interrupt within no_grad.__exit__ leaves gradients off for all that follow.
-        torch.set_grad_enabled(True)
-    return trace.count, False
+    assert torch.is_grad_enabled()
+    assert not torch._C._len_torch_function_stack()
+    assert not torch._C._len_torch_dispatch_stack()
+    return trace.count, was_interrupted
 
 
 def model():

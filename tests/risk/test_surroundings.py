@@ -259,3 +259,28 @@ def test_the_global_device_of_the_caller_is_not_taken():
         for name in ("value", "gradient", "rows", "variances", "hvp", "ggn"):
             found = QUANTITIES[name](risk, p.theta)
             torch.testing.assert_close(found, right[name], msg=name)
+
+
+class Watch(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        raise AssertionError("this watch is over")
+
+
+class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise AssertionError("this watch is over")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, Watch, Spy])
+def test_a_mode_whose_exit_is_interrupted_is_off(mode):
+    @surroundings.modes_put_back
+    def interrupted():
+        mode().__enter__()
+        raise KeyboardInterrupt
+
+    p = problem("mlp")
+    right = p.risk().gradient(p.theta)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert torch.is_grad_enabled()
+    assert torch.equal(p.risk().gradient(p.theta), right)
