@@ -60,7 +60,7 @@ class Import(NamedTuple):
     """One imported name and what the file calls it."""
 
     line: int
-    name: str  # absolute: "torch.func.vmap", "flatmin.risk.layout"
+    name: str  # absolute: "torch.func.vmap", "flatmin.risk.network.layout"
     local: str  # the variable that the import makes
     bound: str  # the absolute name of what that variable holds
     in_function: bool
@@ -169,7 +169,11 @@ def write(tmp_path):
     ("path", "source", "fault"),
     [
         # Upwards, in every spelling of an import.
-        ("linalg/a.py", "import flatmin.risk.layout", "linalg may not import risk"),
+        (
+            "linalg/a.py",
+            "import flatmin.risk.network.layout",
+            "linalg may not import risk",
+        ),
         ("risk/a.py", "from flatmin.linalg import eigsh", "risk may not import linalg"),
         ("risk/a.py", "from flatmin import noise", "risk may not import noise"),
         ("noise/a.py", "from ..measures import x", "noise may not import measures"),

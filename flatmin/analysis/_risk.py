@@ -17,10 +17,10 @@ from flatmin._utils.arrays import check_readable
 from flatmin._utils.messages import naming
 from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.model import first_output
-from flatmin.risk.module_copy import copy_module
-from flatmin.risk.prepared_module import evaluation_mode
-from flatmin.risk.resolve_loss import LossLike
+from flatmin.risk.losses.resolve_loss import LossLike
+from flatmin.risk.network.model import first_output
+from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.prepared_module import evaluation_mode
 
 __all__ = ["is_data_set", "make_risk", "training_risk"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.risk import ExampleLoss, resolve_loss
-from flatmin.risk.callable_loss import CallableLoss
-from flatmin.risk.class_targets import ClassTargets
+from flatmin.risk.losses.callable_loss import CallableLoss
+from flatmin.risk.losses.class_targets import ClassTargets
 
 __all__ = ["skorch_loss"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flatmin.dynamics._optimizer_state import join_state, split_state
 from flatmin.risk import ParameterLayout
-from flatmin.risk.prepared_module import settings
+from flatmin.risk.network.prepared_module import settings
 
 __all__ = ["FlatBinding"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from flatmin.risk import resolve_loss
-from flatmin.risk.model import first_output
-from flatmin.risk.resolve_loss import LossLike
+from flatmin.risk.losses.resolve_loss import LossLike
+from flatmin.risk.network.model import first_output
 
 __all__ = ["MeanLoss"]
 

@@ -39,7 +39,7 @@ from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._descent_state import check_history, check_rows
 from flatmin.dynamics._recorder import Recorder
-from flatmin.risk.module_copy import copy_module
+from flatmin.risk.network.module_copy import copy_module
 
 __all__ = [
     "NoisyNetClassifier",

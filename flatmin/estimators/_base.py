@@ -61,10 +61,10 @@ from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.risk import EmpiricalRisk
+from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
 from flatmin.risk.checks import as_input, check_held
-from flatmin.risk.module_copy import copy_module, graphs_left_out
-from flatmin.risk.prepared_module import evaluation_mode
-from flatmin.risk.surroundings import as_differentiated, modes_put_back
+from flatmin.risk.network.module_copy import copy_module, graphs_left_out
+from flatmin.risk.network.prepared_module import evaluation_mode
 
 __all__ = ["BaseNoisyDiffusion"]
 

@@ -15,7 +15,7 @@ from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.messages import naming
 from flatmin.risk.checks import as_input, as_tensor
 from flatmin.risk.data import Source, find_source
-from flatmin.risk.model import first_output
+from flatmin.risk.network.model import first_output
 
 __all__ = [
     "as_source",

@@ -14,8 +14,8 @@ from flatmin._utils.locks import Lock
 from flatmin._utils.messages import first_line
 from flatmin._utils.names import check_known
 from flatmin.modules import MLP
-from flatmin.risk.module_copy import copy_module
-from flatmin.risk.prepared_module import keep_own_statistics
+from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.prepared_module import keep_own_statistics
 
 __all__ = ["build_module"]
 

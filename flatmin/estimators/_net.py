@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flatmin.dynamics import NoisyNetClassifier, NoisyNetRegressor
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.model import first_output
-from flatmin.risk.module_copy import copy_module
-from flatmin.risk.prepared_module import evaluation_mode
+from flatmin.risk.network.model import first_output
+from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.prepared_module import evaluation_mode
 
 __all__ = ["EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import to_array
-from flatmin.risk.layout import ParameterLayout
+from flatmin.risk.network.layout import ParameterLayout
 
 __all__ = [
     "check_trajectory",

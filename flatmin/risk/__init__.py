@@ -1,14 +1,18 @@
 """The empirical risk: the only floor that differentiates."""
 
-from flatmin.risk.analytic import AnalyticRisk, LinearRegressionRisk, QuadraticRisk
+from flatmin.risk.analytic.analytic_risk import (
+    AnalyticRisk,
+    LinearRegressionRisk,
+    QuadraticRisk,
+)
+from flatmin.risk.analytic.basins import TwoBasinsRisk
 from flatmin.risk.audit import Audit
-from flatmin.risk.basins import TwoBasinsRisk
 from flatmin.risk.empirical import EmpiricalRisk
 from flatmin.risk.interface import LinearizedRisk, Risk
 from flatmin.risk.label_noise import LabelDraw
-from flatmin.risk.layout import ParameterLayout
-from flatmin.risk.losses import LOSSES, ExampleLoss
-from flatmin.risk.resolve_loss import resolve_loss
+from flatmin.risk.losses.example_loss import LOSSES, ExampleLoss
+from flatmin.risk.losses.resolve_loss import resolve_loss
+from flatmin.risk.network.layout import ParameterLayout
 
 __all__ = [
     "LOSSES",

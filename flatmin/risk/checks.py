@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatmin._utils.arrays import check_readable
 from flatmin._utils.weights import relative_weights
-from flatmin.risk.module_copy import copy_module
+from flatmin.risk.network.module_copy import copy_module
 
 __all__ = [
     "KnownWeights",

@@ -37,6 +37,17 @@ class Chunk:
             return values
         return values * self.weights.view(-1, *(1 for _ in values.shape[1:]))
 
+    def double(self) -> Chunk:
+        """Return the same examples in float64; integers stay integers."""
+        weights = None if self.weights is None else self.weights.double()
+        return Chunk(_double(self.X), _double(self.y), weights, self.rows)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
 
 def choose_chunk_size(n_examples: int, numbers_per_example: int) -> int:
     """Return the number of examples that keeps a chunk within the budget.

@@ -17,8 +17,8 @@ from flatmin._utils.locks import Lock
 from flatmin.risk import checks
 from flatmin.risk.checksums import Checksums
 from flatmin.risk.chunks import Chunk, iterate_chunks
-from flatmin.risk.losses import ExampleLoss
-from flatmin.risk.model import FlatModel
+from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.model import FlatModel
 
 __all__ = ["ArrayData", "ExampleData", "Source", "StreamedData", "find_source"]
 

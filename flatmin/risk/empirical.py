@@ -24,13 +24,19 @@ from flatmin._utils.random import check_rng
 from flatmin.risk import checks
 from flatmin.risk.arguments import as_direction, as_indices, within
 from flatmin.risk.audit import Audit, audit
+from flatmin.risk.autodiff.precision import in_full_float32
+from flatmin.risk.autodiff.surroundings import alone, undisturbed
 from flatmin.risk.chunks import Chunk, choose_chunk_size, iterate_chunks
 from flatmin.risk.data import ArrayData, ExampleData, StreamedData, find_source
-from flatmin.risk.example_hessians import ExampleHessians
-from flatmin.risk.example_scalars import ExampleScalars, inner_products
-from flatmin.risk.example_sums import ExampleSums
-from flatmin.risk.gauss_newton import gauss_newton_draw, gauss_newton_example_traces
-from flatmin.risk.gradients import evaluate_losses, losses_and_gradient
+from flatmin.risk.example_sums.moments import Moments, merge_moments
+from flatmin.risk.example_sums.per_example import ROW_BUDGET
+from flatmin.risk.example_sums.scalars import (
+    ExampleScalars,
+    evaluate_losses,
+    inner_products,
+    losses_and_gradient,
+)
+from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.label_noise import (
     LabelDraw,
     check_draw,
@@ -42,17 +48,14 @@ from flatmin.risk.label_noise import (
     label_uniforms,
     pulled_back_squares,
 )
-from flatmin.risk.layout import ParameterLayout
-from flatmin.risk.linearize import Linearization
-from flatmin.risk.losses import ExampleLoss
-from flatmin.risk.model import FlatModel
-from flatmin.risk.module_checks import trainable
-from flatmin.risk.module_copy import copy_module
+from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.module_state import check_state
-from flatmin.risk.moments import Moments, merge_moments
-from flatmin.risk.per_example import ROW_BUDGET
-from flatmin.risk.precision import in_full_float32
-from flatmin.risk.prepared_module import (
+from flatmin.risk.network.layout import ParameterLayout
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.network.module_checks import trainable
+from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.prepared_module import (
     evaluation_mode,
     prepare_module,
     settings,
@@ -65,10 +68,14 @@ from flatmin.risk.probe import (
     probe_example,
     trial_indices,
 )
-from flatmin.risk.reference_products import ProductWays
-from flatmin.risk.resolve_loss import LossLike, resolve_loss
-from flatmin.risk.surroundings import alone, undisturbed
-from flatmin.risk.traces import Traces
+from flatmin.risk.products.example_hessians import ExampleHessians
+from flatmin.risk.products.gauss_newton import (
+    gauss_newton_draw,
+    gauss_newton_example_traces,
+)
+from flatmin.risk.products.graphs import ProductGraphs
+from flatmin.risk.products.linearize import Linearization
+from flatmin.risk.products.reference_products import ProductWays
 from flatmin.risk.trials import random_like
 
 __all__ = ["EmpiricalRisk"]
@@ -227,7 +234,7 @@ class EmpiricalRisk:
         check_state(self._model, self._loss, self._few, original)
         check_independence(self._model, self._loss, self._few)
         self._work_per_example = probe.n_numbers + self.n_params
-        self._all_traces: dict[tuple[int, int], Traces] = {}
+        self._all_graphs: dict[tuple[int, int], ProductGraphs] = {}
         rows = ROW_BUDGET // self._work_per_example
         self._row_chunk_size = max(1, min(chunk_size, n_examples, rows))
         # No method of the risk's own: it would be held by what it holds, and its memory
@@ -280,7 +287,7 @@ class EmpiricalRisk:
                 "per-example Hessians": self._hessians.path,
             }
             found = {name: path for name, path in tried.items() if path is not None}
-            return {**self._traces.told(), **found}
+            return {**self._graphs.told(), **found}
 
     @property
     def _lock(self) -> Lock:
@@ -783,7 +790,7 @@ class EmpiricalRisk:
         """
         self._model.bind(theta)
         return Linearization(
-            self._traces,
+            self._graphs,
             self._chunks,
             self._model.values(),
             self.n_examples,
@@ -1058,11 +1065,11 @@ class EmpiricalRisk:
         self._data = examples
         self.chunk_size = chunk_size
         self._uniform = torch.full((n,), 1 / n, dtype=self.dtype, device=self.device)
-        if (n, chunk_size) not in self._all_traces:
-            self._all_traces[n, chunk_size] = Traces(
+        if (n, chunk_size) not in self._all_graphs:
+            self._all_graphs[n, chunk_size] = ProductGraphs(
                 self._ways, chunk_size, n * self._work_per_example
             )
-        self._traces = self._all_traces[n, chunk_size]
+        self._graphs = self._all_graphs[n, chunk_size]
 
     def _pull_back(self, theta: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return L(θ) and Σ cᵢ ∇ℓ̃ᵢ; ``cotangents`` of shape (N,)."""

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.messages import first_line
-from flatmin.risk.chunks import Chunk, pad_chunk
-from flatmin.risk.double_backward import DoubleBackward
-from flatmin.risk.example_scalars import ExampleScalars, inner_products
-from flatmin.risk.finite_difference import (
+from flatmin.risk.autodiff.differences import (
     DIFFERENCE_LIMITS,
     STEPS,
     central_difference,
     same_at_both,
 )
-from flatmin.risk.held_constants import HeldConstants
-from flatmin.risk.per_example import looped_rows
-from flatmin.risk.reference_products import ReferenceProducts, losses_in
-from flatmin.risk.traces import Traces
+from flatmin.risk.autodiff.held_constants import HeldConstants
+from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.example_sums.per_example import looped_rows
+from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
+from flatmin.risk.products.double_backward import DoubleBackward
+from flatmin.risk.products.graphs import ProductGraphs
+from flatmin.risk.products.reference_products import ReferenceProducts, losses_in
 from flatmin.risk.trials import asymmetry, difference, random_like, tolerance
 
 if TYPE_CHECKING:
@@ -211,10 +211,10 @@ class _Point:
     def traced_off(self, quantity: str) -> float:
         direction = self.u if quantity == "vjp" else self.a
         chunk = self.chunk
-        traces = Traces(self.risk._ways, self.risk.n_examples, work=1 << 60)
-        graph = traces.find(quantity, self.theta, chunk)
+        graphs = ProductGraphs(self.risk._ways, self.risk.n_examples, work=1 << 60)
+        graph = graphs.find(quantity, self.theta, chunk)
         if graph is None:
-            raise ValueError(f"no graph: {traces.paths[quantity]}")
+            raise ValueError(f"no graph: {graphs.paths[quantity]}")
         kept = graph.prepare(self.theta, *pad_chunk(chunk, len(chunk.X)))
         reference = ReferenceProducts(self.risk._ways, self.theta, chunk)
         return difference(

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.chunks import Chunk
-from flatmin.risk.class_targets import ClassTargets
-from flatmin.risk.example_scalars import ExampleScalars, inner_products
-from flatmin.risk.example_sums import ExampleSums
-from flatmin.risk.losses import (
+from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
+from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.losses.class_targets import ClassTargets
+from flatmin.risk.losses.example_loss import (
     BinaryCrossEntropy,
     CrossEntropy,
     ExampleLoss,
     SquaredError,
 )
-from flatmin.risk.model import FlatModel
+from flatmin.risk.network.model import FlatModel
 
 __all__ = [
     "LabelDraw",

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flatmin.risk.chunks import Chunk
-from flatmin.risk.gradients import example_losses
-from flatmin.risk.losses import ExampleLoss
-from flatmin.risk.model import FlatModel
-from flatmin.risk.module_checks import trainable
-from flatmin.risk.module_copy import sources
-from flatmin.risk.prepared_module import beside, fresh_copy
+from flatmin.risk.example_sums.scalars import example_losses
+from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.network.module_checks import trainable
+from flatmin.risk.network.module_copy import sources
+from flatmin.risk.network.prepared_module import beside, fresh_copy
 
 __all__ = ["check_state"]
 

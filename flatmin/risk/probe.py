@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from flatmin._utils.messages import first_line, message
 from flatmin.risk import checks
 from flatmin.risk.chunks import Chunk, iterate_chunks
-from flatmin.risk.float64_copy import chunk_in_float64, loss_in_float64
-from flatmin.risk.gradients import example_losses
-from flatmin.risk.losses import ExampleLoss
-from flatmin.risk.model import FlatModel
+from flatmin.risk.example_sums.scalars import example_losses
+from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import difference, tolerance
 
 __all__ = [
@@ -258,7 +257,7 @@ def _in_float64(
     """Return a difference in float64; infinite where the module does not allow it."""
     try:
         twin = model.to(torch.float64)
-        return off(twin, loss_in_float64(loss), chunk_in_float64(chunk))
+        return off(twin, loss.to(dtype=torch.float64), chunk.double())
     except RuntimeError:
         return float("inf")
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.messages import message
-from flatmin.risk.unsupported import NotTaken
 
 __all__ = [
     "Choice",
+    "NotTaken",
+    "UnsupportedLayers",
     "asymmetry",
     "attempt",
     "difference",
@@ -28,6 +29,15 @@ __all__ = [
     "random_like",
     "tolerance",
 ]
+
+
+class NotTaken(Exception):  # noqa: N818 - asks for another way
+    """A way to compute a quantity does not serve; the message says why."""
+
+
+class UnsupportedLayers(NotTaken):
+    """A parameter is used in a way whose rows are not known."""
+
 
 _logger = logging.getLogger("flatmin.risk")
 _HERE = str(Path(__file__).parent)

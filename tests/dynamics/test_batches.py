@@ -7,7 +7,8 @@ import torch
 
 from flatmin.dynamics import FlatBinding, GradientBatches, NoisyDescent, Recorder
 from flatmin.noise import GD, METHODS, make_noise_law
-from flatmin.risk import EmpiricalRisk, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs
 
 from .. import oracles
 from ..noise._statistics import BLOCK, assert_distribution, assert_mean
@@ -174,15 +175,15 @@ def test_an_iteration_costs_what_b_examples_cost(law, monkeypatch):
 
 
 def test_a_law_with_products_is_traced_once(monkeypatch):
-    made, trace = [], traces.trace_in_two
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    made, trace = [], graphs.two_stage_graph
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
     monkeypatch.setattr(
-        traces, "trace_in_two", lambda *args: made.append(args) or trace(*args)
+        graphs, "two_stage_graph", lambda *args: made.append(args) or trace(*args)
     )
     run = descent("gld_hessian", n_components=3, refresh_every=1, batch_size=M)
     run.run(4)
     assert len(made) == 1
-    assert run.batch.paths["hvp"] == "traced"
+    assert run.batch.paths["hvp"] == "graph"
 
 
 @pytest.mark.parametrize("law", ["gd", "gld_full", "gld_diagonal", "sgd"])

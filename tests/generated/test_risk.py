@@ -15,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatmin.risk import EmpiricalRisk, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs
 
 from ._data import FLOATS
 from ._draws import index_vectors, seeds, some, vector, vectors
@@ -147,7 +148,7 @@ def right_or_refused(data, problem):
 @settings(max_examples=60 * EXAMPLES)
 @given(data=st.data(), problem=plausible)
 def test_right_when_traced(data, problem):
-    with mock.patch.object(traces, "_WORTH_TRACING", 0):
+    with mock.patch.object(graphs, "_WORTH_A_GRAPH", 0):
         session = Session(data, problem)
         name = data.draw(some(LINEAR))
         for seed in range(2):

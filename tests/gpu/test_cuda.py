@@ -18,7 +18,8 @@ from flatmin.linalg import eigsh, spectral_density, trace
 from flatmin.measures import expected_sharpness
 from flatmin.modules import LeNet
 from flatmin.noise import METHODS, make_noise_law
-from flatmin.risk import EmpiricalRisk, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs
 
 from ..risk._cases import CASES, SINGLE, make_risk, problem
 
@@ -64,12 +65,12 @@ def assert_same(found, expected, rtol):
         assert error <= rtol * value.norm() + 1e-12, f"{name} is off by {error:.1e}"
 
 
-@pytest.mark.parametrize("traced", [False, True], ids=["plain", "traced"])
+@pytest.mark.parametrize("traced", [False, True], ids=["reference", "graph"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_quantity_is_that_of_the_cpu(name, traced, monkeypatch):
     expected = quantities(make_risk(name), problem(name).theta)
     if traced:
-        monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+        monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The loss does not depend")
         risk = problem(name).risk(device="cuda", chunk_size=3)
@@ -77,12 +78,12 @@ def test_every_quantity_is_that_of_the_cpu(name, traced, monkeypatch):
     # PyTorch's own gradient of the fused weight norm has nine digits on a GPU.
     assert_same(found, expected, 1e-7 if name == "weight norm" else 1e-9)
     if traced and name not in NOT_TRACED:
-        assert risk.paths["hvp"] == "traced"
+        assert risk.paths["hvp"] == "graph"
 
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_float32(name, monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
     expected = quantities(make_risk(name), problem(name).theta)
     single = problem(name, torch.float32)
     found = quantities(single.risk(device="cuda"), problem(name).theta.float().cuda())

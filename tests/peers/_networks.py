@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
-from flatmin.risk import traces
+from flatmin.risk.products import graphs
 
 from .. import oracles
 from ..risk._cases import oracle, problem
@@ -88,7 +88,7 @@ def hand(name):
 def prepared_risk(name):
     """Return flatmin's risk, traced and in chunks of 3, 3 and 1, and its point θ."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traces, "_WORTH_TRACING", 0)
+        patch.setattr(graphs, "_WORTH_A_GRAPH", 0)
         risk = problem(name).risk(chunk_size=3)
         point = risk.linearize(problem(name).theta)
         for product in (point.hvp, point.ggn, point.directional_derivatives):

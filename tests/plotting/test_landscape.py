@@ -10,7 +10,7 @@ from torch import nn
 from flatmin import NoisyDiffusionClassifier
 from flatmin.plotting import LandscapeDisplay
 from flatmin.plotting._directions import filter_normalised, plane_through, project
-from flatmin.risk.layout import ParameterLayout
+from flatmin.risk.network.layout import ParameterLayout
 
 from ._problems import HESSIAN, ON, X, Y, line, risk
 

@@ -8,8 +8,9 @@ from torch import nn
 
 import flatmin
 from flatmin.modules import LeNet
-from flatmin.risk import EmpiricalRisk, identities, reference_products, traces
-from flatmin.risk.layer_sums import LayerSums
+from flatmin.risk import EmpiricalRisk, identities
+from flatmin.risk.example_sums.layer_sums import LayerSums
+from flatmin.risk.products import graphs, reference_products
 
 from ._cases import problem
 from .test_second_derivatives import ThroughNumPy, data, make
@@ -91,7 +92,7 @@ def break_moments(monkeypatch):
 
     monkeypatch.setattr(LayerSums, "moments", wrong)
     # The trial would not take it.
-    monkeypatch.setattr("flatmin.risk.example_sums.tolerance", lambda *_: 1.0)
+    monkeypatch.setattr("flatmin.risk.example_sums.sums.tolerance", lambda *_: 1.0)
     return {"diag Σ = that of the gᵢ alone"}
 
 
@@ -128,7 +129,7 @@ def break_jacobian(monkeypatch):
 @pytest.mark.parametrize("fault", [break_moments, break_hessian, break_jacobian])
 def test_a_fault_shows(fault, monkeypatch):
     expected = fault(monkeypatch)
-    monkeypatch.setattr(traces, "tolerance", lambda *_: 1.0)
+    monkeypatch.setattr(graphs, "tolerance", lambda *_: 1.0)
     report = problem("mlp").risk().audit(problem("mlp").theta)
     assert expected <= failing(report), str(report)
     assert "fails" in str(report)

@@ -14,14 +14,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from flatmin.risk import (
-    EmpiricalRisk,
-    model,
-    parameter_watch,
-    spelled_out,
-    traces,
-    two_stage,
-)
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.autodiff import spelled_out
+from flatmin.risk.example_sums import parameter_watch
+from flatmin.risk.network import model
+from flatmin.risk.products import graphs, two_stage
 
 from . import test_independence as independence
 from . import test_second_derivatives as second
@@ -32,7 +29,7 @@ N = 12
 
 def without_spelling(monkeypatch):
     monkeypatch.setattr(spelled_out, "SPELLED_OUT", {})
-    monkeypatch.setattr("flatmin.risk.kernels.SPELLED_OUT", {})
+    monkeypatch.setattr("flatmin.risk.autodiff.kernels.SPELLED_OUT", {})
 
 
 def without_one_attention(monkeypatch):
@@ -52,7 +49,7 @@ def without_regrouping(monkeypatch):
 
 
 def with_graphs(monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
 
 
 def nothing(monkeypatch):

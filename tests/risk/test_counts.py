@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flatmin.curvature import hessian_eigenpairs
 from flatmin.modules import LeNet
 from flatmin.noise import make_noise_law
-from flatmin.risk import EmpiricalRisk, traces
-from flatmin.risk.model import FlatModel
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.products import graphs
 
 N = 12
 aten = torch.ops.aten
@@ -18,7 +19,7 @@ aten = torch.ops.aten
 
 @pytest.fixture(autouse=True)
 def always_traced(monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
         return run(self, module, X)
 
     monkeypatch.setattr(FlatModel, "_run", counted)
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 1 << 60)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 1 << 60)
     n = 200
     with torch.random.fork_rng():
         torch.manual_seed(0)

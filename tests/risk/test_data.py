@@ -9,7 +9,8 @@ from torch.utils import data
 
 from flatmin.curvature import GradientCovarianceOperator, HessianOperator
 from flatmin.noise import METHODS, make_noise_law
-from flatmin.risk import EmpiricalRisk, linearize, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs, linearize
 
 N = 11
 with torch.random.fork_rng():
@@ -62,7 +63,7 @@ SOURCES = {
 @pytest.mark.parametrize("chunk_size", [None, 4])
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_word(source, chunk_size, traced, monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0 if traced else 1 << 60)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0 if traced else 1 << 60)
     before = torch.get_rng_state()
     options = {"sample_weight": WEIGHTS, "chunk_size": chunk_size}
     streamed, arrays = risk(SOURCES[source](), **options), risk(X, LABELS, **options)
@@ -106,7 +107,7 @@ def test_every_law(method):
 
 
 def test_prepared_chunks_are_not_read_again(monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
     examples = Numbered()
     streamed = risk(examples, chunk_size=4)
     point = streamed.linearize(streamed.params())

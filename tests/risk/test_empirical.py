@@ -464,7 +464,7 @@ def test_a_module_that_vmap_takes_is_vectorised():
         # As if one of its layers had no rows of its own.
         risk._sums.choice.give_up("by layer", "for a test")
         next(risk.per_example_gradients(problem(name).theta))
-        assert risk.paths["per-example sums"] == "plain: for a test", name
+        assert risk.paths["per-example sums"] == "reference: for a test", name
 
 
 def test_a_wrong_θ_does_not_switch_vectorisation_off(small):
@@ -482,10 +482,10 @@ def test_out_of_memory_is_not_mistaken_for_a_module_that_vmap_cannot_take(
 
     risk = small.risk()
     risk._sums.choice.give_up("by layer", "for a test")
-    monkeypatch.setattr("flatmin.risk.per_example.vectorize", fail)
+    monkeypatch.setattr("flatmin.risk.example_sums.per_example.vectorize", fail)
     with pytest.raises(torch.OutOfMemoryError):
         next(risk.per_example_gradients(small.theta))
-    assert risk.paths["per-example sums"] == "plain: for a test"
+    assert risk.paths["per-example sums"] == "reference: for a test"
 
 
 def test_real_draws_have_mean_g0_and_covariance_g():
@@ -513,4 +513,4 @@ def test_a_callable_loss_leaves_the_rows_vectorised():
     risk = EmpiricalRisk(nn.Linear(3, 2).double(), huber, X, y)
     risk._sums.choice.give_up("by layer", "for a test")
     risk.gauss_newton_traces(risk.params())
-    assert risk.paths["per-example sums"] == "plain: for a test"
+    assert risk.paths["per-example sums"] == "reference: for a test"

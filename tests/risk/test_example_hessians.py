@@ -55,7 +55,7 @@ def test_against_dense_hessians(name, weighted):
     if name in VECTORISED:
         assert path == "vmap"
     if name in PLAIN:
-        assert path.startswith("plain: ")
+        assert path.startswith("reference: ")
 
 
 def test_a_wrong_vectorised_product_is_noticed(monkeypatch):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.moments import mean_and_squares
+from flatmin.risk.example_sums.moments import mean_and_squares
 
 from ._cases import Apply, batch_norm, make_risk, mlp, problem
 
@@ -283,7 +283,7 @@ def test_every_layer(name, chunk_size):
 def test_layers_in_settings_without_rows(name):
     module, X, reason = PLAIN[name]
     risk = check_against_rows(module, X, None)
-    assert risk.paths["per-example sums"].startswith(f"plain: {reason}")
+    assert risk.paths["per-example sums"].startswith(f"reference: {reason}")
 
 
 def one_by_one(module, X, y, weights=None):
@@ -341,7 +341,7 @@ def check_against_rows(module, X, chunk_size):
 def test_the_plain_path_where_layers_do_not_tell(name, reason):
     risk = copy.deepcopy(make_risk(name))
     risk.squared_norms(problem(name).theta)
-    assert risk.paths["per-example sums"].startswith("plain: ")
+    assert risk.paths["per-example sums"].startswith("reference: ")
     assert reason in risk.paths["per-example sums"]
 
 
@@ -606,13 +606,13 @@ def test_where_no_example_tells_the_next_does():
         (with_hook, "by layer"),
         # Used behind the layer's back by examples that no trial sees.
         (two_layers(functional_use), "by layer"),
-        (two_layers(sorted_use), "plain: argsort changes the order"),
-        (two_layers(sorted_in_python), "plain: by layer is off by"),
+        (two_layers(sorted_use), "reference: argsort changes the order"),
+        (two_layers(sorted_in_python), "reference: by layer is off by"),
         (two_layers(teacher), "by layer"),
-        (two_layers(rolled), "plain: roll changes the order"),
-        (Overwritten, "plain: a parameter in addmm"),
-        (Filled, "plain: __setitem__ picks examples by their values"),
-        (LearnedStart, "plain: a parameter in lstm that is no weight"),
+        (two_layers(rolled), "reference: roll changes the order"),
+        (Overwritten, "reference: a parameter in addmm"),
+        (Filled, "reference: __setitem__ picks examples by their values"),
+        (LearnedStart, "reference: a parameter in lstm that is no weight"),
         (Residual, "by layer"),
         (Masked, "by layer"),
         (
@@ -621,8 +621,11 @@ def test_where_no_example_tells_the_next_does():
         ),
         (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))), "by layer"),
         (with_scale, "by layer"),
-        (two_layers(unseen), "plain: a parameter that is used out of sight"),
-        (two_layers(seen_and_unseen), "plain: a parameter that is used out of sight"),
+        (two_layers(unseen), "reference: a parameter that is used out of sight"),
+        (
+            two_layers(seen_and_unseen),
+            "reference: a parameter that is used out of sight",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The loss does not depend")

@@ -215,7 +215,7 @@ def test_regrouping_that_returns_every_example(forward, rare):
         risk.gradient_variances(theta), rows.var(0, correction=0)
     )
     path = risk.paths["per-example sums"]
-    assert path == "by layer" if forward is by_lengths else path.startswith("plain")
+    assert path == "by layer" if forward is by_lengths else path.startswith("reference")
 
 
 @pytest.mark.parametrize("make_module", [LeNet, VGG11], ids=["LeNet", "VGG11"])

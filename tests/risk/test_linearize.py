@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from flatmin.risk import EmpiricalRisk, linearize, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs, linearize
 
 from .. import oracles
 from ._cases import CASES, SINGLE, Apply, N, make_risk, mlp, oracle, problem
@@ -26,7 +27,7 @@ PLAIN = {"branching": set(QUANTITIES), "mlp, Huber": {"hvp"}}
 
 @pytest.fixture(autouse=True)
 def always_worth_it(monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
 
 
 def direction_for(quantity, risk, dtype=torch.float64):
@@ -68,7 +69,7 @@ def test_every_product(name, chunk_size, weighted):
         for _ in range(2):  # prepared, and prepared before
             product = getattr(point, quantity)(direction)
             close(product, expected(quantity, dense, direction), 1e-9)
-    plain = {quantity for quantity in QUANTITIES if point.paths[quantity] != "traced"}
+    plain = {quantity for quantity in QUANTITIES if point.paths[quantity] != "graph"}
     assert plain == PLAIN.get(name, set()), point.paths
 
 
@@ -81,28 +82,28 @@ def test_single_precision(name):
         product = getattr(point, quantity)(direction)
         assert product.dtype == torch.float32
         close(product, expected(quantity, dense, direction.double()), 1e-5)
-        assert point.paths[quantity] == "traced", point.paths
+        assert point.paths[quantity] == "graph", point.paths
 
 
 def test_a_mismatch_is_noticed_and_named(monkeypatch):
     """What a wrong trace would give does not get through the trial."""
-    right = traces.LINEAR_KERNELS["ggn"]
+    right = graphs.LINEAR_KERNELS["ggn"]
 
     def wrong(model, loss, theta, v, *data):
         return right(model, loss, theta, v, *data) + 0.1 * v.flip(0)
 
-    monkeypatch.setitem(traces.LINEAR_KERNELS, "ggn", wrong)
+    monkeypatch.setitem(graphs.LINEAR_KERNELS, "ggn", wrong)
     risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
     product = risk.linearize(theta).ggn(theta)
     close(product, oracle("mlp").gauss_newton @ theta, 1e-9)
-    assert risk.paths["ggn"].startswith("plain: the traced product is off by")
+    assert risk.paths["ggn"].startswith("reference: the product by a graph is off by")
 
 
 def test_little_work_is_not_traced(monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 1 << 24)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 1 << 24)
     risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
     risk.linearize(theta).hvp(theta)
-    assert risk.paths == {"hvp": "plain: too little work for a trace to pay"}
+    assert risk.paths == {"hvp": "reference: too little work for a graph to pay"}
 
 
 def test_memory_for_prepared_chunks_is_bounded(monkeypatch):
@@ -124,7 +125,7 @@ def test_copies_and_pickles_trace_anew():
         assert twin.paths == {}
         twin.set_params(0 * theta)
         assert torch.equal(twin.linearize(theta).hvp(theta), product)
-        assert twin.paths == {"hvp": "traced"}
+        assert twin.paths == {"hvp": "graph"}
 
 
 def test_threads_may_trace_at_the_same_time():
@@ -156,13 +157,13 @@ def test_a_branch_on_the_parameters_takes_the_plain_path():
         theta = sign * p.theta.abs()
         got = risk.linearize(theta).jvp(theta)
         close(got, factor * net.jvp(theta, theta), 1e-9)
-    assert risk.paths["jvp"].startswith("plain: ")
+    assert risk.paths["jvp"].startswith("reference: ")
 
 
 @pytest.mark.parametrize("worth", [0, 1 << 60])
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_a_bad_direction_is_refused_and_changes_no_path(quantity, worth, monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", worth)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", worth)
     risk, theta = copy.deepcopy(make_risk("mlp", 3)), problem("mlp").theta
     product = getattr(risk.linearize(theta), quantity)
     right = direction_for(quantity, risk)
@@ -174,7 +175,7 @@ def test_a_bad_direction_is_refused_and_changes_no_path(quantity, worth, monkeyp
     with pytest.raises(FloatingPointError, match=r"[uv] must be finite"):
         product(right * float("nan"))
     close(product(right), expected(quantity, oracle("mlp"), right), 1e-9)
-    assert ("traced" in risk.paths[quantity]) == (worth == 0)
+    assert (risk.paths[quantity] == "graph") == (worth == 0)
 
 
 def _added(parts, X, rows):
@@ -230,13 +231,13 @@ def test_statistics_and_frozen_parameters_are_in_the_trace():
     risk = EmpiricalRisk(module, "cross_entropy", p.X, p.y)
     theta = risk.params()
     traced = risk.linearize(theta).hvp(theta)
-    traces._WORTH_TRACING, before = 1 << 60, traces._WORTH_TRACING
+    graphs._WORTH_A_GRAPH, before = 1 << 60, graphs._WORTH_A_GRAPH
     try:
         plain = copy.deepcopy(risk).linearize(theta).hvp(theta)
     finally:
-        traces._WORTH_TRACING = before
+        graphs._WORTH_A_GRAPH = before
     close(traced, plain, 1e-9)
-    assert risk.paths == {"hvp": "traced"}
+    assert risk.paths == {"hvp": "graph"}
 
 
 def two_layers(forward):
@@ -276,14 +277,14 @@ def own_padding(parts, X):
     return parts["b"](words.sum(1).tanh())
 
 
-@pytest.mark.parametrize("worth", [0, 1 << 60], ids=["traced", "plain"])
+@pytest.mark.parametrize("worth", [0, 1 << 60], ids=["graph", "reference"])
 @pytest.mark.parametrize(
     "forward",
     [without_gradient, seeded_features, checkpointed, some_rows, own_padding],
 )
 def test_what_a_trial_on_one_chunk_could_miss(forward, worth, monkeypatch):
     """The first chunk weighs nothing or is special, and θ moves on."""
-    monkeypatch.setattr(traces, "_WORTH_TRACING", worth)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", worth)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = two_layers(forward)
@@ -332,7 +333,7 @@ def test_padding_of_an_embedding_that_is_the_output_layer_too():
     for quantity in ("hvp", "ggn", "directional_derivatives"):
         product = getattr(risk.linearize(theta), quantity)(theta)
         close(product, expected(quantity, dense, theta), 1e-9)
-        assert risk.paths[quantity] == "traced"
+        assert risk.paths[quantity] == "graph"
 
 
 def test_examples_that_share_their_memory():

@@ -16,7 +16,8 @@ from flatmin import (
     NoisyDiffusionClassifier,
     curvature,
 )
-from flatmin.risk import EmpiricalRisk, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs
 
 N = 12
 
@@ -72,8 +73,8 @@ def of_a_risk(*holders):
     """Return weak references to a risk's parts, the largest tensors among them."""
     risk = holders[0]
     parts = [*holders, risk._model, risk._model.module, risk._model._theta]
-    parts += [risk._sums, risk._ways, risk._traces]
-    parts += [graph.prepare for graph in risk._traces.graphs.values()]
+    parts += [risk._sums, risk._ways, risk._graphs]
+    parts += [graph.prepare for graph in risk._graphs.graphs.values()]
     kept = [getattr(holder, "_kept", {}).values() for holder in holders]
     parts += [t for of in kept for ts in of for t in ts if isinstance(t, torch.Tensor)]
     return [weakref.ref(part) for part in parts]
@@ -85,7 +86,7 @@ def default():
 
 def traced():
     held = ask(make())
-    assert set(held[1].paths.values()) >= {"traced"}
+    assert set(held[1].paths.values()) >= {"graph"}
     return held, of_a_risk(*held)
 
 
@@ -179,7 +180,7 @@ PATHS += [refused, operators, estimator, analyzers]
 @pytest.mark.parametrize("path", PATHS)
 def test_what_nobody_names_is_gone(path, monkeypatch):
     if path in (traced, not_traced):
-        monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+        monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
     gc.collect()
     gc.disable()
     try:

@@ -628,7 +628,7 @@ REFUSED = {
         lambda: nn.Sequential(torch.jit.script(nn.Linear(4, 3)), nn.Tanh()),
         "'0', a RecursiveScriptModule, compiled",
     ),
-    "traced": (lambda: torch.jit.trace(nn.Linear(4, 3), X), "TorchScript"),
+    "graph": (lambda: torch.jit.trace(nn.Linear(4, 3), X), "TorchScript"),
     "a wrapper's hook": (hooked_wrapper, "DataParallel with forward hooks of its own"),
 }
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatmin.risk import EmpiricalRisk, resolve_loss, traces
+from flatmin.risk import EmpiricalRisk, resolve_loss
+from flatmin.risk.products import graphs
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 GAPS = [0, 5, 15, 25, 60, 200]
@@ -125,12 +126,12 @@ def test_sure_predictions(gap, n_outputs, are, dtype, weights):
 
 @pytest.mark.parametrize(("n_outputs", "are"), LABELS)
 def test_in_a_trace(n_outputs, are, monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
     labels = LABELS[n_outputs, are]
     right = Right(25, n_outputs, labels, None)
     risk = problem(25, n_outputs, labels, None, torch.float32)
     paths = check_products(risk, right, torch.float32)
-    assert paths["hvp"] == paths["ggn"] == "traced"
+    assert paths["hvp"] == paths["ggn"] == "graph"
 
 
 def of_dtype(gap, n_outputs, dtype):

@@ -10,7 +10,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from flatmin.risk import EmpiricalRisk, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs
 
 N = 7
 PRODUCTS = ("ggn", "jvp", "directional_derivatives")
@@ -138,7 +139,7 @@ def check(module, X, y, losses=cross_entropy, *, hvp="exact", H=True, tol=1e-6):
     loss = "cross_entropy" if losses is cross_entropy else losses
     v = torch.linspace(-1, 1, rows.shape[1], dtype=torch.float64)
     # A graph serves every chunk, the last one filled up.
-    for size in (3,) if traces._WORTH_TRACING == 0 else (None, 3, 1):
+    for size in (3,) if graphs._WORTH_A_GRAPH == 0 else (None, 3, 1):
         risk = EmpiricalRisk(module, loss, X, y, chunk_size=size, hvp=hvp)
         theta = risk.params()
         point = risk.linearize(theta)
@@ -163,7 +164,7 @@ def close(found, right, tol):
 @pytest.fixture(params=["reference", "graph"])
 def path(request, monkeypatch):
     monkeypatch.setattr(
-        traces, "_WORTH_TRACING", 0 if request.param == "graph" else 1 << 60
+        graphs, "_WORTH_A_GRAPH", 0 if request.param == "graph" else 1 << 60
     )
 
 
@@ -287,7 +288,7 @@ def test_what_is_wrong_is_refused_at_fitted_examples_too(function):
 def test_finite_differences_of_the_gradient(function):
     risk = check(make(function.apply), *data(), hvp="finite_difference")
     told = risk.paths["hvp"]
-    assert told.startswith("plain: hvp='finite_difference'; two steps agree to ")
+    assert told.startswith("reference: hvp='finite_difference'; two steps agree to ")
     assert float(told.split()[-1]) < 1e-7
 
 

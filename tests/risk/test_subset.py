@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils import data
 
-from flatmin.risk import EmpiricalRisk, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs
 
 from .. import oracles
 from ._cases import WEIGHTS, make_risk, oracle, problem
@@ -17,19 +18,19 @@ CHOSEN = torch.tensor([5, 0, 0, 3, 6])  # one twice, one of weight 0
 
 @pytest.fixture(autouse=True)
 def always_traced(monkeypatch):
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
 
 
 @pytest.fixture
 def traced(monkeypatch):
     """What is traced, and how large its chunks are."""
-    made, trace = [], traces.trace_in_two
+    made, trace = [], graphs.two_stage_graph
 
     def spy(kernel, theta, direction, X, *rest):
         made.append((kernel.func.__name__, len(X)))
         return trace(kernel, theta, direction, X, *rest)
 
-    monkeypatch.setattr(traces, "trace_in_two", spy)
+    monkeypatch.setattr(graphs, "two_stage_graph", spy)
     return made
 
 
@@ -99,7 +100,7 @@ def test_subsets_of_one_size_share_a_trace(traced):
     for some in choices:
         part = risk.subset(some)
         products.append(part.linearize(theta).hvp(theta))
-        assert part.paths["hvp"] == "traced"
+        assert part.paths["hvp"] == "graph"
     assert traced == [("_hvp", 3), ("_hvp", 2)]  # four are two chunks of two
     for some, product in zip(choices, products, strict=True):
         alone = whole(chunk_size=3).subset(some)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatmin.risk import EmpiricalRisk, surroundings
-from flatmin.risk.isolation import isolated
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.autodiff import surroundings
+from flatmin.risk.autodiff.isolation import isolated
 
 from ._cases import CASES, SINGLE, mlp, problem
 
@@ -168,9 +169,9 @@ def quantile(h):
 
 
 def test_a_trace_that_fails_leaves_autograd_alive(monkeypatch):
-    from flatmin.risk import traces
+    from flatmin.risk.products import graphs
 
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
 
     class Net(nn.Module):
         def __init__(self):

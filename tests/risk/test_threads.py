@@ -15,10 +15,11 @@ from torch.utils.data import Dataset, Subset
 
 from flatmin._utils.locks import Lock
 from flatmin._utils.quiet import ignored
-from flatmin.risk import EmpiricalRisk, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.autodiff.surroundings import SharedSwitch
 from flatmin.risk.label_noise import LabelDraw
-from flatmin.risk.linearize import Linearization
-from flatmin.risk.surroundings import SharedSwitch
+from flatmin.risk.products import graphs
+from flatmin.risk.products.linearize import Linearization
 
 from ..threads import against, plain, public, race
 
@@ -179,10 +180,10 @@ def test_the_list_has_every_method():
     assert set(products) == public(Linearization)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "traced"])
+@pytest.mark.parametrize("kind", [*KINDS, "graph"])
 def test_every_method_in_two_threads(kind, monkeypatch):
-    if kind == "traced":
-        monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    if kind == "graph":
+        monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
     make = KINDS.get(kind, KINDS["default"])
     risk = make()
     work = [both(risk, seed) for seed in (0, 1)]
@@ -201,7 +202,7 @@ def test_every_method_in_two_threads(kind, monkeypatch):
 
 def test_a_new_risk_in_two_threads(monkeypatch):
     """What is tried, and traced, at the first call."""
-    monkeypatch.setattr(traces, "_WORTH_TRACING", 0)
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
     names = ("prepared hvp", "prepared jvp", "squared_norms", "squared_hessian_product")
     before = KINDS["default"]()
     expected = []

@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import flatmin
-from flatmin.risk import EmpiricalRisk, traces
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products import graphs
 
 from ._oracle import QUANTITIES, compute, direction, in_float64
 
@@ -112,9 +113,9 @@ def examine(kind, name, *, full=False):
         right = None if isinstance(kind.refused, str) else compute(kind)
         cells = {}
         for chunk_size in CHUNKS:
-            for path in ("reference", "traced"):
+            for path in ("reference", "graph"):
                 asked = QUANTITIES
-                if path == "traced":
+                if path == "graph":
                     asked = TRACED if full else _in_turn(name, chunk_size)
                 for quantity, cell in _ask(kind, right, path, chunk_size, asked):
                     cells[path, chunk_size, quantity] = cell
@@ -129,7 +130,7 @@ def _in_turn(name, chunk_size):
 
 def always_traced():
     """Return a context in which small problems are traced, too."""
-    return mock.patch.object(traces, "_WORTH_TRACING", 0)
+    return mock.patch.object(graphs, "_WORTH_A_GRAPH", 0)
 
 
 def _ask(kind, right, path, chunk_size, asked):
@@ -168,7 +169,7 @@ def _ask(kind, right, path, chunk_size, asked):
     }
     for quantity in asked:
         try:
-            if path == "traced":
+            if path == "graph":
                 with always_traced():
                     found = ways[quantity]()
             else:

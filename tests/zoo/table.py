@@ -18,7 +18,7 @@ from ._registry import FAMILIES
 __all__ = ["PAGE", "counts", "read_rows", "row"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
-PATHS = ("reference", "traced")
+PATHS = ("reference", "graph")
 
 _TORCH = torch.__version__.split("+")[0]
 

@@ -1,0 +1,1 @@
+"""Risks with closed forms, where a chain of θs costs no network."""

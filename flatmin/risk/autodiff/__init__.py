@@ -1,0 +1,1 @@
+"""What PyTorch's automatic differentiation needs to be right twice, and undisturbed."""

@@ -1,0 +1,102 @@
+"""Transforms of PyTorch, without their remarks and without what a failure leaves."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from flatmin._utils.quiet import ignored
+
+__all__ = ["isolated", "vectorize"]
+
+T = TypeVar("T")
+
+
+def vectorize(
+    function: Callable[..., T], in_dims: int | tuple[int | None, ...] = 0
+) -> Callable[..., T]:
+    """Map a function over examples.
+
+    An operation without a batching rule is looped over, and PyTorch warns of it. The
+    result is right, and whoever runs another's module cannot do anything about it.
+
+    Parameters
+    ----------
+    function : callable
+        Of one example.
+    in_dims : int or tuple of (int or None), default=0
+        As in ``torch.func.vmap``.
+
+    Returns
+    -------
+    callable
+    """
+    mapped = vmap(function, in_dims)
+
+    def quietly(*args: Tensor) -> T:
+        with ignored(message="There is a performance drop"):
+            result: T = mapped(*args)
+        return result
+
+    return quietly
+
+
+def isolated(function: Callable[[], T]) -> T:
+    """Call a function, and put back the state of PyTorch's dispatcher if it raises.
+
+    A transform that fails inside a kernel (a trace of ``quantile``, torch 2.13) can
+    leave this thread without autograd: every later gradient is then missing, and sums
+    of squares are 0. The dispatch keys and the stack of transforms are put back for any
+    exception. It is raised without its traceback: the frames in it hold guards of
+    PyTorch that would undo the repair when they are freed. The traceback as text is a
+    note of the exception, and ``raised_in`` the file of its last line.
+
+    Parameters
+    ----------
+    function : callable
+        Takes no arguments.
+
+    Returns
+    -------
+    object
+        What the function returns.
+    """
+    functorch = torch._C._functorch
+    depth = functorch.get_dynamic_layer_stack_depth()
+    keys = (
+        torch._C._dispatch_tls_local_include_set(),
+        torch._C._dispatch_tls_local_exclude_set(),
+    )
+    with torch._C._ForceDispatchKeyGuard(*keys):
+        try:
+            return function()
+        except BaseException as error:
+            failure = _without_frames(error)
+            if functorch.get_dynamic_layer_stack_depth() > depth:
+                functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+    try:
+        raise failure
+    finally:
+        del failure  # which holds this frame, and all that called, from now on
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """Turn tracebacks of an exception, and of those behind it, into a note."""
+    text = "".join(traceback.format_exception(error))
+    frames = traceback.extract_tb(error.__traceback__)
+    # Of a function of the module's that a mode hands on, the module's own line.
+    while len(frames) > 1 and frames[-1].name == "__torch_function__":
+        frames.pop()
+    error.raised_in = frames[-1].filename  # type: ignore[attr-defined]
+    found: BaseException | None = error
+    while found is not None:
+        behind = found.__context__ or found.__cause__
+        found.__traceback__ = found.__context__ = found.__cause__ = None
+        found = behind
+    error.add_note(text)
+    return error

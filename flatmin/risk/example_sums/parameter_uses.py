@@ -1,0 +1,159 @@
+"""What parameters were applied to, and the gradient of a scalar in what came out.
+
+The gradient of an example in a parameter is a product of these two, so sums over
+examples need no per-example backward pass. The gradient is taken at the *edge* of the
+output in autograd's graph: the output tensor itself may be overwritten by an activation
+that works in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.example_sums.layer_rows import Rows
+from flatmin.risk.example_sums.parameter_watch import ParameterWatch
+from flatmin.risk.example_sums.scalars import ExampleScalars
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.trials import UnsupportedLayers
+
+__all__ = ["ParameterUse", "Recording", "record_uses"]
+
+_MOST_ORIGINS = 8  # each is pulled back on its own
+
+
+@dataclass(frozen=True)
+class ParameterUse:
+    """One use of one parameter on n examples."""
+
+    rows: Rows
+    input: Tensor  # (n, ...)
+    slope: Tensor  # (n, ...) gradient of the scalar in the output
+
+    def part(self, start: int, stop: int, m: int = 1) -> Tensor:
+        """Return the sums of the rows of m examples each, shape (n / m, P)."""
+        part = slice(start, stop)
+        return self.rows.sums(self.input[part], self.slope[part], m)
+
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers of one example go into its row."""
+        size = self.slope[0].numel() + self.rows.n_further
+        if self.rows.patch_size:
+            n_positions = self.slope[0, 0].numel()
+            return size + n_positions * self.rows.patch_size
+        return size + self.input[0].numel()
+
+    @property
+    def is_outer(self) -> bool:
+        """Whether a row is the outer product of an example's slope and input."""
+        return self.rows.is_outer and self.input.ndim == 2
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one run of a network tells."""
+
+    values: Tensor  # (n,) of the scalar
+    uses: dict[int, list[ParameterUse]]  # by the parameter's id
+    trail: list[str]  # see ParameterWatch
+
+
+@torch.enable_grad()
+def record_uses(model: FlatModel, examples: ExampleScalars) -> Recording:
+    """Run the network forward and back to where its parameters are used.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Bound to θ.
+    examples : ExampleScalars
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    UnsupportedLayers
+        If a parameter is used by a function whose rows are not known, or not on a
+        tensor with the examples first.
+    """
+    watch = ParameterWatch(model, len(examples))
+    with watch:
+        outputs = model(examples.X)
+    values = examples.of(outputs)
+    recording = Recording(values.detach(), {}, watch.trail)
+    if not values.requires_grad:
+        raise UnsupportedLayers("examples whose loss depends on no parameter")
+    origin = _Origin(model.params)
+    parts = [
+        [found for part in call.parameters for found in origin.of(*part)]
+        for call in watch.calls
+    ]
+    # Calls took aliases: a parameter has a gradient of its own where no call was seen.
+    edges: list[Any] = [call.edge for call in watch.calls]
+    inputs = [*edges, *model.params]
+    slopes = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
+    if any(slope is not None for slope in slopes[len(edges) :]):
+        raise UnsupportedLayers("a parameter that is used out of sight")
+    for call, part, slope in zip(watch.calls, parts, slopes, strict=False):
+        if slope is None:
+            continue
+        for parameter, rows in part:
+            use = ParameterUse(rows, call.input, slope.reshape(call.shape))
+            recording.uses.setdefault(id(parameter), []).append(use)
+    return recording
+
+
+class _Origin:
+    """Knows which parameters a tensor is made of."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self._found: dict[int, list[Tensor]] = {id(p): [p] for p in parameters}
+
+    def of(self, used: Tensor, rows: Rows) -> list[tuple[Tensor, Rows]]:
+        """Return the parameters and their rows, from those of what is used."""
+        if id(used) not in self._found:
+            slopes = _pull(used, self.parameters, torch.ones_like(used))
+            self._found[id(used)] = [
+                parameter
+                for parameter, slope in zip(self.parameters, slopes, strict=True)
+                if slope is not None
+            ]
+        found = self._found[id(used)]
+        if any(parameter is used for parameter in found):
+            return [(used, rows)]
+        if len(found) > _MOST_ORIGINS:
+            raise UnsupportedLayers(f"a function of {len(found)} parameters")
+        return [(parameter, _pulled(used, rows, parameter)) for parameter in found]
+
+
+def _pulled(used: Tensor, rows: Rows, parameter: Tensor) -> Rows:
+    """Return the rows of a parameter from those of a function of it."""
+
+    def of_batches(input: Tensor, slope: Tensor, m: int) -> Tensor:
+        sums = rows.restore(rows.sums(input, slope, m))
+        above = sums.reshape(-1, *used.shape)
+        (below,) = _pull(used, [parameter], above, is_grads_batched=True)
+        return below.reshape(len(above), -1)
+
+    return Rows(
+        partial(of_batches, m=1),
+        of_batches=of_batches,
+        patch_size=rows.patch_size,
+        n_further=used.numel(),
+    )
+
+
+def _pull(
+    used: Tensor, parameters: Sequence[Tensor], cotangents: Tensor, **options: bool
+) -> tuple[Tensor, ...]:
+    options = {"retain_graph": True, "allow_unused": True, **options}
+    return torch.autograd.grad(used, parameters, cotangents, **options)

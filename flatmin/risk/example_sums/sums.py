@@ -1,0 +1,245 @@
+"""Per-example gradients and sums over them, by one of three kernels.
+
+By layer where the rows of every function that takes a parameter are known, else from
+the rows of ``vmap``, else one example at a time. A trial on a few examples decides; a
+later chunk can overrule it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.example_sums.layer_sums import LayerSums
+from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
+from flatmin.risk.example_sums.per_example import looped_rows, vectorised_rows
+from flatmin.risk.example_sums.scalars import ExampleScalars
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.trials import (
+    Choice,
+    UnsupportedLayers,
+    difference,
+    explain,
+    tolerance,
+)
+
+__all__ = ["ExampleSums"]
+
+T = TypeVar("T")
+
+# Numbers in the rows of a trial.
+_TRIAL_BUDGET = 1 << 24
+
+
+class ExampleSums:
+    """The kernels of one risk, and which of them it uses.
+
+    Parameters
+    ----------
+    model : FlatModel
+    row_chunk_size : int
+        Examples whose rows are held at a time on the slower paths.
+    examples : callable
+        Returns the few examples to try on.
+
+    Attributes
+    ----------
+    choice : Choice
+        "by layer", "vmap" or "one by one".
+    """
+
+    def __init__(
+        self,
+        model: FlatModel,
+        row_chunk_size: int,
+        examples: Callable[[], ExampleScalars],
+    ) -> None:
+        self.model = model
+        self.row_chunk_size = row_chunk_size
+        self.examples = examples
+        self.choice = Choice()
+        self._trail: list[str] = []
+
+    @property
+    def path(self) -> str | None:
+        """Which kernel, and why no faster one; None before the first trial."""
+        reasons = self.choice.reasons
+        if self.choice.taken is None and not reasons:
+            return None
+        if self.choice.taken == "by layer":
+            return "by layer"
+        path = f"reference: {reasons['by layer']}"
+        if "vmap" in reasons:
+            path += f"; one example at a time, since under vmap {reasons['vmap']}"
+        return path
+
+    def squared_norms(self, examples: ExampleScalars) -> Tensor:
+        """Return ‖∇ scalarᵢ‖² at the bound θ.
+
+        Parameters
+        ----------
+        examples : ExampleScalars
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            In float64.
+        """
+        norms = self._by_layer(examples, LayerSums.squared_norms)
+        if norms is not None:
+            return norms[: len(examples)]
+        return torch.cat([_norms(rows) for _, rows in self._values_and_rows(examples)])
+
+    def moments(self, examples: ExampleScalars) -> Moments:
+        """Return the mean of scalarᵢ, and mean and spread of its ∇, at the bound θ.
+
+        Parameters
+        ----------
+        examples : ExampleScalars
+
+        Returns
+        -------
+        Moments
+        """
+        moments = self._by_layer(examples, LayerSums.moments)
+        if moments is not None:
+            return moments._replace(n=len(examples))
+        return merge_moments(
+            _moments(*part) for part in self._values_and_rows(examples)
+        )
+
+    def batch_sums(
+        self,
+        examples: ExampleScalars,
+        m: int,
+    ) -> Tensor | None:
+        """Return the sums of m consecutive ∇ scalarᵢ each, at the bound θ.
+
+        Parameters
+        ----------
+        examples : ExampleScalars
+        m : int
+            Divides n.
+
+        Returns
+        -------
+        Tensor of shape (n / m, D), or None
+            None where the layers do not tell: a loop over batches is better than rows.
+        """
+        sums = self._by_layer(examples, lambda sums: sums.batch_sums(m))
+        return sums if sums is None else sums[: len(examples) // m]
+
+    def rows(self, examples: ExampleScalars) -> Tensor:
+        """Return ∇ scalarᵢ at the bound θ.
+
+        Parameters
+        ----------
+        examples : ExampleScalars
+
+        Returns
+        -------
+        Tensor of shape (n, D)
+        """
+        rows = self._by_layer(examples, lambda sums: sums.batch_sums(1))
+        if rows is not None:
+            return rows[: len(examples)]
+        return torch.cat([rows for _, rows in self._values_and_rows(examples)])
+
+    def _by_layer(
+        self,
+        examples: ExampleScalars,
+        quantity: Callable[[LayerSums], T],
+    ) -> T | None:
+        """Return a quantity layer by layer, or None where another path is taken."""
+        if (self.choice.taken or self._settle()) != "by layer":
+            return None
+        if len(examples) == 1 and self.model.pairs_single:
+            examples = examples[[0, 0]]  # the caller drops the second
+        try:
+            sums = LayerSums(self.model, examples)
+            # On other examples than the trial's; one has a first dimension of one.
+            if len(examples) > 1 and sums.trail != self._trail:
+                raise UnsupportedLayers("a path that depends on the examples")
+            return quantity(sums)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the module's own comes again
+            self.choice.give_up("by layer", explain(error))
+        return None
+
+    def _settle(self) -> str | None:
+        """Choose on a few examples; None where all their gradients are zero."""
+        examples, theta = self.examples(), self.model.values()
+        examples = examples[: max(3, _TRIAL_BUDGET // len(theta))]
+        _, rows = looped_rows(self.model, examples)
+        if not bool(rows.any()):
+            return None
+        return self.choice.settle(
+            {
+                "by layer": partial(self._layers_off, examples, rows),
+                "vmap": partial(self._vmap_off, theta, examples, rows),
+                "one by one": None,
+            },
+            tolerance(theta.dtype, 1),
+        )
+
+    def _layers_off(self, examples: ExampleScalars, rows: Tensor) -> float:
+        """Return how far the sums of layers are from those of the right rows."""
+        some = torch.arange(len(rows) - 1, len(rows) // 2 - 1, -1)
+        found = [self._difference(examples[some], rows[some])]
+        found.append(self._difference(examples, rows))
+        return max(found, key=lambda off: (off != off, off))
+
+    def _difference(self, examples: ExampleScalars, rows: Tensor) -> float:
+        n = len(rows)
+        if n == 1 and self.model.pairs_single:
+            examples, rows = examples[[0, 0]], rows[[0, 0]]
+        sums = LayerSums(self.model, examples)
+        self._trail = sums.trail
+        mean, squares = mean_and_squares(rows)
+        moments, sizes = sums.moments(), self.model.layout.sizes
+        return max(
+            difference(sums.batch_sums(1), rows, sizes),
+            difference(sums.squared_norms(), _norms(rows)) / 2,
+            difference(moments.mean, mean, sizes),
+            # Where there is one example, or all are alike, there is no spread.
+            difference(moments.squares + mean.square(), squares + mean.square(), sizes),
+        )
+
+    def _vmap_off(self, theta: Tensor, examples: ExampleScalars, rows: Tensor) -> float:
+        _, found = vectorised_rows(self.model, theta, examples)
+        return difference(found, rows, self.model.layout.sizes)
+
+    def _values_and_rows(
+        self, examples: ExampleScalars
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        theta = self.model.values()
+        for start in range(0, len(examples), self.row_chunk_size):
+            part = examples[start : start + self.row_chunk_size]
+            yield self._rows_of_some(theta, part)
+
+    def _rows_of_some(
+        self, theta: Tensor, examples: ExampleScalars
+    ) -> tuple[Tensor, Tensor]:
+        if (self.choice.taken or self._settle()) == "vmap":
+            try:
+                return vectorised_rows(self.model, theta, examples)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self.choice.give_up("vmap", explain(error))
+        return looped_rows(self.model, examples)
+
+
+def _moments(values: Tensor, rows: Tensor) -> Moments:
+    value = values.mean(dtype=torch.float64)
+    return Moments(len(rows), value, *mean_and_squares(rows))
+
+
+def _norms(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()

@@ -1,0 +1,1 @@
+"""Losses of single examples, and their Hessians in the output."""

@@ -1,0 +1,265 @@
+"""A module as a function of one flat θ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from flatmin._utils.arrays import check_tensor
+from flatmin._utils.locks import Lock
+from flatmin.risk.autodiff.surroundings import attends, one_attention
+from flatmin.risk.network.layout import ParameterLayout
+from flatmin.risk.network.module_checks import trainable
+from flatmin.risk.network.module_copy import copy_module
+
+__all__ = ["FlatModel", "first_output"]
+
+
+class FlatModel:
+    """A private module whose parameters are views of one vector.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In eval mode; taken over, so hand in a copy.
+    output_transform : callable or None
+        Applied to what ``forward`` returns.
+
+    Attributes
+    ----------
+    layout : ParameterLayout
+        Order and shapes.
+    params : list of torch.nn.Parameter
+        The trainable ones; :meth:`bind` sets their values.
+    copies_input : bool
+        True if the module writes into its input: then it is given copies.
+    pairs_single : bool
+        True if one example runs as two: the derivative of BatchNorm in eval mode on a
+        single example can be wrong (torch 2.13).
+    keeps_graph : bool
+        True if the module computes something else where gradients are switched off:
+        then they are on for its outputs, too.
+    lock : Lock
+        Held by who binds θ until he has his numbers.
+    """
+
+    def __init__(
+        self, module: nn.Module, output_transform: Callable[[Any], Tensor] | None
+    ) -> None:
+        self.module = module
+        self.output_transform = output_transform
+        self.copies_input = False
+        self.pairs_single = any(isinstance(p, _BatchNorm) for p in module.modules())
+        self.keeps_graph = False
+        self.lock = Lock("A risk")
+        self._attends = attends(module)
+        self._make_views()
+
+    def _make_views(self) -> None:
+        self.layout = ParameterLayout.of(self.module)
+        self.params = trainable(self.module)
+        self._theta = self.layout.flatten(dict(self.module.named_parameters()))
+        views = self.layout.views(self._theta)
+        # Two real numbers can be read as a complex one (torch.view_as_complex) at an
+        # even place only. What lies at an odd one has a copy, in the same storage.
+        self._odd = [
+            i
+            for i, view in enumerate(views)
+            if view.shape[-1:] == (2,) and view.storage_offset() % 2
+        ]
+        self._moved: list[tuple[Tensor, Tensor]] = []
+        if self._odd:
+            n = self.layout.n_params
+            sizes = [n, n % 2, *(views[i].numel() for i in self._odd)]
+            parts = torch.cat([self._theta, self._theta.new_empty(sum(sizes) - n)])
+            self._theta, _, *copies = parts.split(sizes)
+            views = self.layout.views(self._theta)
+            for i, copied in zip(self._odd, copies, strict=True):
+                place = copied.view(views[i].shape)
+                self._moved.append((place.copy_(views[i]), views[i]))
+                views[i] = place
+        for parameter, view in zip(self.params, views, strict=True):
+            parameter.data = view
+            parameter.grad = None
+        # Where each parameter is held: a tied one in several modules. (By itself
+        # functional_call leaves its own tensors behind in a module of two names.)
+        index = {id(p): i for i, p in enumerate(self.params)}
+        self._places = {
+            f"{prefix}.{name}".removeprefix("."): index[id(parameter)]
+            for prefix, part in self.module.named_modules()
+            for name, parameter in part.named_parameters(recurse=False)
+            if id(parameter) in index
+        }
+
+    # Copies and pickles of views are no longer views: a copied model would ignore
+    # bind(), and a pickle would hold θ once for every parameter.
+    def __getstate__(self) -> dict[str, Any]:
+        derived_names = ("layout", "params", "_theta", "_odd", "_moved", "_places")
+        with self.lock:
+            state = self.__dict__.copy()
+            for derived in (*derived_names, "lock"):
+                del state[derived]
+            state["module"] = copy_module(self.module)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.lock = Lock("A risk")
+        self._make_views()
+
+    def to(self, dtype: torch.dtype) -> FlatModel:
+        """Return a copy in another precision, bound to the same θ."""
+        twin = copy.copy(self)
+        twin.module = copy_module(self.module, dtype=dtype)
+        twin._make_views()
+        return twin
+
+    def bind(self, theta: Tensor) -> None:
+        """Give the parameters the values of θ.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Raises
+        ------
+        ValueError
+            If its shape does not fit.
+        TypeError
+            If it is no tensor, or complex.
+        """
+        if not isinstance(theta, Tensor):
+            raise TypeError(
+                "θ must be a Tensor, such as risk.params(). Got "
+                f"{type(theta).__name__}; use torch.as_tensor."
+            )
+        check_tensor("θ", theta)
+        if theta.shape != self._theta.shape:
+            raise ValueError(
+                f"θ must have shape ({self.layout.n_params},), one flat vector of the "
+                f"trainable parameters. Got {tuple(theta.shape)}."
+            )
+        self._theta.copy_(theta.detach())
+        for place, view in self._moved:
+            place.copy_(view)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a part of the bound θ."""
+        storages = (tensor.untyped_storage(), self._theta.untyped_storage())
+        return storages[0].data_ptr() == storages[1].data_ptr()
+
+    def values(self) -> Tensor:
+        """Return a copy of the bound θ, shape (D,)."""
+        return self._theta.clone()
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """Return the outputs at the bound θ."""
+        return self._run(self.module, X)
+
+    def evaluate(self, X: Tensor) -> Tensor:
+        """Return the outputs at the bound θ, without a graph."""
+        with torch.set_grad_enabled(self.keeps_graph):
+            return self(X).detach()
+
+    def _run(self, module: Callable[[Tensor], Any], X: Tensor) -> Tensor:
+        # Under vmap a tensor of one example stands for many.
+        pairs = self.pairs_single and len(X) == 1 and not is_batchedtensor(X)
+        if pairs:
+            X = torch.cat([X, X])
+        elif self.copies_input:
+            X = X.clone()
+        with one_attention() if self._attends else nullcontext():
+            outputs = self._transform(module(X))
+        return outputs[:1] if pairs else outputs
+
+    def functional(self, theta: Tensor, X: Tensor) -> Tensor:
+        """Return the outputs at θ as a function of θ, for higher derivatives.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        X : Tensor of shape (n, ...)
+
+        Returns
+        -------
+        Tensor of shape (n, ...)
+        """
+        views = self.layout.views(theta)
+        for i in self._odd:
+            views[i] = views[i].clone()
+        parameters = {place: views[i] for place, i in self._places.items()}
+
+        def module(X: Tensor) -> Any:
+            return functional_call(self.module, parameters, (X,), tie_weights=False)
+
+        return self._run(module, X)
+
+    def gradient(self, tensors: Tensor, cotangents: Tensor) -> Tensor:
+        """Return the flat vector-Jacobian product at the bound θ, shape (D,)."""
+        parts = self.gradients(tensors, cotangents)
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def gradients(
+        self,
+        tensors: Tensor | list[Tensor],
+        cotangents: Tensor | list[Tensor] | None = None,
+        **options: bool,
+    ) -> list[Tensor]:
+        """Return the vector-Jacobian product at the bound θ by parameter.
+
+        Parameters
+        ----------
+        tensors : Tensor or list of Tensor
+        cotangents : Tensor or list of Tensor, default=None
+            None for a single number.
+        **options : bool
+            Of ``torch.autograd.grad``.
+
+        Returns
+        -------
+        list of Tensor
+        """
+        return list(
+            torch.autograd.grad(
+                tensors,
+                self.params,
+                cotangents,
+                allow_unused=True,
+                materialize_grads=True,
+                **options,
+            )
+        )
+
+    def _transform(self, outputs: Any) -> Tensor:
+        if self.output_transform is not None:
+            outputs = self.output_transform(outputs)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                "The module must return one Tensor. Got "
+                f"{type(outputs).__name__}; pass output_transform, for example "
+                "output_transform=lambda outputs: outputs[0]."
+            )
+        return outputs
+
+
+def first_output(outputs: Any) -> Tensor:
+    """Take the first of several outputs, as skorch does for predictions.
+
+    Parameters
+    ----------
+    outputs : Tensor or tuple
+
+    Returns
+    -------
+    Tensor
+    """
+    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return first

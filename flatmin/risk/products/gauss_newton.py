@@ -1,0 +1,96 @@
+"""Kernels of the Gauss-Newton matrix G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ, Hᵢ = SᵢSᵢᵀ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.chunks import Chunk
+from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
+from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.model import FlatModel
+
+__all__ = ["gauss_newton_draw", "gauss_newton_example_traces"]
+
+
+@torch.enable_grad()
+def gauss_newton_draw(
+    model: FlatModel,
+    loss: ExampleLoss,
+    chunk: Chunk,
+    z: Tensor,
+    scale: Tensor,
+    n_examples: int,
+) -> tuple[Tensor, Tensor]:
+    """Return ℓ̃ᵢ and this chunk's part of g₀ + s ε, ε ~ N(0, G), by one backward pass.
+
+    The cotangent (1/N) ∂ℓ̃ᵢ/∂fᵢ + (s/√N) Sᵢzᵢ at the output is pulled back through
+    the network. E[ε εᵀ] = (1/N) Σ Jᵢᵀ Sᵢ Sᵢᵀ Jᵢ = G, so the draw is exact at the
+    price of a gradient.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Bound to θ.
+    loss : ExampleLoss
+    chunk : Chunk
+    z : Tensor of shape (n, \\*output_shape)
+        Standard normal.
+    scale : Tensor of shape ()
+        s.
+    n_examples : int
+        N.
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+    gradient : Tensor of shape (D,)
+    """
+    outputs = model(chunk.X)
+    leaf = outputs.detach().requires_grad_()
+    losses = chunk.weigh(loss.per_example(leaf, chunk.y))
+    (slopes,) = torch.autograd.grad(losses.sum(), leaf)
+    noise = _weighted_root(loss, leaf.detach(), z, *chunk.args)
+    cotangents = slopes / n_examples + noise * (scale / n_examples**0.5)
+    return losses.detach(), model.gradient(outputs, cotangents)
+
+
+def gauss_newton_example_traces(
+    model: FlatModel, loss: ExampleLoss, sums: ExampleSums, chunk: Chunk, z: Tensor
+) -> Tensor:
+    """Return ‖Jᵢᵀ Sᵢ zᵢ‖², whose mean over z is Tr(Jᵢᵀ Hᵢ Jᵢ).
+
+    Parameters
+    ----------
+    model : FlatModel
+        Bound to θ.
+    loss : ExampleLoss
+    sums : ExampleSums
+    chunk : Chunk
+    z : Tensor of shape (n, \\*output_shape)
+        Signs; the value is exact for a single output.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        In float64.
+    """
+    # Beforehand: the root of a loss that is a callable does not vectorise.
+    outputs = model.evaluate(chunk.X)
+    cotangents = _weighted_root(loss, outputs, z, *chunk.args)
+    scalars = ExampleScalars(chunk.X, (cotangents,), inner_products)
+    return sums.squared_norms(scalars)
+
+
+def _weighted_root(
+    loss: ExampleLoss,
+    outputs: Tensor,
+    z: Tensor,
+    y: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    product = loss.root_product(outputs, y, z)
+    if weights is None:
+        return product
+    return product * weights.sqrt().view(-1, *(1 for _ in product.shape[1:]))

@@ -1,0 +1,204 @@
+"""Which of two ways to a product a risk takes: a graph, or the reference.
+
+The *graph* is that of a kernel of :mod:`flatmin.risk.products.linear_kernels` in two
+stages, of which only the second is paid for each product. The *reference* is that of
+:mod:`flatmin.risk.products.reference_products`. A trial on the first chunk decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.autodiff.kernels import twice_differentiable
+from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
+from flatmin.risk.products.reference_products import ProductWays, ReferenceProducts
+from flatmin.risk.products.two_stage import TwoStage, two_stage_graph
+from flatmin.risk.trials import (
+    NotTaken,
+    attempt,
+    difference,
+    explain,
+    random_like,
+    tolerance,
+)
+
+__all__ = ["ProductGraphs", "pad_direction", "unpad"]
+
+# Numbers that N examples' activations and parameters come to, from which a graph pays.
+# Making one takes some 0.5 s for a small network whatever the data, and saves half of
+# each product's time.
+_WORTH_A_GRAPH = 1 << 24
+_OF_THETA = ("hvp", "ggn", "vjp")  # products of shape (D,)
+
+
+class ProductGraphs:
+    """The graphs of one risk's products: made, and tried, when first asked for.
+
+    Parameters
+    ----------
+    ways : ProductWays
+        What the graphs are tried against.
+    chunk_size : int
+        Examples in every chunk that a graph will see.
+    work : int
+        Numbers that one pass over all data computes, about.
+
+    Attributes
+    ----------
+    paths : dict of str to str
+        For each quantity that was asked for, "graph", or "reference" and why.
+    graphs : dict of str to TwoStage
+        Of those that serve.
+    """
+
+    def __init__(self, ways: ProductWays, chunk_size: int, work: int) -> None:
+        self.ways = ways
+        self.model = ways.model
+        self.loss = ways.loss
+        self.chunk_size = chunk_size
+        self.work = work
+        self.paths: dict[str, str] = {}
+        self.graphs: dict[str, TwoStage] = {}
+
+    def told(self) -> dict[str, str]:
+        """Return :attr:`paths`, with how the reference products come about."""
+        return {
+            quantity: path if path == "graph" else path + self.ways.told(quantity)
+            for quantity, path in self.paths.items()
+        }
+
+    def find(self, quantity: str, theta: Tensor, chunk: Chunk) -> TwoStage | None:
+        """Return the graph, or None where the reference is to be taken.
+
+        Parameters
+        ----------
+        quantity : str
+            A key of :data:`flatmin.risk.products.linear_kernels.LINEAR_KERNELS`.
+        theta : Tensor of shape (D,)
+            Where a trial is made.
+        chunk : Chunk
+            Of the data, for a trial.
+
+        Returns
+        -------
+        TwoStage or None
+        """
+        if quantity not in self.paths:
+            path = self._try(quantity, theta, chunk)
+            if path != "graph":
+                self.graphs.pop(quantity, None)
+            self.paths[quantity] = path
+        return self.graphs.get(quantity)
+
+    def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str:
+        if quantity == "hvp" and self.ways.finite_difference:
+            return "reference: hvp='finite_difference'"
+        if self.work < _WORTH_A_GRAPH:
+            return "reference: too little work for a graph to pay"
+        # A weight of zero would hide an example, and with it a difference.
+        chunk = replace(chunk, weights=None)
+        reference = ReferenceProducts(self.ways, theta, chunk)
+        probe = self._probe(quantity, chunk)
+        expected = getattr(reference, quantity)(probe)
+        reason = attempt(
+            "the product by a graph",
+            partial(self._difference, quantity, theta, chunk, probe, expected),
+            tolerance(theta.dtype, 2),
+        )
+        return "graph" if reason is None else f"reference: {reason}"
+
+    def _difference(
+        self,
+        quantity: str,
+        theta: Tensor,
+        chunk: Chunk,
+        probe: Tensor,
+        expected: Tensor,
+    ) -> float:
+        """Make a graph, and return how far its product is from what is expected."""
+        padded = pad_chunk(chunk, self.chunk_size)
+        direction = pad_direction(quantity, probe, self.chunk_size)
+        with twice_differentiable(self.model.module):
+            graph = two_stage_graph(
+                partial(LINEAR_KERNELS[quantity], self.model, self.loss),
+                theta,
+                direction,
+                *padded,
+            )
+        if any(self.model.holds(constant) for constant in graph.constants):
+            raise NotTaken(
+                "the module reads its parameters past θ, as a checkpoint does"
+            )
+        kept = graph.prepare(theta, *padded)
+        found = unpad(quantity, graph.use(*kept, direction), len(chunk.X))
+        self.graphs[quantity] = graph
+        sizes = self.model.layout.sizes if quantity in _OF_THETA else None
+        return difference(found, expected, sizes)
+
+    def _probe(self, quantity: str, chunk: Chunk) -> Tensor:
+        """Return a fixed random direction."""
+        like = self.model.values()
+        if quantity == "vjp":
+            like = self.model.evaluate(chunk.X)
+        return random_like(like, 0)
+
+    def give_up(self, quantity: str, error: Exception) -> None:
+        """Take the reference from now on.
+
+        Parameters
+        ----------
+        quantity : str
+        error : Exception
+            What the graph raised on other data than those of the trial.
+        """
+        del self.graphs[quantity]
+        self.paths[quantity] = f"reference: in the graph {explain(error)}"
+
+    # A copy of the risk has a model of its own, and a graph does not pickle.
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "paths": {}, "graphs": {}}
+
+
+def pad_direction(quantity: str, direction: Tensor, size: int) -> Tensor:
+    """Fill up what has one row an example, as the chunk is filled up.
+
+    Parameters
+    ----------
+    quantity : str
+    direction : Tensor
+        For "vjp" of shape (n, \\*output_shape), else (D,).
+    size : int
+        Examples in a chunk.
+
+    Returns
+    -------
+    Tensor
+    """
+    missing = size - len(direction)
+    if quantity != "vjp" or missing == 0:
+        return direction
+    return torch.cat([direction, direction.new_zeros(missing, *direction.shape[1:])])
+
+
+def unpad(quantity: str, product: Tensor, size: int) -> Tensor:
+    """Leave out the rows of what the chunk was filled up with.
+
+    Parameters
+    ----------
+    quantity : str
+    product : Tensor
+    size : int
+        Examples that the chunk really has.
+
+    Returns
+    -------
+    Tensor
+    """
+    if quantity in ("jvp", "directional_derivatives"):
+        return product[:size]
+    return product

@@ -1,0 +1,110 @@
+"""Kernels that are linear in one argument: H v, G v, J v, Jᵀu and gᵢᵀv of a chunk.
+
+Each is a function ``(model, loss, theta, direction, X, y, weights)``, by forward mode
+over reverse mode, to be traced once and then used at many θ and for many directions.
+Where a chunk is filled up, it is with examples of weight 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.func import grad, jvp, vjp
+
+from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.model import FlatModel
+
+__all__ = ["LINEAR_KERNELS"]
+
+
+def _hvp(
+    model: FlatModel,
+    loss: ExampleLoss,
+    theta: Tensor,
+    v: Tensor,
+    X: Tensor,
+    y: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return N H v, the derivative of Σ ∇ℓ̃ᵢ along v."""
+
+    def total(theta: Tensor) -> Tensor:
+        losses = loss.per_example(model.functional(theta, X), y)
+        return (losses * weights).sum()
+
+    product: Tensor = jvp(grad(total), (theta,), (v,))[1]
+    return product
+
+
+def _ggn(
+    model: FlatModel,
+    loss: ExampleLoss,
+    theta: Tensor,
+    v: Tensor,
+    X: Tensor,
+    y: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return N G v = Σ Jᵢᵀ Hᵢ Jᵢ v."""
+    Jv = _jvp(model, loss, theta, v, X, y, weights)
+    pulled = vjp(lambda theta: model.functional(theta, X), theta)
+    outputs, pull = pulled[0], pulled[1]
+    column = weights.view(-1, *(1 for _ in outputs.shape[1:]))
+    product: Tensor = pull(loss.hessian_product(outputs, y, Jv) * column)[0]
+    return product
+
+
+def _jvp(
+    model: FlatModel,
+    loss: ExampleLoss,
+    theta: Tensor,
+    v: Tensor,
+    X: Tensor,
+    y: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return J v, shape (n, \\*output_shape)."""
+    tangent: Tensor = jvp(lambda t: model.functional(t, X), (theta,), (v,))[1]
+    return tangent
+
+
+def _vjp(
+    model: FlatModel,
+    loss: ExampleLoss,
+    theta: Tensor,
+    u: Tensor,
+    X: Tensor,
+    y: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return Jᵀu for ``u`` of shape (n, \\*output_shape)."""
+    pulled: Tensor = vjp(lambda t: model.functional(t, X), theta)[1](u)[0]
+    return pulled
+
+
+def _directional_derivatives(
+    model: FlatModel,
+    loss: ExampleLoss,
+    theta: Tensor,
+    v: Tensor,
+    X: Tensor,
+    y: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return gᵢᵀv, shape (n,)."""
+
+    def losses(theta: Tensor) -> Tensor:
+        return loss.per_example(model.functional(theta, X), y) * weights
+
+    tangent: Tensor = jvp(losses, (theta,), (v,))[1]
+    return tangent
+
+
+LINEAR_KERNELS: dict[str, Callable[..., Tensor]] = {
+    "hvp": _hvp,
+    "ggn": _ggn,
+    "jvp": _jvp,
+    "vjp": _vjp,
+    "directional_derivatives": _directional_derivatives,
+}

@@ -1,0 +1,248 @@
+"""A risk prepared at one θ, for many products with H, G and J there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.locks import Lock
+from flatmin.risk.arguments import as_direction
+from flatmin.risk.autodiff.precision import in_full_float32
+from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.products.graphs import ProductGraphs, pad_direction, unpad
+from flatmin.risk.products.reference_products import ReferenceProducts
+from flatmin.risk.products.two_stage import TwoStage
+from flatmin.risk.trials import NotTaken
+
+__all__ = ["Linearization"]
+
+_NAMES = {
+    "hvp": "H v",
+    "ggn": "G v",
+    "jvp": "J v",
+    "vjp": "Jᵀu",
+    "directional_derivatives": "gᵢᵀv",
+}
+# Bytes of intermediate values that are kept for one θ. Chunks beyond it are prepared
+# anew for each product.
+_KEPT_BYTES = 1 << 31
+
+
+class Linearization:
+    """The products with H, G and J at one θ.
+
+    Parameters
+    ----------
+    graphs : ProductGraphs
+    chunks : callable
+        Returns an iterator over the data.
+    theta : Tensor of shape (D,)
+        Copied.
+    n_examples : int
+        N.
+    output_shape : tuple of int
+        Of one example's output.
+    """
+
+    def __init__(
+        self,
+        graphs: ProductGraphs,
+        chunks: Callable[[], Iterator[Chunk]],
+        theta: Tensor,
+        n_examples: int,
+        output_shape: tuple[int, ...],
+    ) -> None:
+        self.theta = theta.detach().clone()
+        self.device = theta.device
+        self.n_examples = n_examples
+        self._output_shape = output_shape
+        self._graphs = graphs
+        self._chunks = chunks
+        self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+        self._kept_bytes = 0
+        self._reference: ReferenceProducts | None = None
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """How each quantity that was asked for is computed: "graph", or why not."""
+        with self._lock:
+            return self._graphs.told()
+
+    @property
+    def _lock(self) -> Lock:
+        return self._graphs.model.lock
+
+    @in_full_float32
+    def hvp(self, v: Tensor) -> Tensor:
+        """Return H v.
+
+        Parameters
+        ----------
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self._sum("hvp", v) / self.n_examples
+
+    @in_full_float32
+    def ggn(self, v: Tensor) -> Tensor:
+        """Return G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v.
+
+        Parameters
+        ----------
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self._sum("ggn", v) / self.n_examples
+
+    @in_full_float32
+    def jvp(self, v: Tensor) -> Tensor:
+        """Return J v, the derivative of all outputs along v.
+
+        Parameters
+        ----------
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (N, \\*output_shape)
+        """
+        return torch.cat(list(self._parts("jvp", v)))
+
+    @in_full_float32
+    def vjp(self, u: Tensor) -> Tensor:
+        """Return Jᵀ u = Σ Jᵢᵀ uᵢ.
+
+        Parameters
+        ----------
+        u : Tensor of shape (N, \\*output_shape)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self._sum("vjp", u)
+
+    @in_full_float32
+    def directional_derivatives(self, v: Tensor) -> Tensor:
+        """Return gᵢᵀ v.
+
+        Parameters
+        ----------
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (N,)
+        """
+        return torch.cat(list(self._parts("directional_derivatives", v)))
+
+    def _sum(self, quantity: str, direction: Tensor) -> Tensor:
+        parts = self._parts(quantity, direction)
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total
+
+    def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
+        size, n = self._graphs.chunk_size, self.n_examples
+        name, shape = "v", tuple(self.theta.shape)
+        if quantity == "vjp":
+            name, shape = "u", (n, *self._output_shape)
+        direction = as_direction(direction, name, shape, self.theta)
+        # Never the reason that a way is given up.
+        if not bool(direction.isfinite().all()):
+            raise FloatingPointError(
+                f"{name} must be finite. Got NaN or infinity in a direction that "
+                f"{_NAMES[quantity]} is asked for."
+            )
+        starts = range(0, n, size)
+
+        def use(graph: TwoStage, kept: tuple[Tensor, ...], rows: slice) -> Tensor:
+            part = direction[rows] if quantity == "vjp" else direction
+            product = graph.use(*kept, pad_direction(quantity, part, size))
+            if not bool(product.isfinite().all()):
+                raise NotTaken("a product that is not finite")
+            return unpad(quantity, product.detach(), rows.stop - rows.start)
+
+        ready = self._graphs.graphs.get(quantity)
+        everything = [(quantity, index) in self._kept for index in range(len(starts))]
+        n_done = 0
+        if ready is not None and all(everything):  # no chunk has to be read again
+            try:
+                for index, start in enumerate(starts):
+                    rows = slice(start, min(start + size, n))
+                    yield use(ready, self._kept[quantity, index], rows)
+                    n_done += 1
+                return
+            except NotTaken as error:
+                self._graphs.give_up(quantity, error)
+        for index, chunk in enumerate(self._chunks()):
+            if index < n_done:
+                continue
+            graph = self._graphs.find(quantity, self.theta, chunk)
+            if graph is not None:
+                try:
+                    kept = self._kept.get((quantity, index))
+                    if kept is None:
+                        kept = self._prepared(graph, quantity, index, chunk)
+                    yield use(graph, kept, chunk.rows)
+                    continue
+                except torch.OutOfMemoryError:
+                    raise
+                except (RuntimeError, NotTaken) as error:  # shapes depend on the data
+                    self._graphs.give_up(quantity, error)
+            part = direction[chunk.rows] if quantity == "vjp" else direction
+            product = getattr(self._reference_chunk(chunk), quantity)(part)
+            if not bool(product.isfinite().all()):
+                raise FloatingPointError(self._where(quantity, product, chunk))
+            yield product
+
+    def _where(self, quantity: str, product: Tensor, chunk: Chunk) -> str:
+        """Say where a product is not finite."""
+        wild = ~product.isfinite()
+        if quantity in ("jvp", "directional_derivatives"):
+            rows = wild.reshape(len(wild), -1).any(1).nonzero().flatten()
+            first = chunk.rows.start + int(rows[0])
+            where = f"for {len(rows)} examples, of which {first} is the first"
+        else:
+            layout = self._graphs.model.layout
+            parts = zip(layout.names, wild.split(list(layout.sizes)), strict=True)
+            names = [name for name, part in parts if part.any()]
+            where = f"in the parameters {', '.join(names)}"
+        return (
+            f"{_NAMES[quantity]} must be finite. Got NaN or infinity {where}. Either "
+            "θ, the vector v (u) or the outputs are not finite, or the network has no "
+            "such derivative at this θ, as a square root at 0."
+        )
+
+    def _prepared(
+        self, graph: TwoStage, quantity: str, index: int, chunk: Chunk
+    ) -> tuple[Tensor, ...]:
+        kept = graph.prepare(self.theta, *pad_chunk(chunk, self._graphs.chunk_size))
+        size = _bytes_held(kept)
+        if self._kept_bytes + size <= _KEPT_BYTES:
+            self._kept[quantity, index] = kept
+            self._kept_bytes += size
+        return kept
+
+    def _reference_chunk(self, chunk: Chunk) -> ReferenceProducts:
+        if self._reference is not None:
+            return self._reference
+        reference = ReferenceProducts(self._graphs.ways, self.theta, chunk)
+        if len(chunk.X) == self.n_examples:
+            # The graphs of several chunks would not be bounded by the size of one.
+            self._reference = reference
+        return reference
+
+
+def _bytes_held(tensors: tuple[Tensor, ...]) -> int:
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
