@@ -35,6 +35,28 @@ FLOORS = {
     "plotting": _UPPER | {"comparison"},
 }
 
+# The rooms of risk/, a folder or a file each, from the ground up: one may import those
+# before it and itself.
+ROOMS = (
+    "arguments",
+    "interface",
+    "trials",
+    "autodiff",
+    "network",
+    "losses",
+    "data",
+    "example_sums",
+    "label_noise",
+    "module_state",
+    "probe",
+    "products",
+    "quantities",
+    "analytic",
+    "identities",
+    "audit",
+    "empirical",
+)
+
 # What lives in some floors alone: differentiation in risk/, skorch where the iteration
 # and the estimators are, drawing in plotting/. It holds for imports and for attributes,
 # since `torch.autograd.grad` needs no import but `import torch`.
@@ -150,6 +172,37 @@ def test_flatmin_keeps_the_rule():
 
 def test_no_floor_lies_above_itself():
     assert set(TopologicalSorter(FLOORS).static_order()) == set(FLOORS)
+
+
+def room_violations(folder):
+    """Return every arrow that runs up between rooms, as ``file:line: what``."""
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent.parent).parts
+        room = parts[2].removesuffix(".py")
+        if room == "__init__":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        for entry in _imports(tree, parts[:-1]):
+            package, floor, target = (*entry.name.split("."), "", "")[:3]
+            if (package, floor) != ("flatmin", "risk"):
+                continue
+            if target not in ROOMS[: ROOMS.index(room) + 1]:
+                where = "/".join(parts)
+                found.append(f"{where}:{entry.line}: {room} may not import {target}")
+    return found
+
+
+def test_the_rooms_of_risk_keep_their_order():
+    assert {path.stem for path in (PACKAGE / "risk").iterdir()} >= set(ROOMS)
+    found = room_violations(PACKAGE / "risk")
+    assert not found, "\n".join(["", *found])
+
+
+def test_an_arrow_up_between_rooms_is_found(write):
+    package = write("risk/losses/a.py", "from flatmin.risk.products.graphs import x")
+    (found,) = room_violations(package / "risk")
+    assert found == "flatmin/risk/losses/a.py:1: losses may not import products"
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ MORE_SETTINGS = {
 
 
 def make_risk(setting, n_runs, rng):
-    risk = TwoBasinsRisk.from_paper(setting.variant, batch_shape=(n_runs,), rng=rng)
+    risk = TwoBasinsRisk.from_paper(setting.variant, chains=(n_runs,), rng=rng)
     return TwoBasinsRisk(setting.spread * risk.offsets, risk.angle)
 
 

@@ -62,7 +62,7 @@ from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
-from flatmin.risk.checks import as_input, check_held
+from flatmin.risk.data.inputs import as_input, check_held
 from flatmin.risk.network.module_copy import copy_module, graphs_left_out
 from flatmin.risk.network.prepared_module import evaluation_mode
 

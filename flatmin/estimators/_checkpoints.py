@@ -25,7 +25,7 @@ from flatmin.dynamics import (
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._run import Run
 from flatmin.noise import METHODS, Step, step_for
-from flatmin.risk.data import Source
+from flatmin.risk.data.source import Source
 
 __all__ = ["RunCheckpoints", "check_checkpoint_params"]
 

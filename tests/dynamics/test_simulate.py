@@ -283,6 +283,6 @@ def simulate_nobody():
 
 
 def test_data_of_another_number_of_chains():
-    risk = TwoBasinsRisk.from_paper("matched", batch_shape=(5,))
+    risk = TwoBasinsRisk.from_paper("matched", chains=(5,))
     with pytest.raises(ValueError, match="n_chains=7"):
         simulate(risk, "gd", risk.sharp_minimum, lr=0.006, n_iter=2, n_chains=7)

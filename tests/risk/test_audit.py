@@ -88,7 +88,7 @@ def break_moments(monkeypatch):
 
     def wrong(self):
         moments = right(self)
-        return moments._replace(squares=1.01 * moments.squares)
+        return moments._replace(centred_squares=1.01 * moments.centred_squares)
 
     monkeypatch.setattr(LayerSums, "moments", wrong)
     # The trial would not take it.

@@ -173,7 +173,7 @@ class ExampleSums:
 
     def _settle(self) -> str | None:
         """Choose on a few examples; None where all their gradients are zero."""
-        examples, theta = self.examples(), self.model.values()
+        examples, theta = self.examples(), self.model.theta()
         examples = examples[: max(3, _TRIAL_BUDGET // len(theta))]
         _, rows = looped_rows(self.model, examples)
         if not bool(rows.any()):
@@ -207,7 +207,9 @@ class ExampleSums:
             difference(sums.squared_norms(), _norms(rows)) / 2,
             difference(moments.mean, mean, sizes),
             # Where there is one example, or all are alike, there is no spread.
-            difference(moments.squares + mean.square(), squares + mean.square(), sizes),
+            difference(
+                moments.centred_squares + mean.square(), squares + mean.square(), sizes
+            ),
         )
 
     def _vmap_off(self, theta: Tensor, examples: ExampleScalars, rows: Tensor) -> float:
@@ -217,7 +219,7 @@ class ExampleSums:
     def _values_and_rows(
         self, examples: ExampleScalars
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        theta = self.model.values()
+        theta = self.model.theta()
         for start in range(0, len(examples), self.row_chunk_size):
             part = examples[start : start + self.row_chunk_size]
             yield self._rows_of_some(theta, part)

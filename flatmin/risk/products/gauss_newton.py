@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin.risk.chunks import Chunk
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss

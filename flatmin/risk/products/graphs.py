@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.autodiff.kernels import twice_differentiable
-from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.data.chunks import Chunk, pad_chunk
 from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
 from flatmin.risk.products.reference_products import ProductWays, ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage, two_stage_graph
@@ -142,7 +142,7 @@ class ProductGraphs:
 
     def _probe(self, quantity: str, chunk: Chunk) -> Tensor:
         """Return a fixed random direction."""
-        like = self.model.values()
+        like = self.model.theta()
         if quantity == "vjp":
             like = self.model.evaluate(chunk.X)
         return random_like(like, 0)

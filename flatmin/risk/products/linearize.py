@@ -10,7 +10,7 @@ from torch import Tensor
 from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
-from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.data.chunks import Chunk, pad_chunk
 from flatmin.risk.products.graphs import ProductGraphs, pad_direction, unpad
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage

@@ -26,7 +26,7 @@ from flatmin.risk.autodiff.differences import (
 from flatmin.risk.autodiff.held_constants import HeldConstants
 from flatmin.risk.autodiff.isolation import isolated
 from flatmin.risk.autodiff.kernels import twice_differentiable
-from flatmin.risk.chunks import Chunk
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import (
     ExampleScalars,
     example_losses,

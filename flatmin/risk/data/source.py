@@ -1,4 +1,4 @@
-"""The examples of a risk: held in memory, or read a chunk at a time."""
+"""A data set that is read a chunk at a time, and the same at every pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,93 +14,18 @@ from torch import Tensor
 from torch.utils import data
 
 from flatmin._utils.locks import Lock
-from flatmin.risk import checks
-from flatmin.risk.checksums import Checksums
-from flatmin.risk.chunks import Chunk, iterate_chunks
-from flatmin.risk.losses.example_loss import ExampleLoss
-from flatmin.risk.network.model import FlatModel
+from flatmin.risk.data.checksums import Checksums
 
-__all__ = ["ArrayData", "ExampleData", "Source", "StreamedData", "find_source"]
+__all__ = ["Source", "find_source"]
+
+# That are read twice before anything is computed, a few at a time. Of flips with
+# probability 0.1 they miss one in 300,000.
+_N_TRIED, _AT_A_TIME = 64, 4
 
 # By the id of the data set that is read: several risks may read one, and what it reads
 # from, such as an open file, has one place at a time.
 _READING: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
 _FINDING = Lock()
-# That are read twice before anything is computed, a few at a time. Of flips with
-# probability 0.1 they miss one in 300,000.
-_N_TRIED, _AT_A_TIME = 64, 4
-
-
-class ExampleData(Protocol):
-    """N examples in a fixed order."""
-
-    weights: Tensor | None  # (N,) N wᵢ / Σw
-
-    def __len__(self) -> int:
-        """Return N."""
-        ...
-
-    def iterate(self, chunk_size: int) -> Iterator[Chunk]:
-        """Yield all examples in order, ``chunk_size`` at a time."""
-        ...
-
-    def select(self, indices: Tensor) -> Chunk:
-        """Return some examples; one may come twice."""
-        ...
-
-    def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
-        """Return what each example's targets count, shape (N,); None for alike.
-
-        Targets that are not in memory are read once, ``size`` examples at a time.
-        """
-        ...
-
-    def arguments(self) -> tuple[Any, Tensor | None]:
-        """Return X and y for another risk of the same examples."""
-        ...
-
-
-class ArrayData:
-    """Examples in memory, cut without a copy.
-
-    Parameters
-    ----------
-    X : Tensor of shape (N, ...)
-    y : Tensor of shape (N, ...)
-        In the loss's form.
-    weights : Tensor of shape (N,) or None
-        N wᵢ / Σw.
-    """
-
-    def __init__(self, X: Tensor, y: Tensor, weights: Tensor | None) -> None:
-        self.X = X
-        self.y = y
-        self.weights = weights
-
-    def __len__(self) -> int:
-        return len(self.X)
-
-    def iterate(self, chunk_size: int) -> Iterator[Chunk]:
-        """See :meth:`ExampleData.iterate`."""
-        return iterate_chunks(self.X, self.y, self.weights, chunk_size)
-
-    def select(self, indices: Tensor) -> Chunk:
-        """See :meth:`ExampleData.select`; in the strides of X."""
-        X = self.X
-        if X.ndim == 4 and X.stride(1) == 1:
-            X = X.movedim(1, -1)[indices].movedim(-1, 1)
-        else:
-            X = X[indices]
-        weights = None if self.weights is None else self.weights[indices]
-        return Chunk(X, self.y[indices], weights, slice(0, len(indices)))
-
-    def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
-        """See :meth:`ExampleData.target_weights`."""
-        return loss.target_weights(self.y)
-
-    def arguments(self) -> tuple[Tensor, Tensor]:
-        """See :meth:`ExampleData.arguments`."""
-        return self.X, self.y
 
 
 class Source:
@@ -268,84 +193,6 @@ class Source:
                 "random augmentation, draw it from a generator that is seeded with the "
                 "index, or store one draw of it."
             )
-
-
-class StreamedData:
-    """Examples that are read, moved and given their form whenever they are needed.
-
-    Parameters
-    ----------
-    source : Source
-    weights : Tensor of shape (N,) or None
-        N wᵢ / Σw.
-    model : FlatModel
-    loss : ExampleLoss
-    output : Tensor of shape (1, \\*output_shape)
-        Of one example.
-    by_rows : bool
-        Whether the module cannot take images channels-last.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        weights: Tensor | None,
-        model: FlatModel,
-        loss: ExampleLoss,
-        output: Tensor,
-        *,
-        by_rows: bool,
-    ) -> None:
-        self.source = source
-        self.weights = weights
-        self.model = model
-        self.loss = loss
-        self.output = output
-        self.by_rows = by_rows
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def iterate(self, chunk_size: int) -> Iterator[Chunk]:
-        """See :meth:`ExampleData.iterate`."""
-        start = 0
-        for X, y in self.source.batches(chunk_size):
-            rows = slice(start, start + len(X))
-            weights = None if self.weights is None else self.weights[rows]
-            yield self._chunk(X, y, weights, rows)
-            start = rows.stop
-
-    def select(self, indices: Tensor) -> Chunk:
-        """See :meth:`ExampleData.select`."""
-        X, y = self.source.read(indices.tolist())
-        weights = None if self.weights is None else self.weights[indices]
-        return self._chunk(X, y, weights, slice(0, len(X)))
-
-    def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
-        """See :meth:`ExampleData.target_weights`."""
-        if loss.target_weights(self._targets(self.source.read([0])[1])) is None:
-            return None
-        targets = self.source.all_targets(size)
-        parts = [loss.target_weights(self._targets(y)) for y in targets]
-        return torch.cat([part for part in parts if part is not None])
-
-    def arguments(self) -> tuple[Source, None]:
-        """See :meth:`ExampleData.arguments`."""
-        return self.source, None
-
-    def _chunk(
-        self, X: Tensor, y: Tensor, weights: Tensor | None, rows: slice
-    ) -> Chunk:
-        device = self.output.device
-        X = checks.as_tensor(X, "X", device, real=False)
-        X = checks.as_input(X, self.model.module, self.output.dtype)
-        if not self.by_rows:
-            X = checks.channels_last(X, self.model.module)
-        return Chunk(X, self._targets(y), weights, rows)
-
-    def _targets(self, y: Tensor) -> Tensor:
-        y = checks.as_tensor(y, "y", self.output.device)
-        return self.loss.prepare_targets(y, self.output)
 
 
 def find_source(X: Any, y: Any) -> Source | None:
