@@ -9,7 +9,7 @@ from torch import nn
 import flatmin
 from flatmin.modules import LeNet
 from flatmin.risk import EmpiricalRisk, identities
-from flatmin.risk.example_sums.layer_sums import LayerSums
+from flatmin.risk.example_sums.sums_by_layer import SumsByLayer
 from flatmin.risk.products import graphs, reference_products
 
 from ._cases import problem
@@ -84,13 +84,13 @@ def failing(report):
 
 # A fault in one implementation each, and the identities that show it.
 def break_moments(monkeypatch):
-    right = LayerSums.moments
+    right = SumsByLayer.moments
 
     def wrong(self):
         moments = right(self)
         return moments._replace(centred_squares=1.01 * moments.centred_squares)
 
-    monkeypatch.setattr(LayerSums, "moments", wrong)
+    monkeypatch.setattr(SumsByLayer, "moments", wrong)
     # The trial would not take it.
     monkeypatch.setattr("flatmin.risk.example_sums.sums.tolerance", lambda *_: 1.0)
     return {"diag Σ = that of the gᵢ alone"}

@@ -16,7 +16,7 @@ from flatmin.risk.example_sums.parameter_uses import ParameterUse, record_uses
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.network.model import FlatModel
 
-__all__ = ["LayerSums"]
+__all__ = ["SumsByLayer"]
 
 # Numbers in rows and patches that are held at a time: they stay within the caches of
 # a CPU. A GPU wants few large ones (VGG11 on an H100: with the CPU's blocks a sweep
@@ -25,7 +25,7 @@ _AT_A_TIME_CPU = 1 << 19
 _AT_A_TIME_GPU = 1 << 26
 
 
-class LayerSums:
+class SumsByLayer:
     """The sums over the examples of one chunk.
 
     Parameters
@@ -43,7 +43,7 @@ class LayerSums:
     ----------
     values : Tensor of shape (n,)
         Of the scalar.
-    trail : list of str
+    signature : list of str
         See :class:`~flatmin.risk.example_sums.parameter_watch.ParameterWatch`.
     """
 
@@ -52,7 +52,7 @@ class LayerSums:
         self.n = len(examples)
         recording = record_uses(model, examples)
         self.values, self._uses = recording.values, recording.uses
-        self.trail = recording.trail
+        self.signature = recording.signature
 
     def squared_norms(self) -> Tensor:
         """Return ‖gᵢ‖².
@@ -119,8 +119,8 @@ def _squared_norms(uses: list[ParameterUse], n: int, size: int) -> Tensor:
     if len(uses) == 1 and use.is_outer:
         slopes, inputs = use.slope.double(), use.input.double()
         return slopes.square().sum(1) * inputs.square().sum(1)
-    if len(uses) == 1 and use.rows.looked_up is not None:
-        _, combined = _combined(*use.rows.looked_up(use.input, use.slope))
+    if len(uses) == 1 and use.rule.nonzero_blocks is not None:
+        _, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
         return combined.square().sum((1, 2))
     norms = [
         torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
@@ -145,8 +145,8 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
             sums.addmm_(s.mT, x)
             squares.addmm_(s.square().mT, x.square())
         return _centre(sums.flatten(), squares.flatten(), n)
-    if len(uses) == 1 and use.rows.looked_up is not None:
-        tokens, combined = _combined(*use.rows.looked_up(use.input, use.slope))
+    if len(uses) == 1 and use.rule.nonzero_blocks is not None:
+        tokens, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
         flat = combined.flatten(0, 1)
         rows = flat.new_zeros(2, size // flat.shape[1], flat.shape[1])
         rows[0].index_add_(0, tokens.flatten(), flat)
@@ -192,15 +192,15 @@ def _total(uses: list[ParameterUse], parts: list[Tensor]) -> Tensor:
     """Return the sum of the uses' rows, whose orders can differ."""
     if len(uses) == 1:
         return parts[0]
-    total = uses[0].rows.restore(parts[0])
+    total = uses[0].rule.restore(parts[0])
     for use, part in zip(uses[1:], parts[1:], strict=True):
-        total = total + use.rows.restore(part)
+        total = total + use.rule.restore(part)
     return total
 
 
 def _restore(uses: list[ParameterUse], sums: Tensor) -> Tensor:
     """Return sums over examples in the parameter's order."""
-    return uses[0].rows.restore(sums) if len(uses) == 1 else sums
+    return uses[0].rule.restore(sums) if len(uses) == 1 else sums
 
 
 def _combined(tokens: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,11 @@
-"""Per-example gradients of the parameters that a function takes, some at a time.
+"""How the rows of a parameter follow from the input and the slope of a function.
 
-Letters: n examples, t positions (of a sequence or an image), i inputs, o outputs. A
-row is the gradient of one example in one parameter, in an order of its own, which
-``restore`` turns into the parameter's; sums over examples are restored once.
+A row is the gradient of one example's scalar in one parameter, flat. A rule may give it
+in an order of its own, which is cheap to make; ``restore`` then puts it into the
+parameter's, and sums over examples are restored once. The slope is the gradient in the
+function's output. Letters: n examples, t positions (of a sequence or an image), i
+inputs, o outputs. For a linear map y = W x + b with slope s the row of W is Σ_t s xᵀ
+and that of b is Σ_t s.
 """
 
 from __future__ import annotations
@@ -18,39 +21,41 @@ from torch.nn import functional as F
 
 from flatmin.risk.trials import UnsupportedLayers
 
-__all__ = ["READERS", "Rows", "alias", "read_linear", "spread_rows"]
+__all__ = ["ROW_RULES", "RowRule", "alias", "copied_rows", "linear_rules"]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How the output of a call depends on one of its parameters."""
+class RowRule:
+    """How the rows of one parameter follow from a call: row = rule(input, slope)."""
 
-    # Of the input and the gradient in the output of some examples, (n, P).
-    of: Callable[[Tensor, Tensor], Tensor]
+    # (input, slope) of n examples to their rows, (n, P).
+    rows: Callable[[Tensor, Tensor], Tensor]
     restore: Callable[[Tensor], Tensor] = lambda sums: sums  # (..., P) to row-major
-    # Of m examples each, summed, (n / m, P); without it the rows are.
-    of_batches: Callable[[Tensor, Tensor, int], Tensor] | None = None
-    is_outer: bool = False  # a position's part is an outer product
+    # (input, slope, m) to the sums of m rows each, (n / m, P), without the rows.
+    batch_sums: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    is_outer: bool = False  # at each position the row is slope times inputᵀ
     patch_size: int = 0  # numbers that are gathered for a position
-    n_further: int = 0  # other numbers that a row comes from
-    # Where most of a row is zero: which parts are not, and what is there.
-    looked_up: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    n_other_numbers: int = 0  # other numbers that a row comes from
+    # Where most of a row is zero (an embedding): which blocks are not, and their values.
+    nonzero_blocks: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def sums(self, input: Tensor, slope: Tensor, m: int) -> Tensor:
         """Return the sums of the rows of m consecutive examples each, (n / m, P)."""
         if m == 1:
-            return self.of(input, slope)
-        if self.of_batches is not None:
-            return self.of_batches(input, slope, m)
-        rows = self.of(input, slope)
+            return self.rows(input, slope)
+        if self.batch_sums is not None:
+            return self.batch_sums(input, slope, m)
+        rows = self.rows(input, slope)
         return rows.view(-1, m, rows.shape[1]).sum(1)
 
 
-# What a function is applied to, and its parameters with their rows.
-Reading = tuple[Tensor, list[tuple[Tensor | None, Rows]]]
+# What a function is applied to, and its parameters with their rules.
+InputAndRules = tuple[Tensor, list[tuple[Tensor | None, RowRule]]]
 
 
-def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Reading:
+def linear_rules(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> InputAndRules:
     """Read the arguments of ``torch.nn.functional.linear``.
 
     Parameters
@@ -62,7 +67,7 @@ def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Re
     Returns
     -------
     input : Tensor
-    parameters : list of (Tensor or None, Rows)
+    parameters : list of (Tensor or None, RowRule)
 
     Raises
     ------
@@ -74,13 +79,15 @@ def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Re
     return input, [
         (
             weight,
-            Rows(_outer_products, of_batches=_outer_products_of_batches, is_outer=True),
+            RowRule(
+                _outer_products, batch_sums=_outer_products_of_batches, is_outer=True
+            ),
         ),
-        (bias, Rows(_sum_of_last)),
+        (bias, RowRule(_sum_of_last)),
     ]
 
 
-def spread_rows(_input: Tensor, slope: Tensor) -> Tensor:
+def copied_rows(_input: Tensor, slope: Tensor) -> Tensor:
     """Return the rows of a parameter of which every example has a copy."""
     return slope.reshape(len(slope), -1)
 
@@ -120,7 +127,7 @@ def _sum_of_channels(_input: Tensor, slope: Tensor) -> Tensor:
     return slope if slope.ndim == 2 else slope.flatten(2).sum(2)
 
 
-def _read_matmul(input: Tensor, other: Tensor) -> Reading:
+def _matmul_rules(input: Tensor, other: Tensor) -> InputAndRules:
     if other.ndim != 2:
         raise UnsupportedLayers("a product with a parameter that is no matrix")
 
@@ -131,12 +138,14 @@ def _read_matmul(input: Tensor, other: Tensor) -> Reading:
     return input, [
         (
             other,
-            Rows(_outer_products, restore, _outer_products_of_batches, is_outer=True),
+            RowRule(
+                _outer_products, restore, _outer_products_of_batches, is_outer=True
+            ),
         )
     ]
 
 
-def _read_convolution(
+def _convolution_rules(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -144,7 +153,7 @@ def _read_convolution(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Reading:
+) -> InputAndRules:
     o, i, *kernel = weight.shape
     stride, dilation = _each(stride, kernel), _each(dilation, kernel)
     rows = partial(
@@ -161,8 +170,8 @@ def _read_convolution(
         return blocks.mT.flatten(-3)
 
     return input, [
-        (weight, Rows(rows, restore, rows, patch_size=groups * weight[0].numel())),
-        (bias, Rows(_sum_of_channels)),
+        (weight, RowRule(rows, restore, rows, patch_size=groups * weight[0].numel())),
+        (bias, RowRule(_sum_of_channels)),
     ]
 
 
@@ -226,7 +235,7 @@ def _patch_products(
     return torch.bmm(slopes, patches).view(n // m, -1)
 
 
-def _read_embedding(
+def _embedding_rules(
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -234,24 +243,24 @@ def _read_embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Reading:
+) -> InputAndRules:
     if max_norm is not None or scale_grad_by_freq:
         raise UnsupportedLayers("an embedding that rescales")
     n_words = len(weight)
-    looked_up = partial(
-        _looked_up, padding=None if padding_idx is None else padding_idx % n_words
+    nonzero_blocks = partial(
+        _nonzero_blocks, padding=None if padding_idx is None else padding_idx % n_words
     )
 
     def rows(input: Tensor, slope: Tensor) -> Tensor:
-        tokens, slopes = looked_up(input, slope)
+        tokens, slopes = nonzero_blocks(input, slope)
         rows = slopes.new_zeros(len(tokens), n_words, slopes.shape[-1])
         where = tokens.unsqueeze(-1).expand_as(slopes)
         return rows.scatter_add_(1, where, slopes).flatten(1)
 
-    return input, [(weight, Rows(rows, looked_up=looked_up))]
+    return input, [(weight, RowRule(rows, nonzero_blocks=nonzero_blocks))]
 
 
-def _looked_up(
+def _nonzero_blocks(
     input: Tensor, slope: Tensor, padding: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return the tokens, n t, and their gradients, n t o, zero at the padding."""
@@ -262,29 +271,29 @@ def _looked_up(
     return tokens, slopes
 
 
-def _read_layer_norm(
+def _layer_norm_rules(
     input: Tensor,
     normalized_shape: Any,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Reading:
+) -> InputAndRules:
     normalise = partial(F.layer_norm, normalized_shape=normalized_shape, eps=eps)
     return input, [
-        (weight, Rows(partial(_normal_sums, normalise, len(normalized_shape)))),
-        (bias, Rows(partial(_position_sums, len(normalized_shape)))),
+        (weight, RowRule(partial(_normal_sums, normalise, len(normalized_shape)))),
+        (bias, RowRule(partial(_position_sums, len(normalized_shape)))),
     ]
 
 
-def _read_rms_norm(
+def _rms_norm_rules(
     input: Tensor,
     normalized_shape: Any,
     weight: Tensor | None = None,
     eps: float | None = None,
-) -> Reading:
+) -> InputAndRules:
     normalise = partial(F.rms_norm, normalized_shape=normalized_shape, eps=eps)
     rows = partial(_normal_sums, normalise, len(normalized_shape))
-    return input, [(weight, Rows(rows))]
+    return input, [(weight, RowRule(rows))]
 
 
 def _position_sums(n_last: int, _input: Tensor, slope: Tensor) -> Tensor:
@@ -299,19 +308,19 @@ def _normal_sums(
     return _position_sums(n_last, input, slope * normalise(input))
 
 
-def _read_group_norm(
+def _group_norm_rules(
     input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Reading:
+) -> InputAndRules:
     return _channel_norm(
         input, weight, bias, partial(F.group_norm, num_groups=num_groups, eps=eps)
     )
 
 
-def _read_batch_norm(
+def _batch_norm_rules(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -320,7 +329,7 @@ def _read_batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Reading:
+) -> InputAndRules:
     if training:
         raise UnsupportedLayers("batch_norm with statistics of its input")
     normalise = partial(
@@ -334,32 +343,32 @@ def _channel_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     normalise: Callable[[Tensor], Tensor],
-) -> Reading:
+) -> InputAndRules:
     def rows(input: Tensor, slope: Tensor) -> Tensor:
         return _sum_of_channels(input, slope * normalise(input))
 
-    return input, [(weight, Rows(rows)), (bias, Rows(_sum_of_channels))]
+    return input, [(weight, RowRule(rows)), (bias, RowRule(_sum_of_channels))]
 
 
-def _read_prelu(input: Tensor, weight: Tensor) -> Reading:
+def _prelu_rules(input: Tensor, weight: Tensor) -> InputAndRules:
     def rows(input: Tensor, slope: Tensor) -> Tensor:
         sums = _sum_of_channels(input, slope * input.clamp(max=0))
         return sums if weight.numel() > 1 else sums.sum(1, keepdim=True)
 
-    return input, [(weight, Rows(rows))]
+    return input, [(weight, RowRule(rows))]
 
 
 # By function: whatever module calls it, and whatever hooks do before and after.
-READERS: Mapping[Any, Callable[..., Reading]] = {
-    F.linear: read_linear,
-    torch.matmul: _read_matmul,
-    Tensor.matmul: _read_matmul,
-    torch.conv1d: _read_convolution,
-    torch.conv2d: _read_convolution,
-    F.embedding: _read_embedding,
-    F.layer_norm: _read_layer_norm,
-    F.rms_norm: _read_rms_norm,
-    F.group_norm: _read_group_norm,
-    F.batch_norm: _read_batch_norm,
-    torch.prelu: _read_prelu,
+ROW_RULES: Mapping[Any, Callable[..., InputAndRules]] = {
+    F.linear: linear_rules,
+    torch.matmul: _matmul_rules,
+    Tensor.matmul: _matmul_rules,
+    torch.conv1d: _convolution_rules,
+    torch.conv2d: _convolution_rules,
+    F.embedding: _embedding_rules,
+    F.layer_norm: _layer_norm_rules,
+    F.rms_norm: _rms_norm_rules,
+    F.group_norm: _group_norm_rules,
+    F.batch_norm: _batch_norm_rules,
+    torch.prelu: _prelu_rules,
 }
