@@ -50,7 +50,7 @@ from flatmin.risk.probe import (
     trial_indices,
 )
 from flatmin.risk.products.example_hessians import ExampleHessians
-from flatmin.risk.products.reference_products import ProductWays
+from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.trials import random_like
 

@@ -24,7 +24,8 @@ from flatmin.risk.example_sums.per_example import looped_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.graphs import ProductGraphs
-from flatmin.risk.products.reference_products import ReferenceProducts, losses_in
+from flatmin.risk.products.hessian_trial import losses_in
+from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.trials import asymmetry, difference, random_like, tolerance
 

@@ -36,7 +36,7 @@ class RowRule:
     is_outer: bool = False  # at each position the row is slope times inputᵀ
     patch_size: int = 0  # numbers that are gathered for a position
     n_other_numbers: int = 0  # other numbers that a row comes from
-    # Where most of a row is zero (an embedding): which blocks are not, and their values.
+    # Where most of a row is zero (embeddings): the other blocks, and their values.
     nonzero_blocks: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def sums(self, input: Tensor, slope: Tensor, m: int) -> Tensor:

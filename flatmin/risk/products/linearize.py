@@ -68,7 +68,7 @@ class Linearization:
     def paths(self) -> dict[str, str]:
         """How each quantity that was asked for is computed: "graph", or why not."""
         with self._lock:
-            return self._graphs.told()
+            return self._graphs.describe()
 
     @property
     def _lock(self) -> Lock:

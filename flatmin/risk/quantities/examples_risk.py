@@ -26,7 +26,7 @@ from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
-from flatmin.risk.products.reference_products import ProductWays
+from flatmin.risk.products.product_ways import ProductWays
 
 __all__ = ["ExamplesRisk"]
 
@@ -88,7 +88,7 @@ class ExamplesRisk:
                 "per-example Hessians": self._hessians.path,
             }
             found = {name: path for name, path in tried.items() if path is not None}
-            return {**self._graphs.told(), **found}
+            return {**self._graphs.describe(), **found}
 
     @property
     def _lock(self) -> Lock:
