@@ -15,7 +15,7 @@ from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
     Diagonal,
     Eigenpairs,
-    Spectrum,
+    SpectralDensity,
     Trace,
 )
 from flatmin.curvature import (
@@ -189,9 +189,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 rng=rng,
                 verbose=self.verbose,
             )
-        return Trace(
-            self.matrix, float(result.value), float(result.stderr), result.n_matvecs
-        )
+        value, stderr = float(result.value), float(result.stderr)
+        return Trace(value, stderr, result.n_matvecs, matrix=self.matrix)
 
     @one_at_a_time
     def diagonal(self, *, rtol: float = 0.05, max_matvecs: int = 200) -> Diagonal:
@@ -220,7 +219,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
             squares = self._selected(risk, risk.squared_gradient_sum(risk.params()))
             check_finite("Σ gᵢ²", squares, risk, self._indices(risk))
             value = squares.cpu().numpy() / risk.n_examples
-            return Diagonal(self.matrix, value, np.zeros_like(value), 0, names)
+            zero = np.zeros_like(value)
+            return Diagonal(value, zero, matrix=self.matrix, parameters=names)
         result = diagonal(
             self._operator(risk),
             rtol=rtol,
@@ -229,10 +229,12 @@ class CurvatureAnalyzer(BaseAnalyzer):
             verbose=self.verbose,
         )
         value, stderr = result.value.cpu().numpy(), result.stderr.cpu().numpy()
-        return Diagonal(self.matrix, value, stderr, result.n_matvecs, names)
+        return Diagonal(
+            value, stderr, result.n_matvecs, matrix=self.matrix, parameters=names
+        )
 
     @one_at_a_time
-    def density(self, *, n_probes: int = 10, n_steps: int = 80) -> Spectrum:
+    def density(self, *, n_probes: int = 10, n_steps: int = 80) -> SpectralDensity:
         """Return the distribution of all eigenvalues.
 
         Parameters
@@ -244,7 +246,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        Spectrum
+        SpectralDensity
 
         Raises
         ------
@@ -261,7 +263,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self.verbose,
         )
-        return Spectrum.wrap(self.matrix, result)
+        return SpectralDensity.wrap(self.matrix, result)
 
     @one_at_a_time
     def matvec(self, v: Any) -> np.ndarray:

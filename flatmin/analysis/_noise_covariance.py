@@ -12,7 +12,7 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_count
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
-    AlignmentTable,
+    Alignment,
     Diagonal,
     Eigenpairs,
     Trace,
@@ -126,7 +126,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         -------
         Trace
         """
-        return Trace(self._name, float(self._variances(self._risk()).sum()), 0, 0)
+        total = float(self._variances(self._risk()).sum())
+        return Trace(total, 0.0, matrix=self._name)
 
     @one_at_a_time
     def diagonal(self) -> Diagonal:
@@ -139,7 +140,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         risk = self._risk()
         value = self._variances(risk).cpu().numpy()
         names = self._parameter_names(risk)
-        return Diagonal(self._name, value, np.zeros_like(value), 0, names)
+        return Diagonal(
+            value, np.zeros_like(value), matrix=self._name, parameters=names
+        )
 
     @one_at_a_time
     def sample(self, n: int = 1) -> np.ndarray:
@@ -178,7 +181,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     @one_at_a_time
     def alignment(
         self, k: int | None = None, *, rtol: float = 0.02, max_matvecs: int = 200
-    ) -> AlignmentTable:
+    ) -> Alignment:
         """Return how Σ lies to the Hessian H, as a table.
 
         Parameters
@@ -192,7 +195,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        AlignmentTable
+        Alignment
             See :func:`flatmin.measures.alignment` for the quantities.
         """
         risk = self._risk()
@@ -206,7 +209,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             max_matvecs=max_matvecs,
             rng=self._generator(risk.device),
         )
-        return AlignmentTable(
+        return Alignment(
             result.n_params,
             result.to_frame(),
             result.pairs_to_frame(),

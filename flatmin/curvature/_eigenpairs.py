@@ -11,7 +11,7 @@ from flatmin._utils.random import check_seed
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._hessian import HessianOperator
 from flatmin.curvature._preconditioner import check_preconditioner
-from flatmin.linalg import EigenResult, Which, eigsh, order_eigenvalues
+from flatmin.linalg import Eigenpairs, Which, eigsh, order_eigenvalues
 from flatmin.risk import AnalyticRisk, Risk
 from flatmin.risk.arguments import as_indices, check_point
 
@@ -31,7 +31,7 @@ def hessian_eigenpairs(
     which: Which = "LA",
     tol: float = 1e-4,
     rng: torch.Generator | None = None,
-) -> EigenResult:
+) -> Eigenpairs:
     """Return k eigenpairs of H.
 
     Parameters
@@ -50,7 +50,7 @@ def hessian_eigenpairs(
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
 
     Raises
     ------
@@ -75,7 +75,7 @@ def covariance_eigenpairs(
     rng: torch.Generator | None = None,
     params: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
-) -> EigenResult:
+) -> Eigenpairs:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
     From the (N, N) Gram matrix of the centred gradients while the (N, D) matrix is
@@ -100,7 +100,7 @@ def covariance_eigenpairs(
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
 
     Raises
     ------
@@ -128,7 +128,7 @@ def covariance_eigenpairs(
 
 def minibatch_eigenpairs(
     risk: Risk, theta: Tensor, batches: Tensor, k: int, *, tol: float = 1e-4
-) -> EigenResult:
+) -> Eigenpairs:
     """Return the k largest eigenpairs of m times the covariance of batch gradients.
 
     The covariance has ddof 1; times m it estimates N/(N-1) Σ when the batches are a
@@ -147,7 +147,7 @@ def minibatch_eigenpairs(
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
 
     Raises
     ------
@@ -170,7 +170,7 @@ def _check_k(k: int, largest: int, what: str) -> None:
         raise ValueError(f"k must be between 1 and {what} = {largest}. Got k={k!r}.")
 
 
-def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> EigenResult:
+def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> Eigenpairs:
     """Return the top pairs of c RᵀR from those of c RRᵀ, in float64."""
     if rows.shape[-1] <= rows.shape[-2]:
         wide = rows.double()
@@ -188,12 +188,12 @@ def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> EigenRe
     errors = products.double() - values.unsqueeze(-2) * vectors.double()
     residuals = torch.linalg.vector_norm(errors, dim=-2)
     converged = residuals <= tol * values[..., :1]
-    return EigenResult(values, vectors, residuals, converged, 0)
+    return Eigenpairs(values, vectors, residuals, converged, 0)
 
 
 def _dense_eigenpairs(
     matrix: Tensor, k: int, which: Which, tol: float, dtype: torch.dtype | None = None
-) -> EigenResult:
+) -> Eigenpairs:
     """Return pairs of a (batch of) matrix, in float64, by a dense solver."""
     dtype = matrix.dtype if dtype is None else dtype
     matrix = matrix.double()
@@ -204,6 +204,6 @@ def _dense_eigenpairs(
     errors = matrix @ vectors - values.unsqueeze(-2) * vectors
     residuals = torch.linalg.vector_norm(errors, dim=-2)
     largest = values.abs().amax(-1, keepdim=True)
-    return EigenResult(
+    return Eigenpairs(
         values, vectors.to(dtype), residuals, residuals <= tol * largest, 0
     )

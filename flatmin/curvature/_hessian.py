@@ -9,7 +9,7 @@ from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.random import check_rng
 from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._risk_operator import RiskOperator
-from flatmin.linalg import TraceResult, trace
+from flatmin.linalg import Estimate, trace
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -71,7 +71,7 @@ class GGNOperator(RiskOperator):
 
 def hessian_trace(
     risk: Risk, theta: Tensor, rng: torch.Generator, *, rtol: float = 0.02
-) -> TraceResult:
+) -> Estimate:
     """Return Tr(H): exact for small D, else to a relative standard error.
 
     Parameters
@@ -84,7 +84,7 @@ def hessian_trace(
 
     Returns
     -------
-    TraceResult
+    Estimate
     """
     check_point(risk, theta)
     check_rng(rng, risk.device)
@@ -98,7 +98,7 @@ def ggn_trace(
     *,
     rtol: float = 0.02,
     max_sweeps: int = 32,
-) -> TraceResult:
+) -> Estimate:
     """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²].
 
     A sweep over the data gives N independent estimates. After two, sweeps are added
@@ -119,7 +119,7 @@ def ggn_trace(
 
     Returns
     -------
-    TraceResult
+    Estimate
         ``n_matvecs`` counts sweeps.
 
     Raises
@@ -155,15 +155,15 @@ def ggn_trace(
         still = stderr * (n_sweeps / (n_sweeps + exact)) ** 0.5
         if exact <= max_sweeps and bool((still > wanted).any()):
             return _exact_ggn_trace(risk, theta, n_sweeps + exact)
-    return TraceResult(
+    return Estimate(
         in_dtype("Tr(G)", value, risk.dtype), stderr.to(risk.dtype), n_sweeps
     )
 
 
-def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> TraceResult:
+def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> Estimate:
     traces = _checked(risk.gauss_newton_traces(theta))
     value = in_dtype("Tr(G)", traces.mean(-1), risk.dtype)
-    return TraceResult(value, torch.zeros_like(value), n_sweeps)
+    return Estimate(value, torch.zeros_like(value), n_sweeps)
 
 
 def _checked(traces: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import ShortRepr
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._lanczos import LanczosProcess
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
@@ -33,8 +34,8 @@ _MAX_DENSE = 2048
 _STEPS = 8
 
 
-@dataclass(frozen=True)
-class SpectralDensity:
+@dataclass(frozen=True, repr=False)
+class SpectralDensity(ShortRepr):
     """The eigenvalues of A as a distribution p(λ) = (1/D) Σ δ(λ - λᵢ).
 
     Every probe gives a discrete distribution of its own, whose weights sum to one. The

@@ -15,13 +15,14 @@ from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count, check_positive, is_count
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import ShortRepr
 from flatmin.linalg._band_lanczos import BandLanczos
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._orthogonal import random_direction
 from flatmin.linalg._unit_scale import UnitScaled
 
-__all__ = ["EigenResult", "Which", "eigsh", "order_eigenvalues"]
+__all__ = ["Eigenpairs", "Which", "eigsh", "order_eigenvalues"]
 
 Which = Literal["LM", "LA", "SA", "BE"]
 
@@ -31,8 +32,8 @@ Which = Literal["LM", "LA", "SA", "BE"]
 _ROOMY = 1 << 25
 
 
-@dataclass(frozen=True)
-class EigenResult:
+@dataclass(frozen=True, repr=False)
+class Eigenpairs(ShortRepr):
     """Eigenpairs, how good they are and what they cost."""
 
     eigenvalues: Tensor  # (*batch, k), float64, in the order that was asked for
@@ -54,7 +55,7 @@ def eigsh(
     max_matvecs: int | None = None,
     rng: torch.Generator | int | None = None,
     verbose: bool = False,
-) -> EigenResult:
+) -> Eigenpairs:
     """Return k extreme eigenpairs of a symmetric operator.
 
     Lanczos with a full, twice-applied orthogonalisation (no ghosts) and a thick
@@ -102,7 +103,7 @@ def eigsh(
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
         "LM" sorted by falling magnitude, "LA" and "BE" by falling value, "SA" by
         rising value.
 
@@ -196,7 +197,7 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
     return torch.cat([falling[..., : k - n_low], falling[..., n - n_low :]], dim=-1)
 
 
-def _rescaled(result: EigenResult, unit: UnitScaled) -> EigenResult:
+def _rescaled(result: Eigenpairs, unit: UnitScaled) -> Eigenpairs:
     """Return a result for the operator behind the one of unit scale."""
     return replace(
         result,
@@ -205,7 +206,7 @@ def _rescaled(result: EigenResult, unit: UnitScaled) -> EigenResult:
     )
 
 
-def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> EigenResult:
+def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> Eigenpairs:
     before = operator.n_matvecs
     matrix = operator.to_dense().double()
     values, vectors = eigh((matrix + matrix.mT) / 2)
@@ -217,7 +218,7 @@ def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> EigenR
     enough = max(tol, 100 * torch.finfo(operator.dtype).eps)
     if bool((residuals > enough * spectral_norm).any()):
         _warn_unsymmetric(matrix, residuals / spectral_norm, tol)
-    return EigenResult(
+    return Eigenpairs(
         values,
         vectors.to(operator.dtype),
         residuals,
@@ -236,7 +237,7 @@ def _thick_restart(
     n_basis: int,
     rng: torch.Generator,
     bar: Any,
-) -> EigenResult:
+) -> Eigenpairs:
     # An eigenvalue can be repeated k times, and each copy takes a look or two.
     most_starts = 2 * k + 8
     process = BandLanczos(operator, start, n_basis, most_starts, rng)
@@ -260,7 +261,7 @@ def _thick_restart(
         all_done = bool(done.all())
         if not (spent or all_done):
             continue
-        result = EigenResult(
+        result = Eigenpairs(
             ritz[wanted],
             process.vectors(S[:, wanted]),
             residuals[wanted],
@@ -291,7 +292,7 @@ def _thick_restart(
 
 def _look(
     process: BandLanczos,
-    result: EigenResult,
+    result: Eigenpairs,
     which: Which,
     allowed: Tensor,
     gaps: list[float],
@@ -318,7 +319,7 @@ def _look(
     return "nothing"
 
 
-def _gap(result: EigenResult, ritz: Tensor, which: Which, allowed: Tensor) -> float:
+def _gap(result: Eigenpairs, ritz: Tensor, which: Which, allowed: Tensor) -> float:
     """Return how far the last wanted value is from others, over the rest's range."""
     # A missing copy of one of those has let the last one in.
     values = result.eigenvalues
@@ -382,7 +383,7 @@ def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
     return start.to(dtype=operator.dtype, device=operator.device)
 
 
-def _differ(now: Tensor, found: EigenResult, which: Which, allowed: Tensor) -> bool:
+def _differ(now: Tensor, found: Eigenpairs, which: Which, allowed: Tensor) -> bool:
     """Return whether wanted values differ from found ones by more than their errors."""
     before = found.eigenvalues
     if which == "LM":  # of λ and -λ either will do
@@ -391,7 +392,7 @@ def _differ(now: Tensor, found: EigenResult, which: Which, allowed: Tensor) -> b
     return bool(change > allowed)
 
 
-def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> None:
+def _warn_unless_converged(result: Eigenpairs, tol: float, scale: Tensor) -> None:
     if bool(result.converged.all()):
         return
     failed, k = int((~result.converged).sum()), len(result.converged)

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import (
     HessianOperator,
     covariance_eigenpairs,
 )
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._preconditioner import check_preconditioner
-from flatmin.linalg import EigenResult, eigsh
+from flatmin.linalg import Eigenpairs, Estimate, eigsh
 from flatmin.measures._deflation import deflated_norm, deflated_trace
-from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._estimate import exact, quotient
 from flatmin.measures._rounding import CLEAR, GradientMoments, gradient_moments
 from flatmin.measures._subspaces import (
     cosines,
@@ -44,8 +45,8 @@ __all__ = ["Alignment", "alignment"]
 _NO_NUMBER = exact(torch.tensor(math.nan))
 
 
-@dataclass(frozen=True)
-class Alignment:
+@dataclass(frozen=True, repr=False)
+class Alignment(HtmlTable, ShortRepr):
     """What there is to say about H beside Σ at one θ, on D coordinates.
 
     (λᵢ, uᵢ) are the k largest eigenpairs of H, (γᵢ, vᵢ) those of Σ. With a
@@ -92,20 +93,20 @@ class Alignment:
     @property
     def isotropic_trace_product(self) -> Estimate:
         """Tr(H) Tr(Σ) / D, what noise of the same size and no direction meets."""
-        product = quotient([self.hessian_trace, self.covariance_trace], [])
-        return Estimate(product.value / self.n_params, product.stderr / self.n_params)
+        size = exact(torch.tensor(float(self.n_params)))
+        return quotient([self.hessian_trace, self.covariance_trace], [size])
 
     @property
     def anisotropy_gain(self) -> Estimate:
         """Tr(HΣ) D / (Tr(H) Tr(Σ)); NaN where Tr(H) is not clear of 0."""
         if "anisotropy gain" in self.undefined:
             return _NO_NUMBER
-        return quotient([self._product], [self.isotropic_trace_product])
+        return quotient([self.trace_product], [self.isotropic_trace_product])
 
     @property
     def trace_alignment(self) -> Estimate:
         """Tr(HΣ) / (‖H‖_F ‖Σ‖_F), the cosine between the matrices."""
-        return quotient([self._product], [self.hessian_norm, self.covariance_norm])
+        return quotient([self.trace_product], [self.hessian_norm, self.covariance_norm])
 
     @property
     def first_alignment(self) -> Estimate:
@@ -120,10 +121,6 @@ class Alignment:
             [exact(self.first_variance), self.hessian_trace],
             [first, self.covariance_trace],
         )
-
-    @property
-    def _product(self) -> Estimate:
-        return Estimate(self.trace_product.value, self.trace_product.stderr)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the single numbers, one a row, with their standard errors.
@@ -386,8 +383,8 @@ def _of_values(
     return undefined
 
 
-def _first(pairs: EigenResult, k: int) -> EigenResult:
-    return EigenResult(
+def _first(pairs: Eigenpairs, k: int) -> Eigenpairs:
+    return Eigenpairs(
         pairs.eigenvalues[:k],
         pairs.eigenvectors[:, :k],
         pairs.residuals[:k],

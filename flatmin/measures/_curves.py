@@ -15,6 +15,7 @@ from torch import Tensor
 from flatmin._utils.arrays import to_array
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.measures._rounding import nearby
 from flatmin.risk import Risk
@@ -27,8 +28,8 @@ __all__ = ["CurveProfile", "bezier_profile", "segment_profile"]
 _ASIDE = 0.01
 
 
-@dataclass(frozen=True)
-class CurveProfile:
+@dataclass(frozen=True, repr=False)
+class CurveProfile(HtmlTable, ShortRepr):
     """L(φ(t)) on a curve from φ(0) = a to φ(1) = b.
 
     ``float`` gives the barrier.

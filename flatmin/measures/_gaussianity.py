@@ -12,6 +12,7 @@ from torch import Tensor
 from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import covariance_eigenpairs
 from flatmin.curvature._finite import check_finite
 from flatmin.measures._rounding import CLEAR, nearby
@@ -21,8 +22,8 @@ from flatmin.risk.arguments import check_point
 __all__ = ["Gaussianity", "minibatch_gaussianity"]
 
 
-@dataclass(frozen=True)
-class Gaussianity:
+@dataclass(frozen=True, repr=False)
+class Gaussianity(HtmlTable, ShortRepr):
     """How far the noise of minibatches is from Gaussian, direction by direction.
 
     ``float`` gives the largest of the distances.

@@ -8,8 +8,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_seed
 from flatmin.curvature import HessianOperator
-from flatmin.linalg import SpectralDensity, spectral_density
-from flatmin.measures._estimate import Estimate
+from flatmin.linalg import Estimate, SpectralDensity, spectral_density
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -110,4 +109,4 @@ def density_negative_mass(density: SpectralDensity) -> Estimate:
     share = negative / total
     # The error of a ratio: that of its numerator less the ratio times the denominator.
     _, error = density.mean(lambda nodes: (-nodes).clamp(min=0) - share * nodes.abs())
-    return Estimate(share, error / total)
+    return Estimate(share, error / total, density.n_matvecs)

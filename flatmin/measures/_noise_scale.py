@@ -9,9 +9,11 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_positive
 from flatmin._utils.random import check_seed
+from flatmin._utils.results import ShortRepr
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
-from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.linalg import Estimate
+from flatmin.measures._estimate import exact, quotient
 from flatmin.measures._rounding import CLEAR, gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
@@ -26,8 +28,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class GradientNoise:
+@dataclass(frozen=True, repr=False)
+class GradientNoise(ShortRepr):
     """Sizes of the gradient and of its noise; ``float`` gives the noise scale."""
 
     gradient_norm: Tensor  # (*batch) ‖g₀‖, float64
@@ -219,15 +221,16 @@ def curvature_noise_scale(
     product = trace_hessian_covariance(
         risk, theta, rtol=rtol, max_matvecs=max_matvecs, rng=rng
     )
-    scale = quotient([Estimate(product.value, product.stderr)], [exact(along)])
+    scale = quotient([product], [exact(along)])
     return Estimate(
         torch.where(moments.has_noise, scale.value, 0.0),
         torch.where(moments.has_noise, scale.stderr, 0.0),
+        scale.n_matvecs,
     )
 
 
-@dataclass(frozen=True)
-class SignalToNoise:
+@dataclass(frozen=True, repr=False)
+class SignalToNoise(ShortRepr):
     """The GSNR and what it is the mean of; ``float`` gives the mean."""
 
     value: Tensor  # (*batch), float64

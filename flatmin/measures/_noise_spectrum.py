@@ -9,9 +9,11 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import ShortRepr
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
+from flatmin.linalg import Estimate
 from flatmin.measures._deflation import deflated_norm
-from flatmin.measures._estimate import Estimate, exact, quotient, square
+from flatmin.measures._estimate import exact, quotient, square
 from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
@@ -19,8 +21,8 @@ from flatmin.risk.arguments import check_point
 __all__ = ["NoiseSpectrum", "noise_spectrum"]
 
 
-@dataclass(frozen=True)
-class NoiseSpectrum:
+@dataclass(frozen=True, repr=False)
+class NoiseSpectrum(ShortRepr):
     """Σ, divisor N, on D coordinates; ``float`` gives the effective rank."""
 
     n_params: int  # D

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.random import check_seed
+from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
 from flatmin.linalg import diagonal
@@ -24,8 +26,8 @@ __all__ = ["PowerLaw", "PowerLaws", "covariance_exponent", "covariance_exponents
 _CLEAR = 5.0
 
 
-@dataclass(frozen=True)
-class PowerLaw:
+@dataclass(frozen=True, repr=False)
+class PowerLaw(ShortRepr):
     """The line log Σᵢᵢ = b log Hᵢᵢ + c by least squares; ``float`` gives b."""
 
     exponent: float  # b
@@ -39,12 +41,24 @@ class PowerLaw:
         return self.exponent
 
 
-class PowerLaws(dict[str, PowerLaw]):
+class PowerLaws(HtmlTable, dict[str, PowerLaw]):
     """The fits by layer; ``left_out`` says why a layer has none."""
 
     def __init__(self, fits: dict[str, PowerLaw], left_out: dict[str, str]) -> None:
         super().__init__(fits)
         self.left_out = left_out
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a layer.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns exponent, stderr, intercept, correlation and n_points.
+        """
+        columns = ["exponent", "stderr", "intercept", "correlation", "n_points"]
+        index = pd.Index(self, name="layer")
+        return pd.DataFrame(map(vars, self.values()), index, columns)
 
     def __repr__(self) -> str:
         return f"PowerLaws({super().__repr__()}, left_out={self.left_out!r})"

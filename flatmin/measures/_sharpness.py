@@ -8,7 +8,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count, check_flag, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss
-from flatmin.measures._sharpness_result import SharpnessResult
+from flatmin.linalg import Estimate
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -23,7 +23,7 @@ def expected_sharpness(
     n_draws: int = 100,
     absolute: bool = False,
     rng: torch.Generator | int | None = 0,
-) -> SharpnessResult:
+) -> Estimate:
     """Return (1/M) Σⱼ L(θ + ξⱼ) - L(θ) with ξ ~ N(0, s² I).
 
     To second order (s²/2) Tr(H). It is not invariant to a reparametrisation: two
@@ -46,8 +46,9 @@ def expected_sharpness(
 
     Returns
     -------
-    SharpnessResult
-        In units of the loss.
+    Estimate
+        In units of the loss. ``stderr``, of ddof 1, holds the rounding of L(θ) as
+        well, since losses are subtracted.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def adaptive_expected_sharpness(
     n_draws: int = 100,
     absolute: bool = False,
     rng: torch.Generator | int | None = 0,
-) -> SharpnessResult:
+) -> Estimate:
     """Return (1/M) Σⱼ L(θ + |θ| ∘ ξⱼ) - L(θ) with ξ ~ N(0, s² I).
 
     To second order (s²/2) Σᵢ θᵢ² Hᵢᵢ. Each coordinate is perturbed in proportion to
@@ -107,8 +108,9 @@ def adaptive_expected_sharpness(
 
     Returns
     -------
-    SharpnessResult
-        In units of the loss.
+    Estimate
+        In units of the loss. ``stderr``, of ddof 1, holds the rounding of L(θ) as
+        well, since losses are subtracted.
 
     Raises
     ------
@@ -145,7 +147,7 @@ def _mean_rise(
     n_draws: int,
     absolute: bool,
     rng: torch.Generator | int | None,
-) -> SharpnessResult:
+) -> Estimate:
     sigma = check_positive("sigma", sigma)
     absolute = check_flag("absolute", absolute)
     n_draws = check_count("n_draws", n_draws, at_least=2)  # to have a standard error
@@ -171,4 +173,4 @@ def _mean_rise(
     # L(θ) and its rounding are in every difference, where no spread shows it.
     rounding = torch.finfo(risk.dtype).eps * base.abs()
     stderr = torch.hypot(delta.std(0) / n_draws**0.5, rounding)
-    return SharpnessResult(delta.mean(0), stderr, n_draws)
+    return Estimate(delta.mean(0), stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from flatmin.curvature import (
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.curvature._preconditioner import check_preconditioner
-from flatmin.linalg import EigenResult, FunctionOperator, eigsh, trace
+from flatmin.linalg import Eigenpairs, Estimate, FunctionOperator, eigsh, trace
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -33,17 +33,12 @@ MATRICES: dict[str, type[RiskOperator]] = {
 }
 
 
-@dataclass(frozen=True)
-class TraceProduct:
-    """Tr(HΣ), how well it is known and what it cost."""
+@dataclass(frozen=True, repr=False)
+class TraceProduct(Estimate):
+    """Tr(HΣ) in float64; ``n_matvecs`` counts products with H."""
 
-    value: Tensor  # (*batch), float64
-    stderr: Tensor  # the same shape; 0 where nothing is drawn
-    bound: Tensor  # the same shape; at most what a low rank leaves out, else 0
-    n_matvecs: int  # products with H
-
-    def __float__(self) -> float:
-        return float(self.value)
+    # (*chains) at most what a low rank leaves out; 0 of the other routes
+    bound: Tensor = field(kw_only=True)
 
 
 def trace_hessian_covariance(
@@ -154,7 +149,7 @@ def trace_hessian_covariance(
 def low_rank_trace_product(
     operator: RiskOperator,
     covariance: GradientCovarianceOperator,
-    pairs: EigenResult,
+    pairs: Eigenpairs,
     rng: torch.Generator,
 ) -> TraceProduct:
     """Return Σ γₗ vₗᵀHvₗ and the bound on what is left out.
@@ -165,7 +160,7 @@ def low_rank_trace_product(
         H.
     covariance : GradientCovarianceOperator
         Σ, on the same coordinates.
-    pairs : EigenResult
+    pairs : Eigenpairs
         (γₗ, vₗ), its leading eigenpairs.
     rng : torch.Generator
         For the largest magnitude of H's eigenvalues.
@@ -180,9 +175,8 @@ def low_rank_trace_product(
     value = (pairs.eigenvalues * curvatures).sum(-1)
     largest = eigsh(operator, 1, which="LM", rng=rng).eigenvalues[..., 0].abs()
     left = (covariance.trace().double() - pairs.eigenvalues.sum(-1)).clamp(min=0)
-    return TraceProduct(
-        value, torch.zeros_like(value), largest * left, operator.n_matvecs - before
-    )
+    n_matvecs = operator.n_matvecs - before
+    return TraceProduct(value, torch.zeros_like(value), n_matvecs, bound=largest * left)
 
 
 def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
@@ -205,7 +199,7 @@ def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
         total = total + (noise * products).sum((-2, -1))
     zero = torch.zeros_like(total)
     value = check_loss("Tr(HΣ)", total / risk.n_examples, "scale the loss down")
-    return TraceProduct(value, zero, zero, operator.n_matvecs)
+    return TraceProduct(value, zero, operator.n_matvecs, bound=zero)
 
 
 def _sampled(
@@ -234,6 +228,5 @@ def _sampled(
     )
     result = trace(inner, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     value = result.value.double()
-    return TraceProduct(
-        value, result.stderr.double(), torch.zeros_like(value), operator.n_matvecs
-    )
+    stderr, bound = result.stderr.double(), torch.zeros_like(value)
+    return TraceProduct(value, stderr, operator.n_matvecs, bound=bound)

@@ -9,10 +9,10 @@ import numpy as np
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag, check_positive
 from flatmin.analysis import (
-    AlignmentTable,
+    Alignment,
     CurvatureAnalyzer,
     NoiseCovarianceAnalyzer,
-    Spectrum,
+    SpectralDensity,
 )
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._figure import (
@@ -201,8 +201,8 @@ class SpectrumDisplay(BaseDisplay):
     @classmethod
     def from_results(
         cls,
-        table: AlignmentTable,
-        spectrum: Spectrum | None = None,
+        table: Alignment,
+        spectrum: SpectralDensity | None = None,
         *,
         width: float | None = None,
     ) -> SpectrumDisplay:
@@ -210,9 +210,9 @@ class SpectrumDisplay(BaseDisplay):
 
         Parameters
         ----------
-        table : AlignmentTable
+        table : Alignment
             Of :meth:`flatmin.NoiseCovarianceAnalyzer.alignment`.
-        spectrum : Spectrum, default=None
+        spectrum : SpectralDensity, default=None
             Of :meth:`flatmin.CurvatureAnalyzer.density`.
         width : float, default=None
             Of the smoothing, in units of the eigenvalues; None is a hundredth of their
@@ -227,19 +227,19 @@ class SpectrumDisplay(BaseDisplay):
         TypeError
             If these are not such results.
         """
-        if not isinstance(table, AlignmentTable):
+        if not isinstance(table, Alignment):
             raise TypeError(
-                "table must be an AlignmentTable, which "
+                "table must be an Alignment, which "
                 f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
             )
         numbers = {}
         if width is not None:
             width = check_positive("width", width)
         if spectrum is not None:
-            if not isinstance(spectrum, Spectrum):
+            if not isinstance(spectrum, SpectralDensity):
                 raise TypeError(
-                    "spectrum must be a Spectrum, which CurvatureAnalyzer.density() "
-                    f"returns. Got {spectrum!r}."
+                    "spectrum must be a SpectralDensity, which "
+                    f"CurvatureAnalyzer.density() returns. Got {spectrum!r}."
                 )
             if width is None:
                 low, high = spectrum.nodes.min(), spectrum.nodes.max()
@@ -298,7 +298,7 @@ class SpectrumDisplay(BaseDisplay):
         if any(v is None for v in (self.grid, self.density, self.width, self.n_params)):
             raise ValueError(
                 "The bulk is read off the density. Got none; pass grid, density, width "
-                "and n_params, or a Spectrum to from_results."
+                "and n_params, or a SpectralDensity to from_results."
             )
         grid, density = np.asarray(self.grid), np.asarray(self.density)
         one = 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))

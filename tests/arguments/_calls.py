@@ -39,13 +39,11 @@ LEFT_OUT = {
         *("MatchedState", "order_eigenvalues"),
     ],
     "results, which others fill": [
-        *("AlignmentTable", "Diagonal", "Eigenpairs", "Spectrum", "Trace", "Audit"),
-        *("ComparisonResult", "PairedDifference", "ExitTime", "Proportion"),
-        *("Simulation", "DiagonalResult", "EigenResult", "FrobeniusResult"),
-        *("SqrtResult", "TraceResult", "SpectralDensity", "Alignment", "Estimate"),
-        *("CurveProfile", "Gaussianity", "GradientNoise", "LossScaledAlignment"),
-        *("NoiseSpectrum", "PowerLaw", "PowerLaws", "SharpnessResult"),
-        *("SignalToNoise", "TraceProduct", "LabelDraw", "ParameterLayout"),
+        *("Alignment", "Audit", "ComparisonResult", "CurveProfile", "Diagonal"),
+        *("Eigenpairs", "Estimate", "Gaussianity", "GradientNoise", "LabelDraw"),
+        *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
+        *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
+        *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
     ],
     "to subclass": [
         *("AnalyticRisk", "ExampleLoss", "GaussianLaw", "LinearOperator", "NoiseLaw"),
@@ -384,7 +382,10 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
             flatmin.SharpnessScorer(w.classifier, n_draws=2),
             {},
         ),
-        "Spectrum": (w.curvature.density(), {"grid": lambda: [0.0, 1.0]}),
+        "analysis.SpectralDensity": (
+            w.curvature.density(),
+            {"grid": lambda: [0.0, 1.0]},
+        ),
         "ComparisonResult": (
             w.comparison,
             {

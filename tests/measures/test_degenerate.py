@@ -20,6 +20,7 @@ from flatmin.curvature import (
     covariance_trace,
     ggn_trace,
 )
+from flatmin.linalg import Estimate
 from flatmin.measures._estimate import quotient
 from flatmin.risk import EmpiricalRisk, LinearRegressionRisk, QuadraticRisk
 
@@ -551,7 +552,7 @@ def test_linear_regression_in_chains():
 def test_the_error_of_a_product_that_is_zero():
     """(0 ± 3) · (2 ± 1) / (4 ± 1): the first factor's error is left, 3 · 2 / 4."""
     zero, two, four = (
-        fm.Estimate(torch.tensor(value).double(), torch.tensor(error).double())
+        Estimate(torch.tensor(value).double(), torch.tensor(error).double())
         for value, error in [(0.0, 3.0), (2.0, 1.0), (4.0, 1.0)]
     )
     found = quotient([zero, two], [four])

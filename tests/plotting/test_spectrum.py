@@ -87,9 +87,9 @@ def test_results_give_the_same():
 
 
 def test_bad_input():
-    with pytest.raises(TypeError, match="must be an AlignmentTable"):
+    with pytest.raises(TypeError, match="must be an Alignment"):
         SpectrumDisplay.from_results([1.0])
-    with pytest.raises(TypeError, match="must be a Spectrum"):
+    with pytest.raises(TypeError, match="must be a SpectralDensity"):
         SpectrumDisplay.from_results(table(), [1.0])
     with pytest.raises(ValueError, match="need the Frobenius norms"):
         SpectrumDisplay([1.0]).plot(normalised=True)
