@@ -139,7 +139,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
-        "params": [None, str, list],
+        "select": [None, str, list],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -147,7 +147,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     n_components: int
     tol: float
-    params: Any
+    select: Any
     verbose: Any
     _kept: dict[str, Any]
 
@@ -200,7 +200,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             learner._check_features(X, reset=True)
             learner.risk_ = self._make_risk(self.estimator, X, y, sample_weight)
         learner._kept = {}
-        self._basis_size(learner.risk_)  # a name in ``params`` that fits nothing
+        self._basis_size(learner.risk_)  # a name in ``select`` that fits nothing
         take_over(self, learner)
         return self
 
@@ -290,7 +290,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if not hasattr(self, "risk_"):
             return compute()
         # set_params takes effect without another fit.
-        names = ("matrix", "params", "n_components", "tol")
+        names = ("matrix", "select", "n_components", "tol")
         settings = [getattr(self, name, None) for name in names]
         if name not in self._kept or self._kept[name][0] != settings:
             self._kept[name] = (settings, compute())
@@ -310,10 +310,10 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         return min(self.n_components, self._largest_basis(risk))
 
     def _indices(self, risk: EmpiricalRisk) -> Tensor | None:
-        """Return the coordinates that ``params`` selects."""
-        if self.params is None:
+        """Return the coordinates that ``select`` selects."""
+        if self.select is None:
             return None
-        return risk.layout.indices(self.params).to(risk.device)
+        return risk.layout.indices(self.select).to(risk.device)
 
     def _selected(self, risk: EmpiricalRisk, values: Tensor) -> Tensor:
         indices = self._indices(risk)

@@ -72,7 +72,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Size of the leading eigenbasis, or all eigenpairs where they are fewer.
     tol : float, default=1e-4
         An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, with wildcards: the matrix is then the block of
         these. None takes all.
     hvp : {"exact", "finite_difference"}, default="exact"
@@ -133,7 +133,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         matrix="hessian",
         n_components=20,
         tol=1e-4,
-        params=None,
+        select=None,
         hvp="exact",
         device=None,
         dtype=None,
@@ -145,7 +145,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.matrix = matrix
         self.n_components = n_components
         self.tol = tol
-        self.params = params
+        self.select = select
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
@@ -161,7 +161,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         rtol : float, default=0.02
             Relative standard error to reach.
         max_matvecs : int, default=200
-            Products at most; see :func:`flatmin.linalg.trace`. Without ``params`` the
+            Products at most; see :func:`flatmin.linalg.trace`. Without ``select`` the
             trace of "ggn" and "fisher" is estimated by sweeps over the examples
             instead, 32 at most: see :func:`flatmin.curvature.ggn_trace`.
 
@@ -179,7 +179,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
             self._operator(risk)  # which refuses a loss that is no likelihood
-        if self.matrix in ("ggn", "fisher") and self.params is None:
+        if self.matrix in ("ggn", "fisher") and self.select is None:
             result = ggn_trace(risk, risk.params(), rng, rtol=rtol)
         else:
             result = trace(
@@ -351,7 +351,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         return float(along.sum() / total)
 
     def _make_operator(self, risk: EmpiricalRisk) -> RiskOperator:
-        return _MATRICES[self.matrix](risk, risk.params(), params=self.params)
+        return _MATRICES[self.matrix](risk, risk.params(), select=self.select)
 
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return self._n_selected(risk)

@@ -49,7 +49,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         Size of the leading eigenbasis, at most min(n_params, N - 1).
     tol : float, default=1e-4
         An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, with wildcards: blocks of the matrices.
     hvp : {"exact", "finite_difference"}, default="exact"
         How products with the Hessian are computed; the second is for networks of which
@@ -100,7 +100,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         loss=None,
         n_components=20,
         tol=1e-4,
-        params=None,
+        select=None,
         hvp="exact",
         device=None,
         dtype=None,
@@ -111,7 +111,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.loss = loss
         self.n_components = n_components
         self.tol = tol
-        self.params = params
+        self.select = select
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
@@ -203,7 +203,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             risk,
             risk.params(),
             self._basis_size(risk) if k is None else k,
-            params=self.params,
+            select=self.select,
             tol=self.tol,
             rtol=rtol,
             max_matvecs=max_matvecs,
@@ -267,7 +267,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self._keep("noise", self._check_noise)
         risk = self._new_risk(X, y, sample_weight)
         hessian = eigsh(
-            HessianOperator(risk, risk.params(), params=self.params),
+            HessianOperator(risk, risk.params(), select=self.select),
             len(basis.eigenvalues),
             tol=self.tol,
             rng=self._generator(risk.device),
@@ -291,7 +291,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         return check_finite("The diagonal of Σ", variances, risk, self._indices(risk))
 
     def _make_operator(self, risk: EmpiricalRisk) -> GradientCovarianceOperator:
-        return GradientCovarianceOperator(risk, risk.params(), params=self.params)
+        return GradientCovarianceOperator(risk, risk.params(), select=self.select)
 
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return max(1, min(self._n_selected(risk), risk.n_examples - 1))
@@ -300,7 +300,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         rng = self._generator(risk.device)
         if which == "LA":
             result = covariance_eigenpairs(
-                risk, risk.params(), k, tol=self.tol, rng=rng, params=self.params
+                risk, risk.params(), k, tol=self.tol, rng=rng, select=self.select
             )
         else:
             result = eigsh(

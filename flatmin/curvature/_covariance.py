@@ -37,7 +37,7 @@ class GradientCovarianceOperator(RiskOperator):
         Indices of examples: the matrix is then the covariance of the b minibatch
         gradients, with ddof 1 as in appendix C of the paper (uncentred: divisor b).
         Times m it estimates N/(N - 1) Σ for a random partition.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         See :class:`RiskOperator`.
 
     Examples
@@ -56,9 +56,9 @@ class GradientCovarianceOperator(RiskOperator):
         *,
         centered: bool = True,
         batches: Tensor | None = None,
-        params: str | list[str] | None = None,
+        select: str | list[str] | None = None,
     ) -> None:
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
         self.centered = check_flag("centered", centered)
         if batches is not None:
             batches = as_indices(batches, "batches", 2, risk.device)
@@ -139,7 +139,7 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
         :func:`adaptive_preconditioner`.
     batch_size : int, default=1
         m, of minibatches drawn with replacement; 1 gives PΣP.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         See :class:`RiskOperator`; ``preconditioner`` is of all parameters nevertheless.
 
     Attributes
@@ -173,13 +173,13 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
         preconditioner: Tensor,
         *,
         batch_size: int = 1,
-        params: str | list[str] | None = None,
+        select: str | list[str] | None = None,
     ) -> None:
         check_point(risk, theta)
         batch_size = check_count("batch_size", batch_size)
         self.preconditioner = check_preconditioner(preconditioner, risk)
         self.batch_size = batch_size
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
 
     def _product(self, v: Tensor) -> Tensor:
         P = self.preconditioner
@@ -219,7 +219,7 @@ def covariance_operator(
     risk: Risk,
     theta: Tensor,
     preconditioner: Tensor | None = None,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
 ) -> GradientCovarianceOperator:
     """Return Σ, or PΣP where there is a preconditioner.
 
@@ -228,15 +228,15 @@ def covariance_operator(
     risk : Risk
     theta : Tensor of shape (\\*batch, D)
     preconditioner : Tensor of shape (D,), default=None
-    params : str or list of str, default=None
+    select : str or list of str, default=None
 
     Returns
     -------
     GradientCovarianceOperator
     """
     if preconditioner is None:
-        return GradientCovarianceOperator(risk, theta, params=params)
-    return PreconditionedCovarianceOperator(risk, theta, preconditioner, params=params)
+        return GradientCovarianceOperator(risk, theta, select=select)
+    return PreconditionedCovarianceOperator(risk, theta, preconditioner, select=select)
 
 
 def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor:

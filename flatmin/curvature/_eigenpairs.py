@@ -73,7 +73,7 @@ def covariance_eigenpairs(
     *,
     tol: float = 1e-4,
     rng: torch.Generator | None = None,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
 ) -> Eigenpairs:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
@@ -91,7 +91,7 @@ def covariance_eigenpairs(
         Residual relative to the largest eigenvalue.
     rng : torch.Generator, default=None
         For Lanczos' start vector.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, to whose block of Σ to confine it; D is then
         their number. See :class:`RiskOperator`.
     preconditioner : Tensor of shape (D,), default=None
@@ -110,7 +110,7 @@ def covariance_eigenpairs(
     check_point(risk, theta)
     check_seed(rng)
     tol = check_positive("tol", tol)
-    operator = covariance_operator(risk, theta, preconditioner, params)
+    operator = covariance_operator(risk, theta, preconditioner, select)
     size = operator.shape[-1]
     _check_k(k, min(size, risk.n_examples - 1), "min(D, N - 1)")
     if risk.n_examples * size > _GRAM_LIMIT:

@@ -24,7 +24,7 @@ class HessianOperator(RiskOperator):
     risk : Risk
     theta : Tensor of shape (\\*batch, D)
         The point is prepared once, here.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         See :class:`RiskOperator`.
 
     Examples
@@ -36,9 +36,9 @@ class HessianOperator(RiskOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
     ) -> None:
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
         self._point = risk.linearize(self.theta)
 
     def _product(self, v: Tensor) -> Tensor:
@@ -55,14 +55,14 @@ class GGNOperator(RiskOperator):
     risk : Risk
     theta : Tensor of shape (\\*batch, D)
         The point is prepared once, here.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         See :class:`RiskOperator`.
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
     ) -> None:
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
         self._point = risk.linearize(self.theta)
 
     def _product(self, v: Tensor) -> Tensor:

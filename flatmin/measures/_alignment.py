@@ -187,7 +187,7 @@ def alignment(
     theta: Tensor,
     k: int = 20,
     *,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
     tol: float = 1e-4,
     rtol: float = 0.02,
@@ -211,7 +211,7 @@ def alignment(
     theta : Tensor of shape (D,)
     k : int, default=20
         Eigenpairs of either matrix, at most min(D, N - 1).
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules: everything is then of their blocks of H and Σ.
     preconditioner : Tensor of shape (D,), default=None
         The diagonal of P, of all parameters: PΣP, the covariance of the noise of
@@ -265,14 +265,14 @@ def alignment(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
     generator = make_generator(rng, risk.device)
-    hessian = HessianOperator(risk, theta, params=params)
-    covariance = covariance_operator(risk, theta, preconditioner, params)
+    hessian = HessianOperator(risk, theta, select=select)
+    covariance = covariance_operator(risk, theta, preconditioner, select)
     size = hessian.shape[-1]
     moments = gradient_moments(risk, theta, hessian.indices)
     if preconditioner is not None:
         moments = _preconditioned(moments, preconditioner, risk, hessian.indices)
     moments.check_noise("The alignment of Σ with H")
-    noise: Any = {"params": params, "preconditioner": preconditioner}
+    noise: Any = {"select": select, "preconditioner": preconditioner}
     V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, **noise)
     more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
     U = _first(more, k)

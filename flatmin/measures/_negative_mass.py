@@ -19,7 +19,7 @@ def negative_mass(
     risk: Risk,
     theta: Tensor,
     *,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     n_probes: int = 10,
     n_steps: int = 80,
     rng: torch.Generator | int | None = 0,
@@ -35,7 +35,7 @@ def negative_mass(
     ----------
     risk : Risk
     theta : Tensor of shape (D,)
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, to whose block of H to confine it.
     n_probes : int, default=10
         See :func:`flatmin.linalg.spectral_density`.
@@ -71,7 +71,7 @@ def negative_mass(
     n_probes = check_count("n_probes", n_probes, at_least=2)
     n_steps = check_count("n_steps", n_steps)
     check_point(risk, theta)
-    operator = HessianOperator(risk, theta, params=params)
+    operator = HessianOperator(risk, theta, select=select)
     density = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, rng=rng)
     return density_negative_mass(density)
 

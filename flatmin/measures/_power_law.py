@@ -68,7 +68,7 @@ def covariance_exponent(
     risk: Risk,
     theta: Tensor,
     *,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     rtol: float = 0.05,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
@@ -88,7 +88,7 @@ def covariance_exponent(
     ----------
     risk : Risk
     theta : Tensor of shape (D,)
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules.
     rtol : float, default=0.05
         Norm of the errors of diag(H), relative to its own.
@@ -108,7 +108,7 @@ def covariance_exponent(
         be used, or they have one Hᵢᵢ.
     FloatingPointError
         If a number is not finite; the message names the parameters. Leave those out by
-        ``params``.
+        ``select``.
 
     References
     ----------
@@ -129,7 +129,7 @@ def covariance_exponent(
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     check_point(risk, theta)
-    points = _points(risk, theta, params, rtol, max_matvecs, rng)
+    points = _points(risk, theta, select, rtol, max_matvecs, rng)
     return _fit(points, risk)
 
 
@@ -199,19 +199,19 @@ class _Points:
 def _points(
     risk: Risk,
     theta: Tensor,
-    params: str | list[str] | None,
+    select: str | list[str] | None,
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator | int | None,
 ) -> _Points:
     """Return Hᵢᵢ and Σᵢᵢ, and where both are known to be positive."""
-    operator = HessianOperator(risk, theta, params=params)
+    operator = HessianOperator(risk, theta, select=select)
     moments = gradient_moments(risk, theta, operator.indices)
     curvature = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     h = curvature.value.double()
     known = h > _CLEAR * curvature.stderr
     if not bool(curvature.stderr.any()):  # exact but for rounding
-        at = HessianOperator(risk, nearby(operator.theta), params=params)
+        at = HessianOperator(risk, nearby(operator.theta), select=select)
         known &= h > CLEAR * (at.to_dense().diagonal().double() - h).abs()
     return _Points(h, moments.variances, known & moments.noisy, operator.indices)
 
@@ -222,13 +222,13 @@ def _fit(points: _Points, risk: Risk) -> PowerLaw:
     if n_points < 3:
         raise _NoFitError(
             "A fit needs three coordinates with Σᵢᵢ > 0 and Hᵢᵢ clear of 0. Got "
-            f"{n_points} of {len(usable)}; raise max_matvecs, or choose other params."
+            f"{n_points} of {len(usable)}; raise max_matvecs, or select others."
         )
     x = points.h[usable].log()
     if float(x.max() - x.min()) <= 2 * CLEAR * torch.finfo(risk.dtype).eps:
         raise _NoFitError(
             "A fit needs coordinates of different Hᵢᵢ. Got "
-            f"{float(points.h[usable][0]):.6g} at all {n_points}; choose other params."
+            f"{float(points.h[usable][0]):.6g} at all {n_points}; select others."
         )
     y = points.variances[usable].log()
     line = stats.linregress(x.cpu().numpy(), y.cpu().numpy())

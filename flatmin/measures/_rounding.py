@@ -77,7 +77,7 @@ class GradientMoments:
                 f"{what} needs gradients that differ between examples by more than "
                 f"rounding. Got Tr(Σ) = {float(traces.flatten()[0]):.3g}, where "
                 "rounding makes as much: examples are equal, or θ fits all of them. "
-                "Use other examples, another θ or other params; float64 resolves "
+                "Use other examples, another θ or another selection; float64 resolves "
                 "more than float32."
             )
 

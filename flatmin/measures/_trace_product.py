@@ -51,7 +51,7 @@ def trace_hessian_covariance(
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
 ) -> TraceProduct:
     """Return Tr(HΣ), Σ with the divisor N.
@@ -86,7 +86,7 @@ def trace_hessian_covariance(
         Products of the sampled route at most.
     rng : torch.Generator, int or None, default=0
         A seed, a generator on the risk's device, or None for random draws.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, to whose blocks of H and Σ to confine it.
     preconditioner : Tensor of shape (D,), default=None
         The diagonal of P, of all parameters: then Tr(H PΣP), of the noise of RMSProp
@@ -123,7 +123,7 @@ def trace_hessian_covariance(
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
-    operator = MATRICES[matrix](risk, theta, params=params)
+    operator = MATRICES[matrix](risk, theta, select=select)
     P = 1.0 if preconditioner is None else check_preconditioner(preconditioner, risk)
     if method == "auto":
         cheap = min(operator.shape[-1], risk.n_examples) <= max_matvecs
@@ -132,14 +132,14 @@ def trace_hessian_covariance(
         return _exact(operator, P)
     generator = make_generator(rng, risk.device)
     if method == "low_rank":
-        covariance = covariance_operator(risk, theta, preconditioner, params)
+        covariance = covariance_operator(risk, theta, preconditioner, select)
         covariance.trace()  # which names the parameters of what is not finite
         pairs = covariance_eigenpairs(
             risk,
             theta,
             k,
             rng=generator,
-            params=params,
+            select=select,
             preconditioner=preconditioner,
         )
         return low_rank_trace_product(operator, covariance, pairs, generator)

@@ -79,7 +79,7 @@ class AlignmentDisplay(BaseDisplay):
         sample_weight: Any = None,
         loss: Any = None,
         k: int = 20,
-        params: Any = None,
+        select: Any = None,
         device: Any = None,
         dtype: Any = None,
         random_state: Any = None,
@@ -99,7 +99,7 @@ class AlignmentDisplay(BaseDisplay):
             A module needs one.
         k : int, default=20
             Leading eigenvectors, or all where they are fewer.
-        params : str or list of str, default=None
+        select : str or list of str, default=None
             Names of parameters or modules: the blocks of H and Σ.
         device, dtype : default=None
             Of the analysis; None is the model's.
@@ -117,7 +117,7 @@ class AlignmentDisplay(BaseDisplay):
             estimator,
             loss=loss,
             n_components=k,
-            params=params,
+            select=select,
             device=device,
             dtype=dtype,
             random_state=random_state,

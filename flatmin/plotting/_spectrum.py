@@ -126,7 +126,7 @@ class SpectrumDisplay(BaseDisplay):
         n_probes: int = 10,
         n_steps: int = 80,
         width: float | None = None,
-        params: Any = None,
+        select: Any = None,
         device: Any = None,
         dtype: Any = None,
         random_state: Any = None,
@@ -155,7 +155,7 @@ class SpectrumDisplay(BaseDisplay):
             Of :func:`flatmin.linalg.spectral_density`.
         width : float, default=None
             Of the smoothing; None is a hundredth of the range of the eigenvalues.
-        params : str or list of str, default=None
+        select : str or list of str, default=None
             Names of parameters or modules: the blocks of H and Σ.
         device, dtype : default=None
             Of the analysis; None is the model's.
@@ -182,7 +182,7 @@ class SpectrumDisplay(BaseDisplay):
         settings = {
             "loss": loss,
             "n_components": k,
-            "params": params,
+            "select": select,
             "device": device,
             "dtype": dtype,
             "random_state": random_state,

@@ -330,7 +330,7 @@ WHERE = r"at 1 of \d coordinates, of w \(1\)"
         lambda *at: fm.minibatch_gaussianity(*at, batch_size=2),
         lambda *at: fm.trace_hessian_covariance(*at, method="low_rank", k=1),
         lambda *at: GradientCovarianceOperator(*at).to_dense(),
-        lambda *at: GradientCovarianceOperator(*at, params="w").trace(),
+        lambda *at: GradientCovarianceOperator(*at, select="w").trace(),
     ],
 )
 def test_no_derivative_in_one_parameter(measure):
@@ -343,9 +343,9 @@ def test_the_other_parameters_can_be_measured():
     w = theta[:3].sqrt()
     inputs = torch.cat([X[:, :3] * w, X[:, :3]], 1)
     S = formulas(Known(inputs, Y, torch.float64), theta[3:])[3]
-    found = fm.noise_spectrum(risk, theta, 1, params="v")
+    found = fm.noise_spectrum(risk, theta, 1, select="v")
     assert float(found) == pytest.approx(float(rank(S)))
-    operator = GradientCovarianceOperator(risk, theta, params="v")
+    operator = GradientCovarianceOperator(risk, theta, select="v")
     torch.testing.assert_close(operator.trace(), S.trace())
 
 
