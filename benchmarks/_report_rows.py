@@ -436,9 +436,7 @@ class Report:
         self.exact("skewness", found.skewness, stats.skew(along) / m**0.5)
         kurtosis = stats.kurtosis(along) / m
         self.exact("excess kurtosis", found.excess_kurtosis, kurtosis)
-        default = fm.minibatch_gaussianity(
-            self.risk, self.theta, batch_size=m, n_directions=n
-        )
+        default = fm.minibatch_gaussianity(self.risk, self.theta, batch_size=m, k=n)
         self.exact(
             "  along directions of its own", default.excess_kurtosis, kurtosis, 1e-2
         )

@@ -70,11 +70,11 @@ class CurvatureAnalyzer(BaseAnalyzer):
         (1/N) Σ gᵢgᵢᵀ of the gradients at the true labels.
     n_components : int, default=20
         Size of the leading eigenbasis, or all eigenpairs where they are fewer.
-    tol : float, default=1e-4
-        An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
     select : str or list of str, default=None
         Names of parameters or modules, with wildcards: the matrix is then the block of
         these. None takes all.
+    tol : float, default=1e-4
+        An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
     hvp : {"exact", "finite_difference"}, default="exact"
         How products with the Hessian are computed; the second is for networks of which
         PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
@@ -132,8 +132,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         loss=None,
         matrix="hessian",
         n_components=20,
-        tol=1e-4,
         select=None,
+        tol=1e-4,
         hvp="exact",
         device=None,
         dtype=None,
@@ -144,8 +144,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.loss = loss
         self.matrix = matrix
         self.n_components = n_components
-        self.tol = tol
         self.select = select
+        self.tol = tol
         self.hvp = hvp
         self.device = device
         self.dtype = dtype

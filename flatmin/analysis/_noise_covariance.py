@@ -47,10 +47,10 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         As there: for a module, the loss it was trained with.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1).
-    tol : float, default=1e-4
-        An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
     select : str or list of str, default=None
         Names of parameters or modules, with wildcards: blocks of the matrices.
+    tol : float, default=1e-4
+        An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
     hvp : {"exact", "finite_difference"}, default="exact"
         How products with the Hessian are computed; the second is for networks of which
         PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
@@ -99,8 +99,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         *,
         loss=None,
         n_components=20,
-        tol=1e-4,
         select=None,
+        tol=1e-4,
         hvp="exact",
         device=None,
         dtype=None,
@@ -110,8 +110,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.estimator = estimator
         self.loss = loss
         self.n_components = n_components
-        self.tol = tol
         self.select = select
+        self.tol = tol
         self.hvp = hvp
         self.device = device
         self.dtype = dtype

@@ -71,10 +71,10 @@ def covariance_eigenpairs(
     theta: Tensor,
     k: int,
     *,
-    tol: float = 1e-4,
-    rng: torch.Generator | None = None,
     select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
+    tol: float = 1e-4,
+    rng: torch.Generator | None = None,
 ) -> Eigenpairs:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
@@ -87,16 +87,16 @@ def covariance_eigenpairs(
     theta : Tensor of shape (\\*batch, D)
     k : int
         1 ≤ k ≤ min(D, N - 1).
-    tol : float, default=1e-4
-        Residual relative to the largest eigenvalue.
-    rng : torch.Generator, default=None
-        For Lanczos' start vector.
     select : str or list of str, default=None
         Names of parameters or modules, to whose block of Σ to confine it; D is then
         their number. See :class:`RiskOperator`.
     preconditioner : Tensor of shape (D,), default=None
         The diagonal of P, of all parameters: then those of PΣP. See
         :class:`PreconditionedCovarianceOperator`.
+    tol : float, default=1e-4
+        Residual relative to the largest eigenvalue.
+    rng : torch.Generator, default=None
+        For Lanczos' start vector.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def covariance_eigenpairs(
 
 
 def minibatch_eigenpairs(
-    risk: Risk, theta: Tensor, batches: Tensor, k: int, *, tol: float = 1e-4
+    risk: Risk, theta: Tensor, k: int, *, batches: Tensor, tol: float = 1e-4
 ) -> Eigenpairs:
     """Return the k largest eigenpairs of m times the covariance of batch gradients.
 
@@ -138,10 +138,10 @@ def minibatch_eigenpairs(
     ----------
     risk : Risk
     theta : Tensor of shape (\\*batch, D)
-    batches : Tensor of shape (\\*batch, b, m)
-        Indices of examples.
     k : int
         1 ≤ k ≤ min(D, b - 1).
+    batches : Tensor of shape (\\*batch, b, m)
+        Indices of examples.
     tol : float, default=1e-4
         For the ``converged`` flags.
 
@@ -174,7 +174,8 @@ def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> Eigenpa
     """Return the top pairs of c RᵀR from those of c RRᵀ, in float64."""
     if rows.shape[-1] <= rows.shape[-2]:
         wide = rows.double()
-        return _dense_eigenpairs(factor * wide.mT @ wide, k, "LA", tol, rows.dtype)
+        matrix = factor * wide.mT @ wide
+        return _dense_eigenpairs(matrix, k, "LA", tol, dtype=rows.dtype)
     gram = factor * (rows @ rows.mT).double()
     values, left = torch.linalg.eigh(gram)
     values, left = values[..., -k:].flip(-1), left[..., -k:].flip(-1)
@@ -192,7 +193,12 @@ def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> Eigenpa
 
 
 def _dense_eigenpairs(
-    matrix: Tensor, k: int, which: Which, tol: float, dtype: torch.dtype | None = None
+    matrix: Tensor,
+    k: int,
+    which: Which,
+    tol: float,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Eigenpairs:
     """Return pairs of a (batch of) matrix, in float64, by a dense solver."""
     dtype = matrix.dtype if dtype is None else dtype

@@ -26,12 +26,12 @@ class FisherOperator(RiskOperator):
     risk : EmpiricalRisk
         With a loss by name.
     theta : Tensor of shape (D,)
+    select : str or list of str, default=None
+        See :class:`RiskOperator`.
     n_samples : int, default=None
         Labels drawn for each example, once, here; None takes the expectation.
     rng : torch.Generator, int or None, default=None
         For the labels; None is random.
-    select : str or list of str, default=None
-        See :class:`RiskOperator`.
 
     Raises
     ------
@@ -59,9 +59,9 @@ class FisherOperator(RiskOperator):
         risk: EmpiricalRisk,
         theta: Tensor,
         *,
+        select: str | list[str] | None = None,
         n_samples: int | None = None,
         rng: torch.Generator | int | None = None,
-        select: str | list[str] | None = None,
     ) -> None:
         super().__init__(risk, theta, select=select)
         if n_samples is not None:

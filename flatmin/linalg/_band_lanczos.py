@@ -46,6 +46,7 @@ class BandLanczos:
         self,
         operator: LinearOperator,
         start: Tensor,
+        *,
         n_basis: int,
         n_starts: int,
         rng: torch.Generator,

@@ -163,7 +163,15 @@ def eigsh(
         start = random_direction(nothing, generator)
     with progress_bar(limit, f"{k} eigenpairs", verbose=verbose) as bar:
         result = _thick_restart(
-            unit, k, which, tol, start, limit, n_basis, generator, bar
+            unit,
+            k,
+            which,
+            tol,
+            start=start,
+            limit=limit,
+            n_basis=n_basis,
+            rng=generator,
+            bar=bar,
         )
     return _rescaled(result, unit)
 
@@ -232,6 +240,7 @@ def _thick_restart(
     k: int,
     which: Which,
     tol: float,
+    *,
     start: Tensor,
     limit: int,
     n_basis: int,
@@ -240,7 +249,9 @@ def _thick_restart(
 ) -> Eigenpairs:
     # An eigenvalue can be repeated k times, and each copy takes a look or two.
     most_starts = 2 * k + 8
-    process = BandLanczos(operator, start, n_basis, most_starts, rng)
+    process = BandLanczos(
+        operator, start, n_basis=n_basis, n_starts=most_starts, rng=rng
+    )
     repeated = False
     while True:
         if process.is_full:
@@ -277,7 +288,9 @@ def _thick_restart(
             apart = result.eigenvalues.sort().values.diff()
             repeated = repeated or bool((apart <= allowed / 100).any())
             gaps = [0.5, _gap(result, ritz, which, allowed)] if repeated else [0.5]
-            outcome = _look(process, result, which, allowed, gaps, limit)
+            outcome = _look(
+                process, result, which=which, allowed=allowed, gaps=gaps, limit=limit
+            )
             bar.update(process.n_matvecs - result.n_matvecs)
             result = replace(result, n_matvecs=process.n_matvecs)
             if outcome == "nothing":
@@ -293,6 +306,7 @@ def _thick_restart(
 def _look(
     process: BandLanczos,
     result: Eigenpairs,
+    *,
     which: Which,
     allowed: Tensor,
     gaps: list[float],

@@ -294,7 +294,9 @@ def alignment(
     clear_hessian = U.eigenvalues.abs() > rounding
     clear_noise = V.eigenvalues > eps * V.eigenvalues[0]
     undefined = _of_vectors(clear_hessian, clear_noise, moments)
-    undefined |= _of_values(more.eigenvalues, k, size, hessian_trace, rounding)
+    undefined |= _of_values(
+        more.eigenvalues, k, trace=hessian_trace, rounding=rounding, size=size
+    )
 
     def unless(name: str, compute: Callable[[], Tensor]) -> Tensor:
         return U.eigenvalues.new_tensor(math.nan) if name in undefined else compute()
@@ -367,7 +369,7 @@ def _of_vectors(
 
 
 def _of_values(
-    eigenvalues: Tensor, k: int, size: int, trace: Estimate, rounding: Tensor
+    eigenvalues: Tensor, k: int, *, size: int, trace: Estimate, rounding: Tensor
 ) -> dict[str, str]:
     """Return why a quantity of H's eigenvalues is not defined, by name."""
     undefined: dict[str, str] = {}

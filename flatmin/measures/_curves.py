@@ -249,7 +249,7 @@ def bezier_profile(
     a, b = _ends(risk, theta_a, theta_b)
     generator = make_generator(rng, risk.device)
     straight = _profile(risk, lambda t: _segment(a, b, t), n_points)
-    c = _trained(risk, a, b, lr, n_iter, n_draws, generator)
+    c = _trained(risk, a, b, lr=lr, n_iter=n_iter, n_draws=n_draws, rng=generator)
     found = _profile(risk, lambda t: _bezier(a, c, b, t), n_points)
     before, after = straight.mean_loss, found.mean_loss
     if after > before + 0.01 * abs(before) + straight.rounding:
@@ -301,20 +301,21 @@ def _trained(
     risk: Risk,
     a: Tensor,
     b: Tensor,
+    *,
     lr: float,
     n_iter: int,
     n_draws: int,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Tensor:
     """Return the control point."""
     scale = float((b.double() - a.double()).square().mean().sqrt())
-    z = torch.randn(a.shape, generator=generator, dtype=a.dtype, device=a.device)
+    z = torch.randn(a.shape, generator=rng, dtype=a.dtype, device=a.device)
     c = (_segment(a, b, 0.5) + _ASIDE * scale * z).requires_grad_()
     optimizer = torch.optim.Adam([c])
     for i in range(n_iter):
         optimizer.param_groups[0]["lr"] = lr * scale * (1 - i / n_iter)
         within = torch.rand(
-            n_draws, generator=generator, dtype=torch.float64, device=a.device
+            n_draws, generator=rng, dtype=torch.float64, device=a.device
         )
         mean = torch.zeros_like(a)
         for k, part in enumerate(within.tolist()):

@@ -58,8 +58,8 @@ class LossScaledAlignment(Estimate):
 def loss_scaled_alignment(
     risk: Risk,
     theta: Tensor,
-    *,
     k: int = 10,
+    *,
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,

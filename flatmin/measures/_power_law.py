@@ -129,7 +129,7 @@ def covariance_exponent(
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     check_point(risk, theta)
-    points = _points(risk, theta, select, rtol, max_matvecs, rng)
+    points = _points(risk, theta, select, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     return _fit(points, risk)
 
 
@@ -172,7 +172,7 @@ def covariance_exponents(
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
     check_point(risk, theta)
-    points = _points(risk, theta, None, rtol, max_matvecs, rng)
+    points = _points(risk, theta, None, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     fits, left_out = {}, {}
     for name, part in risk.layout.layers().items():
         at = torch.arange(part.start, part.stop, device=risk.device)
@@ -200,6 +200,7 @@ def _points(
     risk: Risk,
     theta: Tensor,
     select: str | list[str] | None,
+    *,
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator | int | None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,8 @@ def expected_sharpness(
     >>> abs(float(result) - 0.03) < 3 * float(result.stderr)
     True
     """
-    return _mean_rise(risk, theta, False, sigma, n_draws, absolute, rng)
+    options: Any = {"n_draws": n_draws, "absolute": absolute, "rng": rng}
+    return _mean_rise(risk, theta, sigma, adaptive=False, **options)
 
 
 def adaptive_expected_sharpness(
@@ -136,14 +139,16 @@ def adaptive_expected_sharpness(
     >>> abs(float(result) - 0.045) < 3 * float(result.stderr)
     True
     """
-    return _mean_rise(risk, theta, True, sigma, n_draws, absolute, rng)
+    options: Any = {"n_draws": n_draws, "absolute": absolute, "rng": rng}
+    return _mean_rise(risk, theta, sigma, adaptive=True, **options)
 
 
 def _mean_rise(
     risk: Risk,
     theta: Tensor,
-    adaptive: bool,
     sigma: float,
+    *,
+    adaptive: bool,
     n_draws: int,
     absolute: bool,
     rng: torch.Generator | int | None,

@@ -44,15 +44,15 @@ class TraceProduct(Estimate):
 def trace_hessian_covariance(
     risk: Risk,
     theta: Tensor,
+    k: int = 20,
     *,
     method: Literal["auto", "exact", "sampled", "low_rank"] = "auto",
     matrix: Literal["hessian", "ggn"] = "hessian",
-    k: int = 20,
+    select: str | list[str] | None = None,
+    preconditioner: Tensor | None = None,
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
-    select: str | list[str] | None = None,
-    preconditioner: Tensor | None = None,
 ) -> TraceProduct:
     """Return Tr(HΣ), Σ with the divisor N.
 
@@ -73,24 +73,24 @@ def trace_hessian_covariance(
     risk : Risk
     theta : Tensor of shape (\\*batch, D)
         Chains only with the exact route.
+    k : int, default=20
+        Of the low rank, at most min(D, N - 1).
     method : {"auto", "exact", "sampled", "low_rank"}, default="auto"
         ``"auto"`` is exact where that takes at most ``max_matvecs`` products, else
         sampled.
     matrix : {"hessian", "ggn"}, default="hessian"
         ``"ggn"`` gives Tr(GΣ).
-    k : int, default=20
-        Of the low rank, at most min(D, N - 1).
+    select : str or list of str, default=None
+        Names of parameters or modules, to whose blocks of H and Σ to confine it.
+    preconditioner : Tensor of shape (D,), default=None
+        The diagonal of P, of all parameters: then Tr(H PΣP), of the noise of RMSProp
+        and Adam. See :class:`~flatmin.curvature.PreconditionedCovarianceOperator`.
     rtol : float, default=0.02
         Relative standard error to reach by sampling.
     max_matvecs : int, default=200
         Products of the sampled route at most.
     rng : torch.Generator, int or None, default=0
         A seed, a generator on the risk's device, or None for random draws.
-    select : str or list of str, default=None
-        Names of parameters or modules, to whose blocks of H and Σ to confine it.
-    preconditioner : Tensor of shape (D,), default=None
-        The diagonal of P, of all parameters: then Tr(H PΣP), of the noise of RMSProp
-        and Adam. See :class:`~flatmin.curvature.PreconditionedCovarianceOperator`.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def trace_hessian_covariance(
             preconditioner=preconditioner,
         )
         return low_rank_trace_product(operator, covariance, pairs, generator)
-    return _sampled(operator, P, rtol, max_matvecs, generator)
+    return _sampled(operator, P, rtol=rtol, max_matvecs=max_matvecs, rng=generator)
 
 
 def low_rank_trace_product(
@@ -205,6 +205,7 @@ def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
 def _sampled(
     operator: RiskOperator,
     P: Tensor | float,
+    *,
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator,

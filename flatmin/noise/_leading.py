@@ -116,7 +116,7 @@ class GLDLeading(MatchedGaussianLaw):
         shape = (*theta.shape[:-1], risk.n_examples)
         order = torch.rand(shape, generator=rng, device=risk.device).argsort(dim=-1)
         batches = order[..., : n_batches * m].unflatten(-1, (n_batches, m))
-        return minibatch_eigenpairs(risk, theta, batches, k)
+        return minibatch_eigenpairs(risk, theta, k, batches=batches)
 
     def _batch_size(self, risk: Risk) -> int:
         if self.batch_size is None:

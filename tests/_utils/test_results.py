@@ -41,7 +41,7 @@ RESULTS = {
     "alignment": lambda: measures.alignment(RISK, THETA, 2),
     "segment": lambda: measures.segment_profile(RISK, -THETA, THETA),
     "gaussianity": lambda: measures.minibatch_gaussianity(
-        RISK, THETA, batch_size=2, n_directions=2
+        RISK, THETA, batch_size=2, k=2
     ),
     "noise": lambda: measures.gradient_noise(RISK, THETA),
     "signal": lambda: measures.gradient_signal_to_noise(RISK, THETA),

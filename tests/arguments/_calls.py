@@ -252,7 +252,7 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "fetch_fashion_mnist": {"subset": lambda: "test"},
     "expected_sharpness": {"n_draws": lambda: 2},
     "adaptive_expected_sharpness": {"n_draws": lambda: 2},
-    "minibatch_gaussianity": {"n_batches": lambda: 20, "n_directions": lambda: 2},
+    "minibatch_gaussianity": {"n_batches": lambda: 20, "k": lambda: 2},
     "bezier_profile": {
         "n_iter": lambda: 2,
         "n_points": lambda: 3,

@@ -79,7 +79,7 @@ def test_numbers_are_taken_as_python_s(kind):
         ),
         "gaussianity": lambda k: float(
             measures.minibatch_gaussianity(
-                RISK, THETA, batch_size=k(90), n_directions=k(2), n_batches=k(100)
+                RISK, THETA, batch_size=k(90), k=k(2), n_batches=k(100)
             ).skewness.sum()
         ),
         "diffusion_norm": lambda k: float(
