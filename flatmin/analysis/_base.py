@@ -21,10 +21,9 @@ from torch import Tensor
 from flatmin._utils.arrays import check_readable
 from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.locks import one_at_a_time
-from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._results import Eigenpairs
 from flatmin.analysis._risk import is_data_set, make_risk, training_risk
@@ -121,12 +120,7 @@ class ModelByReference(BaseEstimator):
                 ) from error
 
     def _generator(self, device: torch.device) -> torch.Generator:
-        seed = self.random_state
-        if isinstance(seed, np.random.RandomState):
-            seed = int(seed.randint(np.iinfo(np.int32).max))
-        with naming("random_state"):
-            # None leaves NumPy's global state alone.
-            return make_generator(seed, device)
+        return make_generator(make_seed(self.random_state), device)
 
 
 class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByReference):

@@ -180,7 +180,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         if self.matrix == "fisher":
             self._operator(risk)  # which refuses a loss that is no likelihood
         if self.matrix in ("ggn", "fisher") and self.select is None:
-            result = ggn_trace(risk, risk.params(), rng, rtol=rtol)
+            result = ggn_trace(risk, risk.params(), rtol=rtol, rng=rng)
         else:
             result = trace(
                 self._operator(risk),

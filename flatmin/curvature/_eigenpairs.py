@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_tensor
+from flatmin._utils.arrays import check_floating, check_tensor
 from flatmin._utils.numbers import check_positive, is_count
 from flatmin._utils.random import check_seed
 from flatmin.curvature._covariance import covariance_operator
@@ -13,7 +13,7 @@ from flatmin.curvature._hessian import HessianOperator
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Which, eigsh, order_eigenvalues
 from flatmin.risk import AnalyticRisk, Risk
-from flatmin.risk.arguments import as_indices, check_point
+from flatmin.risk.arguments import as_direction, as_indices, check_point
 
 __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
 
@@ -30,7 +30,8 @@ def hessian_eigenpairs(
     *,
     which: Which = "LA",
     tol: float = 1e-4,
-    rng: torch.Generator | None = None,
+    v0: Tensor | None = None,
+    rng: torch.Generator | int | None = None,
 ) -> Eigenpairs:
     """Return k eigenpairs of H.
 
@@ -45,8 +46,11 @@ def hessian_eigenpairs(
         As in :func:`flatmin.linalg.eigsh`.
     tol : float, default=1e-4
         Residual relative to max |λ|.
-    rng : torch.Generator, default=None
-        For Lanczos' start vector.
+    v0 : Tensor of shape (D,), default=None
+        Where Lanczos starts, such as the leading eigenvector at a θ nearby: the fewer
+        products the closer it is. Without effect where H is dense.
+    rng : torch.Generator, int or None, default=None
+        For Lanczos' start vector; None is random.
 
     Returns
     -------
@@ -55,15 +59,19 @@ def hessian_eigenpairs(
     Raises
     ------
     ValueError
-        If k does not fit.
+        If k or ``v0`` does not fit.
     """
     check_point(risk, theta)
     check_seed(rng)
     _check_k(k, risk.n_params, "D")
     tol = check_positive("tol", tol)
+    if v0 is not None:
+        check_floating("v0", v0)
+        v0 = as_direction(v0, "v0", (risk.n_params,), theta)
     if isinstance(risk, AnalyticRisk):
         return _dense_eigenpairs(risk.hessian(theta), k, which, tol)
-    return eigsh(HessianOperator(risk, theta), k, which=which, tol=tol, rng=rng)
+    operator = HessianOperator(risk, theta)
+    return eigsh(operator, k, which=which, tol=tol, v0=v0, rng=rng)
 
 
 def covariance_eigenpairs(
@@ -74,7 +82,7 @@ def covariance_eigenpairs(
     select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
     tol: float = 1e-4,
-    rng: torch.Generator | None = None,
+    rng: torch.Generator | int | None = None,
 ) -> Eigenpairs:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
@@ -95,8 +103,8 @@ def covariance_eigenpairs(
         :class:`PreconditionedCovarianceOperator`.
     tol : float, default=1e-4
         Residual relative to the largest eigenvalue.
-    rng : torch.Generator, default=None
-        For Lanczos' start vector.
+    rng : torch.Generator, int or None, default=None
+        For Lanczos' start vector; None is random.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from torch import Tensor
 from flatmin._utils.arrays import check_floating, check_tensor
 from flatmin._utils.callables import check_callable
 from flatmin._utils.placement import resolve_device, resolve_dtype
-from flatmin._utils.random import check_rng
+from flatmin._utils.random import make_generator
 from flatmin.linalg._operator import LinearOperator
 
 __all__ = [
@@ -99,13 +99,13 @@ class DenseOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, A) by the eigendecomposition of A.
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
@@ -152,13 +152,13 @@ class ScaledIdentityOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.scale * self.shape[-1]
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, s I).
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
@@ -198,13 +198,13 @@ class DiagonalOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.diagonal.sum(-1)
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, diag(d)); d must not be negative.
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
@@ -261,13 +261,13 @@ class LowRankOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.eigenvalues.sum(-1)
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, U diag(λ) Uᵀ); λ must not be negative.
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
@@ -279,9 +279,9 @@ class LowRankOperator(LinearOperator):
 
 
 def _standard_normal(
-    operator: LinearOperator, shape: tuple[int, ...], rng: torch.Generator
+    operator: LinearOperator, shape: tuple[int, ...], rng: torch.Generator | int | None
 ) -> Tensor:
-    check_rng(rng, operator.device)
+    generator = make_generator(rng, operator.device)
     return torch.randn(
-        shape, generator=rng, dtype=operator.dtype, device=operator.device
+        shape, generator=generator, dtype=operator.dtype, device=operator.device
     )

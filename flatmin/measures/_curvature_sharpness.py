@@ -81,6 +81,7 @@ def max_eigenvalue(
     theta: Tensor,
     *,
     tol: float = 1e-4,
+    v0: Tensor | None = None,
     rng: torch.Generator | int | None = 0,
 ) -> Estimate:
     """Return λ₁, the largest eigenvalue of H.
@@ -95,6 +96,8 @@ def max_eigenvalue(
     tol : float, default=1e-4
         Residual of the eigenpair, relative to max |λ|; the error of λ₁ itself is
         smaller.
+    v0 : Tensor of shape (D,), default=None
+        Where Lanczos starts, such as the eigenvector at a θ nearby.
     rng : torch.Generator, int or None, default=0
         For Lanczos' start vector.
 
@@ -106,7 +109,7 @@ def max_eigenvalue(
     Raises
     ------
     ValueError
-        If ``tol`` is not positive.
+        If ``tol`` is not positive, or ``v0`` does not fit.
 
     Examples
     --------
@@ -119,5 +122,5 @@ def max_eigenvalue(
     tol = check_positive("tol", tol)
     check_point(risk, theta)
     generator = make_generator(rng, risk.device)
-    pair = hessian_eigenpairs(risk, theta, 1, tol=tol, rng=generator)
+    pair = hessian_eigenpairs(risk, theta, 1, tol=tol, v0=v0, rng=generator)
     return exact(pair.eigenvalues[..., 0], pair.n_matvecs)

@@ -10,6 +10,7 @@ import torch
 from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_flag, check_positive, is_count
+from flatmin._utils.random import make_seed
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._directions import (
@@ -19,7 +20,7 @@ from flatmin.plotting._directions import (
     project,
 )
 from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
-from flatmin.plotting._models import fit_analyzer, make_seed
+from flatmin.plotting._models import fit_analyzer
 from flatmin.plotting._sections import (
     as_directions,
     check_grid,

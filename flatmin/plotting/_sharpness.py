@@ -12,11 +12,11 @@ from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import make_generator, make_seed
 from flatmin.analysis import CurvatureAnalyzer
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
-from flatmin.plotting._models import fit_analyzer, make_seed
+from flatmin.plotting._models import fit_analyzer
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["SharpnessDisplay"]

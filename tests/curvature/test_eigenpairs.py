@@ -10,6 +10,7 @@ from flatmin.curvature import (
     hessian_eigenpairs,
     minibatch_eigenpairs,
 )
+from flatmin.measures import max_eigenvalue
 from flatmin.risk import EmpiricalRisk
 
 from ._problems import ANALYTIC, CHAINS, N, empirical, oracle, quadratic, randn, rng
@@ -203,3 +204,17 @@ def test_k_that_does_not_fit(ask, message):
 def test_k_that_does_not_fit_an_analytic_risk():
     with pytest.raises(ValueError, match=r"1 and D = 4. Got k=5"):
         hessian_eigenpairs(quadratic(), torch.zeros(4).double(), 5)
+
+
+def test_a_start_at_the_eigenvector_takes_fewer_products():
+    risk, theta = empirical(40)
+    values, vectors = torch.linalg.eigh(oracle(40).hessian)
+    start = vectors[:, -1] + 1e-3 * randn(len(theta)) / len(theta) ** 0.5
+    cold = hessian_eigenpairs(risk, theta, 1, rng=rng())
+    warm = hessian_eigenpairs(risk, theta, 1, v0=start, rng=rng())
+    assert warm.n_matvecs < cold.n_matvecs
+    close(warm.eigenvalues, values[-1:])
+    sharpness = max_eigenvalue(risk, theta, v0=start)
+    assert sharpness.n_matvecs == warm.n_matvecs
+    with pytest.raises(ValueError, match=r"v0 must have shape \(323,\). Got \(3,\)"):
+        hessian_eigenpairs(risk, theta, 1, v0=randn(3))

@@ -75,7 +75,7 @@ def test_numbers_are_taken_as_python_s(kind):
             ).moment(k(3))[0]
         ),
         "ggn_trace": lambda k: float(
-            ggn_trace(RISK, THETA, torch.Generator(), max_sweeps=k(100)).value
+            ggn_trace(RISK, THETA, rng=torch.Generator(), max_sweeps=k(100)).value
         ),
         "gaussianity": lambda k: float(
             measures.minibatch_gaussianity(
