@@ -26,7 +26,7 @@ from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._results import Eigenpairs
-from flatmin.analysis._risk import is_data_set, make_risk, training_risk
+from flatmin.analysis._risk import is_data_set, risk_of_model, training_risk
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Audit, EmpiricalRisk
 
@@ -92,10 +92,12 @@ class ModelByReference(BaseEstimator):
             )
         return super().set_params(**params)
 
-    def _make_risk(
+    def _risk_on(
         self, estimator: Any, X: Any, y: Any, sample_weight: Any = None, **options: Any
     ) -> EmpiricalRisk:
-        return make_risk(estimator, X, y, sample_weight, **options, **self._settings())
+        return risk_of_model(
+            estimator, X, y, sample_weight, **options, **self._settings()
+        )
 
     def _training_risk(self, estimator: Any) -> EmpiricalRisk:
         return training_risk(estimator, type(self).__name__, **self._settings())
@@ -192,7 +194,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             learner.risk_ = self._training_risk(self.estimator)
         else:
             learner._check_features(X, reset=True)
-            learner.risk_ = self._make_risk(self.estimator, X, y, sample_weight)
+            learner.risk_ = self._risk_on(self.estimator, X, y, sample_weight)
         learner._kept = {}
         self._basis_size(learner.risk_)  # a name in ``select`` that fits nothing
         take_over(self, learner)
@@ -273,9 +275,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     ) -> EmpiricalRisk:
         """Return the risk on data that ``transform`` or ``score`` got."""
         if not hasattr(self, "risk_"):
-            return self._make_risk(self.estimator, X, y, sample_weight, **options)
+            return self._risk_on(self.estimator, X, y, sample_weight, **options)
         self._check_features(X, reset=False)
-        risk = self._make_risk(self.estimator, X, y, sample_weight, **options)
+        risk = self._risk_on(self.estimator, X, y, sample_weight, **options)
         risk.set_params(self.risk_.params())  # the model may have moved on
         return risk
 

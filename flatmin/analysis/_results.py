@@ -193,6 +193,11 @@ class SpectralDensity:
             here,
         )
 
+    @property
+    def default_width(self) -> float:
+        """A hundredth of the range of the nodes, or of their size if it is 0."""
+        return self._density.default_width
+
     def moment(self, p: int) -> tuple[float, float]:
         """Return (1/d) Tr Aᵖ and its standard error.
 
@@ -209,16 +214,16 @@ class SpectralDensity:
         value, stderr = self._density.moment(p)
         return float(value), float(stderr)
 
-    def to_frame(self, grid: Any = None, *, sigma: float | None = None) -> pd.DataFrame:
+    def to_frame(self, grid: Any = None, *, width: float | None = None) -> pd.DataFrame:
         """Return the smoothed density and the share of eigenvalues below.
 
         Parameters
         ----------
         grid : array-like of shape (n,), default=None
             Where; None is 500 points that cover the spectrum.
-        sigma : float, default=None
-            Width of the normal density that smooths, in units of the eigenvalues; None
-            is a hundredth of their range.
+        width : float, default=None
+            Standard deviation of the normal density that smooths, in units of the
+            eigenvalues; None is ``default_width``.
 
         Returns
         -------
@@ -226,16 +231,17 @@ class SpectralDensity:
             Columns eigenvalue, density, density_stderr, cumulative and
             cumulative_stderr.
         """
-        low, high = self.nodes.min(), self.nodes.max()
-        if sigma is None:
-            sigma = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
+        if width is None:
+            width = self.default_width
         if grid is None:
-            grid = np.linspace(low - 4 * sigma, high + 4 * sigma, 500)
+            reach = 4 * width
+            low, high = self.nodes.min() - reach, self.nodes.max() + reach
+            grid = np.linspace(low, high, 500)
         grid = to_array("grid", grid, (None,))
         columns = {"eigenvalue": grid}
         points = torch.as_tensor(grid)
         for name, (value, stderr) in {
-            "density": self._density.density(points, sigma),
+            "density": self._density.density(points, width),
             "cumulative": self._density.cumulative(points),
         }.items():
             columns[name], columns[f"{name}_stderr"] = _numpy(value), _numpy(stderr)

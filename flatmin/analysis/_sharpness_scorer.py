@@ -220,7 +220,7 @@ class SharpnessScorer(ModelByReference):
         if self.on == "training" or X is None:
             risk = self._training_risk(estimator)
         else:
-            risk = self._make_risk(estimator, X, y, sample_weight)
+            risk = self._risk_on(estimator, X, y, sample_weight)
         if "rng" in known:
             options["rng"] = self._generator(risk.device)
         return measure(risk, risk.params(), **options)

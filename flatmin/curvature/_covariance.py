@@ -30,7 +30,7 @@ class GradientCovarianceOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     centered : bool, default=True
         False gives the uncentred (1/N) Σ gᵢgᵢᵀ, the empirical Fisher matrix.
     batches : Tensor of shape (b, m), default=None
@@ -133,7 +133,7 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     preconditioner : Tensor of shape (D,)
         The diagonal of P, finite and positive, in the order of θ, as from
         :func:`adaptive_preconditioner`.
@@ -199,7 +199,7 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
         """
         return in_dtype("The diagonal of PΣP/m", self._variances(), self.dtype)
 
@@ -226,7 +226,7 @@ def covariance_operator(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     preconditioner : Tensor of shape (D,), default=None
     select : str or list of str, default=None
 
@@ -245,13 +245,13 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     check : bool, default=True
         False hands on what is not finite: a look at it waits for the device.
 
     Returns
     -------
-    Tensor of shape (\\*batch)
+    Tensor of shape (\\*chains)
 
     Raises
     ------
@@ -273,11 +273,11 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
 
     Returns
     -------
-    Tensor of shape (\\*batch, D)
+    Tensor of shape (\\*chains, D)
 
     Raises
     ------

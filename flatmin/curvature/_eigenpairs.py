@@ -38,7 +38,7 @@ def hessian_eigenpairs(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
         Chains only on an analytic risk.
     k : int
         1 ≤ k ≤ D.
@@ -92,7 +92,7 @@ def covariance_eigenpairs(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     k : int
         1 ≤ k ≤ min(D, N - 1).
     select : str or list of str, default=None
@@ -145,10 +145,10 @@ def minibatch_eigenpairs(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     k : int
         1 ≤ k ≤ min(D, b - 1).
-    batches : Tensor of shape (\\*batch, b, m)
+    batches : Tensor of shape (\\*chains, b, m)
         Indices of examples.
     tol : float, default=1e-4
         For the ``converged`` flags.

@@ -19,7 +19,7 @@ def check_finite(
     ----------
     name : str
         What they are, for the message.
-    numbers : Tensor of shape (\\*batch, d)
+    numbers : Tensor of shape (\\*chains, d)
     risk : Risk
         Whose parameters have names, if it has a layout.
     indices : Tensor of shape (d,), default=None
@@ -27,7 +27,7 @@ def check_finite(
 
     Returns
     -------
-    Tensor of shape (\\*batch, d)
+    Tensor of shape (\\*chains, d)
         ``numbers`` as they are.
 
     Raises

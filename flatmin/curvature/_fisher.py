@@ -93,7 +93,7 @@ class EmpiricalFisherOperator(GradientCovarianceOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     select : str or list of str, default=None
         See :class:`RiskOperator`.
 

@@ -22,7 +22,7 @@ class HessianOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
         The point is prepared once, here.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
@@ -53,7 +53,7 @@ class GGNOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
         The point is prepared once, here.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
@@ -82,7 +82,7 @@ def hessian_trace(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error to reach.
     max_matvecs : int, default=200
@@ -119,7 +119,7 @@ def ggn_trace(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error to reach.
     max_sweeps : int, default=32

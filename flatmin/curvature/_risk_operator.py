@@ -23,7 +23,7 @@ class RiskOperator(LinearOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
         The point is prepared once, here.
     select : str or list of str, default=None
         Names of parameters or of modules, with wildcards ("layers.0", "\\*.bias"): the
@@ -58,14 +58,14 @@ class RiskOperator(LinearOperator):
             self.indices = layout.indices(select).to(risk.device)
         super().__init__(
             risk.n_params if self.indices is None else len(self.indices),
-            batch_shape=tuple(theta.shape[:-1]),
+            chains=tuple(theta.shape[:-1]),
             dtype=risk.dtype,
             device=risk.device,
         )
 
     @abstractmethod
     def _product(self, v: Tensor) -> Tensor:
-        """Return the product of the whole matrix with ``v`` of shape (\\*batch, D)."""
+        """Return the product of the whole matrix with ``v`` of shape (\\*chains, D)."""
 
     def _matvec(self, v: Tensor) -> Tensor:
         if self.indices is None:

@@ -67,7 +67,7 @@ def diagonal(
     ------
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
-        less than 6 or the operator is a batch.
+        less than 6 or the operator holds several matrices.
     torch.linalg.LinAlgError
         If a product is not finite.
 

@@ -36,10 +36,10 @@ _ROOMY = 1 << 25
 class Eigenpairs(ShortRepr):
     """Eigenpairs, how good they are and what they cost."""
 
-    eigenvalues: Tensor  # (*batch, k), float64, in the order that was asked for
-    eigenvectors: Tensor  # (*batch, D, k), columns, in the operator's dtype
-    residuals: Tensor  # (*batch, k) ||A u - λ u||, from products, not a recurrence
-    # (*batch, k) bool: residual <= tol * max |λ|, and a look for missing copies of
+    eigenvalues: Tensor  # (*chains, k), float64, in the order that was asked for
+    eigenvectors: Tensor  # (*chains, D, k), columns, in the operator's dtype
+    residuals: Tensor  # (*chains, k) ||A u - λ u||, from products, not a recurrence
+    # (*chains, k) bool: residual <= tol * max |λ|, and a look for missing copies of
     # repeated eigenvalues came to its end
     converged: Tensor
     n_matvecs: int
@@ -111,7 +111,7 @@ def eigsh(
     ------
     ValueError
         If k, ``tol``, ``v0`` or ``max_matvecs`` does not fit, ``which`` is unknown or
-        the operator is a batch.
+        the operator holds several matrices.
     TypeError
         If ``v0`` is no tensor.
     torch.linalg.LinAlgError
@@ -181,7 +181,7 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
 
     Parameters
     ----------
-    values : Tensor of shape (\\*batch, n)
+    values : Tensor of shape (\\*chains, n)
         Eigenvalues in any order.
     which : {"LM", "LA", "SA", "BE"}
         As in :func:`eigsh`.
@@ -190,7 +190,7 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (\\*batch, k)
+    Tensor of shape (\\*chains, k)
         For ``take_along_dim``.
     """
     if which == "LM":
@@ -288,7 +288,7 @@ def _thick_restart(
             apart = result.eigenvalues.sort().values.diff()
             repeated = repeated or bool((apart <= allowed / 100).any())
             gaps = [0.5, _gap(result, ritz, which, allowed)] if repeated else [0.5]
-            outcome = _look(
+            outcome = _search_copies(
                 process, result, which=which, allowed=allowed, gaps=gaps, limit=limit
             )
             bar.update(process.n_matvecs - result.n_matvecs)
@@ -303,7 +303,7 @@ def _thick_restart(
         return result
 
 
-def _look(
+def _search_copies(
     process: BandLanczos,
     result: Eigenpairs,
     *,
@@ -315,7 +315,7 @@ def _look(
     """Look for missing copies of wanted eigenvalues from fresh vectors, one a gap."""
     k = len(result.eigenvalues)
     for gap in gaps:
-        length = _n_probes(process.V.shape[1], gap)
+        length = _n_search_steps(process.V.shape[1], gap)
         if process.p + 1 >= process.n_starts:
             return "cut short"
         if process.n + length > process.n_basis:
@@ -324,7 +324,7 @@ def _look(
         n_probes = min(length, limit - process.n_matvecs)
         if n_probes < 1:
             return "cut short"
-        seen = process.look(n_probes)
+        seen = process.extend_from_random(n_probes)
         seen = seen[order_eigenvalues(seen, which, k)]
         if _differ(seen, result, which, allowed):
             return "copies"
@@ -353,7 +353,7 @@ def _gap(result: Eigenpairs, ritz: Tensor, which: Which, allowed: Tensor) -> flo
     return min(found, default=0.5)
 
 
-def _n_probes(size: int, gap: float) -> int:
+def _n_search_steps(size: int, gap: float) -> int:
     """Return how many products to spend on looking for repeated eigenvalues.
 
     Parameters

@@ -60,7 +60,7 @@ def frobenius_norm(
     ------
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
-        less than 2 or the operator is a batch.
+        less than 2 or the operator holds several matrices.
     torch.linalg.LinAlgError
         If a product is not finite.
 

@@ -77,7 +77,8 @@ def sqrt_matvec(
     ------
     ValueError
         If z is not one finite vector of the operator's size, ``tol`` is negative
-        or not finite, ``max_steps`` is less than 1 or the operator is a batch.
+        or not finite, ``max_steps`` is less than 1 or the operator holds several
+        matrices.
     TypeError
         If z is no tensor.
     torch.linalg.LinAlgError

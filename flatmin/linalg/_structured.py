@@ -66,7 +66,7 @@ class DenseOperator(LinearOperator):
 
     Parameters
     ----------
-    matrix : Tensor of shape (\\*batch, D, D)
+    matrix : Tensor of shape (\\*chains, D, D)
         Symmetric; not checked.
     """
 
@@ -76,7 +76,7 @@ class DenseOperator(LinearOperator):
             raise ValueError(f"matrix must be square. Got shape {tuple(matrix.shape)}.")
         super().__init__(
             matrix.shape[-1],
-            batch_shape=tuple(matrix.shape[:-2]),
+            chains=tuple(matrix.shape[:-2]),
             dtype=matrix.dtype,
             device=matrix.device,
         )
@@ -109,7 +109,7 @@ class DenseOperator(LinearOperator):
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
             Negative eigenvalues count as 0: A should have none but by rounding.
         """
         values, vectors = torch.linalg.eigh(self.matrix)
@@ -124,7 +124,7 @@ class ScaledIdentityOperator(LinearOperator):
 
     Parameters
     ----------
-    scale : Tensor of shape (\\*batch)
+    scale : Tensor of shape (\\*chains)
         s, in the dtype of the vectors.
     size : int
         D.
@@ -134,7 +134,7 @@ class ScaledIdentityOperator(LinearOperator):
         check_floating("scale", scale, 0)
         super().__init__(
             size,
-            batch_shape=tuple(scale.shape),
+            chains=tuple(scale.shape),
             dtype=scale.dtype,
             device=scale.device,
         )
@@ -162,7 +162,7 @@ class ScaledIdentityOperator(LinearOperator):
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
         """
         z = _standard_normal(self, self.shape[:-1], rng)
         return z * self.scale.sqrt().unsqueeze(-1)
@@ -173,7 +173,7 @@ class DiagonalOperator(LinearOperator):
 
     Parameters
     ----------
-    diagonal : Tensor of shape (\\*batch, D)
+    diagonal : Tensor of shape (\\*chains, D)
         d.
     """
 
@@ -181,7 +181,7 @@ class DiagonalOperator(LinearOperator):
         check_floating("diagonal", diagonal, 1)
         super().__init__(
             diagonal.shape[-1],
-            batch_shape=tuple(diagonal.shape[:-1]),
+            chains=tuple(diagonal.shape[:-1]),
             dtype=diagonal.dtype,
             device=diagonal.device,
         )
@@ -208,7 +208,7 @@ class DiagonalOperator(LinearOperator):
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
         """
         return _standard_normal(self, self.shape[:-1], rng) * self.diagonal.sqrt()
 
@@ -218,9 +218,9 @@ class LowRankOperator(LinearOperator):
 
     Parameters
     ----------
-    eigenvalues : Tensor of shape (\\*batch, k)
+    eigenvalues : Tensor of shape (\\*chains, k)
         λ.
-    eigenvectors : Tensor of shape (\\*batch, D, k)
+    eigenvectors : Tensor of shape (\\*chains, D, k)
         U, columns are vectors.
 
     Examples
@@ -240,7 +240,7 @@ class LowRankOperator(LinearOperator):
             )
         super().__init__(
             eigenvectors.shape[-2],
-            batch_shape=tuple(eigenvectors.shape[:-2]),
+            chains=tuple(eigenvectors.shape[:-2]),
             dtype=eigenvectors.dtype,
             device=eigenvectors.device,
         )
@@ -271,7 +271,7 @@ class LowRankOperator(LinearOperator):
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
         """
         z = _standard_normal(self, self.eigenvalues.shape, rng)
         coefficients = z * self.eigenvalues.sqrt()

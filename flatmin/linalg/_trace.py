@@ -55,11 +55,11 @@ def trace(
     Parameters
     ----------
     operator : LinearOperator
-        Symmetric. A batch has exact traces only.
+        Symmetric. Several matrices have exact traces only.
     method : {"auto", "exact", "hutchinson", "xtrace"}, default="auto"
-        ``"auto"`` is exact for batches, for D ≤ ``max_matvecs`` and for operators
-        that know their trace. Else ten probes of Hutchinson's decide whether his
-        estimator will do with few more, or XTrace has to.
+        ``"auto"`` is exact for several matrices, for D ≤ ``max_matvecs`` and for
+        operators that know their trace. Else ten probes of Hutchinson's decide whether
+        his estimator will do with few more, or XTrace has to.
     rtol : float, default=0.02
         Relative standard error to reach.
     max_matvecs : int, default=200
@@ -78,7 +78,7 @@ def trace(
     ------
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
-        less than 6, or an estimate is asked of a batch.
+        less than 6, or an estimate is asked of several matrices.
     torch.linalg.LinAlgError
         If a product is not finite.
 

@@ -28,7 +28,7 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> Estimate:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rho : float, default=0.05
         r, in units of θ.
 
@@ -77,7 +77,7 @@ def asam_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rho : float, default=0.5
         r, relative to |θ|.
     eta : float, default=0.0

@@ -34,7 +34,7 @@ def trace_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     sigma : float, default=0.01
         s, in units of θ.
     rtol : float, default=0.02
@@ -92,7 +92,7 @@ def max_eigenvalue(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     tol : float, default=1e-4
         Residual of the eigenpair, relative to max |λ|; the error of λ₁ itself is
         smaller.

@@ -29,7 +29,7 @@ def fisher_rao_norm(risk: Risk, theta: Tensor, *, empirical: bool = False) -> Es
     risk : Risk
         Of a network: with a loss by name, which is a likelihood, unless
         ``empirical``. An analytic risk takes its Gauss-Newton matrix for F.
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     empirical : bool, default=False
         Take the true labels.
 

@@ -32,10 +32,10 @@ __all__ = [
 class GradientNoise(ShortRepr):
     """Sizes of the gradient and of its noise; ``float`` gives the noise scale."""
 
-    gradient_norm: Tensor  # (*batch) ‖g₀‖, float64
-    trace: Tensor  # (*batch) Tr(Σ), float64
-    has_gradient: Tensor  # (*batch) bool: ‖g₀‖ is more than rounding
-    has_noise: Tensor  # (*batch) bool: Tr(Σ) is more than rounding
+    gradient_norm: Tensor  # (*chains) ‖g₀‖, float64
+    trace: Tensor  # (*chains) Tr(Σ), float64
+    has_gradient: Tensor  # (*chains) bool: ‖g₀‖ is more than rounding
+    has_noise: Tensor  # (*chains) bool: Tr(Σ) is more than rounding
 
     @property
     def simple_noise_scale(self) -> Tensor:
@@ -68,7 +68,7 @@ class GradientNoise(ShortRepr):
 
         Returns
         -------
-        Tensor of shape (\\*batch)
+        Tensor of shape (\\*chains)
 
         Raises
         ------
@@ -93,7 +93,7 @@ class GradientNoise(ShortRepr):
 
         Returns
         -------
-        Tensor of shape (\\*batch)
+        Tensor of shape (\\*chains)
 
         Raises
         ------
@@ -116,7 +116,7 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
 
     Returns
     -------
@@ -167,7 +167,7 @@ def curvature_noise_scale(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error of Tr(HΣ) to reach.
     max_matvecs : int, default=200
@@ -233,8 +233,8 @@ def curvature_noise_scale(
 class SignalToNoise(ShortRepr):
     """The GSNR and what it is the mean of; ``float`` gives the mean."""
 
-    value: Tensor  # (*batch), float64
-    n_used: Tensor  # (*batch), coordinates whose examples differ
+    value: Tensor  # (*chains), float64
+    n_used: Tensor  # (*chains), coordinates whose examples differ
     left_out: dict[str, int]  # coordinates without noise, at any θ, by parameter
 
     def __float__(self) -> float:
@@ -253,7 +253,7 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> SignalToNoise:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
 
     Returns
     -------

@@ -36,7 +36,7 @@ def expected_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     sigma : float, default=0.01
         s, in units of θ.
     n_draws : int, default=100
@@ -99,7 +99,7 @@ def adaptive_expected_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     sigma : float, default=0.05
         s, relative to |θ|.
     n_draws : int, default=100

@@ -41,7 +41,7 @@ def edge_of_stability(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     lr : float
         η.
     tol : float, default=1e-4

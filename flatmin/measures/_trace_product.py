@@ -71,7 +71,7 @@ def trace_hessian_covariance(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
         Chains only with the exact route.
     k : int, default=20
         Of the low rank, at most min(D, N - 1).

@@ -17,11 +17,11 @@ from flatmin.analysis import (
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._figure import (
     check_axes,
-    finish,
     legend,
-    looks,
+    line_styles,
     make_axes,
     scaled,
+    tidy_axes,
 )
 from flatmin.plotting._models import fit_analyzer
 
@@ -242,9 +242,8 @@ class SpectrumDisplay(BaseDisplay):
                     f"CurvatureAnalyzer.density() returns. Got {spectrum!r}."
                 )
             if width is None:
-                low, high = spectrum.nodes.min(), spectrum.nodes.max()
-                width = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
-            smooth = spectrum.to_frame(sigma=width)
+                width = spectrum.default_width
+            smooth = spectrum.to_frame(width=width)
             numbers = {
                 "grid": smooth["eigenvalue"].to_numpy(copy=True),
                 "density": smooth["density"].to_numpy(copy=True),
@@ -372,7 +371,7 @@ class SpectrumDisplay(BaseDisplay):
         log = not normalised and all((values > 0).all() for values in series)
         floor = min(values.min() for values in series) / 2 if log else 0.0
         self.stems_ = []
-        styles = zip(looks(2), "os", names, strict=True)
+        styles = zip(line_styles(2), "os", names, strict=True)
         for values, offset, (look, marker, name) in zip(
             series, offsets, styles, strict=False
         ):
@@ -393,13 +392,13 @@ class SpectrumDisplay(BaseDisplay):
         unit = r"eigenvalue / $\|\cdot\|_F$" if normalised else "eigenvalue"
         ax.set(xlabel="rank $i$", ylabel=unit)
         legend(ax, inside=True)
-        finish(ax)
+        tidy_axes(ax)
 
     def _draw_density(self, ax: Any, outliers: np.ndarray) -> None:
         grid, density = np.asarray(self.grid), np.asarray(self.density)
         one = 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
         floor = one / 30  # a thirtieth of an eigenvalue: there is nothing below
-        color, mark = (look["color"] for look in looks(4)[0:4:3])
+        color, mark = (look["color"] for look in line_styles(4)[0:4:3])
         shown = np.maximum(density, floor)
         (self.density_line_,) = ax.plot(grid, shown, color=color, linewidth=1.2)
         ax.fill_between(grid, floor, shown, color=color, alpha=0.2, linewidth=0)
@@ -420,4 +419,4 @@ class SpectrumDisplay(BaseDisplay):
         )
         if len(outliers):
             legend(ax)
-        finish(ax)
+        tidy_axes(ax)

@@ -88,7 +88,7 @@ def test_the_spectrum(matrix):
     frame = result.to_frame()
     area = np.trapezoid(frame["density"], frame["eigenvalue"])
     close([area, frame["cumulative"].iloc[-1]], 1, atol=1e-4)
-    at = result.to_frame([values[-1] - 1e-9], sigma=0.1)
+    at = result.to_frame([values[-1] - 1e-9], width=0.1)
     close(at["cumulative"], (D - 1) / D)
 
 

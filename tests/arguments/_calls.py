@@ -345,7 +345,7 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
         "GGNOperator": (GGNOperator(w.risk, w.theta), {"V": lambda: torch.ones(8, 2)}),
         "SpectralDensity": (
             w.density,
-            {"sigma": lambda: 0.1, "function": lambda: lambda x: x},
+            {"width": lambda: 0.1, "function": lambda: lambda x: x},
         ),
         "Linearization": (w.risk.linearize(w.theta), {}),
         "GradientNoise": (measures.gradient_noise(w.risk, w.theta), {}),

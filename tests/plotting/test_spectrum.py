@@ -78,7 +78,7 @@ def test_results_give_the_same():
     analyzer = CurvatureAnalyzer(net, loss="squared_error").fit(X, Y)
     spectrum = analyzer.density()
     display = SpectrumDisplay.from_results(table(), spectrum, width=0.5)
-    frame = spectrum.to_frame(display.grid, sigma=0.5)
+    frame = spectrum.to_frame(display.grid, width=0.5)
     np.testing.assert_allclose(display.density, frame["density"])
     assert display.width == 0.5
     np.testing.assert_array_equal(display.hessian_eigenvalues, [3, 1])
