@@ -26,12 +26,12 @@ class FisherOperator(RiskOperator):
     risk : EmpiricalRisk
         With a loss by name.
     theta : Tensor of shape (D,)
+    select : str or list of str, default=None
+        See :class:`RiskOperator`.
     n_samples : int, default=None
         Labels drawn for each example, once, here; None takes the expectation.
     rng : torch.Generator, int or None, default=None
         For the labels; None is random.
-    params : str or list of str, default=None
-        See :class:`RiskOperator`.
 
     Raises
     ------
@@ -59,11 +59,11 @@ class FisherOperator(RiskOperator):
         risk: EmpiricalRisk,
         theta: Tensor,
         *,
+        select: str | list[str] | None = None,
         n_samples: int | None = None,
         rng: torch.Generator | int | None = None,
-        params: str | list[str] | None = None,
     ) -> None:
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
         if n_samples is not None:
             n_samples = check_count("n_samples", n_samples)
         self.n_samples = n_samples
@@ -93,8 +93,8 @@ class EmpiricalFisherOperator(GradientCovarianceOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
-    params : str or list of str, default=None
+    theta : Tensor of shape (\\*chains, D)
+    select : str or list of str, default=None
         See :class:`RiskOperator`.
 
     Examples
@@ -106,6 +106,6 @@ class EmpiricalFisherOperator(GradientCovarianceOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
     ) -> None:
-        super().__init__(risk, theta, centered=False, params=params)
+        super().__init__(risk, theta, centered=False, select=select)

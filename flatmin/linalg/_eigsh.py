@@ -15,13 +15,14 @@ from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count, check_positive, is_count
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import ShortRepr
 from flatmin.linalg._band_lanczos import BandLanczos
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._orthogonal import random_direction
 from flatmin.linalg._unit_scale import UnitScaled
 
-__all__ = ["EigenResult", "Which", "eigsh", "order_eigenvalues"]
+__all__ = ["Eigenpairs", "Which", "eigsh", "order_eigenvalues"]
 
 Which = Literal["LM", "LA", "SA", "BE"]
 
@@ -31,14 +32,14 @@ Which = Literal["LM", "LA", "SA", "BE"]
 _ROOMY = 1 << 25
 
 
-@dataclass(frozen=True)
-class EigenResult:
+@dataclass(frozen=True, repr=False)
+class Eigenpairs(ShortRepr):
     """Eigenpairs, how good they are and what they cost."""
 
-    eigenvalues: Tensor  # (*batch, k), float64, in the order that was asked for
-    eigenvectors: Tensor  # (*batch, D, k), columns, in the operator's dtype
-    residuals: Tensor  # (*batch, k) ||A u - λ u||, from products, not a recurrence
-    # (*batch, k) bool: residual <= tol * max |λ|, and a look for missing copies of
+    eigenvalues: Tensor  # (*chains, k), float64, in the order that was asked for
+    eigenvectors: Tensor  # (*chains, D, k), columns, in the operator's dtype
+    residuals: Tensor  # (*chains, k) ||A u - λ u||, from products, not a recurrence
+    # (*chains, k) bool: residual <= tol * max |λ|, and a look for missing copies of
     # repeated eigenvalues came to its end
     converged: Tensor
     n_matvecs: int
@@ -54,7 +55,7 @@ def eigsh(
     max_matvecs: int | None = None,
     rng: torch.Generator | int | None = None,
     verbose: bool = False,
-) -> EigenResult:
+) -> Eigenpairs:
     """Return k extreme eigenpairs of a symmetric operator.
 
     Lanczos with a full, twice-applied orthogonalisation (no ghosts) and a thick
@@ -102,7 +103,7 @@ def eigsh(
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
         "LM" sorted by falling magnitude, "LA" and "BE" by falling value, "SA" by
         rising value.
 
@@ -110,7 +111,7 @@ def eigsh(
     ------
     ValueError
         If k, ``tol``, ``v0`` or ``max_matvecs`` does not fit, ``which`` is unknown or
-        the operator is a batch.
+        the operator holds several matrices.
     TypeError
         If ``v0`` is no tensor.
     torch.linalg.LinAlgError
@@ -162,7 +163,15 @@ def eigsh(
         start = random_direction(nothing, generator)
     with progress_bar(limit, f"{k} eigenpairs", verbose=verbose) as bar:
         result = _thick_restart(
-            unit, k, which, tol, start, limit, n_basis, generator, bar
+            unit,
+            k,
+            which,
+            tol,
+            start=start,
+            limit=limit,
+            n_basis=n_basis,
+            rng=generator,
+            bar=bar,
         )
     return _rescaled(result, unit)
 
@@ -172,7 +181,7 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
 
     Parameters
     ----------
-    values : Tensor of shape (\\*batch, n)
+    values : Tensor of shape (\\*chains, n)
         Eigenvalues in any order.
     which : {"LM", "LA", "SA", "BE"}
         As in :func:`eigsh`.
@@ -181,7 +190,7 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (\\*batch, k)
+    Tensor of shape (\\*chains, k)
         For ``take_along_dim``.
     """
     if which == "LM":
@@ -196,7 +205,7 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
     return torch.cat([falling[..., : k - n_low], falling[..., n - n_low :]], dim=-1)
 
 
-def _rescaled(result: EigenResult, unit: UnitScaled) -> EigenResult:
+def _rescaled(result: Eigenpairs, unit: UnitScaled) -> Eigenpairs:
     """Return a result for the operator behind the one of unit scale."""
     return replace(
         result,
@@ -205,7 +214,7 @@ def _rescaled(result: EigenResult, unit: UnitScaled) -> EigenResult:
     )
 
 
-def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> EigenResult:
+def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> Eigenpairs:
     before = operator.n_matvecs
     matrix = operator.to_dense().double()
     values, vectors = eigh((matrix + matrix.mT) / 2)
@@ -217,7 +226,7 @@ def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> EigenR
     enough = max(tol, 100 * torch.finfo(operator.dtype).eps)
     if bool((residuals > enough * spectral_norm).any()):
         _warn_unsymmetric(matrix, residuals / spectral_norm, tol)
-    return EigenResult(
+    return Eigenpairs(
         values,
         vectors.to(operator.dtype),
         residuals,
@@ -231,15 +240,18 @@ def _thick_restart(
     k: int,
     which: Which,
     tol: float,
+    *,
     start: Tensor,
     limit: int,
     n_basis: int,
     rng: torch.Generator,
     bar: Any,
-) -> EigenResult:
+) -> Eigenpairs:
     # An eigenvalue can be repeated k times, and each copy takes a look or two.
     most_starts = 2 * k + 8
-    process = BandLanczos(operator, start, n_basis, most_starts, rng)
+    process = BandLanczos(
+        operator, start, n_basis=n_basis, n_starts=most_starts, rng=rng
+    )
     repeated = False
     while True:
         if process.is_full:
@@ -260,7 +272,7 @@ def _thick_restart(
         all_done = bool(done.all())
         if not (spent or all_done):
             continue
-        result = EigenResult(
+        result = Eigenpairs(
             ritz[wanted],
             process.vectors(S[:, wanted]),
             residuals[wanted],
@@ -276,7 +288,9 @@ def _thick_restart(
             apart = result.eigenvalues.sort().values.diff()
             repeated = repeated or bool((apart <= allowed / 100).any())
             gaps = [0.5, _gap(result, ritz, which, allowed)] if repeated else [0.5]
-            outcome = _look(process, result, which, allowed, gaps, limit)
+            outcome = _search_copies(
+                process, result, which=which, allowed=allowed, gaps=gaps, limit=limit
+            )
             bar.update(process.n_matvecs - result.n_matvecs)
             result = replace(result, n_matvecs=process.n_matvecs)
             if outcome == "nothing":
@@ -289,9 +303,10 @@ def _thick_restart(
         return result
 
 
-def _look(
+def _search_copies(
     process: BandLanczos,
-    result: EigenResult,
+    result: Eigenpairs,
+    *,
     which: Which,
     allowed: Tensor,
     gaps: list[float],
@@ -300,7 +315,7 @@ def _look(
     """Look for missing copies of wanted eigenvalues from fresh vectors, one a gap."""
     k = len(result.eigenvalues)
     for gap in gaps:
-        length = _n_probes(process.V.shape[1], gap)
+        length = _n_search_steps(process.V.shape[1], gap)
         if process.p + 1 >= process.n_starts:
             return "cut short"
         if process.n + length > process.n_basis:
@@ -309,7 +324,7 @@ def _look(
         n_probes = min(length, limit - process.n_matvecs)
         if n_probes < 1:
             return "cut short"
-        seen = process.look(n_probes)
+        seen = process.extend_from_random(n_probes)
         seen = seen[order_eigenvalues(seen, which, k)]
         if _differ(seen, result, which, allowed):
             return "copies"
@@ -318,7 +333,7 @@ def _look(
     return "nothing"
 
 
-def _gap(result: EigenResult, ritz: Tensor, which: Which, allowed: Tensor) -> float:
+def _gap(result: Eigenpairs, ritz: Tensor, which: Which, allowed: Tensor) -> float:
     """Return how far the last wanted value is from others, over the rest's range."""
     # A missing copy of one of those has let the last one in.
     values = result.eigenvalues
@@ -338,7 +353,7 @@ def _gap(result: EigenResult, ritz: Tensor, which: Which, allowed: Tensor) -> fl
     return min(found, default=0.5)
 
 
-def _n_probes(size: int, gap: float) -> int:
+def _n_search_steps(size: int, gap: float) -> int:
     """Return how many products to spend on looking for repeated eigenvalues.
 
     Parameters
@@ -382,7 +397,7 @@ def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
     return start.to(dtype=operator.dtype, device=operator.device)
 
 
-def _differ(now: Tensor, found: EigenResult, which: Which, allowed: Tensor) -> bool:
+def _differ(now: Tensor, found: Eigenpairs, which: Which, allowed: Tensor) -> bool:
     """Return whether wanted values differ from found ones by more than their errors."""
     before = found.eigenvalues
     if which == "LM":  # of λ and -λ either will do
@@ -391,7 +406,7 @@ def _differ(now: Tensor, found: EigenResult, which: Which, allowed: Tensor) -> b
     return bool(change > allowed)
 
 
-def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> None:
+def _warn_unless_converged(result: Eigenpairs, tol: float, scale: Tensor) -> None:
     if bool(result.converged.all()):
         return
     failed, k = int((~result.converged).sum()), len(result.converged)

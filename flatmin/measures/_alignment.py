@@ -13,15 +13,16 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import (
     HessianOperator,
     covariance_eigenpairs,
 )
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._preconditioner import check_preconditioner
-from flatmin.linalg import EigenResult, eigsh
+from flatmin.linalg import Eigenpairs, Estimate, eigsh
 from flatmin.measures._deflation import deflated_norm, deflated_trace
-from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._estimate import exact, quotient
 from flatmin.measures._rounding import CLEAR, GradientMoments, gradient_moments
 from flatmin.measures._subspaces import (
     cosines,
@@ -44,8 +45,8 @@ __all__ = ["Alignment", "alignment"]
 _NO_NUMBER = exact(torch.tensor(math.nan))
 
 
-@dataclass(frozen=True)
-class Alignment:
+@dataclass(frozen=True, repr=False)
+class Alignment(HtmlTable, ShortRepr):
     """What there is to say about H beside Σ at one θ, on D coordinates.
 
     (λᵢ, uᵢ) are the k largest eigenpairs of H, (γᵢ, vᵢ) those of Σ. With a
@@ -92,20 +93,20 @@ class Alignment:
     @property
     def isotropic_trace_product(self) -> Estimate:
         """Tr(H) Tr(Σ) / D, what noise of the same size and no direction meets."""
-        product = quotient([self.hessian_trace, self.covariance_trace], [])
-        return Estimate(product.value / self.n_params, product.stderr / self.n_params)
+        size = exact(torch.tensor(float(self.n_params)))
+        return quotient([self.hessian_trace, self.covariance_trace], [size])
 
     @property
     def anisotropy_gain(self) -> Estimate:
         """Tr(HΣ) D / (Tr(H) Tr(Σ)); NaN where Tr(H) is not clear of 0."""
         if "anisotropy gain" in self.undefined:
             return _NO_NUMBER
-        return quotient([self._product], [self.isotropic_trace_product])
+        return quotient([self.trace_product], [self.isotropic_trace_product])
 
     @property
     def trace_alignment(self) -> Estimate:
         """Tr(HΣ) / (‖H‖_F ‖Σ‖_F), the cosine between the matrices."""
-        return quotient([self._product], [self.hessian_norm, self.covariance_norm])
+        return quotient([self.trace_product], [self.hessian_norm, self.covariance_norm])
 
     @property
     def first_alignment(self) -> Estimate:
@@ -120,10 +121,6 @@ class Alignment:
             [exact(self.first_variance), self.hessian_trace],
             [first, self.covariance_trace],
         )
-
-    @property
-    def _product(self) -> Estimate:
-        return Estimate(self.trace_product.value, self.trace_product.stderr)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the single numbers, one a row, with their standard errors.
@@ -190,7 +187,7 @@ def alignment(
     theta: Tensor,
     k: int = 20,
     *,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
     tol: float = 1e-4,
     rtol: float = 0.02,
@@ -214,7 +211,7 @@ def alignment(
     theta : Tensor of shape (D,)
     k : int, default=20
         Eigenpairs of either matrix, at most min(D, N - 1).
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules: everything is then of their blocks of H and Σ.
     preconditioner : Tensor of shape (D,), default=None
         The diagonal of P, of all parameters: PΣP, the covariance of the noise of
@@ -268,14 +265,14 @@ def alignment(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
     generator = make_generator(rng, risk.device)
-    hessian = HessianOperator(risk, theta, params=params)
-    covariance = covariance_operator(risk, theta, preconditioner, params)
+    hessian = HessianOperator(risk, theta, select=select)
+    covariance = covariance_operator(risk, theta, preconditioner, select)
     size = hessian.shape[-1]
     moments = gradient_moments(risk, theta, hessian.indices)
     if preconditioner is not None:
         moments = _preconditioned(moments, preconditioner, risk, hessian.indices)
     moments.check_noise("The alignment of Σ with H")
-    noise: Any = {"params": params, "preconditioner": preconditioner}
+    noise: Any = {"select": select, "preconditioner": preconditioner}
     V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, **noise)
     more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
     U = _first(more, k)
@@ -297,7 +294,9 @@ def alignment(
     clear_hessian = U.eigenvalues.abs() > rounding
     clear_noise = V.eigenvalues > eps * V.eigenvalues[0]
     undefined = _of_vectors(clear_hessian, clear_noise, moments)
-    undefined |= _of_values(more.eigenvalues, k, size, hessian_trace, rounding)
+    undefined |= _of_values(
+        more.eigenvalues, k, trace=hessian_trace, rounding=rounding, size=size
+    )
 
     def unless(name: str, compute: Callable[[], Tensor]) -> Tensor:
         return U.eigenvalues.new_tensor(math.nan) if name in undefined else compute()
@@ -370,7 +369,7 @@ def _of_vectors(
 
 
 def _of_values(
-    eigenvalues: Tensor, k: int, size: int, trace: Estimate, rounding: Tensor
+    eigenvalues: Tensor, k: int, *, size: int, trace: Estimate, rounding: Tensor
 ) -> dict[str, str]:
     """Return why a quantity of H's eigenvalues is not defined, by name."""
     undefined: dict[str, str] = {}
@@ -386,8 +385,8 @@ def _of_values(
     return undefined
 
 
-def _first(pairs: EigenResult, k: int) -> EigenResult:
-    return EigenResult(
+def _first(pairs: Eigenpairs, k: int) -> Eigenpairs:
+    return Eigenpairs(
         pairs.eigenvalues[:k],
         pairs.eigenvectors[:, :k],
         pairs.residuals[:k],

@@ -27,13 +27,13 @@ def cosines(U: Tensor, V: Tensor) -> Tensor:
 
     Parameters
     ----------
-    U : Tensor of shape (\\*batch, D, k)
+    U : Tensor of shape (\\*chains, D, k)
         Columns are vectors.
-    V : Tensor of shape (\\*batch, D, k)
+    V : Tensor of shape (\\*chains, D, k)
 
     Returns
     -------
-    Tensor of shape (\\*batch, k)
+    Tensor of shape (\\*chains, k)
         In float64.
 
     Raises
@@ -70,13 +70,13 @@ def projection_residual(A: Tensor, B: Tensor) -> Tensor:
 
     Parameters
     ----------
-    A : Tensor of shape (\\*batch, D, k)
-    B : Tensor of shape (\\*batch, D, j)
+    A : Tensor of shape (\\*chains, D, k)
+    B : Tensor of shape (\\*chains, D, j)
         Linearly independent columns.
 
     Returns
     -------
-    Tensor of shape (\\*batch)
+    Tensor of shape (\\*chains)
         In float64.
 
     Raises
@@ -140,14 +140,14 @@ def overlap(U: Tensor, V: Tensor) -> Tensor:
 
     Parameters
     ----------
-    U : Tensor of shape (\\*batch, D, k)
+    U : Tensor of shape (\\*chains, D, k)
         Linearly independent columns.
-    V : Tensor of shape (\\*batch, D, j)
+    V : Tensor of shape (\\*chains, D, j)
         Linearly independent columns.
 
     Returns
     -------
-    Tensor of shape (\\*batch)
+    Tensor of shape (\\*chains)
         In float64.
 
     References
@@ -173,14 +173,14 @@ def principal_angles(U: Tensor, V: Tensor) -> Tensor:
 
     Parameters
     ----------
-    U : Tensor of shape (\\*batch, D, k)
+    U : Tensor of shape (\\*chains, D, k)
         Linearly independent columns.
-    V : Tensor of shape (\\*batch, D, j)
+    V : Tensor of shape (\\*chains, D, j)
         Linearly independent columns.
 
     Returns
     -------
-    Tensor of shape (\\*batch, min(k, j))
+    Tensor of shape (\\*chains, min(k, j))
         In float64.
 
     References
@@ -211,14 +211,14 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
 
     Parameters
     ----------
-    v : Tensor of shape (\\*batch, D)
+    v : Tensor of shape (\\*chains, D)
         Not 0.
-    U : Tensor of shape (\\*batch, D, k)
+    U : Tensor of shape (\\*chains, D, k)
         Linearly independent columns.
 
     Returns
     -------
-    Tensor of shape (\\*batch)
+    Tensor of shape (\\*chains)
         In float64.
 
     Raises

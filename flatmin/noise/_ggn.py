@@ -69,7 +69,7 @@ class GLDGGN(MatchedLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> GGNState:
         # Tr(G) is known to 2 % or exactly.
-        ggn = ggn_trace(risk, theta, rng)
+        ggn = ggn_trace(risk, theta, rng=rng)
         if self.match == "none":
             scale = torch.full_like(ggn.value, float(self.noise_scale))
         else:

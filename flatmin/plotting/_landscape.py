@@ -10,6 +10,7 @@ import torch
 from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_flag, check_positive, is_count
+from flatmin._utils.random import make_seed
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._directions import (
@@ -18,15 +19,21 @@ from flatmin.plotting._directions import (
     principal_directions,
     project,
 )
-from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
-from flatmin.plotting._models import fit_analyzer, make_seed
+from flatmin.plotting._figure import (
+    check_axes,
+    legend,
+    line_styles,
+    make_axes,
+    tidy_axes,
+)
+from flatmin.plotting._models import fit_analyzer
 from flatmin.plotting._sections import (
     as_directions,
     check_grid,
     curvatures_along,
     losses_on,
     random_directions,
-    reach_of,
+    section_reach,
 )
 
 __all__ = ["LandscapeDisplay"]
@@ -217,7 +224,7 @@ class LandscapeDisplay(BaseDisplay):
         if path is not None:
             coordinates, share = project(path, theta.double().cpu().numpy(), A)
         curvatures = None if kind == "random" else curvatures_along(risk, theta, A)
-        reach = reach_of(span, curvatures, coordinates)
+        reach = section_reach(span, curvatures, coordinates)
         grids = [np.linspace(-reach, reach, n_points)] * A.shape[1]
         display = cls(
             grids[0],
@@ -368,7 +375,7 @@ class LandscapeDisplay(BaseDisplay):
         return self
 
     def _draw_line(self, loss: np.ndarray) -> None:
-        ax, (look, other) = self.ax_, looks(2)
+        ax, (look, other) = self.ax_, line_styles(2)
         (self.line_,) = ax.plot(self.x, loss, **look)
         if self.points is not None:
             ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
@@ -384,7 +391,7 @@ class LandscapeDisplay(BaseDisplay):
             )
             legend(ax)
         ax.set(xlabel=self.labels[0], ylabel=r"loss $L$")
-        finish(ax)
+        tidy_axes(ax)
 
     def _draw_plane(self, loss: np.ma.MaskedArray, log: bool) -> None:
         import seaborn as sns
@@ -414,11 +421,11 @@ class LandscapeDisplay(BaseDisplay):
         )
         self.colorbar_.set_label(r"loss $L$")
         self.colorbar_.ax.minorticks_off()
-        self._mark(looks(4)[1]["color"])
+        self._mark(line_styles(4)[1]["color"])
         ax.set(xlabel=self.labels[0], ylabel=self.labels[1])
         if self.equal:
             ax.set_aspect("equal")
-        finish(ax, spines=True, colorbar=self.colorbar_)
+        tidy_axes(ax, spines=True, colorbar=self.colorbar_)
 
     def _mark(self, color: Any) -> None:
         """Draw solutions and trajectory in a plane."""

@@ -21,7 +21,7 @@ __all__ = [
     "curvatures_along",
     "losses_on",
     "random_directions",
-    "reach_of",
+    "section_reach",
 ]
 
 
@@ -61,7 +61,7 @@ def curvatures_along(risk: EmpiricalRisk, theta: Tensor, A: np.ndarray) -> np.nd
     return np.array([float(a @ point.hvp(a)) for a in columns.unbind(1)])
 
 
-def reach_of(
+def section_reach(
     span: float | None, curvatures: np.ndarray | None, coordinates: np.ndarray | None
 ) -> float:
     """Return how far a section reaches to either side."""

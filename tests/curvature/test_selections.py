@@ -129,7 +129,7 @@ OPERATORS = {
 
 @pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
 @pytest.mark.parametrize(
-    ("params", "kept"),
+    ("select", "kept"),
     [
         ("2", slice(15, None)),
         ("*.bias", [12, 13, 14, *range(24, 27)]),
@@ -137,12 +137,12 @@ OPERATORS = {
         ("0.weight", slice(0, 12)),
     ],
 )
-def test_some_parameters(make, params, kept):
+def test_some_parameters(make, select, kept):
     module, loss, y = PROBLEMS["classes"]
     risk = EmpiricalRisk(module, loss, data(), y)
     theta = risk.params()
     whole = make(risk, theta).to_dense()
-    part = make(risk, theta, params=params)
+    part = make(risk, theta, select=select)
     expected = whole[kept][:, kept]
     assert part.shape == expected.shape
     close(part.matmat(torch.eye(len(expected), dtype=theta.dtype)), expected)
@@ -166,11 +166,11 @@ def test_names_that_are_not_there():
     risk = EmpiricalRisk(module, loss, data(), y)
     theta = risk.params()
     with pytest.raises(ValueError, match=r"Got 'head'; there are 0.weight, 0.bias"):
-        HessianOperator(risk, theta, params="head")
+        HessianOperator(risk, theta, select="head")
     with pytest.raises(ValueError, match="all parameters of a network"):
-        BlockDiagonalOperator(HessianOperator(risk, theta, params="2"))
+        BlockDiagonalOperator(HessianOperator(risk, theta, select="2"))
     with pytest.raises(ValueError, match="at least two batches"):
         GradientCovarianceOperator(risk, theta, batches=torch.zeros(1, 2).long())
     analytic = regression()
     with pytest.raises(ValueError, match="LinearRegressionRisk have none"):
-        HessianOperator(analytic, randn(analytic.n_params), params="x")
+        HessianOperator(analytic, randn(analytic.n_params), select="x")

@@ -443,7 +443,7 @@ def test_bad_input(options, message):
 
 def test_a_batch_is_refused():
     with pytest.raises(
-        ValueError, match=r"one matrix. Got a batch of shape \(2, 9, 9\)"
+        ValueError, match=r"one matrix. Got several, of shape \(2, 9, 9\)"
     ):
         eigsh(DiagonalOperator(torch.ones(2, 9)), 1)
 
