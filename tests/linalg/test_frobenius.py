@@ -100,7 +100,9 @@ def test_bad_input(options, message):
 
 
 def test_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"frobenius_norm takes one matrix. Got several"):
+    with pytest.raises(
+        ValueError, match=r"frobenius_norm takes one matrix. Got several"
+    ):
         frobenius_norm(DenseOperator(randn(2, 3, 3)))
 
 
