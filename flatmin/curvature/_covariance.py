@@ -252,6 +252,7 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
     Returns
     -------
     Tensor of shape (\\*chains)
+        In float64.
 
     Raises
     ------
@@ -261,10 +262,9 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
     check_point(risk, theta)
     check_flag("check", check)
     variances = risk.gradient_variances(theta)
-    if not check:
-        return variances.sum(-1).to(risk.dtype)
-    variances = check_finite("The diagonal of Σ", variances, risk)
-    return in_dtype("Tr(Σ)", variances.sum(-1), risk.dtype)
+    if check:
+        check_finite("The diagonal of Σ", variances, risk)
+    return variances.sum(-1)
 
 
 def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
@@ -278,6 +278,7 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (\\*chains, D)
+        In float64.
 
     Raises
     ------
@@ -285,5 +286,4 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
         If a variance is not finite; the message names the parameters.
     """
     check_point(risk, theta)
-    variances = risk.gradient_variances(theta).to(risk.dtype)
-    return check_finite("The diagonal of Σ", variances, risk)
+    return check_finite("The diagonal of Σ", risk.gradient_variances(theta), risk)

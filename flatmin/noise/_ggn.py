@@ -75,7 +75,7 @@ class GLDGGN(MatchedLaw):
         else:
             target = covariance_trace(risk, theta, check=False) / self._batch_size(risk)
             squared = torch.where(ggn.value > 0, target / ggn.value, 0)
-            scale = float(self.noise_scale) * squared.sqrt()
+            scale = (float(self.noise_scale) * squared.sqrt()).to(risk.dtype)
         return GGNState(scale, ggn.value, ggn.stderr)
 
     def _noisy_gradient(

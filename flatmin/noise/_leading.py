@@ -98,7 +98,7 @@ class GLDLeading(MatchedGaussianLaw):
         pairs = self._eigenpairs(risk, theta, rng)
         variances = pairs.eigenvalues.clamp(min=0) / m
         if self.match == "trace":
-            target = covariance_trace(risk, theta, check=False).double() / m
+            target = covariance_trace(risk, theta, check=False) / m
             total = variances.sum(-1)
             ratio = torch.where(total > 0, target / total, 0)
             variances = variances * ratio.unsqueeze(-1)

@@ -164,9 +164,8 @@ class MatchedLaw(NoiseLaw):
             target = covariance_trace(risk, theta, check=False)
             own = self._unchecked_trace(risk, theta, inner) * self._batch_size(risk)
             squared = torch.where(own > 0, int(self.n_substeps) * target / own, 0)
-            return MatchedState(
-                inner, float(self.noise_scale) * squared.sqrt(), zero, 0
-            )
+            factor = (float(self.noise_scale) * squared.sqrt()).to(risk.dtype)
+            return MatchedState(inner, factor, zero, 0)
         if isinstance(previous, MatchedState):
             age = previous.age + int(self.refresh_every)
             if age < int(self.match_every):

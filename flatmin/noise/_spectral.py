@@ -95,8 +95,6 @@ class HessianSpectrumLaw(MatchedGaussianLaw):
         """Return σ² of shape (\\*batch) in float64."""
         if self.match == "none":
             return torch.ones_like(magnitudes[..., 0])
-        target = covariance_trace(risk, theta, check=False).double() / self._batch_size(
-            risk
-        )
+        target = covariance_trace(risk, theta, check=False) / self._batch_size(risk)
         total = magnitudes.sum(-1)
         return torch.where(total > 0, target / total, 0)
