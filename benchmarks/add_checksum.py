@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from flatmin._utils.checkpoint_files import replace_file
+from flatmin._runs.checkpoint_files import replace_file
 from flatmin.comparison._files import checksum
 
 BEFORE, AFTER = "flatmin.comparison/1", "flatmin.comparison/2"

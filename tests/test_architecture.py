@@ -15,18 +15,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "flatmin"
 
 _GROUND = {"_utils", "linalg", "risk"}
-_MIDDLE = _GROUND | {"curvature", "noise", "measures"}
+_MIDDLE = _GROUND | {"_runs", "curvature", "noise", "measures"}
 _UPPER = _MIDDLE | {"dynamics", "estimators", "analysis"}
 
 # Folder of flatmin/ -> the folders that it may import, besides itself.
 FLOORS = {
     "_utils": set(),
+    "_runs": {"_utils"},
     "datasets": {"_utils"},
     "modules": {"_utils"},
     "linalg": {"_utils"},
     "risk": {"_utils"},
     "curvature": _GROUND,
-    "noise": _GROUND | {"curvature"},
+    "noise": _GROUND | {"_runs", "curvature"},
     "measures": _GROUND | {"curvature"},
     "dynamics": _MIDDLE,
     "estimators": _MIDDLE | {"dynamics", "modules"},
@@ -229,6 +230,7 @@ def write(tmp_path):
         ),
         ("risk/a.py", "from flatmin.linalg import eigsh", "risk may not import linalg"),
         ("risk/a.py", "from flatmin import noise", "risk may not import noise"),
+        ("risk/a.py", "from flatmin import _runs", "risk may not import _runs"),
         ("noise/a.py", "from ..measures import x", "noise may not import measures"),
         ("measures/a.py", "from .. import noise", "measures may not import noise"),
         ("noise/b/a.py", "from ...dynamics import x", "noise may not import dynamics"),

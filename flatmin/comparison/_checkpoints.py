@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatmin._utils.checkpoint_files import DamagedFileError, read_file, write_file
-from flatmin._utils.fingerprint import check_identity, hashes
-from flatmin._utils.folder_lock import locked_folder
+from flatmin._runs.checkpoint_files import DamagedFileError, read_file, write_file
+from flatmin._runs.fingerprint import check_identity, hashes
+from flatmin._runs.folder_lock import locked_folder
 
 __all__ = ["ComparisonFolder", "UnitFolder"]
 
@@ -104,7 +104,7 @@ class UnitFolder:
         Parameters
         ----------
         content : mapping
-            Plain values.
+            Storable values.
 
         Warns
         -----

@@ -17,10 +17,10 @@ import torch
 from joblib import cpu_count, effective_n_jobs
 from sklearn.utils import check_array
 
+from flatmin._runs.checkpoint_files import check_checkpoint_every
+from flatmin._runs.fingerprint import fingerprint
 from flatmin._utils.arrays import to_numpy
 from flatmin._utils.callables import check_callable
-from flatmin._utils.checkpoint_files import check_checkpoint_every
-from flatmin._utils.fingerprint import fingerprint
 from flatmin._utils.messages import naming
 from flatmin._utils.numbers import (
     check_count,

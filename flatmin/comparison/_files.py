@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from flatmin._utils.checkpoint_files import replace_file
+from flatmin._runs.checkpoint_files import replace_file
 from flatmin._utils.regular_files import is_there, open_regular
 
 __all__ = ["checksum", "params_path", "read_comparison", "write_comparison"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn.base import clone
 
-from flatmin._utils.fingerprint import hashes
+from flatmin._runs.fingerprint import hashes
 from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known, check_text
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._runs.checkpoint_files import CheckpointFolder
 from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._fits import Data, fit, guarded, measure_at, plain_descent
 from flatmin.comparison._plan import Plan

@@ -20,8 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
+from flatmin._runs.folder_lock import locked_folder
 from flatmin._utils.arrays import to_array, to_numpy
-from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.names import check_known, check_text
 from flatmin._utils.numbers import check_flag, check_held_by

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._utils.checkpoint_files import CheckpointFolder, check_checkpoint_every
-from flatmin._utils.fingerprint import check_identity, hashes
+from flatmin._runs.checkpoint_files import CheckpointFolder, check_checkpoint_every
+from flatmin._runs.fingerprint import check_identity, hashes
 from flatmin._utils.paths import check_path
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import (
@@ -144,7 +144,7 @@ class RunCheckpoints:
         OSError
             If nothing can be written, and nothing has been before.
         TypeError
-            If what is to be saved of this phase is not made of plain values, and
+            If what is to be saved of this phase is not made of storable values, and
             nothing of it has been saved before.
 
         Warns

@@ -7,8 +7,8 @@ from flatmin.linalg._eigsh import Eigenpairs, Which, eigsh, order_eigenvalues
 from flatmin.linalg._estimate import Estimate
 from flatmin.linalg._frobenius import frobenius_norm
 from flatmin.linalg._operator import LinearOperator
-from flatmin.linalg._plain import operator_from_plain, operator_to_plain
 from flatmin.linalg._sqrt import SqrtResult, sqrt_matvec
+from flatmin.linalg._storable import operator_from_storable, operator_to_storable
 from flatmin.linalg._structured import (
     DenseOperator,
     DiagonalOperator,
@@ -34,8 +34,8 @@ __all__ = [
     "diagonal",
     "eigsh",
     "frobenius_norm",
-    "operator_from_plain",
-    "operator_to_plain",
+    "operator_from_storable",
+    "operator_to_storable",
     "order_eigenvalues",
     "spectral_density",
     "sqrt_matvec",

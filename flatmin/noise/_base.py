@@ -9,9 +9,9 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from flatmin._runs.storable import as_storable
 from flatmin._utils.numbers import check_held_by, is_count, is_number
-from flatmin._utils.plain import as_plain
-from flatmin.linalg import LinearOperator, operator_from_plain, operator_to_plain
+from flatmin.linalg import LinearOperator, operator_from_storable, operator_to_storable
 from flatmin.noise._step import Step, declares_step, step_for
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_risk
@@ -185,7 +185,7 @@ class NoiseLaw(BaseEstimator, ABC):
         return self.covariance(risk, theta, state).trace()
 
     def store_state(self, state: Any) -> Any:
-        """Return a state as plain values: for a checkpoint, and to take back a draw.
+        """Return a state as storable values: for a checkpoint, and to take back a draw.
 
         A loop draws for a row of its history ahead of the step, and once more if a
         callback then moves θ or η. So what a draw advances in place must be replaced,
@@ -208,7 +208,7 @@ class NoiseLaw(BaseEstimator, ABC):
             method and :meth:`restore_state`.
         """
         try:
-            return as_plain(state, "the state")
+            return as_storable(state, "the state")
         except TypeError as error:
             raise TypeError(
                 f"A checkpoint cannot hold the state of {type(self).__name__}: {error} "
@@ -217,7 +217,7 @@ class NoiseLaw(BaseEstimator, ABC):
             ) from error
 
     def restore_state(self, stored: Any, risk: Risk) -> Any:
-        """Return the state of which :meth:`store_state` made plain values.
+        """Return the state of which :meth:`store_state` made storable values.
 
         Parameters
         ----------
@@ -330,10 +330,10 @@ class GaussianLaw(NoiseLaw):
     def store_state(self, state: Any) -> Any:
         """See :meth:`NoiseLaw.store_state`."""
         try:
-            return None if state is None else operator_to_plain(state)
+            return None if state is None else operator_to_storable(state)
         except TypeError:
             return super().store_state(state)
 
     def restore_state(self, stored: Any, risk: Risk) -> Any:
         """See :meth:`NoiseLaw.restore_state`."""
-        return None if stored is None else operator_from_plain(stored)
+        return None if stored is None else operator_from_storable(stored)

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from flatmin._utils.checkpoint_files import (
+from flatmin._runs.checkpoint_files import (
     CheckpointFolder,
     DamagedFileError,
     read_file,

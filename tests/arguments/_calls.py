@@ -35,7 +35,7 @@ LEFT_OUT = {
         *("callback_settings", "check_callbacks", "check_monitors"),
         *("check_plain_steps", "check_rows"),
         *("run_warmup", "store_callbacks", "WarmupResult", "resolve_optimizer"),
-        *("operator_from_plain", "operator_to_plain", "Step", "step_for"),
+        *("operator_from_storable", "operator_to_storable", "Step", "step_for"),
         *("MatchedState", "order_eigenvalues"),
     ],
     "results, which others fill": [

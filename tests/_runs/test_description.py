@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatmin._utils.code import find_package, package_version
-from flatmin._utils.fingerprint import check_identity, hashes
+from flatmin._runs.code import find_package, package_version
+from flatmin._runs.fingerprint import check_identity, hashes
 
 # What a user may write: everything that `measure` and `Net` reach stands in one line
 # that an edit below changes.
@@ -179,7 +179,7 @@ def test_another_process_finds_the_same(project, tmp_path):
     script = textwrap.dedent(
         """
         import torch
-        from flatmin._utils.fingerprint import hashes
+        from flatmin._runs.fingerprint import hashes
         from project import main
         torch.manual_seed(0)
         found = {"metric": main.measure, "module": main.Net(), "class": main.Net}

@@ -12,7 +12,7 @@ import torch
 from joblib import Parallel, delayed
 from scipy import stats
 
-from flatmin._utils.fingerprint import hashes
+from flatmin._runs.fingerprint import hashes
 
 IMPORTS = """
 import collections, dataclasses, enum, functools, typing

@@ -12,7 +12,7 @@ from flatmin.linalg._structured import (
     ScaledIdentityOperator,
 )
 
-__all__ = ["operator_from_plain", "operator_to_plain"]
+__all__ = ["operator_from_storable", "operator_to_storable"]
 
 # What each is made of: arguments of its constructor, and attributes.
 _PARTS: dict[type[LinearOperator], tuple[str, ...]] = {
@@ -23,8 +23,8 @@ _PARTS: dict[type[LinearOperator], tuple[str, ...]] = {
 }
 
 
-def operator_to_plain(operator: LinearOperator) -> dict[str, Any]:
-    """Return an operator as a dict of tensors and plain values.
+def operator_to_storable(operator: LinearOperator) -> dict[str, Any]:
+    """Return an operator as a dict of tensors and storable values.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def operator_to_plain(operator: LinearOperator) -> dict[str, Any]:
     Returns
     -------
     dict
-        For :func:`operator_from_plain`; shares the tensors.
+        For :func:`operator_from_storable`; shares the tensors.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def operator_to_plain(operator: LinearOperator) -> dict[str, Any]:
     Examples
     --------
     >>> import torch
-    >>> operator_to_plain(DiagonalOperator(torch.tensor([1.0, 2.0])))
+    >>> operator_to_storable(DiagonalOperator(torch.tensor([1.0, 2.0])))
     {'kind': 'DiagonalOperator', 'diagonal': tensor([1., 2.])}
     """
     kind = type(operator)
@@ -56,17 +56,17 @@ def operator_to_plain(operator: LinearOperator) -> dict[str, Any]:
     return {"kind": kind.__name__, **parts}
 
 
-def operator_from_plain(plain: dict[str, Any]) -> LinearOperator:
-    """Return the operator that :func:`operator_to_plain` described.
+def operator_from_storable(stored: dict[str, Any]) -> LinearOperator:
+    """Return the operator that :func:`operator_to_storable` described.
 
     Parameters
     ----------
-    plain : dict
+    stored : dict
 
     Returns
     -------
     LinearOperator
     """
     kinds = {kind.__name__: kind for kind in _PARTS}
-    parts = {name: value for name, value in plain.items() if name != "kind"}
-    return kinds[plain["kind"]](**parts)
+    parts = {name: value for name, value in stored.items() if name != "kind"}
+    return kinds[stored["kind"]](**parts)

@@ -1,8 +1,8 @@
 """Checkpoints as files: there as a whole or not at all, and read without running code.
 
-A file is one line, the format and the size and SHA-256 of the rest, and then plain
-values as :mod:`flatmin._utils.plain_bytes` writes them. The sum finds accidents: who
-writes into the folder can write another sum too.
+A file begins with one line: the format, and the size and SHA-256 of the rest. The rest
+is as :mod:`flatmin._runs.storable_bytes` writes it. The checksum finds accidents. It is
+no protection: who writes into the folder can write another checksum too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flatmin._utils.plain import as_plain, from_plain
-from flatmin._utils.plain_bytes import from_bytes, to_bytes
+from flatmin._runs.storable_bytes import from_bytes, to_bytes
 from flatmin._utils.regular_files import open_regular
 
 __all__ = [
@@ -37,14 +36,14 @@ class DamagedFileError(ValueError):
 
 
 def write_file(path: Path, content: Any) -> None:
-    """Write plain values so that the file is whole or as it was before.
+    """Write storable values so that the file is whole or as it was before.
 
     Parameters
     ----------
     path : pathlib.Path
         In a folder that exists.
     content : object
-        What :func:`flatmin._utils.plain.as_plain` takes.
+        What :func:`flatmin._runs.storable.as_storable` takes.
 
     Raises
     ------
@@ -53,7 +52,7 @@ def write_file(path: Path, content: Any) -> None:
     TypeError
         If it is something else.
     """
-    payload = to_bytes(as_plain(content, "the content"))
+    payload = to_bytes(content, "the content")
     digest = hashlib.sha256(payload).hexdigest().encode()
 
     def write(file: BinaryIO) -> None:
@@ -142,9 +141,9 @@ def read_file(path: Path) -> Any:
     if not whole_size or words[2:] != [digest]:
         raise DamagedFileError(f"{path} is cut off or altered: its checksum is wrong.")
     try:
-        return from_plain(from_bytes(payload))
+        return from_bytes(payload)
     except ValueError as error:
-        raise DamagedFileError(f"{path} holds more than plain values.") from error
+        raise DamagedFileError(f"{path} holds more than storable values.") from error
 
 
 def _sync_folder(folder: Path) -> None:

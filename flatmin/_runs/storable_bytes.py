@@ -1,4 +1,4 @@
-"""Plain values as bytes that hold no program: JSON, and the numbers of the tensors.
+"""Storable values as bytes that hold no program: JSON, and the numbers of the tensors.
 
 Not ``torch.save``: what reads that is a pickle machine, also with
 ``weights_only=True``, and was unsafe before PyTorch 2.6 (CVE-2025-32434) and 2.10
@@ -16,9 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatmin._runs.storable import as_storable, from_storable
+
 __all__ = ["from_bytes", "to_bytes"]
 
 _LENGTH = 8  # bytes that tell the JSON's own
+
+# What reading raises where bytes of something else were altered into JSON.
+_NOT_STORABLE = (AttributeError, KeyError, TypeError, RuntimeError, OverflowError)
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -39,13 +44,15 @@ _KINDS: dict[Any, str] = {
 }
 
 
-def to_bytes(value: Any) -> bytes:
-    """Return a plain value as bytes.
+def to_bytes(value: Any, title: str) -> bytes:
+    """Return a storable value as bytes.
 
     Parameters
     ----------
     value : object
-        From :func:`flatmin._utils.plain.as_plain`.
+        As for :func:`flatmin._runs.storable.as_storable`.
+    title : str
+        What the message calls it.
 
     Returns
     -------
@@ -55,15 +62,16 @@ def to_bytes(value: Any) -> bytes:
     Raises
     ------
     TypeError
-        If a tensor is of another kind than dense numbers.
+        If it is not storable, or a tensor in it is not one of dense numbers.
 
     Examples
     --------
-    >>> from_bytes(to_bytes({"epochs": (1, 2), 3: torch.ones(2)}))
+    >>> from_bytes(to_bytes({"epochs": (1, 2), 3: torch.ones(2)}, "state"))
     {'epochs': (1, 2), 3: tensor([1., 1.])}
     """
     parts: list[bytes] = []
-    text = json.dumps(_encode(value, parts), separators=(",", ":")).encode("ascii")
+    node = _encode(as_storable(value, title), parts)
+    text = json.dumps(node, separators=(",", ":")).encode("ascii")
     return b"".join([len(text).to_bytes(_LENGTH, "big"), text, *parts])
 
 
@@ -90,11 +98,12 @@ def from_bytes(content: bytes) -> Any:
     rest = memoryview(content)[end:]
     try:
         value, left = _decode(json.loads(content[_LENGTH:end].decode("ascii")), rest)
-    except (KeyError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"It holds more than plain values: {error}") from error
+        found = from_storable(value)
+    except (*_NOT_STORABLE, MemoryError) as error:
+        raise ValueError(f"It holds more than storable values: {error}") from error
     if left:
         raise ValueError(f"It holds {len(left)} bytes too many.")
-    return value
+    return found
 
 
 def _encode(value: Any, parts: list[bytes]) -> Any:

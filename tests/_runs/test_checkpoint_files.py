@@ -9,8 +9,8 @@ import pickle
 import pytest
 import torch
 
-from flatmin._utils import checkpoint_files
-from flatmin._utils.checkpoint_files import (
+from flatmin._runs import checkpoint_files
+from flatmin._runs.checkpoint_files import (
     CheckpointFolder,
     DamagedFileError,
     read_file,
@@ -104,7 +104,7 @@ def test_no_code_is_run(tmp_path, how):
     payload = buffer.getvalue()
     path = tmp_path / "a.flatmin"
     write_payload(path, payload)
-    with pytest.raises(DamagedFileError, match="holds more than plain values"):
+    with pytest.raises(DamagedFileError, match="holds more than storable values"):
         read_file(path)
     assert names(tmp_path) == ["a.flatmin"]
 

@@ -1,4 +1,4 @@
-"""Plain values: what a file can hold without holding code."""
+"""Storable values: what a file can hold without holding code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_plain", "from_plain", "move_plain"]
+__all__ = ["as_storable", "from_storable", "move_storable"]
 
 _ATOMS = (type(None), bool, int, float, str)
 _MAPPINGS = (dict, OrderedDict, Counter)
@@ -17,8 +17,8 @@ _SEQUENCES = (list, tuple, set)
 _ARRAY = "flatmin.ndarray"
 
 
-def as_plain(value: Any, title: str) -> Any:
-    """Return a value with new containers, and refuse what is no plain value.
+def as_storable(value: Any, title: str) -> Any:
+    """Return a value with new containers, and refuse what a file cannot hold.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def as_plain(value: Any, title: str) -> Any:
     Returns
     -------
     object
-        For :func:`from_plain`, which makes arrays of arrays again.
+        For :func:`from_storable`, which makes arrays of arrays again.
 
     Raises
     ------
@@ -40,9 +40,9 @@ def as_plain(value: Any, title: str) -> Any:
 
     Examples
     --------
-    >>> as_plain({"best": np.float64(0.5), "epochs": (1, 2)}, "state")
+    >>> as_storable({"best": np.float64(0.5), "epochs": (1, 2)}, "state")
     {'best': 0.5, 'epochs': (1, 2)}
-    >>> as_plain({"sink": [print]}, "state")
+    >>> as_storable({"sink": [print]}, "state")
     Traceback (most recent call last):
     TypeError: state['sink'][0] must be made of numbers, strings, None, tensors ...
     """
@@ -58,20 +58,22 @@ def as_plain(value: Any, title: str) -> Any:
     if kind in _MAPPINGS:
         return kind(
             {
-                as_plain(key, f"a key of {title}"): as_plain(item, f"{title}[{key!r}]")
+                as_storable(key, f"a key of {title}"): as_storable(
+                    item, f"{title}[{key!r}]"
+                )
                 for key, item in value.items()
             }
         )
     if kind in _SEQUENCES:
-        return kind(as_plain(item, f"{title}[{i}]") for i, item in enumerate(value))
+        return kind(as_storable(item, f"{title}[{i}]") for i, item in enumerate(value))
     raise TypeError(
         f"{title} must be made of numbers, strings, None, tensors and arrays, in "
         f"dicts, lists, tuples and sets. Got {kind.__module__}.{kind.__qualname__}."
     )
 
 
-def from_plain(value: Any) -> Any:
-    """Return the value of which :func:`as_plain` made plain values.
+def from_storable(value: Any) -> Any:
+    """Return the value of which :func:`as_storable` made storable values.
 
     Parameters
     ----------
@@ -83,26 +85,26 @@ def from_plain(value: Any) -> Any:
 
     Examples
     --------
-    >>> from_plain(as_plain([np.ones(2)], "state"))
+    >>> from_storable(as_storable([np.ones(2)], "state"))
     [array([1., 1.])]
     """
     kind: Any = type(value)
     if kind is dict and value.keys() == {_ARRAY}:
         return value[_ARRAY].numpy()
     if kind in _MAPPINGS:
-        return kind({key: from_plain(item) for key, item in value.items()})
+        return kind({key: from_storable(item) for key, item in value.items()})
     if kind in _SEQUENCES:
-        return kind(from_plain(item) for item in value)
+        return kind(from_storable(item) for item in value)
     return value
 
 
-def move_plain(value: Any, device: torch.device) -> Any:
-    """Return a plain value with its tensors on a device.
+def move_storable(value: Any, device: torch.device) -> Any:
+    """Return a storable value with its tensors on a device.
 
     Parameters
     ----------
     value : object
-        As from :func:`from_plain`.
+        As from :func:`from_storable`.
     device : torch.device
 
     Returns
@@ -113,7 +115,7 @@ def move_plain(value: Any, device: torch.device) -> Any:
         return value.to(device)
     kind: Any = type(value)
     if kind in _MAPPINGS:
-        return kind({key: move_plain(item, device) for key, item in value.items()})
+        return kind({key: move_storable(item, device) for key, item in value.items()})
     if kind in _SEQUENCES:
-        return kind(move_plain(item, device) for item in value)
+        return kind(move_storable(item, device) for item in value)
     return value

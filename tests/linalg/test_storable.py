@@ -9,8 +9,8 @@ from flatmin.linalg import (
     FunctionOperator,
     LowRankOperator,
     ScaledIdentityOperator,
-    operator_from_plain,
-    operator_to_plain,
+    operator_from_storable,
+    operator_to_storable,
 )
 
 
@@ -30,7 +30,7 @@ OPERATORS = [
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda held: type(held).__name__)
 def test_it_comes_back_and_draws_alike(operator):
-    found = operator_from_plain(operator_to_plain(operator))
+    found = operator_from_storable(operator_to_storable(operator))
     assert type(found) is type(operator)
     assert torch.equal(found.to_dense(), operator.to_dense())
     draws = [
@@ -48,4 +48,4 @@ class Mine(DiagonalOperator):
 )
 def test_what_is_made_of_something_else_is_refused(operator):
     with pytest.raises(TypeError, match=r"made of tensors are DenseOperator, .* Got"):
-        operator_to_plain(operator)
+        operator_to_storable(operator)

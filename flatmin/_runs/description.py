@@ -1,4 +1,4 @@
-"""Values as plain ones, alike in every process, and the code that they run."""
+"""Values and the code that they run, described alike in every process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatmin._utils.code import find_package, globals_of, package_version, summarize
+from flatmin._runs.code import find_package, globals_of, package_version, summarize
 
 __all__ = ["Description", "hash_description"]
 

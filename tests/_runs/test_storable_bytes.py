@@ -1,4 +1,4 @@
-"""Plain values come back bit for bit, and no bytes are anything else."""
+"""Storable values come back bit for bit, and no bytes are anything else."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flatmin._utils.plain_bytes import from_bytes, to_bytes
+from flatmin._runs.storable_bytes import from_bytes, to_bytes
 
 RNG = torch.Generator().manual_seed(0)
 
@@ -23,14 +23,14 @@ RNG = torch.Generator().manual_seed(0)
     ids=repr,
 )
 def test_values_and_their_kinds(value):
-    found = from_bytes(to_bytes(value))
+    found = from_bytes(to_bytes(value, "it"))
     assert found == value
     assert type(found) is type(value)
     assert repr(found) == repr(value)  # 1 is no True, and 0.0 no -0.0
 
 
 def test_nan():
-    assert math.isnan(from_bytes(to_bytes(math.nan)))
+    assert math.isnan(from_bytes(to_bytes(math.nan, "it")))
 
 
 @pytest.mark.parametrize(
@@ -50,19 +50,19 @@ def test_nan():
     ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}",
 )
 def test_tensors_bit_for_bit(tensor):
-    (found,) = from_bytes(to_bytes((tensor,)))
+    (found,) = from_bytes(to_bytes((tensor,), "it"))
     assert (found.dtype, found.stride()) == (tensor.dtype, tensor.stride())
     torch.testing.assert_close(found, tensor, rtol=0, atol=0, equal_nan=True)
 
 
 def test_an_expanded_tensor_is_written_out():
-    found = from_bytes(to_bytes(torch.ones(1).expand(3)))
+    found = from_bytes(to_bytes(torch.ones(1).expand(3), "it"))
     assert found.tolist() == [1.0] * 3
 
 
 def test_other_tensors_are_refused():
     with pytest.raises(TypeError, match="dense tensors of numbers"):
-        to_bytes(torch.eye(2).to_sparse())
+        to_bytes(torch.eye(2).to_sparse(), "it")
 
 
 def forged(node, rest=b""):
@@ -82,6 +82,7 @@ def forged(node, rest=b""):
         forged({"dict": [[{"list": []}, 1]]}),
         forged({"dict": [1]}),
         forged({"Counter": 3}),
+        forged({"dict": [["flatmin.ndarray", 1]]}),
         forged(1, b"0"),
         forged(b'{"list":[' * 100_000),
         # Tensors that would hold what is not there.
@@ -104,7 +105,7 @@ def test_no_other_bytes_are_read(content):
 
 
 def test_a_flip_anywhere_is_a_value_or_an_error():
-    whole = to_bytes({"a": torch.arange(9.0), "b": [1, (2.5, "x")], "c": None})
+    whole = to_bytes({"a": torch.arange(9.0), "b": [1, (2.5, "x")], "c": None}, "it")
     for seed in range(2000):
         rng = np.random.default_rng(seed)
         altered = bytearray(whole)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatmin._utils.fingerprint import fingerprint
+from flatmin._runs.fingerprint import fingerprint
 from flatmin.noise import GLDConst
 
 from ..estimators._problems import Scaled

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from flatmin._utils import folder_lock
-from flatmin._utils.folder_lock import locked_folder
+from flatmin._runs import folder_lock
+from flatmin._runs.folder_lock import locked_folder
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flatmin._utils.description import Description, hash_description
+from flatmin._runs.description import Description, hash_description
 
 __all__ = ["check_identity", "fingerprint", "hashes"]
 
 
 def fingerprint(value: Any) -> Any:
-    """Describe a value by plain values, alike for alike values in any process.
+    """Describe a value, alike for alike values in any process.
 
     ``joblib.hash`` of a module is not stable, and a default ``repr`` holds an address
     that another object may have later. So objects count by their class and by what
