@@ -68,10 +68,10 @@ class FisherOperator(RiskOperator):
             n_samples = check_count("n_samples", n_samples)
         self.n_samples = n_samples
         self._point = risk.linearize(self.theta)
-        # Drawn for the expectation too: only a likelihood can.
+        risk.check_likelihood()
         generator = make_generator(rng, risk.device)
         self._slopes = [
-            risk.model_slopes(self.theta, generator) for _ in range(n_samples or 1)
+            risk.model_slopes(self.theta, generator) for _ in range(n_samples or 0)
         ]
 
     def _product(self, v: Tensor) -> Tensor:

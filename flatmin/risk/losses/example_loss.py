@@ -18,6 +18,7 @@ class ExampleLoss(ABC):
     """
 
     name: str
+    is_likelihood: bool = False  # whether ℓᵢ is the negative logarithm of one
 
     @abstractmethod
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
@@ -99,13 +100,19 @@ class ExampleLoss(ABC):
         Raises
         ------
         TypeError
-            If the loss is no likelihood by name.
+            If it is not :attr:`is_likelihood`.
         """
-        raise TypeError(
-            "The Fisher matrix needs a likelihood: one of cross_entropy, "
-            f"squared_error, binary_cross_entropy. Got the loss {self.name}; use the "
-            "Gauss-Newton matrix."
-        )
+        self.check_likelihood()
+        raise NotImplementedError
+
+    def check_likelihood(self) -> None:
+        """Raise TypeError if the loss is not :attr:`is_likelihood`."""
+        if not self.is_likelihood:
+            raise TypeError(
+                "The Fisher matrix needs a likelihood: one of cross_entropy, "
+                f"squared_error, binary_cross_entropy. Got the loss {self.name}; use "
+                "the Gauss-Newton matrix."
+            )
 
 
 def unit_targets(name: str, targets: Tensor) -> Tensor:

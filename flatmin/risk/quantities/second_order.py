@@ -133,6 +133,10 @@ class SecondOrderRisk(PerExampleRisk):
             ]
         )
 
+    def check_likelihood(self) -> None:
+        """Raise TypeError if the loss is no likelihood: then there is no Fisher matrix."""
+        self._loss.check_likelihood()
+
     @alone
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
         """Return sᵢ = ∂ℓ̃ᵢ/∂fᵢ for targets that the model draws, E[sᵢsᵢᵀ] = Hᵢ.
