@@ -96,7 +96,7 @@ def hessian_trace(
     """
     check_point(risk, theta)
     check_seed(rng)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     operator = HessianOperator(risk, theta)
     return trace(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
 

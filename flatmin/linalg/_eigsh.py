@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from flatmin._utils.arrays import check_floating
-from flatmin._utils.numbers import check_count, check_positive, is_count
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
 from flatmin._utils.results import ShortRepr
@@ -140,9 +140,7 @@ def eigsh(
     size = operator.shape[-1]
     if not isinstance(which, str) or which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")
-    if not is_count(k) or k > size:
-        raise ValueError(f"k must be an integer between 1 and D = {size}. Got k={k!r}.")
-    k = int(k)
+    k = check_count("k", k, at_most=size, limit="D")
     tol = check_positive("tol", tol, or_zero=True)
     if max_matvecs is not None:
         # One for each pair.

@@ -257,7 +257,7 @@ def alignment(
     """
     k = check_count("k", k)
     tol = check_positive("tol", tol)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_seed(rng)
     check_point(risk, theta)
     if theta.ndim != 1:

@@ -424,9 +424,9 @@ def test_v0_has_the_size_also_where_a_dense_solver_needs_none():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "k must be an integer between 1 and D = 100. Got k=0"),
-        ({"k": 101}, "k must be an integer between 1 and D = 100. Got k=101"),
-        ({"k": 2.0}, "k must be an integer between 1 and D = 100. Got k=2.0"),
+        ({"k": 0}, "k must be an integer between 1 and D = 100. Got 0"),
+        ({"k": 101}, "k must be an integer between 1 and D = 100. Got 101"),
+        ({"k": 2.0}, "k must be an integer between 1 and D = 100. Got 2.0"),
         ({"tol": float("nan")}, "tol must be a finite number of at least 0. Got nan"),
         ({"which": "SM"}, "which must be 'LM', 'LA', 'SA' or 'BE'. Got 'SM'"),
         ({"max_matvecs": 1}, "max_matvecs must be an integer of at least 2. Got 1"),
