@@ -23,7 +23,7 @@ class HessianOperator(RiskOperator):
     ----------
     risk : Risk
     theta : Tensor of shape (\\*chains, D)
-        The point is prepared once, here.
+        Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
 
@@ -54,7 +54,7 @@ class GGNOperator(RiskOperator):
     ----------
     risk : Risk
     theta : Tensor of shape (\\*chains, D)
-        The point is prepared once, here.
+        Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
     """
