@@ -165,8 +165,8 @@ SECTIONS = (
         "`sgd` end alike. Nor are large steps: SVAG takes the same noise towards the "
         "limit of small steps, l steps of η/l, which are stable up to λ₁η/2 = l. GD "
         "with these steps ends at nearly twice the curvature of SVAG, with l = 4 and "
-        "with l = 16 (eight seeds each). GLD const has not SGD's size: late in training its noise is about "
-        "five times as long.",
+        "with l = 16 (eight seeds each). GLD const has not SGD's size: late in "
+        "training its noise is about five times as long.",
     ),
     Section(
         "Tr(HΣ) with one hidden layer (2019 version)",

@@ -174,7 +174,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ValueError
             If ``rtol`` or ``max_matvecs`` is too small.
         """
-        rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+        rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
         risk = self._risk()
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
@@ -212,7 +212,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ValueError
             If ``rtol`` or ``max_matvecs`` is too small.
         """
-        rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+        rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
         risk = self._risk()
         names = self._parameter_names(risk)
         if self.matrix == "empirical_fisher":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_floating, check_tensor
-from flatmin._utils.numbers import check_positive, is_count
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.random import check_seed
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._hessian import HessianOperator
@@ -63,7 +63,7 @@ def hessian_eigenpairs(
     """
     check_point(risk, theta)
     check_seed(rng)
-    _check_k(k, risk.n_params, "D")
+    k = check_count("k", k, at_most=risk.n_params, limit="D")
     tol = check_positive("tol", tol)
     if v0 is not None:
         check_floating("v0", v0)
@@ -120,7 +120,8 @@ def covariance_eigenpairs(
     tol = check_positive("tol", tol)
     operator = covariance_operator(risk, theta, preconditioner, select)
     size = operator.shape[-1]
-    _check_k(k, min(size, risk.n_examples - 1), "min(D, N - 1)")
+    largest = min(size, risk.n_examples - 1)
+    k = check_count("k", k, at_most=largest, limit="min(D, N - 1)")
     if risk.n_examples * size > _GRAM_LIMIT:
         return eigsh(operator, k, which="LA", tol=tol, rng=rng)
     chunks = risk.per_example_gradients(theta)
@@ -167,15 +168,11 @@ def minibatch_eigenpairs(
     batches = as_indices(batches, "batches", batches.ndim, risk.device)
     tol = check_positive("tol", tol)
     n_batches, batch_size = batches.shape[-2:]
-    _check_k(k, min(risk.n_params, n_batches - 1), "min(D, b - 1)")
+    largest = min(risk.n_params, n_batches - 1)
+    k = check_count("k", k, at_most=largest, limit="min(D, b - 1)")
     rows = risk.batch_gradients(theta, batches)
     rows = rows - rows.mean(-2, keepdim=True)
     return _gram_eigenpairs(rows, batch_size / (n_batches - 1), k, tol)
-
-
-def _check_k(k: int, largest: int, what: str) -> None:
-    if not is_count(k) or k > largest:
-        raise ValueError(f"k must be between 1 and {what} = {largest}. Got k={k!r}.")
 
 
 def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> Eigenpairs:

@@ -15,11 +15,13 @@ __all__ = ["EmpiricalFisherOperator", "FisherOperator"]
 
 
 class FisherOperator(RiskOperator):
-    """F = (1/N) Σ Jᵢᵀ E[sᵢsᵢᵀ] Jᵢ, with sᵢ = ∂ℓ̃ᵢ/∂fᵢ for a label that the model draws.
+    """F = (1/N) Σ Jᵢᵀ E[sᵢsᵢᵀ] Jᵢ, with slopes sᵢ at labels that the model draws.
 
     The losses by name are negative log-likelihoods of exponential families, for which
-    the exact F is the generalised Gauss-Newton matrix G [1]_. Where ℓᵢ is a mean over C
-    outputs or T positions, sᵢ is scaled such that this stays true.
+    the exact F is the generalised Gauss-Newton matrix G [1]_. So sᵢ has the scale that
+    makes E[sᵢsᵢᵀ] = Hᵢ, the Hessian of ℓ̃ᵢ in the output. Without weights, and with one
+    output, that is sᵢ = ∂ℓᵢ/∂fᵢ. With a weight wᵢ it is √wᵢ ∂ℓᵢ/∂fᵢ, not wᵢ ∂ℓᵢ/∂fᵢ,
+    and where ℓᵢ is a mean over C outputs or T positions it is scaled alike.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class HessianOperator(RiskOperator):
     ----------
     risk : Risk
     theta : Tensor of shape (\\*chains, D)
-        The point is prepared once, here.
+        Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
 
@@ -54,7 +54,7 @@ class GGNOperator(RiskOperator):
     ----------
     risk : Risk
     theta : Tensor of shape (\\*chains, D)
-        The point is prepared once, here.
+        Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
     """
@@ -96,7 +96,7 @@ def hessian_trace(
     """
     check_point(risk, theta)
     check_seed(rng)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     operator = HessianOperator(risk, theta)
     return trace(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
 

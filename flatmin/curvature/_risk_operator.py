@@ -24,7 +24,7 @@ class RiskOperator(LinearOperator):
     ----------
     risk : Risk
     theta : Tensor of shape (\\*chains, D)
-        The point is prepared once, here.
+        Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         Names of parameters or of modules, with wildcards ("layers.0", "\\*.bias"): the
         matrix is then the block of these coordinates, in the order of θ. None takes

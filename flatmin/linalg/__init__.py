@@ -3,7 +3,8 @@
 from flatmin.linalg._absolute import AbsoluteOperator
 from flatmin.linalg._density import SpectralDensity, spectral_density
 from flatmin.linalg._diagonal import diagonal
-from flatmin.linalg._eigsh import Eigenpairs, Which, eigsh, order_eigenvalues
+from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
+from flatmin.linalg._eigsh import eigsh
 from flatmin.linalg._estimate import Estimate
 from flatmin.linalg._frobenius import frobenius_norm
 from flatmin.linalg._operator import LinearOperator

@@ -87,7 +87,7 @@ def diagonal(
     check_one_matrix(operator, "diagonal")
     check_seed(rng)
     check_known("method", method, ("auto", "exact", "hutchinson", "xdiag"))
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     before = operator.n_matvecs
     size = operator.shape[-1]
     whole = method == "xdiag" and size <= SMALL

@@ -60,7 +60,7 @@ def frobenius_norm(
     ------
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
-        less than 2 or the operator holds several matrices.
+        less than 6 or the operator holds several matrices.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -73,7 +73,7 @@ def frobenius_norm(
     check_one_matrix(operator, "frobenius_norm")
     check_seed(rng)
     check_known("method", method, ("auto", "exact", "hutchinson"))
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     before = operator.n_matvecs
     unit = UnitScaled(operator)
     if method == "exact" or (method == "auto" and operator.shape[-1] <= max_matvecs):

@@ -100,7 +100,7 @@ def trace(
     check_known("method", method, ("auto", "exact", "hutchinson", "xtrace"))
     check_operator(operator)
     check_seed(rng)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     before, size = operator.n_matvecs, operator.shape[-1]
     batch = len(operator.shape) > 2
     whole = method == "xtrace" and size <= SMALL and not batch

@@ -1,6 +1,7 @@
 """Alignment, gradient noise, sharpness and stability: pure functions of (risk, θ)."""
 
-from flatmin.measures._alignment import Alignment, alignment
+from flatmin.measures._alignment import alignment
+from flatmin.measures._alignment_result import Alignment
 from flatmin.measures._ascent_sharpness import asam_sharpness, sam_sharpness
 from flatmin.measures._curvature_sharpness import max_eigenvalue, trace_sharpness
 from flatmin.measures._curves import CurveProfile, bezier_profile, segment_profile

@@ -63,7 +63,7 @@ def trace_sharpness(
     """
     check_seed(rng)
     sigma = check_positive("sigma", sigma)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
     result = trace(
         HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng

@@ -133,11 +133,9 @@ def minibatch_gaussianity(
     check_point(risk, theta)
     if directions is not None:
         check_floating("directions", directions)
-    elif k > min(risk.n_params, risk.n_examples - 1):
-        raise ValueError(
-            "k must be at most min(D, N - 1) = "
-            f"{min(risk.n_params, risk.n_examples - 1)}. Got {k}."
-        )
+    else:
+        largest = min(risk.n_params, risk.n_examples - 1)
+        check_count("k", k, at_most=largest, limit="min(D, N - 1)")
     if directions is not None and (
         directions.ndim != 2
         or len(directions) != risk.n_params

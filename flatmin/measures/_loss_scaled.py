@@ -118,7 +118,7 @@ def loss_scaled_alignment(
     """
     check_seed(rng)
     k = check_count("k", k)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
     generator = make_generator(rng, risk.device)
     moments = gradient_moments(risk, theta)

@@ -123,7 +123,7 @@ def noise_spectrum(
     check_seed(rng)
     k = check_count("k", k)
     tol = check_positive("tol", tol)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
     generator = make_generator(rng, risk.device)
     operator = GradientCovarianceOperator(risk, theta, select=select)

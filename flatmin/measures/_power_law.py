@@ -127,7 +127,7 @@ def covariance_exponent(
     2.0
     """
     check_seed(rng)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
     points = _points(risk, theta, select, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     return _fit(points, risk)
@@ -170,7 +170,7 @@ def covariance_exponents(
         If a number is not finite; the message names the parameters.
     """
     check_seed(rng)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
     points = _points(risk, theta, None, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     fits, left_out = {}, {}

@@ -200,12 +200,8 @@ def non_uniformity_bound(lr: float, batch_size: int, n_examples: int) -> float:
     20.3101
     """
     lr = check_positive("lr", lr)
-    batch_size = check_count("batch_size", batch_size)
     n_examples = check_count("n_examples", n_examples)
-    if batch_size > n_examples:
-        raise ValueError(
-            f"batch_size must be between 1 and N = {n_examples}. Got {batch_size}."
-        )
+    batch_size = check_count("batch_size", batch_size, at_most=n_examples, limit="N")
     if batch_size == n_examples:
         return math.inf
     ratio = batch_size * (n_examples - 1) / (n_examples - batch_size)

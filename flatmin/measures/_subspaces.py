@@ -125,10 +125,8 @@ def random_projection_residual(k: int, n_params: int) -> float:
     >>> random_projection_residual(20, 11330)
     19.9647
     """
-    k = check_count("k", k)
     n_params = check_count("n_params", n_params)
-    if k > n_params:
-        raise ValueError(f"k must be between 1 and D = {n_params}. Got k={k}.")
+    k = check_count("k", k, at_most=n_params, limit="D")
     return k * (1 - k / n_params)
 
 

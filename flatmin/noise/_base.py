@@ -10,7 +10,12 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from flatmin._runs.storable import as_storable
-from flatmin._utils.numbers import check_held_by, is_count, is_number
+from flatmin._utils.numbers import (
+    check_count,
+    check_held_by,
+    check_positive,
+    is_count,
+)
 from flatmin.linalg import LinearOperator, operator_from_storable, operator_to_storable
 from flatmin.noise._step import Step, declares_step, step_for
 from flatmin.risk import Risk
@@ -253,24 +258,12 @@ class NoiseLaw(BaseEstimator, ABC):
                     f"{name} of {self.name} must be an integer of at least 1, or None "
                     f"for the default. Got {value!r}."
                 )
-        if not is_count(self.refresh_every):
-            raise ValueError(
-                f"refresh_every of {self.name} must be an integer of at least 1. "
-                f"Got {self.refresh_every!r}."
-            )
+        check_count(f"refresh_every of {self.name}", self.refresh_every)
         for name in ("noise_scale", "sigma"):
             value = settings.get(name, 0)
-            if not (is_number(value) and value >= 0):
-                raise ValueError(
-                    f"{name} of {self.name} must be a finite number of at least 0. "
-                    f"Got {value!r}."
-                )
+            check_positive(f"{name} of {self.name}", value, or_zero=True)
             self._check_held(name, value, risk, squared=True)
-        tol = settings.get("tol", 1)
-        if not (is_number(tol) and tol > 0):
-            raise ValueError(
-                f"tol of {self.name} must be a finite number above 0. Got {tol!r}."
-            )
+        check_positive(f"tol of {self.name}", settings.get("tol", 1))
         k = settings.get("n_components")
         if k is not None and k > risk.n_params:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import is_count
+from flatmin._utils.numbers import check_count
 from flatmin.curvature import (
     GradientCovarianceOperator,
     HessianOperator,
@@ -133,11 +133,7 @@ class MatchedLaw(NoiseLaw):
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
         self._check_option("match", self.matches)
-        if not is_count(self.match_every):
-            raise ValueError(
-                f"match_every of {self.name} must be an integer of at least 1. "
-                f"Got {self.match_every!r}."
-            )
+        check_count(f"match_every of {self.name}", self.match_every)
 
     def refresh(
         self,

@@ -254,7 +254,7 @@ def test_a_wrong_parameter_is_named(params, message):
 
 
 def test_k_must_fit():
-    with pytest.raises(ValueError, match=rf"between 1 and D = {D}. Got k={D + 1}"):
+    with pytest.raises(ValueError, match=rf"between 1 and D = {D}. Got {D + 1}"):
         analyzer().eigen(D + 1)
 
 

@@ -268,9 +268,6 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
         "n_chains": lambda: 3,
     },
     "LinearRegressionRisk": {"X": lambda: torch.eye(3), "y": lambda: torch.ones(3)},
-    "BlockDiagonalOperator": {
-        "operator": lambda: HessianOperator(world().risk, world().theta)
-    },
     "spectral_density": {"n_steps": lambda: 3},
     "subspace_share": {"v": lambda: torch.ones(3)},
     "random_projection_residual": {"k": lambda: 2},

@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatmin.curvature import (
-    BlockDiagonalOperator,
     EmpiricalFisherOperator,
     FisherOperator,
     GGNOperator,
@@ -150,25 +149,12 @@ def test_some_parameters(make, select, kept):
     close(part.trace(), expected.trace())
 
 
-def test_blocks_of_layers():
-    module, loss, y = PROBLEMS["classes"]
-    risk = EmpiricalRisk(module, loss, data(), y)
-    operator = HessianOperator(risk, risk.params())
-    whole = operator.to_dense()
-    blocks = BlockDiagonalOperator(operator)
-    first, last = slice(0, 15), slice(15, 27)
-    assert blocks.blocks == {"0": first, "2": last}
-    close(blocks.to_dense(), torch.block_diag(whole[first, first], whole[last, last]))
-
-
 def test_names_that_are_not_there():
     module, loss, y = PROBLEMS["classes"]
     risk = EmpiricalRisk(module, loss, data(), y)
     theta = risk.params()
     with pytest.raises(ValueError, match=r"Got 'head'; there are 0.weight, 0.bias"):
         HessianOperator(risk, theta, select="head")
-    with pytest.raises(ValueError, match="all parameters of a network"):
-        BlockDiagonalOperator(HessianOperator(risk, theta, select="2"))
     with pytest.raises(ValueError, match="at least two batches"):
         GradientCovarianceOperator(risk, theta, batches=torch.zeros(1, 2).long())
     analytic = regression()

@@ -88,8 +88,8 @@ def test_dtype_and_seed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_matvecs": 1}, "max_matvecs must be an integer of at least 2. Got 1"),
-        ({"max_matvecs": 9.5}, "max_matvecs must be an integer of at least 2. Got 9.5"),
+        ({"max_matvecs": 5}, "max_matvecs must be an integer of at least 6. Got 5"),
+        ({"max_matvecs": 9.5}, "max_matvecs must be an integer of at least 6. Got 9.5"),
         ({"rtol": float("nan")}, "rtol must be a finite number of at least 0. Got nan"),
         ({"method": "xtrace"}, "Unknown method 'xtrace'"),
     ],

@@ -157,9 +157,9 @@ NO_NOISE = {
     ),
 }
 ONE_EXAMPLE = {
-    "alignment": "k must be between 1 and|differ between examples",
-    "noise_spectrum": "k must be between 1 and min.D, N - 1. = 0. Got k=1",
-    "share": "k must be between 1 and min.D, N - 1. = 0. Got k=1",
+    "alignment": "k must be an integer between 1 and|differ between examples",
+    "noise_spectrum": "k must be an integer between 1 and min.D, N - 1. = 0. Got 1",
+    "share": "k must be an integer between 1 and min.D, N - 1. = 0. Got 1",
 }
 
 

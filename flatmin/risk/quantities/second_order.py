@@ -134,7 +134,7 @@ class SecondOrderRisk(PerExampleRisk):
         )
 
     def check_likelihood(self) -> None:
-        """Raise TypeError if the loss is no likelihood: then there is no Fisher matrix."""
+        """Raise TypeError if the loss is no likelihood, which F needs."""
         self._loss.check_likelihood()
 
     @alone
