@@ -17,9 +17,21 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flatmin._utils.messages import message, shown
 
-__all__ = ["Data", "divergence", "fit", "guarded", "measure_at", "plain_descent"]
+__all__ = [
+    "TEST_COLUMNS",
+    "Data",
+    "divergence",
+    "fit",
+    "guarded",
+    "history",
+    "measure_at",
+    "plain_descent",
+]
 
 Data = tuple[Any, Any, dict[str, Any]]  # X, y, and the test data for fit
+
+# fit looks at the test data as its validation data, and names their columns after that.
+TEST_COLUMNS = {"valid_loss": "test_loss", "valid_score": "test_score"}
 
 
 @dataclass
@@ -96,6 +108,25 @@ def fit(estimator: Any, seed: int, data: Data, settings: Mapping[str, Any]) -> A
     with suppress(ConvergenceWarning):
         model.fit(X, y, **test)
     return model
+
+
+def history(model: Any) -> list[dict[Any, Any]]:
+    """Return the rows of a fit, with the columns that the table of a comparison has.
+
+    Parameters
+    ----------
+    model : estimator
+        Fitted, or diverged.
+
+    Returns
+    -------
+    list of dict
+    """
+    rows: list[dict[Any, Any]] = model.history_.to_dict("records")
+    return [
+        {TEST_COLUMNS.get(name, name): value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def plain_descent(theta: np.ndarray, n_iter: int) -> dict[str, Any]:
