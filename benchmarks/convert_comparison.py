@@ -8,8 +8,8 @@ The numbers stay what they are. From format 1 to 2 a file gets a checksum, since
 told whether somebody had edited it: convert it if you know that nobody has. Of the
 machine only the operating system stays, and not its build. From format 2 to 3 the
 columns of the test data are called ``test_loss`` and ``test_score``, and no longer
-``valid_loss`` and ``valid_score``; so they are in the units of
-``plot_rmsprop_then_sgd.py``, which are comparisons inside files without a format.
+``valid_loss`` and ``valid_score``. So are those of the units of
+``plot_rmsprop_then_sgd.py``, whose files have no format.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def convert(path: Path) -> None:
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     found = content.get("format")
-    if found is None and {"run", "rows"} <= content.keys():
+    if found is None and {"optimizer", "rows"} <= content.keys():
         content["rows"] = rename(content["rows"])
     elif found in FORMATS[:-1]:
         for part in ("table", "units"):

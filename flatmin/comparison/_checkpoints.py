@@ -21,14 +21,12 @@ from typing import Any
 from flatmin._runs.checkpoint_files import DamagedFileError, read_file, write_file
 from flatmin._runs.fingerprint import check_identity, hashes
 from flatmin._runs.folder_lock import locked_folder
+from flatmin.estimators._parameters import parameters_for
 
 __all__ = ["ComparisonFolder", "UnitFolder"]
 
 # What the comparison sets itself, or no result depends on.
-_NOT_ITS_OWN = {
-    *("checkpoint_dir", "checkpoint_every", "memory", "verbose", "store_data"),
-    *("random_state", "warm_start", "on_divergence"),
-}
+_NOT_ITS_OWN = parameters_for("fit", "folder", "bookkeeping")
 
 
 @dataclass(frozen=True)

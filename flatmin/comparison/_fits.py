@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flatmin._utils.messages import message, shown
+from flatmin.estimators import NoisyDiffusionClassifier
+from flatmin.estimators._parameters import parameters_for
 
 __all__ = [
     "TEST_COLUMNS",
@@ -132,6 +134,9 @@ def history(model: Any) -> list[dict[Any, Any]]:
 def plain_descent(theta: np.ndarray, n_iter: int) -> dict[str, Any]:
     """Return the settings of gradient descent on all examples, from a point.
 
+    They replace all that decides how a run goes on, but for the learning rate and the
+    interval of recording, which stay those of the estimator.
+
     Parameters
     ----------
     theta : ndarray of shape (D,)
@@ -141,19 +146,15 @@ def plain_descent(theta: np.ndarray, n_iter: int) -> dict[str, Any]:
     -------
     dict
     """
+    defaults = NoisyDiffusionClassifier().get_params(deep=False)
+    names = parameters_for("run", "folder") - {"lr", "record_every"}
     return {
+        **{name: defaults[name] for name in names},
         "method": "gd",
-        "method_params": None,
+        "optimizer": "sgd",
         "max_iter": n_iter,
         "params_init": theta,
         "warmup_iter": 0,
-        "gradient_batch_size": None,
-        "optimizer": "sgd",
-        "optimizer_params": None,
-        "callbacks": None,
-        "callbacks_params": None,
-        "checkpoint_dir": None,
-        "checkpoint_every": None,
     }
 
 

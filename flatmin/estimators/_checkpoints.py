@@ -23,17 +23,15 @@ from flatmin.dynamics import (
     store_callbacks,
 )
 from flatmin.estimators._examples import Examples
+from flatmin.estimators._parameters import parameters_for
 from flatmin.estimators._run import Run
 from flatmin.noise import METHODS, Step, step_for
 from flatmin.risk.data.source import Source
 
 __all__ = ["RunCheckpoints", "check_checkpoint_params"]
 
-# Parameters that a run does not depend on; where it runs is its environment.
-_NOT_ITS_OWN = {
-    *("checkpoint_dir", "checkpoint_every", "memory", "store_data", "verbose"),
-    *("warm_start", "device"),
-}
+# Parameters that a run does not depend on. Where it runs is its environment.
+_NOT_ITS_OWN = parameters_for("folder", "bookkeeping", "device")
 
 
 class RunCheckpoints:
