@@ -268,7 +268,7 @@ class MatchedLaw(NoiseLaw):
         inner: Any,
         rng: torch.Generator,
         *,
-        step: Step | None,
+        step: Step | None = None,
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         hessian = HessianOperator(risk, theta)
         n, m = risk.n_examples, self._batch_size(risk)
