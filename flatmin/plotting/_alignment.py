@@ -15,7 +15,13 @@ from flatmin.analysis import AlignmentTable, NoiseCovarianceAnalyzer
 from flatmin.measures import random_projection_residual
 from flatmin.plotting._bands import band, check_band
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
+from flatmin.plotting._figure import (
+    check_axes,
+    legend,
+    line_styles,
+    make_axes,
+    tidy_axes,
+)
 from flatmin.plotting._models import fit_analyzer
 
 __all__ = ["AlignmentDisplay"]
@@ -307,11 +313,11 @@ class AlignmentDisplay(BaseDisplay):
         ax.set(xlabel=r"$v_j$ of $\Sigma$, rank $j$", ylabel=r"$u_i$ of $H$, rank $i$")
         self.colorbar_ = ax.figure.colorbar(self.image_, ax=ax)
         self.colorbar_.set_label(r"$|u_i^\top v_j|$")
-        finish(ax, spines=True, colorbar=self.colorbar_)
+        tidy_axes(ax, spines=True, colorbar=self.colorbar_)
 
     def _draw_curves(self, names: list[str], baseline: float, spread: str) -> None:
         upper, lower = self.axes_
-        *styles, last = looks(len(names) + 1)
+        *styles, last = line_styles(len(names) + 1)
         self.cosine_lines_ = []
         for i, (name, look) in enumerate(zip(names, styles, strict=True), 1):
             curve = band(self.history, name, spread)
@@ -336,4 +342,4 @@ class AlignmentDisplay(BaseDisplay):
         legend(lower)
         self.figure_.align_ylabels(self.axes_)
         for ax in self.axes_:
-            finish(ax)
+            tidy_axes(ax)
