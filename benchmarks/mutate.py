@@ -197,11 +197,15 @@ def sample(folder, n, seed):
 
 
 def tests_of(file):
-    """Return the tests that mirror a module, those of its own name first."""
+    """Return the tests that mirror a module: of its own name first, doctests last.
+
+    Doctests first would import a second copy of a private module, which tests that
+    patch it by its dotted name do not find.
+    """
     path = Path(file)
     folder = Path("tests", *path.parts[1:2])
     own = folder / f"test_{path.stem.strip('_')}.py"
-    return [file, *([str(own)] if (ROOT / own).exists() else []), str(folder)]
+    return [*([str(own)] if (ROOT / own).exists() else []), str(folder), file]
 
 
 def run(mutation, tree, limit):

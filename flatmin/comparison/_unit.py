@@ -178,15 +178,15 @@ def run_unit(
     start : Start
     plan : Plan
     folder : UnitFolder
-        Keeps what comes out, unless that is an error of which another time may be
-        free.
+        Stores the outcome. An error that may not come again, such as a full disk, is
+        not stored.
 
     Returns
     -------
     tuple of Unit and dict, or None
-        With its provenance, also of a method that diverged, with the rows until then,
-        or raised, with those of the fits that had ended. None if another comparison is
-        at it.
+        The unit and its provenance. A method that diverged has the rows until then. A
+        method that raised has the rows of the fits that ended before. None if another
+        comparison computes this unit now.
     """
     began = time.perf_counter()
     try:

@@ -91,7 +91,7 @@ class AlphaStable(NoiseLaw):
     def refresh(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> Tensor:
-        """See :meth:`NoiseLaw.refresh`; the state is γ, of shape (\\*batch)."""
+        """See :meth:`NoiseLaw.refresh`; the state is γ, of shape (\\*chains)."""
         if self.match == "none":
             deviation = theta.new_full(theta.shape[:-1], float(self.sigma))
         else:
@@ -114,7 +114,7 @@ class AlphaStable(NoiseLaw):
 
         Returns
         -------
-        LinearOperator of shape (\\*batch, D, D)
+        LinearOperator of shape (\\*chains, D, D)
 
         Raises
         ------

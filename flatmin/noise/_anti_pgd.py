@@ -25,8 +25,8 @@ __all__ = ["AntiPGD", "AntiState"]
 class AntiState:
     """The last draw, replaced by each one."""
 
-    last: Tensor  # (*batch, D) zₙ
-    variance: Tensor  # (*batch) of a coordinate of ε
+    last: Tensor  # (*chains, D) zₙ
+    variance: Tensor  # (*chains) of a coordinate of ε
 
 
 class AntiPGD(MatchedLaw):
@@ -64,7 +64,7 @@ class AntiPGD(MatchedLaw):
     """
 
     name = "anti_pgd"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,
@@ -133,8 +133,8 @@ class AntiPGD(MatchedLaw):
         theta: Tensor,
         state: AntiState,
         rng: torch.Generator,
-        factor: Tensor | None,
         *,
+        factor: Tensor | None,
         step: Step | None = None,
     ) -> tuple[Tensor, Tensor]:
         if self.match == "none":  # η may have changed since the refresh

@@ -38,7 +38,7 @@ class GLDDiagonal(MatchedGaussianLaw):
     """
 
     name = "gld_diagonal"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class GLDDynamic(MatchedGaussianLaw):
     """
 
     name = "gld_dynamic"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,

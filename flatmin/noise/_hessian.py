@@ -57,7 +57,7 @@ class GLDHessian(HessianSpectrumLaw):
 
     name = "gld_hessian"
     matches = ("trace", "hessian_trace", "none", "curvature")
-    _own_matches = ("trace", "hessian_trace", "none")
+    _matched_by_refresh = ("trace", "hessian_trace", "none")
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ class GLDLeading(MatchedGaussianLaw):
     """
 
     name = "gld_leading"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,

@@ -145,7 +145,7 @@ class SharpnessDisplay(BaseDisplay):
         for name, model in models.items():
             analyzer = CurvatureAnalyzer(model, loss=loss, **settings)
             risk = fit_analyzer(analyzer, X, y, sample_weight).risk_
-            rises[name] = _rises(risk, sizes, n_draws, seed, verbose)
+            rises[name] = _rises(risk, sizes, n_draws, seed=seed, verbose=verbose)
             if second_order:
                 traces[name] = analyzer.trace().value
         display = cls(sizes, rises, traces=traces or None)
@@ -252,7 +252,12 @@ class SharpnessDisplay(BaseDisplay):
 
 
 def _rises(
-    risk: EmpiricalRisk, sizes: np.ndarray, n_draws: int, seed: int, verbose: bool | int
+    risk: EmpiricalRisk,
+    sizes: np.ndarray,
+    n_draws: int,
+    *,
+    seed: int,
+    verbose: bool | int,
 ) -> np.ndarray:
     """Return L(θ + sξ) - L(θ), (n_draws, n_sizes), in float64."""
     generator = make_generator(seed, risk.device)

@@ -15,15 +15,9 @@ from flatmin.analysis import (
     SpectralDensity,
 )
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import (
-    check_axes,
-    legend,
-    line_styles,
-    make_axes,
-    scaled,
-    tidy_axes,
-)
+from flatmin.plotting._figure import check_axes, make_axes
 from flatmin.plotting._models import fit_analyzer
+from flatmin.plotting._spectrum_drawing import draw_density, draw_eigenvalues
 
 __all__ = ["SpectrumDisplay"]
 
@@ -300,12 +294,16 @@ class SpectrumDisplay(BaseDisplay):
                 "and n_params, or a SpectralDensity to from_results."
             )
         grid, density = np.asarray(self.grid), np.asarray(self.density)
-        one = 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
+        one = self._density_of_one()
         mode = int(density.argmax())
         below = np.flatnonzero(density <= one)
         left, right = below[below < mode], below[below > mode]
         low = grid[left[-1]] if len(left) else grid[0]
         return float(low), float(grid[right[0]] if len(right) else grid[-1])
+
+    def _density_of_one(self) -> float:
+        """Return the largest smoothed density that one eigenvalue alone gives."""
+        return 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
 
     def outliers(self) -> np.ndarray:
         """Return the leading eigenvalues of H that lie to the right of the bulk.
@@ -354,69 +352,17 @@ class SpectrumDisplay(BaseDisplay):
         self.axes_ = make_axes(ax, 2 if kind == "both" else 1)
         self.figure_ = self.axes_[0].figure
         if kind != "density":
-            self._draw_eigenvalues(self.axes_[0], series, normalised)
+            self.stems_ = draw_eigenvalues(self.axes_[0], series, normalised=normalised)
         if kind != "eigenvalues":
-            self._draw_density(self.axes_[-1], outliers)
+            self.density_line_, self.outlier_marks_ = draw_density(
+                self.axes_[-1],
+                np.asarray(self.grid),
+                np.asarray(self.density),
+                outliers,
+                one=self._density_of_one(),
+            )
         return self
 
     def _plain(self) -> list[np.ndarray]:
         values = [self.hessian_eigenvalues, self.covariance_eigenvalues]
         return [np.asarray(v, float) for v in values if v is not None]
-
-    def _draw_eigenvalues(
-        self, ax: Any, series: list[np.ndarray], normalised: bool
-    ) -> None:
-        names = [r"$H$, $\lambda_i$", r"$\Sigma$, $\gamma_i$"]
-        offsets = [-0.15, 0.15] if len(series) == 2 else [0.0]
-        log = not normalised and all((values > 0).all() for values in series)
-        floor = min(values.min() for values in series) / 2 if log else 0.0
-        self.stems_ = []
-        styles = zip(line_styles(2), "os", names, strict=True)
-        for values, offset, (look, marker, name) in zip(
-            series, offsets, styles, strict=False
-        ):
-            ranks = np.arange(1, len(values) + 1)
-            stems = ax.stem(
-                ranks + offset, values, basefmt=" ", bottom=floor, label=name
-            )
-            stems.stemlines.set(color=look["color"], linewidth=1.0, alpha=0.6)
-            stems.markerline.set(
-                color=look["color"], marker=marker, markersize=scaled(ax, 4)
-            )
-            self.stems_.append(stems)
-        if log:
-            ax.set_yscale("log")
-            ax.set_ylim(bottom=floor)
-        ax.set_xlim(0.3, max(map(len, series)) + 0.7)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        unit = r"eigenvalue / $\|\cdot\|_F$" if normalised else "eigenvalue"
-        ax.set(xlabel="rank $i$", ylabel=unit)
-        legend(ax, inside=True)
-        tidy_axes(ax)
-
-    def _draw_density(self, ax: Any, outliers: np.ndarray) -> None:
-        grid, density = np.asarray(self.grid), np.asarray(self.density)
-        one = 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
-        floor = one / 30  # a thirtieth of an eigenvalue: there is nothing below
-        color, mark = (look["color"] for look in line_styles(4)[0:4:3])
-        shown = np.maximum(density, floor)
-        (self.density_line_,) = ax.plot(grid, shown, color=color, linewidth=1.2)
-        ax.fill_between(grid, floor, shown, color=color, alpha=0.2, linewidth=0)
-        top = density.max()
-        (self.outlier_marks_,) = ax.plot(
-            outliers,
-            np.full(len(outliers), 4 * one),
-            "v",
-            color=mark,
-            markersize=scaled(ax, 5),
-            label=f"{len(outliers)} outliers",
-        )
-        ax.set_yscale("log")
-        ax.set(
-            ylim=(floor, 3 * top),
-            xlabel=r"eigenvalue $\lambda$ of $H$",
-            ylabel=r"density $p(\lambda)$",
-        )
-        if len(outliers):
-            legend(ax)
-        tidy_axes(ax)

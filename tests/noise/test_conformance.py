@@ -190,7 +190,7 @@ def noisy_gradient(law, risk, theta, state, rng):
 
 
 def draw(law, risk, theta, state, rng, n):
-    """Return n noisy gradients at one point, shape (n, *batch, D)."""
+    """Return n noisy gradients at one point, shape (n, *chains, D)."""
     steps = [noisy_gradient(law, risk, theta, state, rng) for _ in range(n)]
     return torch.stack([gradient for _, gradient in steps])
 
