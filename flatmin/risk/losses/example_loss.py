@@ -85,9 +85,11 @@ class ExampleLoss(ABC):
     def model_slope(
         self, outputs: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Tensor:
-        """Return rᵢ with E[rᵢrᵢᵀ] = Hᵢ: ∂ℓᵢ/∂f for a target that the model draws.
+        """Return slopes rᵢ at targets that the model draws, with E[rᵢrᵢᵀ] = Hᵢ.
 
-        What each position of an example counts is that of its own targets.
+        With one position rᵢ = ∂ℓᵢ/∂f. Where ℓᵢ is a mean over T positions, rᵢ is √T
+        times ∂ℓᵢ/∂f: draws at different positions are independent. A position that
+        does not count, or counts more, does so as it does for the given targets.
 
         Parameters
         ----------
