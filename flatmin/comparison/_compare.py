@@ -39,10 +39,8 @@ from flatmin.comparison._methods import check_estimator, resolve_methods
 from flatmin.comparison._plan import Plan, Source, check_metrics
 from flatmin.comparison._provenance import describe, describe_settings, provenance
 from flatmin.comparison._result import ComparisonResult
+from flatmin.comparison._tasks import Outcome, Start, Unit, UnitTask, WarmupTask
 from flatmin.comparison._unit import (
-    Outcome,
-    Start,
-    Unit,
     kept_unit,
     lost_start,
     lost_unit,
@@ -282,23 +280,25 @@ def _outcomes(
     # What another call is at comes last, and is taken from the folder when it is done,
     # or run here if that call is gone.
     while left:
-        tasks: list[tuple[Any, ...]] = [
-            (plan.source.estimator, seed, plan, memory, folders.warmup(seed))
+        warmups = [
+            WarmupTask(seed, plan, memory, folders.warmup(seed))
             for seed in waiting
             if not folders.warmup(seed).in_use()
         ]
-        for start in work(warm_up, tasks, n_jobs, _lost_start):
+        for start in work(warm_up, warmups, n_jobs, lost_start):
             if start is not None:
                 starts[start.seed] = start
                 waiting.remove(start.seed)
                 bar.update()
-        tasks = [
-            (estimators[label], label, starts[seed], plan, folders.unit(label, seed))
+        units = [
+            UnitTask(
+                label, estimators[label], starts[seed], plan, folders.unit(label, seed)
+            )
             for label, seed in left
             if seed in starts and not folders.unit(label, seed).in_use()
         ]
         ended = False
-        for outcome in work(run_unit, tasks, n_jobs, _lost_unit):
+        for outcome in work(run_unit, units, n_jobs, lost_unit):
             if outcome is not None:
                 ended = True
                 left.remove((outcome[0].record["method"], outcome[0].record["seed"]))
@@ -307,16 +307,6 @@ def _outcomes(
         bar.set_postfix_str(f"{len(left)} in another call" if left else "")
         if left and not ended:
             time.sleep(_PAUSE)
-
-
-def _lost_start(task: tuple[Any, ...], error: Exception) -> Start:
-    _, seed, *_ = task
-    return lost_start(seed, error)
-
-
-def _lost_unit(task: tuple[Any, ...], error: Exception) -> Outcome:
-    _, label, start, plan, _ = task
-    return lost_unit(label, start, plan, error)
 
 
 def _folders(

@@ -18,7 +18,7 @@ from flatmin._utils.numbers import is_count
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device
 from flatmin.comparison._files import read_comparison, write_comparison
-from flatmin.comparison._measure import check_settings, measure_seed
+from flatmin.comparison._measure import MeasureTask, check_settings, measure_seed
 from flatmin.comparison._methods import check_estimator
 from flatmin.comparison._plan import Source, check_metrics
 from flatmin.comparison._provenance import provenance
@@ -275,13 +275,21 @@ class ComparisonResult:
         here = provenance(resolve_device(source.estimator.device))
         largest = self.table["loss"].where(np.isfinite(self.table["loss"])).abs()
         largest = largest.groupby(self.table["seed"]).max()
-        tasks: list[tuple[Any, ...]] = []
+        tasks = []
         for seed in dict.fromkeys(int(key[2]) for key in ends.index):
             losses = ends[ends.index.get_level_values("seed") == seed].to_dict()
             points = {key: self.params(key[1], seed, key[0]) for key in losses}
-            threads = self.protocol["n_threads"]
-            task = (points, losses, float(largest[seed]), measures, threads)
-            tasks.append((source, seed, *task))
+            tasks.append(
+                MeasureTask(
+                    seed,
+                    source,
+                    points,
+                    losses,
+                    largest_loss=float(largest[seed]),
+                    measures=measures,
+                    n_threads=self.protocol["n_threads"],
+                )
+            )
         found: dict[tuple[str, str, int], dict[str, float]] = {}
         before = torch.get_num_threads()
         try:
