@@ -9,13 +9,13 @@ from typing import Any
 
 from flatmin.comparison._checkpoints import ComparisonFolder
 from flatmin.comparison._plan import Plan
-from flatmin.comparison._tasks import Outcome, Start, UnitTask, WarmupTask
+from flatmin.comparison._tasks import Outcome, Start, StartTask, UnitTask
 from flatmin.comparison._unit import (
     kept_unit,
     lost_start,
     lost_unit,
+    run_start,
     run_unit,
-    warm_up,
 )
 from flatmin.comparison._workers import work
 
@@ -72,11 +72,11 @@ def run_units(
     # or run here if that call is gone.
     while left:
         warmups = [
-            WarmupTask(seed, plan, memory, folders.warmup(seed))
+            StartTask(seed, plan, memory, folders.warmup(seed))
             for seed in waiting
             if not folders.warmup(seed).in_use()
         ]
-        for start in work(warm_up, warmups, n_jobs, lost_start):
+        for start in work(run_start, warmups, n_jobs, lost_start):
             if start is not None:
                 starts[start.seed] = start
                 waiting.remove(start.seed)

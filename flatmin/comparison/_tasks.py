@@ -11,7 +11,7 @@ import pandas as pd
 from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._plan import Plan
 
-__all__ = ["Outcome", "Start", "Unit", "UnitTask", "WarmupTask"]
+__all__ = ["Outcome", "Start", "StartTask", "Unit", "UnitTask"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class WarmupTask:
+class StartTask:
     """The warm-up of one seed, which all methods share."""
 
     seed: int

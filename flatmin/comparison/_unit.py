@@ -17,9 +17,9 @@ from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._fits import Data, divergence, fit, guarded, history, measure_at
 from flatmin.comparison._plan import Plan
 from flatmin.comparison._quench import quench, quench_to_loss
-from flatmin.comparison._tasks import Outcome, Start, Unit, UnitTask, WarmupTask
+from flatmin.comparison._tasks import Outcome, Start, StartTask, Unit, UnitTask
 
-__all__ = ["kept_unit", "lost_start", "lost_unit", "run_unit", "warm_up"]
+__all__ = ["kept_unit", "lost_start", "lost_unit", "run_start", "run_unit"]
 
 _KEYS = ("method", "seed", "iteration", "phase")
 
@@ -35,12 +35,12 @@ class _DistanceFrom:
         return torch.linalg.vector_norm(theta - start)
 
 
-def warm_up(task: WarmupTask) -> Start | None:
+def run_start(task: StartTask) -> Start | None:
     """Run the part that all methods of a seed share, or take it from its folder.
 
     Parameters
     ----------
-    task : WarmupTask
+    task : StartTask
 
     Returns
     -------
@@ -63,7 +63,7 @@ def warm_up(task: WarmupTask) -> Start | None:
             if found is not None:
                 return Start(**found)
             task.folder.begin()
-            start = _warm_up(task)
+            start = _run_start(task)
             task.folder.write(vars(start))
             return start
     except (TypeError, ValueError):
@@ -72,12 +72,12 @@ def warm_up(task: WarmupTask) -> Start | None:
         return lost_start(task, error, time.perf_counter() - began)
 
 
-def lost_start(task: WarmupTask, error: Exception, seconds: float = math.nan) -> Start:
+def lost_start(task: StartTask, error: Exception, seconds: float = math.nan) -> Start:
     """Return what stands for a warm-up that an error has ended.
 
     Parameters
     ----------
-    task : WarmupTask
+    task : StartTask
     error : Exception
     seconds : float, default=nan
 
@@ -88,7 +88,7 @@ def lost_start(task: WarmupTask, error: Exception, seconds: float = math.nan) ->
     return Start(task.seed, None, [], {}, _named(error), seconds)
 
 
-def _warm_up(task: WarmupTask) -> Start:
+def _run_start(task: StartTask) -> Start:
     plan, seed = task.plan, task.seed
     estimator = plan.source.estimator
     torch.set_num_threads(plan.n_threads)

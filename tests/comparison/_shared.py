@@ -43,7 +43,7 @@ def main():
     """Wait for the other process, and compare."""
     folder, file = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    _unit._warm_up = describe(_unit._warm_up, lambda task: f"warm-up {task.seed}")
+    _unit._run_start = describe(_unit._run_start, lambda task: f"warm-up {task.seed}")
     _unit._run_unit = describe(
         _unit._run_unit, lambda task: f"{task.label} {task.start.seed}"
     )

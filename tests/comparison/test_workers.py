@@ -17,8 +17,8 @@ from flatmin import compare_dynamics
 from flatmin.comparison import _workers
 from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._plan import Plan, Source
-from flatmin.comparison._tasks import UnitTask, WarmupTask
-from flatmin.comparison._unit import run_unit, warm_up
+from flatmin.comparison._tasks import StartTask, UnitTask
+from flatmin.comparison._unit import run_start, run_unit
 
 from ._problems import classifier, digits, norm
 
@@ -50,7 +50,7 @@ def test_no_tensor_crosses_a_border(device):
         keep_params=True,
     )
     nowhere = UnitFolder(None, None, {})
-    start = warm_up(WarmupTask(0, plan, None, nowhere))
+    start = run_start(StartTask(0, plan, None, nowhere))
     task = UnitTask("gld_hessian", estimator, start, plan, nowhere)
     unit, _ = run_unit(task)
     assert unit.record["status"] == "done", unit.record
