@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copyreg
-import hashlib
 import io
 import logging
-import random
 import re
-import sys
 import threading
 import types
-import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Set
-from functools import cached_property, partial, partialmethod
+from collections.abc import Iterable, Mapping, Set
+from functools import partial, partialmethod
 from typing import Any
 
 import numpy as np
@@ -23,8 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._runs.code import find_package, globals_of, package_version, summarize
+from flatmin._runs.digest import hash_description
+from flatmin._runs.objects import (
+    cells_of,
+    is_hidden,
+    is_shown,
+    name_of,
+    origin_of,
+    state_of,
+)
 
-__all__ = ["Description", "hash_description"]
+__all__ = ["Description"]
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None))
 _CustomOp = torch._library.custom_ops.CustomOpDef
@@ -176,18 +181,18 @@ class Description:
             return [type(value).__qualname__, str(getattr(value, "name", ""))]
         if isinstance(value, weakref.ref):
             return self.of(value())
-        if isinstance(value, _STATELESS) or _is_shown(value) or _is_hidden(value):
+        if isinstance(value, _STATELESS) or is_shown(value) or is_hidden(value):
             return type(value).__qualname__
         kind = type(value)
         own = find_package(kind.__module__, None) is None
         if not own and callable(value) and hasattr(value, "__wrapped__"):
             return [self._class(kind), self.of(value.__wrapped__)]
-        return [self._class(kind), hash_description(self.of(_state(value)))]
+        return [self._class(kind), hash_description(self.of(state_of(value)))]
 
     def _class(self, kind: type) -> Any:
         package = self._note_package(kind.__module__, None)
         if package is None and id(kind) not in self._objects:
-            name = _name(kind)
+            name = name_of(kind)
             self._objects[id(kind)] = kind, name  # its methods may name it
             own = {
                 key: self.of(held)
@@ -200,7 +205,7 @@ class Description:
             }
             bases = [self.of(base) for base in (*kind.__bases__, type(kind))]
             self._note(f"the class {'.'.join(map(str, name))}", [own, bases])
-        return _name(kind)
+        return name_of(kind)
 
     def _function(self, function: types.FunctionType) -> Any:
         name = [function.__module__, function.__qualname__]
@@ -209,7 +214,7 @@ class Description:
         made_by = function.__globals__.get("__name__")
         if registry and made_by == "functools":  # of singledispatch
             return [*name, self.of(registry)]  # it also holds a cache
-        package = self._note_package(*_origin(function))
+        package = self._note_package(*origin_of(function))
         described: list[Any] = [*name]
         # Of a package the version tells, unless the name does not tell which it is.
         if package is None or "<" in function.__qualname__:
@@ -217,7 +222,7 @@ class Description:
         described += [
             self.of(function.__defaults__),
             self.of(function.__kwdefaults__),
-            [self.of(held) for held in _cells(function)],
+            [self.of(held) for held in cells_of(function)],
             {k: self.of(v) for k, v in vars(function).items() if k != "__wrapped__"},
         ]
         if package is None:
@@ -250,7 +255,7 @@ class Description:
             self._note(f"the global {name}", described)
 
     def _is_packaged(self, function: types.FunctionType) -> bool:
-        return find_package(*_origin(function)) is not None
+        return find_package(*origin_of(function)) is not None
 
     def _python_module(self, module: types.ModuleType, names: frozenset[str]) -> str:
         """Describe what code that has these names in it may take from a module."""
@@ -318,109 +323,3 @@ class Description:
         if package not in (None, "Python"):
             self._code[f"the package {package}"] = {package_version(package)}
         return package
-
-
-def hash_description(description: Any) -> str:
-    """Hash a description by its values alone.
-
-    ``joblib.hash`` also tells two equal lists from one list that stands twice, and
-    depends on the version of ``pickle``.
-
-    Parameters
-    ----------
-    description : object
-        What :meth:`Description.of` returned, or a list of such.
-
-    Returns
-    -------
-    str
-    """
-    found = hashlib.sha256()
-    _feed(found.update, description)
-    return found.hexdigest()
-
-
-def _feed(update: Callable[[Any], None], part: Any) -> None:
-    if isinstance(part, np.ndarray):
-        update(f"array {part.dtype} {part.shape} ".encode())
-        update(part.reshape(-1).view(np.uint8).data)
-    elif isinstance(part, Mapping | list):
-        items = sorted(part.items()) if isinstance(part, Mapping) else part
-        update(f"{type(part).__name__} {len(items)} ".encode())
-        for item in items:
-            _feed(update, list(item) if isinstance(item, tuple) else item)
-    else:
-        update(f"{type(part).__name__} {part!r} ".encode(errors="backslashreplace"))
-
-
-def _is_shown(value: Any) -> bool:
-    """Tell whether something shows a run, which takes nothing from it."""
-    kinds = {(kind.__module__, kind.__qualname__) for kind in type(value).__mro__}
-    return bool(kinds & {("matplotlib.artist", "Artist"), ("tqdm.std", "tqdm")})
-
-
-def _is_hidden(value: Any) -> bool:
-    """Tell whether something is a generator of the process's, seeded by chance."""
-    return value is np.random.mtrand._rand or value is random._inst
-
-
-def _origin(function: types.FunctionType) -> tuple[str | None, str | None]:
-    # What wraps a function bears the name of that one's module, and what was sent to
-    # another process no longer the file that it was compiled from.
-    name = function.__globals__.get("__name__", function.__module__)
-    return name, None if name in sys.modules else function.__code__.co_filename
-
-
-def _name(kind: type) -> list[str]:
-    name = kind.__qualname__
-    if kind.__module__ == "__main__" or "<locals>" in name:
-        name = kind.__name__  # all that is left of it in another process
-    return [kind.__module__, name]
-
-
-def _cells(function: types.FunctionType) -> list[Any]:
-    held = []
-    for cell in function.__closure__ or ():
-        try:
-            held.append(cell.cell_contents)
-        except ValueError:  # nothing is in it yet
-            held.append(None)
-    return held
-
-
-def _state(value: Any) -> Any:
-    """Return what pickle would keep of an object; raise TypeError if nothing."""
-    registered: Callable[[Any], Any] | None = copyreg.dispatch_table.get(type(value))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            state = registered(value) if registered else value.__reduce_ex__(4)
-    except Exception as error:
-        if hasattr(value, "__dict__"):
-            return vars(value)
-        raise TypeError(
-            f"A {type(value).__module__}.{type(value).__qualname__} has no value that "
-            "could be compared with that of another run, so no run with it could be "
-            "found again. Leave it out of what is passed, or give the object that "
-            "holds it a method __getstate__ that returns what its results depend on."
-        ) from error
-    if isinstance(state, str):
-        return state
-    function, arguments, *rest = state
-    if rest and type(rest[0]) is tuple and len(rest[0]) == 2:
-        # Attributes and slots, which are attributes in another process.
-        first, slots = rest[0]
-        if isinstance(first, dict | None) and isinstance(slots, dict):
-            rest[0] = {**(first or {}), **slots}
-    if rest and type(rest[0]) is dict:
-        kept = {
-            name
-            for kind in type(value).__mro__
-            for name, held in vars(kind).items()
-            if isinstance(held, cached_property)
-        }
-        left = {name: held for name, held in rest[0].items() if name not in kept}
-        rest[0] = left or None
-    # Items of lists and dicts come as iterators.
-    rest = [list(part) if hasattr(part, "__next__") else part for part in rest]
-    return [function, arguments, *rest]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flatmin._runs.description import Description, hash_description
+from flatmin._runs.description import Description
+from flatmin._runs.digest import hash_description
 
 __all__ = ["check_identity", "fingerprint", "hashes"]
 

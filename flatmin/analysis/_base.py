@@ -19,7 +19,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from flatmin._utils.arrays import check_readable
-from flatmin._utils.learned import take_over, twin_of
+from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
@@ -189,7 +189,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         self._validate_params()
         if X is None and (y is not None or sample_weight is not None):
             raise ValueError("y and sample_weight come with X. Got X=None.")
-        learner = twin_of(self)
+        learner = scratch_copy(self)
         if X is None:
             learner.risk_ = self._training_risk(self.estimator)
         else:
@@ -197,7 +197,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             learner.risk_ = self._risk_on(self.estimator, X, y, sample_weight)
         learner._kept = {}
         self._basis_size(learner.risk_)  # a name in ``select`` that fits nothing
-        take_over(self, learner)
+        adopt_attributes(self, learner)
         return self
 
     @property

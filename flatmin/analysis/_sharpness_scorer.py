@@ -6,7 +6,7 @@ import inspect
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
-from flatmin._utils.learned import take_over, twin_of
+from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.validation import Interval, StrOptions
@@ -172,13 +172,13 @@ class SharpnessScorer(ModelByReference):
             If parameters, model and data do not fit together.
         """
         result = self._measure(self._own(), X, y, sample_weight)
-        learner = twin_of(self)
+        learner = scratch_copy(self)
         if X is not None:
             learner._check_features(X, reset=True)
         learner.sharpness_ = float(result)
         learner.stderr_ = float(result.stderr)
         learner.n_matvecs_ = result.n_matvecs
-        take_over(self, learner)
+        adopt_attributes(self, learner)
         return self
 
     @one_at_a_time

@@ -145,6 +145,7 @@ class ComparisonFolder:
     def __init__(
         self,
         path: str | os.PathLike[str] | None,
+        *,
         every: int | None,
         protocol: Mapping[str, Any],
         estimator: Any,

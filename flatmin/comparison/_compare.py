@@ -3,57 +3,36 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from itertools import product
-from numbers import Integral
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
-from joblib import cpu_count, effective_n_jobs
-from sklearn.utils import check_array
 
 from flatmin._runs.checkpoint_files import check_checkpoint_every
-from flatmin._runs.fingerprint import fingerprint
-from flatmin._utils.arrays import to_numpy
 from flatmin._utils.callables import check_callable
-from flatmin._utils.messages import naming
-from flatmin._utils.numbers import (
-    check_count,
-    check_flag,
-    check_held_by,
-    check_positive,
-    is_count,
-    is_number,
-)
+from flatmin._utils.numbers import check_count, check_flag, check_held_by
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import resolve_random_state, spawn_seeds
+from flatmin._utils.random import resolve_random_state
 from flatmin.comparison._checkpoints import ComparisonFolder
+from flatmin.comparison._inputs import (
+    check_quench,
+    check_threads,
+    resolve_data,
+    resolve_seeds,
+)
 from flatmin.comparison._methods import check_estimator, resolve_methods
 from flatmin.comparison._plan import Plan, Source, check_metrics
-from flatmin.comparison._provenance import describe, describe_settings, provenance
+from flatmin.comparison._protocol import array_values, make_protocol
+from flatmin.comparison._provenance import provenance
 from flatmin.comparison._result import ComparisonResult
-from flatmin.comparison._unit import (
-    Outcome,
-    Start,
-    Unit,
-    kept_unit,
-    lost_start,
-    lost_unit,
-    run_unit,
-    warm_up,
-)
-from flatmin.comparison._workers import work
+from flatmin.comparison._schedule import run_units
+from flatmin.comparison._tasks import Unit
 
 __all__ = ["compare_dynamics"]
-
-_PAUSE = 0.2  # seconds between two looks at what other calls are at
 
 
 def compare_dynamics(
@@ -199,7 +178,12 @@ def compare_dynamics(
     [3, 3, 3, 3]
     """
     check_estimator(estimator)
-    _check_quench(quench, quench_lr, quench_loss, quench_loss_iter)
+    check_quench(
+        quench=quench,
+        quench_lr=quench_lr,
+        quench_loss=quench_loss,
+        quench_loss_iter=quench_loss_iter,
+    )
     keep_params = check_flag("keep_params", keep_params)
     if on_unit is not None:
         check_callable("on_unit", on_unit, "result")
@@ -213,24 +197,24 @@ def compare_dynamics(
         check_path("memory", memory)
     memory = estimator.memory if memory is None else memory
     device = resolve_device(estimator.device)  # an error here, and not in each unit
-    _check_threads(n_threads, n_jobs)
+    check_threads(n_threads, n_jobs)
     estimators = resolve_methods(methods, estimator)
     resolve_random_state(random_state)
-    seeds = _resolve_seeds(n_seeds, random_state)
+    seeds = resolve_seeds(n_seeds, random_state)
     check_metrics("The metrics of the estimator", estimator.metrics)
     plan = Plan(
-        Source(_resolve_data(X, y, X_test, y_test), estimator),
-        check_metrics("metrics", metrics),
-        check_metrics("end_metrics", end_metrics),
-        int(quench),
-        quench_lr,
-        None if quench_loss is None else float(quench_loss),
-        None if quench_loss_iter is None else int(quench_loss_iter),
-        keep_params,
-        n_threads,
-        provenance(device),
+        Source(resolve_data(X, y, X_test, y_test), estimator),
+        metrics=check_metrics("metrics", metrics),
+        end_metrics=check_metrics("end_metrics", end_metrics),
+        quench=int(quench),
+        quench_lr=quench_lr,
+        quench_loss=None if quench_loss is None else float(quench_loss),
+        quench_loss_iter=None if quench_loss_iter is None else int(quench_loss_iter),
+        keep_params=keep_params,
+        n_threads=n_threads,
+        provenance=provenance(device),
     )
-    protocol = _protocol(estimators, plan)
+    protocol = make_protocol(estimators, plan)
     folders = _folders(checkpoint_dir, checkpoint_every, plan, estimators)
     done: dict[tuple[str, int], Unit] = {}
     origin: list[dict[str, Any]] = []
@@ -238,8 +222,14 @@ def compare_dynamics(
     before = torch.get_num_threads()
     try:
         with progress_bar(total, "comparison", verbose=verbose) as bar:
-            for unit, place in _outcomes(
-                estimators, seeds, plan, memory, folders, n_jobs, bar
+            for unit, place in run_units(
+                estimators,
+                seeds,
+                plan,
+                memory=memory,
+                folders=folders,
+                n_jobs=n_jobs,
+                bar=bar,
             ):
                 label, seed = unit.record["method"], unit.record["seed"]
                 done[label, seed] = unit
@@ -252,71 +242,6 @@ def compare_dynamics(
         torch.set_num_threads(before)
     ordered = [done[label, seed] for label in estimators for seed in seeds]
     return _collect(ordered, protocol, origin, plan.source)
-
-
-def _outcomes(
-    estimators: Mapping[str, Any],
-    seeds: list[int],
-    plan: Plan,
-    memory: Any,
-    folders: ComparisonFolder,
-    n_jobs: int | None,
-    bar: Any,
-) -> Iterator[Outcome]:
-    """Yield units and their provenance: first those that an earlier call has kept."""
-    kept, left = [], []
-    for seed, label in product(seeds, estimators):
-        found = kept_unit(plan, folders.unit(label, seed))
-        if found is None:
-            left.append((label, seed))
-        else:
-            kept.append(found)
-    if left:
-        folders.check()
-    for found in kept:
-        bar.update()
-        yield found
-    starts: dict[int, Start] = {}
-    waiting = list(dict.fromkeys(seed for _, seed in left))
-    bar.update(len(seeds) - len(waiting))
-    # What another call is at comes last, and is taken from the folder when it is done,
-    # or run here if that call is gone.
-    while left:
-        tasks: list[tuple[Any, ...]] = [
-            (plan.source.estimator, seed, plan, memory, folders.warmup(seed))
-            for seed in waiting
-            if not folders.warmup(seed).in_use()
-        ]
-        for start in work(warm_up, tasks, n_jobs, _lost_start):
-            if start is not None:
-                starts[start.seed] = start
-                waiting.remove(start.seed)
-                bar.update()
-        tasks = [
-            (estimators[label], label, starts[seed], plan, folders.unit(label, seed))
-            for label, seed in left
-            if seed in starts and not folders.unit(label, seed).in_use()
-        ]
-        ended = False
-        for outcome in work(run_unit, tasks, n_jobs, _lost_unit):
-            if outcome is not None:
-                ended = True
-                left.remove((outcome[0].record["method"], outcome[0].record["seed"]))
-                bar.update()
-                yield outcome
-        bar.set_postfix_str(f"{len(left)} in another call" if left else "")
-        if left and not ended:
-            time.sleep(_PAUSE)
-
-
-def _lost_start(task: tuple[Any, ...], error: Exception) -> Start:
-    _, seed, *_ = task
-    return lost_start(seed, error)
-
-
-def _lost_unit(task: tuple[Any, ...], error: Exception) -> Outcome:
-    _, label, start, plan, _ = task
-    return lost_unit(label, start, plan, error)
 
 
 def _folders(
@@ -336,15 +261,14 @@ def _folders(
     check_checkpoint_every(path, every)
     common = plan.identity()
     if path is not None:
-        common["data"] = _values(plan.source.data)
-    return ComparisonFolder(path, every, common, estimator, estimators)
-
-
-def _values(data: Any) -> Any:
-    """Return data such that a data frame and its values are alike."""
-    if callable(data):
-        return data
-    return [np.asarray(d) if hasattr(d, "__array__") else d for d in data]
+        common["data"] = array_values(plan.source.data)
+    return ComparisonFolder(
+        path,
+        every=every,
+        protocol=common,
+        estimator=estimator,
+        estimators=estimators,
+    )
 
 
 def _collect(
@@ -367,111 +291,3 @@ def _collect(
         },
         source,
     )
-
-
-def _protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return the settings: the estimator's, and what each method has of its own."""
-    common = describe_settings(plan.source.estimator)
-    own = {}
-    for label, unit in estimators.items():
-        settings = describe_settings(unit)
-        different = {k: v for k, v in settings.items() if v != common[k]}
-        own[label] = {"method": settings["method"], **different}
-    data = plan.source.data
-    protocol = {
-        "estimator": common,
-        "methods": own,
-        "data": describe(data) if callable(data) else "given",
-        "metrics": describe(plan.metrics),
-        "end_metrics": describe(plan.end_metrics),
-        "quench": plan.quench,
-        "quench_lr": describe(plan.quench_lr),
-        "n_threads": plan.n_threads,
-    }
-    if not callable(data):
-        with suppress(TypeError):  # of what cannot be described it is not known
-            protocol["data_hash"] = joblib.hash(fingerprint(_values(data)))
-    # Without it, results can be merged with those of versions that had no such quench.
-    if plan.quench_loss is not None:
-        protocol["quench_loss"] = plan.quench_loss
-        protocol["quench_loss_iter"] = plan.quench_loss_iter
-    return protocol
-
-
-def _check_quench(
-    quench: Any, quench_lr: Any, quench_loss: Any, quench_loss_iter: Any
-) -> None:
-    check_count("quench", quench, at_least=0)
-    if quench_lr is not None:
-        check_positive("quench_lr", quench_lr)
-    if (quench_loss is None) != (quench_loss_iter is None):
-        missing = "quench_loss" if quench_loss is None else "quench_loss_iter"
-        raise ValueError(
-            "quench_loss and quench_loss_iter, the iterations that a unit may take to "
-            f"that loss, come together. Got {missing}=None."
-        )
-    if quench_loss is not None:
-        if not is_number(quench_loss):
-            raise ValueError(
-                f"quench_loss must be a finite number. Got {quench_loss!r}."
-            )
-        check_count("quench_loss_iter", quench_loss_iter)
-
-
-def _resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
-    if callable(X):
-        if any(part is not None for part in (y, X_test, y_test)):
-            raise ValueError(
-                "A function of the seed returns all data: leave y, X_test and y_test "
-                "at None, or pass arrays."
-            )
-        return X
-    if y is None:
-        raise ValueError("y must be given, unless X is a function of the seed.")
-    if (X_test is None) != (y_test is None):
-        missing = "X_test" if X_test is None else "y_test"
-        raise ValueError(f"X_test and y_test come together. Got {missing}=None.")
-    parts = (X, y) if X_test is None else (X, y, X_test, y_test)
-    names = ("X", "y", "X_test", "y_test")
-    return tuple(_read(name, part) for name, part in zip(names, parts, strict=False))
-
-
-def _read(name: str, data: Any) -> Any:
-    """Return data that an estimator can look into; here, and not in each unit."""
-    array = to_numpy(name, data)
-    with naming(name):
-        plain = np.asarray(array)
-        if name[0] == "X":
-            check_array(array, allow_nd=True, dtype="numeric", input_name=name)
-    if plain.ndim == 0 or not len(plain):
-        raise ValueError(f"{name} must hold at least one example. Got {data!r}.")
-    return data
-
-
-def _resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
-    if isinstance(n_seeds, Integral):
-        n_seeds = check_count("n_seeds", n_seeds)
-        names = [str(i) for i in range(n_seeds)]
-        return list(spawn_seeds(random_state, names).values())
-    if not isinstance(n_seeds, Iterable):
-        raise TypeError(f"n_seeds must be a number or the seeds. Got {n_seeds!r}.")
-    with naming("n_seeds"):
-        seeds = list(n_seeds)
-    if not seeds or not all(is_count(seed, 0) for seed in seeds):
-        raise ValueError(
-            "Seeds must be integers of at least 0, and there must be one. "
-            f"Got {seeds!r}."
-        )
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"Every seed may be there once. Got {seeds!r}.")
-    return [int(seed) for seed in seeds]
-
-
-def _check_threads(n_threads: int, n_jobs: int | None) -> None:
-    workers = effective_n_jobs(n_jobs)  # type: ignore[arg-type]
-    if n_threads > 1 and n_threads * workers > cpu_count():
-        raise ValueError(
-            f"n_threads must be at most the cores a worker has, "
-            f"{max(1, cpu_count() // workers)} with {workers} workers on "
-            f"{cpu_count()} cores. Got {n_threads}."
-        )

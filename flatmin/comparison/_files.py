@@ -52,6 +52,7 @@ def params_path(path: Path) -> Path:
 
 def write_comparison(
     path: Path,
+    *,
     table: pd.DataFrame,
     units: pd.DataFrame,
     rest: Mapping[str, Any],

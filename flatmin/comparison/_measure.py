@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 
 from flatmin.comparison._fits import fit, measure_at, plain_descent
 from flatmin.comparison._plan import Source
-from flatmin.comparison._provenance import describe_settings
+from flatmin.comparison._protocol import describe_settings
 from flatmin.estimators._parameters import parameters_for
 
-__all__ = ["check_settings", "measure_seed"]
+__all__ = ["MeasureTask", "check_settings", "measure_seed"]
 
 Key = tuple[str, str, int]  # phase, method, seed
 
@@ -52,29 +53,25 @@ def check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
         )
 
 
-def measure_seed(
-    source: Source,
-    seed: int,
-    points: Mapping[Key, np.ndarray],
-    losses: Mapping[Key, float],
-    scale: float,
-    measures: Mapping[str, Callable[..., Any]],
-    n_threads: int,
-) -> dict[Key, dict[str, float]]:
+@dataclass(frozen=True)
+class MeasureTask:
+    """The end points of one seed, and what to measure there; travels to a worker."""
+
+    seed: int
+    source: Source
+    points: Mapping[Key, np.ndarray]  # (D,) each
+    losses: Mapping[Key, float]  # L there: other data or another network have another
+    largest_loss: float  # of the seed
+    measures: Mapping[str, Callable[..., Any]]
+    n_threads: int
+
+
+def measure_seed(task: MeasureTask) -> dict[Key, dict[str, float]]:
     """Return measures at end points of one seed.
 
     Parameters
     ----------
-    source : Source
-    seed : int
-    points : mapping to ndarray of shape (D,)
-    losses : mapping to float
-        L at these points, by which other data or another network are told.
-    scale : float
-        The largest loss of the seed.
-    measures : mapping of str to callable
-    n_threads : int
-        Of PyTorch.
+    task : MeasureTask
 
     Returns
     -------
@@ -87,28 +84,29 @@ def measure_seed(
     TypeError
         If a measure gives no number.
     """
-    torch.set_num_threads(n_threads)
-    first = next(iter(points.values()))
+    torch.set_num_threads(task.n_threads)
+    first = next(iter(task.points.values()))
     # Without iterations of its own a fit makes the risk that a run has seen.
     settings = {
         **plain_descent(first, 0),
         "metrics": None,
         "memory": None,
     }
-    X, y, _ = source.load(seed)
-    risk = fit(source.estimator, seed, (X, y, {}), settings).risk_
+    X, y, _ = task.source.load(task.seed)
+    risk = fit(task.source.estimator, task.seed, (X, y, {}), settings).risk_
     relative, absolute = _TOLERANCES[risk.dtype]
     found = {}
-    for key, theta in points.items():
+    for key, theta in task.points.items():
         risk.set_params(torch.as_tensor(theta.copy(), device=risk.device))
         loss = float(risk.value(risk.params()))
-        stored = losses[key]
-        if not abs(loss - stored) <= relative * abs(stored) + absolute * scale:
+        stored = task.losses[key]
+        bound = relative * abs(stored) + absolute * task.largest_loss
+        if not abs(loss - stored) <= bound:
             phase, method, _ = key
             raise ValueError(
                 f"The data and the estimator must be those of the comparison. The loss "
-                f"of {method!r} with seed {seed} at the end of {phase!r} was "
+                f"of {method!r} with seed {task.seed} at the end of {phase!r} was "
                 f"{stored:.6g}, and is {loss:.6g} with these."
             )
-        found[key] = measure_at(risk, measures, "measures")
+        found[key] = measure_at(risk, task.measures, "measures")
     return found

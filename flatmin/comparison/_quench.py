@@ -23,6 +23,7 @@ from flatmin.comparison._fits import (
     plain_descent,
 )
 from flatmin.comparison._plan import Plan
+from flatmin.comparison._tasks import UnitTask
 
 __all__ = ["Descent", "LossQuench", "descend_to_loss", "quench", "quench_to_loss"]
 
@@ -53,10 +54,10 @@ class LossQuench:
 def descend_to_loss(
     risk: Any,
     theta: Tensor,
-    lr: float,
     loss: float,
-    max_iter: int,
     *,
+    lr: float,
+    max_iter: int,
     begin: int = 0,
     on_block: Callable[[Tensor, int], Any] | None = None,
 ) -> Descent:
@@ -67,10 +68,10 @@ def descend_to_loss(
     risk : Risk
     theta : Tensor of shape (D,)
         The iterate of number ``begin``; it may be the first.
-    lr : float
-        η.
     loss : float
         The one to reach.
+    lr : float
+        η.
     max_iter : int
         The number of the last iterate.
     begin : int, default=0
@@ -105,9 +106,7 @@ def descend_to_loss(
             on_block(theta, at)
 
 
-def quench(
-    noisy: Any, data: Data, plan: Plan, folder: UnitFolder, rows: list[dict[Any, Any]]
-) -> Any:
+def quench(noisy: Any, data: Data, task: UnitTask, rows: list[dict[Any, Any]]) -> Any:
     """Go on for some steps without noise, and append what was recorded.
 
     Parameters
@@ -115,8 +114,7 @@ def quench(
     noisy : estimator
         Fitted.
     data : tuple
-    plan : Plan
-    folder : UnitFolder
+    task : UnitTask
     rows : list of dict
         Of the table; grows.
 
@@ -125,11 +123,12 @@ def quench(
     estimator
         Fitted, or diverged.
     """
+    plan = task.plan
     settings = {
         **plain_descent(noisy.params_, plan.quench),
         "lr": _rate(noisy, plan),
         "metrics": guarded(noisy.metrics),  # themselves, not what clone makes of them
-        **folder.fits("quench"),
+        **task.folder.fits("quench"),
     }
     quenched = fit(noisy, noisy.random_state, data, settings)
     found = history(quenched)
@@ -143,7 +142,7 @@ def quench(
 
 
 def quench_to_loss(
-    noisy: Any, data: Data, plan: Plan, folder: UnitFolder, rows: list[dict[Any, Any]]
+    noisy: Any, data: Data, task: UnitTask, rows: list[dict[Any, Any]]
 ) -> LossQuench:
     """Go on to a training loss without noise, and append a row of where that ended.
 
@@ -152,9 +151,8 @@ def quench_to_loss(
     noisy : estimator
         Fitted; not moved.
     data : tuple
-    plan : Plan
-        With ``quench_loss`` and ``quench_loss_iter``.
-    folder : UnitFolder
+    task : UnitTask
+        Its plan has ``quench_loss`` and ``quench_loss_iter``.
     rows : list of dict
         Of the table; grows.
 
@@ -162,13 +160,20 @@ def quench_to_loss(
     -------
     LossQuench
     """
+    plan, folder = task.plan, task.folder
     target, bound = cast(float, plan.quench_loss), cast(int, plan.quench_loss_iter)
     lr = _rate(noisy, plan)
     saved = _Saved(folder, folder.every or noisy.record_every)
     risk = noisy.risk_
     theta, begin = saved.read(risk.params())
     found = descend_to_loss(
-        risk, theta, lr, target, bound, begin=begin, on_block=saved.write
+        risk,
+        theta,
+        target,
+        lr=lr,
+        max_iter=bound,
+        begin=begin,
+        on_block=saved.write,
     )
     end = found.theta.cpu().numpy()
     if not math.isfinite(found.loss):

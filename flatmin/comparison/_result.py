@@ -1,4 +1,4 @@
-"""The outcome of a comparison: a table, its summary, end points, and files."""
+"""The outcome of a comparison: what it holds, and what can be asked of it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,16 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import is_count
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device
+from flatmin.comparison._ends import PHASES, end_rows, failed_units, is_after
 from flatmin.comparison._files import read_comparison, write_comparison
-from flatmin.comparison._measure import check_settings, measure_seed
+from flatmin.comparison._measure import MeasureTask, check_settings, measure_seed
 from flatmin.comparison._methods import check_estimator
 from flatmin.comparison._plan import Source, check_metrics
 from flatmin.comparison._provenance import provenance
-from flatmin.comparison._statistics import holm, paired_difference
+from flatmin.comparison._summary import summarize
 from flatmin.comparison._workers import work
 
 __all__ = ["ComparisonResult"]
-
-# In the order in which a unit comes to their ends.
-_PHASES = ("start", "noise", "quench", "quench_loss")
-
-# Of a summary.
-_KEYS = ("column", "phase", "method")
-_STATISTICS = ("mean", "std", "difference", "low", "high", "p_value", "p_holm")
-_STATISTICS += ("n", "n_failed", "n_left_out")
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class ComparisonResult:
     @property
     def failures(self) -> pd.DataFrame:
         """The units that did not come to their end."""
-        return self.units[self.units["status"] != "done"]
+        return failed_units(self.units)
 
     def ends(self) -> pd.DataFrame:
         """Return where each phase of each unit ended.
@@ -105,27 +98,8 @@ class ComparisonResult:
             short has none, and a quench to a loss has one if it reached it: there, and
             nowhere else, all units have one loss.
         """
-        rows = self._end_rows()
+        rows = end_rows(self.table, self.units)
         return rows.set_index(["phase", "method", "seed"]).sort_index()
-
-    def _end_rows(self) -> pd.DataFrame:
-        """Return the rows of the ends, with the index that they have in the table."""
-        rows = self.table[self.table["phase"] != "warmup"]
-        start = rows[(rows["phase"] == "noise") & (rows["iteration"] == 0)]
-        last = rows.groupby(["phase", "method", "seed"], sort=False).tail(1)
-        short = [self.failures[["phase", "method", "seed"]]]
-        short.append(self._left_out().assign(phase="quench_loss")[list(short[0])])
-        none = pd.MultiIndex.from_frame(pd.concat(short))
-        keys = pd.MultiIndex.from_frame(last[["phase", "method", "seed"]])
-        return pd.concat([start.assign(phase="start"), last[~keys.isin(none)]])
-
-    def _left_out(self) -> pd.DataFrame:
-        """Return the units that did not go down to the loss of a quench."""
-        if "quench_loss" not in self.units:
-            return self.units.iloc[:0]
-        return self.units[
-            self.units["quench_loss"].isin(["not reached", "below before"])
-        ]
 
     def params(self, method: str, seed: int, phase: str) -> np.ndarray:
         """Return θ where a phase of a unit ended.
@@ -164,7 +138,7 @@ class ComparisonResult:
             return theta.copy()
         asked = f"{method!r} with seed {seed} at the end of {phase!r}"
         (record,) = unit.to_dict("records")
-        if record["status"] != "done" and _is_after(phase, record["phase"]):
+        if record["status"] != "done" and is_after(phase, record["phase"]):
             raise ValueError(
                 f"There are no parameters of {asked}: the unit failed in "
                 f"{record['phase']!r} with {record['error']}: {record['message']}"
@@ -192,7 +166,7 @@ class ComparisonResult:
         asked = {"start": True, "noise": True}
         asked["quench"] = bool(self.protocol["quench"])
         asked["quench_loss"] = "quench_loss" in self.protocol
-        return [phase for phase in _PHASES if asked[phase]]
+        return [phase for phase in PHASES if asked[phase]]
 
     def measure(
         self,
@@ -275,13 +249,21 @@ class ComparisonResult:
         here = provenance(resolve_device(source.estimator.device))
         largest = self.table["loss"].where(np.isfinite(self.table["loss"])).abs()
         largest = largest.groupby(self.table["seed"]).max()
-        tasks: list[tuple[Any, ...]] = []
+        tasks = []
         for seed in dict.fromkeys(int(key[2]) for key in ends.index):
             losses = ends[ends.index.get_level_values("seed") == seed].to_dict()
             points = {key: self.params(key[1], seed, key[0]) for key in losses}
-            threads = self.protocol["n_threads"]
-            task = (points, losses, float(largest[seed]), measures, threads)
-            tasks.append((source, seed, *task))
+            tasks.append(
+                MeasureTask(
+                    seed,
+                    source,
+                    points,
+                    losses,
+                    largest_loss=float(largest[seed]),
+                    measures=measures,
+                    n_threads=self.protocol["n_threads"],
+                )
+            )
         found: dict[tuple[str, str, int], dict[str, float]] = {}
         before = torch.get_num_threads()
         try:
@@ -325,7 +307,7 @@ class ComparisonResult:
                 "measured must have names that the table does not use yet. Got "
                 f"{', '.join(taken)}."
             )
-        rows = self._end_rows()
+        rows = end_rows(self.table, self.units)
         keys = pd.MultiIndex.from_frame(rows[["phase", "method", "seed"]])
         missing = measured.index.difference(keys)
         if len(missing):
@@ -402,60 +384,14 @@ class ComparisonResult:
         ValueError
             If there is no such label or column.
         """
-        baseline = self.methods[0] if baseline is None else baseline
-        check_known("baseline", baseline, self.methods)
-        ends: Any = self.ends()
-        numeric = ends.select_dtypes("number").columns.drop("iteration")
-        with naming("columns"):
-            columns = None if columns is None else list(columns)
-        for column in columns or ():
-            check_known("column", column, numeric)
-        rows = []
-        for column in columns or numeric:
-            for phase in _PHASES[1:]:
-                own = ends.index.get_level_values("phase") == phase
-                if own.any() or (phase == "quench_loss" and len(self._left_out())):
-                    values = ends.loc[own, column].droplevel("phase").unstack("method")
-                    rows += self._differences(
-                        values.reindex(index=self.seeds, columns=self.methods),
-                        baseline,
-                        confidence,
-                        {"column": column, "phase": phase},
-                    )
-        frame = pd.DataFrame(rows, columns=[*_KEYS, *_STATISTICS])
-        return frame.set_index(list(_KEYS))
-
-    def _differences(
-        self,
-        values: pd.DataFrame,  # (n_seeds, n_methods)
-        baseline: str,
-        confidence: float,
-        keys: dict[str, str],
-    ) -> list[dict[str, Any]]:
-        behind = [_is_after(keys["phase"], where) for where in self.failures["phase"]]
-        failed = self.failures["method"][behind].value_counts()
-        short = self._left_out()["method"].value_counts()
-        if keys["phase"] != "quench_loss":
-            short = short[:0]
-        rows = []
-        for method in self.methods:
-            column = values[method].dropna()
-            row: dict[str, Any] = {**keys, "method": method, "mean": column.mean()}
-            row |= {"std": column.std(), "n_failed": int(failed.get(method, 0))}
-            row["n_left_out"] = int(short.get(method, 0))
-            if method != baseline:
-                found = paired_difference(
-                    values[method], values[baseline], confidence=confidence
-                )
-                row |= {"difference": found.mean, "low": found.low, "high": found.high}
-                row |= {"p_value": found.p_value, "n": found.n}
-            else:
-                blank = dict.fromkeys(("difference", "low", "high", "p_value"), np.nan)
-                row |= {**blank, "n": len(column)}
-            rows.append(row)
-        for row, p in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-            row["p_holm"] = p
-        return rows
+        return summarize(
+            self.ends(),
+            self.units,
+            methods=self.methods,
+            baseline=baseline,
+            columns=columns,
+            confidence=confidence,
+        )
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything into a file, and the parameters into one beside it.
@@ -472,7 +408,13 @@ class ComparisonResult:
         """
         check_path("path", path)
         rest = {"protocol": self.protocol, "provenance": self.provenance}
-        write_comparison(Path(path), self.table, self.units, rest, self.end_points)
+        write_comparison(
+            Path(path),
+            table=self.table,
+            units=self.units,
+            rest=rest,
+            end_points=self.end_points,
+        )
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> ComparisonResult:
@@ -494,10 +436,3 @@ class ComparisonResult:
             holds other parameters.
         """
         return cls(**read_comparison(Path(path)))
-
-
-def _is_after(phase: str, failed: str) -> bool:
-    """Say whether a unit that failed in one phase has no end of another."""
-    # A warm-up that failed has no end where the noise would have begun.
-    order = ("warmup", *_PHASES)
-    return order.index(phase) >= order.index(failed)

@@ -17,44 +17,11 @@ from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._fits import Data, divergence, fit, guarded, history, measure_at
 from flatmin.comparison._plan import Plan
 from flatmin.comparison._quench import quench, quench_to_loss
+from flatmin.comparison._tasks import Outcome, Start, StartTask, Unit, UnitTask
 
-__all__ = [
-    "Outcome",
-    "Start",
-    "Unit",
-    "kept_unit",
-    "lost_start",
-    "lost_unit",
-    "run_unit",
-    "warm_up",
-]
+__all__ = ["kept_unit", "lost_start", "lost_unit", "run_start", "run_unit"]
 
 _KEYS = ("method", "seed", "iteration", "phase")
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a seed's warm-up ended."""
-
-    seed: int
-    theta: np.ndarray | None  # (D,); None if the warm-up failed
-    rows: list[dict[Any, Any]]
-    ends: dict[str, float]  # end metrics
-    failure: tuple[str, str] | None  # error and message
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What came of one method with one seed."""
-
-    rows: pd.DataFrame
-    # method, seed, status, phase, error, message, seconds, where asked for quench_loss
-    record: dict[str, Any]
-    params: dict[str, np.ndarray]  # where phases ended, (D,) each; none unless kept
-
-
-Outcome = tuple[Unit, dict[str, Any]]  # with its provenance
 
 
 @dataclass(frozen=True)
@@ -68,24 +35,12 @@ class _DistanceFrom:
         return torch.linalg.vector_norm(theta - start)
 
 
-def warm_up(
-    estimator: Any,
-    seed: int,
-    plan: Plan,
-    memory: Any,
-    folder: UnitFolder,
-) -> Start | None:
+def run_start(task: StartTask) -> Start | None:
     """Run the part that all methods of a seed share, or take it from its folder.
 
     Parameters
     ----------
-    estimator : estimator
-    seed : int
-    plan : Plan
-    memory : None, str or joblib.Memory
-        What the estimator is given.
-    folder : UnitFolder
-        Keeps it.
+    task : StartTask
 
     Returns
     -------
@@ -101,28 +56,28 @@ def warm_up(
     """
     began = time.perf_counter()
     try:
-        with folder.held() as free:
+        with task.folder.held() as free:
             if not free:
                 return None
-            found = folder.read()
+            found = task.folder.read()
             if found is not None:
                 return Start(**found)
-            folder.begin()
-            start = _warm_up(estimator, seed, plan, memory, folder)
-            folder.write(vars(start))
+            task.folder.begin()
+            start = _run_start(task)
+            task.folder.write(vars(start))
             return start
     except (TypeError, ValueError):
         raise
     except Exception as error:
-        return lost_start(seed, error, time.perf_counter() - began)
+        return lost_start(task, error, time.perf_counter() - began)
 
 
-def lost_start(seed: int, error: Exception, seconds: float = math.nan) -> Start:
+def lost_start(task: StartTask, error: Exception, seconds: float = math.nan) -> Start:
     """Return what stands for a warm-up that an error has ended.
 
     Parameters
     ----------
-    seed : int
+    task : StartTask
     error : Exception
     seconds : float, default=nan
 
@@ -130,12 +85,12 @@ def lost_start(seed: int, error: Exception, seconds: float = math.nan) -> Start:
     -------
     Start
     """
-    return Start(seed, None, [], {}, _named(error), seconds)
+    return Start(task.seed, None, [], {}, _named(error), seconds)
 
 
-def _warm_up(
-    estimator: Any, seed: int, plan: Plan, memory: Any, folder: UnitFolder
-) -> Start:
+def _run_start(task: StartTask) -> Start:
+    plan, seed = task.plan, task.seed
+    estimator = plan.source.estimator
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()
     # Without iterations of its own a fit is its warm-up, and tries out the metrics.
@@ -144,8 +99,8 @@ def _warm_up(
         "method_params": None,
         "max_iter": 0,
         "metrics": _metrics(estimator, plan) or None,
-        "memory": memory,
-        **folder.fits("fit"),
+        "memory": task.memory,
+        **task.folder.fits("fit"),
     }
     model = fit(estimator, seed, plan.source.load(seed), settings)
     rows = history(model)
@@ -165,21 +120,15 @@ def _warm_up(
     )
 
 
-def run_unit(
-    estimator: Any, label: str, start: Start, plan: Plan, folder: UnitFolder
-) -> Outcome | None:
+def run_unit(task: UnitTask) -> Outcome | None:
     """Run one method from a start, and quench it, or take it from its folder.
+
+    The folder keeps what comes out, unless that is an error: another time may be free
+    of it.
 
     Parameters
     ----------
-    estimator : estimator
-        With the method's settings.
-    label : str
-    start : Start
-    plan : Plan
-    folder : UnitFolder
-        Stores the outcome. An error that may not come again, such as a full disk, is
-        not stored.
+    task : UnitTask
 
     Returns
     -------
@@ -190,18 +139,18 @@ def run_unit(
     """
     began = time.perf_counter()
     try:
-        with folder.held() as free:
+        with task.folder.held() as free:
             if not free:
                 return None
             # Another comparison may have ended it meanwhile.
-            found = kept_unit(plan, folder)
+            found = kept_unit(task.plan, task.folder)
             if found is None:
-                folder.begin()
-                found = _run_unit(estimator, label, start, plan, folder)
+                task.folder.begin()
+                found = _run_unit(task)
             return found
     except Exception as error:  # the folder's
         seconds = time.perf_counter() - began
-        return lost_unit(label, start, plan, error, "warmup", seconds)
+        return lost_unit(task, error, "warmup", seconds)
 
 
 def kept_unit(plan: Plan, folder: UnitFolder) -> Outcome | None:
@@ -226,20 +175,13 @@ def kept_unit(plan: Plan, folder: UnitFolder) -> Outcome | None:
 
 
 def lost_unit(
-    label: str,
-    start: Start,
-    plan: Plan,
-    error: Exception,
-    phase: str = "noise",
-    seconds: float = math.nan,
+    task: UnitTask, error: Exception, phase: str = "noise", seconds: float = math.nan
 ) -> Outcome:
     """Return what stands for a unit that an error has ended from outside.
 
     Parameters
     ----------
-    label : str
-    start : Start
-    plan : Plan
+    task : UnitTask
     error : Exception
     phase : str, default="noise"
     seconds : float, default=nan
@@ -249,16 +191,15 @@ def lost_unit(
     tuple of Unit and dict
         With the rows of the warm-up.
     """
-    record = _record(label, start.seed, phase, _named(error), seconds)
-    if plan.quench_loss is not None:
+    record = _record(task, phase=phase, failure=_named(error), seconds=seconds)
+    if task.plan.quench_loss is not None:
         record["quench_loss"] = "failed"
-    unit = Unit(_table(start.rows, label, start.seed), record, {})
-    return unit, dict(plan.provenance)
+    unit = Unit(_table(task.start.rows, record), record, {})
+    return unit, dict(task.plan.provenance)
 
 
-def _run_unit(
-    estimator: Any, label: str, start: Start, plan: Plan, folder: UnitFolder
-) -> Outcome:
+def _run_unit(task: UnitTask) -> Outcome:
+    plan, start = task.plan, task.start
     torch.set_num_threads(plan.n_threads)
     began = time.perf_counter()
     rows, phase, failure = list(start.rows), "warmup", start.failure
@@ -270,30 +211,30 @@ def _run_unit(
         if failure is None:
             phase = "noise"
             data = plan.source.load(start.seed)
-            noisy = _noise(estimator, start, data, plan, folder, rows)
+            noisy = _noise(task, data, rows)
             failure = divergence(noisy)
             if failure is None:
                 params["noise"] = noisy.params_
         if failure is None and plan.quench:
             phase = "quench"
-            quenched = quench(noisy, data, plan, folder, rows)
+            quenched = quench(noisy, data, task, rows)
             failure = divergence(quenched)
             if failure is None:
                 params["quench"] = quenched.params_
         if failure is None and plan.quench_loss is not None:
             phase = "quench_loss"
-            reached = quench_to_loss(noisy, data, plan, folder, rows)
+            reached = quench_to_loss(noisy, data, task, rows)
             outcome, failure = reached.outcome, reached.failure
             if outcome == "reached":
                 params["quench_loss"] = reached.theta
     except Exception as error:
         failure = _named(error)
     seconds = time.perf_counter() - began
-    record = _record(label, start.seed, phase, failure, seconds)
+    record = _record(task, phase=phase, failure=failure, seconds=seconds)
     if plan.quench_loss is not None:
         record["quench_loss"] = outcome
     kept = params if plan.keep_params else {}
-    unit = Unit(_table(rows, label, start.seed), record, kept)
+    unit = Unit(_table(rows, record), record, kept)
     if failure is None or failure[0] == "DivergenceError":
         content = {
             "rows": unit.rows.to_dict("list"),
@@ -301,20 +242,16 @@ def _run_unit(
             "provenance": plan.provenance,
         }
         # Without the key it is not known where the phases ended.
-        folder.write(content | ({"params": kept} if plan.keep_params else {}))
+        task.folder.write(content | ({"params": kept} if plan.keep_params else {}))
     return unit, dict(plan.provenance)
 
 
 def _record(
-    label: str,
-    seed: int,
-    phase: str,
-    failure: tuple[str, str] | None,
-    seconds: float,
+    task: UnitTask, *, phase: str, failure: tuple[str, str] | None, seconds: float
 ) -> dict[str, Any]:
     return {
-        "method": label,
-        "seed": seed,
+        "method": task.label,
+        "seed": task.start.seed,
         "status": "done" if failure is None else "failed",
         "phase": phase,
         "error": failure[0] if failure else "",
@@ -323,23 +260,17 @@ def _record(
     }
 
 
-def _noise(
-    estimator: Any,
-    start: Start,
-    data: Data,
-    plan: Plan,
-    folder: UnitFolder,
-    rows: list[dict[Any, Any]],
-) -> Any:
+def _noise(task: UnitTask, data: Data, rows: list[dict[Any, Any]]) -> Any:
     """Run the method, append what was recorded, and return the fitted estimator."""
+    start, plan = task.start, task.plan
     distance = _DistanceFrom(np.asarray(start.theta))
     settings = {
         "params_init": start.theta,
         "warmup_iter": 0,
-        "metrics": guarded({**_metrics(estimator, plan), "distance": distance}),
-        **folder.fits("noise"),
+        "metrics": guarded({**_metrics(task.estimator, plan), "distance": distance}),
+        **task.folder.fits("noise"),
     }
-    noisy = fit(estimator, start.seed, data, settings)
+    noisy = fit(task.estimator, start.seed, data, settings)
     found = history(noisy)
     found[0] |= start.ends
     rows += found
@@ -348,8 +279,8 @@ def _noise(
     return noisy
 
 
-def _table(rows: list[dict[Any, Any]], label: str, seed: int) -> pd.DataFrame:
-    table = pd.DataFrame(rows).assign(method=label, seed=seed)
+def _table(rows: list[dict[Any, Any]], record: dict[str, Any]) -> pd.DataFrame:
+    table = pd.DataFrame(rows).assign(method=record["method"], seed=record["seed"])
     others = [name for name in table if name not in _KEYS]
     return table.reindex(columns=[*_KEYS, *others])
 

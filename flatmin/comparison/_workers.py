@@ -22,14 +22,12 @@ __all__ = ["work"]
 
 _WATCH = "flatmin: ends an orphan"
 
-Task = tuple[Any, ...]
-
 
 def work(
     function: Callable[..., Any],
-    tasks: list[Task],
+    tasks: list[Any],
     n_jobs: int | None,
-    lost: Callable[[Task, Exception], Any] | None = None,
+    lost: Callable[[Any, Exception], Any] | None = None,
 ) -> Iterator[Any]:
     """Call a function for each task, and yield results as they come.
 
@@ -40,8 +38,8 @@ def work(
     Parameters
     ----------
     function : callable
-    tasks : list of tuple
-        Its arguments.
+    tasks : list
+        Its arguments, one a call.
     n_jobs : int or None
     lost : callable, default=None
         Returns what stands for the result of a task whose worker died while it was
@@ -79,7 +77,7 @@ def work(
 
 
 def _parallel(
-    function: Callable[..., Any], tasks: list[Task], n_jobs: int | None
+    function: Callable[..., Any], tasks: list[Any], n_jobs: int | None
 ) -> Iterator[tuple[int, Any]]:
     calls = [
         delayed(_call)(os.getpid(), function, i, task) for i, task in enumerate(tasks)
@@ -91,11 +89,11 @@ def _parallel(
 
 
 def _call(
-    caller: int, function: Callable[..., Any], i: int, task: Task
+    caller: int, function: Callable[..., Any], i: int, task: Any
 ) -> tuple[int, Any]:
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid != caller:
-        return i, function(*task)
+        return i, function(task)
     if _is_gone(parent):
         os._exit(1)
     if all(thread.name != _WATCH for thread in threading.enumerate()):
@@ -103,7 +101,7 @@ def _call(
             target=_end_with, args=(parent,), name=_WATCH, daemon=True
         ).start()
     try:
-        return i, function(*task)
+        return i, function(task)
     except Exception as error:
         raise _able_to_travel(error) from None
 

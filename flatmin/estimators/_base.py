@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flatmin._runs.folder_lock import locked_folder
 from flatmin._utils.arrays import to_array, to_numpy
-from flatmin._utils.learned import take_over, twin_of
+from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.names import check_known, check_text
 from flatmin._utils.numbers import check_flag, check_held_by
 from flatmin._utils.paths import check_path
@@ -193,7 +193,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             cannot be written, and those that are there are kept.
         """
         self._validate_params()
-        learner = twin_of(self)
+        learner = scratch_copy(self)
         run = learner._prepare(X, y, sample_weight, X_val, y_val)
         net = learner._make_net(run)
         binding = FlatBinding(net.module_, watch=bool(self.callbacks))
@@ -210,10 +210,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 # Without a row of its own nothing has been trained.
                 if getattr(net, "rows_", None) or (run.rows and not run.continues):
                     learner._store(run, net, binding)
-                    take_over(self, learner)
+                    adopt_attributes(self, learner)
                 raise
         learner._store(run, net, binding)
-        take_over(self, learner)
+        adopt_attributes(self, learner)
         if run.diverged is not None:
             warnings.warn(
                 f"{run.diverged} Stopped at the last parameters with a finite loss "

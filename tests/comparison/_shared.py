@@ -43,9 +43,9 @@ def main():
     """Wait for the other process, and compare."""
     folder, file = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    _unit._warm_up = describe(_unit._warm_up, lambda _, seed, *rest: f"warm-up {seed}")
+    _unit._run_start = describe(_unit._run_start, lambda task: f"warm-up {task.seed}")
     _unit._run_unit = describe(
-        _unit._run_unit, lambda _, label, start, *rest: f"{label} {start.seed}"
+        _unit._run_unit, lambda task: f"{task.label} {task.start.seed}"
     )
     file.with_suffix(".ready").touch()
     while len(list(file.parent.glob("*.ready"))) < 2:

@@ -15,7 +15,7 @@ from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
 from flatmin._runs.folder_lock import locked_folder
-from flatmin.comparison import ComparisonResult, _compare
+from flatmin.comparison import ComparisonResult, _compare, _schedule
 from flatmin.dynamics import NoisyDescent
 
 from ..interrupts import killed_after
@@ -179,7 +179,7 @@ def test_what_another_call_has_ended_is_taken(monkeypatch, tmp_path, whole):
         held.release()
 
     held = FileLock(unit / ".lock")
-    monkeypatch.setattr(_compare.time, "sleep", pause)
+    monkeypatch.setattr(_schedule.time, "sleep", pause)
     monkeypatch.setattr(NoisyDescent, "run", None)
     with held:
         assert_alike(compare(tmp_path), whole)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from flatmin.comparison._provenance import describe, provenance
+from flatmin.comparison._protocol import describe
+from flatmin.comparison._provenance import provenance
 from flatmin.modules import LeNet
 from flatmin.noise import GLDConst
 

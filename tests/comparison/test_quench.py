@@ -34,7 +34,7 @@ class Scripted:
         return self.losses[-theta.long()][0], torch.ones_like(theta)
 
     def descend(self, loss, max_iter):
-        return descend_to_loss(self, torch.zeros(1), 1.0, loss, max_iter)
+        return descend_to_loss(self, torch.zeros(1), loss, lr=1.0, max_iter=max_iter)
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 15, 16, 17, 31, 32, 33, 70])
@@ -48,13 +48,15 @@ def test_the_first_iterate_of_a_quadratic(n_steps):
     ]
     risk = QuadraticRisk(torch.diag(h), torch.zeros(1, 2, dtype=torch.float64))
     assert float(risk.value(start)) == pytest.approx(float((h * start**2).sum()) / 2)
-    found = descend_to_loss(risk, start, 0.3, sum(losses) / 2, 100)
+    found = descend_to_loss(risk, start, sum(losses) / 2, lr=0.3, max_iter=100)
     assert (found.n_iter, found.reached) == (n_steps, True)
     assert found.loss == pytest.approx(losses[1])
     torch.testing.assert_close(found.theta, (1 - 0.3 * h) ** n_steps * start)
     # The bound counts steps, and the last iterate is looked at.
-    assert descend_to_loss(risk, start, 0.3, sum(losses) / 2, n_steps).reached
-    short = descend_to_loss(risk, start, 0.3, sum(losses) / 2, n_steps - 1)
+    assert descend_to_loss(
+        risk, start, sum(losses) / 2, lr=0.3, max_iter=n_steps
+    ).reached
+    short = descend_to_loss(risk, start, sum(losses) / 2, lr=0.3, max_iter=n_steps - 1)
     assert (short.n_iter, short.reached) == (n_steps - 1, False)
     torch.testing.assert_close(short.theta, (1 - 0.3 * h) ** (n_steps - 1) * start)
 
@@ -95,7 +97,10 @@ def test_nobody_waits_for_a_loss_within_a_block():
 
     risk = QuadraticRisk(torch.eye(2), torch.zeros(1, 2))
     with Reads() as reads:
-        assert descend_to_loss(risk, torch.ones(2), 0.01, 0.5, 200).n_iter == 35
+        assert (
+            descend_to_loss(risk, torch.ones(2), 0.5, lr=0.01, max_iter=200).n_iter
+            == 35
+        )
     assert reads.n == 0
     scripted = Scripted(*[9.0] * 20, *[1.0] * 40)
     assert scripted.descend(2, 59).n_iter == 20
@@ -106,11 +111,16 @@ def test_a_descent_goes_on_where_it_was():
     risk = QuadraticRisk(torch.eye(2), torch.zeros(1, 2))
     seen = []
     whole = descend_to_loss(
-        risk, torch.ones(2), 0.01, 0.3, 200, on_block=lambda *at: seen.append(at)
+        risk,
+        torch.ones(2),
+        0.3,
+        lr=0.01,
+        max_iter=200,
+        on_block=lambda *at: seen.append(at),
     )
     assert [n for _, n in seen] == [16, 32, 48]
     for theta, n in seen:
-        found = descend_to_loss(risk, theta, 0.01, 0.3, 200, begin=n)
+        found = descend_to_loss(risk, theta, 0.3, lr=0.01, max_iter=200, begin=n)
         assert (found.n_iter, found.loss) == (whole.n_iter, whole.loss)
         assert torch.equal(found.theta, whole.theta)
 

@@ -17,7 +17,8 @@ from flatmin import compare_dynamics
 from flatmin.comparison import _workers
 from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._plan import Plan, Source
-from flatmin.comparison._unit import run_unit, warm_up
+from flatmin.comparison._tasks import StartTask, UnitTask
+from flatmin.comparison._unit import run_start, run_unit
 
 from ._problems import classifier, digits, norm
 
@@ -49,8 +50,9 @@ def test_no_tensor_crosses_a_border(device):
         keep_params=True,
     )
     nowhere = UnitFolder(None, None, {})
-    start = warm_up(estimator, 0, plan, None, nowhere)
-    unit, _ = run_unit(estimator, "gld_hessian", start, plan, nowhere)
+    start = run_start(StartTask(0, plan, None, nowhere))
+    task = UnitTask("gld_hessian", estimator, start, plan, nowhere)
+    unit, _ = run_unit(task)
     assert unit.record["status"] == "done", unit.record
     assert unit.params.keys() == {"start", "noise", "quench", "quench_loss"}
     for value in (start, unit):
@@ -58,7 +60,7 @@ def test_no_tensor_crosses_a_border(device):
         assert b"torch" not in pickled
         assert pickle.loads(pickled).__dict__.keys() == value.__dict__.keys()
     # The task itself: a name of the device, and no data on it.
-    assert b"torch.storage" not in pickle.dumps((estimator, start, plan))
+    assert b"torch.storage" not in pickle.dumps(task)
 
 
 def test_a_result_can_be_pickled():
@@ -100,7 +102,7 @@ def beat(path):
             file.write(".")
         time.sleep(0.02)
 
-for _ in work(beat, [(path,) for path in sys.argv[2:]], 2):
+for _ in work(beat, sys.argv[2:], 2):
     pass
 """
 
@@ -142,7 +144,7 @@ class Late:
 def write(path):
     pathlib.Path(path + ".begun").touch()
 
-for _ in work(write, [(Late(path),) for path in sys.argv[2:]], 2):
+for _ in work(write, [Late(path) for path in sys.argv[2:]], 2):
     pass
 """
 
@@ -190,17 +192,18 @@ def test_a_worker_whose_caller_is_gone_begins_nothing(monkeypatch, sentinel):
     monkeypatch.setattr(_workers.multiprocessing, "parent_process", Parent)
     monkeypatch.setattr(_workers.threading, "Thread", lambda **settings: Parent())
     monkeypatch.setattr(Parent, "start", lambda self: None, raising=False)
-    assert _workers._call(Parent.pid, abs, 7, (-3,)) == (7, 3)
+    assert _workers._call(Parent.pid, abs, 7, -3) == (7, 3)
     alive = False
     with pytest.raises(Ended):
-        _workers._call(Parent.pid, abs, 7, (-3,))
+        _workers._call(Parent.pid, abs, 7, -3)
     # One that was not made by the caller does not know when it ends.
-    assert _workers._call(0, abs, 7, (-3,)) == (7, 3)
+    assert _workers._call(0, abs, 7, -3) == (7, 3)
 
 
 # ------------------------------------------------------ workers and errors that die
-def die(i, killers, once):
+def die(task):
     """Die as by the machine's out-of-memory killer, always or once."""
+    i, killers, once = task
     if i in killers and not (once and (once / str(i)).exists()):
         if once:
             (once / str(i)).touch()

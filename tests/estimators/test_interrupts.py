@@ -10,7 +10,7 @@ import torch
 
 import flatmin
 from flatmin import CurvatureAnalyzer, SharpnessScorer
-from flatmin._utils.learned import take_over, twin_of
+from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin.estimators._base import BaseNoisyDiffusion
 
 from ._problems import blobs, classifier
@@ -20,7 +20,11 @@ SECOND = blobs(n=10, n_features=5, n_classes=2, seed=1)
 HERE = str(Path(flatmin.__file__).parent)
 
 # Where instructions are tried; elsewhere it is lines.
-STORES = {BaseNoisyDiffusion._store.__code__, take_over.__code__, twin_of.__code__}
+STORES = {
+    BaseNoisyDiffusion._store.__code__,
+    adopt_attributes.__code__,
+    scratch_copy.__code__,
+}
 FIT = unwrap(BaseNoisyDiffusion.fit).__code__
 
 

@@ -1,0 +1,101 @@
+"""What :func:`compare_dynamics` is given, checked before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from joblib import cpu_count, effective_n_jobs
+from sklearn.utils import check_array
+
+from flatmin._utils.arrays import to_numpy
+from flatmin._utils.messages import naming
+from flatmin._utils.numbers import check_count, check_positive, is_count, is_number
+from flatmin._utils.random import spawn_seeds
+
+__all__ = ["check_quench", "check_threads", "resolve_data", "resolve_seeds"]
+
+
+def check_quench(
+    *, quench: Any, quench_lr: Any, quench_loss: Any, quench_loss_iter: Any
+) -> None:
+    """Raise unless the settings of the quenches work together."""
+    check_count("quench", quench, at_least=0)
+    if quench_lr is not None:
+        check_positive("quench_lr", quench_lr)
+    if (quench_loss is None) != (quench_loss_iter is None):
+        missing = "quench_loss" if quench_loss is None else "quench_loss_iter"
+        raise ValueError(
+            "quench_loss and quench_loss_iter, the iterations that a unit may take to "
+            f"that loss, come together. Got {missing}=None."
+        )
+    if quench_loss is not None:
+        if not is_number(quench_loss):
+            raise ValueError(
+                f"quench_loss must be a finite number. Got {quench_loss!r}."
+            )
+        check_count("quench_loss_iter", quench_loss_iter)
+
+
+def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
+    """Return (X, y), (X, y, X_test, y_test) or the function of the seed."""
+    if callable(X):
+        if any(part is not None for part in (y, X_test, y_test)):
+            raise ValueError(
+                "A function of the seed returns all data: leave y, X_test and y_test "
+                "at None, or pass arrays."
+            )
+        return X
+    if y is None:
+        raise ValueError("y must be given, unless X is a function of the seed.")
+    if (X_test is None) != (y_test is None):
+        missing = "X_test" if X_test is None else "y_test"
+        raise ValueError(f"X_test and y_test come together. Got {missing}=None.")
+    parts = (X, y) if X_test is None else (X, y, X_test, y_test)
+    names = ("X", "y", "X_test", "y_test")
+    return tuple(_read(name, part) for name, part in zip(names, parts, strict=False))
+
+
+def _read(name: str, data: Any) -> Any:
+    """Return data that an estimator can look into; here, and not in each unit."""
+    array = to_numpy(name, data)
+    with naming(name):
+        as_array = np.asarray(array)
+        if name[0] == "X":
+            check_array(array, allow_nd=True, dtype="numeric", input_name=name)
+    if as_array.ndim == 0 or not len(as_array):
+        raise ValueError(f"{name} must hold at least one example. Got {data!r}.")
+    return data
+
+
+def resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
+    """Return the seeds that were given, or as many as asked from ``random_state``."""
+    if isinstance(n_seeds, Integral):
+        n_seeds = check_count("n_seeds", n_seeds)
+        names = [str(i) for i in range(n_seeds)]
+        return list(spawn_seeds(random_state, names).values())
+    if not isinstance(n_seeds, Iterable):
+        raise TypeError(f"n_seeds must be a number or the seeds. Got {n_seeds!r}.")
+    with naming("n_seeds"):
+        seeds = list(n_seeds)
+    if not seeds or not all(is_count(seed, 0) for seed in seeds):
+        raise ValueError(
+            "Seeds must be integers of at least 0, and there must be one. "
+            f"Got {seeds!r}."
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"Every seed may be there once. Got {seeds!r}.")
+    return [int(seed) for seed in seeds]
+
+
+def check_threads(n_threads: int, n_jobs: int | None) -> None:
+    """Raise if the workers together would have more threads than there are cores."""
+    workers = effective_n_jobs(n_jobs)  # type: ignore[arg-type]
+    if n_threads > 1 and n_threads * workers > cpu_count():
+        raise ValueError(
+            f"n_threads must be at most the cores a worker has, "
+            f"{max(1, cpu_count() // workers)} with {workers} workers on "
+            f"{cpu_count()} cores. Got {n_threads}."
+        )

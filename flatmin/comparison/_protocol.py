@@ -1,0 +1,120 @@
+"""The settings of a comparison, described by what JSON can hold."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import joblib
+import numpy as np
+
+from flatmin._runs.fingerprint import fingerprint
+from flatmin._utils.messages import shown
+from flatmin.comparison._plan import Plan
+from flatmin.estimators._parameters import PARAMETERS
+
+__all__ = ["array_values", "describe", "describe_settings", "make_protocol"]
+
+
+def make_protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return the settings: the estimator's, and what each method has of its own.
+
+    Parameters
+    ----------
+    estimators : mapping of str to estimator
+        By the labels of the methods.
+    plan : Plan
+
+    Returns
+    -------
+    dict
+    """
+    common = describe_settings(plan.source.estimator)
+    own = {}
+    for label, unit in estimators.items():
+        settings = describe_settings(unit)
+        different = {k: v for k, v in settings.items() if v != common[k]}
+        own[label] = {"method": settings["method"], **different}
+    data = plan.source.data
+    protocol = {
+        "estimator": common,
+        "methods": own,
+        "data": describe(data) if callable(data) else "given",
+        "metrics": describe(plan.metrics),
+        "end_metrics": describe(plan.end_metrics),
+        "quench": plan.quench,
+        "quench_lr": describe(plan.quench_lr),
+        "n_threads": plan.n_threads,
+    }
+    if not callable(data):
+        with suppress(TypeError):  # of what cannot be described it is not known
+            protocol["data_hash"] = joblib.hash(fingerprint(array_values(data)))
+    # Without it, results can be merged with those of versions that had no such quench.
+    if plan.quench_loss is not None:
+        protocol["quench_loss"] = plan.quench_loss
+        protocol["quench_loss_iter"] = plan.quench_loss_iter
+    return protocol
+
+
+def array_values(data: Any) -> Any:
+    """Return data such that a data frame and its values are alike.
+
+    Parameters
+    ----------
+    data : callable or tuple of array-likes
+
+    Returns
+    -------
+    callable or list
+    """
+    if callable(data):
+        return data
+    return [np.asarray(d) if hasattr(d, "__array__") else d for d in data]
+
+
+def describe(value: Any) -> Any:
+    """Describe a setting by what JSON can hold.
+
+    Parameters
+    ----------
+    value : object
+        Functions and classes become their names, what else there is its ``repr``,
+        without addresses, which differ from run to run.
+
+    Returns
+    -------
+    object
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, bool | int | float | str | type(None)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", shown(value))
+
+
+def describe_settings(estimator: Any) -> dict[str, Any]:
+    """Describe the class and the settings of an estimator that results depend on.
+
+    Parameters
+    ----------
+    estimator : estimator
+
+    Returns
+    -------
+    dict
+        ``memory`` is None: it may name a folder of the machine.
+    """
+    settings = describe(estimator.get_params(deep=False)) | {"memory": None}
+    kept = {k: v for k, v in settings.items() if PARAMETERS.get(k) != "folder"}
+    return {"class": type(estimator).__name__, **kept}

@@ -1,0 +1,100 @@
+"""Which units of a comparison are run, and when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+from flatmin.comparison._checkpoints import ComparisonFolder
+from flatmin.comparison._plan import Plan
+from flatmin.comparison._tasks import Outcome, Start, StartTask, UnitTask
+from flatmin.comparison._unit import (
+    kept_unit,
+    lost_start,
+    lost_unit,
+    run_start,
+    run_unit,
+)
+from flatmin.comparison._workers import work
+
+__all__ = ["run_units"]
+
+_PAUSE = 0.2  # seconds between two looks at what other calls are at
+
+
+def run_units(
+    estimators: Mapping[str, Any],
+    seeds: list[int],
+    plan: Plan,
+    *,
+    memory: Any,
+    folders: ComparisonFolder,
+    n_jobs: int | None,
+    bar: Any,
+) -> Iterator[Outcome]:
+    """Yield units and their provenance: first those that an earlier call has kept.
+
+    Parameters
+    ----------
+    estimators : mapping of str to estimator
+        By the labels of the methods.
+    seeds : list of int
+    plan : Plan
+    memory : None, str or joblib.Memory
+        Of the warm-ups.
+    folders : ComparisonFolder
+    n_jobs : int or None
+    bar : progress bar
+        Moves by one for each warm-up and each unit.
+
+    Yields
+    ------
+    tuple of Unit and dict
+    """
+    kept, left = [], []
+    for seed, label in product(seeds, estimators):
+        found = kept_unit(plan, folders.unit(label, seed))
+        if found is None:
+            left.append((label, seed))
+        else:
+            kept.append(found)
+    if left:
+        folders.check()
+    for found in kept:
+        bar.update()
+        yield found
+    starts: dict[int, Start] = {}
+    waiting = list(dict.fromkeys(seed for _, seed in left))
+    bar.update(len(seeds) - len(waiting))
+    # What another call is at comes last, and is taken from the folder when it is done,
+    # or run here if that call is gone.
+    while left:
+        warmups = [
+            StartTask(seed, plan, memory, folders.warmup(seed))
+            for seed in waiting
+            if not folders.warmup(seed).in_use()
+        ]
+        for start in work(run_start, warmups, n_jobs, lost_start):
+            if start is not None:
+                starts[start.seed] = start
+                waiting.remove(start.seed)
+                bar.update()
+        units = [
+            UnitTask(
+                label, estimators[label], starts[seed], plan, folders.unit(label, seed)
+            )
+            for label, seed in left
+            if seed in starts and not folders.unit(label, seed).in_use()
+        ]
+        ended = False
+        for outcome in work(run_unit, units, n_jobs, lost_unit):
+            if outcome is not None:
+                ended = True
+                left.remove((outcome[0].record["method"], outcome[0].record["seed"]))
+                bar.update()
+                yield outcome
+        bar.set_postfix_str(f"{len(left)} in another call" if left else "")
+        if left and not ended:
+            time.sleep(_PAUSE)
