@@ -249,7 +249,9 @@ def first_failure(tests, tree, limit):
         return None
     lines = done.stdout.splitlines()
     failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
-    return failed[0].split(" ", 1)[1].split(" - ")[0] if failed else lines[-1]
+    if failed:
+        return failed[0].split(" ", 1)[1].split(" - ")[0]
+    return lines[-1] if lines else f"exit status {done.returncode}"
 
 
 def revision():
