@@ -219,7 +219,7 @@ def _basins(name: str) -> Callable[..., Work]:
 
     def make(problem: Problem, v: Tensor, setting: Any) -> Work:
         rng = torch.Generator().manual_seed(0)
-        risk = TwoBasinsRisk.from_paper("matched", batch_shape=(100,), rng=rng)
+        risk = TwoBasinsRisk.from_paper("matched", chains=(100,), rng=rng)
         times = []
 
         def run() -> None:

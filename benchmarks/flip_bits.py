@@ -28,7 +28,7 @@ import joblib
 import numpy as np
 
 from flatmin import NoisyDiffusionClassifier, compare_dynamics
-from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._runs.checkpoint_files import CheckpointFolder
 from flatmin.comparison import ComparisonResult
 from flatmin.datasets._cifar10_files import read_batches
 from flatmin.datasets._idx import read_idx, write_idx

@@ -102,7 +102,7 @@ def end_points(result):
     ends = result.ends().loc[["noise", "quench"]]
     numbers = {
         "train": 100 * ends["train_score"],
-        "test": 100 * ends["valid_score"],
+        "test": 100 * ends["test_score"],
         "loss": 1000 * ends["loss"],
         "sharpness": 1000 * ends["end_sharpness"],
         "se": 1000 * ends["end_sharpness_stderr"],
@@ -153,7 +153,7 @@ def draw(history, results, methods):
         mosaic = [["sharpness", "ends"], ["accuracy", "ends"]]
         axes = figure.subplot_mosaic(mosaic, width_ratios=[6, 5])
         draw_runs(axes["sharpness"], 1000 * curves["sharpness"], looks)
-        draw_runs(axes["accuracy"], 100 * curves["valid_score"], looks)
+        draw_runs(axes["accuracy"], 100 * curves["test_score"], looks)
         draw_ends(axes["ends"], center(results)["quenched"], looks)
         axes["sharpness"].set(ylabel="sharpness × 1000", xticklabels=[])
         axes["sharpness"].set_title("with the noise", loc="left")
@@ -220,7 +220,7 @@ def main():
         "sharpness × 1000.\n"
         "± is half the range over seeds of the difference from gd on the same seed;\n"
         "se is the Monte Carlo standard error of the sharpness. At the switch:\n"
-        f"train {100 * at['train_score']:.1f}, test {100 * at['valid_score']:.1f}, "
+        f"train {100 * at['train_score']:.1f}, test {100 * at['test_score']:.1f}, "
         f"loss {1000 * at['loss']:.1f}, sharpness {1000 * at['sharpness']:.2f}.\n"
     )
     print(make_table(results, methods))

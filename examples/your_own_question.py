@@ -57,7 +57,7 @@ def main(max_iter=1000, n_seeds=6):
         quench_loss_iter=10 * max_iter,
         random_state=0,
     )
-    columns = ["valid_score", "max_eigenvalue", "loss"]
+    columns = ["test_score", "max_eigenvalue", "loss"]
     table = found.summary("gd", columns=columns)
     print(table[["mean", "difference", "low", "high", "n"]].round(4).to_string())
     return table

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._runs.checkpoint_files import CheckpointFolder
 
 
 class Killed(BaseException):

@@ -15,18 +15,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "flatmin"
 
 _GROUND = {"_utils", "linalg", "risk"}
-_MIDDLE = _GROUND | {"curvature", "noise", "measures"}
+_MIDDLE = _GROUND | {"_runs", "curvature", "noise", "measures"}
 _UPPER = _MIDDLE | {"dynamics", "estimators", "analysis"}
 
 # Folder of flatmin/ -> the folders that it may import, besides itself.
 FLOORS = {
     "_utils": set(),
+    "_runs": {"_utils"},
     "datasets": {"_utils"},
     "modules": {"_utils"},
     "linalg": {"_utils"},
     "risk": {"_utils"},
     "curvature": _GROUND,
-    "noise": _GROUND | {"curvature"},
+    "noise": _GROUND | {"_runs", "curvature"},
     "measures": _GROUND | {"curvature"},
     "dynamics": _MIDDLE,
     "estimators": _MIDDLE | {"dynamics", "modules"},
@@ -34,6 +35,28 @@ FLOORS = {
     "comparison": _UPPER,
     "plotting": _UPPER | {"comparison"},
 }
+
+# The rooms of risk/, a folder or a file each, from the ground up: one may import those
+# before it and itself.
+ROOMS = (
+    "arguments",
+    "interface",
+    "trials",
+    "autodiff",
+    "network",
+    "losses",
+    "data",
+    "example_sums",
+    "label_noise",
+    "module_state",
+    "probe",
+    "products",
+    "quantities",
+    "analytic",
+    "identities",
+    "audit",
+    "empirical",
+)
 
 # What lives in some floors alone: differentiation in risk/, skorch where the iteration
 # and the estimators are, drawing in plotting/. It holds for imports and for attributes,
@@ -152,6 +175,37 @@ def test_no_floor_lies_above_itself():
     assert set(TopologicalSorter(FLOORS).static_order()) == set(FLOORS)
 
 
+def room_violations(folder):
+    """Return every arrow that runs up between rooms, as ``file:line: what``."""
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent.parent).parts
+        room = parts[2].removesuffix(".py")
+        if room == "__init__":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        for entry in _imports(tree, parts[:-1]):
+            package, floor, target = (*entry.name.split("."), "", "")[:3]
+            if (package, floor) != ("flatmin", "risk"):
+                continue
+            if target not in ROOMS[: ROOMS.index(room) + 1]:
+                where = "/".join(parts)
+                found.append(f"{where}:{entry.line}: {room} may not import {target}")
+    return found
+
+
+def test_the_rooms_of_risk_keep_their_order():
+    assert {path.stem for path in (PACKAGE / "risk").iterdir()} >= set(ROOMS)
+    found = room_violations(PACKAGE / "risk")
+    assert not found, "\n".join(["", *found])
+
+
+def test_an_arrow_up_between_rooms_is_found(write):
+    package = write("risk/losses/a.py", "from flatmin.risk.products.graphs import x")
+    (found,) = room_violations(package / "risk")
+    assert found == "flatmin/risk/losses/a.py:1: losses may not import products"
+
+
 @pytest.fixture
 def write(tmp_path):
     """Return a function that writes a file into a small package named flatmin."""
@@ -176,6 +230,7 @@ def write(tmp_path):
         ),
         ("risk/a.py", "from flatmin.linalg import eigsh", "risk may not import linalg"),
         ("risk/a.py", "from flatmin import noise", "risk may not import noise"),
+        ("risk/a.py", "from flatmin import _runs", "risk may not import _runs"),
         ("noise/a.py", "from ..measures import x", "noise may not import measures"),
         ("measures/a.py", "from .. import noise", "measures may not import noise"),
         ("noise/b/a.py", "from ...dynamics import x", "noise may not import dynamics"),

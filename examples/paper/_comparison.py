@@ -20,9 +20,9 @@ from flatmin.measures import (
 )
 
 # What is claimed to differ from GD: in which direction, and by how much at least.
-CLAIMS = {"valid_score": (1, 0.005), "end_sharpness": (-1, 0.2)}
+CLAIMS = {"test_score": (1, 0.005), "end_sharpness": (-1, 0.2)}
 # What is judged, with names for people.
-TITLES = {"valid_score": "test accuracy", "end_sharpness": "sharpness"}
+TITLES = {"test_score": "test accuracy", "end_sharpness": "sharpness"}
 PHASES = ("noise", "quench", "quench_loss")
 AFTER = {"quench": "quenched", "quench_loss": "at one loss"}
 
@@ -152,8 +152,8 @@ def judge(result):
 
 
 SAYS = {
-    ("valid_score", True): "generalises better than GD",
-    ("valid_score", False): "generalises as GD does",
+    ("test_score", True): "generalises better than GD",
+    ("test_score", False): "generalises as GD does",
     ("end_sharpness", True): "finds a flatter minimum than GD",
     ("end_sharpness", False): "stays in a minimum as sharp as GD's",
 }
@@ -202,7 +202,7 @@ def difference(row):
 
 def print_tables(result):
     ends = result.ends()
-    columns = ["train_score", "valid_score", "loss", "end_sharpness"]
+    columns = ["train_score", "test_score", "loss", "end_sharpness"]
     columns += ["end_adaptive_sharpness", "max_eigenvalue", "trace_sharpness"]
     columns += ["trace_hessian_covariance", "distance", "trace_ratio"]
     order = pd.MultiIndex.from_product([["start", *PHASES], result.methods])
@@ -232,7 +232,7 @@ def draw(result):
             2, 3, figsize=(14, 8), width_ratios=[4, 4, 4], layout="constrained"
         )
         panels = {
-            "valid_score": (axes[0, 0], "test accuracy"),
+            "test_score": (axes[0, 0], "test accuracy"),
             "sharpness": (axes[1, 0], "expected sharpness, s = 0.01"),
             "loss": (axes[0, 1], "training loss"),
             "distance": (axes[1, 1], r"distance from $\theta_{GD}$"),

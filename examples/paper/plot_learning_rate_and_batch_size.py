@@ -290,7 +290,7 @@ def collect(arguments):
 # The verdicts
 # ------------
 
-BOUNDS = {"log_lambda_1": (np.log(0.8), np.log(1.2)), "valid_score": (-0.005, 0.005)}
+BOUNDS = {"log_lambda_1": (np.log(0.8), np.log(1.2)), "test_score": (-0.005, 0.005)}
 
 
 def values_of(result, column, phase):
@@ -451,7 +451,7 @@ def interval_of(row, name="difference"):
 
 def print_tables(result, profiles):
     ends, form = result.ends(), "{:.4f}".format
-    columns = ["loss", "valid_score", "lambda_1", "sharpness", "adaptive_sharpness"]
+    columns = ["loss", "test_score", "lambda_1", "sharpness", "adaptive_sharpness"]
     order = pd.MultiIndex.from_product(
         [["start", "noise", "quench", END], result.methods]
     )
@@ -496,7 +496,7 @@ def draw(result, profiles):
         figure, axes = plt.subplots(2, 2, figsize=(12, 8.6), layout="constrained")
         draw_runs(axes[0, 0], result)
         draw_ends(axes[0, 1], result, "lambda_1", r"$\lambda_1$ at one training loss")
-        draw_ends(axes[1, 0], result, "valid_score", "test accuracy at that loss")
+        draw_ends(axes[1, 0], result, "test_score", "test accuracy at that loss")
         draw_profiles(axes[1, 1], profiles)
         n, first = len(result.seeds), result.methods[0]
         own = result.table.query("phase == 'noise'").set_index("method")

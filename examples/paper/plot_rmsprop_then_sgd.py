@@ -176,11 +176,13 @@ def run_start(optimizer, seed, sizes):
         "Σ": alignment(risk, theta, sizes["k"]),
         "PΣP": alignment(risk, theta, sizes["k"], preconditioner=P),
     }
+    # As in the tables of compare_dynamics: this fit was shown the test data.
+    names = {"valid_loss": "test_loss", "valid_score": "test_score"}
     unit = {
         "optimizer": optimizer,
         "seed": seed,
         "sizes": sizes,
-        "rows": model.history_.to_dict("list"),
+        "rows": model.history_.rename(columns=names).to_dict("list"),
         "preconditioner": dict(
             zip(("min", "median", "max"), quantiles(P), strict=True)
         ),
@@ -335,7 +337,7 @@ def ends(unit, optimizer, name, seed):
     key = {"optimizer": optimizer, "run": name, "seed": seed}
     key |= {"collapsed": bool(collapsed), "failed": unit["outcome"]["error"]}
     key |= {"to the loss": unit["outcome"]["quench_loss"]}
-    columns = ["iteration", "loss", "train_score", "valid_score", "unused_accuracy"]
+    columns = ["iteration", "loss", "train_score", "test_score", "unused_accuracy"]
     columns += ["max_eigenvalue", "end_sharpness", "end_adaptive_sharpness"]
     rows = [
         key | {"phase": phase} | row[columns].to_dict() for phase, row in found.items()
@@ -351,12 +353,12 @@ def ends(unit, optimizer, name, seed):
 
 # In which direction the claim goes, and by how much at least.
 CLAIMS = {
-    "valid_score": (1, 0.005),
+    "test_score": (1, 0.005),
     "end_sharpness": (-1, 0.2),
     "end_adaptive_sharpness": (-1, 0.2),
 }
 TITLES = {
-    "valid_score": "test accuracy",
+    "test_score": "test accuracy",
     "end_sharpness": "sharpness",
     "end_adaptive_sharpness": "adaptive sharpness",
 }
@@ -385,7 +387,7 @@ def judge(units):
                     continue
                 found = paired_difference(pair.iloc[:, 0], pair.iloc[:, 1])
                 baseline = pair.iloc[:, 1].mean()
-                scale = 1 if column == "valid_score" else baseline
+                scale = 1 if column == "test_score" else baseline
                 n_collapsed = int(here["collapsed"].sum())
                 rows.append(
                     {
@@ -414,7 +416,7 @@ def verdict(found, direction, least, column, n_collapsed, name):
     """Judge a difference by the rule above."""
     if name == "continued":
         return ""
-    if n_collapsed and column != "valid_score":
+    if n_collapsed and column != "test_score":
         return "collapsed"
     effect = direction * found.mean
     certain = min(direction * found.low, direction * found.high) > 0
@@ -431,7 +433,7 @@ def tuned_rate(units, optimizer):
 
 
 SAYS = {
-    "valid_score": "SGD generalises better",
+    "test_score": "SGD generalises better",
     "end_sharpness": "SGD goes on to a flatter minimum",
 }
 
@@ -467,9 +469,9 @@ def claims(units):
 
 def difference(row):
     """Return a difference from the control as text, with the collapsed runs."""
-    scale = 1 if row["column"] == "valid_score" else row["baseline"]
+    scale = 1 if row["column"] == "test_score" else row["baseline"]
     values = (100 * row[name] / scale for name in ("difference", "low", "high"))
-    unit = "points" if row["column"] == "valid_score" else "%"
+    unit = "points" if row["column"] == "test_score" else "%"
     return (
         f"{shown(*values, digits=2)} {unit}, n = {row['n']}, "
         f"{row['n_collapsed']} collapsed"
@@ -479,7 +481,7 @@ def difference(row):
 def print_tables(arguments, units, table):
     print(f"Means over the seeds {sorted(units['seed'].unique().tolist())}.")
     keys = ["optimizer", "run", "phase"]
-    columns = ["loss", "train_score", "valid_score", "unused_accuracy"]
+    columns = ["loss", "train_score", "test_score", "unused_accuracy"]
     columns += ["max_eigenvalue", "end_sharpness", "end_adaptive_sharpness"]
     columns += ["sharpness / loss"]
     means = units.groupby(keys, sort=False)[columns].mean()
@@ -519,7 +521,7 @@ def alignments(arguments):
 COLORS = {"start": "0.45", "continued": "black"}
 COLORS |= {"sgd at 0.1": "#d55e00", "sgd at 0.05": "#0173b2", "sgd at 0.03": "#56b4e9"}
 CURVES = {
-    "valid_score": "test accuracy",
+    "test_score": "test accuracy",
     "sharpness": "expected sharpness, s = 0.01",
     "train_score": "training accuracy",
     "max_eigenvalue": r"$\lambda_1$",
@@ -544,7 +546,7 @@ def draw(arguments, table, optimizer):
         for ax in axes[1, :2]:
             ax.set_xlabel("iterations")
         part = table.query("optimizer == @optimizer and against == 'continued'")
-        draw_differences(axes[0, 2], part, "valid_score")
+        draw_differences(axes[0, 2], part, "test_score")
         draw_differences(axes[1, 2], part, "end_sharpness")
         axes[0, 2].set_title(
             "○ with noise  ● quenched  ◆ equal loss", loc="left", fontsize="small"
@@ -625,7 +627,7 @@ def draw_differences(ax, table, column):
             ax.plot(row["difference"], y, marker, color=color, mfc=fill or color, ms=6)
     ax.axvline(0, color="0.5", lw=1, zorder=0)
     direction, least = CLAIMS[column]
-    if column != "valid_score":
+    if column != "test_score":
         least *= part.loc[part["phase"] == "quench", "baseline"].mean()
     ax.axvline(direction * least, color="0.5", lw=1, ls=":", zorder=0)
     ax.xaxis.set_major_locator(MaxNLocator(4))

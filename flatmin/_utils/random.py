@@ -143,10 +143,13 @@ def make_generator(
     Raises
     ------
     ValueError
-        If it is none of these.
+        If it is none of these, or a generator elsewhere.
     """
     check_seed(seed)
     if isinstance(seed, torch.Generator):
+        wanted = torch.device(device)
+        if seed.device.type != wanted.type:
+            raise ValueError(f"rng must be on the device {wanted}. Got {seed.device}.")
         return seed
     generator = torch.Generator(device=device)
     if seed is None:

@@ -18,17 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatmin._utils.checkpoint_files import DamagedFileError, read_file, write_file
-from flatmin._utils.fingerprint import check_identity, hashes
-from flatmin._utils.folder_lock import locked_folder
+from flatmin._runs.checkpoint_files import DamagedFileError, read_file, write_file
+from flatmin._runs.fingerprint import check_identity, hashes
+from flatmin._runs.folder_lock import locked_folder
+from flatmin.estimators._parameters import parameters_for
 
 __all__ = ["ComparisonFolder", "UnitFolder"]
 
 # What the comparison sets itself, or no result depends on.
-_NOT_ITS_OWN = {
-    *("checkpoint_dir", "checkpoint_every", "memory", "verbose", "store_data"),
-    *("random_state", "warm_start", "on_divergence"),
-}
+_NOT_ITS_OWN = parameters_for("fit", "folder", "bookkeeping")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class UnitFolder:
         Parameters
         ----------
         content : mapping
-            Plain values.
+            Storable values.
 
         Warns
         -----

@@ -17,10 +17,10 @@ import torch
 from joblib import cpu_count, effective_n_jobs
 from sklearn.utils import check_array
 
+from flatmin._runs.checkpoint_files import check_checkpoint_every
+from flatmin._runs.fingerprint import fingerprint
 from flatmin._utils.arrays import to_numpy
 from flatmin._utils.callables import check_callable
-from flatmin._utils.checkpoint_files import check_checkpoint_every
-from flatmin._utils.fingerprint import fingerprint
 from flatmin._utils.messages import naming
 from flatmin._utils.numbers import (
     check_count,
@@ -111,8 +111,8 @@ def compare_dynamics(
         Everything else: network, warm-up, lr, iterations, device. With a GPU each
         worker has a context of its own on it.
     X_test, y_test : array-like, default=None
-        Looked at only, as ``X_val`` and ``y_val`` of ``fit``: the columns
-        ``valid_loss`` and ``valid_score`` are of these.
+        Looked at only: the columns ``test_loss`` and ``test_score`` are of these.
+        Callbacks see them as ``valid_loss`` and ``valid_score``.
     n_seeds : int or iterable of int, default=5
         How many seeds to draw from ``random_state``, or the seeds themselves.
     metrics : dict of str to callable, default=None
@@ -217,6 +217,7 @@ def compare_dynamics(
     estimators = resolve_methods(methods, estimator)
     resolve_random_state(random_state)
     seeds = _resolve_seeds(n_seeds, random_state)
+    check_metrics("The metrics of the estimator", estimator.metrics)
     plan = Plan(
         Source(_resolve_data(X, y, X_test, y_test), estimator),
         check_metrics("metrics", metrics),

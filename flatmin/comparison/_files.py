@@ -14,13 +14,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from flatmin._utils.checkpoint_files import replace_file
+from flatmin._runs.checkpoint_files import replace_file
 from flatmin._utils.regular_files import is_there, open_regular
 
 __all__ = ["checksum", "params_path", "read_comparison", "write_comparison"]
 
-_FORMAT = "flatmin.comparison/2"
-_WITHOUT_CHECKSUM = "flatmin.comparison/1"
+_FORMAT = "flatmin.comparison/3"
+# 1 had no checksum; 2 called the columns of the test data valid_loss and valid_score.
+_EARLIER = ("flatmin.comparison/1", "flatmin.comparison/2")
 
 _TEXT_OF_TABLE = ("method", "phase")
 _TEXT_OF_UNITS = ("method", "phase", "status", "error", "message", "quench_loss")
@@ -113,11 +114,11 @@ def read_comparison(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is not JSON, or cut off: {error}.") from error
     found = content.get("format") if isinstance(content, dict) else None
-    if found == _WITHOUT_CHECKSUM:
+    if found in _EARLIER:
         raise ValueError(
-            f"{path} must have a checksum. Got a result of an earlier revision of "
-            "flatmin, which wrote none; if nobody has edited it, "
-            f"benchmarks/add_checksum.py {path.name} adds one."
+            f"{path} must be of the format {_FORMAT!r}. Got {found!r}, of an earlier "
+            "revision of flatmin; if nobody has edited it, benchmarks/"
+            f"convert_comparison.py {path.name} converts it."
         )
     if found != _FORMAT:
         raise ValueError(

@@ -16,10 +16,24 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flatmin._utils.messages import message, shown
+from flatmin.estimators import NoisyDiffusionClassifier
+from flatmin.estimators._parameters import parameters_for
 
-__all__ = ["Data", "divergence", "fit", "guarded", "measure_at", "plain_descent"]
+__all__ = [
+    "TEST_COLUMNS",
+    "Data",
+    "divergence",
+    "fit",
+    "guarded",
+    "history",
+    "measure_at",
+    "plain_descent",
+]
 
 Data = tuple[Any, Any, dict[str, Any]]  # X, y, and the test data for fit
+
+# fit looks at the test data as its validation data, and names their columns after that.
+TEST_COLUMNS = {"valid_loss": "test_loss", "valid_score": "test_score"}
 
 
 @dataclass
@@ -98,8 +112,30 @@ def fit(estimator: Any, seed: int, data: Data, settings: Mapping[str, Any]) -> A
     return model
 
 
+def history(model: Any) -> list[dict[Any, Any]]:
+    """Return the rows of a fit, with the columns that the table of a comparison has.
+
+    Parameters
+    ----------
+    model : estimator
+        Fitted, or diverged.
+
+    Returns
+    -------
+    list of dict
+    """
+    rows: list[dict[Any, Any]] = model.history_.to_dict("records")
+    return [
+        {TEST_COLUMNS.get(name, name): value for name, value in row.items()}
+        for row in rows
+    ]
+
+
 def plain_descent(theta: np.ndarray, n_iter: int) -> dict[str, Any]:
     """Return the settings of gradient descent on all examples, from a point.
+
+    They replace all that decides how a run goes on, but for the learning rate and the
+    interval of recording, which stay those of the estimator.
 
     Parameters
     ----------
@@ -110,19 +146,15 @@ def plain_descent(theta: np.ndarray, n_iter: int) -> dict[str, Any]:
     -------
     dict
     """
+    defaults = NoisyDiffusionClassifier().get_params(deep=False)
+    names = parameters_for("run", "folder") - {"lr", "record_every"}
     return {
+        **{name: defaults[name] for name in names},
         "method": "gd",
-        "method_params": None,
+        "optimizer": "sgd",
         "max_iter": n_iter,
         "params_init": theta,
         "warmup_iter": 0,
-        "gradient_batch_size": None,
-        "optimizer": "sgd",
-        "optimizer_params": None,
-        "callbacks": None,
-        "callbacks_params": None,
-        "checkpoint_dir": None,
-        "checkpoint_every": None,
     }
 
 

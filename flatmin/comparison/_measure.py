@@ -11,14 +11,14 @@ import torch
 from flatmin.comparison._fits import fit, measure_at, plain_descent
 from flatmin.comparison._plan import Source
 from flatmin.comparison._provenance import describe_settings
+from flatmin.estimators._parameters import parameters_for
 
 __all__ = ["check_settings", "measure_seed"]
 
 Key = tuple[str, str, int]  # phase, method, seed
 
 # Of the estimator: where a stored point is measured, and what no measure sees.
-_FREE = {"device", "memory", "verbose", "store_data", "random_state", "warm_start"}
-_FREE |= {"on_divergence"}
+_FREE = parameters_for("device", "fit", "folder", "bookkeeping")
 
 # How far a loss that is computed again, on another device too, may be from the stored
 # one: relative to it, and to the largest of the seed.
@@ -90,7 +90,11 @@ def measure_seed(
     torch.set_num_threads(n_threads)
     first = next(iter(points.values()))
     # Without iterations of its own a fit makes the risk that a run has seen.
-    settings = {**plain_descent(first, 0), "metrics": None, "memory": None}
+    settings = {
+        **plain_descent(first, 0),
+        "metrics": None,
+        "memory": None,
+    }
     X, y, _ = source.load(seed)
     risk = fit(source.estimator, seed, (X, y, {}), settings).risk_
     relative, absolute = _TOLERANCES[risk.dtype]

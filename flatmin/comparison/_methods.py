@@ -7,23 +7,20 @@ from typing import Any
 
 from sklearn.base import clone
 
-from flatmin._utils.fingerprint import hashes
+from flatmin._runs.fingerprint import hashes
 from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known, check_text
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
+from flatmin.estimators._parameters import PARAMETERS, parameters_for
 from flatmin.noise import METHODS, NoiseLaw, make_noise_law
 
 __all__ = ["check_estimator", "resolve_methods"]
 
 _ESTIMATORS = NoisyDiffusionClassifier | NoisyDiffusionRegressor
 
-# What decides where the methods start and what they are measured on: the same for all.
-_SHARED = {
-    *("module", "module_params", "loss", "class_weight", "dtype", "device"),
-    *("warmup_method", "warmup_optimizer", "warmup_iter", "warmup_lr", "memory"),
-    *("params_init", "metrics", "batch_norm", "random_state", "warm_start"),
-    *("checkpoint_dir", "checkpoint_every"),
-}
+# What must be the same for all methods. The comparison sets the rest itself, but for
+# what decides how a run goes on: that is a method's own.
+_SHARED = parameters_for("start", "measurement", "device", "folder")
 
 
 def check_estimator(estimator: Any) -> None:
@@ -110,7 +107,8 @@ def _resolve(label: str, method: Any, estimator: Any) -> Any:
             f"mapping, a dict of settings. Got {method!r}."
         )
     settings = {"method": label, "method_params": None, **method}
-    taken = {str(name).partition("__")[0] for name in settings} & _SHARED
+    named = {str(name).partition("__")[0] for name in settings}
+    taken = named & PARAMETERS.keys() - parameters_for("run")
     if taken:
         raise ValueError(
             f"All methods of a seed share their start and what is measured; the method "
@@ -137,11 +135,9 @@ def _checked_estimator(label: str, unit: Any, estimator: Any) -> Any:
             f"{type(estimator).__name__}. Got {type(unit).__name__} as {label!r}."
         )
     own, common = (each.get_params(deep=False) for each in (unit, estimator))
-    # The comparison sets these three itself.
-    names = (_SHARED & own.keys()) - {"random_state", "memory", "warm_start"}
     different = {
         name
-        for name in names
+        for name in _SHARED & own.keys()
         if hashes({name: own[name]}) != hashes({name: common[name]})
     }
     if different:

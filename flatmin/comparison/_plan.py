@@ -10,6 +10,9 @@ from flatmin._utils.names import check_text
 
 __all__ = ["Plan", "Source", "check_metrics"]
 
+# Columns of a comparison that the history of a fit does not have.
+_TAKEN = {"distance", "method", "seed", "test_loss", "test_score"}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -94,7 +97,7 @@ def check_metrics(title: str, metrics: Any) -> dict[str, Any]:
         )
     for name, metric in metrics.items():
         check_text(f"a name in {title}", name)
-        if name in ("distance", "method", "seed"):
+        if name in _TAKEN:
             raise ValueError(
                 f"{title} need names that the table does not use. Got {name!r}."
             )

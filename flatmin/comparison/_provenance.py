@@ -15,11 +15,9 @@ import torch
 from flatmin._utils.messages import shown
 from flatmin._utils.versions import list_versions
 from flatmin.comparison._revision import describe_command, find_revision
+from flatmin.estimators._parameters import PARAMETERS
 
 __all__ = ["describe", "describe_settings", "provenance"]
-
-# What no result depends on.
-_WITHOUT_EFFECT = ("checkpoint_dir", "checkpoint_every")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -90,5 +88,5 @@ def describe_settings(estimator: Any) -> dict[str, Any]:
         ``memory`` is None: it may name a folder of the machine.
     """
     settings = describe(estimator.get_params(deep=False)) | {"memory": None}
-    kept = {k: v for k, v in settings.items() if k not in _WITHOUT_EFFECT}
+    kept = {k: v for k, v in settings.items() if PARAMETERS.get(k) != "folder"}
     return {"class": type(estimator).__name__, **kept}

@@ -12,9 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._runs.checkpoint_files import CheckpointFolder
 from flatmin.comparison._checkpoints import UnitFolder
-from flatmin.comparison._fits import Data, fit, guarded, measure_at, plain_descent
+from flatmin.comparison._fits import (
+    Data,
+    fit,
+    guarded,
+    history,
+    measure_at,
+    plain_descent,
+)
 from flatmin.comparison._plan import Plan
 
 __all__ = ["Descent", "LossQuench", "descend_to_loss", "quench", "quench_to_loss"]
@@ -125,9 +132,10 @@ def quench(
         **folder.fits("quench"),
     }
     quenched = fit(noisy, noisy.random_state, data, settings)
-    found = quenched.history_.assign(phase="quench")
-    found["iteration"] += noisy.n_iter_
-    found = found.to_dict("records")
+    found = history(quenched)
+    for row in found:
+        row["phase"] = "quench"
+        row["iteration"] += noisy.n_iter_
     rows += found
     if not quenched.diverged_:
         found[-1] |= measure_at(quenched.risk_, plan.end_metrics, "end_metrics")
@@ -176,7 +184,7 @@ def quench_to_loss(
         "metrics": guarded(noisy.metrics),
     }
     there = fit(noisy, noisy.random_state, data, settings)
-    (row,) = there.history_.to_dict("records")
+    (row,) = history(there)
     row |= {"phase": "quench_loss", "iteration": noisy.n_iter_ + found.n_iter}
     row["loss"] = found.loss  # a GPU may sum in another order the second time
     rows.append(row)

@@ -14,7 +14,7 @@ import torch
 
 from flatmin._utils.messages import message
 from flatmin.comparison._checkpoints import UnitFolder
-from flatmin.comparison._fits import Data, divergence, fit, guarded, measure_at
+from flatmin.comparison._fits import Data, divergence, fit, guarded, history, measure_at
 from flatmin.comparison._plan import Plan
 from flatmin.comparison._quench import quench, quench_to_loss
 
@@ -148,7 +148,7 @@ def _warm_up(
         **folder.fits("fit"),
     }
     model = fit(estimator, seed, plan.source.load(seed), settings)
-    rows = model.history_.to_dict("records")
+    rows = history(model)
     _check_names(plan.end_metrics, rows[-1])
     ends = measure_at(model.risk_, plan.end_metrics, "end_metrics")
     return Start(
@@ -340,7 +340,7 @@ def _noise(
         **folder.fits("noise"),
     }
     noisy = fit(estimator, start.seed, data, settings)
-    found = noisy.history_.to_dict("records")
+    found = history(noisy)
     found[0] |= start.ends
     rows += found
     if not noisy.diverged_ and len(found) > 1:

@@ -1,4 +1,4 @@
-"""What skorch's callbacks remember, as plain values.
+"""What skorch's callbacks remember, as storable values.
 
 State are numbers, tensors and containers of them. What a callback was made with, and
 every text, which may be a name or a path, is a setting: it comes from the callback that
@@ -16,8 +16,8 @@ from typing import Any
 from skorch.callbacks import Callback
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from flatmin._utils.fingerprint import hashes
-from flatmin._utils.plain import as_plain, from_plain
+from flatmin._runs.fingerprint import hashes
+from flatmin._runs.storable import as_storable, from_storable
 
 __all__ = [
     "callback_settings",
@@ -69,7 +69,7 @@ def store_callbacks(callbacks: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        If one remembers something else than plain values.
+        If one remembers something else than storable values.
     """
     stored = {name: _store(callback) for name, callback in callbacks}
     return copy.deepcopy(stored)
@@ -95,7 +95,7 @@ def fixed_values(callbacks: Iterable[tuple[str, Any]]) -> dict[str, str]:
         for name, value in callback_settings(callback).items():
             # Functions and the like do not change.
             with suppress(TypeError):
-                found[f"{name} of {title}"] = as_plain(value, name)
+                found[f"{name} of {title}"] = as_storable(value, name)
         stored = _store(callback)
         for at, text in _texts({**stored["values"], **stored["parts"]}):
             found[f"{at} of {title}"] = text
@@ -150,7 +150,7 @@ def load_callbacks(
 def _store(callback: Any) -> dict[str, Any]:
     title = type(callback).__name__
     if _keeps_itself(callback):
-        return {"state": _plain(callback.state_dict(), f"state_dict() of {title}")}
+        return {"state": _storable(callback.state_dict(), f"state_dict() of {title}")}
     settings = callback_settings(callback)
     values, parts = {}, {}
     for name, value in vars(callback).items():
@@ -160,7 +160,7 @@ def _store(callback: Any) -> dict[str, Any]:
             parts[name] = _store(value)
             continue
         try:
-            values[name] = _plain(value, f"{name} of {title}")
+            values[name] = _storable(value, f"{name} of {title}")
         except TypeError:
             if not callable(value):  # which does not change
                 raise
@@ -205,7 +205,7 @@ def _load_schedule(schedule: Any, stored: Mapping[str, Any]) -> None:
 
 
 def _check_schedule(schedule: Any, stored: Mapping[str, Any]) -> None:
-    own = from_plain(as_plain(schedule.state_dict(), "the schedule"))
+    own = from_storable(as_storable(schedule.state_dict(), "the schedule"))
     # The parameter that is no setting but how far it has come.
     settings = inspect.signature(type(schedule)).parameters.keys() - {"last_epoch"}
     title = type(schedule).__name__
@@ -230,7 +230,7 @@ def _check_texts(found: Any, own: Any, title: str) -> None:
 
 
 def _texts(value: Any, at: str = "") -> Iterable[tuple[str, str]]:
-    """Return the texts in a plain value, and where; keys of dicts are none."""
+    """Return the texts in a storable value, and where; keys of dicts are none."""
     if isinstance(value, str):
         yield at, value
     elif isinstance(value, Mapping):
@@ -250,9 +250,9 @@ def _keeps_itself(value: Any) -> bool:
     return known and not isinstance(value, type)
 
 
-def _plain(value: Any, title: str) -> Any:
+def _storable(value: Any, title: str) -> Any:
     try:
-        return as_plain(value, title)
+        return as_storable(value, title)
     except TypeError as error:
         raise TypeError(
             f"A checkpoint cannot hold what a callback remembers: {error} Give the "

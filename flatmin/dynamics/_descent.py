@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flatmin._runs.storable import move_storable
 from flatmin._utils.messages import message
-from flatmin._utils.plain import move_plain
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._descent_state import check_descent_state, check_groups
@@ -257,7 +257,7 @@ class NoisyDescent:
         Returns
         -------
         dict
-            Plain values, as far as the optimizer's are; shares the tensors.
+            Storable values, as far as the optimizer's are; shares the tensors.
 
         Raises
         ------
@@ -308,7 +308,7 @@ class NoisyDescent:
         self.binding.assign(state["theta"])
         self._left = self.theta.clone()
         self.rng.set_state(state["rng"])
-        state = move_plain(state, self.risk.device)
+        state = move_storable(state, self.risk.device)
         if self._batches is not None:
             self._batches.rng.set_state(state["batches_rng"].cpu())
             self._batches.indices = state["batch"]
@@ -362,7 +362,7 @@ class NoisyDescent:
             "lr": None if step is None else step.lr,
             "refreshed_on": self._refreshed_on,
         }
-        # Somebody's law may have no plain state; then its draws are not taken back.
+        # Somebody's law may have no storable state; then its draws are not taken back.
         with contextlib.suppress(TypeError):
             kept["law"] = self.law.store_state(self.state)
         return kept

@@ -26,8 +26,8 @@ from skorch.callbacks import (
 )
 from skorch.history import History
 
+from flatmin._runs.storable import as_storable
 from flatmin._utils.names import check_known
-from flatmin._utils.plain import as_plain
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._callback_state import (
     check_unchanged,
@@ -129,19 +129,19 @@ class _NoisyNet(NeuralNet):
         Returns
         -------
         dict
-            Plain values, for :meth:`load_`.
+            Storable values, for :meth:`load_`.
 
         Raises
         ------
         TypeError
-            If something that they remember is no plain value, or could not be brought
+            If something that they remember is not storable, or could not be brought
             back.
         """
         n_blocks, callbacks = self._block_end_
         if isinstance(callbacks, TypeError):
             raise callbacks
         history = self.history.to_list()[:n_blocks]
-        history = as_plain(history, "the history of the net")
+        history = as_storable(history, "the history of the net")
         try:
             check_history(history)
         except ValueError as error:

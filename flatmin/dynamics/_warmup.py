@@ -16,7 +16,7 @@ __all__ = ["WarmupResult", "run_warmup"]
 
 
 class WarmupResult(NamedTuple):
-    """Where the warm-up ended and how it went, as plain values."""
+    """Where the warm-up ended and how it went, as storable values."""
 
     theta: np.ndarray  # (D,)
     rows: list[dict[str, Any]]  # Recorder rows, phase "warmup"

@@ -20,8 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
+from flatmin._runs.folder_lock import locked_folder
 from flatmin._utils.arrays import to_array, to_numpy
-from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.learned import take_over, twin_of
 from flatmin._utils.names import check_known, check_text
 from flatmin._utils.numbers import check_flag, check_held_by
@@ -62,7 +62,7 @@ from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
-from flatmin.risk.checks import as_input, check_held
+from flatmin.risk.data.inputs import as_input, check_held
 from flatmin.risk.network.module_copy import copy_module, graphs_left_out
 from flatmin.risk.network.prepared_module import evaluation_mode
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._utils.checkpoint_files import CheckpointFolder, check_checkpoint_every
-from flatmin._utils.fingerprint import check_identity, hashes
+from flatmin._runs.checkpoint_files import CheckpointFolder, check_checkpoint_every
+from flatmin._runs.fingerprint import check_identity, hashes
 from flatmin._utils.paths import check_path
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import (
@@ -23,17 +23,15 @@ from flatmin.dynamics import (
     store_callbacks,
 )
 from flatmin.estimators._examples import Examples
+from flatmin.estimators._parameters import parameters_for
 from flatmin.estimators._run import Run
 from flatmin.noise import METHODS, Step, step_for
-from flatmin.risk.data import Source
+from flatmin.risk.data.source import Source
 
 __all__ = ["RunCheckpoints", "check_checkpoint_params"]
 
-# Parameters that a run does not depend on; where it runs is its environment.
-_NOT_ITS_OWN = {
-    *("checkpoint_dir", "checkpoint_every", "memory", "store_data", "verbose"),
-    *("warm_start", "device"),
-}
+# Parameters that a run does not depend on. Where it runs is its environment.
+_NOT_ITS_OWN = parameters_for("folder", "bookkeeping", "device")
 
 
 class RunCheckpoints:
@@ -144,7 +142,7 @@ class RunCheckpoints:
         OSError
             If nothing can be written, and nothing has been before.
         TypeError
-            If what is to be saved of this phase is not made of plain values, and
+            If what is to be saved of this phase is not made of storable values, and
             nothing of it has been saved before.
 
         Warns

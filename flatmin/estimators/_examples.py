@@ -11,7 +11,7 @@ from skorch.dataset import Dataset
 from torch import Tensor, nn
 
 from flatmin.estimators._inputs import network_input
-from flatmin.risk.data import Source
+from flatmin.risk.data.source import Source
 
 __all__ = ["Examples"]
 

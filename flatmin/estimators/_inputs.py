@@ -13,8 +13,8 @@ from torch.utils import data
 
 from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.messages import naming
-from flatmin.risk.checks import as_input, as_tensor
-from flatmin.risk.data import Source, find_source
+from flatmin.risk.data.inputs import as_input, as_tensor
+from flatmin.risk.data.source import Source, find_source
 from flatmin.risk.network.model import first_output
 
 __all__ = [
@@ -49,7 +49,7 @@ def as_source(X: Any, y: Any = None) -> Source | None:
     ------
     TypeError, ValueError
         If it cannot be gone through in one order again and again, or y comes twice; see
-        :func:`flatmin.risk.data.find_source`.
+        :func:`flatmin.risk.data.source.find_source`.
     """
     is_data_set = isinstance(X, data.Dataset | data.DataLoader | Source)
     return find_source(X, y) if is_data_set else None

@@ -121,7 +121,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         code, and the last two are kept. What a run does not own is not in them:
         random numbers of NumPy's and PyTorch's global generators, what metrics and
         modules remember, and of callbacks whatever they do not keep in attributes of
-        plain values or return from ``state_dict``.
+        numbers, strings, tensors and arrays, or return from ``state_dict``.
     checkpoint_every : int, default=None
         Iterations between two checkpoints, counted in the warm-up and after it; None
         is after every block.

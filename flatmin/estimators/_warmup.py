@@ -12,9 +12,8 @@ import joblib
 import torch
 from sklearn.utils.validation import check_memory
 
-from flatmin._utils.fingerprint import hashes
-from flatmin._utils.plain import as_plain, from_plain
-from flatmin._utils.plain_bytes import from_bytes, to_bytes
+from flatmin._runs.fingerprint import hashes
+from flatmin._runs.storable_bytes import from_bytes, to_bytes
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import (
     Checkpoints,
@@ -213,7 +212,7 @@ def _run(
 
 def _pack(result: WarmupResult) -> bytes:
     # Bytes: what joblib unpickles of a damaged file is then as simple as it can be.
-    content = to_bytes(as_plain(tuple(result), "the warm-up"))
+    content = to_bytes(tuple(result), "the warm-up")
     return hashlib.sha256(content).digest() + content
 
 
@@ -223,4 +222,4 @@ def _unpack(found: Any) -> WarmupResult:
     digest, content = found[:32], found[32:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its checksum is wrong.")
-    return WarmupResult(*from_plain(from_bytes(content)))
+    return WarmupResult(*from_bytes(content))

@@ -96,7 +96,8 @@ class AlphaStable(NoiseLaw):
             deviation = theta.new_full(theta.shape[:-1], float(self.sigma))
         else:
             trace = covariance_trace(risk, theta, check=False)
-            deviation = (trace / (self._batch_size(risk) * risk.n_params)).sqrt()
+            variance = trace / (self._batch_size(risk) * risk.n_params)
+            deviation = variance.sqrt().to(risk.dtype)
         ratio = _NORMAL_QUARTILE / _stable_quartile(float(self.alpha))
         return float(self.noise_scale) * ratio * deviation
 

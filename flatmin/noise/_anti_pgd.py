@@ -107,7 +107,8 @@ class AntiPGD(MatchedLaw):
             return AntiState(last, self._variance_at(theta, step))
         trace = covariance_trace(risk, theta, check=False)
         variance = trace / (self._batch_size(risk) * risk.n_params)
-        return AntiState(last, float(self.noise_scale) ** 2 * variance)
+        scaled = float(self.noise_scale) ** 2 * variance
+        return AntiState(last, scaled.to(risk.dtype))
 
     def _variance_at(self, theta: Tensor, step: Step | None) -> Tensor:
         """Return 2σ²/η²."""

@@ -9,9 +9,14 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from flatmin._utils.numbers import check_held_by, is_count, is_number
-from flatmin._utils.plain import as_plain
-from flatmin.linalg import LinearOperator, operator_from_plain, operator_to_plain
+from flatmin._runs.storable import as_storable
+from flatmin._utils.numbers import (
+    check_count,
+    check_held_by,
+    check_positive,
+    is_count,
+)
+from flatmin.linalg import LinearOperator, operator_from_storable, operator_to_storable
 from flatmin.noise._step import Step, declares_step, step_for
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_risk
@@ -188,7 +193,7 @@ class NoiseLaw(BaseEstimator, ABC):
         return self.covariance(risk, theta, state).trace()
 
     def store_state(self, state: Any) -> Any:
-        """Return a state as plain values: for a checkpoint, and to take back a draw.
+        """Return a state as storable values: for a checkpoint, and to take back a draw.
 
         A loop draws before it writes a row of its history, and draws again if a
         callback then moves θ or η. For that it takes the first draw back. So a draw
@@ -212,7 +217,7 @@ class NoiseLaw(BaseEstimator, ABC):
             method and :meth:`restore_state`.
         """
         try:
-            return as_plain(state, "the state")
+            return as_storable(state, "the state")
         except TypeError as error:
             raise TypeError(
                 f"A checkpoint cannot hold the state of {type(self).__name__}: {error} "
@@ -221,7 +226,7 @@ class NoiseLaw(BaseEstimator, ABC):
             ) from error
 
     def restore_state(self, stored: Any, risk: Risk) -> Any:
-        """Return the state of which :meth:`store_state` made plain values.
+        """Return the state of which :meth:`store_state` made storable values.
 
         Parameters
         ----------
@@ -257,24 +262,12 @@ class NoiseLaw(BaseEstimator, ABC):
                     f"{name} of {self.name} must be an integer of at least 1, or None "
                     f"for the default. Got {value!r}."
                 )
-        if not is_count(self.refresh_every):
-            raise ValueError(
-                f"refresh_every of {self.name} must be an integer of at least 1. "
-                f"Got {self.refresh_every!r}."
-            )
+        check_count(f"refresh_every of {self.name}", self.refresh_every)
         for name in ("noise_scale", "sigma"):
             value = settings.get(name, 0)
-            if not (is_number(value) and value >= 0):
-                raise ValueError(
-                    f"{name} of {self.name} must be a finite number of at least 0. "
-                    f"Got {value!r}."
-                )
+            check_positive(f"{name} of {self.name}", value, or_zero=True)
             self._check_held(name, value, risk, squared=True)
-        tol = settings.get("tol", 1)
-        if not (is_number(tol) and tol > 0):
-            raise ValueError(
-                f"tol of {self.name} must be a finite number above 0. Got {tol!r}."
-            )
+        check_positive(f"tol of {self.name}", settings.get("tol", 1))
         k = settings.get("n_components")
         if k is not None and k > risk.n_params:
             raise ValueError(
@@ -334,10 +327,10 @@ class GaussianLaw(NoiseLaw):
     def store_state(self, state: Any) -> Any:
         """See :meth:`NoiseLaw.store_state`."""
         try:
-            return None if state is None else operator_to_plain(state)
+            return None if state is None else operator_to_storable(state)
         except TypeError:
             return super().store_state(state)
 
     def restore_state(self, stored: Any, risk: Risk) -> Any:
         """See :meth:`NoiseLaw.restore_state`."""
-        return None if stored is None else operator_from_plain(stored)
+        return None if stored is None else operator_from_storable(stored)

@@ -69,13 +69,13 @@ class GLDGGN(MatchedLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> GGNState:
         # Tr(G) is known to 2 % or exactly.
-        ggn = ggn_trace(risk, theta, rng)
+        ggn = ggn_trace(risk, theta, rng=rng)
         if self.match == "none":
             scale = torch.full_like(ggn.value, float(self.noise_scale))
         else:
             target = covariance_trace(risk, theta, check=False) / self._batch_size(risk)
             squared = torch.where(ggn.value > 0, target / ggn.value, 0)
-            scale = float(self.noise_scale) * squared.sqrt()
+            scale = (float(self.noise_scale) * squared.sqrt()).to(risk.dtype)
         return GGNState(scale, ggn.value, ggn.stderr)
 
     def _noisy_gradient(

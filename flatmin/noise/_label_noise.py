@@ -144,7 +144,7 @@ class _LabelCovariance(LinearOperator):
     def __init__(self, risk: Any, theta: Tensor, draw: LabelDraw) -> None:
         super().__init__(
             risk.n_params,
-            batch_shape=tuple(theta.shape[:-1]),
+            chains=tuple(theta.shape[:-1]),
             dtype=risk.dtype,
             device=risk.device,
         )

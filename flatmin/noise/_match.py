@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import is_count
+from flatmin._utils.numbers import check_count
 from flatmin.curvature import (
     GradientCovarianceOperator,
     HessianOperator,
@@ -134,11 +134,7 @@ class MatchedLaw(NoiseLaw):
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
         self._check_option("match", self.matches)
-        if not is_count(self.match_every):
-            raise ValueError(
-                f"match_every of {self.name} must be an integer of at least 1. "
-                f"Got {self.match_every!r}."
-            )
+        check_count(f"match_every of {self.name}", self.match_every)
 
     def refresh(
         self,
@@ -165,9 +161,8 @@ class MatchedLaw(NoiseLaw):
             target = covariance_trace(risk, theta, check=False)
             own = self._unchecked_trace(risk, theta, inner) * self._batch_size(risk)
             squared = torch.where(own > 0, int(self.n_substeps) * target / own, 0)
-            return MatchedState(
-                inner, float(self.noise_scale) * squared.sqrt(), zero, 0
-            )
+            factor = (float(self.noise_scale) * squared.sqrt()).to(risk.dtype)
+            return MatchedState(inner, factor, zero, 0)
         if isinstance(previous, MatchedState):
             age = previous.age + int(self.refresh_every)
             if age < int(self.match_every):

@@ -275,7 +275,7 @@ class _ProjectedOperator(LinearOperator):
     ) -> None:
         super().__init__(
             operator.shape[-1],
-            batch_shape=tuple(operator.shape[:-2]),
+            chains=tuple(operator.shape[:-2]),
             dtype=operator.dtype,
             device=operator.device,
         )

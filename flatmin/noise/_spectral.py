@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature import covariance_trace, hessian_eigenpairs
-from flatmin.linalg import EigenResult, LinearOperator, LowRankOperator, Which
+from flatmin.linalg import Eigenpairs, LinearOperator, LowRankOperator, Which
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedGaussianLaw
 from flatmin.risk import Risk
 
@@ -85,7 +85,7 @@ class HessianSpectrumLaw(MatchedGaussianLaw):
         )
         return LowRankOperator(variance.unsqueeze(-1) * magnitudes, directions)
 
-    def _arrange(self, pairs: EigenResult) -> tuple[Tensor, Tensor]:
+    def _arrange(self, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
         """Return μ of shape (\\*chains, k) and d of shape (\\*chains, D, k)."""
         return pairs.eigenvalues.abs(), pairs.eigenvectors
 

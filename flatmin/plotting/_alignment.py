@@ -11,7 +11,7 @@ import pandas as pd
 from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
-from flatmin.analysis import AlignmentTable, NoiseCovarianceAnalyzer
+from flatmin.analysis import Alignment, NoiseCovarianceAnalyzer
 from flatmin.measures import random_projection_residual
 from flatmin.plotting._bands import band, check_band
 from flatmin.plotting._base import BaseDisplay
@@ -85,7 +85,7 @@ class AlignmentDisplay(BaseDisplay):
         sample_weight: Any = None,
         loss: Any = None,
         k: int = 20,
-        params: Any = None,
+        select: Any = None,
         device: Any = None,
         dtype: Any = None,
         random_state: Any = None,
@@ -105,7 +105,7 @@ class AlignmentDisplay(BaseDisplay):
             A module needs one.
         k : int, default=20
             Leading eigenvectors, or all where they are fewer.
-        params : str or list of str, default=None
+        select : str or list of str, default=None
             Names of parameters or modules: the blocks of H and Σ.
         device, dtype : default=None
             Of the analysis; None is the model's.
@@ -123,7 +123,7 @@ class AlignmentDisplay(BaseDisplay):
             estimator,
             loss=loss,
             n_components=k,
-            params=params,
+            select=select,
             device=device,
             dtype=dtype,
             random_state=random_state,
@@ -134,7 +134,7 @@ class AlignmentDisplay(BaseDisplay):
     @classmethod
     def from_results(
         cls,
-        tables: AlignmentTable | Sequence[AlignmentTable],
+        tables: Alignment | Sequence[Alignment],
         *,
         iterations: Any = None,
         seeds: Any = None,
@@ -143,7 +143,7 @@ class AlignmentDisplay(BaseDisplay):
 
         Parameters
         ----------
-        tables : AlignmentTable or sequence of them
+        tables : Alignment or sequence of them
             Of :meth:`flatmin.NoiseCovarianceAnalyzer.alignment`, with the same k. One
             gives the heat map, several give the curves too.
         iterations : array-like of shape (n_tables,), default=None
@@ -163,16 +163,16 @@ class AlignmentDisplay(BaseDisplay):
         ValueError
             If the tables, iterations and seeds do not fit together.
         """
-        several = [tables] if isinstance(tables, AlignmentTable) else tables
+        several = [tables] if isinstance(tables, Alignment) else tables
         if not isinstance(several, Sequence) or isinstance(several, str):
             raise TypeError(
-                "tables must be an AlignmentTable, or a list of them. Got "
+                "tables must be an Alignment, or a list of them. Got "
                 f"{type(tables).__name__}."
             )
         for table in several:
-            if not isinstance(table, AlignmentTable):
+            if not isinstance(table, Alignment):
                 raise TypeError(
-                    "tables must be AlignmentTables, which "
+                    "tables must be Alignments, which "
                     f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
                 )
         sizes = {(len(table.pairs), table.n_params) for table in several}

@@ -9,10 +9,10 @@ import numpy as np
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag, check_positive
 from flatmin.analysis import (
-    AlignmentTable,
+    Alignment,
     CurvatureAnalyzer,
     NoiseCovarianceAnalyzer,
-    Spectrum,
+    SpectralDensity,
 )
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._figure import check_axes, make_axes
@@ -120,7 +120,7 @@ class SpectrumDisplay(BaseDisplay):
         n_probes: int = 10,
         n_steps: int = 80,
         width: float | None = None,
-        params: Any = None,
+        select: Any = None,
         device: Any = None,
         dtype: Any = None,
         random_state: Any = None,
@@ -149,7 +149,7 @@ class SpectrumDisplay(BaseDisplay):
             Of :func:`flatmin.linalg.spectral_density`.
         width : float, default=None
             Of the smoothing; None is a hundredth of the range of the eigenvalues.
-        params : str or list of str, default=None
+        select : str or list of str, default=None
             Names of parameters or modules: the blocks of H and Σ.
         device, dtype : default=None
             Of the analysis; None is the model's.
@@ -176,7 +176,7 @@ class SpectrumDisplay(BaseDisplay):
         settings = {
             "loss": loss,
             "n_components": k,
-            "params": params,
+            "select": select,
             "device": device,
             "dtype": dtype,
             "random_state": random_state,
@@ -195,8 +195,8 @@ class SpectrumDisplay(BaseDisplay):
     @classmethod
     def from_results(
         cls,
-        table: AlignmentTable,
-        spectrum: Spectrum | None = None,
+        table: Alignment,
+        spectrum: SpectralDensity | None = None,
         *,
         width: float | None = None,
     ) -> SpectrumDisplay:
@@ -204,9 +204,9 @@ class SpectrumDisplay(BaseDisplay):
 
         Parameters
         ----------
-        table : AlignmentTable
+        table : Alignment
             Of :meth:`flatmin.NoiseCovarianceAnalyzer.alignment`.
-        spectrum : Spectrum, default=None
+        spectrum : SpectralDensity, default=None
             Of :meth:`flatmin.CurvatureAnalyzer.density`.
         width : float, default=None
             Of the smoothing, in units of the eigenvalues; None is a hundredth of their
@@ -221,24 +221,23 @@ class SpectrumDisplay(BaseDisplay):
         TypeError
             If these are not such results.
         """
-        if not isinstance(table, AlignmentTable):
+        if not isinstance(table, Alignment):
             raise TypeError(
-                "table must be an AlignmentTable, which "
+                "table must be an Alignment, which "
                 f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
             )
         numbers = {}
         if width is not None:
             width = check_positive("width", width)
         if spectrum is not None:
-            if not isinstance(spectrum, Spectrum):
+            if not isinstance(spectrum, SpectralDensity):
                 raise TypeError(
-                    "spectrum must be a Spectrum, which CurvatureAnalyzer.density() "
-                    f"returns. Got {spectrum!r}."
+                    "spectrum must be a SpectralDensity, which "
+                    f"CurvatureAnalyzer.density() returns. Got {spectrum!r}."
                 )
             if width is None:
-                low, high = spectrum.nodes.min(), spectrum.nodes.max()
-                width = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
-            smooth = spectrum.to_frame(sigma=width)
+                width = spectrum.default_width
+            smooth = spectrum.to_frame(width=width)
             numbers = {
                 "grid": smooth["eigenvalue"].to_numpy(copy=True),
                 "density": smooth["density"].to_numpy(copy=True),
@@ -292,7 +291,7 @@ class SpectrumDisplay(BaseDisplay):
         if any(v is None for v in (self.grid, self.density, self.width, self.n_params)):
             raise ValueError(
                 "The bulk is read off the density. Got none; pass grid, density, width "
-                "and n_params, or a Spectrum to from_results."
+                "and n_params, or a SpectralDensity to from_results."
             )
         grid, density = np.asarray(self.grid), np.asarray(self.density)
         one = self._density_of_one()

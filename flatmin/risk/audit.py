@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,8 @@ from torch import Tensor
 from flatmin._utils.messages import first_line
 from flatmin._utils.versions import list_versions
 from flatmin.risk.identities import REFUSALS, Check, check_identities
+from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.trials import random_like
-
-if TYPE_CHECKING:
-    from flatmin.risk.empirical import EmpiricalRisk
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -92,15 +90,15 @@ class Audit:
         yield ", ".join(f"{name} {value}" for name, value in self.versions)
 
 
-def audit(risk: EmpiricalRisk, theta: Tensor, few: EmpiricalRisk) -> Audit:
+def audit(risk: LabelNoiseRisk, theta: Tensor, few: LabelNoiseRisk) -> Audit:
     """Try every identity; see :meth:`EmpiricalRisk.audit`.
 
     Parameters
     ----------
-    risk : EmpiricalRisk
+    risk : LabelNoiseRisk
         Whose paths and costs are told.
     theta : Tensor of shape (D,)
-    few : EmpiricalRisk
+    few : LabelNoiseRisk
         Of some of its examples, in float64 where possible.
 
     Returns
@@ -129,7 +127,7 @@ def audit(risk: EmpiricalRisk, theta: Tensor, few: EmpiricalRisk) -> Audit:
     )
 
 
-def _costs(risk: EmpiricalRisk, theta: Tensor, gradient: float) -> Iterator[Cost]:
+def _costs(risk: LabelNoiseRisk, theta: Tensor, gradient: float) -> Iterator[Cost]:
     """Yield what each quantity takes once it has been asked for."""
     point, v = risk.linearize(theta), random_like(theta, 0)
     rng = torch.Generator(device=theta.device).manual_seed(0)

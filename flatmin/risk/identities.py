@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +19,15 @@ from flatmin.risk.autodiff.differences import (
     same_at_both,
 )
 from flatmin.risk.autodiff.held_constants import HeldConstants
-from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.data.chunks import Chunk, pad_chunk
 from flatmin.risk.example_sums.per_example import looped_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.graphs import ProductGraphs
-from flatmin.risk.products.reference_products import ReferenceProducts, losses_in
+from flatmin.risk.products.hessian_trial import losses_in
+from flatmin.risk.products.reference_products import ReferenceProducts
+from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.trials import asymmetry, difference, random_like, tolerance
-
-if TYPE_CHECKING:
-    from flatmin.risk.empirical import EmpiricalRisk
 
 __all__ = ["REFUSALS", "Check", "check_identities"]
 
@@ -59,12 +58,12 @@ class Check:
         return "holds" if self.difference <= self.tolerance else "fails"
 
 
-def check_identities(risk: EmpiricalRisk, theta: Tensor) -> Iterator[Check]:
+def check_identities(risk: LabelNoiseRisk, theta: Tensor) -> Iterator[Check]:
     """Try every identity at one θ.
 
     Parameters
     ----------
-    risk : EmpiricalRisk
+    risk : LabelNoiseRisk
         Of a few examples, in one chunk.
     theta : Tensor of shape (D,)
         In its dtype.
@@ -94,7 +93,7 @@ def check_identities(risk: EmpiricalRisk, theta: Tensor) -> Iterator[Check]:
 class _Point:
     """A risk at one θ: each method returns how far two ways to one thing are apart."""
 
-    def __init__(self, risk: EmpiricalRisk, theta: Tensor) -> None:
+    def __init__(self, risk: LabelNoiseRisk, theta: Tensor) -> None:
         self.risk, self.theta = risk, theta
         self.products = risk.linearize(theta)
         self.a, self.b = random_like(theta, 0), random_like(theta, 1)
@@ -126,7 +125,7 @@ class _Point:
         return random_like(self.outputs, 2)
 
     @property
-    def alone(self) -> Iterator[EmpiricalRisk]:
+    def alone(self) -> Iterator[LabelNoiseRisk]:
         """The risk of each example."""
         n = self.risk.n_examples
         return (self.risk.subset(torch.tensor([i])) for i in range(n))

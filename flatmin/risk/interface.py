@@ -15,22 +15,22 @@ class LinearizedRisk(Protocol):
     """A risk prepared at one θ, for many products there."""
 
     def hvp(self, v: Tensor) -> Tensor:
-        """Return H v, H = ∇²L(θ); shape (\\*batch, D)."""
+        """Return H v, H = ∇²L(θ); shape (\\*chains, D)."""
         ...
 
     def ggn(self, v: Tensor) -> Tensor:
-        """Return G v, G the generalised Gauss-Newton matrix; shape (\\*batch, D)."""
+        """Return G v, G the generalised Gauss-Newton matrix; shape (\\*chains, D)."""
         ...
 
     def directional_derivatives(self, v: Tensor) -> Tensor:
-        """Return gᵢᵀv, shape (\\*batch, N)."""
+        """Return gᵢᵀv, shape (\\*chains, N)."""
         ...
 
 
 class Risk(Protocol):
     """L(θ) = (1/N) Σ ℓ̃ᵢ(θ) and what can be asked of it.
 
-    θ has shape ``(*batch, D)``: leading dimensions are independent chains. Only
+    θ has shape ``(*chains, D)``: leading dimensions are independent chains. Only
     analytic risks have them; a network's θ has shape ``(D,)``.
     """
 
@@ -55,11 +55,11 @@ class Risk(Protocol):
         ...
 
     def value(self, theta: Tensor) -> Tensor:
-        """Return L(θ), shape (\\*batch)."""
+        """Return L(θ), shape (\\*chains)."""
         ...
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """Return g₀ = ∇L(θ), shape (\\*batch, D)."""
+        """Return g₀ = ∇L(θ), shape (\\*chains, D)."""
         ...
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,40 +69,40 @@ class Risk(Protocol):
     def value_and_weighted_gradient(
         self, theta: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return L(θ) and Σ vᵢgᵢ / N; ``v`` of shape (\\*batch, N)."""
+        """Return L(θ) and Σ vᵢgᵢ / N; ``v`` of shape (\\*chains, N)."""
         ...
 
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
-        """Return Σ vᵢgᵢ / N; ``v`` of shape (\\*batch, N)."""
+        """Return Σ vᵢgᵢ / N; ``v`` of shape (\\*chains, N)."""
         ...
 
     def value_and_batch_gradient(
         self, theta: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return plain means of ℓ̃ᵢ and gᵢ over ``indices``, shape (\\*batch, m)."""
+        """Return plain means of ℓ̃ᵢ and gᵢ over ``indices``, shape (\\*chains, m)."""
         ...
 
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
         """Return the mean gradient of each batch.
 
-        ``batches`` of shape (\\*batch, b, m) to (\\*batch, b, D).
+        ``batches`` of shape (\\*chains, b, m) to (\\*chains, b, D).
         """
         ...
 
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
-        """Yield gᵢ in chunks of shape (\\*batch, n, D)."""
+        """Yield gᵢ in chunks of shape (\\*chains, n, D)."""
         ...
 
     def squared_norms(self, theta: Tensor) -> Tensor:
-        """Return ‖gᵢ‖² in float64, shape (\\*batch, N)."""
+        """Return ‖gᵢ‖² in float64, shape (\\*chains, N)."""
         ...
 
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
-        """Return Σᵢ gᵢ² by coordinate in float64, shape (\\*batch, D)."""
+        """Return Σᵢ gᵢ² by coordinate in float64, shape (\\*chains, D)."""
         ...
 
     def gradient_variances(self, theta: Tensor) -> Tensor:
-        """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*batch, D)."""
+        """Return (1/N) Σᵢ (gᵢ - g₀)² by coordinate in float64, shape (\\*chains, D)."""
         ...
 
     def value_gradient_and_variances(
@@ -112,19 +112,19 @@ class Risk(Protocol):
         ...
 
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
-        """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, shape (\\*batch, D)."""
+        """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, shape (\\*chains, D)."""
         ...
 
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return L(θ) and g₀ + s ε with ε ~ N(0, G); ``scale`` of shape (\\*batch)."""
+        """Return L(θ) and g₀ + s ε with ε ~ N(0, G); ``scale`` of shape (\\*chains)."""
         ...
 
     def gauss_newton_traces(
         self, theta: Tensor, rng: torch.Generator | None = None
     ) -> Tensor:
-        """Return an unbiased estimate of Tr(Gᵢ) an example, shape (\\*batch, N).
+        """Return an unbiased estimate of Tr(Gᵢ) an example, shape (\\*chains, N).
 
         Without ``rng`` it is exact and takes ``n_outputs`` times as long.
         """

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatmin.risk.chunks import Chunk
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.class_targets import ClassTargets
-from flatmin.risk.losses.example_loss import (
-    BinaryCrossEntropy,
-    CrossEntropy,
-    ExampleLoss,
-    SquaredError,
-)
+from flatmin.risk.losses.cross_entropy import CrossEntropy
+from flatmin.risk.losses.elementwise import BinaryCrossEntropy, SquaredError
+from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 
 __all__ = [

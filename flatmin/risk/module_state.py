@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flatmin.risk.chunks import Chunk
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
@@ -50,7 +50,7 @@ def check_state(
         If the two differ, if a pass writes or replaces parameters, or if it reads those
         of the original.
     """
-    theta = model.values()
+    theta = model.theta()
     _check_reach(model, loss, chunk, original)
     _check_kept(model, theta)
     values = beside(model.params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.messages import first_line, message
-from flatmin.risk import checks
-from flatmin.risk.chunks import Chunk, iterate_chunks
+from flatmin.risk.data.chunks import Chunk, iterate_chunks
+from flatmin.risk.data.inputs import channels_last
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
@@ -51,7 +52,7 @@ def choose_strides(model: FlatModel, X: Tensor) -> tuple[Tensor, bool]:
     by_rows : bool
         Whether the module needs them by rows.
     """
-    fast = checks.channels_last(X, model.module)
+    fast = channels_last(X, model.module)
     if fast is X and X.is_contiguous():
         return X, False
     try:
@@ -227,10 +228,10 @@ def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
     def gradient(part: Chunk, weight: float = 1.0) -> Tensor:
         losses = example_losses(model, loss, part)
         if not losses.requires_grad:
-            return torch.zeros_like(model.values())
+            return torch.zeros_like(model.theta())
         return model.gradient(losses, torch.full_like(losses, weight)) / weight
 
-    alone = torch.zeros_like(model.values())
+    alone = torch.zeros_like(model.theta())
     for one in iterate_chunks(chunk.X, chunk.y, None, 1):
         alone += gradient(one)
     sizes = model.layout.sizes
@@ -319,7 +320,7 @@ def check_dependence(
             "for detach(), no_grad() or argmax() in the module, in output_transform "
             "and in the loss."
         )
-    checks.warn_unused_parameters(list(unused))
+    _warn_unused_parameters(list(unused))
 
 
 def _count_activations(model: FlatModel, X: Tensor) -> tuple[Tensor, int]:
@@ -339,3 +340,24 @@ def _count_activations(model: FlatModel, X: Tensor) -> tuple[Tensor, int]:
         for handle in handles:
             handle.remove()
     return outputs, sum(counts)
+
+
+def _warn_unused_parameters(names: list[str]) -> None:
+    """Say which parameters the loss does not depend on.
+
+    Parameters
+    ----------
+    names : list of str
+
+    Warns
+    -----
+    UserWarning
+        If there are any.
+    """
+    if names:
+        warnings.warn(
+            f"The loss does not depend on the parameters {names}: their gradient is "
+            "zero. Freeze them (requires_grad=False) to leave them out of θ.",
+            UserWarning,
+            stacklevel=4,
+        )

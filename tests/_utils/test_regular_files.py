@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from flatmin._utils.checkpoint_files import (
+from flatmin._runs.checkpoint_files import (
     CheckpointFolder,
     DamagedFileError,
     read_file,
@@ -25,7 +25,7 @@ def read_params(path):
     return _read_params(path, index)
 
 
-READERS = {
+ROW_RULES = {
     "open": open_regular,
     "there": is_there,
     "checkpoint": read_file,
@@ -38,7 +38,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device"])
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", ROW_RULES)
 def test_no_reader_waits(tmp_path, name, kind):
     path = tmp_path / "file"
     if kind == "pipe":
@@ -51,10 +51,10 @@ def test_no_reader_waits(tmp_path, name, kind):
         path = tmp_path / "file"
         (path / "data_batch_1").mkdir()
     with pytest.raises((OSError, DamagedFileError), match=r"pipe|folder|loop|link|dev"):
-        READERS[name](path)
+        ROW_RULES[name](path)
 
 
-@pytest.mark.parametrize("name", [n for n in READERS if n not in ("open", "there")])
+@pytest.mark.parametrize("name", [n for n in ROW_RULES if n not in ("open", "there")])
 def test_a_file_of_a_terabyte_of_holes(tmp_path, name):
     path = tmp_path / "file"
     with path.open("wb") as file:
@@ -63,7 +63,7 @@ def test_a_file_of_a_terabyte_of_holes(tmp_path, name):
         except OSError:
             pytest.skip("the file system has no such files")
     with pytest.raises((OSError, ValueError), match="file"):
-        READERS[name](path)
+        ROW_RULES[name](path)
 
 
 def test_what_is_missing_is_missing(tmp_path):

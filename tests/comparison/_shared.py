@@ -29,7 +29,7 @@ def compare(folder):
     )
 
 
-def told(function, describe):
+def describe(function, describe):
     """Return a function that prints what it runs."""
 
     def run(*arguments):
@@ -43,8 +43,8 @@ def main():
     """Wait for the other process, and compare."""
     folder, file = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    _unit._warm_up = told(_unit._warm_up, lambda _, seed, *rest: f"warm-up {seed}")
-    _unit._run_unit = told(
+    _unit._warm_up = describe(_unit._warm_up, lambda _, seed, *rest: f"warm-up {seed}")
+    _unit._run_unit = describe(
         _unit._run_unit, lambda _, label, start, *rest: f"{label} {start.seed}"
     )
     file.with_suffix(".ready").touch()

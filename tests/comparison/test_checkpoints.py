@@ -14,7 +14,7 @@ from joblib import parallel_config
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
-from flatmin._utils.folder_lock import locked_folder
+from flatmin._runs.folder_lock import locked_folder
 from flatmin.comparison import ComparisonResult, _compare
 from flatmin.dynamics import NoisyDescent
 

@@ -67,7 +67,9 @@ def test_a_unit_is_a_plain_fit(result):
     alone = classifier(method="sgd", random_state=3, metrics={"norm": norm})
     alone.fit(X, y, X_val=X_test, y_val=y_test)
     unit = result.table.query("method == 'sgd' and seed == 3 and phase != 'quench'")
-    history = alone.history_.assign(iteration=alone.history_["iteration"] - 30)
+    names = {"valid_loss": "test_loss", "valid_score": "test_score"}
+    history = alone.history_.rename(columns=names)
+    history["iteration"] -= 30
     assert_frame_equal(
         unit[list(history)].reset_index(drop=True), history, check_exact=True
     )
@@ -81,7 +83,7 @@ def test_a_unit_is_a_plain_fit(result):
 
 def test_methods_of_a_seed_start_at_one_point(result):
     start = result.ends().loc["start"].reset_index()
-    columns = ["loss", "norm", "flatness", "valid_score"]
+    columns = ["loss", "norm", "flatness", "test_score"]
     for _, group in start.groupby("seed"):
         assert (group[columns].nunique() == 1).all()
         assert (group["distance"] == 0).all()
@@ -168,8 +170,10 @@ def test_a_function_gives_each_seed_its_data():
         alone = classifier(method="gd", random_state=seed)
         alone.fit(*own[:2], X_val=own[2], y_val=own[3])
         unit = found.table[found.table["seed"] == seed]
-        for column in ("loss", "valid_score"):
-            assert unit[column].tolist() == alone.history_[column].tolist()
+        for column, of_fit in (("loss", "loss"), ("test_score", "valid_score")):
+            assert unit[column].tolist() == alone.history_[of_fit].tolist()
+        assert unit["test_loss"].tolist() == alone.history_["valid_loss"].tolist()
+        assert not {"valid_loss", "valid_score"} & set(found.table)
 
 
 def test_seeds_are_drawn_from_the_random_state():
@@ -330,6 +334,12 @@ def test_a_bar_shows_warmups_and_units(capsys):
         ({"metrics": [norm]}, TypeError, "metrics must be a mapping"),
         ({"metrics": {"a": 3}}, TypeError, r"metrics\['a'\] must be a function"),
         ({"metrics": {"distance": norm}}, ValueError, "Got 'distance'"),
+        ({"end_metrics": {"test_score": norm}}, ValueError, "Got 'test_score'"),
+        (
+            {"estimator": classifier(metrics={"distance": norm})},
+            ValueError,
+            "metrics of the estimator need .* Got 'distance'",
+        ),
         ({"metrics": {"loss": norm}}, ValueError, "Got 'loss'"),
         ({"metrics": {"a": lambda risk, t: t}}, TypeError, "must return a number"),
         ({"end_metrics": {"loss": norm}}, ValueError, "Got 'loss'"),

@@ -252,22 +252,44 @@ def without_checksum(path):
 
 
 def converter():
-    script = ROOT / "benchmarks" / "add_checksum.py"
+    script = ROOT / "benchmarks" / "convert_comparison.py"
     if not script.exists():
         pytest.skip("a release has no benchmarks")
-    return runpy.run_path(script)["add_checksum"]
+    return runpy.run_path(script)["convert"]
 
 
 def test_a_result_of_an_earlier_revision_is_converted(stored):
     before = ComparisonResult.from_json(stored)
     without_checksum(stored)
-    with pytest.raises(ValueError, match=r"benchmarks/add_checksum\.py"):
+    with pytest.raises(ValueError, match=r"benchmarks/convert_comparison\.py"):
         ComparisonResult.from_json(stored)
     converter()(stored)
     after = ComparisonResult.from_json(stored)
     assert_frame_equal(after.table, before.table)
     assert_frame_equal(after.units, before.units)
     assert after.protocol == before.protocol
+
+
+def test_columns_of_the_test_data_are_converted(stored):
+    before = ComparisonResult.from_json(stored).table
+
+    def change(content):
+        content["format"] = "flatmin.comparison/2"
+        loss = content["table"]["loss"]
+        content["table"] |= {"valid_loss": loss, "valid_score": [2 * x for x in loss]}
+        content["sha256"] = checksum(content)
+
+    edited(stored, change)
+    converter()(stored)
+    after = ComparisonResult.from_json(stored).table
+    expected = before.assign(test_loss=before["loss"], test_score=2 * before["loss"])
+    assert_frame_equal(after, expected)
+
+
+def test_the_converter_refuses_what_was_edited(stored):
+    edited(stored, lambda content: content.update(format="flatmin.comparison/2"))
+    with pytest.raises(ValueError, match="was edited, or damaged"):
+        converter()(stored)
 
 
 def test_the_converter_refuses_what_has_lost_an_entry(stored):

@@ -1,4 +1,4 @@
-"""What travels between processes is plain values, and no process stays behind."""
+"""What travels between processes is storable values, and no process stays behind."""
 
 import os
 import pickle

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from flatmin._utils.checkpoint_files import read_file, write_file
-from flatmin._utils.plain import as_plain
+from flatmin._runs.checkpoint_files import read_file, write_file
+from flatmin._runs.storable import as_storable
 from flatmin.dynamics import check_plain_steps, simulate
 from flatmin.linalg import ScaledIdentityOperator
 from flatmin.noise import METHODS, NoiseLaw, Step, make_noise_law
@@ -137,7 +137,7 @@ def _move(run, t):
 def _resume(run, t):
     # A schedule between the last checkpoint of a run and its next step.
     state = run.state_dict()
-    run.load_state_dict(as_plain(state, "the run"))
+    run.load_state_dict(as_storable(state, "the run"))
     _schedule(run, t)
 
 

@@ -19,8 +19,8 @@ from skorch.callbacks import (
 )
 from torch.utils import data
 
-from flatmin._utils import folder_lock
-from flatmin._utils.folder_lock import locked_folder
+from flatmin._runs import folder_lock
+from flatmin._runs.folder_lock import locked_folder
 from flatmin.dynamics import DivergenceError, NoisyDescent
 from flatmin.linalg import DiagonalOperator, FunctionOperator
 from flatmin.noise import METHODS, SGD, GaussianLaw, GLDHessian

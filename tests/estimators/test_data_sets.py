@@ -14,7 +14,7 @@ from torch.utils import data
 
 from flatmin.dynamics import run_warmup
 from flatmin.estimators import _warmup
-from flatmin.risk.chunks import choose_chunk_size
+from flatmin.risk.data.chunks import choose_chunk_size
 
 from ._problems import Images, Tokens, blobs, classifier, plane, regressor
 

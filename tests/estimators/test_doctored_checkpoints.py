@@ -8,7 +8,7 @@ import pytest
 import torch
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LRScheduler
 
-from flatmin._utils.checkpoint_files import read_file, write_file
+from flatmin._runs.checkpoint_files import read_file, write_file
 
 from ..interrupts import killed_after
 from ._problems import blobs, classifier

@@ -14,7 +14,7 @@ from flatmin import (
     NoisyDiffusionRegressor,
     compare_dynamics,
 )
-from flatmin._utils import checkpoint_files
+from flatmin._runs import checkpoint_files
 from flatmin.dynamics import NoisyDescent
 from flatmin.noise import SAM, AntiPGD, GLDConst
 

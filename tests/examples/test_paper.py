@@ -401,7 +401,7 @@ def test_the_verdict_on_the_size_of_the_noise(load, power, factor, claim):
             wobble = 1 + 1e-3 * np.sin(seed * lr * 1e4)
             size = seed * wobble * at_ten * (1 if law == "gd" else (lr / m) ** power)
             row = {"phase": script.END, "method": label, "seed": seed}
-            rows.append(row | {"lambda_1": size, "valid_score": 0.6 + seed / 1000})
+            rows.append(row | {"lambda_1": size, "test_score": 0.6 + seed / 1000})
     index = ["phase", "method", "seed"]
     result = Bunch(ends=lambda: pd.DataFrame(rows).set_index(index), seeds=seeds)
     held, varied = (f(result, script.END) for f in (script.held, script.varied))
@@ -584,10 +584,10 @@ def test_resuming_an_optimizer(load):
 @pytest.mark.parametrize(
     ("column", "difference", "n_collapsed", "expected"),
     [
-        ("valid_score", (0.01, 0.005, 0.015), 0, "reproduced"),
-        ("valid_score", (0.004, 0.003, 0.005), 0, "partly"),
-        ("valid_score", (0.01, -0.005, 0.025), 0, "partly"),
-        ("valid_score", (-0.01, -0.02, -0.001), 1, "not"),
+        ("test_score", (0.01, 0.005, 0.015), 0, "reproduced"),
+        ("test_score", (0.004, 0.003, 0.005), 0, "partly"),
+        ("test_score", (0.01, -0.005, 0.025), 0, "partly"),
+        ("test_score", (-0.01, -0.02, -0.001), 1, "not"),
         ("end_sharpness", (-0.4, -0.5, -0.3), 0, "reproduced"),
         ("end_sharpness", (-0.1, -0.15, -0.05), 0, "partly"),
         ("end_sharpness", (-0.9, -1.0, -0.8), 1, "collapsed"),
@@ -609,7 +609,7 @@ def test_the_claims_after_rmsprop(load):
     rows = [
         {
             "optimizer": "rmsprop", "run": name, "seed": seed, "phase": phase,
-            "collapsed": False, "valid_score": 0.7 + gain + seed / 1000,
+            "collapsed": False, "test_score": 0.7 + gain + seed / 1000,
             "end_sharpness": (0.01 + seed / 10_000) * share,
             "end_adaptive_sharpness": 0.01, "unused_accuracy": 0.7 + gain,
         }

@@ -90,7 +90,7 @@ def test_a_run_is_resumed_and_drawn_again(run, asked, tmp_path):
 def test_the_table_names_ends_and_differences(run):
     printed = run("--methods", "gd", "sgd", "gld_full")
     ends, differences = printed.split("Paired differences")
-    for name in ("train_score", "valid_score", "distance", "trace_ratio"):
+    for name in ("train_score", "test_score", "distance", "trace_ratio"):
         assert name in ends
     assert "end_sharpness" in differences
     row = next(line for line in ends.splitlines() if re.match(r"noise +gd ", line))
@@ -145,23 +145,23 @@ def test_a_unit_that_the_machine_broke_is_tried_again(run, script, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "column", "difference", "low", "high", "expected"),
     [
-        ("sgd", "valid_score", 0.010, 0.002, 0.018, "reproduced"),
-        ("sgd at 0.07", "valid_score", 0.010, 0.002, 0.018, "reproduced"),
-        ("sgd", "valid_score", 0.010, -0.001, 0.021, "partly"),
-        ("sgd", "valid_score", 0.003, 0.001, 0.005, "partly"),
-        ("sgd", "valid_score", 0.003, -0.001, 0.007, "not"),
-        ("sgd", "valid_score", -0.010, -0.018, -0.002, "not"),
+        ("sgd", "test_score", 0.010, 0.002, 0.018, "reproduced"),
+        ("sgd at 0.07", "test_score", 0.010, 0.002, 0.018, "reproduced"),
+        ("sgd", "test_score", 0.010, -0.001, 0.021, "partly"),
+        ("sgd", "test_score", 0.003, 0.001, 0.005, "partly"),
+        ("sgd", "test_score", 0.003, -0.001, 0.007, "not"),
+        ("sgd", "test_score", -0.010, -0.018, -0.002, "not"),
         # Of a sharpness of 0.02 a fifth is 0.004, and flatter is less.
         ("sgd", "end_sharpness", -0.005, -0.008, -0.002, "reproduced"),
         ("sgd", "end_sharpness", -0.005, -0.012, 0.002, "partly"),
         ("sgd", "end_sharpness", -0.003, -0.004, -0.002, "partly"),
         ("sgd", "end_sharpness", 0.005, 0.002, 0.008, "not"),
-        ("sgd", "valid_score", np.nan, np.nan, np.nan, ""),
-        ("gld_const", "valid_score", 0.001, -0.002, 0.004, "reproduced"),
-        ("gld_const", "valid_score", 0.001, -0.004, 0.006, "not"),
+        ("sgd", "test_score", np.nan, np.nan, np.nan, ""),
+        ("gld_const", "test_score", 0.001, -0.002, 0.004, "reproduced"),
+        ("gld_const", "test_score", 0.001, -0.004, 0.006, "not"),
         ("gld_const", "end_sharpness", -0.002, -0.005, 0.001, "not"),
         ("gld_const", "end_sharpness", np.nan, np.nan, np.nan, ""),
-        ("gld_full", "valid_score", 0.010, 0.002, 0.018, ""),
+        ("gld_full", "test_score", 0.010, 0.002, 0.018, ""),
     ],
 )
 def test_the_rule_of_the_verdict(

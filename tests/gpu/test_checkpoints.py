@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_iris
 
 from flatmin import NoisyDiffusionClassifier
-from flatmin._utils.checkpoint_files import CheckpointFolder
+from flatmin._runs.checkpoint_files import CheckpointFolder
 from flatmin.noise import SGD
 
 pytestmark = [

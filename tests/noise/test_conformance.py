@@ -13,7 +13,7 @@ import torch
 from sklearn.base import clone
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flatmin._utils.checkpoint_files import read_file, write_file
+from flatmin._runs.checkpoint_files import read_file, write_file
 from flatmin.linalg import ScaledIdentityOperator
 from flatmin.noise import (
     METHODS,

@@ -7,7 +7,7 @@ from torch import nn
 from flatmin.noise import make_noise_law
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.label_noise import LabelDraw, label_slopes
-from flatmin.risk.losses.example_loss import CrossEntropy
+from flatmin.risk.losses.cross_entropy import CrossEntropy
 
 from ._problems import empirical_risk, generator
 from ._statistics import BLOCK, assert_distribution

@@ -79,7 +79,7 @@ def test_shapes(risk, theta):
         (): [risk.value(theta), risk.value_and_batch_gradient(theta, indices)[0]],
         (N,): [
             risk.squared_norms(theta),
-            risk.directional_derivatives(theta, direction),
+            risk.linearize(theta).directional_derivatives(direction),
             risk.gauss_newton_traces(theta),
         ],
         (D,): [
@@ -110,7 +110,7 @@ def test_chains_are_a_loop(risk, theta):
     ones = torch.ones(batch, dtype=theta.dtype)
     for ask, *arguments in (
         (risk.value,),
-        (risk.values,),
+        (risk.losses_at,),
         (risk.gradient,),
         (lambda t, v: risk.value_and_weighted_gradient(t, v)[0], v),
         (risk.weighted_gradient, v),
@@ -121,7 +121,6 @@ def test_chains_are_a_loop(risk, theta):
         (risk.squared_norms,),
         (risk.squared_gradient_sum,),
         (risk.gradient_variances,),
-        (risk.directional_derivatives, direction),
         (risk.gauss_newton_traces,),
         (risk.gradient_covariance,),
         (lambda t, d: risk.linearize(t).hvp(d), direction),

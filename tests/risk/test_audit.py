@@ -9,8 +9,8 @@ from torch import nn
 import flatmin
 from flatmin.modules import LeNet
 from flatmin.risk import EmpiricalRisk, identities
-from flatmin.risk.example_sums.layer_sums import LayerSums
-from flatmin.risk.products import graphs, reference_products
+from flatmin.risk.example_sums.sums_by_layer import SumsByLayer
+from flatmin.risk.products import graphs, product_ways, ways
 
 from ._cases import problem
 from .test_second_derivatives import ThroughNumPy, data, make
@@ -84,26 +84,26 @@ def failing(report):
 
 # A fault in one implementation each, and the identities that show it.
 def break_moments(monkeypatch):
-    right = LayerSums.moments
+    right = SumsByLayer.moments
 
     def wrong(self):
         moments = right(self)
-        return moments._replace(squares=1.01 * moments.squares)
+        return moments._replace(centred_squares=1.01 * moments.centred_squares)
 
-    monkeypatch.setattr(LayerSums, "moments", wrong)
+    monkeypatch.setattr(SumsByLayer, "moments", wrong)
     # The trial would not take it.
     monkeypatch.setattr("flatmin.risk.example_sums.sums.tolerance", lambda *_: 1.0)
     return {"diag Σ = that of the gᵢ alone"}
 
 
 def break_hessian(monkeypatch):
-    right = reference_products._HESSIANS["double backward"]
+    right = ways.HESSIANS["double backward"]
     monkeypatch.setitem(
-        reference_products._HESSIANS,
+        ways.HESSIANS,
         "double backward",
         lambda point, v: right(point, v) * torch.linspace(1, 1.1, len(v)),
     )
-    monkeypatch.setattr(reference_products.ProductWays, "_hessian_off", lambda *_: 0.0)
+    monkeypatch.setattr(product_ways.ProductWays, "_hessian_off", lambda *_: 0.0)
     return {
         "aᵀHb = bᵀHa",
         "H v = (∇L(θ + hv) - ∇L(θ - hv)) / 2h",
@@ -112,13 +112,13 @@ def break_hessian(monkeypatch):
 
 
 def break_jacobian(monkeypatch):
-    right = reference_products._JACOBIANS["forward mode"]
+    right = ways.JACOBIANS["forward mode"]
     monkeypatch.setitem(
-        reference_products._JACOBIANS,
+        ways.JACOBIANS,
         "forward mode",
         lambda sums, point, v: 1.01 * right(sums, point, v),
     )
-    monkeypatch.setattr(reference_products.ProductWays, "_off", lambda *_: 0.0)
+    monkeypatch.setattr(product_ways.ProductWays, "_off", lambda *_: 0.0)
     return {
         "uᵀ(J v) = vᵀ(Jᵀu)",
         "gᵢᵀv = that of the gᵢ alone",

@@ -326,7 +326,7 @@ def test_gauss_newton_noise_needs_a_convex_loss():
         loss=lambda f, y: (f - y).square().atan(), module=mlp(1), y=3 * X[:, :1]
     )
     theta = risk.params()
-    risk.ggn_matvec(theta, theta)  # the matrix itself is there
+    risk.linearize(theta).ggn(theta)  # the matrix itself is there
     with pytest.raises(
         ValueError, match=r"convex in the output.*eigenvalue -.*gld_full"
     ):

@@ -82,7 +82,7 @@ def test_the_data_of_each_variant():
 
 
 def test_every_chain_may_have_its_own_data():
-    together = TwoBasinsRisk.from_paper("text", batch_shape=(3,), n_examples=7)
+    together = TwoBasinsRisk.from_paper("text", chains=(3,), n_examples=7)
     theta = randn(4, 3, 2)
     for i, offsets in enumerate(together.offsets):
         alone = TwoBasinsRisk(offsets, together.angle)

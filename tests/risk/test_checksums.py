@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils import data
 
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.checksums import Checksums
-from flatmin.risk.data import find_source
+from flatmin.risk.data.checksums import Checksums
+from flatmin.risk.data.source import find_source
 
 N = 150
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))

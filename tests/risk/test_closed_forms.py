@@ -113,7 +113,7 @@ def test_the_analytic_twin_agrees(theta):
     indices = torch.tensor([3, 3, 8])
     for ask in (
         lambda r: r.value(theta),
-        lambda r: r.values(torch.stack([theta, -theta])),
+        lambda r: r.losses_at(torch.stack([theta, -theta])),
         lambda r: r.gradient(theta),
         lambda r: r.weighted_gradient(theta, v),
         lambda r: r.value_and_weighted_gradient(theta, v)[0],
@@ -123,7 +123,7 @@ def test_the_analytic_twin_agrees(theta):
         lambda r: torch.cat(list(r.per_example_gradients(theta))),
         lambda r: r.squared_norms(theta),
         lambda r: r.squared_gradient_sum(theta),
-        lambda r: r.directional_derivatives(theta, theta),
+        lambda r: r.linearize(theta).directional_derivatives(theta),
         lambda r: r.gauss_newton_traces(theta, rng(0)).mean(),
         lambda r: r.linearize(theta).hvp(theta),
         lambda r: r.linearize(theta).ggn(theta),

@@ -62,7 +62,7 @@ def close(actual, expected, rtol=1e-9):
 def test_value(pair, theta):
     risk, expected = pair
     close(risk.value(theta), expected.value)
-    close(risk.values(torch.stack([theta, theta])), expected.value.expand(2))
+    close(risk.losses_at(torch.stack([theta, theta])), expected.value.expand(2))
 
 
 def test_outputs(pair, theta):
@@ -121,7 +121,8 @@ def test_squares(pair, theta):
 def test_directional_derivatives(pair, theta, direction):
     risk, expected = pair
     close(
-        risk.directional_derivatives(theta, direction), expected.gradients @ direction
+        risk.linearize(theta).directional_derivatives(direction),
+        expected.gradients @ direction,
     )
 
 
@@ -137,7 +138,7 @@ def test_gauss_newton_products(pair, theta, direction):
     point = risk.linearize(theta)
     for v in (direction, direction.roll(1), direction):
         close(point.ggn(v), expected.gauss_newton @ v)
-    close(risk.ggn_matvec(theta, direction), expected.gauss_newton @ direction)
+    close(risk.linearize(theta).ggn(direction), expected.gauss_newton @ direction)
 
 
 def test_jacobian_products(pair, theta, direction):
@@ -149,7 +150,7 @@ def test_jacobian_products(pair, theta, direction):
     for _ in range(2):
         close(point.jvp(direction), Jv)
         close(point.vjp(u), Ju)
-    close(risk.jvp(theta, direction), Jv)
+    close(risk.linearize(theta).jvp(direction), Jv)
     close(risk.vjp(theta, u), Ju)
 
 
@@ -272,10 +273,10 @@ def test_chunk_size_does_not_matter(name, chunk_size, weighted, theta, direction
         lambda r: r.squared_norms(theta),
         lambda r: r.squared_gradient_sum(theta),
         lambda r: r.gradient_variances(theta),
-        lambda r: r.directional_derivatives(theta, direction),
+        lambda r: r.linearize(theta).directional_derivatives(direction),
         lambda r: r.linearize(theta).hvp(direction),
-        lambda r: r.ggn_matvec(theta, direction),
-        lambda r: r.jvp(theta, direction),
+        lambda r: r.linearize(theta).ggn(direction),
+        lambda r: r.linearize(theta).jvp(direction),
         lambda r: r.vjp(theta, u),
         # One seed gives one draw, in whatever chunks.
         lambda r: r.value_and_gauss_newton_draw(theta, theta[0].abs(), seeded(0))[1],
@@ -299,7 +300,7 @@ def test_everything_at_once_leaves_the_module_alone(name, theta, direction):
         risk.batch_gradient(theta, torch.tensor([0, 1]))
         risk.squared_norms(theta)
         risk.squared_gradient_sum(theta)
-        risk.directional_derivatives(theta, direction)
+        risk.linearize(theta).directional_derivatives(direction)
         risk.gauss_newton_traces(theta, rng)
         risk.value_and_gauss_newton_draw(theta, torch.ones_like(theta[0]), rng)
         point = risk.linearize(theta)
@@ -341,7 +342,7 @@ def test_θ_may_require_a_gradient_and_the_caller_may_have_none(small):
             risk.gradient(theta),
             risk.linearize(theta).hvp(v),
             risk.linearize(theta).ggn(v),
-            risk.directional_derivatives(theta, v),
+            risk.linearize(theta).directional_derivatives(v),
             risk.squared_norms(theta),
             risk.value_and_gauss_newton_draw(theta, v[0], seeded(0))[1],
         ]

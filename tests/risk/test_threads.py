@@ -104,15 +104,13 @@ def calls(risk, theta, seed=0):
         "batch_gradient": lambda: risk.batch_gradient(theta, few),
         "batch_gradients": lambda: risk.batch_gradients(theta, batches),
         "check_label_noise": risk.check_label_noise,
-        "directional_derivatives": lambda: risk.directional_derivatives(theta, v),
+        "check_likelihood": risk.check_likelihood,
         "gauss_newton_traces": lambda: [
             risk.gauss_newton_traces(theta),
             risk.gauss_newton_traces(theta, rng()),
         ],
-        "ggn_matvec": lambda: risk.ggn_matvec(theta, v),
         "gradient": lambda: risk.gradient(theta),
         "gradient_variances": lambda: risk.gradient_variances(theta),
-        "jvp": lambda: risk.jvp(theta, v),
         "keeps_graph": lambda: risk.keeps_graph,
         "label_covariance_product": lambda: risk.label_covariance_product(
             point, v, draw
@@ -149,7 +147,7 @@ def calls(risk, theta, seed=0):
         "value_gradient_and_variances": lambda: risk.value_gradient_and_variances(
             theta
         ),
-        "values": lambda: risk.values(torch.stack([theta, 2 * theta])),
+        "losses_at": lambda: risk.losses_at(torch.stack([theta, 2 * theta])),
         "vjp": lambda: risk.vjp(theta, u),
         "weighted_gradient": lambda: risk.weighted_gradient(theta, rows),
         "with_module": lambda: risk.with_module(module).params(),

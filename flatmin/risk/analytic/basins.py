@@ -43,7 +43,7 @@ class TwoBasinsRisk(AnalyticRisk):
 
     Parameters
     ----------
-    offsets : Tensor of shape (N, 2) or (\\*batch, N, 2)
+    offsets : Tensor of shape (N, 2) or (\\*chains, N, 2)
         xᵢ. With leading dimensions every chain has data of its own; θ then has the
         same ones, or more in front of them.
     angle : float
@@ -80,7 +80,7 @@ class TwoBasinsRisk(AnalyticRisk):
             raise ValueError(f"angle must be a finite number. Got {angle!r}.")
         if offsets.ndim < 2 or offsets.shape[-1] != 2 or not offsets.shape[-2]:
             raise ValueError(
-                "offsets must have shape (N, 2) or (*batch, N, 2) with N of at least "
+                "offsets must have shape (N, 2) or (*chains, N, 2) with N of at least "
                 f"1. Got {tuple(offsets.shape)}."
             )
         self.offsets = offsets
@@ -100,7 +100,7 @@ class TwoBasinsRisk(AnalyticRisk):
         variant: Literal["text", "released_code", "matched"] = "released_code",
         *,
         n_examples: int = 100,
-        batch_shape: tuple[int, ...] = (),
+        chains: tuple[int, ...] = (),
         rng: torch.Generator | int | None = 0,
         dtype: torch.dtype = torch.float64,
     ) -> TwoBasinsRisk:
@@ -126,7 +126,7 @@ class TwoBasinsRisk(AnalyticRisk):
         variant : {"text", "released_code", "matched"}, default="released_code"
         n_examples : int, default=100
             N.
-        batch_shape : tuple of int, default=()
+        chains : tuple of int, default=()
             One set of data for each chain; () is one for all.
         rng : torch.Generator, int or None, default=0
             A seed, a generator whose device the data are on, or None for random
@@ -140,20 +140,20 @@ class TwoBasinsRisk(AnalyticRisk):
         Raises
         ------
         TypeError
-            If ``batch_shape`` is no tuple.
+            If ``chains`` is no tuple.
         ValueError
             If there is no such variant, or a number does not fit.
         """
         check_known("variant", variant, _VARIANTS)
         n_examples = check_count("n_examples", n_examples)
-        if not isinstance(batch_shape, tuple | list):
-            raise TypeError(f"batch_shape must be a tuple. Got {batch_shape!r}.")
-        batch_shape = tuple(check_count("batch_shape", size) for size in batch_shape)
+        if not isinstance(chains, tuple | list):
+            raise TypeError(f"chains must be a tuple. Got {chains!r}.")
+        chains = tuple(check_count("chains", size) for size in chains)
         dtype = resolve_dtype(dtype)
         angle, spreads, aligned = _VARIANTS[variant]
         generator = make_generator(rng)
         x = torch.randn(
-            (*batch_shape, n_examples, 2),
+            (*chains, n_examples, 2),
             generator=generator,
             dtype=torch.float64,
             device=generator.device,
@@ -169,11 +169,11 @@ class TwoBasinsRisk(AnalyticRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (\\*batch, 2)
+        theta : Tensor of shape (\\*chains, 2)
 
         Returns
         -------
-        Tensor of shape (\\*batch)
+        Tensor of shape (\\*chains)
             Boolean.
         """
         check_point(self, theta)
@@ -206,11 +206,11 @@ class TwoBasinsRisk(AnalyticRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (\\*batch, 2)
+        theta : Tensor of shape (\\*chains, 2)
 
         Returns
         -------
-        Tensor of shape (\\*batch, 4, 2)
+        Tensor of shape (\\*chains, 4, 2)
         """
         self._check(theta)
         share = self._share_in_sharp(theta)
@@ -234,7 +234,7 @@ class TwoBasinsRisk(AnalyticRisk):
         )
 
     def _share_in_sharp(self, theta: Tensor) -> Tensor:
-        """Return the share of examples in the sharp basin, shape (\\*batch, 1, 1)."""
+        """Return the share of examples in the sharp basin, shape (\\*chains, 1, 1)."""
         sharp, flat = self._branches(theta)[:2]
         share: Tensor = (sharp < flat).to(self.dtype).mean(-1)
         return share[..., None, None]

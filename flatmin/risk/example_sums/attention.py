@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatmin.risk.example_sums.layer_rows import alias
-from flatmin.risk.example_sums.recurrent import Note
+from flatmin.risk.example_sums.recurrent import Record
+from flatmin.risk.example_sums.row_rules import alias
 from flatmin.risk.trials import UnsupportedLayers
 
 __all__ = ["attend"]
@@ -21,16 +21,16 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 def attend(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    note: Note,
+    record: Record,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what ``multi_head_attention_forward`` returns, and note its linear maps.
+    """Return what ``multi_head_attention_forward`` returns, and record its linear maps.
 
     Parameters
     ----------
     args : tuple
     kwargs : dict
         Of the function.
-    note : callable
+    record : callable
         Takes weight, bias, input ``(n, t, i)`` and output ``(n, t, o)`` of each map.
 
     Returns
@@ -61,7 +61,7 @@ def attend(
     n, t, e = sequence.shape
     weight, bias = call["in_proj_weight"], call["in_proj_bias"]
     projected = F.linear(sequence, alias(weight), alias(bias))
-    note(weight, bias, sequence, projected)
+    record(weight, bias, sequence, projected)
     q, k, v = projected.view(n, t, 3, n_heads, -1).permute(2, 0, 3, 1, 4)  # n h t d
     mask, padding = (_added(call[key], q) for key in ("attn_mask", "key_padding_mask"))
     if mask is not None and mask.ndim == 3:
@@ -81,7 +81,7 @@ def attend(
     mixed = mixed.transpose(1, 2).reshape(n, t, e)
     weight, bias = call["out_proj_weight"], call["out_proj_bias"]
     outputs = F.linear(mixed, alias(weight), alias(bias))
-    note(weight, bias, mixed, outputs)
+    record(weight, bias, mixed, outputs)
     return outputs.transpose(0, 1), weights
 
 

@@ -18,7 +18,7 @@ class Moments(NamedTuple):
     n: int
     value: Tensor  # ()
     mean: Tensor  # (D,) ḡ
-    squares: Tensor  # (D,) Σᵢ (gᵢ - ḡ)²
+    centred_squares: Tensor  # (D,) Σᵢ (gᵢ - ḡ)²
 
 
 def mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,13 +26,13 @@ def mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    rows : Tensor of shape (\\*batch, n, D)
+    rows : Tensor of shape (\\*chains, n, D)
 
     Returns
     -------
-    mean : Tensor of shape (\\*batch, D)
+    mean : Tensor of shape (\\*chains, D)
         In float64, as the next.
-    squares : Tensor of shape (\\*batch, D)
+    squares : Tensor of shape (\\*chains, D)
     """
     mean = rows.mean(-2, keepdim=True, dtype=torch.float64)
     squares = (rows - mean.to(rows.dtype)).square().sum(-2, dtype=torch.float64)
@@ -70,5 +70,5 @@ def _merge(one: Moments, other: Moments) -> Moments:
         n,
         one.value + (other.value - one.value) * (other.n / n),
         one.mean + delta * (other.n / n),
-        one.squares + other.squares + between,
+        one.centred_squares + other.centred_squares + between,
     )

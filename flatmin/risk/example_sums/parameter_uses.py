@@ -16,43 +16,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin.risk.example_sums.layer_rows import Rows
 from flatmin.risk.example_sums.parameter_watch import ParameterWatch
+from flatmin.risk.example_sums.row_rules import RowRule
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import UnsupportedLayers
 
 __all__ = ["ParameterUse", "Recording", "record_uses"]
 
-_MOST_ORIGINS = 8  # each is pulled back on its own
+_MOST_SOURCES = 8  # each is pulled back on its own
 
 
 @dataclass(frozen=True)
 class ParameterUse:
     """One use of one parameter on n examples."""
 
-    rows: Rows
+    rule: RowRule
     input: Tensor  # (n, ...)
     slope: Tensor  # (n, ...) gradient of the scalar in the output
 
     def part(self, start: int, stop: int, m: int = 1) -> Tensor:
         """Return the sums of the rows of m examples each, shape (n / m, P)."""
         part = slice(start, stop)
-        return self.rows.sums(self.input[part], self.slope[part], m)
+        return self.rule.sums(self.input[part], self.slope[part], m)
 
     @property
     def n_numbers(self) -> int:
         """How many numbers of one example go into its row."""
-        size = self.slope[0].numel() + self.rows.n_further
-        if self.rows.patch_size:
+        size = self.slope[0].numel() + self.rule.n_other_numbers
+        if self.rule.patch_size:
             n_positions = self.slope[0, 0].numel()
-            return size + n_positions * self.rows.patch_size
+            return size + n_positions * self.rule.patch_size
         return size + self.input[0].numel()
 
     @property
     def is_outer(self) -> bool:
         """Whether a row is the outer product of an example's slope and input."""
-        return self.rows.is_outer and self.input.ndim == 2
+        return self.rule.is_outer and self.input.ndim == 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Recording:
 
     values: Tensor  # (n,) of the scalar
     uses: dict[int, list[ParameterUse]]  # by the parameter's id
-    trail: list[str]  # see ParameterWatch
+    signature: list[str]  # see ParameterWatch
 
 
 @torch.enable_grad()
@@ -88,12 +88,12 @@ def record_uses(model: FlatModel, examples: ExampleScalars) -> Recording:
     with watch:
         outputs = model(examples.X)
     values = examples.of(outputs)
-    recording = Recording(values.detach(), {}, watch.trail)
+    recording = Recording(values.detach(), {}, watch.signature)
     if not values.requires_grad:
         raise UnsupportedLayers("examples whose loss depends on no parameter")
-    origin = _Origin(model.params)
+    sources = _Sources(model.params)
     parts = [
-        [found for part in call.parameters for found in origin.of(*part)]
+        [found for part in call.rules for found in sources.of(*part)]
         for call in watch.calls
     ]
     # Calls took aliases: a parameter has a gradient of its own where no call was seen.
@@ -105,20 +105,20 @@ def record_uses(model: FlatModel, examples: ExampleScalars) -> Recording:
     for call, part, slope in zip(watch.calls, parts, slopes, strict=False):
         if slope is None:
             continue
-        for parameter, rows in part:
-            use = ParameterUse(rows, call.input, slope.reshape(call.shape))
+        for parameter, rule in part:
+            use = ParameterUse(rule, call.input, slope.reshape(call.shape))
             recording.uses.setdefault(id(parameter), []).append(use)
     return recording
 
 
-class _Origin:
+class _Sources:
     """Knows which parameters a tensor is made of."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = parameters
         self._found: dict[int, list[Tensor]] = {id(p): [p] for p in parameters}
 
-    def of(self, used: Tensor, rows: Rows) -> list[tuple[Tensor, Rows]]:
+    def of(self, used: Tensor, rule: RowRule) -> list[tuple[Tensor, RowRule]]:
         """Return the parameters and their rows, from those of what is used."""
         if id(used) not in self._found:
             slopes = _pull(used, self.parameters, torch.ones_like(used))
@@ -129,26 +129,26 @@ class _Origin:
             ]
         found = self._found[id(used)]
         if any(parameter is used for parameter in found):
-            return [(used, rows)]
-        if len(found) > _MOST_ORIGINS:
+            return [(used, rule)]
+        if len(found) > _MOST_SOURCES:
             raise UnsupportedLayers(f"a function of {len(found)} parameters")
-        return [(parameter, _pulled(used, rows, parameter)) for parameter in found]
+        return [(parameter, _pulled_back(used, rule, parameter)) for parameter in found]
 
 
-def _pulled(used: Tensor, rows: Rows, parameter: Tensor) -> Rows:
+def _pulled_back(used: Tensor, rule: RowRule, parameter: Tensor) -> RowRule:
     """Return the rows of a parameter from those of a function of it."""
 
-    def of_batches(input: Tensor, slope: Tensor, m: int) -> Tensor:
-        sums = rows.restore(rows.sums(input, slope, m))
+    def batch_sums(input: Tensor, slope: Tensor, m: int) -> Tensor:
+        sums = rule.restore(rule.sums(input, slope, m))
         above = sums.reshape(-1, *used.shape)
         (below,) = _pull(used, [parameter], above, is_grads_batched=True)
         return below.reshape(len(above), -1)
 
-    return Rows(
-        partial(of_batches, m=1),
-        of_batches=of_batches,
-        patch_size=rows.patch_size,
-        n_further=used.numel(),
+    return RowRule(
+        partial(batch_sums, m=1),
+        batch_sums=batch_sums,
+        patch_size=rule.patch_size,
+        n_other_numbers=used.numel(),
     )
 
 

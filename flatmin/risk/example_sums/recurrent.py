@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatmin.risk.example_sums.layer_rows import alias
+from flatmin.risk.example_sums.row_rules import alias
 from flatmin.risk.trials import UnsupportedLayers
 
-__all__ = ["CELLS", "UNROLLED", "Note", "unroll", "unroll_cell"]
+__all__ = ["CELLS", "UNROLLED", "Record", "unroll", "unroll_cell"]
 
 # (weight, bias, input, output) of a linear map; examples first, then steps.
-Note = Callable[[Tensor, Tensor | None, Tensor, Tensor], None]
+Record = Callable[[Tensor, Tensor | None, Tensor, Tensor], None]
 State = tuple[Tensor, ...]  # what is put out comes first
 # What came from the input and from the state, and the state, to the next state.
 Step = Callable[[Tensor, Tensor, State], State]
 
 
-def unroll(func: Any, args: tuple[Any, ...], note: Note) -> tuple[Tensor, ...]:
-    """Return what a call of a recurrent kernel returns, and note its linear maps.
+def unroll(func: Any, args: tuple[Any, ...], record: Record) -> tuple[Tensor, ...]:
+    """Return what a call of a recurrent kernel returns, and record its linear maps.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def unroll(func: Any, args: tuple[Any, ...], note: Note) -> tuple[Tensor, ...]:
         Of :data:`UNROLLED`.
     args : tuple
         Of the kernel.
-    note : callable
+    record : callable
         Takes weight, bias, input ``(n, t, i)`` and output ``(n, t, o)`` of each map.
 
     Returns
@@ -68,7 +68,7 @@ def unroll(func: Any, args: tuple[Any, ...], note: Note) -> tuple[Tensor, ...]:
             own = weights[per_direction * index :][:per_direction]
             state = tuple(part[index] for part in starts)
             given = sequence.flip(1) if backwards else sequence
-            output, state = _run(UNROLLED[func], given, state, own, note)
+            output, state = _run(UNROLLED[func], given, state, own, record)
             outputs.append(output.flip(1) if backwards else output)
             last.append(state)
         sequence = torch.cat(outputs, -1)
@@ -77,9 +77,9 @@ def unroll(func: Any, args: tuple[Any, ...], note: Note) -> tuple[Tensor, ...]:
 
 
 def unroll_cell(
-    func: Any, args: tuple[Any, ...], note: Note
+    func: Any, args: tuple[Any, ...], record: Record
 ) -> Tensor | tuple[Tensor, ...]:
-    """Return what a call of a recurrent cell returns, and note its linear maps.
+    """Return what a call of a recurrent cell returns, and record its linear maps.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def unroll_cell(
         Of :data:`CELLS`.
     args : tuple
         Of the cell.
-    note : callable
+    record : callable
         As in :func:`unroll`, with t = 1.
 
     Returns
@@ -97,7 +97,7 @@ def unroll_cell(
     x, start, *weights = args
     starts = (start,) if isinstance(start, Tensor) else tuple(start)
     weights = [weight for weight in weights if weight is not None]
-    _, state = _run(CELLS[func], x.unsqueeze(1), starts, weights, note)
+    _, state = _run(CELLS[func], x.unsqueeze(1), starts, weights, record)
     return state[0] if isinstance(start, Tensor) else state
 
 
@@ -106,13 +106,13 @@ def _run(
     sequence: Tensor,
     state: State,
     weights: list[Tensor],
-    note: Note,
+    record: Record,
 ) -> tuple[Tensor, State]:
     """Return the outputs of one layer in one direction, and the last state."""
     of_input, of_state, *biases = weights
     input_bias, state_bias = biases or (None, None)
     inputs = F.linear(sequence, alias(of_input), alias(input_bias))
-    note(of_input, input_bias, sequence, inputs)
+    record(of_input, input_bias, sequence, inputs)
     taps = torch.zeros_like(inputs).requires_grad_()
     weight, bias = alias(of_state), alias(state_bias)
     before, outputs = [], []
@@ -120,7 +120,7 @@ def _run(
         before.append(state[0])
         state = step(put_in, F.linear(state[0], weight, bias) + tap, state)
         outputs.append(state[0])
-    note(of_state, state_bias, torch.stack(before, 1), taps)
+    record(of_state, state_bias, torch.stack(before, 1), taps)
     return torch.stack(outputs, 1), state
 
 

@@ -14,10 +14,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from flatmin.risk.example_sums.layer_sums import LayerSums
 from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
 from flatmin.risk.example_sums.per_example import looped_rows, vectorised_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars
+from flatmin.risk.example_sums.sums_by_layer import SumsByLayer
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import (
     Choice,
@@ -62,7 +62,7 @@ class ExampleSums:
         self.row_chunk_size = row_chunk_size
         self.examples = examples
         self.choice = Choice()
-        self._trail: list[str] = []
+        self._signature: list[str] = []
 
     @property
     def path(self) -> str | None:
@@ -89,7 +89,7 @@ class ExampleSums:
         Tensor of shape (n,)
             In float64.
         """
-        norms = self._by_layer(examples, LayerSums.squared_norms)
+        norms = self._by_layer(examples, SumsByLayer.squared_norms)
         if norms is not None:
             return norms[: len(examples)]
         return torch.cat([_norms(rows) for _, rows in self._values_and_rows(examples)])
@@ -105,7 +105,7 @@ class ExampleSums:
         -------
         Moments
         """
-        moments = self._by_layer(examples, LayerSums.moments)
+        moments = self._by_layer(examples, SumsByLayer.moments)
         if moments is not None:
             return moments._replace(n=len(examples))
         return merge_moments(
@@ -152,7 +152,7 @@ class ExampleSums:
     def _by_layer(
         self,
         examples: ExampleScalars,
-        quantity: Callable[[LayerSums], T],
+        quantity: Callable[[SumsByLayer], T],
     ) -> T | None:
         """Return a quantity layer by layer, or None where another path is taken."""
         if (self.choice.taken or self._settle()) != "by layer":
@@ -160,9 +160,9 @@ class ExampleSums:
         if len(examples) == 1 and self.model.pairs_single:
             examples = examples[[0, 0]]  # the caller drops the second
         try:
-            sums = LayerSums(self.model, examples)
+            sums = SumsByLayer(self.model, examples)
             # On other examples than the trial's; one has a first dimension of one.
-            if len(examples) > 1 and sums.trail != self._trail:
+            if len(examples) > 1 and sums.signature != self._signature:
                 raise UnsupportedLayers("a path that depends on the examples")
             return quantity(sums)
         except torch.OutOfMemoryError:
@@ -173,7 +173,7 @@ class ExampleSums:
 
     def _settle(self) -> str | None:
         """Choose on a few examples; None where all their gradients are zero."""
-        examples, theta = self.examples(), self.model.values()
+        examples, theta = self.examples(), self.model.theta()
         examples = examples[: max(3, _TRIAL_BUDGET // len(theta))]
         _, rows = looped_rows(self.model, examples)
         if not bool(rows.any()):
@@ -198,8 +198,8 @@ class ExampleSums:
         n = len(rows)
         if n == 1 and self.model.pairs_single:
             examples, rows = examples[[0, 0]], rows[[0, 0]]
-        sums = LayerSums(self.model, examples)
-        self._trail = sums.trail
+        sums = SumsByLayer(self.model, examples)
+        self._signature = sums.signature
         mean, squares = mean_and_squares(rows)
         moments, sizes = sums.moments(), self.model.layout.sizes
         return max(
@@ -207,7 +207,9 @@ class ExampleSums:
             difference(sums.squared_norms(), _norms(rows)) / 2,
             difference(moments.mean, mean, sizes),
             # Where there is one example, or all are alike, there is no spread.
-            difference(moments.squares + mean.square(), squares + mean.square(), sizes),
+            difference(
+                moments.centred_squares + mean.square(), squares + mean.square(), sizes
+            ),
         )
 
     def _vmap_off(self, theta: Tensor, examples: ExampleScalars, rows: Tensor) -> float:
@@ -217,7 +219,7 @@ class ExampleSums:
     def _values_and_rows(
         self, examples: ExampleScalars
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        theta = self.model.values()
+        theta = self.model.theta()
         for start in range(0, len(examples), self.row_chunk_size):
             part = examples[start : start + self.row_chunk_size]
             yield self._rows_of_some(theta, part)

@@ -11,15 +11,15 @@ from flatmin._utils.messages import message
 from flatmin._utils.names import check_known
 from flatmin.risk.losses.callable_loss import CallableLoss
 from flatmin.risk.losses.class_targets import ClassTargets
-from flatmin.risk.losses.example_loss import (
-    LOSSES,
-    BinaryCrossEntropy,
-    CrossEntropy,
-    ExampleLoss,
-    SquaredError,
-)
+from flatmin.risk.losses.cross_entropy import CrossEntropy
+from flatmin.risk.losses.elementwise import BinaryCrossEntropy, SquaredError
+from flatmin.risk.losses.example_loss import ExampleLoss
 
-__all__ = ["LossLike", "resolve_loss"]
+__all__ = ["LOSSES", "LossLike", "resolve_loss"]
+
+LOSSES: dict[str, type[ExampleLoss]] = {
+    loss.name: loss for loss in (CrossEntropy, SquaredError, BinaryCrossEntropy)
+}
 
 LossLike = (
     str | ExampleLoss | nn.Module | type[nn.Module] | Callable[[Tensor, Tensor], Tensor]

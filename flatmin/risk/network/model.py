@@ -156,7 +156,7 @@ class FlatModel:
         storages = (tensor.untyped_storage(), self._theta.untyped_storage())
         return storages[0].data_ptr() == storages[1].data_ptr()
 
-    def values(self) -> Tensor:
+    def theta(self) -> Tensor:
         """Return a copy of the bound θ, shape (D,)."""
         return self._theta.clone()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.autodiff.kernels import twice_differentiable
-from flatmin.risk.chunks import Chunk
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 

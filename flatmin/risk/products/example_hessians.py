@@ -14,8 +14,9 @@ from torch.func import grad, jvp
 from flatmin._utils.quiet import ignored
 from flatmin.risk.autodiff.isolation import isolated, vectorize
 from flatmin.risk.autodiff.kernels import twice_differentiable
-from flatmin.risk.chunks import Chunk, iterate_chunks
-from flatmin.risk.products.reference_products import ProductWays, ReferenceProducts
+from flatmin.risk.data.chunks import Chunk, iterate_chunks
+from flatmin.risk.products.product_ways import ProductWays
+from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.trials import Choice, NotTaken, difference, explain, tolerance
 
 __all__ = ["ExampleHessians"]

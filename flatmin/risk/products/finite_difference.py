@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flatmin.risk.autodiff.differences import DIFFERENCE_LIMITS, central_difference
 from flatmin.risk.autodiff.held_constants import HeldConstants
-from flatmin.risk.chunks import Chunk
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel

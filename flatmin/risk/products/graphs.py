@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.autodiff.kernels import twice_differentiable
-from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.data.chunks import Chunk, pad_chunk
 from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
-from flatmin.risk.products.reference_products import ProductWays, ReferenceProducts
+from flatmin.risk.products.product_ways import ProductWays
+from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage, two_stage_graph
 from flatmin.risk.trials import (
     NotTaken,
@@ -65,10 +66,10 @@ class ProductGraphs:
         self.paths: dict[str, str] = {}
         self.graphs: dict[str, TwoStage] = {}
 
-    def told(self) -> dict[str, str]:
+    def describe(self) -> dict[str, str]:
         """Return :attr:`paths`, with how the reference products come about."""
         return {
-            quantity: path if path == "graph" else path + self.ways.told(quantity)
+            quantity: path if path == "graph" else path + self.ways.describe(quantity)
             for quantity, path in self.paths.items()
         }
 
@@ -142,7 +143,7 @@ class ProductGraphs:
 
     def _probe(self, quantity: str, chunk: Chunk) -> Tensor:
         """Return a fixed random direction."""
-        like = self.model.values()
+        like = self.model.theta()
         if quantity == "vjp":
             like = self.model.evaluate(chunk.X)
         return random_like(like, 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
-from flatmin.risk.chunks import Chunk, pad_chunk
+from flatmin.risk.data.chunks import Chunk, pad_chunk
 from flatmin.risk.products.graphs import ProductGraphs, pad_direction, unpad
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage
@@ -68,7 +68,7 @@ class Linearization:
     def paths(self) -> dict[str, str]:
         """How each quantity that was asked for is computed: "graph", or why not."""
         with self._lock:
-            return self._graphs.told()
+            return self._graphs.describe()
 
     @property
     def _lock(self) -> Lock:

@@ -1,0 +1,1 @@
+"""Resumable runs: what a file may hold, and whose run it is."""

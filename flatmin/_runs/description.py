@@ -1,0 +1,426 @@
+"""Values and the code that they run, described alike in every process."""
+
+from __future__ import annotations
+
+import copyreg
+import hashlib
+import io
+import logging
+import random
+import re
+import sys
+import threading
+import types
+import warnings
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import cached_property, partial, partialmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flatmin._runs.code import find_package, globals_of, package_version, summarize
+
+__all__ = ["Description", "hash_description"]
+
+_PLAIN = (str, bytes, bool, int, float, complex, type(None))
+_CustomOp = torch._library.custom_ops.CustomOpDef
+_CONTAINERS = (Mapping, list, tuple, Set, np.ndarray)
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+# What an object of these does is not a matter of its state.
+_STATELESS = (type(threading.Lock()), type(threading.RLock()), threading.local)
+# Known by their names: what they say of themselves holds objects of a compiler.
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+# What Python makes of a class by itself, but for methods.
+_MADE_BY_PYTHON = re.compile(r"(?!__match_args__)__\w+__|_abc_impl")
+_OF_TYPES = ("builtins", "typing")
+_METHODS = (types.FunctionType, staticmethod, classmethod, property, partialmethod)
+
+
+class Description:
+    """Describes values, and remembers the code that it has met on the way.
+
+    Kinds that ``pickle`` refuses, or that say too little or too much of themselves, are
+    known here; anything else is described by what ``pickle`` would keep of it.
+    """
+
+    def __init__(self) -> None:
+        self._above: list[int] = []  # the ids of the values that hold this one
+        self._ahead: list[types.FunctionType] = []  # whose code is not followed yet
+        # Two things may have one name, such as two lambdas of one function.
+        self._code: dict[str, set[str]] = {}
+        # With the thing itself: another one could have its id after it.
+        self._objects: dict[int, tuple[Any, Any]] = {}
+        self._modules: dict[tuple[int, frozenset[str]], types.ModuleType] = {}
+
+    def follow(self) -> None:
+        """Describe what the code met so far reaches, and what that reaches."""
+        # One after the other: a chain of calls may be longer than Python's stack.
+        while self._ahead:
+            self._reach(self._ahead.pop())
+
+    def code(self) -> dict[str, str]:
+        """Return the hashes of the code met so far, by its name."""
+        return {name: " ".join(sorted(found)) for name, found in self._code.items()}
+
+    def of(self, value: Any) -> Any:
+        """Describe a value, by its kind."""
+        if isinstance(value, np.generic):
+            value = value.item()
+        if type(value) in _PLAIN:
+            return value
+        if isinstance(value, type):
+            return self._class(value)
+        if id(value) in self._above:
+            return "itself"
+        if id(value) in self._objects:
+            return self._objects[id(value)][1]
+        self._above.append(id(value))
+        try:
+            if isinstance(value, Tensor):
+                return self._derived(value, self._tensor(value))
+            if isinstance(value, _CONTAINERS):
+                return self._derived(value, self._container(value))
+            described = self._object(value)
+        finally:
+            self._above.pop()
+        self._objects[id(value)] = value, described
+        return described
+
+    def _derived(self, value: Any, content: Any) -> Any:
+        """Add to what a container holds what its class and attributes do."""
+        kind = type(value)
+        if isinstance(value, np.ma.MaskedArray):
+            content = [content, np.ma.getmaskarray(value)]
+        elif isinstance(value, defaultdict):
+            content = [content, self.of(value.default_factory)]
+        own = find_package(kind.__module__, None) is None
+        added = {}
+        if own or isinstance(value, Tensor):
+            # Private attributes of tensors are notes of PyTorch's compiler.
+            held = dict(getattr(value, "__dict__", {}))
+            for name in copyreg._slotnames(kind) if own else ():  # type: ignore[attr-defined]
+                held[name] = getattr(value, name, None)
+            added = {k: self.of(v) for k, v in held.items() if own or k[0] != "_"}
+        if own or added:
+            return [self._class(kind), added, content]
+        return content
+
+    def _tensor(self, tensor: Tensor) -> Any:
+        if tensor.layout is not torch.strided:
+            parts = tensor.detach().to_sparse_coo().coalesce()
+            indices, values = self.of(parts.indices()), self.of(parts.values())
+            return [str(tensor.layout), list(parts.shape), indices, values]
+        held = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()
+        try:
+            return np.ascontiguousarray(held.numpy())
+        except TypeError:  # NumPy has no such numbers
+            held = held.contiguous()
+            return [str(held.dtype), list(held.shape), held.view(torch.uint8).numpy()]
+
+    def _container(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            if value.dtype.hasobject or value.dtype.kind == "T":
+                return self.of(value.tolist())
+            return np.ascontiguousarray(value)
+        if isinstance(value, Mapping):
+            if all(isinstance(key, str) for key in value):
+                return {str(key): self.of(item) for key, item in value.items()}
+            return self._unordered([key, item] for key, item in value.items())
+        if isinstance(value, Set):
+            return self._unordered(value)
+        return [self.of(item) for item in value]
+
+    def _unordered(self, values: Iterable[Any]) -> list[Any]:
+        return sorted((self.of(value) for value in values), key=hash_description)
+
+    def _object(self, value: Any) -> Any:
+        if isinstance(value, types.FunctionType):
+            value = getattr(value, "_torchdynamo_orig_callable", value)
+            return self._function(value)
+        if isinstance(value, torch.jit.ScriptFunction):
+            return self._graph(value.inlined_graph)
+        if isinstance(value, _OPERATORS):
+            return [type(value).__qualname__, str(value)]
+        if isinstance(value, _CustomOp):
+            registered = {"_lib", "_opoverload"}
+            held = {k: v for k, v in vars(value).items() if k not in registered}
+            return [type(value).__qualname__, self.of(held)]
+        if isinstance(value, types.BuiltinFunctionType):
+            owner = value.__self__
+            if isinstance(owner, types.ModuleType | type | None):
+                owner = None
+            return [value.__module__, value.__qualname__, self.of(owner)]
+        if isinstance(value, types.MethodType):
+            return [self.of(value.__func__), self.of(value.__self__)]
+        if isinstance(value, types.ModuleType):
+            return self._python_module(value, frozenset())
+        if isinstance(value, staticmethod | classmethod):
+            return [type(value).__name__, self.of(value.__func__)]
+        if isinstance(value, property):
+            return [self.of(part) for part in (value.fget, value.fset, value.fdel)]
+        if isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType):
+            return value.__name__  # of a slot
+        if isinstance(value, partial | partialmethod):
+            return [self.of(part) for part in (value.func, value.args, value.keywords)]
+        if isinstance(value, nn.Module):
+            return self._module(getattr(value, "_orig_mod", value))
+        if isinstance(value, torch.Generator):
+            return [str(value.device), self.of(value.get_state())]
+        if isinstance(value, logging.Logger):
+            return [type(value).__qualname__, value.name]
+        if isinstance(value, io.IOBase):
+            return [type(value).__qualname__, str(getattr(value, "name", ""))]
+        if isinstance(value, weakref.ref):
+            return self.of(value())
+        if isinstance(value, _STATELESS) or _is_shown(value) or _is_hidden(value):
+            return type(value).__qualname__
+        kind = type(value)
+        own = find_package(kind.__module__, None) is None
+        if not own and callable(value) and hasattr(value, "__wrapped__"):
+            return [self._class(kind), self.of(value.__wrapped__)]
+        return [self._class(kind), hash_description(self.of(_state(value)))]
+
+    def _class(self, kind: type) -> Any:
+        package = self._note_package(kind.__module__, None)
+        if package is None and id(kind) not in self._objects:
+            name = _name(kind)
+            self._objects[id(kind)] = kind, name  # its methods may name it
+            own = {
+                key: self.of(held)
+                for key, held in vars(kind).items()
+                if not isinstance(held, types.MemberDescriptorType)
+                if isinstance(held, _METHODS)
+                or not _MADE_BY_PYTHON.fullmatch(key)
+                # Such as an object that is called as a method.
+                or (callable(held) and type(held).__module__ not in _OF_TYPES)
+            }
+            bases = [self.of(base) for base in (*kind.__bases__, type(kind))]
+            self._note(f"the class {'.'.join(map(str, name))}", [own, bases])
+        return _name(kind)
+
+    def _function(self, function: types.FunctionType) -> Any:
+        name = [function.__module__, function.__qualname__]
+        code = function.__code__
+        registry = vars(function).get("registry")
+        made_by = function.__globals__.get("__name__")
+        if registry and made_by == "functools":  # of singledispatch
+            return [*name, self.of(registry)]  # it also holds a cache
+        package = self._note_package(*_origin(function))
+        described: list[Any] = [*name]
+        # Of a package the version tells, unless the name does not tell which it is.
+        if package is None or "<" in function.__qualname__:
+            described.append(summarize(code))
+        described += [
+            self.of(function.__defaults__),
+            self.of(function.__kwdefaults__),
+            [self.of(held) for held in _cells(function)],
+            {k: self.of(v) for k, v in vars(function).items() if k != "__wrapped__"},
+        ]
+        if package is None:
+            self._code["Python"] = {package_version("Python")}
+            label = f"the function {'.'.join(map(str, name))}"
+            self._note(label, described)
+            self._ahead.append(function)
+        return described
+
+    def _reach(self, function: types.FunctionType) -> None:
+        """Describe what the code of a function reads beside its arguments."""
+        found, names, handed = globals_of(function)
+        for name, held in found.items():
+            if isinstance(held, types.ModuleType):
+                self._python_module(held, frozenset() if name in handed else names)
+            else:
+                self._global(f"{function.__module__}.{name}", held)
+
+    def _global(self, name: str, held: Any) -> None:
+        try:
+            described = self.of(held)
+        except TypeError as error:
+            raise TypeError(f"the global {name}: {error}") from error
+        if isinstance(held, types.FunctionType):
+            # Of a package's, such as torch.func.grad(f, argnums=1), nothing is noted.
+            noted = not (held.__closure__ and self._is_packaged(held))
+        else:
+            noted = isinstance(held, type)
+        if not noted:
+            self._note(f"the global {name}", described)
+
+    def _is_packaged(self, function: types.FunctionType) -> bool:
+        return find_package(*_origin(function)) is not None
+
+    def _python_module(self, module: types.ModuleType, names: frozenset[str]) -> str:
+        """Describe what code that has these names in it may take from a module."""
+        file = getattr(module, "__file__", None)
+        if self._note_package(module.__name__, file) is None:
+            held = vars(module)
+            # Without any of its names the module itself is handed on, and any may be.
+            own = f"{module.__name__}."
+            for name in sorted(names & held.keys() or held.keys()):
+                part = held[name]
+                if name[:2] == "__" and name != "__getattr__":
+                    continue
+                if not isinstance(part, types.ModuleType):
+                    self._global(f"{module.__name__}.{name}", part)
+                elif name in names or part.__name__.startswith(own):
+                    seen = id(part), names
+                    if seen not in self._modules:
+                        self._modules[seen] = part
+                        self._python_module(part, names)
+        return module.__name__
+
+    def _module(self, module: nn.Module) -> Any:
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        settings = {}
+        for path, part in module.named_modules():
+            of_torch = type(part).__module__.startswith("torch.")
+            code = getattr(part, "code", None)  # of a graph, or of TorchScript
+            settings[path] = {
+                "the class": self.of(type(part)),
+                "the code": code if isinstance(code, str) else None,
+            } | {
+                name: self.of(held)
+                for name, held in vars(part).items()
+                # Private attributes of torch's own layers follow from the public ones.
+                if not (of_torch and name[0] == "_") and name not in _OF_EVERY_MODULE
+            }
+            settings[path] |= {
+                name: [self.of(hook) for hook in held.values()]
+                for name, held in vars(part).items()
+                if name.endswith("_hooks") and held
+            }
+        return [
+            repr(module),
+            self.of(tensors),
+            [name for name, held in tensors.items() if held.requires_grad],
+            settings,
+        ]
+
+    def _graph(self, graph: Any) -> Any:
+        """Describe what TorchScript runs, with the functions that it calls."""
+        constants = graph.findAllNodes("prim::Constant", True)
+        tensors = [
+            node.t("value")
+            for node in constants
+            if node.hasAttribute("value") and node.kindOf("value") == "t"
+        ]
+        return [graph.str(False), self.of(tensors)]  # without lines of files
+
+    def _note(self, label: str, described: Any) -> None:
+        self._code.setdefault(label, set()).add(hash_description(described))
+
+    def _note_package(self, module: str | None, file: str | None) -> str | None:
+        """Remember the version of the package that a name is of, and return it."""
+        package = find_package(module, file)
+        if package not in (None, "Python"):
+            self._code[f"the package {package}"] = {package_version(package)}
+        return package
+
+
+def hash_description(description: Any) -> str:
+    """Hash a description by its values alone.
+
+    ``joblib.hash`` also tells two equal lists from one list that stands twice, and
+    depends on the version of ``pickle``.
+
+    Parameters
+    ----------
+    description : object
+        What :meth:`Description.of` returned, or a list of such.
+
+    Returns
+    -------
+    str
+    """
+    found = hashlib.sha256()
+    _feed(found.update, description)
+    return found.hexdigest()
+
+
+def _feed(update: Callable[[Any], None], part: Any) -> None:
+    if isinstance(part, np.ndarray):
+        update(f"array {part.dtype} {part.shape} ".encode())
+        update(part.reshape(-1).view(np.uint8).data)
+    elif isinstance(part, Mapping | list):
+        items = sorted(part.items()) if isinstance(part, Mapping) else part
+        update(f"{type(part).__name__} {len(items)} ".encode())
+        for item in items:
+            _feed(update, list(item) if isinstance(item, tuple) else item)
+    else:
+        update(f"{type(part).__name__} {part!r} ".encode(errors="backslashreplace"))
+
+
+def _is_shown(value: Any) -> bool:
+    """Tell whether something shows a run, which takes nothing from it."""
+    kinds = {(kind.__module__, kind.__qualname__) for kind in type(value).__mro__}
+    return bool(kinds & {("matplotlib.artist", "Artist"), ("tqdm.std", "tqdm")})
+
+
+def _is_hidden(value: Any) -> bool:
+    """Tell whether something is a generator of the process's, seeded by chance."""
+    return value is np.random.mtrand._rand or value is random._inst
+
+
+def _origin(function: types.FunctionType) -> tuple[str | None, str | None]:
+    # What wraps a function bears the name of that one's module, and what was sent to
+    # another process no longer the file that it was compiled from.
+    name = function.__globals__.get("__name__", function.__module__)
+    return name, None if name in sys.modules else function.__code__.co_filename
+
+
+def _name(kind: type) -> list[str]:
+    name = kind.__qualname__
+    if kind.__module__ == "__main__" or "<locals>" in name:
+        name = kind.__name__  # all that is left of it in another process
+    return [kind.__module__, name]
+
+
+def _cells(function: types.FunctionType) -> list[Any]:
+    held = []
+    for cell in function.__closure__ or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # nothing is in it yet
+            held.append(None)
+    return held
+
+
+def _state(value: Any) -> Any:
+    """Return what pickle would keep of an object; raise TypeError if nothing."""
+    registered: Callable[[Any], Any] | None = copyreg.dispatch_table.get(type(value))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            state = registered(value) if registered else value.__reduce_ex__(4)
+    except Exception as error:
+        if hasattr(value, "__dict__"):
+            return vars(value)
+        raise TypeError(
+            f"A {type(value).__module__}.{type(value).__qualname__} has no value that "
+            "could be compared with that of another run, so no run with it could be "
+            "found again. Leave it out of what is passed, or give the object that "
+            "holds it a method __getstate__ that returns what its results depend on."
+        ) from error
+    if isinstance(state, str):
+        return state
+    function, arguments, *rest = state
+    if rest and type(rest[0]) is tuple and len(rest[0]) == 2:
+        # Attributes and slots, which are attributes in another process.
+        first, slots = rest[0]
+        if isinstance(first, dict | None) and isinstance(slots, dict):
+            rest[0] = {**(first or {}), **slots}
+    if rest and type(rest[0]) is dict:
+        kept = {
+            name
+            for kind in type(value).__mro__
+            for name, held in vars(kind).items()
+            if isinstance(held, cached_property)
+        }
+        left = {name: held for name, held in rest[0].items() if name not in kept}
+        rest[0] = left or None
+    # Items of lists and dicts come as iterators.
+    rest = [list(part) if hasattr(part, "__next__") else part for part in rest]
+    return [function, arguments, *rest]

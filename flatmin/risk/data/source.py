@@ -1,0 +1,277 @@
+"""A data set that is read a chunk at a time, and the same at every pass."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import data
+
+from flatmin._utils.locks import Lock
+from flatmin.risk.data.checksums import Checksums
+
+__all__ = ["Source", "find_source"]
+
+# That are read twice before anything is computed, a few at a time. Of flips with
+# probability 0.1 they miss one in 300,000.
+_N_TRIED, _AT_A_TIME = 64, 4
+
+# By the id of the data set that is read: several risks may read one, and what it reads
+# from, such as an open file, has one place at a time.
+_READING: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
+_FINDING = Lock()
+
+
+class Source:
+    """A map-style data set of pairs (x, y), and how its examples are put together.
+
+    Some examples are read twice at first, and whatever is read later is compared with
+    a checksum of what came first, in every pass and minibatch.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+    collate : callable
+        Makes a batch (X, y) of a list of examples.
+    n_workers : int
+        Processes that read ahead.
+
+    Raises
+    ------
+    ValueError
+        If it is empty or gives other examples when it is read again; here, or when
+        that is read.
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[..., Any], n_workers: int):
+        self.dataset = dataset
+        self.collate = collate
+        self.n_workers = n_workers
+        self.targets: Tensor | None = None  # (N, ...) in place of the data set's
+        n = len(dataset)
+        if n == 0:
+            raise ValueError("The data set must hold at least one example. Got none.")
+        self._checksums = Checksums(n)
+        few = np.linspace(0, n - 1, min(_N_TRIED, n)).round().astype(int).tolist()
+        parts = [few[i : i + _AT_A_TIME] for i in range(0, len(few), _AT_A_TIME)]
+        for part in parts:
+            self.read(part)
+        # Backwards: what depends on how often, or after what, it is read is seen.
+        for part in reversed(parts):
+            self.read(part[::-1])
+
+    def __len__(self) -> int:
+        return len(self._checksums)
+
+    @property
+    def checksums(self) -> np.ndarray | None:
+        """One number an example, shape (N,), of what was read first.
+
+        None where some examples were never read. The targets that
+        :meth:`with_targets` has put in are not in it.
+        """
+        return self._checksums.all()
+
+    def with_targets(self, targets: Tensor) -> Source:
+        """Return the same inputs with targets that are held in memory.
+
+        Parameters
+        ----------
+        targets : Tensor of shape (N, ...)
+
+        Returns
+        -------
+        Source
+        """
+        source = copy.copy(self)
+        source.targets = targets
+        return source
+
+    def read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return X and y of some examples.
+
+        Parameters
+        ----------
+        indices : list of int
+
+        Returns
+        -------
+        X : Tensor of shape (n, ...)
+        y : Tensor of shape (n, ...)
+        """
+        with _one_reader(self.dataset):
+            X, y = _as_pair(self.collate([self.dataset[i] for i in indices]))
+        self._compare(np.asarray(indices), X, y, "when some are read by their index")
+        return X, y if self.targets is None else self.targets[indices]
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield X and y of all examples in order.
+
+        Parameters
+        ----------
+        size : int
+            Examples at a time.
+
+        Yields
+        ------
+        X : Tensor of shape (n, ...)
+        y : Tensor of shape (n, ...)
+
+        Raises
+        ------
+        ValueError
+            If they are others than before.
+        """
+        n, name = len(self), type(self.dataset).__name__
+        if len(self.dataset) != n:
+            raise ValueError(
+                f"A risk is a mean over the same examples at every pass. Got {name}, "
+                f"which had {n} of them and now has {len(self.dataset)}; make a new "
+                "risk, or fit again."
+            )
+        loader: data.DataLoader[Any] = data.DataLoader(
+            self.dataset,
+            batch_size=size,
+            collate_fn=self.collate,
+            num_workers=self.n_workers,
+            generator=torch.Generator(),  # a loader draws a seed, else globally
+        )
+        self._checksums.n_passes += 1
+        when = f"in pass {self._checksums.n_passes}"
+        start, batches = 0, iter(loader)
+        elsewhere: AbstractContextManager[Any] = nullcontext()  # in processes
+        while True:
+            with elsewhere if self.n_workers else _one_reader(self.dataset):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            X, y = _as_pair(batch)
+            rows = np.arange(start, min(start + size, n))
+            self._compare(rows, X, y, when)
+            start += len(rows)
+            yield X, y if self.targets is None else self.targets[rows[0] : start]
+
+    def all_targets(self, size: int) -> Iterator[Tensor]:
+        """Yield the targets of all examples in order.
+
+        Parameters
+        ----------
+        size : int
+            Examples at a time.
+
+        Yields
+        ------
+        Tensor of shape (n, ...)
+        """
+        if self.targets is not None:
+            yield from self.targets.split(size)
+            return
+        for _, y in self.batches(size):
+            yield y
+
+    def _compare(self, indices: np.ndarray, X: Tensor, y: Tensor, when: str) -> None:
+        """Raise if these are not the examples that were asked for, or not as before."""
+        name = type(self.dataset).__name__
+        if not len(X) == len(y) == len(indices):
+            raise ValueError(
+                "A data set and its collate_fn must give one x and one y for each "
+                f"example. Got {len(X)} and {len(y)} for {len(indices)} of {name} "
+                f"{when}."
+            )
+        changed = np.unique(self._checksums.changed(indices, X, y))
+        if len(changed):
+            raise ValueError(
+                f"A risk sees the same examples at every pass. Got {name}, which gives "
+                f"others when it is read again: {len(changed)} of {len(indices)} "
+                f"differ {when}, the first is number {changed[0]}. Switch off its "
+                "random augmentation, draw it from a generator that is seeded with the "
+                "index, or store one draw of it."
+            )
+
+
+def find_source(X: Any, y: Any) -> Source | None:
+    """Return the data set behind X, or None if X is an array.
+
+    Parameters
+    ----------
+    X : array-like, torch.utils.data.Dataset, DataLoader or Source
+    y : array-like or None
+        None for a data set, which holds its targets.
+
+    Returns
+    -------
+    Source or None
+
+    Raises
+    ------
+    TypeError
+        If it can only be iterated over.
+    ValueError
+        If a loader shuffles or leaves examples out, or targets come twice or not at
+        all.
+    """
+    if isinstance(X, data.IterableDataset):
+        raise TypeError(
+            f"A risk needs a data set with a length and an order. Got the iterable "
+            f"{type(X).__name__}; use one with __len__ and __getitem__."
+        )
+    if not isinstance(X, data.Dataset | data.DataLoader | Source):
+        if y is None:
+            raise ValueError(
+                "y must be given with arrays; only a data set holds its own. Got None."
+            )
+        return None
+    if y is not None:
+        raise ValueError(
+            f"y must be None with a {type(X).__name__}, whose examples are pairs "
+            f"(x, y). Got {type(y).__name__}."
+        )
+    if isinstance(X, Source):
+        return X
+    if not isinstance(X, data.DataLoader):
+        return Source(X, data.default_collate, 0)
+    if isinstance(X.dataset, data.IterableDataset):
+        return find_source(X.dataset, None)
+    # With a batch_sampler of one's own the other two say nothing.
+    sampler: Any = X.sampler if X.batch_sampler is None else X.batch_sampler
+    drop_last = X.drop_last
+    if type(sampler) is data.BatchSampler:
+        sampler, drop_last = sampler.sampler, sampler.drop_last
+    if not isinstance(sampler, data.SequentialSampler):
+        raise ValueError(
+            "A risk reads its examples in one order, again and again. Got a DataLoader "
+            f"with a {type(sampler).__name__}; make it with shuffle=False, or pass "
+            "its data set."
+        )
+    if drop_last:
+        raise ValueError(
+            "A risk is a mean over all examples. Got a DataLoader with drop_last=True; "
+            "make it with drop_last=False, or pass its data set."
+        )
+    return Source(X.dataset, X.collate_fn, X.num_workers)
+
+
+def _one_reader(dataset: Any) -> Lock:
+    """Return the lock of who reads a data set, also through subsets of it."""
+    while isinstance(dataset, data.Subset):
+        dataset = dataset.dataset
+    with _FINDING:
+        return _READING.setdefault(id(dataset), Lock())
+
+
+def _as_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        X, y = batch
+        if isinstance(X, Tensor) and isinstance(y, Tensor):
+            return X, y
+    raise TypeError(
+        "A data set must give pairs (x, y) that collate to two tensors. Got "
+        f"{type(batch).__name__}; wrap the data set, or pass a DataLoader whose "
+        "collate_fn returns (X, y)."
+    )

@@ -1,0 +1,98 @@
+"""The weights of the examples, and what they are divided by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.weights import relative_weights
+from flatmin.risk.data.inputs import as_tensor
+
+__all__ = ["KnownWeights", "as_weights", "normalised_weights"]
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """Weights that another risk of the same examples has: N wᵢ / Σw, or None."""
+
+    values: Tensor | None  # (N,)
+
+
+def as_weights(
+    sample_weight: Any, n_examples: int, device: torch.device
+) -> Tensor | None:
+    """Return sample weights in float64.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (N,) or None
+    n_examples : int
+        N.
+    device : torch.device
+
+    Returns
+    -------
+    Tensor of shape (N,) or None
+
+    Raises
+    ------
+    ValueError
+        If the shape does not fit, a weight is negative or not finite, or all are 0.
+    """
+    if sample_weight is None:
+        return None
+    weights = as_tensor(sample_weight, "sample_weight", device).double()
+    if weights.shape != (n_examples,):
+        raise ValueError(
+            f"sample_weight must have shape ({n_examples},). "
+            f"Got {tuple(weights.shape)}."
+        )
+    if bool((weights < 0).any()):
+        raise ValueError(
+            f"sample_weight must not be negative. Got {float(weights.min()):g}."
+        )
+    if not bool(weights.any()):
+        raise ValueError("sample_weight must have a positive sum. Got zeros only.")
+    return weights
+
+
+def normalised_weights(
+    sample_weight: Tensor | None, target_weights: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """Return N wᵢ / Σw, w the products of two weights; None when all are equal.
+
+    Parameters
+    ----------
+    sample_weight : Tensor of shape (N,) or None
+    target_weights : Tensor of shape (N,) or None
+        What the targets of each example count in the loss's own mean.
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Tensor of shape (N,) or None
+
+    Raises
+    ------
+    ValueError
+        If no target counts.
+    """
+    given = [w for w in (sample_weight, target_weights) if w is not None]
+    if not given:
+        return None
+    products = relative_weights(*(w.double().cpu().numpy() for w in given))
+    weights = torch.as_tensor(products, device=given[0].device)
+    total = weights.sum()
+    if not bool(total > 0):
+        raise ValueError(
+            "At least one target must count. Got targets that are all left out "
+            "(ignore_index), of a class of weight 0, or of an example of sample_weight "
+            "0."
+        )
+    normalised = weights * (len(weights) / total)
+    if bool((normalised - 1).abs().max() < 1e-15):
+        return None
+    return normalised.to(dtype)

@@ -1,0 +1,129 @@
+"""Whether a product with H is the derivative of the gradient, and symmetric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.autodiff.differences import (
+    STEPS,
+    central_difference,
+    difference_step,
+    disagreement,
+)
+from flatmin.risk.autodiff.held_constants import HeldConstants
+from flatmin.risk.example_sums.scalars import (
+    example_losses,
+    inner_products,
+)
+from flatmin.risk.losses.callable_loss import CallableLoss
+from flatmin.risk.products.double_backward import DoubleBackward
+from flatmin.risk.products.ways import HESSIANS
+from flatmin.risk.trials import (
+    NotTaken,
+    asymmetry,
+    random_like,
+    tolerance,
+)
+
+__all__ = ["PROJECTION", "hessian_off", "is_fitted", "losses_in"]
+
+
+_ROUNDINGS = 10  # that differences of slopes may be off by
+
+
+def hessian_off(name: str, point: DoubleBackward) -> float:
+    """Return how far H v is from symmetric; raise where it is no derivative."""
+    a, b = (random_like(point.theta, seed) for seed in (1, 2))
+    Ha, Hb = (HESSIANS[name](point, v) for v in (a, b))
+    off = _gradient_off(point, Ha, a)
+    if off:
+        raise NotTaken(f"it differs by {off:.1e} from differences of the gradient")
+    off = asymmetry(a, Ha, b, Hb)
+    if off > tolerance(point.theta.dtype, 2):
+        raise NotTaken(f"aᵀHb and bᵀHa differ by {off:.1e}")
+    return off
+
+
+def is_fitted(point: DoubleBackward) -> bool:
+    """Say whether differences of the gradient are of its rounding.
+
+    Slopes in the outputs are differences of numbers of order one, as p - y. At a loss
+    of 1e-13 they are a few roundings of these, and do not change at all from step to
+    step. Nor do those of a prediction that is sure and wrong, which are one.
+
+    Returns
+    -------
+    bool
+    """
+    slope = _gradient(point, nullcontext())
+    gradient, eps = slope(point.theta), torch.finfo(point.theta.dtype).eps
+    order_one = point.vjp(random_like(point.outputs, 0))
+    if bool(gradient.norm() <= eps**0.5 * order_one.norm()):
+        return True
+    v, step = random_like(point.theta, 1), STEPS[point.theta.dtype][0]
+    change = central_difference(slope, point.theta, v, step).norm()
+    h = difference_step(point.theta, v, step)
+    return bool(change * h <= _ROUNDINGS * eps * gradient.norm())
+
+
+def _projections(outputs: Tensor, _targets: Tensor) -> Tensor:
+    return inner_products(outputs, random_like(outputs, 0))
+
+
+PROJECTION = CallableLoss(_projections, name="projections")
+
+
+def _gradient_off(point: DoubleBackward, product: Tensor, v: Tensor) -> float:
+    """Return how far H v is from differences of the gradient, see ``disagreement``."""
+    sizes = point.model.layout.sizes
+    off = disagreement(product, _gradient(point, nullcontext()), point.theta, v, sizes)
+    if not off:
+        return off
+    constants = HeldConstants()
+    gradient = _gradient(point, constants)
+    gradient(point.theta)
+    if constants.n_held:
+        off = disagreement(product, gradient, point.theta, v, sizes)
+    return off
+
+
+def _gradient(
+    point: DoubleBackward, context: AbstractContextManager[Any]
+) -> Callable[[Tensor], Tensor]:
+    """Return θ to Σ ∇ℓ̃ᵢ, with the network run in a context."""
+    losses_at = losses_in(point, context)
+
+    def gradient(theta: Tensor) -> Tensor:
+        losses = losses_at(theta)
+        return point.model.gradient(losses, torch.ones_like(losses))
+
+    return gradient
+
+
+def losses_in(
+    point: DoubleBackward, context: AbstractContextManager[Any]
+) -> Callable[[Tensor], Tensor]:
+    """Return θ to the ℓ̃ᵢ of a chunk, with the network run in a context.
+
+    Parameters
+    ----------
+    point : DoubleBackward
+    context : context manager
+
+    Returns
+    -------
+    callable
+    """
+
+    @torch.enable_grad()
+    def losses(theta: Tensor) -> Tensor:
+        point.model.bind(theta)
+        with context:
+            return example_losses(point.model, point.loss, point.chunk)
+
+    return losses

@@ -1,0 +1,243 @@
+"""The ways to J v and H v of a chunk, and which of them is right for a module.
+
+Each way is tried on a few examples before its first number is believed: J v against the
+pullback Jᵀu, which is one backward pass, and H v against differences of the gradient in
+float64.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.example_sums.scalars import (
+    losses_and_gradient,
+)
+from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.products.double_backward import DoubleBackward
+from flatmin.risk.products.hessian_trial import PROJECTION, hessian_off, is_fitted
+from flatmin.risk.products.ways import HESSIANS, JACOBIANS
+from flatmin.risk.trials import (
+    Choice,
+    NotTaken,
+    explain,
+    random_like,
+    tolerance,
+)
+
+__all__ = ["ProductWays"]
+
+
+class ProductWays:
+    """How one risk computes J v and H v where no graph serves.
+
+    Parameters
+    ----------
+    model : FlatModel
+    loss : ExampleLoss
+    sums : ExampleSums
+        Gives the rows.
+    examples : Chunk
+        The few to try on.
+    finite_difference : bool
+        Whether H v is a difference of gradients.
+
+    Attributes
+    ----------
+    jacobian : Choice
+        Of J v: forward mode, rows, or the pullback differentiated.
+    hessian : Choice
+        Of H v: double backward, or forward mode over backward.
+    difference_error : float
+        The largest relative difference between two steps of a finite difference.
+    """
+
+    def __init__(
+        self,
+        model: FlatModel,
+        loss: ExampleLoss,
+        sums: ExampleSums,
+        examples: Chunk,
+        *,
+        finite_difference: bool,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.sums = sums
+        self.examples = examples
+        self.finite_difference = finite_difference
+        self.jacobian = Choice()
+        self.hessian = Choice()
+        self.difference_error = 0.0
+
+    def describe(self, quantity: str) -> str:
+        """Return what is to be known of a product besides that no graph serves."""
+        if quantity == "hvp" and self.finite_difference:
+            return f"; two steps agree to {self.difference_error:.0e}"
+        if quantity == "vjp":
+            return ""
+        choice = self.hessian if quantity == "hvp" else self.jacobian
+        if choice.taken is None or not choice.reasons:
+            return ""
+        return f"; by {choice.taken}, since {_listed(choice)}"
+
+    def jvp(self, point: DoubleBackward, v: Tensor) -> Tensor:
+        """Return J v of a chunk by the first way that is right, and finite there.
+
+        Parameters
+        ----------
+        point : DoubleBackward
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (n, \\*output_shape)
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        FloatingPointError
+            If θ, or outputs and losses there, are not finite, and no way was found
+            before.
+        OutOfMemoryError
+            As it comes.
+        """
+        choice = self.jacobian
+        if choice.taken is None:
+            _check_finite("θ", point.theta)
+        while True:
+            name = choice.taken or choice.settle(
+                {way: partial(self._off, way, point.theta) for way in JACOBIANS},
+                tolerance(point.theta.dtype, 1),
+            )
+            if name is None:
+                self._check_outputs(choice, point.theta)
+                raise ValueError(
+                    "J v needs the derivative of the outputs along a direction. No way "
+                    f"to it is right for this module: {_listed(choice)}."
+                )
+            try:
+                product = JACOBIANS[name](self.sums, point, v)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                choice.give_up(name, explain(error))
+                continue
+            if name == "pullback" or bool(product.isfinite().all()):
+                return product
+            choice.give_up(name, "it is not finite on some examples")
+
+    def hvp(self, point: DoubleBackward, v: Tensor) -> Tensor:
+        """Return Σ ∇²ℓ̃ᵢ v of a chunk.
+
+        Parameters
+        ----------
+        point : DoubleBackward
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+
+        Raises
+        ------
+        ValueError
+            If no way is right.
+        FloatingPointError
+            If θ, or outputs and losses there, are not finite, and no way was found
+            before.
+        """
+        choice = self.hessian
+        if choice.taken is None:
+            _check_finite("θ", point.theta)
+        name = choice.taken or choice.settle(
+            {way: partial(self._hessian_off, way, point.theta) for way in HESSIANS},
+            tolerance(point.theta.dtype, 2),
+        )
+        if name is None:
+            self._check_outputs(choice, point.theta)
+            raise ValueError(
+                "H v needs the second derivatives of network and loss, and PyTorch's "
+                f"are missing or wrong here: {_listed(choice)}. Pass "
+                "hvp='finite_difference', or take what needs first derivatives only, "
+                "such as the Gauss-Newton matrix and Σ."
+            )
+        return HESSIANS[name](point, v)
+
+    @torch.no_grad()
+    def _check_outputs(self, choice: Choice, theta: Tensor) -> None:
+        """Raise, and forget what was tried, where no way could be right."""
+        self.model.bind(theta)
+        few = self.examples
+        outputs = self.model.evaluate(few.X)
+        try:
+            _check_finite("The outputs at θ", outputs)
+            _check_finite("The losses at θ", self.loss.per_example(outputs, few.y))
+        except FloatingPointError:
+            choice.reasons.clear()
+            raise
+
+    def _sizes(self) -> list[Chunk]:
+        """Return the examples to try on: together, and one alone."""
+        chunk = self.examples
+        if len(chunk.X) == 1:
+            return [chunk]
+        one = Chunk(chunk.X[-1:], chunk.y[-1:], None, slice(0, 1))
+        return [chunk, one]
+
+    def _off(self, name: str, theta: Tensor) -> float:
+        """Return how far uᵀ(J v) is from vᵀ(Jᵀu), at worst."""
+        found = []
+        for chunk in self._sizes():
+            point = DoubleBackward(self.model, self.loss, theta, chunk)
+            u, v = random_like(point.outputs, 0), random_like(theta, 1)
+            along = JACOBIANS[name](self.sums, point, v).double() * u.double()
+            back = point.vjp(u).double() @ v.double()
+            off, size = float((along.sum() - back).abs()), float(along.norm())
+            found.append(off / size if size else off)
+        return max(found, key=lambda off: (off != off, off))  # NaN is the worst
+
+    def _hessian_off(self, name: str, theta: Tensor) -> float:
+        """Return how far H v is from symmetric; raise where it is no derivative."""
+        found = []
+        for chunk in self._sizes():
+            point = self._in_float64(theta, chunk)
+            try:
+                found.append(hessian_off(name, point))
+            except NotTaken:
+                if not is_fitted(point):
+                    raise
+                # Differences are rounding: the network's second derivative shows in
+                # projections of its outputs.
+                chunk = point.chunk
+                point = DoubleBackward(point.model, PROJECTION, point.theta, chunk)
+                found.append(hessian_off(name, point))
+        return max(found)
+
+    def _in_float64(self, theta: Tensor, chunk: Chunk) -> DoubleBackward:
+        """Return a point in float64, or in θ's own dtype for modules of one dtype."""
+        self.model.bind(theta)
+        loss, few = self.loss.to(dtype=torch.float64), chunk.double()
+        point = DoubleBackward(self.model.to(torch.float64), loss, theta.double(), few)
+        try:
+            ones = point.theta.new_ones(len(few.X))
+            losses_and_gradient(point.model, loss, few, ones)
+        except RuntimeError:
+            return DoubleBackward(self.model, self.loss, theta, chunk)
+        return point
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    # No way is right where it is not, and what a trial finds is remembered.
+    if not bool(tensor.isfinite().all()):
+        raise FloatingPointError(f"{name} must be finite. Got NaN or infinity in it.")
+
+
+def _listed(choice: Choice) -> str:
+    return "; ".join(f"{name} ({reason})" for name, reason in choice.reasons.items())

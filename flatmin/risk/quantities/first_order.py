@@ -1,0 +1,217 @@
+"""The loss, the outputs and the gradients of an empirical risk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.arrays import check_tensor
+from flatmin.risk.arguments import as_direction, as_indices, within
+from flatmin.risk.autodiff.precision import in_full_float32
+from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.data.chunks import iterate_chunks
+from flatmin.risk.example_sums.scalars import (
+    evaluate_losses,
+    losses_and_gradient,
+)
+from flatmin.risk.quantities.examples_risk import ExamplesRisk
+
+__all__ = ["FirstOrderRisk"]
+
+
+class FirstOrderRisk(ExamplesRisk):
+    """L and its gradients: of all examples, weighted, and of minibatches."""
+
+    @in_full_float32
+    def value(self, theta: Tensor) -> Tensor:
+        """Return L(θ).
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape ()
+        """
+        self._model.bind(theta)
+        sums = [
+            evaluate_losses(self._model, self._loss, chunk).sum(dtype=torch.float64)
+            for chunk in self._chunks()
+        ]
+        return self._mean(sums)
+
+    def losses_at(self, thetas: Tensor) -> Tensor:
+        """Return L at several points.
+
+        Parameters
+        ----------
+        thetas : Tensor of shape (M, D)
+
+        Returns
+        -------
+        Tensor of shape (M,)
+        """
+        check_tensor("thetas", thetas, 2)
+        return torch.stack([self.value(theta) for theta in thetas])
+
+    @in_full_float32
+    def outputs(self, theta: Tensor) -> Tensor:
+        """Return the network's outputs on X.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (N, \\*output_shape)
+        """
+        self._model.bind(theta)
+        return torch.cat([self._model.evaluate(chunk.X) for chunk in self._chunks()])
+
+    @in_full_float32
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Return g₀ = ∇L(θ).
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.value_and_gradient(theta)[1]
+
+    @alone
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and ∇L(θ) by one pass.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+        """
+        return self._pull_back(theta, self._uniform)
+
+    @in_full_float32
+    def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return Σ vᵢ gᵢ / N; v is never normalised.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (N,)
+            Of any sign.
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.value_and_weighted_gradient(theta, v)[1]
+
+    @alone
+    def value_and_weighted_gradient(
+        self, theta: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the unweighted L(θ) and Σ vᵢ gᵢ / N by one backward pass.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (N,)
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If v is no tensor of that shape.
+        """
+        v = as_direction(v, "v", (self.n_examples,), self._uniform)
+        return self._pull_back(theta, v / self.n_examples)
+
+    def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
+        """Return the plain mean of gᵢ over a minibatch.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        indices : Tensor of shape (m,)
+            Which examples; one may come twice.
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.value_and_batch_gradient(theta, indices)[1]
+
+    @alone
+    def value_and_batch_gradient(
+        self, theta: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the plain means of ℓ̃ᵢ and gᵢ over a minibatch.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        indices : Tensor of shape (m,)
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there are no indices, or they are no integers along one axis.
+        """
+        indices = as_indices(indices, "indices", 1, self.device)
+        m = len(indices)
+        self._model.bind(theta)
+        with within("indices", self.n_examples):
+            chosen = self._data.select(indices)
+        parts = iterate_chunks(chosen.X, chosen.y, chosen.weights, self.chunk_size)
+        cotangents = torch.full((m,), 1 / m, dtype=self.dtype, device=self.device)
+        value, gradient = self._add(
+            losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
+            for chunk in parts
+        )
+        return value * (self.n_examples / m), gradient
+
+    @in_full_float32
+    def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
+        """Return the mean gradient of each of b minibatches.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        batches : Tensor of shape (b, m)
+            Indices of examples.
+
+        Returns
+        -------
+        Tensor of shape (b, D)
+        """
+        batches = as_indices(batches, "batches", 2, self.device)
+        self._model.bind(theta)
+        m = batches.shape[1]
+        per_chunk = max(1, self.chunk_size // m)
+        parts = []
+        for some in batches.split(per_chunk):
+            with within("batches", self.n_examples):
+                chunk = self._data.select(some.flatten())
+            sums = self._sums.batch_sums(self._scalars(chunk), m)
+            if sums is None:
+                return torch.stack([self.batch_gradient(theta, b) for b in batches])
+            parts.append(sums / m)
+        return torch.cat(parts)

@@ -1,0 +1,134 @@
+"""Label noise in an empirical risk: its draws, and its covariance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.arrays import check_scalar_tensor
+from flatmin._utils.random import check_rng
+from flatmin.risk.autodiff.precision import in_full_float32
+from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.label_noise import (
+    LabelDraw,
+    check_draw,
+    check_label_noise,
+    gradient_with_slopes,
+    label_kernel_product,
+    label_roots,
+    label_slopes,
+    label_uniforms,
+    pulled_back_squares,
+)
+from flatmin.risk.products.linearize import Linearization
+from flatmin.risk.quantities.second_order import SecondOrderRisk
+
+__all__ = ["LabelNoiseRisk"]
+
+
+class LabelNoiseRisk(SecondOrderRisk):
+    """Labels drawn anew, in the gradient and in closed form."""
+
+    @alone
+    def check_label_noise(self) -> None:
+        """Raise ValueError if the labels cannot be drawn anew."""
+        check_label_noise(self._loss, self._targets())
+
+    @alone
+    def value_and_label_draw(
+        self, theta: Tensor, draw: LabelDraw, scale: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀ + (c/N) Σ Jᵢᵀuᵢ, u the slopes that new labels add.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        draw : LabelDraw
+        scale : Tensor of shape ()
+            c.
+        rng : torch.Generator
+            On the risk's device.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+        """
+        check_draw(draw)
+        check_scalar_tensor("scale", scale)
+        check_rng(rng, self.device)
+        self._model.bind(theta)
+        shape = self.output_shape
+        random = label_uniforms(self._loss, self.n_examples, shape, rng, theta)
+
+        def slopes(chunk: Chunk) -> Tensor:
+            part = random[chunk.rows]
+            return scale * label_slopes(self._loss, chunk.y, part, shape, draw)
+
+        return self._add(
+            gradient_with_slopes(
+                self._model, self._loss, chunk, slopes(chunk), self.n_examples
+            )
+            for chunk in self._chunks()
+        )
+
+    @alone
+    def label_covariance_product(
+        self, point: Linearization, v: Tensor, draw: LabelDraw
+    ) -> Tensor:
+        """Return (1/N²) Σ Jᵢᵀ Kᵢ Jᵢ v, Kᵢ the covariance of uᵢ.
+
+        Parameters
+        ----------
+        point : Linearization
+            Of this risk.
+        v : Tensor of shape (D,)
+        draw : LabelDraw
+
+        Returns
+        -------
+        Tensor of shape (D,)
+
+        Raises
+        ------
+        TypeError
+            If ``point`` or ``draw`` is something else.
+        """
+        check_draw(draw)
+        if not isinstance(point, Linearization):
+            raise TypeError(
+                "point must be what linearize(theta) returns. Got "
+                f"{type(point).__name__}."
+            )
+        u = point.jvp(v)
+        product = label_kernel_product(self._loss, self._targets(), u, draw)
+        if self._data.weights is not None:
+            weights = self._data.weights.square()
+            product = product * weights.view(-1, *(1 for _ in self.output_shape))
+        return point.vjp(product) / self.n_examples**2
+
+    @in_full_float32
+    def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
+        """Return Tr(Jᵢᵀ Kᵢ Jᵢ) of each example, exactly, by ``n_outputs`` sweeps.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        draw : LabelDraw
+
+        Returns
+        -------
+        Tensor of shape (N,)
+            In float64.
+        """
+        check_draw(draw)
+        self._model.bind(theta)
+        parts = []
+        for chunk in self._chunks():
+            roots = label_roots(
+                self._loss, chunk.y, self.output_shape, draw, self.dtype
+            )
+            squares = [pulled_back_squares(self._sums, chunk, root) for root in roots]
+            parts.append(torch.stack(squares).sum(0))
+        return torch.cat(parts)

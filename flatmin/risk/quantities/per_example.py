@@ -1,0 +1,126 @@
+"""Per-example gradients of an empirical risk, and what is summed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.autodiff.precision import in_full_float32
+from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.example_sums.moments import Moments, merge_moments
+from flatmin.risk.quantities.first_order import FirstOrderRisk
+
+__all__ = ["PerExampleRisk"]
+
+
+class PerExampleRisk(FirstOrderRisk):
+    """gᵢ, their norms, and the diagonal of Σ."""
+
+    def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
+        """Yield gᵢ of all examples, in order, a chunk at a time.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Yields
+        ------
+        Tensor of shape (n, D)
+        """
+        with self._lock:
+            self._model.bind(theta)
+            theta = self._model.theta()  # the caller may ask for another θ between
+        chunks = self._chunks(self._row_chunk_size)
+        while True:
+            # Not held between: a caller may stop here, and never come back.
+            with self._lock:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                rows = self._rows(theta, chunk)
+            yield rows
+
+    @in_full_float32
+    def squared_norms(self, theta: Tensor) -> Tensor:
+        """Return ‖gᵢ‖² of each example.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (N,)
+            In float64.
+        """
+        self._model.bind(theta)
+        return torch.cat(
+            [self._sums.squared_norms(self._scalars(chunk)) for chunk in self._chunks()]
+        )
+
+    @alone
+    def squared_gradient_sum(self, theta: Tensor) -> Tensor:
+        """Return Σᵢ gᵢ² of each coordinate.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+            In float64.
+        """
+        moments = self._moments(theta)
+        return moments.centred_squares + self.n_examples * moments.mean.square()
+
+    @alone
+    def gradient_variances(self, theta: Tensor) -> Tensor:
+        """Return diag(Σ) = (1/N) Σᵢ (gᵢ - g₀)², whose sum is Tr(Σ).
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+            In float64.
+        """
+        return self._moments(theta).centred_squares / self.n_examples
+
+    @alone
+    def value_gradient_and_variances(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), g₀ and diag(Σ) by one sweep.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+        variances : Tensor of shape (D,)
+            In float64.
+        """
+        moments = self._moments(theta)
+        variances = moments.centred_squares / self.n_examples
+        return moments.value.to(self.dtype), moments.mean.to(self.dtype), variances
+
+    @in_full_float32
+    def _rows(self, theta: Tensor, chunk: Chunk) -> Tensor:
+        self._model.bind(theta)
+        return self._sums.rows(self._scalars(chunk))
+
+    @in_full_float32
+    def _moments(self, theta: Tensor) -> Moments:
+        self._model.bind(theta)
+        return merge_moments(
+            self._sums.moments(self._scalars(chunk)) for chunk in self._chunks()
+        )

@@ -1,0 +1,174 @@
+"""What an empirical risk tells of H and G, besides their products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.arrays import check_scalar_tensor
+from flatmin._utils.random import check_rng
+from flatmin.risk.arguments import as_direction
+from flatmin.risk.autodiff.precision import in_full_float32
+from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.products.gauss_newton import (
+    gauss_newton_draw,
+    gauss_newton_example_traces,
+)
+from flatmin.risk.quantities.per_example import PerExampleRisk
+
+__all__ = ["SecondOrderRisk"]
+
+
+class SecondOrderRisk(PerExampleRisk):
+    """Squared Hessians, draws from N(0, G), and traces of G."""
+
+    def vjp(self, theta: Tensor, u: Tensor) -> Tensor:
+        """Return Jᵀ u = Σ Jᵢᵀ uᵢ.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        u : Tensor of shape (N, \\*output_shape)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self.linearize(theta).vjp(u)
+
+    @in_full_float32
+    def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, by two products an example.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        v = as_direction(v, "v", (self.n_params,), self._uniform)
+        self._model.bind(theta)
+        theta = self._model.theta()
+        total = torch.zeros_like(theta)
+        for chunk in self._chunks(self._row_chunk_size):
+            total += self._hessians.squared_product(theta, chunk, v)
+        return total / self.n_examples
+
+    @alone
+    def value_and_gauss_newton_draw(
+        self, theta: Tensor, scale: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀ + s ε with ε ~ N(0, G), by one backward pass.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        scale : Tensor of shape ()
+            s.
+        rng : torch.Generator
+            On the risk's device.
+
+        Returns
+        -------
+        value : Tensor of shape ()
+        gradient : Tensor of shape (D,)
+        """
+        check_scalar_tensor("scale", scale)
+        check_rng(rng, self.device)
+        self._model.bind(theta)
+        z = torch.randn(
+            (self.n_examples, *self.output_shape),
+            generator=rng,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        return self._add(
+            gauss_newton_draw(
+                self._model, self._loss, chunk, z[chunk.rows], scale, self.n_examples
+            )
+            for chunk in self._chunks()
+        )
+
+    def gauss_newton_traces(
+        self, theta: Tensor, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """Return Tr(Gᵢ) of each example, or an unbiased estimate; G is their mean.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        rng : torch.Generator, default=None
+            On the risk's device: draws random signs for an estimate by one sweep.
+            None takes ``n_outputs`` sweeps, one for each output, and is exact.
+
+        Returns
+        -------
+        Tensor of shape (N,)
+            In float64.
+        """
+        check_rng(rng, self.device, optional=True)
+        shape = (self.n_examples, *self.output_shape)
+        if rng is not None:
+            bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
+            return self._gauss_newton_sweep(theta, (2 * bits - 1).to(self.dtype))
+        units = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
+        sweeps = [
+            self._gauss_newton_sweep(theta, unit.view(self.output_shape).expand(shape))
+            for unit in units
+        ]
+        return torch.stack(sweeps).sum(0)
+
+    @in_full_float32
+    def _gauss_newton_sweep(self, theta: Tensor, z: Tensor) -> Tensor:
+        self._model.bind(theta)
+        return torch.cat(
+            [
+                gauss_newton_example_traces(
+                    self._model, self._loss, self._sums, chunk, z[chunk.rows]
+                )
+                for chunk in self._chunks()
+            ]
+        )
+
+    def check_likelihood(self) -> None:
+        """Raise TypeError if the loss is no likelihood, which F needs."""
+        self._loss.check_likelihood()
+
+    @alone
+    def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
+        """Return slopes sᵢ at targets that the model draws, with E[sᵢsᵢᵀ] = Hᵢ.
+
+        Hᵢ is the Hessian of ℓ̃ᵢ in the output. With one output and no weights
+        sᵢ = ∂ℓ̃ᵢ/∂fᵢ. A weight wᵢ scales Hᵢ, so that it scales sᵢ by √wᵢ; the mean over
+        T positions scales it by 1/√T, not 1/T.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        rng : torch.Generator
+            On the risk's device.
+
+        Returns
+        -------
+        Tensor of shape (N, \\*output_shape)
+
+        Raises
+        ------
+        TypeError
+            If the loss is no likelihood.
+        FloatingPointError
+            If the outputs are not finite.
+        """
+        check_rng(rng, self.device)
+        targets = torch.cat([chunk.y for chunk in self._chunks()])
+        outputs = self.outputs(theta)
+        if not bool(outputs.isfinite().all()):
+            raise FloatingPointError("The outputs at θ are not finite. Look at θ.")
+        slopes = self._loss.model_slope(outputs, targets, rng)
+        weights = self._data.weights
+        if weights is None:
+            return slopes
+        return slopes * weights.sqrt().view(-1, *(1 for _ in self.output_shape))
