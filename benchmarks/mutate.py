@@ -213,32 +213,45 @@ def run(mutation, tree, limit):
     path = tree / mutation.file
     source = path.read_bytes()
     path.write_bytes(mutation.apply(source))
-    start = time.perf_counter()
-    words = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
+    start, by = time.perf_counter(), ""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *words, *tests_of(mutation.file)],
-            cwd=tree,
-            env=os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
-        lines = done.stdout.splitlines()
-        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        by = failed[0].split(" - ")[0] if failed else lines[-1:] and lines[-1]
-        outcome = "killed" if done.returncode else "survived"
+        failed = first_failure(tests_of(mutation.file), tree, limit)
+        outcome = "survived" if failed is None else "killed"
     except subprocess.TimeoutExpired:
-        outcome, by = "time limit", f"{limit} seconds"
+        outcome, failed = "time limit", None
     finally:
         path.write_bytes(source)
+    if failed is not None:
+        by = failed
+        if "::" in failed and first_failure([failed], tree, limit) is not None:
+            outcome = "broken test"  # it fails without the mutation, too
     return {
         **mutation.describe(source),
         "outcome": outcome,
-        "by": by if outcome != "survived" else "",
+        "by": by,
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def first_failure(tests, tree, limit):
+    """Return the first test that fails, or pytest's last line; None if all pass."""
+    words = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, *tests],
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    if done.returncode == 0:
+        return None
+    lines = done.stdout.splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    if failed:
+        return failed[0].split(" ", 1)[1].split(" - ")[0]
+    return lines[-1] if lines else f"exit status {done.returncode}"
 
 
 def revision():

@@ -51,3 +51,30 @@ def test_every_mutation_of_a_folder_parses_and_is_drawn_again(mutate):
         assert ast.dump(ast.parse(m.apply(source))) != ast.dump(ast.parse(source))
     assert mutate.sample("linalg", 7, 3) == mutate.sample("linalg", 7, 3)
     assert mutate.sample("linalg", 7, 3) != mutate.sample("linalg", 7, 4)
+
+
+def test_what_the_tests_say(mutate, tmp_path):
+    code, tests = tmp_path / "flatmin/room", tmp_path / "tests/room"
+    code.mkdir(parents=True)
+    tests.mkdir(parents=True)
+    (tmp_path / "flatmin/__init__.py").touch()
+    source = "def half(x):\n    return x / 2 + 0 * x\n"
+    (code / "_a.py").write_text(source)
+    (tests / "test_a.py").write_text(
+        "from flatmin.room._a import half\n\ndef test_half():\n"
+        "    assert half(3) == 1.5\n"
+    )
+
+    def outcome(old, new):
+        at = source.index(old)
+        m = mutate.Mutation("flatmin/room/_a.py", at, at + len(old), new.encode())
+        return mutate.run(m, tmp_path, 60)
+
+    found = outcome("/", "*")
+    assert (found["outcome"], found["line"]) == ("killed", 2)
+    assert found["by"] == "tests/room/test_a.py::test_half"
+    assert found["after"] == "return x * 2 + 0 * x"
+    assert outcome("+", "-")["outcome"] == "survived"
+    (tests / "test_b.py").write_text("def test_b():\n    assert False\n")
+    assert outcome("+", "-")["outcome"] == "broken test"
+    assert (code / "_a.py").read_text() == source

@@ -34,7 +34,7 @@ def test_the_error_is_that_of_random_signs(problem, n_sweeps):
     variances = 2 * (M.square().sum((1, 2)) - diagonals.square().sum(1))
     right = float(variances.mean() / n_sweeps / N)
     results = [
-        ggn_trace(risk, theta, rng(seed), rtol=0, max_sweeps=n_sweeps)
+        ggn_trace(risk, theta, rng=rng(seed), rtol=0, max_sweeps=n_sweeps)
         for seed in range(100)
     ]
     squares = torch.stack([result.stderr for result in results]).square()
@@ -53,7 +53,7 @@ def test_the_error_is_the_spread_of_an_examples_sweeps(problem, monkeypatch):
         return sweeps[-1]
 
     monkeypatch.setattr(risk, "gauss_newton_traces", watched)
-    result = ggn_trace(risk, theta, rng(), rtol=0, max_sweeps=4)
+    result = ggn_trace(risk, theta, rng=rng(), rtol=0, max_sweeps=4)
     draws = torch.stack(sweeps).numpy()
     assert draws.shape == (4, N)
     assert float(result.value) == pytest.approx(draws.mean())

@@ -1,5 +1,7 @@
 """Every measure is a function of (risk, θ) and, as a number, a metric of a run."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,13 @@ def _by_dense_matrices(module, X, y):
         "effective rank": S.trace() ** 2 / S.square().sum(),
         "overlap": (U.T @ V).square().sum() / 3,
     }
+
+
+RESULTS = [n for n in measures.__all__ if dataclasses.is_dataclass(vars(measures)[n])]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_frozen(name):
+    result = object.__new__(getattr(measures, name))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.value = 0.0

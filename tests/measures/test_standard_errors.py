@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from flatmin.linalg import DenseOperator, _frobenius, spectral_density
+from flatmin.linalg import (
+    DenseOperator,
+    FunctionOperator,
+    _frobenius,
+    eigsh,
+    spectral_density,
+)
 from flatmin.measures import (
     density_negative_mass,
     negative_mass,
     noise_spectrum,
 )
+from flatmin.measures._deflation import deflated_trace
 from flatmin.risk import QuadraticRisk
 
 from ..linalg._matrices import with_spectrum
@@ -95,3 +102,16 @@ def test_the_error_of_a_norm_and_of_the_effective_rank(vectors):
     found = result.effective_rank
     assert float(found.value) == pytest.approx(rank, rel=1e-6)
     assert float(found.stderr) == pytest.approx(rank * 2 * stderr / norm, rel=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_negative_trace_costs_what_its_mirror_image_does(sign):
+    """Beside one large eigenvalue the pilot of 20 products is enough."""
+    values = torch.cat([torch.tensor([100.0]), torch.linspace(0, 0.01, 249)])
+    matrix = sign * with_spectrum(values)
+    pairs = eigsh(DenseOperator(matrix), 1, which="LM", tol=1e-9, rng=0)
+    A = FunctionOperator(lambda v: matrix @ v, 250, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    result = deflated_trace(A, pairs, rtol=0.01, max_matvecs=100, rng=rng)
+    assert float(result.value) == pytest.approx(sign * float(values.sum()), rel=0.01)
+    assert A.n_matvecs <= 20
