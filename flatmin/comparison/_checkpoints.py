@@ -26,7 +26,7 @@ __all__ = ["ComparisonFolder", "UnitFolder"]
 
 # What the comparison sets itself, or no result depends on.
 _NOT_ITS_OWN = {
-    *("checkpoint_dir", "checkpoint_every", "memory", "verbose", "store_data"),
+    *("checkpoint_dir", "memory", "verbose", "store_data"),
     *("random_state", "warm_start", "on_divergence"),
 }
 
@@ -43,10 +43,8 @@ class UnitFolder:
         """Return the settings of an estimator that fits a phase."""
         if self.path is None:
             return {}
-        return {
-            "checkpoint_dir": str(self.path / phase),
-            "checkpoint_every": self.every,
-        }
+        folder = {"path": str(self.path / phase), "every": self.every}
+        return {"checkpoint_dir": folder}
 
     @contextmanager
     def held(self) -> Iterator[bool]:

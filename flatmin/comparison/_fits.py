@@ -115,14 +115,12 @@ def plain_descent(theta: np.ndarray, n_iter: int) -> dict[str, Any]:
         "method_params": None,
         "max_iter": n_iter,
         "params_init": theta,
-        "warmup_iter": 0,
+        "warmup": None,
         "gradient_batch_size": None,
         "optimizer": "sgd",
         "optimizer_params": None,
         "callbacks": None,
-        "callbacks_params": None,
         "checkpoint_dir": None,
-        "checkpoint_every": None,
     }
 
 

@@ -11,7 +11,7 @@ from flatmin._utils.fingerprint import hashes
 from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known, check_text
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
-from flatmin.noise import METHODS, NoiseLaw, make_noise_law
+from flatmin.noise import METHODS, NoiseLaw
 
 __all__ = ["check_estimator", "resolve_methods"]
 
@@ -20,9 +20,8 @@ _ESTIMATORS = NoisyDiffusionClassifier | NoisyDiffusionRegressor
 # What decides where the methods start and what they are measured on: the same for all.
 _SHARED = {
     *("module", "module_params", "loss", "class_weight", "dtype", "device"),
-    *("warmup_method", "warmup_optimizer", "warmup_iter", "warmup_lr", "memory"),
-    *("params_init", "metrics", "batch_norm", "random_state", "warm_start"),
-    *("checkpoint_dir", "checkpoint_every"),
+    *("warmup", "memory", "params_init", "metrics", "batch_norm", "random_state"),
+    *("warm_start", "checkpoint_dir"),
 }
 
 
@@ -123,8 +122,7 @@ def _resolve(label: str, method: Any, estimator: Any) -> Any:
         # method__x below is set on it.
         settings["method"] = clone(settings["method"])
     unit = clone(estimator).set_params(**settings)
-    if isinstance(unit.method, str):
-        make_noise_law(unit.method, **(unit.method_params or {}))
+    unit._make_law()  # raises where its settings do not fit
     unit._validate_params()
     return unit
 

@@ -19,7 +19,7 @@ from flatmin.comparison._revision import describe_command, find_revision
 __all__ = ["describe", "describe_settings", "provenance"]
 
 # What no result depends on.
-_WITHOUT_EFFECT = ("checkpoint_dir", "checkpoint_every")
+_WITHOUT_EFFECT = ("checkpoint_dir",)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -335,7 +335,7 @@ def _noise(
     distance = _DistanceFrom(np.asarray(start.theta))
     settings = {
         "params_init": start.theta,
-        "warmup_iter": 0,
+        "warmup": None,
         "metrics": guarded({**_metrics(estimator, plan), "distance": distance}),
         **folder.fits("noise"),
     }

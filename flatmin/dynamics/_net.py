@@ -26,7 +26,6 @@ from skorch.callbacks import (
 )
 from skorch.history import History
 
-from flatmin._utils.names import check_known
 from flatmin._utils.plain import as_plain
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._callback_state import (
@@ -411,27 +410,22 @@ class NoisyNetRegressor(_NoisyNet, NeuralNetRegressor):
     """A skorch regressor that trains by noisy descent."""
 
 
-def check_callbacks(callbacks: Iterable[Any], params: Iterable[str] = ()) -> None:
+def check_callbacks(callbacks: Iterable[Any]) -> None:
     """Refuse callbacks that would do nothing, or would do harm, without a word.
 
     Parameters
     ----------
     callbacks : iterable of skorch callbacks or (name, callback) pairs
-    params : iterable of str, default=()
-        What is to be set on them, "name__parameter" or "name": the names must be
-        among those of the pairs.
 
     Raises
     ------
     TypeError
         If one is no skorch callback.
     ValueError
-        If one works on batches or freezes parameters, or a name is unknown.
+        If one works on batches or freezes parameters.
     """
-    names = []
     for item in callbacks:
-        name, callback = item if isinstance(item, tuple) else (None, item)
-        names.append(name)
+        callback = item[1] if isinstance(item, tuple) else item
         if callback is None:
             continue  # skorch's way to leave one out
         kind = callback if isinstance(callback, type) else type(callback)
@@ -441,8 +435,6 @@ def check_callbacks(callbacks: Iterable[Any], params: Iterable[str] = ()) -> Non
                 f"callback. Got {item!r}."
             )
         _check_callback(kind, getattr(callback, "step_every", "epoch"))
-    for key in params:
-        check_known("callback", key.partition("__")[0], names)
 
 
 def _check_callback(kind: type[Callback], step_every: str) -> None:

@@ -8,8 +8,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from numbers import Integral, Real
-from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,14 +21,13 @@ from torch import Tensor, nn
 from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.folder_lock import locked_folder
 from flatmin._utils.learned import take_over, twin_of
-from flatmin._utils.names import check_known, check_text
+from flatmin._utils.names import check_text
 from flatmin._utils.numbers import check_flag, check_held_by
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.quiet import ignored
 from flatmin._utils.random import make_generator, spawn_seeds
-from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.dynamics import (
     Checkpoints,
     FlatBinding,
@@ -43,7 +40,7 @@ from flatmin.dynamics import (
     check_plain_steps,
     resolve_optimizer,
 )
-from flatmin.estimators._checkpoints import RunCheckpoints, check_checkpoint_params
+from flatmin.estimators._checkpoints import RunCheckpoints, check_seed
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import (
     as_source,
@@ -56,10 +53,12 @@ from flatmin.estimators._inputs import (
 from flatmin.estimators._laws import resolve_law
 from flatmin.estimators._module import build_module
 from flatmin.estimators._net import make_reader
+from flatmin.estimators._parameters import CONSTRAINTS
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.estimators._run import Run, make_batches
+from flatmin.estimators._settings import read_folder, read_warmup
 from flatmin.estimators._warmup import warm_up
-from flatmin.noise import METHODS, NoiseLaw
+from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
 from flatmin.risk.checks import as_input, check_held
@@ -72,41 +71,7 @@ __all__ = ["BaseNoisyDiffusion"]
 class BaseNoisyDiffusion(RoutedParamsMixin):
     """Trains a module by θ ← θ - η (g₀ + ε); see the two subclasses."""
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "module": [None, callable, nn.Module],
-        "module_params": [None, dict],
-        "method": [str, NoiseLaw],
-        "method_params": [None, dict],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [None, Interval(Integral, 1, None, closed="left")],
-        "noise_scale": [None, Interval(Real, 0, None, closed="left")],
-        "n_components": [
-            None,
-            Interval(Integral, 1, None, closed="left"),
-            StrOptions({"full"}),
-        ],
-        "refresh_every": [None, Interval(Integral, 1, None, closed="left")],
-        "gradient_batch_size": [None, Interval(Integral, 1, None, closed="left")],
-        "optimizer_params": [None, dict],
-        "warmup_method": [str, NoiseLaw],
-        "warmup_iter": [Interval(Integral, 0, None, closed="left")],
-        "warmup_lr": [None, Interval(Real, 0, None, closed="neither")],
-        "memory": [None, str, HasMethods(["cache"])],
-        "params_init": [None, "array-like"],
-        "metrics": [None, dict],
-        "record_every": [Interval(Integral, 1, None, closed="left")],
-        "batch_norm": [StrOptions({"error", "frozen"})],
-        "callbacks": [None, list],
-        "callbacks_params": [None, dict],
-        "on_divergence": [StrOptions({"raise", "stop"})],
-        "checkpoint_dir": [None, str, PathLike],
-        "checkpoint_every": [None, Interval(Integral, 1, None, closed="left")],
-        "store_data": ["boolean"],
-        "random_state": ["random_state"],
-        "warm_start": ["boolean"],
-        "verbose": ["verbose"],
-    }
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
     _net_class: ClassVar[type]
 
     @abstractmethod
@@ -199,9 +164,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         binding = FlatBinding(net.module_, watch=bool(self.callbacks))
         net.bind(binding)
         binding.assign(learner._start(run))
-        with locked_folder(self.checkpoint_dir):
+        with locked_folder(None if run.folder is None else run.folder.path):
             saved = None
-            if self.checkpoint_dir is not None:
+            if run.folder is not None:
                 saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
             try:
                 warm_up(self, run, binding, saved)
@@ -229,35 +194,20 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Check everything that can be checked before work is done."""
         device, dtype = resolve_device(self.device), resolve_dtype(self.dtype)
         check_held_by("lr", float(self.lr), dtype)
-        if self.warmup_lr is not None:
-            check_held_by("warmup_lr", float(self.warmup_lr), dtype)
-        for name in ("module_params", "method_params", "callbacks_params"):
+        for name in ("module_params", "method_params"):
             for key in getattr(self, name) or ():
                 check_text(f"a name in {name}", key)
         if isinstance(self.memory, str):
             check_path("memory", self.memory)
         check_callbacks(self.callbacks or [])
         optimizer = resolve_optimizer(self.optimizer, self.optimizer_params or {})
-        warmup_optimizer = resolve_optimizer(
-            self.warmup_optimizer, {}, "warmup_optimizer"
-        )
-        if isinstance(self.warmup_method, str):
-            check_known("warmup_method", self.warmup_method, METHODS)
-        check_checkpoint_params(self)
-        law = resolve_law(
-            self.method,
-            self.method_params,
-            {
-                "batch_size": self.batch_size,
-                "noise_scale": self.noise_scale,
-                "n_components": self.n_components,
-                "refresh_every": self.refresh_every,
-            },
-        )
-        warmup_law = resolve_law(
-            self.warmup_method, None, {"batch_size": self.batch_size}
-        )
+        folder = read_folder(self.checkpoint_dir)
+        check_seed(self.random_state, folder)
+        law = self._make_law()
+        warmup = read_warmup(self, dtype)
         warm = bool(self.warm_start) and hasattr(self, "net_")
+        if warm:
+            warmup = None
         examples = self._check_examples(X, y, "X and y", reset=not warm)
         weights = self._combine_weights(sample_weight, examples.y, reset=True)
         validation = self._check_validation(X_val, y_val)
@@ -302,13 +252,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 generators[name].set_state(state)
         batches = make_batches(self, risk, generators["batches"])
         batched = batches is not None
-        for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
+        for each in (law,) if warmup is None else (law, warmup.law):
             each.check(risk)
             if batches is not None:
                 batches.check(each)
         check_plain_steps(law, optimizer, self.optimizer_params or {}, batched)
-        if self.warmup_iter and not warm:
-            check_plain_steps(warmup_law, warmup_optimizer, {}, batched)
+        if warmup is not None:
+            check_plain_steps(warmup.law, warmup.optimizer, {}, batched)
         return Run(
             module=module,
             loss=loss,
@@ -325,8 +275,15 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             n_steps_before=self.n_steps_ if warm else 0,
             offset=self._iteration if warm else 0,
             rows=self._rows_before() if warm else [],
-            warmup_law=warmup_law,
+            warmup=warmup,
+            folder=folder,
         )
+
+    def _make_law(self) -> NoiseLaw:
+        """Return the law with the settings that this estimator gives it."""
+        shared = ("batch_size", "noise_scale", "n_components", "refresh_every")
+        given = {name: getattr(self, name) for name in shared}
+        return resolve_law(self.method, self.method_params, given)
 
     def _rows_before(self) -> list[dict[Any, Any]]:
         """Return the rows of earlier fits, but the one that this fit begins with."""
@@ -435,11 +392,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             split = predefined_split(
                 self._for_skorch(run.validation, run.module, run.risk.dtype)
             )
-        callbacks_params = self.callbacks_params or {}
-        params = {
-            **{f"optimizer__{k}": v for k, v in (self.optimizer_params or {}).items()},
-            **{f"callbacks__{k}": v for k, v in callbacks_params.items()},
-        }
+        settings = self.optimizer_params or {}
+        params = {f"optimizer__{k}": v for k, v in settings.items()}
         net = self._net_class(
             run.module,
             criterion=MeanLoss(run.loss),
@@ -457,10 +411,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         )
         net.reader_ = make_reader(self)
         net.initialize()
-        settings = [
-            name for name, value in callbacks_params.items() if value is not None
-        ]
-        check_callbacks(net.callbacks_, settings)
+        check_callbacks(net.callbacks_)
         check_monitors(
             net.callbacks_, self.metrics or (), validation=run.validation is not None
         )
