@@ -333,7 +333,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         found = None if saved is None else saved.found
         if saved is not None and found is not None and found["phase"] == "finished":
             with saved.restoring():
-                net.load_(found, begun=False)
+                net.load_state(found, begun=False)
             return
         if found is not None and found["phase"] == "warmup":
             found = None
@@ -341,9 +341,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             bar.update(found["descent"]["iteration"] if found else 0)
             self._iterate(run, net, descent, saved, found)
         if saved is not None:
-            net.note_end_()
+            net.note_block_end()
             saved.save(
-                "finished", lambda: {**net.state_(), "descent": descent.state_dict()}
+                "finished",
+                lambda: {**net.state_to_save(), "descent": descent.state_dict()},
             )
 
     def _iterate(
@@ -356,23 +357,23 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> None:
         """Run the blocks, all or those that are left."""
         if run.diverged is not None:  # in the warm-up
-            net.begin_()
+            net.measure_start()
             return
         data = self._for_skorch(run.examples, net.module_, run.risk.dtype)
         examples = {"X": data.X, "y": data.y}
         with suppress(StopTraining):
             net.notify("on_train_begin", **examples)
             if saved is None or found is None:
-                net.end_block_()
+                net.end_block()
             else:
                 with saved.restoring():
-                    net.load_(found, begun=True)
+                    net.load_state(found, begun=True)
             left = int(self.max_iter) - descent.iteration
             done = (
                 descent.iteration // int(self.record_every) if left else net.max_epochs
             )
             net.fit_loop(**examples, epochs=net.max_epochs - done)
-        net.begin_()  # where no block has begun
+        net.measure_start()  # where no block has begun
         run.diverged = descent.diverged
         if net.history:
             with suppress(StopTraining):

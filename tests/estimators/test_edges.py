@@ -169,13 +169,13 @@ def test_unsigned_labels_are_labels(dtype):
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16])
 def test_small_integers_train_as_integers(kind):
-    numbers = {"max_iter": 120, "record_every": 100, "warmup": {"max_iter": 100}}
+    numbers = {"max_iter": 120, "record_every": 100, "warmup__max_iter": 100}
     numbers |= {"batch_size": 7, "refresh_every": 3, "noise_scale": 20}
     numbers |= {"gradient_batch_size": 12}
     found, wanted = (
-        classifier(
-            method="gld_dynamic", **{name: to(value) for name, value in numbers.items()}
-        ).fit(X, y)
+        classifier(method="gld_dynamic")
+        .set_params(**{name: to(value) for name, value in numbers.items()})
+        .fit(X, y)
         for to in (kind, int)
     )
     np.testing.assert_array_equal(found.params_, wanted.params_)
