@@ -85,7 +85,7 @@ class Memory(Checkpoint):
 
     def read(self, folder):
         joblib.memory._FUNCTION_HASHES.clear()  # as in a new process
-        model = _model(memory=str(folder), warmup_iter=4)
+        model = _model(memory=str(folder), warmup={"max_iter": 4})
         return self._value(model.fit(X, Y))
 
 

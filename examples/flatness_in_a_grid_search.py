@@ -32,7 +32,7 @@ def search(X, y, memory=None):
         lr=0.1,
         max_iter=N_ITER,
         record_every=N_ITER,
-        warmup_iter=WARMUP,
+        warmup={"max_iter": WARMUP},
         memory=memory,
         random_state=0,
     )

@@ -25,7 +25,7 @@ from flatmin.datasets import corrupt_labels
 # or batches of 32) the sharpness differs and the test accuracy hardly does. At lr=0.2
 # SGD unlearns a tenth of the training labels, and the quench is too short to bring the
 # losses together. Early on, at lr=0.1 too, a kick can cost many labels for a moment.
-WARMUP = {"warmup_iter": 2000, "warmup_lr": 0.2}
+WARMUP = {"max_iter": 2000, "lr": 0.2}
 COMMON = {
     "module_params": {"hidden_layer_sizes": (64, 32)},
     "lr": 0.1,
@@ -87,7 +87,7 @@ def compare(methods, seeds):
     return compare_dynamics(
         methods,
         load,
-        estimator=NoisyDiffusionClassifier(max_iter=N_ITER, **COMMON, **WARMUP),
+        estimator=NoisyDiffusionClassifier(max_iter=N_ITER, warmup=WARMUP, **COMMON),
         n_seeds=seeds,
         metrics={"sharpness": sharpness},
         end_metrics={"end_sharpness": end_sharpness, "λ₁": top_eigenvalue},

@@ -45,7 +45,11 @@ def data(seed):
 
 def main(max_iter=1000, n_seeds=6):
     estimator = NoisyDiffusionClassifier(
-        SkipNetwork, lr=0.1, batch_size=8, warmup_iter=max_iter, max_iter=max_iter
+        SkipNetwork,
+        lr=0.1,
+        batch_size=8,
+        warmup={"max_iter": max_iter},
+        max_iter=max_iter,
     )
     found = compare_dynamics(
         ["gd", "sgd", "gld_full", "gld_diagonal", "gld_dynamic"],

@@ -111,7 +111,7 @@ def compare(methods, seeds, on_unit, arguments):
         lr=LR,
         max_iter=sizes["noise"],
         batch_size=BATCH_SIZE,
-        warmup_iter=sizes["warmup"],
+        warmup={"max_iter": sizes["warmup"]},
         record_every=sizes["every"],
         device=arguments.device,
     )

@@ -126,8 +126,7 @@ def compare(methods, seeds, on_unit, arguments):
         max_iter=sizes["noise"],
         batch_size=BATCH_SIZE,
         n_components=sizes["components"],
-        warmup_iter=sizes["warmup"],
-        warmup_lr=WARMUP_LR,
+        warmup={"max_iter": sizes["warmup"], "lr": WARMUP_LR},
         record_every=sizes["every"],
         device=arguments.device,
     )

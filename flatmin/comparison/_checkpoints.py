@@ -21,7 +21,7 @@ from typing import Any
 from flatmin._runs.checkpoint_files import DamagedFileError, read_file, write_file
 from flatmin._runs.fingerprint import check_identity, hashes
 from flatmin._runs.folder_lock import locked_folder
-from flatmin.estimators._parameters import parameters_for
+from flatmin.estimators._parameter_roles import parameters_for
 
 __all__ = ["ComparisonFolder", "UnitFolder"]
 
@@ -41,10 +41,8 @@ class UnitFolder:
         """Return the settings of an estimator that fits a phase."""
         if self.path is None:
             return {}
-        return {
-            "checkpoint_dir": str(self.path / phase),
-            "checkpoint_every": self.every,
-        }
+        folder = {"path": str(self.path / phase), "every": self.every}
+        return {"checkpoint_dir": folder}
 
     @contextmanager
     def held(self) -> Iterator[bool]:

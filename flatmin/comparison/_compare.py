@@ -166,7 +166,7 @@ def compare_dynamics(
     >>> from sklearn.datasets import load_iris
     >>> from flatmin import NoisyDiffusionClassifier, compare_dynamics
     >>> X, y = load_iris(return_X_y=True)
-    >>> clf = NoisyDiffusionClassifier(lr=0.1, max_iter=20, warmup_iter=50)
+    >>> clf = NoisyDiffusionClassifier(lr=0.1, max_iter=20, warmup={"max_iter": 50})
     >>> found = compare_dynamics(
     ...     ["gd", "sgd"], X, y, estimator=clf, n_seeds=3, quench=10, random_state=0
     ... )

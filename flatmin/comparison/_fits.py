@@ -17,7 +17,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from flatmin._utils.messages import message, shown
 from flatmin.estimators import NoisyDiffusionClassifier
-from flatmin.estimators._parameters import parameters_for
+from flatmin.estimators._parameter_roles import parameters_for
 
 __all__ = [
     "TEST_COLUMNS",
@@ -154,7 +154,7 @@ def plain_descent(theta: np.ndarray, n_iter: int) -> dict[str, Any]:
         "optimizer": "sgd",
         "max_iter": n_iter,
         "params_init": theta,
-        "warmup_iter": 0,
+        "warmup": None,
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from flatmin.comparison._fits import fit, measure_at, plain_descent
 from flatmin.comparison._plan import Source
 from flatmin.comparison._protocol import describe_settings
-from flatmin.estimators._parameters import parameters_for
+from flatmin.estimators._parameter_roles import parameters_for
 
 __all__ = ["MeasureTask", "check_settings", "measure_seed"]
 

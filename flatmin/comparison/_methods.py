@@ -11,8 +11,8 @@ from flatmin._runs.fingerprint import hashes
 from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known, check_text
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
-from flatmin.estimators._parameters import PARAMETERS, parameters_for
-from flatmin.noise import METHODS, NoiseLaw, make_noise_law
+from flatmin.estimators._parameter_roles import PARAMETERS, parameters_for
+from flatmin.noise import METHODS, NoiseLaw
 
 __all__ = ["check_estimator", "resolve_methods"]
 
@@ -121,8 +121,7 @@ def _resolve(label: str, method: Any, estimator: Any) -> Any:
         # method__x below is set on it.
         settings["method"] = clone(settings["method"])
     unit = clone(estimator).set_params(**settings)
-    if isinstance(unit.method, str):
-        make_noise_law(unit.method, **(unit.method_params or {}))
+    unit._make_law()  # raises where its settings do not fit
     unit._validate_params()
     return unit
 

@@ -14,7 +14,7 @@ import numpy as np
 from flatmin._runs.fingerprint import fingerprint
 from flatmin._utils.messages import shown
 from flatmin.comparison._plan import Plan
-from flatmin.estimators._parameters import PARAMETERS
+from flatmin.estimators._parameter_roles import PARAMETERS
 
 __all__ = ["array_values", "describe", "describe_settings", "make_protocol"]
 

@@ -222,7 +222,7 @@ class ComparisonResult:
         >>> from sklearn.datasets import load_iris
         >>> from flatmin import NoisyDiffusionClassifier, compare_dynamics
         >>> X, y = load_iris(return_X_y=True)
-        >>> clf = NoisyDiffusionClassifier(lr=0.1, max_iter=20, warmup_iter=50)
+        >>> clf = NoisyDiffusionClassifier(lr=0.1, max_iter=20, warmup={"max_iter": 50})
         >>> found = compare_dynamics(
         ...     ["gd"], X, y, estimator=clf, n_seeds=[0], keep_params=True
         ... )

@@ -266,7 +266,7 @@ def _noise(task: UnitTask, data: Data, rows: list[dict[Any, Any]]) -> Any:
     distance = _DistanceFrom(np.asarray(start.theta))
     settings = {
         "params_init": start.theta,
-        "warmup_iter": 0,
+        "warmup": None,
         "metrics": guarded({**_metrics(task.estimator, plan), "distance": distance}),
         **task.folder.fits("noise"),
     }

@@ -2,6 +2,7 @@
 
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
+from flatmin.dynamics._callback_checks import check_callbacks
 from flatmin.dynamics._callback_state import callback_settings, store_callbacks
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._criterion import MeanLoss
@@ -12,7 +13,6 @@ from flatmin.dynamics._net import (
     NoisyNetClassifier,
     NoisyNetRegressor,
     StopTraining,
-    check_callbacks,
 )
 from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
 from flatmin.dynamics._plain_steps import check_plain_steps

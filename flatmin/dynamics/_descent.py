@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,15 @@ __all__ = ["DivergenceError", "NoisyDescent"]
 
 class DivergenceError(ArithmeticError):
     """The loss is not finite any more."""
+
+
+class _Ahead(NamedTuple):
+    """A step's noisy gradient, where the refresh that computes it came before."""
+
+    theta: Tensor  # (D,)
+    loss: Tensor  # ()
+    gradient: Tensor  # (D,), noisy
+    rng_state: Tensor  # of the generator, after it has drawn
 
 
 class NoisyDescent:
@@ -96,9 +105,7 @@ class NoisyDescent:
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
-        # Where a refresh came before the step: θ, its loss and noisy gradient, and the
-        # generator's state after them.
-        self._ahead: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._ahead: _Ahead | None = None
         # What was there before it, should the step turn out to be another one.
         self._before: dict[str, Any] | None = None
         self._left: Tensor | None = None  # θ after the last step
@@ -144,7 +151,7 @@ class NoisyDescent:
                 with self._judging_errors():
                     loss, gradient = self._refreshed_gradient()
                     drawn = self.rng.get_state()
-                    self._ahead = (self.theta.clone(), loss, gradient, drawn)
+                    self._ahead = _Ahead(self.theta.clone(), loss, gradient, drawn)
                     self._before = kept
             finally:
                 # A run that is interrupted before the step draws the same in its next
@@ -231,7 +238,7 @@ class NoisyDescent:
             if not self._accept(first + i // per_iteration, value):
                 return
 
-    def check(self, loss: float) -> bool:
+    def accepts(self, loss: float) -> bool:
         """Say whether a loss measured at the present θ is finite; see ``run``.
 
         Parameters
@@ -272,7 +279,7 @@ class NoisyDescent:
             "law": self.law.store_state(self.state),
             "refreshed_at": self._refreshed_at,
             "refreshed_on": self._refreshed_on,
-            "ahead": self._ahead,
+            "ahead": None if self._ahead is None else tuple(self._ahead),
             "before": self._before,
             "stale": self._stale,
             "rng": self.rng.get_state(),
@@ -316,7 +323,8 @@ class NoisyDescent:
         self._drawn_at = state["drawn_at"]
         self._refreshed_at = state["refreshed_at"]
         self._refreshed_on = state["refreshed_on"]
-        self._ahead = state["ahead"]
+        ahead = state["ahead"]
+        self._ahead = None if ahead is None else _Ahead(*ahead)
         self._before = state.get("before")  # which earlier versions did not have
         self._stale = state["stale"]
         seen = self._risk_of(self._refreshed_on)
@@ -343,11 +351,11 @@ class NoisyDescent:
     def _noisy_gradient(self) -> tuple[Tensor, Tensor]:
         self._draw()
         if self._ahead is not None:
-            theta, loss, gradient, drawn = self._ahead
-            if torch.equal(theta, self.theta) and not self._has_another_rate():
+            ahead = self._ahead
+            if torch.equal(ahead.theta, self.theta) and not self._has_another_rate():
                 self._ahead = self._before = None
-                self.rng.set_state(drawn.cpu())
-                return loss, gradient
+                self.rng.set_state(ahead.rng_state.cpu())
+                return ahead.loss, ahead.gradient
             self._take_back()
         if self._is_due:
             return self._refreshed_gradient()

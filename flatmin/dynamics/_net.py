@@ -10,24 +10,16 @@ from __future__ import annotations
 import copy
 import dis
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
-from skorch.callbacks import (
-    Callback,
-    EpochScoring,
-    Freezer,
-    InputShapeSetter,
-    LRScheduler,
-    Unfreezer,
-)
 from skorch.history import History
 
 from flatmin._runs.storable import as_storable
-from flatmin._utils.names import check_known
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._callback_state import (
     check_unchanged,
@@ -41,12 +33,7 @@ from flatmin.dynamics._descent_state import check_history, check_rows
 from flatmin.dynamics._recorder import Recorder
 from flatmin.risk.network.module_copy import copy_module
 
-__all__ = [
-    "NoisyNetClassifier",
-    "NoisyNetRegressor",
-    "StopTraining",
-    "check_callbacks",
-]
+__all__ = ["NoisyNetClassifier", "NoisyNetRegressor", "StopTraining"]
 
 _TRAINS_INSIDE = (
     "This net trains inside its flatmin estimator only. Call fit of the estimator, "
@@ -54,11 +41,21 @@ _TRAINS_INSIDE = (
 )
 _OF_A_TRAINING = ("descent_", "recorder_", "_plan_", "_block_end_", "_begun_block_")
 _OF_A_TRAINING += ("_n_steps_before_", "_fixed_")
-_BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
 class StopTraining(Exception):  # noqa: N818 - control flow, not an error
     """A callback, or a divergence, ends the training in an orderly way."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What an epoch runs; see :meth:`_NoisyNet.attach`."""
+
+    max_iter: int  # in all epochs together
+    record_every: int  # iterations an epoch
+    offset: int  # iterations before the first one here
+    progress: Callable[[int], Any]
+    checkpoints: Checkpoints
 
 
 class _NoisyNet(NeuralNet):
@@ -111,17 +108,17 @@ class _NoisyNet(NeuralNet):
         progress : callable
             Called with 1 after each iteration.
         checkpoints : Checkpoints
-            Get what :meth:`state_` returns, besides the descent.
+            Get what :meth:`state_to_save` returns, besides the descent.
         """
         self.descent_ = descent
         self.recorder_ = recorder
         self.rows_: list[dict[str, Any]] = []
-        self._plan_ = (max_iter, record_every, offset, progress, checkpoints)
+        self._plan_ = _Plan(max_iter, record_every, offset, progress, checkpoints)
         self._n_steps_before_ = n_steps_before
         self._begun_block_: dict[str, Any] | None = None
         self._fixed_: dict[str, str] | None = None
 
-    def state_(self) -> dict[str, Any]:
+    def state_to_save(self) -> dict[str, Any]:
         """Return what the net and its callbacks remembered at the last block's end.
 
         A block that is resumed begins again for skorch, and goes on in the descent.
@@ -129,7 +126,7 @@ class _NoisyNet(NeuralNet):
         Returns
         -------
         dict
-            Storable values, for :meth:`load_`.
+            Storable values, for :meth:`load_state`.
 
         Raises
         ------
@@ -152,13 +149,13 @@ class _NoisyNet(NeuralNet):
             "callbacks": callbacks,
         }
 
-    def load_(self, state: dict[str, Any], *, begun: bool) -> None:
+    def load_state(self, state: dict[str, Any], *, begun: bool) -> None:
         """Go back to where a checkpoint was written.
 
         Parameters
         ----------
         state : dict
-            From :meth:`state_`, and the "descent".
+            From :meth:`state_to_save`, and the "descent".
         begun : bool
             Whether callbacks have been told that the training begins.
 
@@ -178,19 +175,19 @@ class _NoisyNet(NeuralNet):
         self.descent_.load_state_dict(
             state["descent"], has_callbacks=bool(self.callbacks)
         )
-        in_block = self.descent_.iteration % self._plan_[1] != 0
+        in_block = self.descent_.iteration % self._plan_.record_every != 0
         self._begun_block_ = state["descent"] if in_block else None
 
-    def end_block_(self) -> None:
+    def end_block(self) -> None:
         """Note where skorch is, and save if that is due."""
-        checkpoints = self._plan_[4]
+        checkpoints = self._plan_.checkpoints
         if checkpoints.saves:
             self.descent_.follow()
-            self.note_end_()
-            checkpoints.end_block(self.descent_, self.state_)
+            self.note_block_end()
+            checkpoints.end_block(self.descent_, self.state_to_save)
 
-    def note_end_(self) -> None:
-        """Note where skorch is, for :meth:`state_`."""
+    def note_block_end(self) -> None:
+        """Note where skorch is, for :meth:`state_to_save`."""
         remembered: dict[str, Any] | TypeError
         try:
             remembered = store_callbacks(self.callbacks_)
@@ -245,17 +242,17 @@ class _NoisyNet(NeuralNet):
         iterator.generator = torch.Generator()
         return iterator
 
-    def begin_(self) -> None:
+    def measure_start(self) -> None:
         """Measure the θ that the first step starts from, unless that has been done."""
         if not self.rows_:
             self.descent_.follow()
             self.descent_.refresh()
-            self.descent_.check(self.record_()["loss"])
+            self.descent_.accepts(self.record_row()["loss"])
 
-    def record_(self) -> dict[str, Any]:
+    def record_row(self) -> dict[str, Any]:
         """Measure where the descent stands, and keep the row."""
         descent = self.descent_
-        offset = self._plan_[2]
+        offset = self._plan_.offset
         row = self.recorder_.record(
             offset + descent.iteration,
             "noise",
@@ -300,7 +297,7 @@ class _NoisyNet(NeuralNet):
         self.history.record(f"{prefix}_batch_count", 1)
 
     def _run_block(self) -> None:
-        max_iter, record_every, offset, progress, checkpoints = self._plan_
+        plan = self._plan_
         descent = self.descent_
         optimizer, module = descent.optimizer, descent.binding.module
         if self.optimizer_ is not optimizer or self.module_ is not module:
@@ -317,19 +314,19 @@ class _NoisyNet(NeuralNet):
             self._begun_block_ = None
         else:
             descent.follow()
-        self.begin_()
-        left = record_every - descent.iteration % record_every
-        block = min(left, max_iter - descent.iteration)
-        checkpoints.run(descent, block, progress, self.state_)
-        if descent.diverged is None and descent.iteration < max_iter:
+        self.measure_start()
+        left = plan.record_every - descent.iteration % plan.record_every
+        block = min(left, plan.max_iter - descent.iteration)
+        plan.checkpoints.run(descent, block, plan.progress, self.state_to_save)
+        if descent.diverged is None and descent.iteration < plan.max_iter:
             descent.refresh()  # due now rather than after the row
         if descent.diverged is None:
-            row = self.record_()
-            if not descent.check(row["loss"]):
+            row = self.record_row()
+            if not descent.accepts(row["loss"]):
                 self.rows_.pop()
         if descent.diverged is not None:
-            if self.rows_[-1]["iteration"] < offset + descent.iteration:
-                self.record_()
+            if self.rows_[-1]["iteration"] < plan.offset + descent.iteration:
+                self.record_row()
             self.history.pop()  # skorch's begin of this block, which has no end
             raise StopTraining
         for name, value in row.items():
@@ -356,7 +353,7 @@ class _NoisyNet(NeuralNet):
                 raise StopTraining from interrupt
             raise
         if method_name == "on_epoch_end":
-            self.end_block_()
+            self.end_block()
 
     def __getstate__(self) -> dict[str, Any]:
         twin: Any = object.__new__(type(self))
@@ -409,65 +406,3 @@ class NoisyNetClassifier(_NoisyNet, NeuralNetClassifier):
 
 class NoisyNetRegressor(_NoisyNet, NeuralNetRegressor):
     """A skorch regressor that trains by noisy descent."""
-
-
-def check_callbacks(callbacks: Iterable[Any], params: Iterable[str] = ()) -> None:
-    """Refuse callbacks that would do nothing, or would do harm, without a word.
-
-    Parameters
-    ----------
-    callbacks : iterable of skorch callbacks or (name, callback) pairs
-    params : iterable of str, default=()
-        What is to be set on them, "name__parameter" or "name": the names must be
-        among those of the pairs.
-
-    Raises
-    ------
-    TypeError
-        If one is no skorch callback.
-    ValueError
-        If one works on batches or freezes parameters, or a name is unknown.
-    """
-    names = []
-    for item in callbacks:
-        name, callback = item if isinstance(item, tuple) else (None, item)
-        names.append(name)
-        if callback is None:
-            continue  # skorch's way to leave one out
-        kind = callback if isinstance(callback, type) else type(callback)
-        if not issubclass(kind, Callback):
-            raise TypeError(
-                "callbacks must be skorch callbacks or pairs of a name and a skorch "
-                f"callback. Got {item!r}."
-            )
-        _check_callback(kind, getattr(callback, "step_every", "epoch"))
-    for key in params:
-        check_known("callback", key.partition("__")[0], names)
-
-
-def _check_callback(kind: type[Callback], step_every: str) -> None:
-    if issubclass(kind, Freezer | Unfreezer):
-        raise ValueError(
-            f"The callback {kind.__name__} cannot change which parameters θ holds. "
-            "Pass a module whose frozen parameters have requires_grad=False."
-        )
-    if issubclass(kind, InputShapeSetter):
-        raise ValueError(
-            "The callback InputShapeSetter would build the module anew behind θ. Give "
-            "the module its input size by module_params."
-        )
-    if issubclass(kind, EpochScoring):
-        return  # its batch event fills a cache that is not used here
-    if issubclass(kind, LRScheduler):
-        works_on_batches = step_every == "batch"
-    else:
-        works_on_batches = any(
-            getattr(kind, event) is not getattr(Callback, event)
-            for event in _BATCH_EVENTS
-        )
-    if works_on_batches:
-        raise ValueError(
-            f"The callback {kind.__name__} works on batches, and there are none here: "
-            "a skorch epoch is a block of record_every iterations. Use a callback with "
-            "on_epoch_end, or LRScheduler(step_every='epoch')."
-        )

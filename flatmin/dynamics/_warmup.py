@@ -77,13 +77,13 @@ def run_warmup(
                     descent.state,
                     descent.batch,
                 )
-                if not descent.check(row["loss"]):
+                if not descent.accepts(row["loss"]):
                     break
                 rows.append(row)
                 checkpoints.end_block(descent, parts)
             block = min(record_every - in_block, n_iter - descent.iteration)
             checkpoints.run(descent, block, bar.update, parts)
     if descent.diverged is None:
-        descent.check(float(recorder.risk.value(descent.theta)))
+        descent.accepts(float(recorder.risk.value(descent.theta)))
     theta = descent.theta.cpu().numpy().copy()
     return WarmupResult(theta, rows, descent.iteration, descent.diverged)

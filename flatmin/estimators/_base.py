@@ -1,15 +1,12 @@
-"""What the classifier and the regressor share: parameters, fit and outputs."""
+"""What the classifier and the regressor share: fit, its results and outputs."""
 
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from numbers import Integral, Real
-from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,33 +14,17 @@ import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
-from skorch.helper import predefined_split
 from torch import Tensor, nn
 
 from flatmin._runs.folder_lock import locked_folder
 from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
-from flatmin._utils.names import check_known, check_text
-from flatmin._utils.numbers import check_flag, check_held_by
-from flatmin._utils.paths import check_path
-from flatmin._utils.placement import resolve_device, resolve_dtype
-from flatmin._utils.progress import progress_bar
+from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
-from flatmin._utils.random import make_generator, spawn_seeds
-from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.dynamics import (
-    Checkpoints,
     FlatBinding,
-    MeanLoss,
-    NoisyDescent,
-    Recorder,
-    StopTraining,
-    check_callbacks,
-    check_monitors,
-    check_plain_steps,
-    resolve_optimizer,
 )
-from flatmin.estimators._checkpoints import RunCheckpoints, check_checkpoint_params
+from flatmin.estimators._checkpoints import RunCheckpoints
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import (
     as_source,
@@ -54,15 +35,16 @@ from flatmin.estimators._inputs import (
     read_targets,
 )
 from flatmin.estimators._laws import resolve_law
-from flatmin.estimators._module import build_module
-from flatmin.estimators._net import make_reader
+from flatmin.estimators._parameters import CONSTRAINTS
+from flatmin.estimators._prepare import prepare, start_of
 from flatmin.estimators._routing import RoutedParamsMixin
-from flatmin.estimators._run import Run, make_batches
+from flatmin.estimators._run import Run
+from flatmin.estimators._training import make_net, train
 from flatmin.estimators._warmup import warm_up
-from flatmin.noise import METHODS, NoiseLaw
+from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
-from flatmin.risk.data.inputs import as_input, check_held
+from flatmin.risk.data.inputs import as_input
 from flatmin.risk.network.module_copy import copy_module, graphs_left_out
 from flatmin.risk.network.prepared_module import evaluation_mode
 
@@ -72,41 +54,7 @@ __all__ = ["BaseNoisyDiffusion"]
 class BaseNoisyDiffusion(RoutedParamsMixin):
     """Trains a module by θ ← θ - η (g₀ + ε); see the two subclasses."""
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "module": [None, callable, nn.Module],
-        "module_params": [None, dict],
-        "method": [str, NoiseLaw],
-        "method_params": [None, dict],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [None, Interval(Integral, 1, None, closed="left")],
-        "noise_scale": [None, Interval(Real, 0, None, closed="left")],
-        "n_components": [
-            None,
-            Interval(Integral, 1, None, closed="left"),
-            StrOptions({"full"}),
-        ],
-        "refresh_every": [None, Interval(Integral, 1, None, closed="left")],
-        "gradient_batch_size": [None, Interval(Integral, 1, None, closed="left")],
-        "optimizer_params": [None, dict],
-        "warmup_method": [str, NoiseLaw],
-        "warmup_iter": [Interval(Integral, 0, None, closed="left")],
-        "warmup_lr": [None, Interval(Real, 0, None, closed="neither")],
-        "memory": [None, str, HasMethods(["cache"])],
-        "params_init": [None, "array-like"],
-        "metrics": [None, dict],
-        "record_every": [Interval(Integral, 1, None, closed="left")],
-        "batch_norm": [StrOptions({"error", "frozen"})],
-        "callbacks": [None, list],
-        "callbacks_params": [None, dict],
-        "on_divergence": [StrOptions({"raise", "stop"})],
-        "checkpoint_dir": [None, str, PathLike],
-        "checkpoint_every": [None, Interval(Integral, 1, None, closed="left")],
-        "store_data": ["boolean"],
-        "random_state": ["random_state"],
-        "warm_start": ["boolean"],
-        "verbose": ["verbose"],
-    }
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
     _net_class: ClassVar[type]
 
     @abstractmethod
@@ -194,18 +142,18 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """
         self._validate_params()
         learner = scratch_copy(self)
-        run = learner._prepare(X, y, sample_weight, X_val, y_val)
-        net = learner._make_net(run)
+        run = prepare(learner, X, y, sample_weight, validation=(X_val, y_val))
+        net = make_net(learner, run)
         binding = FlatBinding(net.module_, watch=bool(self.callbacks))
         net.bind(binding)
-        binding.assign(learner._start(run))
-        with locked_folder(self.checkpoint_dir):
+        binding.assign(start_of(learner, run))
+        with locked_folder(None if run.folder is None else run.folder.path):
             saved = None
-            if self.checkpoint_dir is not None:
+            if run.folder is not None:
                 saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
             try:
                 warm_up(self, run, binding, saved)
-                learner._train(run, net, binding, saved)
+                train(learner, run, net, binding=binding, saved=saved)
             except KeyboardInterrupt:
                 # Without a row of its own nothing has been trained.
                 if getattr(net, "rows_", None) or (run.rows and not run.continues):
@@ -223,248 +171,17 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             )
         return self
 
-    def _prepare(
-        self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any
-    ) -> Run:
-        """Check everything that can be checked before work is done."""
-        device, dtype = resolve_device(self.device), resolve_dtype(self.dtype)
-        check_held_by("lr", float(self.lr), dtype)
-        if self.warmup_lr is not None:
-            check_held_by("warmup_lr", float(self.warmup_lr), dtype)
-        for name in ("module_params", "method_params", "callbacks_params"):
-            for key in getattr(self, name) or ():
-                check_text(f"a name in {name}", key)
-        if isinstance(self.memory, str):
-            check_path("memory", self.memory)
-        check_callbacks(self.callbacks or [])
-        optimizer = resolve_optimizer(self.optimizer, self.optimizer_params or {})
-        warmup_optimizer = resolve_optimizer(
-            self.warmup_optimizer, {}, "warmup_optimizer"
-        )
-        if isinstance(self.warmup_method, str):
-            check_known("warmup_method", self.warmup_method, METHODS)
-        check_checkpoint_params(self)
-        law = resolve_law(
-            self.method,
-            self.method_params,
-            {
-                "batch_size": self.batch_size,
-                "noise_scale": self.noise_scale,
-                "n_components": self.n_components,
-                "refresh_every": self.refresh_every,
-            },
-        )
-        warmup_law = resolve_law(
-            self.warmup_method, None, {"batch_size": self.batch_size}
-        )
-        warm = bool(self.warm_start) and hasattr(self, "net_")
-        examples = self._check_examples(X, y, "X and y", reset=not warm)
-        weights = self._combine_weights(sample_weight, examples.y, reset=True)
-        validation = self._check_validation(X_val, y_val)
-
-        names = ("init", "warmup", "noise", "batches", "warmup batches")
-        seeds = spawn_seeds(self.random_state, names)
-        if warm:
-            module = copy_module(self.module_, device=device, dtype=dtype)
-        else:
-            module = build_module(
-                self.module,
-                self.module_params,
-                n_features=math.prod(self._input_shape),
-                n_outputs=self._n_outputs(examples.y),
-                seed=seeds["init"],
-                dtype=dtype,
-                device=device,
-            )
-        options = {
-            "output_transform": first_output,
-            "batch_norm": self.batch_norm,
-            "device": device,
-            "dtype": dtype,
-        }
-        loss = self._probe_loss(module, examples, dtype, device)
-        risk = EmpiricalRisk(
-            module, loss, *examples.for_risk(), sample_weight=weights, **options
-        )
-        recorder = Recorder(risk, self._scorer(examples.y), metrics=self.metrics)
-        if validation is not None:
-            with ignored(UserWarning):  # said by the risk above
-                recorder.validation_risk = EmpiricalRisk(
-                    module, loss, *validation.for_risk(), **options
-                )
-            recorder.validation_score = self._scorer(validation.y)
-
-        generators = {
-            name: make_generator(seeds[name], device) for name in ("noise", "batches")
-        }
-        if warm:
-            for name, state in self._generator_states.items():
-                generators[name].set_state(state)
-        batches = make_batches(self, risk, generators["batches"])
-        batched = batches is not None
-        for each in (law, warmup_law) if self.warmup_iter and not warm else (law,):
-            each.check(risk)
-            if batches is not None:
-                batches.check(each)
-        check_plain_steps(law, optimizer, self.optimizer_params or {}, batched)
-        if self.warmup_iter and not warm:
-            check_plain_steps(warmup_law, warmup_optimizer, {}, batched)
-        return Run(
-            module=module,
-            loss=loss,
-            risk=risk,
-            recorder=recorder,
-            law=law,
-            seeds=seeds,
-            generators=generators,
-            examples=examples,
-            weights=weights,
-            validation=validation,
-            continues=warm,
-            n_iter_before=self.n_iter_ if warm else 0,
-            n_steps_before=self.n_steps_ if warm else 0,
-            offset=self._iteration if warm else 0,
-            rows=self._rows_before() if warm else [],
-            warmup_law=warmup_law,
-        )
-
-    def _rows_before(self) -> list[dict[Any, Any]]:
-        """Return the rows of earlier fits, but the one that this fit begins with."""
-        rows = self.history_.to_dict("records")
-        return [row for row in rows if row["iteration"] < self._iteration]
-
-    def _start(self, run: Run) -> Tensor:
-        """Return θ₀: ``params_init``, where an earlier fit ended, or the module's."""
-        if self.params_init is None or run.continues:
-            return run.risk.params()
-        theta = to_array("params_init", self.params_init, (None,))
-        if len(theta) != run.risk.n_params:
-            raise ValueError(
-                f"params_init must be one flat vector of the module's "
-                f"{run.risk.n_params} trainable parameters. Got shape {theta.shape}."
-            )
-        start = torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
-        check_held(start, torch.as_tensor(theta), "params_init")
-        return start
-
-    def _train(
-        self, run: Run, net: Any, binding: FlatBinding, saved: RunCheckpoints | None
-    ) -> None:
-        """Run the noisy iterations inside the skorch net."""
-        descent = NoisyDescent(
-            run.risk,
-            run.law,
-            binding,
-            net.optimizer_,
-            run.generators["noise"],
-            on_divergence=self.on_divergence,
-            offset=run.offset,
-            batches=make_batches(self, run.risk, run.generators["batches"]),
-        )
-        title = self.method if isinstance(self.method, str) else type(run.law).__name__
-        bar = progress_bar(int(self.max_iter), title, verbose=self.verbose)
-        net.attach(
-            descent,
-            run.recorder,
-            max_iter=int(self.max_iter),
-            record_every=int(self.record_every),
-            offset=run.offset,
-            n_steps_before=run.n_steps_before,
-            progress=bar.update,
-            checkpoints=Checkpoints() if saved is None else saved.of_phase("noise"),
-        )
-        found = None if saved is None else saved.found
-        if saved is not None and found is not None and found["phase"] == "finished":
-            with saved.restoring():
-                net.load_(found, begun=False)
-            return
-        if found is not None and found["phase"] == "warmup":
-            found = None
-        with bar:
-            bar.update(found["descent"]["iteration"] if found else 0)
-            self._iterate(run, net, descent, saved, found)
-        if saved is not None:
-            net.note_end_()
-            saved.save(
-                "finished", lambda: {**net.state_(), "descent": descent.state_dict()}
-            )
-
-    def _iterate(
-        self,
-        run: Run,
-        net: Any,
-        descent: NoisyDescent,
-        saved: RunCheckpoints | None,
-        found: dict[str, Any] | None,
-    ) -> None:
-        """Run the blocks, all or those that are left."""
-        if run.diverged is not None:  # in the warm-up
-            net.begin_()
-            return
-        data = self._for_skorch(run.examples, net.module_, run.risk.dtype)
-        examples = {"X": data.X, "y": data.y}
-        with suppress(StopTraining):
-            net.notify("on_train_begin", **examples)
-            if saved is None or found is None:
-                net.end_block_()
-            else:
-                with saved.restoring():
-                    net.load_(found, begun=True)
-            left = int(self.max_iter) - descent.iteration
-            done = (
-                descent.iteration // int(self.record_every) if left else net.max_epochs
-            )
-            net.fit_loop(**examples, epochs=net.max_epochs - done)
-        net.begin_()  # where no block has begun
-        run.diverged = descent.diverged
-        if net.history:
-            with suppress(StopTraining):
-                net.notify("on_train_end", **examples)
-        descent.binding.follow()
+    def _make_law(self) -> NoiseLaw:
+        """Return the law with the settings that this estimator gives it."""
+        shared = ("batch_size", "noise_scale", "n_components", "refresh_every")
+        given = {name: getattr(self, name) for name in shared}
+        return resolve_law(self.method, self.method_params, given)
 
     def _for_skorch(
         self, examples: Examples, module: nn.Module, dtype: torch.dtype
     ) -> Any:
         """Return the examples as callbacks see them, with labels as they came."""
         return examples.for_skorch(module, dtype)
-
-    def _make_net(self, run: Run) -> Any:
-        """Return an initialised net around the module."""
-        split = None
-        if run.validation is not None:
-            split = predefined_split(
-                self._for_skorch(run.validation, run.module, run.risk.dtype)
-            )
-        callbacks_params = self.callbacks_params or {}
-        params = {
-            **{f"optimizer__{k}": v for k, v in (self.optimizer_params or {}).items()},
-            **{f"callbacks__{k}": v for k, v in callbacks_params.items()},
-        }
-        net = self._net_class(
-            run.module,
-            criterion=MeanLoss(run.loss),
-            optimizer=resolve_optimizer(self.optimizer, self.optimizer_params or {}),
-            lr=float(self.lr),
-            max_epochs=math.ceil(int(self.max_iter) / int(self.record_every)),
-            batch_size=-1,
-            iterator_valid__batch_size=run.risk.chunk_size,
-            train_split=split,
-            callbacks=self.callbacks,
-            use_caching=False,
-            device=str(run.risk.device),
-            verbose=0,
-            **{"callbacks__print_log": None, **self._net_params(), **params},
-        )
-        net.reader_ = make_reader(self)
-        net.initialize()
-        settings = [
-            name for name, value in callbacks_params.items() if value is not None
-        ]
-        check_callbacks(net.callbacks_, settings)
-        check_monitors(
-            net.callbacks_, self.metrics or (), validation=run.validation is not None
-        )
-        return net
 
     def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""

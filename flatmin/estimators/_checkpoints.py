@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._runs.checkpoint_files import CheckpointFolder, check_checkpoint_every
+from flatmin._runs.checkpoint_files import CheckpointFolder
 from flatmin._runs.fingerprint import check_identity, hashes
-from flatmin._utils.paths import check_path
 from flatmin._utils.random import make_generator
 from flatmin.dynamics import (
     Checkpoints,
@@ -23,12 +22,13 @@ from flatmin.dynamics import (
     store_callbacks,
 )
 from flatmin.estimators._examples import Examples
-from flatmin.estimators._parameters import parameters_for
+from flatmin.estimators._parameter_roles import parameters_for
 from flatmin.estimators._run import Run
+from flatmin.estimators._settings import FolderSettings
 from flatmin.noise import METHODS, Step, step_for
 from flatmin.risk.data.source import Source
 
-__all__ = ["RunCheckpoints", "check_checkpoint_params"]
+__all__ = ["RunCheckpoints", "check_seed"]
 
 # Parameters that a run does not depend on. Where it runs is its environment.
 _NOT_ITS_OWN = parameters_for("folder", "bookkeeping", "device")
@@ -68,9 +68,12 @@ class RunCheckpoints:
         theta: Tensor,
         callbacks: Iterable[tuple[str, Any]],
     ) -> None:
+        folder = run.folder
+        if folder is None:
+            raise ValueError("A run is saved in a folder. Got checkpoint_dir=None.")
         store_callbacks(callbacks)
-        self._folder = CheckpointFolder(estimator.checkpoint_dir)
-        self._every = estimator.checkpoint_every
+        self._folder = CheckpointFolder(folder.path)
+        self._every = folder.every
         self._run = run
         self._identity = hashes(_identity(estimator, run, theta))
         self._environment = {
@@ -215,26 +218,24 @@ def _check_found(found: Mapping[str, Any]) -> None:
         raise ValueError("It does not say how far the run has come.")
 
 
-def check_checkpoint_params(estimator: Any) -> None:
-    """Raise if a run with these parameters could not be found again.
+def check_seed(random_state: Any, folder: FolderSettings | None) -> None:
+    """Raise if a run that is saved could not be found again.
 
     Parameters
     ----------
-    estimator : estimator
+    random_state : object
+        The estimator's.
+    folder : FolderSettings or None
 
     Raises
     ------
     ValueError
-        If the folder is missing, or the seed.
+        If there is a folder, and no integer as a seed.
     """
-    folder, seed = estimator.checkpoint_dir, estimator.random_state
-    if folder is not None:
-        check_path("checkpoint_dir", folder)
-    check_checkpoint_every(folder, estimator.checkpoint_every)
-    if folder is not None and not isinstance(seed, Integral):
+    if folder is not None and not isinstance(random_state, Integral):
         raise ValueError(
             "A checkpoint_dir needs an integer random_state: otherwise fit, called "
-            f"again, would be another run. Got random_state={seed!r}."
+            f"again, would be another run. Got random_state={random_state!r}."
         )
 
 
@@ -245,7 +246,7 @@ def _identity(estimator: Any, run: Run, theta: Tensor) -> dict[str, Any]:
         "kind of estimator": type(estimator),
         "module": run.module,
         "method": run.law,
-        "warmup_method": run.warmup_law,
+        "warmup": run.warmup and vars(run.warmup),
         "random_state": run.seeds,
         "callbacks": [_describe_callback(item) for item in estimator.callbacks or ()],
         "X and y": _describe_data(run.examples),

@@ -24,10 +24,12 @@ from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
+from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
 
 __all__ = ["NoisyDiffusionClassifier"]
 
 
+@with_shared_entries
 class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     """Classifier trained under designed gradient noise, θ ← θ - η (g₀ + ε).
 
@@ -37,147 +39,20 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
 
     Parameters
     ----------
-    module : None, torch.nn.Module class, factory or instance, default=None
-        None is :class:`flatmin.modules.MLP`. A class or factory is called with
-        ``module_params``; an instance is deep-copied, and so fine-tuned. If ``forward``
-        returns a tuple its first entry is used.
-    module_params : dict, default=None
-        Keyword arguments of the class or factory; ``module__x`` in ``set_params`` and
-        in grids goes here.
-    method : str or NoiseLaw, default="sgd"
-        A name from :data:`flatmin.noise.METHODS` or an instance.
-    method_params : dict, default=None
-        Settings of a law given by name; ``method__x`` goes here, or into the instance.
     loss : str, loss module or callable, default="auto"
         "auto" is "cross_entropy" on logits, and "binary_cross_entropy" for a module
         with one output and two classes; else as in :class:`flatmin.EmpiricalRisk`.
         Probabilities are softmax, or for one output sigmoid, of the outputs.
     lr : float, default=0.02
         η.
-    max_iter : int, default=2000
-        Iterations after the warm-up; not epochs.
-    batch_size : int, default=None
-        m, the minibatch size whose noise is drawn or imitated. This and the next three
-        override the law's own setting where it has one: None is m = min(20, N), and
-        min(20, ⌊N/2⌋) for "gld_leading".
-    noise_scale : float, default=None
-        Multiplies ε; None is 1.
-    n_components : int or "full", default=None
-        k, for laws of low rank; None is min(20, D), and less than the number of
-        minibatches for "gld_leading". "full" is for "gld_hessian" alone.
-    refresh_every : int, default=None
-        Iterations between two evaluations of what a law measures, counted from the end
-        of the warm-up; None is 10 for laws that use H or G and else 1.
-    gradient_batch_size : int, default=None
-        B, for many examples: each iteration, of the warm-up too, sees a fresh batch of
-        B examples as if there were no others, and the law adds to the batch's gradient
-        the noise that minibatches of m have inside the batch, such as Σ_B/m. Batches
-        are drawn without replacement, by a generator of their own. The whole noise is
-        then that of the batch, of covariance (N - B)/(N - 1) Σ/B, plus the law's.
-        What a law measures every ``refresh_every`` iterations it measures on the batch
-        at hand, and N is B in the defaults above. None, or B ≥ N, is all examples.
-    optimizer : {"sgd", "rmsprop", "adam"} or torch.optim.Optimizer class, default="sgd"
-        Takes the noisy gradient. "sgd" is the plain step θ ← θ - η (g₀ + ε).
-    optimizer_params : dict, default=None
-        Its further arguments, such as momentum; ``optimizer__x`` goes here.
-    warmup_method : str or NoiseLaw, default="gd"
-        The law of the warm-up.
-    warmup_optimizer : str or torch.optim.Optimizer class, default="sgd"
-        Its optimizer.
-    warmup_iter : int, default=0
-        Its iterations.
-    warmup_lr : float, default=None
-        Its η; None is ``lr``.
-    memory : None, str or joblib.Memory, default=None
-        Caches the warm-up, so that a grid over ``method`` runs it once a fold; after an
-        edit of the code that it runs it is another one. It needs a ``random_state``:
-        with None every warm-up is another one. Not used where training or validation
-        data are a data set, which is not read as a whole.
-    params_init : array-like of shape (n_params,), default=None
-        θ to start from, flat, in ``named_parameters()`` order.
-    metrics : dict of str to callable, default=None
-        ``metric(risk, theta)`` returns a number; recorded in ``history_`` after the
-        warm-up. Where one raises a ValueError after the first row, because it is not
-        defined there, it is NaN in that row, and a warning tells why.
-    record_every : int, default=100
-        Iterations per block. After each one ``history_`` gets a row, which costs a few
-        passes over the data, and callbacks are called: a skorch epoch is a block.
     class_weight : dict, "balanced" or None, default=None
         Multiplies the sample weights.
-    batch_norm : {"error", "frozen"}, default="error"
-        BatchNorm has no per-example gradients in train mode: refuse it, or train with
-        its running statistics as they are.
-    device : str or torch.device, default="cpu"
-        "auto" is CUDA where there is any.
-    dtype : {"float32", "float64"}, default="float32"
-        Of θ and X.
-    callbacks : list of skorch callbacks, default=None
-        Those that work on epochs; batch-level ones are refused. What they write into
-        the module is followed: the θ that they leave when training begins is the
-        first row of ``history_``, and one that they set later is measured anew.
-    callbacks_params : dict, default=None
-        ``callbacks__x`` goes here.
-    on_divergence : {"raise", "stop"}, default="raise"
-        When the loss stops being finite: raise :class:`flatmin.DivergenceError`, or
-        keep the last θ with a finite loss and warn.
-    checkpoint_dir : path-like, default=None
-        A folder for this run alone, in which it is saved on its way: ``fit``, called
-        again with the same arguments, also in a later process, goes on from there, and
-        ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); a
-        run that has ended is read back. Needs an integer ``random_state``. A
-        folder that holds a run with other settings, data or code is refused, and so is
-        one in which another run is at work, or that cannot be locked; a data set is
-        known by checksums of all its examples. Files are whole or not there, hold no
-        code, and the last two are kept. What a run does not own is not in them:
-        random numbers of NumPy's and PyTorch's global generators, what metrics and
-        modules remember, and of callbacks whatever they do not keep in attributes of
-        numbers, strings, tensors and arrays, or return from ``state_dict``.
-    checkpoint_every : int, default=None
-        Iterations between two checkpoints, counted in the warm-up and after it; None
-        is after every block.
-    store_data : bool, default=True
-        Keep the risk of the training data in ``risk_``, until pickled.
-    random_state : int, RandomState instance or None, default=None
-        Seeds initialisation, batches and noise through generators of their own.
-    warm_start : bool, default=False
-        Go on from where the last fit ended: θ, generator, history and iterations, with
-        a new optimizer and without a warm-up.
-    verbose : bool or int, default=False
-        Show progress bars.
 
     Attributes
     ----------
-    params_ : ndarray of shape (n_params,)
-        θ of ``module_``, a copy: at the end of the training, and after
-        ``net_.load_params`` what has been loaded.
-    module_ : torch.nn.Module
-        The trained network, in eval mode.
-    net_ : skorch.NeuralNet
-        The net that trained it, with the same labels and the same loss.
-    noise_ : NoiseLaw
-        The law with the settings that were used.
-    history_ : pandas.DataFrame
-        A row at the start and after every block: iteration (the warm-up's counted),
-        phase, loss L(θ), train_score, valid_loss, valid_score, gradient_norm ‖g₀‖,
-        noise_norm √E‖ε‖² in the same units, and the metrics. All are of the whole
-        data, but with ``gradient_batch_size`` the law's noise is that in a batch.
-    n_iter_ : int
-        Iterations done after the warm-up.
-    n_steps_ : int
-        Steps of the optimizer in them: l an iteration for ``svag``, else one.
-        ``history_`` has them as n_steps in the rows of a fit with ``svag``.
-    diverged_ : str or None
-        What happened, where ``on_divergence="stop"`` ended the training.
-    risk_ : EmpiricalRisk or None
-        On the training data, with ``store_data``; its ``params()`` is ``params_``, and
-        another risk is made where ``module_`` has changed. None after unpickling.
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted. Output j of the module stands for ``classes_[j]``; outputs
         beyond are trained to be small and never predicted.
-    n_features_in_ : int
-        Size of axis 1 of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
-        Column names, if X had them.
 
     See Also
     --------
@@ -201,7 +76,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
 
     _net_class = EstimatorNetClassifier
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseNoisyDiffusion._parameter_constraints,
+        **CONSTRAINTS,
         "class_weight": [None, dict, str],
     }
 
@@ -222,10 +97,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         gradient_batch_size=None,
         optimizer="sgd",
         optimizer_params=None,
-        warmup_method="gd",
-        warmup_optimizer="sgd",
-        warmup_iter=0,
-        warmup_lr=None,
+        warmup=None,
         memory=None,
         params_init=None,
         metrics=None,
@@ -235,10 +107,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         device="cpu",
         dtype="float32",
         callbacks=None,
-        callbacks_params=None,
         on_divergence="raise",
         checkpoint_dir=None,
-        checkpoint_every=None,
         store_data=True,
         random_state=None,
         warm_start=False,
@@ -258,10 +128,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.gradient_batch_size = gradient_batch_size
         self.optimizer = optimizer
         self.optimizer_params = optimizer_params
-        self.warmup_method = warmup_method
-        self.warmup_optimizer = warmup_optimizer
-        self.warmup_iter = warmup_iter
-        self.warmup_lr = warmup_lr
+        self.warmup = warmup
         self.memory = memory
         self.params_init = params_init
         self.metrics = metrics
@@ -271,10 +138,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.device = device
         self.dtype = dtype
         self.callbacks = callbacks
-        self.callbacks_params = callbacks_params
         self.on_divergence = on_divergence
         self.checkpoint_dir = checkpoint_dir
-        self.checkpoint_every = checkpoint_every
         self.store_data = store_data
         self.random_state = random_state
         self.warm_start = warm_start

@@ -7,7 +7,8 @@ from typing import Any
 
 from sklearn.base import clone
 
-from flatmin.noise import GD, NoiseLaw, make_noise_law
+from flatmin._utils.names import check_known
+from flatmin.noise import GD, METHODS, NoiseLaw, make_noise_law
 
 __all__ = ["resolve_law"]
 
@@ -15,7 +16,9 @@ __all__ = ["resolve_law"]
 def resolve_law(
     method: str | NoiseLaw,
     params: Mapping[str, Any] | None,
-    overrides: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    *,
+    title: str = "method",
 ) -> NoiseLaw:
     """Make the law of a run; the caller's instance is not touched.
 
@@ -24,9 +27,11 @@ def resolve_law(
     method : str or NoiseLaw
     params : mapping or None
         Settings of a law that is given by name.
-    overrides : mapping of str to object
-        The estimator's own settings. None keeps the law's value. A setting that this
-        law does not have is ignored, except for ``noise_scale``.
+    shared : mapping of str to object
+        Settings of the estimator that serve all laws which have them. They override
+        those of an instance. None leaves the law's own.
+    title : str, default="method"
+        What messages call the law.
 
     Returns
     -------
@@ -35,8 +40,9 @@ def resolve_law(
     Raises
     ------
     ValueError
-        If the name or a setting is unknown, settings come with an instance, or the
-        law has noise and no ``noise_scale`` to set.
+        If the name or a setting is unknown, the estimator and ``params`` give one
+        setting two values, settings come with an instance, or the law has noise and no
+        ``noise_scale`` to set.
     """
     if isinstance(method, NoiseLaw):
         if params:
@@ -47,9 +53,17 @@ def resolve_law(
             )
         law = clone(method)
     else:
+        check_known(title, method, METHODS)
         law = make_noise_law(method, **(params or {}))
+        for name, value in (params or {}).items():
+            if shared.get(name) is not None and shared[name] != value:
+                raise ValueError(
+                    f"The estimator and method_params must not give {name} two values. "
+                    f"Got {name}={shared[name]!r} and "
+                    f"method_params={dict(params or {})!r}; leave out one of them."
+                )
     known = law.get_params(deep=False)
-    scale = overrides.get("noise_scale")
+    scale = shared.get("noise_scale")
     if scale is not None and "noise_scale" not in known and not isinstance(law, GD):
         raise ValueError(
             f"noise_scale multiplies ε, and {type(law).__name__} has no such setting. "
@@ -58,7 +72,7 @@ def resolve_law(
         )
     wanted = {
         name: value
-        for name, value in overrides.items()
+        for name, value in shared.items()
         if value is not None and name in known
     }
     return law.set_params(**wanted)

@@ -1,50 +1,217 @@
-"""What each parameter of the estimators decides: one table for all who ask."""
+"""The parameters and attributes that both estimators have, each documented once."""
 
 from __future__ import annotations
 
-__all__ = ["PARAMETERS", "parameters_for"]
+import inspect
+import re
+from numbers import Integral, Real
+from os import PathLike
+from typing import Any, TypeVar
 
-_BY_ROLE = {
-    # Where a run begins, and on which loss.
-    "start": (
-        *("module", "module_params", "loss", "class_weight", "dtype", "batch_norm"),
-        *("params_init", "warmup_method", "warmup_optimizer", "warmup_iter"),
-        "warmup_lr",
-    ),
-    # How it goes on from there, and how often that is recorded.
-    "run": (
-        *("method", "method_params", "lr", "max_iter", "batch_size", "noise_scale"),
-        *("n_components", "refresh_every", "gradient_batch_size", "optimizer"),
-        *("optimizer_params", "callbacks", "callbacks_params", "record_every"),
-    ),
-    "measurement": ("metrics",),
-    # Sums on another device differ in their last bits.
-    "device": ("device",),
-    # Which of many runs it is, and what becomes of one that diverges.
-    "fit": ("random_state", "on_divergence"),
-    "folder": ("checkpoint_dir", "checkpoint_every"),
-    # No number depends on these.
-    "bookkeeping": ("memory", "store_data", "verbose", "warm_start"),
+from torch import nn
+
+from flatmin._utils.validation import HasMethods, Interval, StrOptions
+from flatmin.noise import NoiseLaw
+
+__all__ = ["CONSTRAINTS", "with_shared_entries"]
+
+Class = TypeVar("Class", bound=type)
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "module": [None, callable, nn.Module],
+    "module_params": [None, dict],
+    "method": [str, NoiseLaw],
+    "method_params": [None, dict],
+    "lr": [Interval(Real, 0, None, closed="neither")],
+    "max_iter": [Interval(Integral, 0, None, closed="left")],
+    "batch_size": [None, Interval(Integral, 1, None, closed="left")],
+    "noise_scale": [None, Interval(Real, 0, None, closed="left")],
+    "n_components": [
+        None,
+        Interval(Integral, 1, None, closed="left"),
+        StrOptions({"full"}),
+    ],
+    "refresh_every": [None, Interval(Integral, 1, None, closed="left")],
+    "gradient_batch_size": [None, Interval(Integral, 1, None, closed="left")],
+    "optimizer_params": [None, dict],
+    "warmup": [None, dict],
+    "memory": [None, str, HasMethods(["cache"])],
+    "params_init": [None, "array-like"],
+    "metrics": [None, dict],
+    "record_every": [Interval(Integral, 1, None, closed="left")],
+    "batch_norm": [StrOptions({"error", "frozen"})],
+    "callbacks": [None, list],
+    "on_divergence": [StrOptions({"raise", "stop"})],
+    "checkpoint_dir": [None, str, PathLike, dict],
+    "store_data": ["boolean"],
+    "random_state": ["random_state"],
+    "warm_start": ["boolean"],
+    "verbose": ["verbose"],
 }
 
-# Name -> what it decides.
-PARAMETERS = {name: role for role, names in _BY_ROLE.items() for name in names}
+_PARAMETERS = """
+module : None, torch.nn.Module class, factory or instance, default=None
+    None is :class:`flatmin.modules.MLP`. A class or factory is called with
+    ``module_params``; an instance is deep-copied, and so fine-tuned. If ``forward``
+    returns a tuple its first entry is used.
+module_params : dict, default=None
+    Keyword arguments of the class or factory; ``module__x`` in ``set_params`` and
+    in grids goes here.
+method : str or NoiseLaw, default="sgd"
+    A name from :data:`flatmin.noise.METHODS` or an instance.
+method_params : dict, default=None
+    Settings of a law given by name, which it must have; ``method__x`` goes here, or
+    into the instance.
+max_iter : int, default=2000
+    Iterations after the warm-up; not epochs.
+batch_size : int, default=None
+    m, the minibatch size whose noise is drawn or imitated. This and the next three
+    are for the laws that have such a setting, and the others leave them aside. They
+    override that of an instance; with a name, another value in ``method_params``
+    is an error. None is the law's own: m = min(20, N), and min(20, ⌊N/2⌋) for
+    "gld_leading".
+noise_scale : float, default=None
+    Multiplies ε; None is 1.
+n_components : int or "full", default=None
+    k, for laws of low rank; None is min(20, D), and less than the number of
+    minibatches for "gld_leading". "full" is for "gld_hessian" alone.
+refresh_every : int, default=None
+    Iterations between two evaluations of what a law measures, counted from the end
+    of the warm-up; None is 10 for laws that use H or G and else 1.
+gradient_batch_size : int, default=None
+    B, for many examples: each iteration, of the warm-up too, sees a fresh batch of
+    B examples as if there were no others, and the law adds to the batch's gradient
+    the noise that minibatches of m have inside the batch, such as Σ_B/m. Batches
+    are drawn without replacement, by a generator of their own. The whole noise is
+    then that of the batch, of covariance (N - B)/(N - 1) Σ/B, plus the law's.
+    What a law measures every ``refresh_every`` iterations it measures on the batch
+    at hand, and N is B in the defaults above. None, or B ≥ N, is all examples.
+optimizer : {"sgd", "rmsprop", "adam"} or torch.optim.Optimizer class, default="sgd"
+    Takes the noisy gradient. "sgd" is the plain step θ ← θ - η (g₀ + ε).
+optimizer_params : dict, default=None
+    Its further arguments, such as momentum; ``optimizer__x`` goes here.
+warmup : dict, default=None
+    What comes before the noise: iterations that bring θ near a minimum. Its
+    settings are ``max_iter``, how many, and, if they are others than these,
+    ``method="gd"`` (a name or a NoiseLaw), ``optimizer="sgd"`` (a name or a class)
+    and ``lr``, its η, which is else the estimator's. ``warmup__x`` in
+    ``set_params`` and in grids goes here. None is no warm-up.
+memory : None, str or joblib.Memory, default=None
+    Caches the warm-up, so that a grid over ``method`` runs it once a fold; after an
+    edit of the code that it runs it is another one. It needs a ``random_state``:
+    with None every warm-up is another one. Not used where training or validation
+    data are a data set, which is not read as a whole.
+params_init : array-like of shape (n_params,), default=None
+    θ to start from, flat, in ``named_parameters()`` order.
+metrics : dict of str to callable, default=None
+    ``metric(risk, theta)`` returns a number; recorded in ``history_`` after the
+    warm-up. Where one raises a ValueError after the first row, because it is not
+    defined there, it is NaN in that row, and a warning tells why.
+record_every : int, default=100
+    Iterations per block. After each one ``history_`` gets a row, which costs a few
+    passes over the data, and callbacks are called: a skorch epoch is a block.
+batch_norm : {"error", "frozen"}, default="error"
+    BatchNorm has no per-example gradients in train mode: refuse it, or train with
+    its running statistics as they are.
+device : str or torch.device, default="cpu"
+    "auto" is CUDA where there is any.
+dtype : {"float32", "float64"}, default="float32"
+    Of θ and X.
+callbacks : list of skorch callbacks, default=None
+    Those that work on epochs; batch-level ones are refused. What they write into
+    the module is followed: the θ that they leave when training begins is the
+    first row of ``history_``, and one that they set later is measured anew.
+on_divergence : {"raise", "stop"}, default="raise"
+    When the loss stops being finite: raise :class:`flatmin.DivergenceError`, or
+    keep the last θ with a finite loss and warn.
+checkpoint_dir : path-like or dict, default=None
+    A folder for this run alone, in which it is saved on its way: ``fit``, called
+    again with the same arguments, also in a later process, goes on from there, and
+    ends at the same θ bit for bit (on a GPU as far as its sums are repeatable); a
+    run that has ended is read back. Needs an integer ``random_state``. A
+    folder that holds a run with other settings, data or code is refused, and so is
+    one in which another run is at work, or that cannot be locked; a data set is
+    known by checksums of all its examples. Files are whole or not there, hold no
+    code, and the last two are kept. What a run does not own is not in them:
+    random numbers of NumPy's and PyTorch's global generators, what metrics and
+    modules remember, and of callbacks whatever they do not keep in attributes of
+    numbers, strings, tensors and arrays, or return from ``state_dict``.
+    A checkpoint is written after every block of ``record_every`` iterations.
+    ``{"path": folder, "every": n}`` writes one at the multiples of n iterations
+    instead, counted in the warm-up and after it.
+store_data : bool, default=True
+    Keep the risk of the training data in ``risk_``, until pickled.
+random_state : int, RandomState instance or None, default=None
+    Seeds initialisation, batches and noise through generators of their own.
+warm_start : bool, default=False
+    Go on from where the last fit ended: θ, generator, history and iterations, with
+    a new optimizer and without a warm-up.
+verbose : bool or int, default=False
+    Show progress bars.
+"""
+
+_ATTRIBUTES = """
+params_ : ndarray of shape (n_params,)
+    θ of ``module_``, a copy: at the end of the training, and after
+    ``net_.load_params`` what has been loaded.
+module_ : torch.nn.Module
+    The trained network, in eval mode.
+net_ : skorch.NeuralNet
+    The net that trained it, with the same labels and the same loss.
+noise_ : NoiseLaw
+    The law with the settings that were used.
+history_ : pandas.DataFrame
+    A row at the start and after every block: iteration (the warm-up's counted),
+    phase, loss L(θ), train_score, valid_loss, valid_score, gradient_norm ‖g₀‖,
+    noise_norm √E‖ε‖² in the same units, and the metrics. All are of the whole
+    data, but with ``gradient_batch_size`` the law's noise is that in a batch.
+n_iter_ : int
+    Iterations done after the warm-up.
+n_steps_ : int
+    Steps of the optimizer in them: l an iteration for ``svag``, else one.
+    ``history_`` has them as n_steps in the rows of a fit with ``svag``.
+diverged_ : str or None
+    What happened, where ``on_divergence="stop"`` ended the training.
+risk_ : EmpiricalRisk or None
+    On the training data, with ``store_data``; its ``params()`` is ``params_``, and
+    another risk is made where ``module_`` has changed. None after unpickling.
+n_features_in_ : int
+    Size of axis 1 of X.
+feature_names_in_ : ndarray of shape (n_features_in_,)
+    Column names, if X had them.
+"""
 
 
-def parameters_for(*roles: str) -> set[str]:
-    """Return the names of the parameters that decide something.
+def with_shared_entries(estimator: Class) -> Class:
+    """Complete the docstring of an estimator, which lists only what it alone has.
 
     Parameters
     ----------
-    *roles : {"start", "run", "measurement", "device", "fit", "folder", "bookkeeping"}
+    estimator : type
+        Its parameters are then documented in the order of its constructor.
 
     Returns
     -------
-    set of str
-
-    Examples
-    --------
-    >>> sorted(parameters_for("measurement", "fit"))
-    ['metrics', 'on_divergence', 'random_state']
+    type
+        The same class.
     """
-    return {name for role in roles for name in _BY_ROLE[role]}
+    doc = inspect.cleandoc(estimator.__doc__ or "")  # none with python -OO
+    order = list(inspect.signature(estimator).parameters)
+    for title, shared in (("Parameters", _PARAMETERS), ("Attributes", _ATTRIBUTES)):
+        heading = f"{title}\n{'-' * len(title)}\n"
+        if heading not in doc:
+            doc = doc.replace("See Also\n", f"{heading}\n\nSee Also\n", 1)
+        before, _, rest = doc.partition(heading)
+        own, _, after = rest.partition("\n\n")
+        entries = _entries(shared) | _entries(own)
+        if title == "Parameters":
+            entries = {name: entries[name] for name in order if name in entries}
+        doc = f"{before}{heading}{''.join(entries.values())}\n{after}"
+    estimator.__doc__ = doc
+    return estimator
+
+
+def _entries(section: str) -> dict[str, str]:
+    """Split a section of numpydoc at its names."""
+    parts = re.split(r"(?m)^(?=\w+ : )", section)
+    return {part.partition(" : ")[0]: f"{part.strip()}\n" for part in parts[1:]}

@@ -8,11 +8,12 @@ from sklearn.base import BaseEstimator
 
 __all__ = ["RoutedParamsMixin"]
 
+# Prefix -> the parameter whose dict takes what follows it.
 _ROUTES = {
     "module": "module_params",
     "optimizer": "optimizer_params",
-    "callbacks": "callbacks_params",
     "method": "method_params",
+    "warmup": "warmup",
 }
 
 
@@ -25,7 +26,7 @@ class RoutedParamsMixin(BaseEstimator):
     """
 
     def set_params(self, **params: Any) -> RoutedParamsMixin:
-        """Set parameters, also those of the module, optimizer, callbacks and law.
+        """Set parameters, also those of the module, optimizer, law and warm-up.
 
         Parameters
         ----------
@@ -35,22 +36,24 @@ class RoutedParamsMixin(BaseEstimator):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If a parameter does not exist, or has no parameters of its own.
         """
-        plain = {k: v for k, v in params.items() if not self._is_routed(k)}
+        plain = {k: v for k, v in params.items() if "__" not in k}
         super().set_params(**plain)
-        nested = {}
         for key in params.keys() - plain.keys():
             prefix, _, name = key.partition("__")
             if prefix == "method" and isinstance(self.method, BaseEstimator):
-                nested[key] = params[key]
-                continue
-            held = getattr(self, _ROUTES[prefix]) or {}
-            setattr(self, _ROUTES[prefix], {**held, name: params[key]})
-        if nested:
-            super().set_params(**nested)
+                self.method.set_params(**{name: params[key]})
+            elif prefix in _ROUTES:
+                held = getattr(self, _ROUTES[prefix]) or {}
+                setattr(self, _ROUTES[prefix], {**held, name: params[key]})
+            else:
+                raise ValueError(
+                    f"Only {', '.join(sorted(_ROUTES))} have parameters of their own. "
+                    f"Got {key!r}; set an object's parameters on the object."
+                )
         return self
-
-    @staticmethod
-    def _is_routed(key: str) -> bool:
-        prefix, separator, _ = key.partition("__")
-        return bool(separator) and prefix in _ROUTES

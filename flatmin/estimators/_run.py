@@ -11,6 +11,7 @@ from torch import nn
 
 from flatmin.dynamics import GradientBatches, Recorder
 from flatmin.estimators._examples import Examples
+from flatmin.estimators._settings import FolderSettings, WarmupSettings
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 
@@ -36,7 +37,8 @@ class Run:
     n_steps_before: int  # optimizer steps in them
     offset: int  # iterations of earlier fits and of the warm-up
     rows: list[dict[Any, Any]]
-    warmup_law: NoiseLaw
+    warmup: WarmupSettings | None  # None also where an earlier fit goes on
+    folder: FolderSettings | None
     diverged: str | None = None
 
     @property

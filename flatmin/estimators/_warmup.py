@@ -22,7 +22,6 @@ from flatmin.dynamics import (
     Recorder,
     WarmupResult,
     check_rows,
-    resolve_optimizer,
     run_warmup,
 )
 from flatmin.estimators._checkpoints import RunCheckpoints
@@ -34,7 +33,7 @@ __all__ = ["warm_up"]
 def warm_up(
     estimator: Any, run: Run, binding: FlatBinding, saved: RunCheckpoints | None
 ) -> None:
-    """Move θ by ``warmup_iter`` iterations of the warm-up's own law.
+    """Move θ by the iterations of the warm-up, with its own law.
 
     Parameters
     ----------
@@ -59,18 +58,17 @@ def warm_up(
     if saved is not None and found is None:
         batches = make_batches(estimator, run.risk, make_generator(0, run.risk.device))
         saved.check_law(binding.theta, batches)
-    if not estimator.warmup_iter or run.continues:
+    warmup = run.warmup
+    if warmup is None:
         return
-    lr = estimator.lr if estimator.warmup_lr is None else estimator.warmup_lr
-    kind = resolve_optimizer(estimator.warmup_optimizer, {})
     recorder = copy.copy(run.recorder)
     recorder.metrics = {}
     seeds, device = run.seeds, run.risk.device
     descent = NoisyDescent(
         run.risk,
-        run.warmup_law,
+        warmup.law,
         binding,
-        kind(binding.params_for(kind), lr=float(lr)),  # type: ignore[call-arg]
+        warmup.optimizer(binding.params_for(warmup.optimizer), lr=warmup.lr),  # type: ignore[call-arg]
         make_generator(seeds["warmup"], device),
         on_divergence=estimator.on_divergence,
         batches=make_batches(
@@ -78,7 +76,7 @@ def warm_up(
         ),
     )
     settings = {
-        "n_iter": int(estimator.warmup_iter),
+        "n_iter": warmup.max_iter,
         "record_every": int(estimator.record_every),
         "verbose": estimator.verbose,
         "rows": [],
@@ -126,7 +124,7 @@ def _describe(estimator: Any, run: Run, descent: NoisyDescent) -> dict[str, str]
             "module": run.module,
             "data": [run.examples, run.weights, run.validation],
             "loss": estimator.loss,
-            "law": run.warmup_law,
+            "law": descent.law,
             "optimizer": type(descent.optimizer),
             "lr": float(descent.optimizer.param_groups[0]["lr"]),
             "seeds": [run.seeds["warmup"], run.seeds["warmup batches"]],

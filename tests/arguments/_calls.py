@@ -292,7 +292,7 @@ _TRAINING = {
     "module": lambda: Counting(3, 2),
     "max_iter": lambda: 3,
     "random_state": lambda: 0,
-    "warmup_iter": lambda: 1,
+    "warmup": lambda: {"max_iter": 1},
 }
 
 _OPERATORS = {"v": lambda: torch.ones(3), "V": lambda: torch.eye(3)}

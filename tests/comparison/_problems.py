@@ -16,7 +16,7 @@ def digits(seed=0, n=80):
 
 def classifier(**params):
     settings = {"module_params": {"hidden_layer_sizes": 8}, "lr": 0.1, "max_iter": 20}
-    settings |= {"warmup_iter": 30, "warmup_lr": 0.3, "record_every": 10}
+    settings |= {"warmup": {"max_iter": 30, "lr": 0.3}, "record_every": 10}
     return NoisyDiffusionClassifier(**settings | params)
 
 

@@ -23,7 +23,9 @@ def compare(folder):
         ["gd", "gld_hessian"],
         X,
         y,
-        estimator=problems["classifier"](max_iter=100, warmup_iter=100),
+        estimator=problems["classifier"](
+            max_iter=100, warmup={"max_iter": 100, "lr": 0.3}
+        ),
         n_seeds=[3, 1, 4, 2],
         checkpoint_dir=folder,
     )

@@ -74,7 +74,7 @@ def test_a_unit_is_a_plain_fit(result):
         unit[list(history)].reset_index(drop=True), history, check_exact=True
     )
     quenched = classifier(
-        method="gd", max_iter=10, warmup_iter=0, params_init=alone.params_
+        method="gd", max_iter=10, warmup=None, params_init=alone.params_
     ).fit(X, y)
     end = result.ends().loc[("quench", "sgd", 3)]
     assert end["loss"] == quenched.history_["loss"].iloc[-1]
@@ -101,7 +101,7 @@ def test_end_metrics_are_measured_at_ends(result):
 
 
 def test_the_distance_is_that_from_the_switch(result):
-    settings = {"warmup_iter": 0, "random_state": 1}
+    settings = {"warmup": None, "random_state": 1}
     start = classifier(method="gd", lr=0.3, max_iter=30, **settings).fit(X, y).params_
     end = classifier(method="gd", params_init=start, **settings).fit(X, y).params_
     distance = result.ends().loc[("noise", "gd", 1), "distance"]
@@ -201,7 +201,7 @@ def test_the_quench_sees_all_examples():
     ends = batches.ends()
     for seed in batches.seeds:
         unit = classifier(gradient_batch_size=10, method="sgd", random_state=seed)
-        rate = {"lr": 0.1, "max_iter": 10, "warmup_iter": 0, "random_state": seed}
+        rate = {"lr": 0.1, "max_iter": 10, "warmup": None, "random_state": seed}
         theta = unit.fit(X, y).params_
         quenched = classifier(method="gd", params_init=theta, **rate).fit(X, y)
         expected = quenched.history_["loss"].iloc[-1]
@@ -238,7 +238,9 @@ def test_a_failed_unit_does_not_sink_the_rest(n_jobs):
 
 
 def test_a_warmup_that_diverges_fails_its_units():
-    found = compare(estimator=classifier(warmup_lr=1e30), n_seeds=[0])
+    found = compare(
+        estimator=classifier(warmup={"max_iter": 30, "lr": 1e30}), n_seeds=[0]
+    )
     assert (found.failures["phase"] == "warmup").all()
     assert len(found.failures) == 2
     assert set(found.table["phase"]) == {"warmup"}

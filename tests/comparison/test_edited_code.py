@@ -61,7 +61,7 @@ EDITS = {
 
 def make(**settings):
     given = {"module": Net, "loss": loss, "method": Law(), "metrics": {"m": metric}}
-    given |= {"lr": 0.01, "warmup_iter": 3, "max_iter": 3, "random_state": 0}
+    given |= {"lr": 0.01, "warmup": {"max_iter": 3}, "max_iter": 3, "random_state": 0}
     return NoisyDiffusionClassifier(**given | settings)
 
 
@@ -84,7 +84,7 @@ def test_a_comparison_is_refused(monkeypatch, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["forward", "loss", "Law"])
 def test_a_warmup_is_run_anew(monkeypatch, tmp_path, name):
-    settings = {"warmup_method": Law(), "max_iter": 0}
+    settings = {"warmup": {"max_iter": 3, "method": Law()}, "max_iter": 0}
     before = make(memory=str(tmp_path), **settings).fit(X, y).params_
     EDITS[name](monkeypatch)
     wanted = make(**settings).fit(X, y).params_

@@ -67,7 +67,7 @@ def test_settings():
         ({"sgd": {"lr": -1.0}}, ValueError, "'lr'"),
         ({"sgd": {"learning": 1}}, ValueError, "Invalid parameter 'learning'"),
         ({"sgd": {"method__sigma": 1}}, ValueError, "setting of sgd 'sigma'"),
-        ({"sgd": {"warmup_lr": 1.0}}, ValueError, "'sgd' has its own warmup_lr"),
+        ({"sgd": {"warmup": {"lr": 1.0}}}, ValueError, "'sgd' has its own warmup"),
         ({"sgd": {"module__bias": False}}, ValueError, "its own module"),
         ({"a": classifier(random_state=3, dtype="float64")}, ValueError, "in dtype"),
         ({"a": classifier(params_init=np.ones(3))}, ValueError, "in params_init"),

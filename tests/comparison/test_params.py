@@ -52,7 +52,7 @@ def assert_alike(one, two):
 def test_they_are_where_plain_fits_end(result):
     warm = classifier(method="gd", max_iter=0, random_state=3).fit(X, y)
     noisy = classifier(method="sgd", random_state=3).fit(X, y)
-    settings = {"method": "gd", "max_iter": 10, "warmup_iter": 0}
+    settings = {"method": "gd", "max_iter": 10, "warmup": None}
     quenched = classifier(params_init=noisy.params_, **settings).fit(X, y)
     ends = {"start": warm, "noise": noisy, "quench": quenched}
     for phase, model in ends.items():
@@ -66,7 +66,7 @@ def test_they_are_where_plain_fits_end(result):
 
 
 def test_the_loss_of_each_is_that_of_the_table(result):
-    risk = classifier(method="gd", max_iter=0, warmup_iter=0).fit(X, y).risk_
+    risk = classifier(method="gd", max_iter=0, warmup=None).fit(X, y).risk_
     ends = result.ends()
     assert len(ends) == len(result.end_points) == 18
     for (phase, method, seed), row in ends.iterrows():
@@ -96,7 +96,9 @@ def test_what_is_not_there(result):
 
 
 def test_a_warmup_that_diverges_leaves_none():
-    found = compare(estimator=classifier(warmup_lr=1e30), n_seeds=[0])
+    found = compare(
+        estimator=classifier(warmup={"max_iter": 30, "lr": 1e30}), n_seeds=[0]
+    )
     assert found.end_points == {}
     with pytest.raises(ValueError, match="failed in 'warmup'"):
         found.params("gd", 0, "start")

@@ -159,7 +159,7 @@ def by_hand(module, theta, lr, loss):
 
 def test_it_is_the_first_iterate_of_a_loop_written_out():
     found = compare(estimator=classifier(dtype="float64"), quench=0, quench_lr=0.2)
-    module = classifier(dtype="float64", max_iter=0, warmup_iter=0).fit(X, y).module_
+    module = classifier(dtype="float64", max_iter=0, warmup=None).fit(X, y).module_
     ends = found.ends()
     for method in ("gd", "sgd"):
         start = found.params(method, 3, "noise")
@@ -176,7 +176,7 @@ def test_it_is_the_first_iterate_of_a_loop_written_out():
 def test_it_is_what_a_fit_of_so_many_iterations_gives(result):
     end = result.ends().loc[("quench_loss", "sgd", 3)]
     start = result.params("sgd", 3, "noise")
-    settings = {"method": "gd", "warmup_iter": 0, "params_init": start}
+    settings = {"method": "gd", "warmup": None, "params_init": start}
     settings |= {"max_iter": int(end["iteration"]) - 20, "record_every": 1}
     alone = classifier(**settings).fit(X, y)
     losses = alone.history_["loss"].to_numpy()
@@ -245,7 +245,7 @@ def test_where_no_unit_gets_there():
     assert rows["n"].tolist() == [0, 0]
     stopped = found.table.query("phase == 'quench_loss'")
     assert (stopped["iteration"] == 40).all()
-    settings = {"method": "gd", "warmup_iter": 0, "random_state": 3}
+    settings = {"method": "gd", "warmup": None, "random_state": 3}
     settings["params_init"] = found.params("sgd", 3, "noise")
     alone = classifier(**settings).fit(X, y)  # 20 iterations
     sgd = stopped.query("method == 'sgd' and seed == 3")

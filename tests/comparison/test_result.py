@@ -104,7 +104,7 @@ def test_json_and_back(result, tmp_path):
 
 
 def test_counts_in_the_table_stay_counts(tmp_path):
-    estimator = classifier(warmup_iter=0, max_iter=2)
+    estimator = classifier(warmup=None, max_iter=2)
     found = compare_dynamics(["svag"], X, y, estimator=estimator, n_seeds=[0])
     assert found.table["n_steps"].tolist() == [0, 8]
     found.to_json(tmp_path / "a.json")
@@ -124,7 +124,7 @@ def test_the_file_says_where_it_comes_from(result, tmp_path):
     assert {"python", "torch", "flatmin", "scipy"} <= origin["versions"].keys()
     assert origin["machine"]["device"] == "cpu"
     protocol = content["protocol"]
-    assert protocol["estimator"]["warmup_iter"] == 30
+    assert protocol["estimator"]["warmup"]["max_iter"] == 30
     assert protocol["methods"]["bad"] == {"method": "gd", "lr": 1e30}
     assert protocol["methods"]["gld_full"]["method"] == "GLDFull()"
     assert protocol["metrics"]["norm"].endswith("norm")
@@ -182,7 +182,7 @@ class Data:
 
 
 def test_results_on_other_data_cannot_be_merged():
-    settings = {"estimator": classifier(warmup_iter=0, max_iter=2)}
+    settings = {"estimator": classifier(warmup=None, max_iter=2)}
     one = compare_dynamics(["gd"], X, y, n_seeds=[0], **settings)
     other = compare_dynamics(["gd"], X[1:], y[1:], n_seeds=[1], **settings)
     with pytest.raises(ValueError, match="methods and seeds alone"):
@@ -251,11 +251,35 @@ def without_checksum(path):
     edited(path, change)
 
 
-def converter():
-    script = ROOT / "benchmarks" / "convert_comparison.py"
+def converter(name="convert_comparison"):
+    script = ROOT / "benchmarks" / f"{name}.py"
     if not script.exists():
         pytest.skip("a release has no benchmarks")
-    return runpy.run_path(script)["convert"]
+    functions = {"convert_comparison": "convert", "rename_settings": "rename_settings"}
+    return runpy.run_path(script)[functions[name]]
+
+
+def test_settings_of_an_earlier_revision_are_renamed(stored):
+    before = ComparisonResult.from_json(stored)
+
+    def change(content):
+        settings = content["protocol"]["estimator"]
+        warmup = settings.pop("warmup")
+        settings |= {"warmup_iter": warmup["max_iter"], "warmup_lr": warmup["lr"]}
+        settings |= {"warmup_method": "gd", "warmup_optimizer": "sgd"}
+        settings["callbacks_params"] = None
+        content["sha256"] = checksum(content)
+
+    edited(stored, change)
+    rename = converter("rename_settings")
+    assert rename(stored)
+    text = stored.read_text(encoding="utf-8")
+    assert ComparisonResult.from_json(stored).protocol == before.protocol
+    assert not rename(stored)
+    assert stored.read_text(encoding="utf-8") == text
+    edited(stored, lambda content: content["table"]["loss"].pop())
+    with pytest.raises(ValueError, match="another checksum"):
+        rename(stored)
 
 
 def test_a_result_of_an_earlier_revision_is_converted(stored):

@@ -143,7 +143,7 @@ def test_stop_returns_to_a_finite_loss(reads_every_loss):
         run.run(7)
         blocks += 1
         if run.diverged is None:
-            run.check(float(run.risk.value(run.theta)))
+            run.accepts(float(run.risk.value(run.theta)))
     assert torch.isfinite(run.risk.value(run.theta))
     steps = run.iteration
     if not reads_every_loss:
@@ -178,7 +178,7 @@ def test_stop_looks_at_the_full_risk():
     begin = run.theta.clone()
     run.run(200)
     loss = float(run.risk.value(run.theta))
-    assert not run.check(loss)
+    assert not run.accepts(loss)
     assert torch.equal(run.theta, begin)
     assert run.iteration == 0
 

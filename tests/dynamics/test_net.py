@@ -129,9 +129,6 @@ def test_the_users_interrupt_goes_on(ctrl_c, clean_up):
 def test_check_callbacks():
     scoring = EpochScoring("r2")
     check_callbacks([scoring, EarlyStopping, ("a", scoring), ("b", None)])
-    check_callbacks([("a", scoring)], ["a__name", "a"])
-    with pytest.raises(ValueError, match=r"Unknown callback 'b'.*There are: 'a'"):
-        check_callbacks([("a", scoring)], ["b__name"])
     with pytest.raises(ValueError, match="ProgressBar works on batches"):
         check_callbacks([("a", scoring), ("b", ProgressBar())])
     with pytest.raises(TypeError, match="Got 3"):

@@ -48,15 +48,16 @@ def fit(name, folder):
     settings = {
         "module_params": {"hidden_layer_sizes": 8},
         "lr": 0.03,
-        "warmup_iter": 17,
-        "warmup_method": "sgd",
-        "warmup_optimizer": "rmsprop",
-        "warmup_lr": 0.003,
+        "warmup": {
+            "max_iter": 17,
+            "method": "sgd",
+            "optimizer": "rmsprop",
+            "lr": 0.003,
+        },
         "max_iter": 33,
         "record_every": 10,
         "random_state": 0,
-        "checkpoint_dir": folder,
-        "checkpoint_every": None if folder is None else 3,
+        "checkpoint_dir": None if folder is None else {"path": folder, "every": 3},
     }
     return NoisyDiffusionClassifier(**settings | variants(name)).fit(*problem())
 

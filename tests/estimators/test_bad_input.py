@@ -34,7 +34,11 @@ def raises(error, *words):
             ["There are: 'alpha_st", "'sgd'"],
         ),
         ({"method": 3}, ValueError, ["'method'", "NoiseLaw", "Got 3"]),
-        ({"warmup_method": "sdg"}, ValueError, ["'sdg'", "did you mean 'sgd'"]),
+        (
+            {"warmup": {"max_iter": 1, "method": "sdg"}},
+            ValueError,
+            ["'sdg'", "did you mean 'sgd'"],
+        ),
         (
             {"method": "gld_const", "method_params": {"sgma": 1}},
             ValueError,
@@ -49,14 +53,30 @@ def raises(error, *words):
         ({"loss": 3}, TypeError, ["loss must be a name", "Got 3"]),
         ({"optimizer": "adm"}, ValueError, ["'adm'", "did you mean 'adam'"]),
         ({"optimizer": nn.Linear}, TypeError, ["a class from torch.optim", "Linear"]),
-        ({"warmup_optimizer": "adm"}, ValueError, ["'adm'", "did you mean 'adam'"]),
+        (
+            {"warmup": {"max_iter": 1, "optimizer": "adm"}},
+            ValueError,
+            ["'adm'", "'adam'"],
+        ),
+        (
+            {"warmup": {"max_iter": 1, "opt": 1}},
+            ValueError,
+            ["Unknown setting", "'opt'"],
+        ),
+        ({"warmup": {"lr": 0.1}}, ValueError, ["how many iterations", "{'lr': 0.1}"]),
+        ({"warmup": {"max_iter": -1}}, ValueError, ["warmup['max_iter']", "Got -1"]),
+        ({"warmup": {"max_iter": 1, "method": 1}}, TypeError, ["warmup['method']"]),
         (
             {"optimizer_params": {"momentm": 0.9}},
             ValueError,
             ["parameter of the optimizer SGD 'momentm'", "did you mean 'momentum'"],
         ),
         ({"optimizer": torch.optim.LBFGS}, ValueError, ["LBFGS", "optimizer='sgd'"]),
-        ({"warmup_optimizer": torch.optim.LBFGS}, ValueError, ["LBFGS", "'adam'"]),
+        (
+            {"warmup": {"max_iter": 1, "optimizer": torch.optim.LBFGS}},
+            ValueError,
+            ["LBFGS", "'adam'"],
+        ),
         (
             {"module_params": {"hidden_layer_size": 3}},
             ValueError,
@@ -82,7 +102,11 @@ def raises(error, *words):
         ({"lr": 0}, ValueError, ["'lr'", "(0.0, inf)", "Got 0"]),
         ({"lr": -0.1}, ValueError, ["'lr'", "Got -0.1"]),
         ({"lr": np.nan}, ValueError, ["'lr'", "Got nan"]),
-        ({"warmup_lr": 0.0}, ValueError, ["'warmup_lr'", "Got 0.0"]),
+        (
+            {"warmup": {"max_iter": 1, "lr": 0.0}},
+            ValueError,
+            ["warmup['lr']", "Got 0.0"],
+        ),
         ({"noise_scale": -1.0}, ValueError, ["'noise_scale'", "[0.0, inf)", "Got -1"]),
         (
             {"method": GLDConst(noise_scale=-1.0)},

@@ -31,7 +31,8 @@ from ._problems import blobs, classifier, plane, regressor
 X, y = blobs()
 X_val, y_val = blobs(seed=1)
 
-SETTINGS = {"warmup_iter": 12, "max_iter": 25, "record_every": 10, "warmup_lr": 0.05}
+WARMUP = {"max_iter": 12, "lr": 0.05}
+SETTINGS = {"warmup": WARMUP, "max_iter": 25, "record_every": 10}
 MOMENTUM = {"optimizer_params": {"momentum": 0.9}}
 
 
@@ -39,10 +40,10 @@ def silent(text):
     """Do nothing: what callbacks say goes here."""
 
 
-def fit(folder, kind=classifier, data=(X, y), validation=False, **params):
-    settings = SETTINGS | {"checkpoint_every": 4} | params | {"checkpoint_dir": folder}
-    if folder is None:
-        del settings["checkpoint_every"]
+def fit(folder, kind=classifier, data=(X, y), validation=False, every=4, **params):
+    settings = SETTINGS | params
+    if folder is not None:
+        settings["checkpoint_dir"] = {"path": folder, "every": every}
     test = {"X_val": X_val, "y_val": y_val} if validation else {}
     return kind(**settings).fit(*data, **test)
 
@@ -92,21 +93,24 @@ def test_every_method_goes_on(goes_on, method):
 
 @pytest.mark.parametrize("n_writes", range(1, 11))
 def test_it_goes_on_from_every_checkpoint(goes_on, n_writes):
-    goes_on(n_writes, method="gld_leading", warmup_method="sgd")
+    goes_on(n_writes, method="gld_leading", warmup=WARMUP | {"method": "sgd"})
 
 
 @pytest.mark.parametrize(
     "params",
     [
-        {"method": SGD(sampling="epoch"), "warmup_method": SGD(sampling="epoch")},
+        {
+            "method": SGD(sampling="epoch"),
+            "warmup": WARMUP | {"method": SGD(sampling="epoch")},
+        },
         {"method": "gld_hessian", "gradient_batch_size": 20, "refresh_every": 7},
         {"method": "gld_random_subspace", "n_components": 3, "dtype": "float64"},
         {"method": "gld_full", "optimizer": "adam", "lr": 0.01},
         {"method": "gld_full", "optimizer": torch.optim.Adamax, "lr": 0.01},
-        {"warmup_optimizer": "rmsprop", "warmup_lr": 0.01},
-        {"checkpoint_every": None},
-        {"checkpoint_every": 1},
-        {"record_every": 7, "checkpoint_every": 9},
+        {"warmup": {"max_iter": 12, "optimizer": "rmsprop", "lr": 0.01}},
+        {"every": None},
+        {"every": 1},
+        {"record_every": 7, "every": 9},
         {"validation": True, "metrics": {"norm": lambda risk, theta: theta.norm()}},
         {"kind": regressor, "data": plane(), "method": "gld_ggn"},
     ],
@@ -123,19 +127,19 @@ def test_the_whole_spectrum_goes_on(goes_on):
         method=GLDHessian(n_components="full", refresh_every=3),
         gradient_batch_size=30,
         module_params={"hidden_layer_sizes": 130},
-        warmup_iter=0,
+        warmup=None,
         max_iter=6,
-        checkpoint_every=2,
+        every=2,
     )
 
 
 def test_without_a_warmup(goes_on):
-    goes_on(1, 1, 2, warmup_iter=0)
+    goes_on(1, 1, 2, warmup=None)
 
 
 def test_through_a_memory(goes_on, tmp_path):
     memory = Memory(tmp_path / "memory", verbose=0)
-    goes_on(2, 3, warmup_method="sgd", memory=memory)
+    goes_on(2, 3, warmup=WARMUP | {"method": "sgd"}, memory=memory)
 
 
 def test_a_finished_fit_is_given_back(monkeypatch, tmp_path):
@@ -292,7 +296,7 @@ class Remembers(Callback):
 
 def test_a_callback_that_cannot_be_stored_is_refused(monkeypatch, tmp_path):
     with pytest.raises(TypeError, match=r"thing_ of Remembers must .* state_dict"):
-        fit(tmp_path, callbacks=[Remembers()], warmup_iter=0)
+        fit(tmp_path, callbacks=[Remembers()], warmup=None)
     monkeypatch.setattr(NoisyDescent, "run", None)
     with pytest.raises(TypeError, match="thing_ of Remembers"):
         fit(tmp_path, callbacks=[Remembers()])
@@ -333,11 +337,11 @@ class Smooth(GaussianLaw):
         return DiagonalOperator(0.9 * before + 0.1 * theta.square())
 
 
-@pytest.mark.parametrize("warmup_iter", [0, 12])
-def test_a_law_that_cannot_be_stored_is_refused(monkeypatch, tmp_path, warmup_iter):
+@pytest.mark.parametrize("n_iter", [0, 12])
+def test_a_law_that_cannot_be_stored_is_refused(monkeypatch, tmp_path, n_iter):
     monkeypatch.setattr(NoisyDescent, "run", None)
     with pytest.raises(TypeError, match=r"state of Drifts: .*store_state"):
-        fit(tmp_path, method=Drifts(), warmup_iter=warmup_iter)
+        fit(tmp_path, method=Drifts(), warmup={"max_iter": n_iter})
 
 
 @pytest.mark.parametrize("law", [Stored, Smooth])
@@ -385,7 +389,7 @@ def test_a_data_set_is_known_by_all_its_examples(monkeypatch, tmp_path):
 
 def test_what_a_run_does_not_depend_on(monkeypatch, tmp_path):
     interrupt(monkeypatch, 3, tmp_path)
-    found = fit(tmp_path, checkpoint_every=7, store_data=False)
+    found = fit(tmp_path, every=7, store_data=False)
     assert_alike(found, fit(None))
 
 
@@ -404,9 +408,17 @@ def test_a_run_that_cannot_be_repeated_is_refused(tmp_path, random_state):
         fit(tmp_path, random_state=random_state)
 
 
-def test_an_interval_needs_a_folder():
-    with pytest.raises(ValueError, match="checkpoint_every needs a checkpoint_dir"):
-        classifier(checkpoint_every=3).fit(X, y)
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"every": 3}, TypeError, r"checkpoint_dir\['path'\] must name a folder"),
+        ({"path": "a", "evry": 3}, ValueError, "did you mean 'every'"),
+        ({"path": "a", "every": 0}, ValueError, r"\['every'\] must be .* Got 0"),
+    ],
+)
+def test_settings_of_the_folder_are_checked(settings, error, match):
+    with pytest.raises(error, match=match):
+        classifier(checkpoint_dir=settings).fit(X, y)
 
 
 def test_a_folder_that_cannot_be_written_is_named_at_once(monkeypatch, tmp_path):

@@ -226,7 +226,7 @@ def test_the_memory_is_for_arrays(streamed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(_warmup, "run_warmup", counted)
     memory = Memory(tmp_path, verbose=0)
-    clf = classifier(warmup_iter=5, memory=memory)
+    clf = classifier(warmup={"max_iter": 5}, memory=memory)
     given = (Counted(),) if streamed == "training" else (X, y)
     validation = {"X_val": Counted(X_val, y_val)} if streamed == "validation" else {}
     for _ in range(2):
@@ -237,7 +237,7 @@ def test_the_memory_is_for_arrays(streamed, tmp_path, monkeypatch):
 
 def test_the_global_generators_are_left(global_state):
     before = global_state()
-    clf = classifier(warmup_iter=5).fit(Counted(), X_val=Counted(X_val, y_val))
+    clf = classifier(warmup={"max_iter": 5}).fit(Counted(), X_val=Counted(X_val, y_val))
     clf.score(Counted())
     assert global_state() == before
 

@@ -68,27 +68,27 @@ def test_skorchs_history_holds_finished_blocks():
 
 
 def test_the_iteration_counts_from_the_start_of_the_warmup():
-    reg = regressor(warmup_iter=20, warmup_lr=0.02, **TOO_MUCH)
+    reg = regressor(warmup={"max_iter": 20, "lr": 0.02}, **TOO_MUCH)
     with pytest.raises(DivergenceError, match=r"at iteration 2\d with lr=1;"):
         reg.fit(X, y)
 
 
 def test_a_warmup_that_diverges_names_its_lr():
-    reg = regressor(warmup_iter=20, warmup_lr=1.0)
+    reg = regressor(warmup={"max_iter": 20, "lr": 1.0})
     with pytest.raises(DivergenceError, match=r"at iteration \d+ with lr=1;"):
         reg.fit(X, y)
 
 
 def test_a_warmup_that_diverges_in_its_last_step():
     with pytest.raises(DivergenceError) as first:
-        regressor(warmup_iter=20, warmup_lr=1.0).fit(X, y)
+        regressor(warmup={"max_iter": 20, "lr": 1.0}).fit(X, y)
     iteration = int(str(first.value).split("iteration ")[1].split()[0])
     with pytest.raises(DivergenceError, match=f"at iteration {iteration} with lr=1;"):
-        regressor(warmup_iter=iteration, warmup_lr=1.0).fit(X, y)
+        regressor(warmup={"max_iter": iteration, "lr": 1.0}).fit(X, y)
 
 
 def test_a_warmup_that_stops(tmp_path):
-    settings = {"warmup_iter": 20, "warmup_lr": 1.0, "on_divergence": "stop"}
+    settings = {"warmup": {"max_iter": 20, "lr": 1.0}, "on_divergence": "stop"}
     for _ in range(2):  # the second comes from memory
         reg = regressor(memory=str(tmp_path), **settings)
         with pytest.warns(ConvergenceWarning, match="with lr=1;"):
@@ -100,12 +100,12 @@ def test_a_warmup_that_stops(tmp_path):
 
 
 @pytest.mark.parametrize("on_divergence", ["raise", "stop"])
-@pytest.mark.parametrize("warmup_iter", [0, 5])
+@pytest.mark.parametrize("n_warmup", [0, 5])
 @pytest.mark.parametrize("method", ["sgd", "gld_leading"])
-def test_a_start_without_a_finite_loss(on_divergence, warmup_iter, method):
+def test_a_start_without_a_finite_loss(on_divergence, n_warmup, method):
     reg = regressor(
         params_init=np.full(49, 1e30),
-        warmup_iter=warmup_iter,
+        warmup={"max_iter": n_warmup},
         on_divergence=on_divergence,
         method=method,
     )
@@ -244,7 +244,7 @@ def test_ctrl_c_in_the_warmup(ctrl_c):
 
     X, y = blobs()
     Pressed.presses = [True, *[False] * 14]
-    clf = classifier(warmup_method=Pressed(), warmup_iter=50)
+    clf = classifier(warmup={"method": Pressed(), "max_iter": 50})
     with pytest.raises(KeyboardInterrupt):
         clf.fit(X, y)
     assert_interrupted_at(clf, X, 0)

@@ -14,7 +14,7 @@ from ..interrupts import killed_after
 from ._problems import blobs, classifier
 
 X, y = blobs()
-SETTINGS = {"max_iter": 25, "record_every": 10, "checkpoint_every": 4, "warmup_iter": 6}
+SETTINGS = {"max_iter": 25, "record_every": 10, "warmup": {"max_iter": 6}}
 
 
 def silent(text):
@@ -53,7 +53,8 @@ def callbacks(folder, **params):
 
 
 def fit(folder, **params):
-    return classifier(**SETTINGS | params, checkpoint_dir=folder / "run").fit(X, y)
+    kept = {"path": folder / "run", "every": 4}
+    return classifier(**SETTINGS | params, checkpoint_dir=kept).fit(X, y)
 
 
 def interrupted(monkeypatch, folder, n_writes=8, **params):
@@ -165,8 +166,7 @@ def test_a_batch_of_other_examples_is_refused(monkeypatch, tmp_path):
 
 def test_state_comes_back(monkeypatch, tmp_path):
     """The same, unaltered: to its end, as if there had been no interrupt."""
-    whole = classifier(**SETTINGS, callbacks=callbacks(tmp_path), checkpoint_dir=None)
-    whole.set_params(checkpoint_every=None).fit(X, y)
+    whole = classifier(**SETTINGS, callbacks=callbacks(tmp_path)).fit(X, y)
     interrupted(monkeypatch, tmp_path, callbacks=callbacks(tmp_path))
     found = fit(tmp_path, callbacks=callbacks(tmp_path))
     np.testing.assert_array_equal(found.params_, whole.params_)
@@ -184,7 +184,7 @@ def test_what_could_not_be_brought_back_is_said(tmp_path, change):
     def params():
         return {"callbacks": callbacks(tmp_path, changes=(change,))}
 
-    whole = classifier(**SETTINGS | {"checkpoint_every": None}, **params()).fit(X, y)
+    whole = classifier(**SETTINGS, **params()).fit(X, y)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = fit(tmp_path, **params())

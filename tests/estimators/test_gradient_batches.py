@@ -114,8 +114,8 @@ def test_the_history_is_of_the_full_risk():
 
 def test_the_noise_in_the_history_is_that_in_a_batch():
     law = SGD(sampling="without_replacement", batch_size=B)
-    clf = classifier(method=law, gradient_batch_size=B, warmup_method=law)
-    history = clf.set_params(warmup_iter=10).fit(X, y).history_
+    clf = classifier(method=law, gradient_batch_size=B, warmup={"method": law})
+    history = clf.set_params(warmup__max_iter=10).fit(X, y).history_
     assert (history["noise_norm"] == 0).all()  # of all 24 examples there
     assert (classifier(method=law).fit(X, y).history_["noise_norm"] > 0).all()
 
@@ -139,7 +139,11 @@ def test_a_clone_has_it_and_trains_alike():
 
 
 def test_the_warmup_sees_batches_too_and_is_remembered(tmp_path, drawn):
-    settings = {"warmup_iter": 10, "gradient_batch_size": B, "method": "gld_full"}
+    settings = {
+        "warmup": {"max_iter": 10},
+        "gradient_batch_size": B,
+        "method": "gld_full",
+    }
     plain = classifier(**settings).fit(X, y)
     assert len(drawn) == 2 + 10 + 30  # two laws are checked
     assert len(np.unique(np.sort(drawn[2:]), axis=0)) == 40
@@ -209,7 +213,7 @@ def test_what_it_cannot_be(size):
     ("settings", "match"),
     [
         ({"method": SGD(sampling="epoch")}, "the number of examples, 8"),
-        ({"warmup_method": SGD(sampling="epoch"), "warmup_iter": 3}, "examples, 8"),
+        ({"warmup": {"method": SGD(sampling="epoch"), "max_iter": 3}}, "examples, 8"),
         ({"method": "gld_leading"}, "at least two whole minibatches"),
     ],
 )

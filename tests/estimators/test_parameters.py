@@ -1,20 +1,38 @@
-"""Every parameter stands once in the table that says what it decides."""
+"""The two estimators have one documentation of what they share."""
+
+import inspect
+import re
 
 import pytest
 
 from flatmin import NoisyDiffusionClassifier, NoisyDiffusionRegressor
-from flatmin.estimators._parameters import _BY_ROLE, PARAMETERS, parameters_for
+
+KINDS = (NoisyDiffusionClassifier, NoisyDiffusionRegressor)
 
 
-def test_the_table_holds_every_parameter_once():
-    kinds = (NoisyDiffusionClassifier, NoisyDiffusionRegressor)
-    names = {name for kind in kinds for name in kind().get_params(deep=False)}
-    assert set(PARAMETERS) == names
-    assert len(PARAMETERS) == sum(map(len, _BY_ROLE.values()))
+def entries(kind, title):
+    """Return name -> text of a section of a docstring."""
+    section = kind.__doc__.split(f"{title}\n{'-' * len(title)}\n")[1].split("\n\n")[0]
+    parts = re.split(r"(?m)^(?=\w+ : )", section)[1:]
+    return {part.partition(" : ")[0]: part.strip() for part in parts}
 
 
-def test_roles():
-    assert PARAMETERS["lr"] == "run"
-    assert parameters_for("folder") == {"checkpoint_dir", "checkpoint_every"}
-    with pytest.raises(KeyError):
-        parameters_for("other")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_documented_with_its_default(kind):
+    parameters = inspect.signature(kind).parameters
+    documented = entries(kind, "Parameters")
+    assert list(documented) == list(parameters)
+    for name, parameter in parameters.items():
+        default = repr(parameter.default).replace("'", '"')
+        assert documented[name].splitlines()[0].endswith(f"default={default}"), name
+
+
+@pytest.mark.parametrize(
+    ("title", "own"),
+    [("Parameters", {"loss", "lr", "class_weight"}), ("Attributes", {"classes_"})],
+)
+def test_what_is_shared_is_documented_alike(title, own):
+    one, two = (entries(kind, title) for kind in KINDS)
+    assert {name for name in one if one[name] != two.get(name)} == own
+    assert two.keys() <= one.keys()
+    assert len(one) > 10

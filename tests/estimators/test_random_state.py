@@ -56,7 +56,7 @@ def test_a_random_state_object_is_drawn_from():
 @pytest.mark.parametrize("method", METHODS)
 def test_fit_leaves_the_global_generators(method, global_state):
     before = global_state()
-    classifier(method=method, warmup_iter=10).fit(X, y, X_val=X, y_val=y)
+    classifier(method=method, warmup={"max_iter": 10}).fit(X, y, X_val=X, y_val=y)
     assert global_state() == before
 
 

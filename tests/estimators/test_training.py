@@ -72,7 +72,7 @@ def test_every_method_trains_both_estimators(method):
 @pytest.mark.parametrize("n_substeps", [1, 3])
 def test_small_steps_are_counted(n_substeps):
     law = make_noise_law("svag", n_substeps=n_substeps)
-    clf = classifier(method=law, max_iter=25, record_every=10, warmup_iter=5)
+    clf = classifier(method=law, max_iter=25, record_every=10, warmup={"max_iter": 5})
     clf.fit(X, y)
     assert clf.n_iter_ == 25
     assert clf.n_steps_ == 25 * n_substeps
@@ -104,13 +104,16 @@ def test_small_steps_are_counted(n_substeps):
         ({"method": Projected("gld_full")}, "law of projected must be a NoiseLaw"),
         ({"gradient_batch_size": 8}, "Leave gradient_batch_size at None"),
         (
-            {"warmup_method": "svag", "method": "gd", "warmup_optimizer": "adam"},
+            {
+                "warmup": {"max_iter": 10, "method": "svag", "optimizer": "adam"},
+                "method": "gd",
+            },
             "SVAG takes 4 steps .* Got Adam",
         ),
     ],
 )
 def test_small_steps_are_refused_before_any_work(settings, sentence):
-    clf = classifier(**{"method": "svag", "warmup_iter": 10, **settings})
+    clf = classifier(**{"method": "svag", "warmup": {"max_iter": 10}, **settings})
     with pytest.raises(ValueError, match=sentence):
         clf.fit(X, y)
     assert not hasattr(clf, "history_")
@@ -241,7 +244,7 @@ def test_a_warm_start_continues(method):
 
 
 def test_a_warm_start_keeps_the_warmups_rows_and_does_not_repeat_it():
-    clf = classifier(warmup_iter=20, warm_start=True)
+    clf = classifier(warmup={"max_iter": 20}, warm_start=True)
     clf.fit(X, y).fit(X, y)
     assert clf.n_iter_ == 60
     assert clf.history_["iteration"].tolist() == list(range(0, 81, 10))
@@ -285,10 +288,10 @@ def test_store_data():
 
 
 def test_verbose_shows_two_bars(capsys):
-    classifier(warmup_iter=10, verbose=True).fit(X, y)
+    classifier(warmup={"max_iter": 10}, verbose=True).fit(X, y)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "warm-up: 100%" in shown.err
     assert "sgd: 100%" in shown.err
-    classifier(warmup_iter=10).fit(X, y)
+    classifier(warmup={"max_iter": 10}).fit(X, y)
     assert capsys.readouterr() == ("", "")

@@ -36,7 +36,7 @@ def runs(monkeypatch):
 
 @pytest.mark.parametrize("method", ["sgd", "gld_full", "gld_random_subspace"])
 def test_one_fit_is_a_warmup_and_a_fit_from_there(method):
-    both = classifier(method=method, warmup_iter=20, warmup_lr=0.3).fit(X, y)
+    both = classifier(method=method, warmup={"max_iter": 20, "lr": 0.3}).fit(X, y)
     before = classifier(method="gd", lr=0.3, max_iter=20).fit(X, y)
     after = classifier(method=method, params_init=before.params_).fit(X, y)
     np.testing.assert_array_equal(both.params_, after.params_)
@@ -46,7 +46,9 @@ def test_one_fit_is_a_warmup_and_a_fit_from_there(method):
 
 
 def test_the_warmups_rows_come_first_and_count_on():
-    clf = classifier(warmup_iter=25, metrics={"norm": lambda risk, t: t.norm()})
+    clf = classifier(
+        warmup={"max_iter": 25}, metrics={"norm": lambda risk, t: t.norm()}
+    )
     history = clf.fit(X, y).history_
     assert history["iteration"].tolist() == [0, 10, 20, 25, 35, 45, 55]
     assert history["phase"].tolist() == ["warmup"] * 3 + ["noise"] * 4
@@ -59,12 +61,10 @@ def test_rmsprop_and_then_sgd():
         method="gd",
         lr=0.05,
         max_iter=20,
-        warmup_optimizer="rmsprop",
-        warmup_lr=0.01,
-        warmup_iter=15,
+        warmup={"optimizer": "rmsprop", "lr": 0.01, "max_iter": 15},
         dtype="float64",
     )
-    start = copy.deepcopy(clf).set_params(max_iter=0, warmup_iter=0).fit(X, y)
+    start = copy.deepcopy(clf).set_params(max_iter=0, warmup=None).fit(X, y)
     module = copy.deepcopy(start.module_)
     inputs, targets = torch.as_tensor(X), torch.as_tensor(y)
     optimizers = (
@@ -82,20 +82,20 @@ def test_rmsprop_and_then_sgd():
 
 @pytest.mark.parametrize("law", ["sgd", SGD(sampling="epoch")])
 def test_the_warmup_has_its_own_law_and_draws(law):
-    clf = classifier(warmup_method=law, warmup_iter=20, method="gd").fit(X, y)
-    again = classifier(warmup_method=law, warmup_iter=20, method="gd").fit(X, y)
+    clf = classifier(warmup={"method": law, "max_iter": 20}, method="gd").fit(X, y)
+    again = classifier(warmup={"method": law, "max_iter": 20}, method="gd").fit(X, y)
     np.testing.assert_array_equal(clf.params_, again.params_)
-    plain = classifier(warmup_iter=20, method="gd").fit(X, y)
+    plain = classifier(warmup={"max_iter": 20}, method="gd").fit(X, y)
     assert not np.array_equal(clf.params_, plain.params_)
 
 
 def test_a_grid_over_methods_warms_up_once_a_fold(tmp_path, runs):
     methods = ["gd", "sgd", "gld_full"]
-    clf = classifier(warmup_iter=20, memory=str(tmp_path))
+    clf = classifier(warmup={"max_iter": 20}, memory=str(tmp_path))
     search = GridSearchCV(clf, {"method": methods}, cv=3).fit(X, y)
     assert len(runs) == 3 + 1
     best = search.best_estimator_
-    plain = classifier(warmup_iter=20, **search.best_params_).fit(X, y)
+    plain = classifier(warmup={"max_iter": 20}, **search.best_params_).fit(X, y)
     np.testing.assert_array_equal(best.params_, plain.params_)
     assert best.history_.equals(plain.history_)
 
@@ -103,17 +103,22 @@ def test_a_grid_over_methods_warms_up_once_a_fold(tmp_path, runs):
 @pytest.mark.parametrize("mmap_mode", [None, "r"])
 def test_a_warmup_from_memory_is_the_same(tmp_path, runs, mmap_mode):
     memory = Memory(tmp_path, mmap_mode=mmap_mode, verbose=0)
-    fits = [classifier(warmup_iter=20, memory=memory).fit(X, y) for _ in range(2)]
+    fits = [
+        classifier(warmup={"max_iter": 20}, memory=memory).fit(X, y) for _ in range(2)
+    ]
     assert len(runs) == 1
     np.testing.assert_array_equal(fits[0].params_, fits[1].params_)
     assert fits[0].history_.equals(fits[1].history_)
 
 
+TWENTY = {"max_iter": 20}
+
+
 def n_runs(runs, tmp_path, variants, data=((X, y),) * 2, **params):
     """Fit the variants with one memory, and count the warm-ups that were run."""
     for variant, given in zip(variants, data, strict=True):
-        settings = {"warmup_iter": 20, "max_iter": 2, "memory": str(tmp_path)} | params
-        classifier(**settings | variant).fit(*given)
+        settings = {"warmup": {"max_iter": 20}, "max_iter": 2, "memory": str(tmp_path)}
+        classifier(**settings | params | variant).fit(*given)
     return len(runs)
 
 
@@ -123,7 +128,7 @@ def n_runs(runs, tmp_path, variants, data=((X, y),) * 2, **params):
         ({"method": "gd"}, {"method": "gld_const"}),
         ({"noise_scale": 1.0}, {"noise_scale": 2.0}),
         ({"max_iter": 3}, {"max_iter": 4}),
-        ({"lr": 0.1, "warmup_lr": 0.1}, {"lr": 0.2, "warmup_lr": 0.1}),
+        ({"lr": 0.1, "warmup": TWENTY}, {"lr": 0.2, "warmup": TWENTY | {"lr": 0.1}}),
         ({"metrics": None}, {"metrics": {"a": lambda risk, theta: 0.0}}),
         ({"module": Scaled}, {"module": Scaled}),
     ],
@@ -159,15 +164,15 @@ class Factor:
     "variants",
     [
         ({"random_state": 0}, {"random_state": 1}),
-        ({"warmup_lr": 0.1}, {"warmup_lr": 0.2}),
-        ({"warmup_iter": 10}, {"warmup_iter": 20}),
+        ({"warmup": TWENTY | {"lr": 0.1}}, {"warmup": TWENTY | {"lr": 0.2}}),
+        ({"warmup": {"max_iter": 10}}, {"warmup": {"max_iter": 20}}),
         ({"record_every": 5}, {"record_every": 10}),
-        ({"warmup_method": "gd"}, {"warmup_method": "sgd"}),
+        ({"warmup": TWENTY | {"method": "gd"}}, {"warmup": TWENTY | {"method": "sgd"}}),
         (
-            {"warmup_method": "sgd", "batch_size": 5},
-            {"warmup_method": "sgd", "batch_size": 6},
+            {"warmup": TWENTY | {"method": "sgd"}, "batch_size": 5},
+            {"warmup": TWENTY | {"method": "sgd"}, "batch_size": 6},
         ),
-        ({"warmup_optimizer": "sgd"}, {"warmup_optimizer": "adam"}),
+        ({"warmup": TWENTY}, {"warmup": TWENTY | {"optimizer": "adam"}}),
         ({"dtype": "float32"}, {"dtype": "float64"}),
         ({"class_weight": None}, {"class_weight": "balanced"}),
         ({"loss": "cross_entropy"}, {"loss": doubled}),
@@ -205,7 +210,7 @@ def test_without_a_random_state_there_is_no_memory(tmp_path, runs):
 
 # ------------------------------------------------------------------ a damaged memory
 def remembered(memory):
-    return classifier(warmup_iter=20, max_iter=2, memory=memory).fit(X, y)
+    return classifier(warmup={"max_iter": 20}, max_iter=2, memory=memory).fit(X, y)
 
 
 def forget():
@@ -287,7 +292,7 @@ def test_a_memory_of_ones_own(runs):
 
 
 def test_the_warmups_own_error_is_not_a_damage(tmp_path, runs):
-    clf = classifier(warmup_iter=20, warmup_lr=1e30, memory=str(tmp_path))
+    clf = classifier(warmup={"max_iter": 20, "lr": 1e30}, memory=str(tmp_path))
     for n in (1, 2):
         with pytest.raises(DivergenceError):
             clf.fit(X, y)

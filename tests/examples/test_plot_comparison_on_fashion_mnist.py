@@ -109,8 +109,8 @@ def test_the_device_and_the_jobs_are_passed_on(script, tmp_path, monkeypatch):
     estimator = seen["estimator"]
     assert estimator.device == "cuda"
     assert seen["n_jobs"] == 8
-    protocol = (estimator.warmup_iter, estimator.warmup_lr, estimator.lr)
-    assert protocol == (3000, 0.1, 0.03)
+    assert estimator.warmup == {"max_iter": 3000, "lr": 0.1}
+    assert estimator.lr == 0.03
     assert (estimator.batch_size, estimator.n_components) == (20, 20)
     assert estimator.max_iter >= 2000
     assert seen["quench"] == 500

@@ -18,7 +18,7 @@ def quickstart(monkeypatch):
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "N_ITER", 50)
     monkeypatch.setattr(module, "N_QUENCH", 25)
-    monkeypatch.setitem(module.WARMUP, "warmup_iter", 25)
+    monkeypatch.setitem(module.WARMUP, "max_iter", 25)
     # Workers do not know a module that was loaded from a path.
     with joblib.parallel_config("sequential"):
         yield module

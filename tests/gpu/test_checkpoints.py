@@ -31,10 +31,15 @@ class Killed(BaseException):
 def test_an_interrupted_fit_goes_on(monkeypatch, tmp_path, params):
     X, y = load_iris(return_X_y=True)
     settings = {"module_params": {"hidden_layer_sizes": 8}, "device": "cuda"}
-    settings |= {"warmup_iter": 12, "max_iter": 25, "record_every": 10, "lr": 0.01}
+    settings |= {
+        "warmup": {"max_iter": 12},
+        "max_iter": 25,
+        "record_every": 10,
+        "lr": 0.01,
+    }
     settings |= {"random_state": 0, "dtype": "float64", **params}
     whole = NoisyDiffusionClassifier(**settings).fit(X, y)
-    kept = {"checkpoint_dir": tmp_path, "checkpoint_every": 4}
+    kept = {"checkpoint_dir": {"path": tmp_path, "every": 4}}
     write = CheckpointFolder.write
     for n_writes in (2, 4):
         left = [n_writes]

@@ -224,7 +224,7 @@ def test_warm_up_metrics_validation_and_regression(digits, tmp_path):
         method="gld_diagonal",
         lr=0.01,
         max_iter=20,
-        warmup_iter=10,
+        warmup={"max_iter": 10},
         record_every=5,
         memory=str(tmp_path),
         metrics={"sharpness": lambda r, t: expected_sharpness(r, t, n_draws=3)},

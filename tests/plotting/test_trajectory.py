@@ -167,7 +167,7 @@ def test_from_estimator_reads_histories():
     X, y = make_blobs(30, random_state=0)
     fits = [
         NoisyDiffusionClassifier(
-            method=method, max_iter=4, warmup_iter=2, random_state=seed
+            method=method, max_iter=4, warmup={"max_iter": 2}, random_state=seed
         ).fit(X, y)
         for method in ("gd", "sgd")
         for seed in (0, 1)

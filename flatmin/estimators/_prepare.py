@@ -1,0 +1,213 @@
+"""All that a fit can check and build before work is done."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatmin._utils.arrays import to_array
+from flatmin._utils.names import check_text
+from flatmin._utils.numbers import check_held_by
+from flatmin._utils.paths import check_path
+from flatmin._utils.placement import resolve_device, resolve_dtype
+from flatmin._utils.quiet import ignored
+from flatmin._utils.random import make_generator, spawn_seeds
+from flatmin.dynamics import (
+    Recorder,
+    check_callbacks,
+    check_plain_steps,
+    resolve_optimizer,
+)
+from flatmin.estimators._checkpoints import check_seed
+from flatmin.estimators._inputs import first_output
+from flatmin.estimators._module import build_module
+from flatmin.estimators._run import Run, make_batches
+from flatmin.estimators._settings import read_folder, read_warmup
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.data.inputs import check_held
+from flatmin.risk.network.module_copy import copy_module
+
+__all__ = ["prepare", "start_of"]
+
+
+def prepare(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, *, validation: tuple[Any, Any]
+) -> Run:
+    """Check everything that can be checked before work is done.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Learns from the data what later ones must look like.
+    X, y, sample_weight : object
+        As in ``fit``.
+    validation : tuple of (X_val, y_val)
+
+    Returns
+    -------
+    Run
+    """
+    device, dtype = resolve_device(estimator.device), resolve_dtype(estimator.dtype)
+    _check_settings(estimator, dtype)
+    folder = read_folder(estimator.checkpoint_dir)
+    check_seed(estimator.random_state, folder)
+    law = estimator._make_law()
+    warmup = read_warmup(estimator, dtype)
+    warm = bool(estimator.warm_start) and hasattr(estimator, "net_")
+    examples = estimator._check_examples(X, y, "X and y", reset=not warm)
+    weights = estimator._combine_weights(sample_weight, examples.y, reset=True)
+    held_out = estimator._check_validation(*validation)
+    names = ("init", "warmup", "noise", "batches", "warmup batches")
+    seeds = spawn_seeds(estimator.random_state, names)
+    if warm:
+        module = copy_module(estimator.module_, device=device, dtype=dtype)
+    else:
+        module = _build(estimator, examples, seeds["init"], dtype=dtype, device=device)
+    loss = estimator._probe_loss(module, examples, dtype, device)
+    recorder = _make_recorder(
+        estimator, module, loss, examples=examples, weights=weights, held_out=held_out
+    )
+    generators = {
+        name: make_generator(seeds[name], device) for name in ("noise", "batches")
+    }
+    if warm:
+        for name, state in estimator._generator_states.items():
+            generators[name].set_state(state)
+    run = Run(
+        module=module,
+        loss=loss,
+        risk=recorder.risk,
+        recorder=recorder,
+        law=law,
+        seeds=seeds,
+        generators=generators,
+        examples=examples,
+        weights=weights,
+        validation=held_out,
+        continues=warm,
+        n_iter_before=estimator.n_iter_ if warm else 0,
+        n_steps_before=estimator.n_steps_ if warm else 0,
+        offset=estimator._iteration if warm else 0,
+        rows=_rows_before(estimator) if warm else [],
+        warmup=None if warm else warmup,
+        folder=folder,
+    )
+    _check_laws(estimator, run)
+    return run
+
+
+def start_of(estimator: Any, run: Run) -> Tensor:
+    """Return where a run begins.
+
+    Parameters
+    ----------
+    estimator : estimator
+    run : Run
+
+    Returns
+    -------
+    Tensor of shape (D,)
+        ``params_init``, θ where an earlier fit ended, or the module's.
+
+    Raises
+    ------
+    ValueError
+        If ``params_init`` does not fit the module.
+    """
+    if estimator.params_init is None or run.continues:
+        return run.risk.params()
+    theta = to_array("params_init", estimator.params_init, (None,))
+    if len(theta) != run.risk.n_params:
+        raise ValueError(
+            f"params_init must be one flat vector of the module's "
+            f"{run.risk.n_params} trainable parameters. Got shape {theta.shape}."
+        )
+    start = torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
+    check_held(start, torch.as_tensor(theta), "params_init")
+    return start
+
+
+def _check_settings(estimator: Any, dtype: torch.dtype) -> None:
+    """Check what needs no data, and is not checked where it is read."""
+    check_held_by("lr", float(estimator.lr), dtype)
+    for name in ("module_params", "method_params"):
+        for key in getattr(estimator, name) or ():
+            check_text(f"a name in {name}", key)
+    if isinstance(estimator.memory, str):
+        check_path("memory", estimator.memory)
+    check_callbacks(estimator.callbacks or [])
+    resolve_optimizer(estimator.optimizer, estimator.optimizer_params or {})
+
+
+def _build(
+    estimator: Any,
+    examples: Any,
+    seed: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    return build_module(
+        estimator.module,
+        estimator.module_params,
+        n_features=math.prod(estimator._input_shape),
+        n_outputs=estimator._n_outputs(examples.y),
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _make_recorder(
+    estimator: Any,
+    module: nn.Module,
+    loss: Any,
+    *,
+    examples: Any,
+    weights: Any,
+    held_out: Any,
+) -> Recorder:
+    """Return what measures a point, on the risk of the training data."""
+    first = next(module.parameters())
+    options = {
+        "output_transform": first_output,
+        "batch_norm": estimator.batch_norm,
+        "device": first.device,
+        "dtype": first.dtype,
+    }
+    risk = EmpiricalRisk(
+        module, loss, *examples.for_risk(), sample_weight=weights, **options
+    )
+    score = estimator._scorer(examples.y)
+    recorder = Recorder(risk, score, metrics=estimator.metrics)
+    if held_out is not None:
+        with ignored(UserWarning):  # said by the risk above
+            recorder.validation_risk = EmpiricalRisk(
+                module, loss, *held_out.for_risk(), **options
+            )
+        recorder.validation_score = estimator._scorer(held_out.y)
+    return recorder
+
+
+def _check_laws(estimator: Any, run: Run) -> None:
+    """Raise where a law, or its optimizer, cannot work on these examples."""
+    settings = estimator.optimizer_params or {}
+    plain = [(run.law, resolve_optimizer(estimator.optimizer, settings), settings)]
+    if run.warmup is not None:
+        plain.append((run.warmup.law, run.warmup.optimizer, {}))
+    batches = make_batches(estimator, run.risk, run.generators["batches"])
+    for law, _, _ in plain:
+        law.check(run.risk)
+        if batches is not None:
+            batches.check(law)
+    for law, optimizer, params in plain:
+        check_plain_steps(law, optimizer, params, batches is not None)
+
+
+def _rows_before(estimator: Any) -> list[dict[Any, Any]]:
+    """Return the rows of earlier fits, but the one that this fit begins with."""
+    rows = estimator.history_.to_dict("records")
+    return [row for row in rows if row["iteration"] < estimator._iteration]

@@ -1,0 +1,172 @@
+"""The noisy iterations of a fit, inside a skorch net."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from typing import Any
+
+from skorch.helper import predefined_split
+
+from flatmin._utils.progress import progress_bar
+from flatmin.dynamics import (
+    Checkpoints,
+    FlatBinding,
+    MeanLoss,
+    NoisyDescent,
+    StopTraining,
+    check_callbacks,
+    check_monitors,
+    resolve_optimizer,
+)
+from flatmin.estimators._checkpoints import RunCheckpoints
+from flatmin.estimators._net import make_reader
+from flatmin.estimators._run import Run, make_batches
+
+__all__ = ["make_net", "train"]
+
+
+def make_net(estimator: Any, run: Run) -> Any:
+    """Return an initialised net around the module.
+
+    Parameters
+    ----------
+    estimator : estimator
+    run : Run
+
+    Returns
+    -------
+    skorch net
+    """
+    split = None
+    if run.validation is not None:
+        split = predefined_split(
+            estimator._for_skorch(run.validation, run.module, run.risk.dtype)
+        )
+    settings = estimator.optimizer_params or {}
+    params = {f"optimizer__{k}": v for k, v in settings.items()}
+    net = estimator._net_class(
+        run.module,
+        criterion=MeanLoss(run.loss),
+        optimizer=resolve_optimizer(
+            estimator.optimizer, estimator.optimizer_params or {}
+        ),
+        lr=float(estimator.lr),
+        max_epochs=math.ceil(int(estimator.max_iter) / int(estimator.record_every)),
+        batch_size=-1,
+        iterator_valid__batch_size=run.risk.chunk_size,
+        train_split=split,
+        callbacks=estimator.callbacks,
+        use_caching=False,
+        device=str(run.risk.device),
+        verbose=0,
+        **{"callbacks__print_log": None, **estimator._net_params(), **params},
+    )
+    net.reader_ = make_reader(estimator)
+    net.initialize()
+    check_callbacks(net.callbacks_)
+    check_monitors(
+        net.callbacks_, estimator.metrics or (), validation=run.validation is not None
+    )
+    return net
+
+
+def train(
+    estimator: Any,
+    run: Run,
+    net: Any,
+    *,
+    binding: FlatBinding,
+    saved: RunCheckpoints | None,
+) -> None:
+    """Run the noisy iterations inside the skorch net.
+
+    Parameters
+    ----------
+    estimator : estimator
+    run : Run
+        Is told of a divergence.
+    net : skorch net
+        From :func:`make_net`.
+    binding : FlatBinding
+        Holds θ, and moves.
+    saved : RunCheckpoints or None
+        Where the noise may stand, or be over.
+    """
+    descent = NoisyDescent(
+        run.risk,
+        run.law,
+        binding,
+        net.optimizer_,
+        run.generators["noise"],
+        on_divergence=estimator.on_divergence,
+        offset=run.offset,
+        batches=make_batches(estimator, run.risk, run.generators["batches"]),
+    )
+    title = (
+        estimator.method
+        if isinstance(estimator.method, str)
+        else type(run.law).__name__
+    )
+    bar = progress_bar(int(estimator.max_iter), title, verbose=estimator.verbose)
+    net.attach(
+        descent,
+        run.recorder,
+        max_iter=int(estimator.max_iter),
+        record_every=int(estimator.record_every),
+        offset=run.offset,
+        n_steps_before=run.n_steps_before,
+        progress=bar.update,
+        checkpoints=Checkpoints() if saved is None else saved.of_phase("noise"),
+    )
+    found = None if saved is None else saved.found
+    if saved is not None and found is not None and found["phase"] == "finished":
+        with saved.restoring():
+            net.load_state(found, begun=False)
+        return
+    if found is not None and found["phase"] == "warmup":
+        found = None
+    with bar:
+        bar.update(found["descent"]["iteration"] if found else 0)
+        _iterate(estimator, run, net, saved=saved, found=found)
+    if saved is not None:
+        net.note_block_end()
+        saved.save(
+            "finished",
+            lambda: {**net.state_to_save(), "descent": descent.state_dict()},
+        )
+
+
+def _iterate(
+    estimator: Any,
+    run: Run,
+    net: Any,
+    *,
+    saved: RunCheckpoints | None,
+    found: dict[str, Any] | None,
+) -> None:
+    """Run the blocks, all or those that are left."""
+    descent = net.descent_
+    if run.diverged is not None:  # in the warm-up
+        net.measure_start()
+        return
+    data = estimator._for_skorch(run.examples, net.module_, run.risk.dtype)
+    examples = {"X": data.X, "y": data.y}
+    with suppress(StopTraining):
+        net.notify("on_train_begin", **examples)
+        if saved is None or found is None:
+            net.end_block()
+        else:
+            with saved.restoring():
+                net.load_state(found, begun=True)
+        left = int(estimator.max_iter) - descent.iteration
+        done = (
+            descent.iteration // int(estimator.record_every) if left else net.max_epochs
+        )
+        net.fit_loop(**examples, epochs=net.max_epochs - done)
+    net.measure_start()  # where no block has begun
+    run.diverged = descent.diverged
+    if net.history:
+        with suppress(StopTraining):
+            net.notify("on_train_end", **examples)
+    descent.binding.follow()
