@@ -384,7 +384,7 @@ class Report:
         values, vectors = np.linalg.eigh(H)
         k = min(self.k, 3)
         U, V = vectors[:, ::-1][:, :k], np.linalg.eigh(covariance)[1][:, ::-1][:, :k]
-        found = fm.alignment(risk, theta, k, params=name)
+        found = fm.alignment(risk, theta, k, select=name)
         self.exact("eigenvalues of H", found.hessian_eigenvalues, values[::-1][:k])
         self.exact(
             "projection residual", found.residual, k - ((U.T @ V) ** 2).sum(), 1e-2
@@ -394,7 +394,7 @@ class Report:
         product = np.trace(H @ covariance)
         self.drawn("Tr(HΣ)", found.trace_product, product)
         mass = -values[values < 0].sum() / np.abs(values).sum()
-        found = fm.negative_mass(risk, theta, params=name)
+        found = fm.negative_mass(risk, theta, select=name)
         self.drawn("negative_mass", found, mass, scale=1)  # a share
 
     def power_law_rows(self) -> None:
@@ -406,7 +406,7 @@ class Report:
             size = len(chosen[self.sizes.layer])
             found = {
                 name: fm.covariance_exponent(
-                    self.risk, self.theta, params=name, max_matvecs=size
+                    self.risk, self.theta, select=name, max_matvecs=size
                 )
                 for name in chosen
             }
@@ -436,9 +436,7 @@ class Report:
         self.exact("skewness", found.skewness, stats.skew(along) / m**0.5)
         kurtosis = stats.kurtosis(along) / m
         self.exact("excess kurtosis", found.excess_kurtosis, kurtosis)
-        default = fm.minibatch_gaussianity(
-            self.risk, self.theta, batch_size=m, n_directions=n
-        )
+        default = fm.minibatch_gaussianity(self.risk, self.theta, batch_size=m, k=n)
         self.exact(
             "  along directions of its own", default.excess_kurtosis, kurtosis, 1e-2
         )

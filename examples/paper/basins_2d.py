@@ -240,11 +240,12 @@ def escape_indicator(risk, law):
 
 def describe(run):
     """Return rates with Wilson intervals, and the mean first-exit time."""
-    exit_time = run.mean_exit_time()
+    exit_time, n_exits = run.mean_exit_time(), run.exit_rate().count
+    means = {"value": float(exit_time), "stderr": float(exit_time.stderr)}
     return {
         "success": asdict(run.success_rate()),
         "visited": asdict(run.exit_rate()),
-        "exit_time": asdict(exit_time) if exit_time.n_exits else None,
+        "exit_time": {**means, "n_exits": n_exits} if n_exits else None,
     }
 
 

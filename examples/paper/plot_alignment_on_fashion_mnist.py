@@ -108,7 +108,7 @@ def layers(model, k):
         model.risk_.layout.names, model.risk_.layout.shapes, strict=True
     ):
         if len(shape) > 1:
-            of_layer = alignment(model.risk_, model.risk_.params(), k, params=name)
+            of_layer = alignment(model.risk_, model.risk_.params(), k, select=name)
             frame = of_layer.to_frame()["value"]
             found[name] = {
                 "n_params": int(np.prod(shape)),

@@ -254,7 +254,7 @@ def measure(model, n_draws):
     for _ in range(n_draws):
         noise = law.noisy_gradient(risk, theta, state, rng)[1] - g
         draws.append(float(noise @ H.matvec(noise)) / law.n_substeps)
-    trace = hessian_trace(risk, theta, torch.Generator().manual_seed(0))
+    trace = hessian_trace(risk, theta, rng=0)
     return {
         "hessian_trace": float(trace.value),
         "hessian_trace_stderr": float(trace.stderr),

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = [
     "check_floating",
     "check_readable",
-    "check_scalar",
+    "check_scalar_tensor",
     "check_tensor",
     "to_array",
     "to_numpy",
@@ -206,7 +206,7 @@ def check_tensor(name: str, value: Any, n_axes: int = 0) -> None:
         )
 
 
-def check_scalar(name: str, value: Any) -> None:
+def check_scalar_tensor(name: str, value: Any) -> None:
     """Raise unless a value is a tensor of one real number, of shape ().
 
     Parameters

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 __all__ = [
+    "MIN_MATVECS",
     "check_accuracy",
     "check_between",
     "check_count",
@@ -54,7 +55,14 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def check_count(name: str, value: Any, at_least: int = 1) -> int:
+def check_count(
+    name: str,
+    value: Any,
+    at_least: int = 1,
+    *,
+    at_most: int | None = None,
+    limit: str = "",
+) -> int:
     """Return an integer that is large enough as Python's, which does not overflow.
 
     Parameters
@@ -63,6 +71,10 @@ def check_count(name: str, value: Any, at_least: int = 1) -> int:
         For the message.
     value : object
     at_least : int, default=1
+    at_most : int, default=None
+        The largest that will do.
+    limit : str, default=""
+        What that is, for the message.
 
     Returns
     -------
@@ -78,7 +90,15 @@ def check_count(name: str, value: Any, at_least: int = 1) -> int:
     >>> check_count("batch_size", True)
     Traceback (most recent call last):
     ValueError: batch_size must be an integer of at least 1. Got True.
+    >>> check_count("k", 5, at_most=4, limit="D")
+    Traceback (most recent call last):
+    ValueError: k must be an integer between 1 and D = 4. Got 5.
     """
+    if at_most is not None and not (is_count(value, at_least) and value <= at_most):
+        raise ValueError(
+            f"{name} must be an integer between {at_least} and {limit} = {at_most}. "
+            f"Got {value!r}."
+        )
     if not is_count(value, at_least):
         raise ValueError(
             f"{name} must be an integer of at least {at_least}"
@@ -222,7 +242,12 @@ def check_held_by(
         )
 
 
-def check_accuracy(rtol: Any, max_matvecs: Any, at_least: int = 1) -> tuple[float, int]:
+# A sketch of three vectors, of two products each, is the least that leaving one out
+# gives an error of.
+MIN_MATVECS = 6
+
+
+def check_accuracy(rtol: Any, max_matvecs: Any) -> tuple[float, int]:
     """Return what says when an estimate is good enough, as Python's numbers.
 
     Parameters
@@ -230,9 +255,7 @@ def check_accuracy(rtol: Any, max_matvecs: Any, at_least: int = 1) -> tuple[floa
     rtol : object
         A relative standard error to reach; 0 takes all products.
     max_matvecs : object
-        Products at most.
-    at_least : int, default=1
-        The least that ``max_matvecs`` may be.
+        Products at most; 6 or more, whatever the method.
 
     Returns
     -------
@@ -245,4 +268,4 @@ def check_accuracy(rtol: Any, max_matvecs: Any, at_least: int = 1) -> tuple[floa
         With the name and the value.
     """
     rtol = check_positive("rtol", rtol, or_zero=True)
-    return rtol, check_count("max_matvecs", max_matvecs, at_least)
+    return rtol, check_count("max_matvecs", max_matvecs, MIN_MATVECS)

@@ -12,6 +12,7 @@ __all__ = [
     "check_rng",
     "check_seed",
     "make_generator",
+    "make_seed",
     "resolve_random_state",
     "spawn_seeds",
 ]
@@ -142,10 +143,13 @@ def make_generator(
     Raises
     ------
     ValueError
-        If it is none of these.
+        If it is none of these, or a generator elsewhere.
     """
     check_seed(seed)
     if isinstance(seed, torch.Generator):
+        wanted = torch.device(device)
+        if seed.device.type != wanted.type:
+            raise ValueError(f"rng must be on the device {wanted}. Got {seed.device}.")
         return seed
     generator = torch.Generator(device=device)
     if seed is None:
@@ -153,3 +157,32 @@ def make_generator(
     else:
         generator.manual_seed(int(seed))
     return generator
+
+
+def make_seed(random_state: Any) -> int:
+    """Return a seed for generators; None draws a new one.
+
+    Parameters
+    ----------
+    random_state : int, RandomState instance or None
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    """
+    largest = np.iinfo(np.int32).max
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(largest))
+    if random_state is None:  # NumPy's global state stays where it is
+        return int(np.random.default_rng().integers(largest))
+    if not isinstance(random_state, Integral) or isinstance(random_state, bool):
+        raise TypeError(
+            "random_state must be an integer, a RandomState instance or None. Got "
+            f"{random_state!r}."
+        )
+    return int(random_state)

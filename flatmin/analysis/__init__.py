@@ -3,21 +3,21 @@
 from flatmin.analysis._curvature import CurvatureAnalyzer
 from flatmin.analysis._noise_covariance import NoiseCovarianceAnalyzer
 from flatmin.analysis._results import (
-    AlignmentTable,
+    Alignment,
     Diagonal,
     Eigenpairs,
-    Spectrum,
+    SpectralDensity,
     Trace,
 )
 from flatmin.analysis._sharpness_scorer import SharpnessScorer
 
 __all__ = [
-    "AlignmentTable",
+    "Alignment",
     "CurvatureAnalyzer",
     "Diagonal",
     "Eigenpairs",
     "NoiseCovarianceAnalyzer",
     "SharpnessScorer",
-    "Spectrum",
+    "SpectralDensity",
     "Trace",
 ]

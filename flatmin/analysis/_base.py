@@ -21,13 +21,12 @@ from torch import Tensor
 from flatmin._utils.arrays import check_readable
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
-from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._results import Eigenpairs
-from flatmin.analysis._risk import is_data_set, make_risk, training_risk
+from flatmin.analysis._risk import is_data_set, risk_of_model, training_risk
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Audit, EmpiricalRisk
 
@@ -93,10 +92,12 @@ class ModelByReference(BaseEstimator):
             )
         return super().set_params(**params)
 
-    def _make_risk(
+    def _risk_on(
         self, estimator: Any, X: Any, y: Any, sample_weight: Any = None, **options: Any
     ) -> EmpiricalRisk:
-        return make_risk(estimator, X, y, sample_weight, **options, **self._settings())
+        return risk_of_model(
+            estimator, X, y, sample_weight, **options, **self._settings()
+        )
 
     def _training_risk(self, estimator: Any) -> EmpiricalRisk:
         return training_risk(estimator, type(self).__name__, **self._settings())
@@ -121,12 +122,7 @@ class ModelByReference(BaseEstimator):
                 ) from error
 
     def _generator(self, device: torch.device) -> torch.Generator:
-        seed = self.random_state
-        if isinstance(seed, np.random.RandomState):
-            seed = int(seed.randint(np.iinfo(np.int32).max))
-        with naming("random_state"):
-            # None leaves NumPy's global state alone.
-            return make_generator(seed, device)
+        return make_generator(make_seed(self.random_state), device)
 
 
 class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByReference):
@@ -139,7 +135,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
-        "params": [None, str, list],
+        "select": [None, str, list],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -147,7 +143,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     n_components: int
     tol: float
-    params: Any
+    select: Any
     verbose: Any
     _kept: dict[str, Any]
 
@@ -198,9 +194,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             learner.risk_ = self._training_risk(self.estimator)
         else:
             learner._check_features(X, reset=True)
-            learner.risk_ = self._make_risk(self.estimator, X, y, sample_weight)
+            learner.risk_ = self._risk_on(self.estimator, X, y, sample_weight)
         learner._kept = {}
-        self._basis_size(learner.risk_)  # a name in ``params`` that fits nothing
+        self._basis_size(learner.risk_)  # a name in ``select`` that fits nothing
         adopt_attributes(self, learner)
         return self
 
@@ -279,9 +275,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     ) -> EmpiricalRisk:
         """Return the risk on data that ``transform`` or ``score`` got."""
         if not hasattr(self, "risk_"):
-            return self._make_risk(self.estimator, X, y, sample_weight, **options)
+            return self._risk_on(self.estimator, X, y, sample_weight, **options)
         self._check_features(X, reset=False)
-        risk = self._make_risk(self.estimator, X, y, sample_weight, **options)
+        risk = self._risk_on(self.estimator, X, y, sample_weight, **options)
         risk.set_params(self.risk_.params())  # the model may have moved on
         return risk
 
@@ -290,7 +286,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if not hasattr(self, "risk_"):
             return compute()
         # set_params takes effect without another fit.
-        names = ("matrix", "params", "n_components", "tol")
+        names = ("matrix", "select", "n_components", "tol")
         settings = [getattr(self, name, None) for name in names]
         if name not in self._kept or self._kept[name][0] != settings:
             self._kept[name] = (settings, compute())
@@ -310,10 +306,10 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         return min(self.n_components, self._largest_basis(risk))
 
     def _indices(self, risk: EmpiricalRisk) -> Tensor | None:
-        """Return the coordinates that ``params`` selects."""
-        if self.params is None:
+        """Return the coordinates that ``select`` selects."""
+        if self.select is None:
             return None
-        return risk.layout.indices(self.params).to(risk.device)
+        return risk.layout.indices(self.select).to(risk.device)
 
     def _selected(self, risk: EmpiricalRisk, values: Tensor) -> Tensor:
         indices = self._indices(risk)

@@ -15,7 +15,7 @@ from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
     Diagonal,
     Eigenpairs,
-    Spectrum,
+    SpectralDensity,
     Trace,
 )
 from flatmin.curvature import (
@@ -70,11 +70,11 @@ class CurvatureAnalyzer(BaseAnalyzer):
         (1/N) Σ gᵢgᵢᵀ of the gradients at the true labels.
     n_components : int, default=20
         Size of the leading eigenbasis, or all eigenpairs where they are fewer.
-    tol : float, default=1e-4
-        An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, with wildcards: the matrix is then the block of
         these. None takes all.
+    tol : float, default=1e-4
+        An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
     hvp : {"exact", "finite_difference"}, default="exact"
         How products with the Hessian are computed; the second is for networks of which
         PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
@@ -132,8 +132,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         loss=None,
         matrix="hessian",
         n_components=20,
+        select=None,
         tol=1e-4,
-        params=None,
         hvp="exact",
         device=None,
         dtype=None,
@@ -144,8 +144,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.loss = loss
         self.matrix = matrix
         self.n_components = n_components
+        self.select = select
         self.tol = tol
-        self.params = params
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
@@ -161,7 +161,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         rtol : float, default=0.02
             Relative standard error to reach.
         max_matvecs : int, default=200
-            Products at most; see :func:`flatmin.linalg.trace`. Without ``params`` the
+            Products at most; see :func:`flatmin.linalg.trace`. Without ``select`` the
             trace of "ggn" and "fisher" is estimated by sweeps over the examples
             instead, 32 at most: see :func:`flatmin.curvature.ggn_trace`.
 
@@ -174,13 +174,13 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ValueError
             If ``rtol`` or ``max_matvecs`` is too small.
         """
-        rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+        rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
         risk = self._risk()
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
             self._operator(risk)  # which refuses a loss that is no likelihood
-        if self.matrix in ("ggn", "fisher") and self.params is None:
-            result = ggn_trace(risk, risk.params(), rng, rtol=rtol)
+        if self.matrix in ("ggn", "fisher") and self.select is None:
+            result = ggn_trace(risk, risk.params(), rtol=rtol, rng=rng)
         else:
             result = trace(
                 self._operator(risk),
@@ -189,9 +189,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 rng=rng,
                 verbose=self.verbose,
             )
-        return Trace(
-            self.matrix, float(result.value), float(result.stderr), result.n_matvecs
-        )
+        value, stderr = float(result.value), float(result.stderr)
+        return Trace(value, stderr, result.n_matvecs, matrix=self.matrix)
 
     @one_at_a_time
     def diagonal(self, *, rtol: float = 0.05, max_matvecs: int = 200) -> Diagonal:
@@ -213,14 +212,15 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ValueError
             If ``rtol`` or ``max_matvecs`` is too small.
         """
-        rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+        rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
         risk = self._risk()
         names = self._parameter_names(risk)
         if self.matrix == "empirical_fisher":
             squares = self._selected(risk, risk.squared_gradient_sum(risk.params()))
             check_finite("Σ gᵢ²", squares, risk, self._indices(risk))
             value = squares.cpu().numpy() / risk.n_examples
-            return Diagonal(self.matrix, value, np.zeros_like(value), 0, names)
+            zero = np.zeros_like(value)
+            return Diagonal(value, zero, matrix=self.matrix, parameters=names)
         result = diagonal(
             self._operator(risk),
             rtol=rtol,
@@ -229,10 +229,12 @@ class CurvatureAnalyzer(BaseAnalyzer):
             verbose=self.verbose,
         )
         value, stderr = result.value.cpu().numpy(), result.stderr.cpu().numpy()
-        return Diagonal(self.matrix, value, stderr, result.n_matvecs, names)
+        return Diagonal(
+            value, stderr, result.n_matvecs, matrix=self.matrix, parameters=names
+        )
 
     @one_at_a_time
-    def density(self, *, n_probes: int = 10, n_steps: int = 80) -> Spectrum:
+    def density(self, *, n_probes: int = 10, n_steps: int = 80) -> SpectralDensity:
         """Return the distribution of all eigenvalues.
 
         Parameters
@@ -244,7 +246,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        Spectrum
+        SpectralDensity
 
         Raises
         ------
@@ -261,7 +263,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self.verbose,
         )
-        return Spectrum.wrap(self.matrix, result)
+        return SpectralDensity.wrap(self.matrix, result)
 
     @one_at_a_time
     def matvec(self, v: Any) -> np.ndarray:
@@ -349,7 +351,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         return float(along.sum() / total)
 
     def _make_operator(self, risk: EmpiricalRisk) -> RiskOperator:
-        return _MATRICES[self.matrix](risk, risk.params(), params=self.params)
+        return _MATRICES[self.matrix](risk, risk.params(), select=self.select)
 
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return self._n_selected(risk)

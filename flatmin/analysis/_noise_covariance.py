@@ -12,7 +12,7 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_count
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
-    AlignmentTable,
+    Alignment,
     Diagonal,
     Eigenpairs,
     Trace,
@@ -47,10 +47,10 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         As there: for a module, the loss it was trained with.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1).
+    select : str or list of str, default=None
+        Names of parameters or modules, with wildcards: blocks of the matrices.
     tol : float, default=1e-4
         An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
-    params : str or list of str, default=None
-        Names of parameters or modules, with wildcards: blocks of the matrices.
     hvp : {"exact", "finite_difference"}, default="exact"
         How products with the Hessian are computed; the second is for networks of which
         PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
@@ -99,8 +99,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         *,
         loss=None,
         n_components=20,
+        select=None,
         tol=1e-4,
-        params=None,
         hvp="exact",
         device=None,
         dtype=None,
@@ -110,8 +110,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.estimator = estimator
         self.loss = loss
         self.n_components = n_components
+        self.select = select
         self.tol = tol
-        self.params = params
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
@@ -126,7 +126,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         -------
         Trace
         """
-        return Trace(self._name, float(self._variances(self._risk()).sum()), 0, 0)
+        total = float(self._variances(self._risk()).sum())
+        return Trace(total, 0.0, matrix=self._name)
 
     @one_at_a_time
     def diagonal(self) -> Diagonal:
@@ -139,7 +140,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         risk = self._risk()
         value = self._variances(risk).cpu().numpy()
         names = self._parameter_names(risk)
-        return Diagonal(self._name, value, np.zeros_like(value), 0, names)
+        return Diagonal(
+            value, np.zeros_like(value), matrix=self._name, parameters=names
+        )
 
     @one_at_a_time
     def sample(self, n: int = 1) -> np.ndarray:
@@ -178,7 +181,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     @one_at_a_time
     def alignment(
         self, k: int | None = None, *, rtol: float = 0.02, max_matvecs: int = 200
-    ) -> AlignmentTable:
+    ) -> Alignment:
         """Return how Σ lies to the Hessian H, as a table.
 
         Parameters
@@ -192,7 +195,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        AlignmentTable
+        Alignment
             See :func:`flatmin.measures.alignment` for the quantities.
         """
         risk = self._risk()
@@ -200,13 +203,13 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             risk,
             risk.params(),
             self._basis_size(risk) if k is None else k,
-            params=self.params,
+            select=self.select,
             tol=self.tol,
             rtol=rtol,
             max_matvecs=max_matvecs,
             rng=self._generator(risk.device),
         )
-        return AlignmentTable(
+        return Alignment(
             result.n_params,
             result.to_frame(),
             result.pairs_to_frame(),
@@ -264,7 +267,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self._keep("noise", self._check_noise)
         risk = self._new_risk(X, y, sample_weight)
         hessian = eigsh(
-            HessianOperator(risk, risk.params(), params=self.params),
+            HessianOperator(risk, risk.params(), select=self.select),
             len(basis.eigenvalues),
             tol=self.tol,
             rng=self._generator(risk.device),
@@ -288,7 +291,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         return check_finite("The diagonal of Σ", variances, risk, self._indices(risk))
 
     def _make_operator(self, risk: EmpiricalRisk) -> GradientCovarianceOperator:
-        return GradientCovarianceOperator(risk, risk.params(), params=self.params)
+        return GradientCovarianceOperator(risk, risk.params(), select=self.select)
 
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return max(1, min(self._n_selected(risk), risk.n_examples - 1))
@@ -297,7 +300,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         rng = self._generator(risk.device)
         if which == "LA":
             result = covariance_eigenpairs(
-                risk, risk.params(), k, tol=self.tol, rng=rng, params=self.params
+                risk, risk.params(), k, tol=self.tol, rng=rng, select=self.select
             )
         else:
             result = eigsh(

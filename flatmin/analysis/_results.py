@@ -11,18 +11,19 @@ import torch
 
 from flatmin import linalg
 from flatmin._utils.arrays import to_array
+from flatmin._utils.results import HtmlTable, html_table
 
 __all__ = [
-    "AlignmentTable",
+    "Alignment",
     "Diagonal",
     "Eigenpairs",
-    "Spectrum",
+    "SpectralDensity",
     "Trace",
 ]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Eigenpairs:
+class Eigenpairs(HtmlTable):
     """Eigenpairs of a matrix of the risk, and how good they are."""
 
     matrix: str
@@ -33,7 +34,7 @@ class Eigenpairs:
     n_matvecs: int  # products; 0 where a sweep of gradients gave all
 
     @classmethod
-    def wrap(cls, matrix: str, result: linalg.EigenResult) -> Eigenpairs:
+    def wrap(cls, matrix: str, result: linalg.Eigenpairs) -> Eigenpairs:
         """Bring a result of :func:`flatmin.linalg.eigsh` to NumPy.
 
         The largest entry of every vector is made positive: signs are arbitrary, and
@@ -43,7 +44,7 @@ class Eigenpairs:
         ----------
         matrix : str
             Its name.
-        result : flatmin.linalg.EigenResult
+        result : flatmin.linalg.Eigenpairs
 
         Returns
         -------
@@ -87,13 +88,12 @@ class Eigenpairs:
 
 
 @dataclass(frozen=True, repr=False)
-class Trace:
+class Trace(HtmlTable, linalg.Estimate):
     """The trace of a matrix of the risk and how well it is known."""
 
-    matrix: str
-    value: float
-    stderr: float  # 0 where the value is exact
-    n_matvecs: int  # products, or sweeps of per-example gradients
+    value: float  # type: ignore[assignment]
+    stderr: float  # type: ignore[assignment]
+    matrix: str = field(kw_only=True)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row.
@@ -106,23 +106,20 @@ class Trace:
         row = {"trace": self.value, "stderr": self.stderr, "n_matvecs": self.n_matvecs}
         return pd.DataFrame(row, pd.Index([self.matrix], name="matrix"))
 
-    def __float__(self) -> float:
-        return self.value
-
     def __repr__(self) -> str:
         error = f"± {self.stderr:.2g}" if self.stderr else "(exact)"
         return f"trace of the {self.matrix}: {self.value:.6g} {error}"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Diagonal:
+class Diagonal(linalg.Estimate):
     """The diagonal of a matrix of the risk and how well each entry is known."""
 
-    matrix: str
-    value: np.ndarray  # (d,); d parameters were selected
-    stderr: np.ndarray  # (d,); 0 where the value is exact
-    n_matvecs: int
-    parameters: np.ndarray  # (d,) of str, the name of the tensor that each belongs to
+    value: np.ndarray  # type: ignore[assignment]  # (d,); d parameters were selected
+    stderr: np.ndarray  # type: ignore[assignment]  # (d,); 0 where it is exact
+    matrix: str = field(kw_only=True)
+    # (d,) of str, the name of the tensor that each belongs to
+    parameters: np.ndarray = field(kw_only=True)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row a coordinate of θ.
@@ -140,19 +137,24 @@ class Diagonal:
             }
         )
 
-    def __repr__(self) -> str:
+    def _by_tensor(self) -> pd.DataFrame:
         groups = self.to_frame().groupby("parameter", sort=False, observed=True)
-        table = groups["value"].agg(["size", "mean", "min", "max"])
+        return groups["value"].agg(["size", "mean", "min", "max"])
+
+    def _repr_html_(self) -> str | None:
+        return html_table(self._by_tensor())
+
+    def __repr__(self) -> str:
         title = f"diagonal of the {self.matrix}, {len(self.value)} parameters"
         if self.n_matvecs:
             error, norm = np.linalg.norm(self.stderr), np.linalg.norm(self.value)
             share = error / norm if norm else 0.0
             title += f" ({self.n_matvecs} products, error {share:.1%})"
-        return f"{title}\n{_table(table)}"
+        return f"{title}\n{_table(self._by_tensor())}"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Spectrum:
+class SpectralDensity:
     """The eigenvalues of a matrix of the risk as a distribution.
 
     Each probe has nodes and weights of its own. See
@@ -167,7 +169,7 @@ class Spectrum:
     _density: linalg.SpectralDensity = field(compare=False)
 
     @classmethod
-    def wrap(cls, matrix: str, result: linalg.SpectralDensity) -> Spectrum:
+    def wrap(cls, matrix: str, result: linalg.SpectralDensity) -> SpectralDensity:
         """Bring a result of :func:`flatmin.linalg.spectral_density` to NumPy.
 
         Parameters
@@ -178,7 +180,7 @@ class Spectrum:
 
         Returns
         -------
-        Spectrum
+        SpectralDensity
         """
         nodes, weights = result.nodes.cpu(), result.weights.cpu()
         here = replace(result, nodes=nodes, weights=weights)
@@ -190,6 +192,11 @@ class Spectrum:
             result.n_matvecs,
             here,
         )
+
+    @property
+    def default_width(self) -> float:
+        """A hundredth of the range of the nodes, or of their size if it is 0."""
+        return self._density.default_width
 
     def moment(self, p: int) -> tuple[float, float]:
         """Return (1/d) Tr Aᵖ and its standard error.
@@ -207,16 +214,16 @@ class Spectrum:
         value, stderr = self._density.moment(p)
         return float(value), float(stderr)
 
-    def to_frame(self, grid: Any = None, *, sigma: float | None = None) -> pd.DataFrame:
+    def to_frame(self, grid: Any = None, *, width: float | None = None) -> pd.DataFrame:
         """Return the smoothed density and the share of eigenvalues below.
 
         Parameters
         ----------
         grid : array-like of shape (n,), default=None
             Where; None is 500 points that cover the spectrum.
-        sigma : float, default=None
-            Width of the normal density that smooths, in units of the eigenvalues; None
-            is a hundredth of their range.
+        width : float, default=None
+            Standard deviation of the normal density that smooths, in units of the
+            eigenvalues; None is ``default_width``.
 
         Returns
         -------
@@ -224,38 +231,44 @@ class Spectrum:
             Columns eigenvalue, density, density_stderr, cumulative and
             cumulative_stderr.
         """
-        low, high = self.nodes.min(), self.nodes.max()
-        if sigma is None:
-            sigma = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
+        if width is None:
+            width = self.default_width
         if grid is None:
-            grid = np.linspace(low - 4 * sigma, high + 4 * sigma, 500)
+            reach = 4 * width
+            low, high = self.nodes.min() - reach, self.nodes.max() + reach
+            grid = np.linspace(low, high, 500)
         grid = to_array("grid", grid, (None,))
         columns = {"eigenvalue": grid}
         points = torch.as_tensor(grid)
         for name, (value, stderr) in {
-            "density": self._density.density(points, sigma),
+            "density": self._density.density(points, width),
             "cumulative": self._density.cumulative(points),
         }.items():
             columns[name], columns[f"{name}_stderr"] = _numpy(value), _numpy(stderr)
         return pd.DataFrame(columns)
 
-    def __repr__(self) -> str:
+    def _quantiles(self) -> pd.DataFrame:
         shares = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
         order = np.argsort(self.nodes, axis=None)
         below = np.cumsum(self.weights.ravel()[order]) / len(self.nodes)
         # Rounding leaves the last sum a little below one.
         at = np.minimum(np.searchsorted(below, shares), below.size - 1)
-        table = pd.DataFrame(
+        return pd.DataFrame(
             {"eigenvalue": self.nodes.ravel()[order][at]},
             pd.Index([f"{share:.1%}" for share in shares], name="share below"),
         )
+
+    def _repr_html_(self) -> str | None:
+        return html_table(self._quantiles())
+
+    def __repr__(self) -> str:
         how = "exact" if self.exact else f"{len(self.nodes)} probes"
         title = f"spectrum of the {self.matrix} ({how}, {self.n_matvecs} products)"
-        return f"{title}\n{_table(table)}"
+        return f"{title}\n{_table(self._quantiles())}"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class AlignmentTable:
+class Alignment(HtmlTable):
     """How the gradient covariance Σ lies to the Hessian H, on D parameters."""
 
     n_params: int  # D, or the number of those selected

@@ -22,10 +22,10 @@ from flatmin.risk.network.model import first_output
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.prepared_module import evaluation_mode
 
-__all__ = ["is_data_set", "make_risk", "training_risk"]
+__all__ = ["is_data_set", "risk_of_model", "training_risk"]
 
 
-def make_risk(
+def risk_of_model(
     estimator: Any,
     X: Any,
     y: Any,
@@ -141,7 +141,7 @@ def training_risk(
     Parameters
     ----------
     estimator : flatmin estimator
-        Also wrapped as in :func:`make_risk`.
+        Also wrapped as in :func:`risk_of_model`.
     caller : str
         Who asks, for the message.
     loss : None

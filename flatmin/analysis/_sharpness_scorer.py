@@ -11,7 +11,8 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._base import ModelByReference
-from flatmin.measures import SHARPNESS_MEASURES, SharpnessResult
+from flatmin.linalg import Estimate
+from flatmin.measures import SHARPNESS_MEASURES
 
 __all__ = ["SharpnessScorer"]
 
@@ -62,8 +63,6 @@ class SharpnessScorer(ModelByReference):
         Measured by :meth:`fit`; small is flat.
     stderr_ : float
         Its standard error; 0 where nothing is drawn.
-    n_draws_ : int
-        Perturbations that it is the mean of.
     n_matvecs_ : int
         Products with a curvature matrix that it took.
     n_features_in_ : int
@@ -178,7 +177,6 @@ class SharpnessScorer(ModelByReference):
             learner._check_features(X, reset=True)
         learner.sharpness_ = float(result)
         learner.stderr_ = float(result.stderr)
-        learner.n_draws_ = result.n_draws
         learner.n_matvecs_ = result.n_matvecs
         adopt_attributes(self, learner)
         return self
@@ -211,9 +209,7 @@ class SharpnessScorer(ModelByReference):
             )
         return self.estimator
 
-    def _measure(
-        self, estimator: Any, X: Any, y: Any, sample_weight: Any
-    ) -> SharpnessResult:
+    def _measure(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> Estimate:
         self._validate_params()
         if X is None and (y is not None or sample_weight is not None):
             raise ValueError("y and sample_weight come with X. Got X=None.")
@@ -224,7 +220,7 @@ class SharpnessScorer(ModelByReference):
         if self.on == "training" or X is None:
             risk = self._training_risk(estimator)
         else:
-            risk = self._make_risk(estimator, X, y, sample_weight)
+            risk = self._risk_on(estimator, X, y, sample_weight)
         if "rng" in known:
             options["rng"] = self._generator(risk.device)
         return measure(risk, risk.params(), **options)

@@ -18,12 +18,10 @@ from flatmin.curvature._hessian import (
     ggn_trace,
     hessian_trace,
 )
-from flatmin.curvature._layers import BlockDiagonalOperator
 from flatmin.curvature._preconditioner import adaptive_preconditioner
 from flatmin.curvature._risk_operator import RiskOperator
 
 __all__ = [
-    "BlockDiagonalOperator",
     "EmpiricalFisherOperator",
     "FisherOperator",
     "GGNOperator",

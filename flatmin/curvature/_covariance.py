@@ -30,14 +30,14 @@ class GradientCovarianceOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     centered : bool, default=True
         False gives the uncentred (1/N) Σ gᵢgᵢᵀ, the empirical Fisher matrix.
     batches : Tensor of shape (b, m), default=None
         Indices of examples: the matrix is then the covariance of the b minibatch
         gradients, with ddof 1 as in appendix C of the paper (uncentred: divisor b).
         Times m it estimates N/(N - 1) Σ for a random partition.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         See :class:`RiskOperator`.
 
     Examples
@@ -56,9 +56,9 @@ class GradientCovarianceOperator(RiskOperator):
         *,
         centered: bool = True,
         batches: Tensor | None = None,
-        params: str | list[str] | None = None,
+        select: str | list[str] | None = None,
     ) -> None:
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
         self.centered = check_flag("centered", centered)
         if batches is not None:
             batches = as_indices(batches, "batches", 2, risk.device)
@@ -133,13 +133,13 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     preconditioner : Tensor of shape (D,)
         The diagonal of P, finite and positive, in the order of θ, as from
         :func:`adaptive_preconditioner`.
     batch_size : int, default=1
         m, of minibatches drawn with replacement; 1 gives PΣP.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         See :class:`RiskOperator`; ``preconditioner`` is of all parameters nevertheless.
 
     Attributes
@@ -173,13 +173,13 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
         preconditioner: Tensor,
         *,
         batch_size: int = 1,
-        params: str | list[str] | None = None,
+        select: str | list[str] | None = None,
     ) -> None:
         check_point(risk, theta)
         batch_size = check_count("batch_size", batch_size)
         self.preconditioner = check_preconditioner(preconditioner, risk)
         self.batch_size = batch_size
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
 
     def _product(self, v: Tensor) -> Tensor:
         P = self.preconditioner
@@ -199,7 +199,7 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
         """
         return in_dtype("The diagonal of PΣP/m", self._variances(), self.dtype)
 
@@ -219,24 +219,24 @@ def covariance_operator(
     risk: Risk,
     theta: Tensor,
     preconditioner: Tensor | None = None,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
 ) -> GradientCovarianceOperator:
     """Return Σ, or PΣP where there is a preconditioner.
 
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     preconditioner : Tensor of shape (D,), default=None
-    params : str or list of str, default=None
+    select : str or list of str, default=None
 
     Returns
     -------
     GradientCovarianceOperator
     """
     if preconditioner is None:
-        return GradientCovarianceOperator(risk, theta, params=params)
-    return PreconditionedCovarianceOperator(risk, theta, preconditioner, params=params)
+        return GradientCovarianceOperator(risk, theta, select=select)
+    return PreconditionedCovarianceOperator(risk, theta, preconditioner, select=select)
 
 
 def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor:
@@ -245,13 +245,14 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     check : bool, default=True
         False hands on what is not finite: a look at it waits for the device.
 
     Returns
     -------
-    Tensor of shape (\\*batch)
+    Tensor of shape (\\*chains)
+        In float64.
 
     Raises
     ------
@@ -261,10 +262,9 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
     check_point(risk, theta)
     check_flag("check", check)
     variances = risk.gradient_variances(theta)
-    if not check:
-        return variances.sum(-1).to(risk.dtype)
-    variances = check_finite("The diagonal of Σ", variances, risk)
-    return in_dtype("Tr(Σ)", variances.sum(-1), risk.dtype)
+    if check:
+        check_finite("The diagonal of Σ", variances, risk)
+    return variances.sum(-1)
 
 
 def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
@@ -273,11 +273,12 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
 
     Returns
     -------
-    Tensor of shape (\\*batch, D)
+    Tensor of shape (\\*chains, D)
+        In float64.
 
     Raises
     ------
@@ -285,5 +286,4 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
         If a variance is not finite; the message names the parameters.
     """
     check_point(risk, theta)
-    variances = risk.gradient_variances(theta).to(risk.dtype)
-    return check_finite("The diagonal of Σ", variances, risk)
+    return check_finite("The diagonal of Σ", risk.gradient_variances(theta), risk)

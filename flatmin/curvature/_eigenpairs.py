@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_tensor
-from flatmin._utils.numbers import check_positive, is_count
+from flatmin._utils.arrays import check_floating, check_tensor
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.random import check_seed
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._hessian import HessianOperator
 from flatmin.curvature._preconditioner import check_preconditioner
-from flatmin.linalg import EigenResult, Which, eigsh, order_eigenvalues
+from flatmin.linalg import Eigenpairs, Which, eigsh, order_eigenvalues
 from flatmin.risk import AnalyticRisk, Risk
-from flatmin.risk.arguments import as_indices, check_point
+from flatmin.risk.arguments import as_direction, as_indices, check_point
 
 __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
 
@@ -30,14 +30,15 @@ def hessian_eigenpairs(
     *,
     which: Which = "LA",
     tol: float = 1e-4,
-    rng: torch.Generator | None = None,
-) -> EigenResult:
+    v0: Tensor | None = None,
+    rng: torch.Generator | int | None = None,
+) -> Eigenpairs:
     """Return k eigenpairs of H.
 
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
         Chains only on an analytic risk.
     k : int
         1 ≤ k ≤ D.
@@ -45,25 +46,32 @@ def hessian_eigenpairs(
         As in :func:`flatmin.linalg.eigsh`.
     tol : float, default=1e-4
         Residual relative to max |λ|.
-    rng : torch.Generator, default=None
-        For Lanczos' start vector.
+    v0 : Tensor of shape (D,), default=None
+        Where Lanczos starts, such as the leading eigenvector at a θ nearby: the fewer
+        products the closer it is. Without effect where H is dense.
+    rng : torch.Generator, int or None, default=None
+        For Lanczos' start vector; None is random.
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
 
     Raises
     ------
     ValueError
-        If k does not fit.
+        If k or ``v0`` does not fit.
     """
     check_point(risk, theta)
     check_seed(rng)
-    _check_k(k, risk.n_params, "D")
+    k = check_count("k", k, at_most=risk.n_params, limit="D")
     tol = check_positive("tol", tol)
+    if v0 is not None:
+        check_floating("v0", v0)
+        v0 = as_direction(v0, "v0", (risk.n_params,), theta)
     if isinstance(risk, AnalyticRisk):
         return _dense_eigenpairs(risk.hessian(theta), k, which, tol)
-    return eigsh(HessianOperator(risk, theta), k, which=which, tol=tol, rng=rng)
+    operator = HessianOperator(risk, theta)
+    return eigsh(operator, k, which=which, tol=tol, v0=v0, rng=rng)
 
 
 def covariance_eigenpairs(
@@ -71,11 +79,11 @@ def covariance_eigenpairs(
     theta: Tensor,
     k: int,
     *,
-    tol: float = 1e-4,
-    rng: torch.Generator | None = None,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
-) -> EigenResult:
+    tol: float = 1e-4,
+    rng: torch.Generator | int | None = None,
+) -> Eigenpairs:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
     From the (N, N) Gram matrix of the centred gradients while the (N, D) matrix is
@@ -84,23 +92,23 @@ def covariance_eigenpairs(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     k : int
         1 ≤ k ≤ min(D, N - 1).
-    tol : float, default=1e-4
-        Residual relative to the largest eigenvalue.
-    rng : torch.Generator, default=None
-        For Lanczos' start vector.
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, to whose block of Σ to confine it; D is then
         their number. See :class:`RiskOperator`.
     preconditioner : Tensor of shape (D,), default=None
         The diagonal of P, of all parameters: then those of PΣP. See
         :class:`PreconditionedCovarianceOperator`.
+    tol : float, default=1e-4
+        Residual relative to the largest eigenvalue.
+    rng : torch.Generator, int or None, default=None
+        For Lanczos' start vector; None is random.
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
 
     Raises
     ------
@@ -110,9 +118,10 @@ def covariance_eigenpairs(
     check_point(risk, theta)
     check_seed(rng)
     tol = check_positive("tol", tol)
-    operator = covariance_operator(risk, theta, preconditioner, params)
+    operator = covariance_operator(risk, theta, preconditioner, select)
     size = operator.shape[-1]
-    _check_k(k, min(size, risk.n_examples - 1), "min(D, N - 1)")
+    largest = min(size, risk.n_examples - 1)
+    k = check_count("k", k, at_most=largest, limit="min(D, N - 1)")
     if risk.n_examples * size > _GRAM_LIMIT:
         return eigsh(operator, k, which="LA", tol=tol, rng=rng)
     chunks = risk.per_example_gradients(theta)
@@ -127,8 +136,8 @@ def covariance_eigenpairs(
 
 
 def minibatch_eigenpairs(
-    risk: Risk, theta: Tensor, batches: Tensor, k: int, *, tol: float = 1e-4
-) -> EigenResult:
+    risk: Risk, theta: Tensor, k: int, *, batches: Tensor, tol: float = 1e-4
+) -> Eigenpairs:
     """Return the k largest eigenpairs of m times the covariance of batch gradients.
 
     The covariance has ddof 1; times m it estimates N/(N-1) Σ when the batches are a
@@ -137,17 +146,17 @@ def minibatch_eigenpairs(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
-    batches : Tensor of shape (\\*batch, b, m)
-        Indices of examples.
+    theta : Tensor of shape (\\*chains, D)
     k : int
         1 ≤ k ≤ min(D, b - 1).
+    batches : Tensor of shape (\\*chains, b, m)
+        Indices of examples.
     tol : float, default=1e-4
         For the ``converged`` flags.
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
 
     Raises
     ------
@@ -159,22 +168,19 @@ def minibatch_eigenpairs(
     batches = as_indices(batches, "batches", batches.ndim, risk.device)
     tol = check_positive("tol", tol)
     n_batches, batch_size = batches.shape[-2:]
-    _check_k(k, min(risk.n_params, n_batches - 1), "min(D, b - 1)")
+    largest = min(risk.n_params, n_batches - 1)
+    k = check_count("k", k, at_most=largest, limit="min(D, b - 1)")
     rows = risk.batch_gradients(theta, batches)
     rows = rows - rows.mean(-2, keepdim=True)
     return _gram_eigenpairs(rows, batch_size / (n_batches - 1), k, tol)
 
 
-def _check_k(k: int, largest: int, what: str) -> None:
-    if not is_count(k) or k > largest:
-        raise ValueError(f"k must be between 1 and {what} = {largest}. Got k={k!r}.")
-
-
-def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> EigenResult:
+def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> Eigenpairs:
     """Return the top pairs of c RᵀR from those of c RRᵀ, in float64."""
     if rows.shape[-1] <= rows.shape[-2]:
         wide = rows.double()
-        return _dense_eigenpairs(factor * wide.mT @ wide, k, "LA", tol, rows.dtype)
+        matrix = factor * wide.mT @ wide
+        return _dense_eigenpairs(matrix, k, "LA", tol, dtype=rows.dtype)
     gram = factor * (rows @ rows.mT).double()
     values, left = torch.linalg.eigh(gram)
     values, left = values[..., -k:].flip(-1), left[..., -k:].flip(-1)
@@ -188,12 +194,17 @@ def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> EigenRe
     errors = products.double() - values.unsqueeze(-2) * vectors.double()
     residuals = torch.linalg.vector_norm(errors, dim=-2)
     converged = residuals <= tol * values[..., :1]
-    return EigenResult(values, vectors, residuals, converged, 0)
+    return Eigenpairs(values, vectors, residuals, converged, 0)
 
 
 def _dense_eigenpairs(
-    matrix: Tensor, k: int, which: Which, tol: float, dtype: torch.dtype | None = None
-) -> EigenResult:
+    matrix: Tensor,
+    k: int,
+    which: Which,
+    tol: float,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Eigenpairs:
     """Return pairs of a (batch of) matrix, in float64, by a dense solver."""
     dtype = matrix.dtype if dtype is None else dtype
     matrix = matrix.double()
@@ -204,6 +215,6 @@ def _dense_eigenpairs(
     errors = matrix @ vectors - values.unsqueeze(-2) * vectors
     residuals = torch.linalg.vector_norm(errors, dim=-2)
     largest = values.abs().amax(-1, keepdim=True)
-    return EigenResult(
+    return Eigenpairs(
         values, vectors.to(dtype), residuals, residuals <= tol * largest, 0
     )

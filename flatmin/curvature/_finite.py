@@ -19,7 +19,7 @@ def check_finite(
     ----------
     name : str
         What they are, for the message.
-    numbers : Tensor of shape (\\*batch, d)
+    numbers : Tensor of shape (\\*chains, d)
     risk : Risk
         Whose parameters have names, if it has a layout.
     indices : Tensor of shape (d,), default=None
@@ -27,7 +27,7 @@ def check_finite(
 
     Returns
     -------
-    Tensor of shape (\\*batch, d)
+    Tensor of shape (\\*chains, d)
         ``numbers`` as they are.
 
     Raises
@@ -45,7 +45,7 @@ def check_finite(
         f"{name} must be finite. Got NaN or infinity at {int(wild.sum())} of "
         f"{len(wild)} coordinates, of {where}. Either θ or the loss overflows, which "
         "float64 may mend, or the network has no such derivative at this θ, as a "
-        "square root at 0: move θ, or leave these out where there is a params=."
+        "square root at 0: move θ, or leave these out where there is a select=."
     )
 
 

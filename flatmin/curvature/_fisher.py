@@ -15,23 +15,25 @@ __all__ = ["EmpiricalFisherOperator", "FisherOperator"]
 
 
 class FisherOperator(RiskOperator):
-    """F = (1/N) Σ Jᵢᵀ E[sᵢsᵢᵀ] Jᵢ, with sᵢ = ∂ℓ̃ᵢ/∂fᵢ for a label that the model draws.
+    """F = (1/N) Σ Jᵢᵀ E[sᵢsᵢᵀ] Jᵢ, with slopes sᵢ at labels that the model draws.
 
     The losses by name are negative log-likelihoods of exponential families, for which
-    the exact F is the generalised Gauss-Newton matrix G [1]_. Where ℓᵢ is a mean over C
-    outputs or T positions, sᵢ is scaled such that this stays true.
+    the exact F is the generalised Gauss-Newton matrix G [1]_. So sᵢ has the scale that
+    makes E[sᵢsᵢᵀ] = Hᵢ, the Hessian of ℓ̃ᵢ in the output. Without weights, and with one
+    output, that is sᵢ = ∂ℓᵢ/∂fᵢ. With a weight wᵢ it is √wᵢ ∂ℓᵢ/∂fᵢ, not wᵢ ∂ℓᵢ/∂fᵢ,
+    and where ℓᵢ is a mean over C outputs or T positions it is scaled alike.
 
     Parameters
     ----------
     risk : EmpiricalRisk
         With a loss by name.
     theta : Tensor of shape (D,)
+    select : str or list of str, default=None
+        See :class:`RiskOperator`.
     n_samples : int, default=None
         Labels drawn for each example, once, here; None takes the expectation.
     rng : torch.Generator, int or None, default=None
         For the labels; None is random.
-    params : str or list of str, default=None
-        See :class:`RiskOperator`.
 
     Raises
     ------
@@ -59,19 +61,19 @@ class FisherOperator(RiskOperator):
         risk: EmpiricalRisk,
         theta: Tensor,
         *,
+        select: str | list[str] | None = None,
         n_samples: int | None = None,
         rng: torch.Generator | int | None = None,
-        params: str | list[str] | None = None,
     ) -> None:
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
         if n_samples is not None:
             n_samples = check_count("n_samples", n_samples)
         self.n_samples = n_samples
         self._point = risk.linearize(self.theta)
-        # Drawn for the expectation too: only a likelihood can.
+        risk.check_likelihood()
         generator = make_generator(rng, risk.device)
         self._slopes = [
-            risk.model_slopes(self.theta, generator) for _ in range(n_samples or 1)
+            risk.model_slopes(self.theta, generator) for _ in range(n_samples or 0)
         ]
 
     def _product(self, v: Tensor) -> Tensor:
@@ -93,8 +95,8 @@ class EmpiricalFisherOperator(GradientCovarianceOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
-    params : str or list of str, default=None
+    theta : Tensor of shape (\\*chains, D)
+    select : str or list of str, default=None
         See :class:`RiskOperator`.
 
     Examples
@@ -106,6 +108,6 @@ class EmpiricalFisherOperator(GradientCovarianceOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
     ) -> None:
-        super().__init__(risk, theta, centered=False, params=params)
+        super().__init__(risk, theta, centered=False, select=select)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_count, check_positive
-from flatmin._utils.random import check_rng
+from flatmin._utils.numbers import check_accuracy, check_count, check_positive
+from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._risk_operator import RiskOperator
-from flatmin.linalg import TraceResult, trace
+from flatmin.linalg import Estimate, trace
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -22,9 +22,9 @@ class HessianOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
-        The point is prepared once, here.
-    params : str or list of str, default=None
+    theta : Tensor of shape (\\*chains, D)
+        Copied. The first product prepares it for the others.
+    select : str or list of str, default=None
         See :class:`RiskOperator`.
 
     Examples
@@ -36,9 +36,9 @@ class HessianOperator(RiskOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
     ) -> None:
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
         self._point = risk.linearize(self.theta)
 
     def _product(self, v: Tensor) -> Tensor:
@@ -53,16 +53,16 @@ class GGNOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
-        The point is prepared once, here.
-    params : str or list of str, default=None
+    theta : Tensor of shape (\\*chains, D)
+        Copied. The first product prepares it for the others.
+    select : str or list of str, default=None
         See :class:`RiskOperator`.
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
     ) -> None:
-        super().__init__(risk, theta, params=params)
+        super().__init__(risk, theta, select=select)
         self._point = risk.linearize(self.theta)
 
     def _product(self, v: Tensor) -> Tensor:
@@ -70,35 +70,45 @@ class GGNOperator(RiskOperator):
 
 
 def hessian_trace(
-    risk: Risk, theta: Tensor, rng: torch.Generator, *, rtol: float = 0.02
-) -> TraceResult:
+    risk: Risk,
+    theta: Tensor,
+    *,
+    rtol: float = 0.02,
+    max_matvecs: int = 200,
+    rng: torch.Generator | int | None = None,
+) -> Estimate:
     """Return Tr(H): exact for small D, else to a relative standard error.
 
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
-    rng : torch.Generator
+    theta : Tensor of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error to reach.
+    max_matvecs : int, default=200
+        Products at most; see :func:`flatmin.linalg.trace`.
+    rng : torch.Generator, int or None, default=None
+        For the probes; None is random.
 
     Returns
     -------
-    TraceResult
+    Estimate
     """
     check_point(risk, theta)
-    check_rng(rng, risk.device)
-    return trace(HessianOperator(risk, theta), rng=rng, rtol=rtol)
+    check_seed(rng)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
+    operator = HessianOperator(risk, theta)
+    return trace(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
 
 
 def ggn_trace(
     risk: Risk,
     theta: Tensor,
-    rng: torch.Generator,
     *,
     rtol: float = 0.02,
     max_sweeps: int = 32,
-) -> TraceResult:
+    rng: torch.Generator | int | None = None,
+) -> Estimate:
     """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²].
 
     A sweep over the data gives N independent estimates. After two, sweeps are added
@@ -109,17 +119,18 @@ def ggn_trace(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
-    rng : torch.Generator
+    theta : Tensor of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error to reach.
     max_sweeps : int, default=32
         At least 2, since the error is the spread between sweeps. The result's
         ``stderr`` tells what was reached.
+    rng : torch.Generator, int or None, default=None
+        For the signs; None is random.
 
     Returns
     -------
-    TraceResult
+    Estimate
         ``n_matvecs`` counts sweeps.
 
     Raises
@@ -130,7 +141,7 @@ def ggn_trace(
         If the trace of an example is not finite.
     """
     check_point(risk, theta)
-    check_rng(rng, risk.device)
+    generator = make_generator(rng, risk.device)
     max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     rtol = check_positive("rtol", rtol, or_zero=True)
     exact = risk.n_outputs
@@ -138,11 +149,11 @@ def ggn_trace(
         return _exact_ggn_trace(risk, theta, exact)
     # The signs of two sweeps are independent, the examples are the same ones: the
     # error is the spread between sweeps of one example, over N and over sweeps.
-    total = _checked(risk.gauss_newton_traces(theta, rng))
+    total = _checked(risk.gauss_newton_traces(theta, generator))
     squares = total.square()
     n_sweeps = 1
     while n_sweeps < max_sweeps:
-        sweep = _checked(risk.gauss_newton_traces(theta, rng))
+        sweep = _checked(risk.gauss_newton_traces(theta, generator))
         total, squares, n_sweeps = total + sweep, squares + sweep.square(), n_sweeps + 1
         # Rounding makes it negative where every sweep gives the same.
         within = (squares - total.square() / n_sweeps).clamp(min=0) / (n_sweeps - 1)
@@ -155,15 +166,15 @@ def ggn_trace(
         still = stderr * (n_sweeps / (n_sweeps + exact)) ** 0.5
         if exact <= max_sweeps and bool((still > wanted).any()):
             return _exact_ggn_trace(risk, theta, n_sweeps + exact)
-    return TraceResult(
+    return Estimate(
         in_dtype("Tr(G)", value, risk.dtype), stderr.to(risk.dtype), n_sweeps
     )
 
 
-def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> TraceResult:
+def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> Estimate:
     traces = _checked(risk.gauss_newton_traces(theta))
     value = in_dtype("Tr(G)", traces.mean(-1), risk.dtype)
-    return TraceResult(value, torch.zeros_like(value), n_sweeps)
+    return Estimate(value, torch.zeros_like(value), n_sweeps)
 
 
 def _checked(traces: Tensor) -> Tensor:

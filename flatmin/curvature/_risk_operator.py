@@ -23,9 +23,9 @@ class RiskOperator(LinearOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
-        The point is prepared once, here.
-    params : str or list of str, default=None
+    theta : Tensor of shape (\\*chains, D)
+        Copied. The first product prepares it for the others.
+    select : str or list of str, default=None
         Names of parameters or of modules, with wildcards ("layers.0", "\\*.bias"): the
         matrix is then the block of these coordinates, in the order of θ. None takes
         all. Only a network's parameters have names.
@@ -42,30 +42,30 @@ class RiskOperator(LinearOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, params: str | list[str] | None = None
+        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
     ) -> None:
         check_point(risk, theta)
         self.risk = risk
         self.theta = theta.detach().clone()
         self.indices: Tensor | None = None
-        if params is not None:
+        if select is not None:
             layout = getattr(risk, "layout", None)
             if layout is None:
                 raise ValueError(
-                    f"params={params!r} selects by name, and the parameters of a "
-                    f"{type(risk).__name__} have none. Leave params at None."
+                    f"select={select!r} selects by name, and the parameters of a "
+                    f"{type(risk).__name__} have none. Leave select at None."
                 )
-            self.indices = layout.indices(params).to(risk.device)
+            self.indices = layout.indices(select).to(risk.device)
         super().__init__(
             risk.n_params if self.indices is None else len(self.indices),
-            batch_shape=tuple(theta.shape[:-1]),
+            chains=tuple(theta.shape[:-1]),
             dtype=risk.dtype,
             device=risk.device,
         )
 
     @abstractmethod
     def _product(self, v: Tensor) -> Tensor:
-        """Return the product of the whole matrix with ``v`` of shape (\\*batch, D)."""
+        """Return the product of the whole matrix with ``v`` of shape (\\*chains, D)."""
 
     def _matvec(self, v: Tensor) -> Tensor:
         if self.indices is None:

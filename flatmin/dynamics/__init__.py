@@ -18,14 +18,13 @@ from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
 from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._proportion import Proportion
 from flatmin.dynamics._recorder import Recorder
-from flatmin.dynamics._simulate import ExitTime, Simulation, simulate
+from flatmin.dynamics._simulate import Simulation, simulate
 from flatmin.dynamics._warmup import WarmupResult, run_warmup
 
 __all__ = [
     "OPTIMIZERS",
     "Checkpoints",
     "DivergenceError",
-    "ExitTime",
     "FlatBinding",
     "GradientBatches",
     "MeanLoss",

@@ -18,19 +18,11 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.dynamics._descent import DivergenceError
 from flatmin.dynamics._proportion import Proportion
+from flatmin.linalg import Estimate
 from flatmin.noise import NoiseLaw, Step, make_noise_law, step_for
 from flatmin.risk import AnalyticRisk
 
-__all__ = ["ExitTime", "Simulation", "simulate"]
-
-
-@dataclass(frozen=True)
-class ExitTime:
-    """A mean first-exit time in iterations, under a constant rate of exit."""
-
-    value: float  # infinite where no chain reached the target
-    stderr: float
-    n_exits: int
+__all__ = ["Simulation", "simulate"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ class Simulation:
         """
         return Proportion.of(~_known(self.censored), confidence)
 
-    def mean_exit_time(self) -> ExitTime:
+    def mean_exit_time(self) -> Estimate:
         """Return the iterations spent outside the target, by all chains, per exit.
 
         The maximum-likelihood mean of exponential exit times with censoring; its
@@ -93,7 +85,9 @@ class Simulation:
 
         Returns
         -------
-        ExitTime
+        Estimate
+            In iterations, infinite where no chain reached the target; ``exit_rate``
+            has the number of exits.
 
         Raises
         ------
@@ -102,9 +96,10 @@ class Simulation:
         """
         n_exits = int((~_known(self.censored)).sum())
         if not n_exits:
-            return ExitTime(math.inf, math.inf, 0)
-        mean = float(_known(self.exit_times).sum()) / n_exits
-        return ExitTime(mean, mean / n_exits**0.5, n_exits)
+            never = torch.tensor(math.inf, dtype=torch.float64)
+            return Estimate(never, never)
+        mean = _known(self.exit_times).sum().double() / n_exits
+        return Estimate(mean, mean / n_exits**0.5)
 
 
 def simulate(

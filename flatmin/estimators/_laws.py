@@ -25,8 +25,8 @@ def resolve_law(
     params : mapping or None
         Settings of a law that is given by name.
     overrides : mapping of str to object
-        The estimator's own settings; None leaves the law's, and what a law does not
-        have is not its business.
+        The estimator's own settings. None keeps the law's value. A setting that this
+        law does not have is ignored, except for ``noise_scale``.
 
     Returns
     -------

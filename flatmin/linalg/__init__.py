@@ -2,9 +2,11 @@
 
 from flatmin.linalg._absolute import AbsoluteOperator
 from flatmin.linalg._density import SpectralDensity, spectral_density
-from flatmin.linalg._diagonal import DiagonalResult, diagonal
-from flatmin.linalg._eigsh import EigenResult, Which, eigsh, order_eigenvalues
-from flatmin.linalg._frobenius import FrobeniusResult, frobenius_norm
+from flatmin.linalg._diagonal import diagonal
+from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
+from flatmin.linalg._eigsh import eigsh
+from flatmin.linalg._estimate import Estimate
+from flatmin.linalg._frobenius import frobenius_norm
 from flatmin.linalg._operator import LinearOperator
 from flatmin.linalg._sqrt import SqrtResult, sqrt_matvec
 from flatmin.linalg._storable import operator_from_storable, operator_to_storable
@@ -15,22 +17,20 @@ from flatmin.linalg._structured import (
     LowRankOperator,
     ScaledIdentityOperator,
 )
-from flatmin.linalg._trace import TraceResult, trace
+from flatmin.linalg._trace import trace
 
 __all__ = [
     "AbsoluteOperator",
     "DenseOperator",
     "DiagonalOperator",
-    "DiagonalResult",
-    "EigenResult",
-    "FrobeniusResult",
+    "Eigenpairs",
+    "Estimate",
     "FunctionOperator",
     "LinearOperator",
     "LowRankOperator",
     "ScaledIdentityOperator",
     "SpectralDensity",
     "SqrtResult",
-    "TraceResult",
     "Which",
     "diagonal",
     "eigsh",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_tensor
 from flatmin._utils.numbers import check_positive
+from flatmin._utils.random import make_generator
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._sqrt import sqrt_matvec
 
@@ -54,20 +55,21 @@ class AbsoluteOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`; as it was given."""
         return self._trace
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, |A|): |A|^(1/2) z.
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
         Tensor of shape (D,)
         """
+        generator = make_generator(rng, self.device)
         z = torch.randn(
-            self.shape[-1], generator=rng, dtype=self.dtype, device=self.device
+            self.shape[-1], generator=generator, dtype=self.dtype, device=self.device
         )
         return self._root(z)
 

@@ -46,6 +46,7 @@ class BandLanczos:
         self,
         operator: LinearOperator,
         start: Tensor,
+        *,
         n_basis: int,
         n_starts: int,
         rng: torch.Generator,
@@ -88,7 +89,7 @@ class BandLanczos:
         H[: len(self.H), : self.n_basis] = self.H
         self.H, self.n_basis = H, n_basis
 
-    def look(self, n_steps: int) -> Tensor:
+    def extend_from_random(self, n_steps: int) -> Tensor:
         """Take steps from a fresh vector, and return the Ritz values then.
 
         The fresh vector is orthogonal to the basis but not to the other vectors to go

@@ -33,14 +33,14 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    matrix : Tensor of shape (\\*batch, n, n)
+    matrix : Tensor of shape (\\*chains, n, n)
         Symmetric.
 
     Returns
     -------
-    values : Tensor of shape (\\*batch, n)
+    values : Tensor of shape (\\*chains, n)
         Rising.
-    vectors : Tensor of shape (\\*batch, n, n)
+    vectors : Tensor of shape (\\*chains, n, n)
         Columns.
 
     Raises

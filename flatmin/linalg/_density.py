@@ -16,6 +16,7 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import ShortRepr
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._lanczos import LanczosProcess
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
@@ -33,8 +34,8 @@ _MAX_DENSE = 2048
 _STEPS = 8
 
 
-@dataclass(frozen=True)
-class SpectralDensity:
+@dataclass(frozen=True, repr=False)
+class SpectralDensity(ShortRepr):
     """The eigenvalues of A as a distribution p(λ) = (1/D) Σ δ(λ - λᵢ).
 
     Every probe gives a discrete distribution of its own, whose weights sum to one. The
@@ -108,16 +109,25 @@ class SpectralDensity:
         p = check_count("p", p, at_least=0)
         return self.mean(lambda nodes: nodes**p)
 
-    def density(self, grid: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    @property
+    def default_width(self) -> float:
+        """A hundredth of the range of the nodes, or of their size if it is 0."""
+        low, high = float(self.nodes.min()), float(self.nodes.max())
+        return ((high - low) or abs(high) or 1.0) / 100
+
+    def density(
+        self, grid: Tensor, width: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return p smoothed by a normal density, which integrates to one.
 
         Parameters
         ----------
         grid : Tensor of shape (n,)
             Where to evaluate.
-        sigma : float
-            Standard deviation, in units of the eigenvalues. Structure finer than
-            the range of the eigenvalues over ``n_steps`` is the quadrature's.
+        width : float, default=None
+            Standard deviation, in units of the eigenvalues; None is
+            ``default_width``. Structure finer than the range of the eigenvalues over
+            ``n_steps`` is the quadrature's.
 
         Returns
         -------
@@ -127,16 +137,18 @@ class SpectralDensity:
         Raises
         ------
         ValueError
-            If ``sigma`` is not positive.
+            If ``width`` is not positive.
         """
-        sigma = check_positive("sigma", sigma)
-        height = 1 / max(sigma * (2 * torch.pi) ** 0.5, 5e-324)
+        if width is None:
+            width = self.default_width
+        width = check_positive("width", width)
+        height = 1 / max(width * (2 * torch.pi) ** 0.5, 5e-324)
         if not math.isfinite(height):
             raise ValueError(
-                f"sigma must be large enough for 1/sigma to be finite. Got {sigma}."
+                f"width must be large enough for 1/width to be finite. Got {width}."
             )
         value, stderr = self._on_grid(
-            grid, lambda x: torch.exp(-((x / sigma) ** 2) / 2)
+            grid, lambda x: torch.exp(-((x / width) ** 2) / 2)
         )
         return height * value, height * stderr
 
@@ -226,7 +238,7 @@ def spectral_density(
     ------
     ValueError
         If ``method`` is unknown, ``n_probes`` is less than 2, ``n_steps`` less than
-        1 or the operator is a batch.
+        1 or the operator holds several matrices.
     torch.linalg.LinAlgError
         If a product is not finite.
 

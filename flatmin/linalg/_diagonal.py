@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.linalg._dense import check_finite
-from flatmin.linalg._estimate import estimate
+from flatmin.linalg._estimate import Estimate
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
+from flatmin.linalg._probed_estimate import probed_estimate
 from flatmin.linalg._probes import rademacher
 from flatmin.linalg._sketch import SMALL, Sketch
 from flatmin.linalg._unit_scale import UnitScaled
 from flatmin.linalg._xdiag import xdiag
 
-__all__ = ["DiagonalResult", "diagonal"]
-
-
-@dataclass(frozen=True)
-class DiagonalResult:
-    """A diagonal and how well each entry is known."""
-
-    value: Tensor  # (D,)
-    stderr: Tensor  # (D,); 0 where the value is exact
-    n_matvecs: int
+__all__ = ["diagonal"]
 
 
 def diagonal(
@@ -40,7 +30,7 @@ def diagonal(
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = None,
     verbose: bool = False,
-) -> DiagonalResult:
+) -> Estimate:
     """Return diag(A) with the standard error of every entry.
 
     - ``"hutchinson"`` [1]_: the mean of z ∘ Az over vectors z of random signs. The
@@ -71,13 +61,13 @@ def diagonal(
 
     Returns
     -------
-    DiagonalResult
+    Estimate
 
     Raises
     ------
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
-        less than 6 or the operator is a batch.
+        less than 6 or the operator holds several matrices.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -97,7 +87,7 @@ def diagonal(
     check_one_matrix(operator, "diagonal")
     check_seed(rng)
     check_known("method", method, ("auto", "exact", "hutchinson", "xdiag"))
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     before = operator.n_matvecs
     size = operator.shape[-1]
     whole = method == "xdiag" and size <= SMALL
@@ -105,12 +95,12 @@ def diagonal(
         value = operator.to_dense().diagonal()
         check_finite(value)
         exact = torch.zeros_like(value)
-        return DiagonalResult(value, exact, operator.n_matvecs - before)
+        return Estimate(value, exact, operator.n_matvecs - before)
 
     generator = make_generator(rng, operator.device)
     unit = UnitScaled(operator)
     with progress_bar(max_matvecs, "diagonal", verbose=verbose) as bar:
-        value, stderr = estimate(
+        value, stderr = probed_estimate(
             unit,
             lambda z, Az: z.double() * Az.double(),
             Sketch(unit, rademacher),
@@ -122,7 +112,7 @@ def diagonal(
             bar=bar,
         )
     check_finite(value)
-    return DiagonalResult(
+    return Estimate(
         (unit.scale * value).to(operator.dtype),
         (unit.scale * stderr).to(operator.dtype),
         operator.n_matvecs - before,

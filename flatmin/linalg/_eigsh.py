@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from flatmin._utils.arrays import check_floating
-from flatmin._utils.numbers import check_count, check_positive, is_count
+from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
-from flatmin.linalg._band_lanczos import BandLanczos
 from flatmin.linalg._dense import eigh
+from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._orthogonal import random_direction
+from flatmin.linalg._thick_restart import thick_restart
 from flatmin.linalg._unit_scale import UnitScaled
 
-__all__ = ["EigenResult", "Which", "eigsh", "order_eigenvalues"]
-
-Which = Literal["LM", "LA", "SA", "BE"]
+__all__ = ["eigsh"]
 
 # Numbers in a basis (128 MiB in float32) up to which it is larger than it has to be:
 # most solves then need no restart, which can stall on eigenvalues inside of the
 # spectrum, as the smaller ones of largest magnitude are.
 _ROOMY = 1 << 25
-
-
-@dataclass(frozen=True)
-class EigenResult:
-    """Eigenpairs, how good they are and what they cost."""
-
-    eigenvalues: Tensor  # (*batch, k), float64, in the order that was asked for
-    eigenvectors: Tensor  # (*batch, D, k), columns, in the operator's dtype
-    residuals: Tensor  # (*batch, k) ||A u - λ u||, from products, not a recurrence
-    # (*batch, k) bool: residual <= tol * max |λ|, and a look for missing copies of
-    # repeated eigenvalues came to its end
-    converged: Tensor
-    n_matvecs: int
 
 
 def eigsh(
@@ -54,25 +38,26 @@ def eigsh(
     max_matvecs: int | None = None,
     rng: torch.Generator | int | None = None,
     verbose: bool = False,
-) -> EigenResult:
+) -> Eigenpairs:
     """Return k extreme eigenpairs of a symmetric operator.
 
     Lanczos with a full, twice-applied orthogonalisation (no ghosts) and a thick
     restart [1]_. An invariant subspace is left through a random vector, so
-    rank-deficient operators are no special case. For D ≤ 64, or where the basis would
-    be nearly the whole space, the matrix is formed by D products and handed to a dense
-    solver.
+    rank-deficient operators are no special case. For D ≤ max(64, 5 k + 42) a basis of
+    4 k + 40 vectors is nearly the whole space: then D products form the matrix, and a
+    dense solver takes it. Where such a basis has more than 2²⁵ numbers it is one of
+    2 k + 10 vectors, and the matrix is formed for D ≤ 3 k + 12.
 
     The Krylov space of one vector has one vector of each eigenspace, so a copy of a
     repeated eigenvalue can be missing although all residuals are small. Converged
     pairs are therefore held against a second random vector, in as many products as
-    show a copy that stands out from the rest by half of the rest's range. Once there
-    is one, every further set of pairs is held against a random vector for as long as
-    shows a missing copy of any wanted value that differs from the last one by more
-    than 2 ``tol`` · max |λ|; where products do not suffice for that, no pair counts as
-    converged. What this does not promise: that an eigenvalue of a crowd, closer to the
-    next than ``tol`` · max |λ| tells apart, or the only copy that stands out by little,
-    is not missing.
+    show a copy that stands out from the rest by half of the rest's range. Once a copy
+    is found, the search goes on from further random vectors. It is then long enough for
+    every wanted value that differs from the last one by more than 2 ``tol`` · max |λ|.
+    Where products do not suffice for that, no pair counts as converged.
+
+    Two kinds of eigenvalues can still be missing: one of a crowd, closer to the next
+    than ``tol`` · max |λ|, and a single copy that stands out by little.
 
     Residuals are computed: for every basis vector v, the product A v that was taken
     is kept as its measured inner products with the basis and the norm of the rest,
@@ -102,7 +87,7 @@ def eigsh(
 
     Returns
     -------
-    EigenResult
+    Eigenpairs
         "LM" sorted by falling magnitude, "LA" and "BE" by falling value, "SA" by
         rising value.
 
@@ -110,7 +95,7 @@ def eigsh(
     ------
     ValueError
         If k, ``tol``, ``v0`` or ``max_matvecs`` does not fit, ``which`` is unknown or
-        the operator is a batch.
+        the operator holds several matrices.
     TypeError
         If ``v0`` is no tensor.
     torch.linalg.LinAlgError
@@ -139,9 +124,7 @@ def eigsh(
     size = operator.shape[-1]
     if not isinstance(which, str) or which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")
-    if not is_count(k) or k > size:
-        raise ValueError(f"k must be an integer between 1 and D = {size}. Got k={k!r}.")
-    k = int(k)
+    k = check_count("k", k, at_most=size, limit="D")
     tol = check_positive("tol", tol, or_zero=True)
     if max_matvecs is not None:
         # One for each pair.
@@ -161,42 +144,21 @@ def eigsh(
         nothing = torch.empty(0, size, dtype=operator.dtype, device=operator.device)
         start = random_direction(nothing, generator)
     with progress_bar(limit, f"{k} eigenpairs", verbose=verbose) as bar:
-        result = _thick_restart(
-            unit, k, which, tol, start, limit, n_basis, generator, bar
+        result = thick_restart(
+            unit,
+            k,
+            which,
+            tol,
+            start=start,
+            limit=limit,
+            n_basis=n_basis,
+            rng=generator,
+            bar=bar,
         )
     return _rescaled(result, unit)
 
 
-def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
-    """Return the indices of the k wanted values, in the order of the result.
-
-    Parameters
-    ----------
-    values : Tensor of shape (\\*batch, n)
-        Eigenvalues in any order.
-    which : {"LM", "LA", "SA", "BE"}
-        As in :func:`eigsh`.
-    k : int
-        At most n.
-
-    Returns
-    -------
-    Tensor of shape (\\*batch, k)
-        For ``take_along_dim``.
-    """
-    if which == "LM":
-        return values.abs().argsort(dim=-1, descending=True)[..., :k]
-    if which == "SA":
-        return values.argsort(dim=-1)[..., :k]
-    falling = values.argsort(dim=-1, descending=True)
-    if which == "LA":
-        return falling[..., :k]
-    n_low = k // 2
-    n = values.shape[-1]
-    return torch.cat([falling[..., : k - n_low], falling[..., n - n_low :]], dim=-1)
-
-
-def _rescaled(result: EigenResult, unit: UnitScaled) -> EigenResult:
+def _rescaled(result: Eigenpairs, unit: UnitScaled) -> Eigenpairs:
     """Return a result for the operator behind the one of unit scale."""
     return replace(
         result,
@@ -205,7 +167,7 @@ def _rescaled(result: EigenResult, unit: UnitScaled) -> EigenResult:
     )
 
 
-def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> EigenResult:
+def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> Eigenpairs:
     before = operator.n_matvecs
     matrix = operator.to_dense().double()
     values, vectors = eigh((matrix + matrix.mT) / 2)
@@ -217,153 +179,13 @@ def _dense(operator: LinearOperator, k: int, which: Which, tol: float) -> EigenR
     enough = max(tol, 100 * torch.finfo(operator.dtype).eps)
     if bool((residuals > enough * spectral_norm).any()):
         _warn_unsymmetric(matrix, residuals / spectral_norm, tol)
-    return EigenResult(
+    return Eigenpairs(
         values,
         vectors.to(operator.dtype),
         residuals,
         residuals <= tol * spectral_norm,
         operator.n_matvecs - before,
     )
-
-
-def _thick_restart(
-    operator: LinearOperator,
-    k: int,
-    which: Which,
-    tol: float,
-    start: Tensor,
-    limit: int,
-    n_basis: int,
-    rng: torch.Generator,
-    bar: Any,
-) -> EigenResult:
-    # An eigenvalue can be repeated k times, and each copy takes a look or two.
-    most_starts = 2 * k + 8
-    process = BandLanczos(operator, start, n_basis, most_starts, rng)
-    repeated = False
-    while True:
-        if process.is_full:
-            _shrink(process, k, which)
-        process.advance()
-        bar.update()
-        spent = process.n_matvecs >= limit
-        beyond = process.n - k
-        if beyond < 0 or not (process.is_full or spent or beyond % 2 == 0):
-            continue
-
-        ritz, S, residuals = process.ritz()
-        wanted = order_eigenvalues(ritz, which, k)
-        scale = ritz.abs().max()
-        done = residuals[wanted] <= tol * scale
-        if not bar.disable:
-            bar.set_postfix(converged=int(done.sum()))
-        all_done = bool(done.all())
-        if not (spent or all_done):
-            continue
-        result = EigenResult(
-            ritz[wanted],
-            process.vectors(S[:, wanted]),
-            residuals[wanted],
-            done,
-            process.n_matvecs,
-        )
-        if all_done:
-            # One start vector sees one vector of every eigenspace, so a repeated
-            # eigenvalue can be missing although all residuals are small: a short look
-            # for what stands out, and once there are copies a long one for the rest.
-            allowed = 2 * tol * scale
-            # Rounding can bring in copies, too; values of a crowd are not as equal.
-            apart = result.eigenvalues.sort().values.diff()
-            repeated = repeated or bool((apart <= allowed / 100).any())
-            gaps = [0.5, _gap(result, ritz, which, allowed)] if repeated else [0.5]
-            outcome = _look(process, result, which, allowed, gaps, limit)
-            bar.update(process.n_matvecs - result.n_matvecs)
-            result = replace(result, n_matvecs=process.n_matvecs)
-            if outcome == "nothing":
-                return result
-            if outcome == "copies" and process.n_matvecs < limit:
-                repeated = True
-                continue
-            result = replace(result, converged=torch.zeros_like(done))
-        _warn_unless_converged(result, tol, scale)
-        return result
-
-
-def _look(
-    process: BandLanczos,
-    result: EigenResult,
-    which: Which,
-    allowed: Tensor,
-    gaps: list[float],
-    limit: int,
-) -> Literal["copies", "nothing", "cut short"]:
-    """Look for missing copies of wanted eigenvalues from fresh vectors, one a gap."""
-    k = len(result.eigenvalues)
-    for gap in gaps:
-        length = _n_probes(process.V.shape[1], gap)
-        if process.p + 1 >= process.n_starts:
-            return "cut short"
-        if process.n + length > process.n_basis:
-            _shrink(process, k, which)
-            process.widen(process.n + length)
-        n_probes = min(length, limit - process.n_matvecs)
-        if n_probes < 1:
-            return "cut short"
-        seen = process.look(n_probes)
-        seen = seen[order_eigenvalues(seen, which, k)]
-        if _differ(seen, result, which, allowed):
-            return "copies"
-        if n_probes < length:
-            return "cut short"
-    return "nothing"
-
-
-def _gap(result: EigenResult, ritz: Tensor, which: Which, allowed: Tensor) -> float:
-    """Return how far the last wanted value is from others, over the rest's range."""
-    # A missing copy of one of those has let the last one in.
-    values = result.eigenvalues
-    sides = [values.abs(), ritz.abs()] if which == "LM" else [values, ritz]
-    found = []
-    for sign in {"SA": (-1,), "BE": (1, -1)}.get(which, (1,)):
-        wanted, every = (sign * side for side in sides)
-        if which == "BE":
-            wanted = wanted[wanted > every.mean()]
-        if not len(wanted):  # where all values are equal, or there are none at this end
-            continue
-        last = wanted.min()
-        above = wanted[wanted - last > allowed] - last
-        width = 2 * last if which == "LM" else last - every.min()
-        if len(above):
-            found.append(float(above.min() / width.clamp(min=allowed)))
-    return min(found, default=0.5)
-
-
-def _n_probes(size: int, gap: float) -> int:
-    """Return how many products to spend on looking for repeated eigenvalues.
-
-    Parameters
-    ----------
-    size : int
-        D.
-    gap : float
-        How far a value stands out from the rest, over the range of the rest.
-
-    Returns
-    -------
-    int
-    """
-    # By the bound of Kaniel and Paige n products from a random vector, whose share in
-    # it is 1/√D, see such a value to a half of the gap where the Chebyshev polynomial
-    # cosh((n - 1) arccosh(1 + 2 gap)) is √(2 D (1 + 1/gap)).
-    height = (2 * size * (1 + 1 / gap)) ** 0.5
-    return 1 + round(math.acosh(height) / math.acosh(1 + 2 * gap))
-
-
-def _shrink(process: BandLanczos, k: int, which: Which) -> None:
-    """Restart with the wanted Ritz vectors and half of the room that is left."""
-    ritz, S, _ = process.ritz()
-    kept = order_eigenvalues(ritz, which, k + (process.n_basis - k) // 2)
-    process.restart(S[:, kept], ritz[kept])
 
 
 def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
@@ -380,32 +202,6 @@ def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
         )
     start: Tensor = v0 / norm
     return start.to(dtype=operator.dtype, device=operator.device)
-
-
-def _differ(now: Tensor, found: EigenResult, which: Which, allowed: Tensor) -> bool:
-    """Return whether wanted values differ from found ones by more than their errors."""
-    before = found.eigenvalues
-    if which == "LM":  # of λ and -λ either will do
-        now, before = now.abs(), before.abs()
-    change = (now.sort().values - before.sort().values).abs().max()
-    return bool(change > allowed)
-
-
-def _warn_unless_converged(result: EigenResult, tol: float, scale: Tensor) -> None:
-    if bool(result.converged.all()):
-        return
-    failed, k = int((~result.converged).sum()), len(result.converged)
-    worst = float(result.residuals.max() / scale)
-    why = f"worst relative residual {worst:.1e}"
-    if worst <= tol:
-        why = "copies of repeated eigenvalues may be missing"
-    warnings.warn(
-        f"{failed} of {k} eigenpairs have not converged to tol={tol:g} within "
-        f"{result.n_matvecs} products ({why}). Raise max_matvecs or tol, or ask for "
-        "fewer pairs.",
-        ConvergenceWarning,
-        stacklevel=4,
-    )
 
 
 def _warn_unsymmetric(matrix: Tensor, relative: Tensor, tol: float) -> None:

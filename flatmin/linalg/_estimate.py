@@ -1,89 +1,39 @@
-"""Estimates from random probes: plain means, or sketches with one vector left out."""
+"""What is estimated: its value, its standard error and its cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from flatmin.linalg._operator import LinearOperator
-from flatmin.linalg._probes import rademacher
-from flatmin.linalg._running_mean import PILOT, RunningMean
-from flatmin.linalg._sketch import Sketch, max_sketch
+from flatmin._utils.results import ShortRepr, as_array
 
-__all__ = ["estimate"]
-
-# Vectors that a sketch has to have room for to be worth throwing the pilot away.
-_ENOUGH = 20
+__all__ = ["Estimate"]
 
 
-def estimate(
-    operator: LinearOperator,
-    sample: Callable[[Tensor, Tensor], Tensor],
-    sketch: Sketch,
-    leave_one_out: Callable[[Sketch], tuple[Tensor, Tensor]],
-    *,
-    method: str,
-    rtol: float,
-    max_matvecs: int,
-    rng: torch.Generator,
-    bar: Any,
-) -> tuple[Tensor, Tensor]:
-    """Return an estimate and its standard error, of one shape and in float64.
+@dataclass(frozen=True, repr=False)
+class Estimate(ShortRepr):
+    """A number, or one for each coordinate, and how well it is known.
 
-    Parameters
-    ----------
-    operator : LinearOperator of shape (D, D)
-    sample : callable
-        Takes z and Az, returns an unbiased draw.
-    sketch : Sketch
-        Of the operator, empty.
-    leave_one_out : callable
-        Takes the sketch, returns the estimate and its standard error.
-    method : {"auto", "hutchinson", "sketch"}
-    rtol : float
-        ‖stderr‖ to reach, over ‖value‖.
-    max_matvecs : int
-    rng : torch.Generator
-    bar : tqdm.tqdm
-        Counts products.
+    ``float`` gives the number and ``np.asarray`` the array. Where nothing is drawn
+    ``stderr`` is 0: the value is then exact, or a solver's to its tolerance.
 
-    Returns
-    -------
-    value : Tensor
-    stderr : Tensor
+    Examples
+    --------
+    >>> import torch
+    >>> estimate = Estimate(torch.tensor(6.0), torch.tensor(0.25), 40)
+    >>> estimate, float(estimate)
+    (Estimate(value=6, stderr=0.25, n_matvecs=40), 6.0)
     """
 
-    def draw() -> Tensor:
-        z = rademacher(operator, rng)
-        draw = sample(z, operator.matvec(z))
-        bar.update()
-        return draw
+    value: Tensor  # (), (*chains), or (D,) of a diagonal
+    stderr: Tensor  # the same shape
+    n_matvecs: int = 0  # products with the matrix; 0 where there is none
 
-    mean = RunningMean()
-    if method == "auto":
-        while mean.n < min(PILOT, max_matvecs):
-            mean.add(draw())
-        k_max = max_sketch(operator, max_matvecs - mean.n)
-        # Half of the budget: then a plain mean is sure to do, and on a flat spectrum a
-        # sketch is not.
-        many = mean.n_needed(rtol) > max_matvecs / 2
-        method = "sketch" if many and k_max >= _ENOUGH else "hutchinson"
-    if method == "hutchinson":
-        mean.draw_until(draw, rtol, max_matvecs)
-        return mean.mean, mean.stderr
+    def __float__(self) -> float:
+        return float(self.value)
 
-    k_max = max_sketch(operator, max_matvecs - mean.n)
-    n_new = min(PILOT, k_max)
-    while True:
-        sketch.grow(n_new, rng)
-        bar.update(2 * n_new)
-        value, stderr = leave_one_out(sketch)
-        if sketch.k == k_max:
-            return value, stderr
-        norm = torch.linalg.vector_norm
-        if bool(norm(stderr) <= rtol * norm(value)):
-            return value, stderr
-        n_new = min(sketch.k // 2, k_max - sketch.k)
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return as_array(self.value, dtype, copy)

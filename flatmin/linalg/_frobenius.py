@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,21 +12,13 @@ from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.linalg._dense import check_finite
+from flatmin.linalg._estimate import Estimate
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._probes import rademacher
 from flatmin.linalg._running_mean import RunningMean
 from flatmin.linalg._unit_scale import UnitScaled
 
-__all__ = ["FrobeniusResult", "frobenius_norm"]
-
-
-@dataclass(frozen=True)
-class FrobeniusResult:
-    """A Frobenius norm and how well it is known."""
-
-    value: Tensor  # ()
-    stderr: Tensor  # (); 0 where the value is exact
-    n_matvecs: int
+__all__ = ["frobenius_norm"]
 
 
 def frobenius_norm(
@@ -38,7 +29,7 @@ def frobenius_norm(
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = None,
     verbose: bool = False,
-) -> FrobeniusResult:
+) -> Estimate:
     """Return ‖A‖_F = (Σ Aᵢⱼ²)^(1/2) with its standard error.
 
     ‖A‖²_F is the mean of ‖Az‖² over vectors z of random signs, which is Hutchinson's
@@ -63,13 +54,13 @@ def frobenius_norm(
 
     Returns
     -------
-    FrobeniusResult
+    Estimate
 
     Raises
     ------
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
-        less than 2 or the operator is a batch.
+        less than 6 or the operator holds several matrices.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -82,7 +73,7 @@ def frobenius_norm(
     check_one_matrix(operator, "frobenius_norm")
     check_seed(rng)
     check_known("method", method, ("auto", "exact", "hutchinson"))
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     before = operator.n_matvecs
     unit = UnitScaled(operator)
     if method == "exact" or (method == "auto" and operator.shape[-1] <= max_matvecs):
@@ -90,7 +81,7 @@ def frobenius_norm(
         check_finite(norm)
         value = (unit.scale * norm).to(operator.dtype)
         exact = torch.zeros_like(value)
-        return FrobeniusResult(value, exact, operator.n_matvecs - before)
+        return Estimate(value, exact, operator.n_matvecs - before)
 
     generator = make_generator(rng, operator.device)
     squares = RunningMean()
@@ -106,7 +97,7 @@ def frobenius_norm(
     value = squares.mean.sqrt()
     check_finite(value)
     stderr = torch.where(value == 0, 0.0, squares.stderr / (2 * value))
-    return FrobeniusResult(
+    return Estimate(
         (unit.scale * value).to(operator.dtype),
         (unit.scale * stderr).to(operator.dtype),
         operator.n_matvecs - before,

@@ -20,15 +20,15 @@ __all__ = ["LinearOperator", "check_one_matrix", "check_operator", "knows_its_tr
 class LinearOperator(ABC):
     """A symmetric matrix known by its products.
 
-    Leading dimensions are a batch of matrices: an operator of shape
-    ``(*batch, D, D)`` multiplies vectors of shape ``(*batch, D)``. A subclass
+    Leading dimensions are several matrices, as of chains: an operator of shape
+    ``(*chains, D, D)`` multiplies vectors of shape ``(*chains, D)``. A subclass
     writes ``_matvec``; sums, multiples and exports come with it.
 
     Parameters
     ----------
     size : int
         D, the number of rows and of columns.
-    batch_shape : tuple of int, default=()
+    chains : tuple of int, default=()
         Leading dimensions.
     dtype : torch.dtype
         Of the vectors it takes and returns.
@@ -38,10 +38,10 @@ class LinearOperator(ABC):
     Attributes
     ----------
     shape : tuple of int
-        ``(*batch_shape, D, D)``.
+        ``(*chains, D, D)``.
     n_matvecs : int
-        Products with one vector that the asking thread has taken so far (a batch
-        counts once).
+        Products with one vector that the asking thread has taken so far (several
+        matrices count once).
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class LinearOperator(ABC):
         *,
         dtype: torch.dtype,
         device: torch.device,
-        batch_shape: tuple[int, ...] = (),
+        chains: tuple[int, ...] = (),
     ) -> None:
         size = check_count("size", size)
-        self.shape = (*batch_shape, size, size)
+        self.shape = (*chains, size, size)
         self.dtype = dtype
         self.device = device
         self._n_matvecs: dict[int, int] = {}  # by thread
@@ -70,19 +70,19 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def _matvec(self, v: Tensor) -> Tensor:
-        """Return A v for ``v`` of shape (\\*batch, D)."""
+        """Return A v for ``v`` of shape (\\*chains, D)."""
 
     def matvec(self, v: Tensor) -> Tensor:
         """Return the product with one vector.
 
         Parameters
         ----------
-        v : Tensor of shape (\\*batch, D)
+        v : Tensor of shape (\\*chains, D)
             In the operator's dtype and on its device.
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
 
         Raises
         ------
@@ -110,12 +110,12 @@ class LinearOperator(ABC):
 
         Parameters
         ----------
-        V : Tensor of shape (\\*batch, D, k)
+        V : Tensor of shape (\\*chains, D, k)
             Columns are vectors.
 
         Returns
         -------
-        Tensor of shape (\\*batch, D, k)
+        Tensor of shape (\\*chains, D, k)
         """
         self._check_columns(V)
         return torch.stack([self.matvec(v) for v in V.unbind(-1)], dim=-1)
@@ -133,7 +133,7 @@ class LinearOperator(ABC):
 
         Returns
         -------
-        Tensor of shape (\\*batch, D, D)
+        Tensor of shape (\\*chains, D, D)
         """
         eye = torch.eye(self.shape[-1], dtype=self.dtype, device=self.device)
         return self.matmat(eye.expand(self.shape))
@@ -145,7 +145,7 @@ class LinearOperator(ABC):
 
         Returns
         -------
-        Tensor of shape (\\*batch)
+        Tensor of shape (\\*chains)
         """
         return self.to_dense().diagonal(dim1=-2, dim2=-1).sum(-1)
 
@@ -159,11 +159,11 @@ class LinearOperator(ABC):
         Raises
         ------
         ValueError
-            If the operator is a batch: SciPy knows single matrices only.
+            If the operator holds several matrices: SciPy knows single matrices only.
         """
         if len(self.shape) != 2:
             raise ValueError(
-                f"SciPy takes one matrix. Got a batch of shape {self.shape}; "
+                f"SciPy takes one matrix. Got several, of shape {self.shape}; "
                 "export its members one by one."
             )
 
@@ -227,7 +227,7 @@ def check_operator(operator: Any) -> None:
 
 
 def check_one_matrix(operator: LinearOperator, function: str) -> None:
-    """Raise if something is no operator, or a batch of matrices.
+    """Raise if something is no operator, or holds several matrices.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def check_one_matrix(operator: LinearOperator, function: str) -> None:
     check_operator(operator)
     if len(operator.shape) != 2:
         raise ValueError(
-            f"{function} takes one matrix. Got a batch of shape "
+            f"{function} takes one matrix. Got several, of shape "
             f"{tuple(operator.shape)}; hand in its members one by one."
         )
 
@@ -283,7 +283,7 @@ class _Combination(LinearOperator):
                 )
         super().__init__(
             first.shape[-1],
-            batch_shape=first.shape[:-2],
+            chains=first.shape[:-2],
             dtype=first.dtype,
             device=first.device,
         )

@@ -75,10 +75,15 @@ class RunningMean:
     ) -> None:
         """Draw until ‖stderr‖ ≤ rtol ‖mean‖ or ``max_draws`` are reached.
 
-        The pilot decides only if it needs a hundredth of its draws, which chance does
-        not bring about; else at least twice as many follow, and a later stage stops
-        on what all draws say. Then two standard errors hold 89 % of the means of
-        χ² draws with one degree of freedom, and more of any others.
+        Draws come in stages, and only the end of a stage can stop them. To stop at the
+        first moment at which the error looks small would choose errors that are too
+        small by chance. So the first stage, the pilot, stops only where a hundredth of
+        its draws would have been enough, which does not happen by chance. Else the
+        second stage brings the number of draws to at least three times the pilot. It
+        and those after it stop where the error of all draws is small enough.
+
+        By these rules two standard errors hold 89 % of the means of χ² draws with one
+        degree of freedom, and more of the means of any others.
 
         Parameters
         ----------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
+from flatmin._utils.results import ShortRepr, as_array
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._lanczos import LanczosProcess
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
@@ -20,14 +23,17 @@ from flatmin.linalg._unit_scale import UnitScaled
 __all__ = ["SqrtResult", "sqrt_matvec"]
 
 
-@dataclass(frozen=True)
-class SqrtResult:
+@dataclass(frozen=True, repr=False)
+class SqrtResult(ShortRepr):
     """|A|^(1/2) z, how good it is and what it cost."""
 
     vector: Tensor  # (D,), in the operator's dtype
     error: Tensor  # () estimate of ||vector - |A|^(1/2) z||, float64
     converged: bool  # error <= tol * ||vector||
     n_matvecs: int
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return as_array(self.vector, dtype, copy)
 
 
 def sqrt_matvec(
@@ -71,7 +77,8 @@ def sqrt_matvec(
     ------
     ValueError
         If z is not one finite vector of the operator's size, ``tol`` is negative
-        or not finite, ``max_steps`` is less than 1 or the operator is a batch.
+        or not finite, ``max_steps`` is less than 1 or the operator holds several
+        matrices.
     TypeError
         If z is no tensor.
     torch.linalg.LinAlgError

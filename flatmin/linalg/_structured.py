@@ -10,7 +10,7 @@ from torch import Tensor
 from flatmin._utils.arrays import check_floating, check_tensor
 from flatmin._utils.callables import check_callable
 from flatmin._utils.placement import resolve_device, resolve_dtype
-from flatmin._utils.random import check_rng
+from flatmin._utils.random import make_generator
 from flatmin.linalg._operator import LinearOperator
 
 __all__ = [
@@ -66,7 +66,7 @@ class DenseOperator(LinearOperator):
 
     Parameters
     ----------
-    matrix : Tensor of shape (\\*batch, D, D)
+    matrix : Tensor of shape (\\*chains, D, D)
         Symmetric; not checked.
     """
 
@@ -76,7 +76,7 @@ class DenseOperator(LinearOperator):
             raise ValueError(f"matrix must be square. Got shape {tuple(matrix.shape)}.")
         super().__init__(
             matrix.shape[-1],
-            batch_shape=tuple(matrix.shape[:-2]),
+            chains=tuple(matrix.shape[:-2]),
             dtype=matrix.dtype,
             device=matrix.device,
         )
@@ -99,17 +99,17 @@ class DenseOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, A) by the eigendecomposition of A.
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
             Negative eigenvalues count as 0: A should have none but by rounding.
         """
         values, vectors = torch.linalg.eigh(self.matrix)
@@ -124,7 +124,7 @@ class ScaledIdentityOperator(LinearOperator):
 
     Parameters
     ----------
-    scale : Tensor of shape (\\*batch)
+    scale : Tensor of shape (\\*chains)
         s, in the dtype of the vectors.
     size : int
         D.
@@ -134,7 +134,7 @@ class ScaledIdentityOperator(LinearOperator):
         check_floating("scale", scale, 0)
         super().__init__(
             size,
-            batch_shape=tuple(scale.shape),
+            chains=tuple(scale.shape),
             dtype=scale.dtype,
             device=scale.device,
         )
@@ -152,17 +152,17 @@ class ScaledIdentityOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.scale * self.shape[-1]
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, s I).
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
         """
         z = _standard_normal(self, self.shape[:-1], rng)
         return z * self.scale.sqrt().unsqueeze(-1)
@@ -173,7 +173,7 @@ class DiagonalOperator(LinearOperator):
 
     Parameters
     ----------
-    diagonal : Tensor of shape (\\*batch, D)
+    diagonal : Tensor of shape (\\*chains, D)
         d.
     """
 
@@ -181,7 +181,7 @@ class DiagonalOperator(LinearOperator):
         check_floating("diagonal", diagonal, 1)
         super().__init__(
             diagonal.shape[-1],
-            batch_shape=tuple(diagonal.shape[:-1]),
+            chains=tuple(diagonal.shape[:-1]),
             dtype=diagonal.dtype,
             device=diagonal.device,
         )
@@ -198,17 +198,17 @@ class DiagonalOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.diagonal.sum(-1)
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, diag(d)); d must not be negative.
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
         """
         return _standard_normal(self, self.shape[:-1], rng) * self.diagonal.sqrt()
 
@@ -218,9 +218,9 @@ class LowRankOperator(LinearOperator):
 
     Parameters
     ----------
-    eigenvalues : Tensor of shape (\\*batch, k)
+    eigenvalues : Tensor of shape (\\*chains, k)
         λ.
-    eigenvectors : Tensor of shape (\\*batch, D, k)
+    eigenvectors : Tensor of shape (\\*chains, D, k)
         U, columns are vectors.
 
     Examples
@@ -240,7 +240,7 @@ class LowRankOperator(LinearOperator):
             )
         super().__init__(
             eigenvectors.shape[-2],
-            batch_shape=tuple(eigenvectors.shape[:-2]),
+            chains=tuple(eigenvectors.shape[:-2]),
             dtype=eigenvectors.dtype,
             device=eigenvectors.device,
         )
@@ -261,17 +261,17 @@ class LowRankOperator(LinearOperator):
         """See :meth:`LinearOperator.trace`."""
         return self.eigenvalues.sum(-1)
 
-    def sample(self, rng: torch.Generator) -> Tensor:
+    def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, U diag(λ) Uᵀ); λ must not be negative.
 
         Parameters
         ----------
-        rng : torch.Generator
-            On the operator's device.
+        rng : torch.Generator, int or None, default=None
+            A generator on the operator's device; None is random.
 
         Returns
         -------
-        Tensor of shape (\\*batch, D)
+        Tensor of shape (\\*chains, D)
         """
         z = _standard_normal(self, self.eigenvalues.shape, rng)
         coefficients = z * self.eigenvalues.sqrt()
@@ -279,9 +279,9 @@ class LowRankOperator(LinearOperator):
 
 
 def _standard_normal(
-    operator: LinearOperator, shape: tuple[int, ...], rng: torch.Generator
+    operator: LinearOperator, shape: tuple[int, ...], rng: torch.Generator | int | None
 ) -> Tensor:
-    check_rng(rng, operator.device)
+    generator = make_generator(rng, operator.device)
     return torch.randn(
-        shape, generator=rng, dtype=operator.dtype, device=operator.device
+        shape, generator=generator, dtype=operator.dtype, device=operator.device
     )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.linalg._dense import check_finite
-from flatmin.linalg._estimate import estimate
+from flatmin.linalg._estimate import Estimate
 from flatmin.linalg._operator import (
     LinearOperator,
     check_one_matrix,
@@ -21,21 +19,13 @@ from flatmin.linalg._operator import (
     knows_its_trace,
 )
 from flatmin.linalg._orthogonal import dots
+from flatmin.linalg._probed_estimate import probed_estimate
 from flatmin.linalg._probes import spherical
 from flatmin.linalg._sketch import SMALL, Sketch
 from flatmin.linalg._unit_scale import UnitScaled
 from flatmin.linalg._xtrace import xtrace
 
-__all__ = ["TraceResult", "trace"]
-
-
-@dataclass(frozen=True)
-class TraceResult:
-    """A trace and how well it is known."""
-
-    value: Tensor  # () or (*batch)
-    stderr: Tensor  # the same shape; 0 where the value is exact
-    n_matvecs: int
+__all__ = ["trace"]
 
 
 def trace(
@@ -46,7 +36,7 @@ def trace(
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = None,
     verbose: bool = False,
-) -> TraceResult:
+) -> Estimate:
     """Return Tr(A) with its standard error.
 
     - ``"hutchinson"`` [1]_: the mean of zᵀAz over vectors z of random signs. Its
@@ -65,11 +55,11 @@ def trace(
     Parameters
     ----------
     operator : LinearOperator
-        Symmetric. A batch has exact traces only.
+        Symmetric. Several matrices have exact traces only.
     method : {"auto", "exact", "hutchinson", "xtrace"}, default="auto"
-        ``"auto"`` is exact for batches, for D ≤ ``max_matvecs`` and for operators
-        that know their trace. Else ten probes of Hutchinson's decide whether his
-        estimator will do with few more, or XTrace has to.
+        ``"auto"`` is exact for several matrices, for D ≤ ``max_matvecs`` and for
+        operators that know their trace. Else ten probes of Hutchinson's decide whether
+        his estimator will do with few more, or XTrace has to.
     rtol : float, default=0.02
         Relative standard error to reach.
     max_matvecs : int, default=200
@@ -82,13 +72,13 @@ def trace(
 
     Returns
     -------
-    TraceResult
+    Estimate
 
     Raises
     ------
     ValueError
         If ``method`` is unknown, ``rtol`` is negative or not finite, ``max_matvecs`` is
-        less than 6, or an estimate is asked of a batch.
+        less than 6, or an estimate is asked of several matrices.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -110,7 +100,7 @@ def trace(
     check_known("method", method, ("auto", "exact", "hutchinson", "xtrace"))
     check_operator(operator)
     check_seed(rng)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     before, size = operator.n_matvecs, operator.shape[-1]
     batch = len(operator.shape) > 2
     whole = method == "xtrace" and size <= SMALL and not batch
@@ -119,13 +109,13 @@ def trace(
         value = operator.trace()
         check_finite(value)
         exact = torch.zeros_like(value)
-        return TraceResult(value, exact, operator.n_matvecs - before)
+        return Estimate(value, exact, operator.n_matvecs - before)
 
     check_one_matrix(operator, f"trace with method={method!r}")
     generator = make_generator(rng, operator.device)
     unit = UnitScaled(operator)
     with progress_bar(max_matvecs, "trace", verbose=verbose) as bar:
-        value, stderr = estimate(
+        value, stderr = probed_estimate(
             unit,
             lambda z, Az: dots(z.unsqueeze(0), Az).squeeze(0),
             Sketch(unit, spherical),
@@ -137,7 +127,7 @@ def trace(
             bar=bar,
         )
     check_finite(value)
-    return TraceResult(
+    return Estimate(
         (unit.scale * value).to(operator.dtype),
         (unit.scale * stderr).to(operator.dtype),
         operator.n_matvecs - before,

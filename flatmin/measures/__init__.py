@@ -1,10 +1,10 @@
 """Alignment, gradient noise, sharpness and stability: pure functions of (risk, θ)."""
 
-from flatmin.measures._alignment import Alignment, alignment
+from flatmin.measures._alignment import alignment
+from flatmin.measures._alignment_result import Alignment
 from flatmin.measures._ascent_sharpness import asam_sharpness, sam_sharpness
 from flatmin.measures._curvature_sharpness import max_eigenvalue, trace_sharpness
 from flatmin.measures._curves import CurveProfile, bezier_profile, segment_profile
-from flatmin.measures._estimate import Estimate
 from flatmin.measures._fisher_rao import fisher_rao_norm
 from flatmin.measures._gaussianity import Gaussianity, minibatch_gaussianity
 from flatmin.measures._loss_scaled import LossScaledAlignment, loss_scaled_alignment
@@ -25,7 +25,6 @@ from flatmin.measures._power_law import (
 )
 from flatmin.measures._registry import SHARPNESS_MEASURES
 from flatmin.measures._sharpness import adaptive_expected_sharpness, expected_sharpness
-from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.measures._stability import (
     edge_of_stability,
     non_uniformity,
@@ -45,14 +44,12 @@ __all__ = [
     "SHARPNESS_MEASURES",
     "Alignment",
     "CurveProfile",
-    "Estimate",
     "Gaussianity",
     "GradientNoise",
     "LossScaledAlignment",
     "NoiseSpectrum",
     "PowerLaw",
     "PowerLaws",
-    "SharpnessResult",
     "SignalToNoise",
     "TraceProduct",
     "adaptive_expected_sharpness",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,170 +18,26 @@ from flatmin.curvature import (
 )
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._preconditioner import check_preconditioner
-from flatmin.linalg import EigenResult, eigsh
+from flatmin.linalg import Eigenpairs, Estimate, eigsh
+from flatmin.measures._alignment_result import Alignment
 from flatmin.measures._deflation import deflated_norm, deflated_trace
-from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.measures._estimate import exact
 from flatmin.measures._rounding import CLEAR, GradientMoments, gradient_moments
 from flatmin.measures._subspaces import (
     cosines,
     overlap,
     principal_angles,
     projection_residual,
-    random_projection_residual,
     subspace_share,
 )
 from flatmin.measures._trace_product import (
-    TraceProduct,
     low_rank_trace_product,
     trace_hessian_covariance,
 )
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
-__all__ = ["Alignment", "alignment"]
-
-_NO_NUMBER = exact(torch.tensor(math.nan))
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """What there is to say about H beside Σ at one θ, on D coordinates.
-
-    (λᵢ, uᵢ) are the k largest eigenpairs of H, (γᵢ, vᵢ) those of Σ. With a
-    preconditioner PΣP stands for Σ everywhere, and ``noise`` says so.
-    """
-
-    n_params: int  # D
-    hessian_eigenvalues: Tensor  # (k,) λᵢ, float64
-    covariance_eigenvalues: Tensor  # (k,) γᵢ, float64
-    hessian_residuals: Tensor  # (k,) ‖(H - λᵢ)uᵢ‖
-    covariance_residuals: Tensor  # (k,) ‖(Σ - γᵢ)vᵢ‖
-    inner_products: Tensor  # (k, k) |uᵢᵀvⱼ|, NaN where a vector is chance
-    cosines: Tensor  # (k,) |uᵢᵀvᵢ|, NaN where a vector is chance
-    angles: Tensor  # (k,) principal angles in radians, rising
-    residual: Tensor  # () e = k - ‖UᵀV‖²_F
-    overlap: Tensor  # () 1 - e/k
-    gradient_share: Tensor  # () ‖Uᵀg₀‖² / ‖g₀‖²
-    hessian_trace: Estimate  # Tr(H)
-    covariance_trace: Estimate  # Tr(Σ)
-    hessian_norm: Estimate  # ‖H‖_F
-    covariance_norm: Estimate  # ‖Σ‖_F
-    trace_product: TraceProduct  # Tr(HΣ), exact or sampled
-    low_rank: TraceProduct  # Σ γₗ vₗᵀHvₗ
-    first_variance: Tensor  # () u₁ᵀΣu₁
-    decay: Tensor  # () d = -log(λ_{k+1}/λ₁) / log D
-    n_matvecs: int  # products with H and with Σ
-    undefined: dict[str, str]  # why a quantity of the table is NaN
-    noise: str = "Σ"  # or "PΣP"; the table's names have it
-
-    def __str__(self) -> str:
-        reasons = [f"{name}: {why}" for name, why in self.undefined.items()]
-        return "\n".join([str(self.to_frame()), *reasons])
-
-    @property
-    def k(self) -> int:
-        """Number of eigenpairs."""
-        return len(self.hessian_eigenvalues)
-
-    @property
-    def random_residual(self) -> float:
-        """What two random subspaces have on average, k (1 - k/D)."""
-        return random_projection_residual(self.k, self.n_params)
-
-    @property
-    def isotropic_trace_product(self) -> Estimate:
-        """Tr(H) Tr(Σ) / D, what noise of the same size and no direction meets."""
-        product = quotient([self.hessian_trace, self.covariance_trace], [])
-        return Estimate(product.value / self.n_params, product.stderr / self.n_params)
-
-    @property
-    def anisotropy_gain(self) -> Estimate:
-        """Tr(HΣ) D / (Tr(H) Tr(Σ)); NaN where Tr(H) is not clear of 0."""
-        if "anisotropy gain" in self.undefined:
-            return _NO_NUMBER
-        return quotient([self._product], [self.isotropic_trace_product])
-
-    @property
-    def trace_alignment(self) -> Estimate:
-        """Tr(HΣ) / (‖H‖_F ‖Σ‖_F), the cosine between the matrices."""
-        return quotient([self._product], [self.hessian_norm, self.covariance_norm])
-
-    @property
-    def first_alignment(self) -> Estimate:
-        """The 2019 paper's a = u₁ᵀΣu₁ Tr(H) / (λ₁ Tr(Σ)); 1 for Σ ∝ H.
-
-        NaN where λ₁ ≤ 0.
-        """
-        if "a" in self.undefined:
-            return _NO_NUMBER
-        first = exact(self.hessian_eigenvalues[0])
-        return quotient(
-            [exact(self.first_variance), self.hessian_trace],
-            [first, self.covariance_trace],
-        )
-
-    @property
-    def _product(self) -> Estimate:
-        return Estimate(self.trace_product.value, self.trace_product.stderr)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the single numbers, one a row, with their standard errors.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Indexed by quantity; columns value and stderr, NaN both where it is not
-            defined: ``undefined`` tells why.
-        """
-        rows: dict[str, Any] = {
-            "projection residual": exact(self.residual),
-            "projection residual, random": self.random_residual,
-            "overlap": exact(self.overlap),
-            "gradient share": exact(self.gradient_share),
-            "Tr(H)": self.hessian_trace,
-            "Tr(Σ)": self.covariance_trace,
-            "‖H‖_F": self.hessian_norm,
-            "‖Σ‖_F": self.covariance_norm,
-            "Tr(HΣ)": self.trace_product,
-            "Tr(HΣ), low rank": self.low_rank,
-            "Tr(HΣ), low rank, bound": self.low_rank.bound,
-            "Tr(H)Tr(Σ)/D": self.isotropic_trace_product,
-            "anisotropy gain": self.anisotropy_gain,
-            "trace alignment": self.trace_alignment,
-            "a": self.first_alignment,
-            "d": exact(self.decay),
-        }
-        numbers = [
-            (float(number), float(getattr(number, "stderr", 0.0)))
-            for number in rows.values()
-        ]
-        names = [name.replace("Σ", self.noise) for name in rows]
-        index = pd.Index(names, name="quantity")
-        return pd.DataFrame(numbers, index=index, columns=["value", "stderr"])
-
-    def pairs_to_frame(self) -> pd.DataFrame:
-        """Return what belongs to the i-th pairs, one i a row.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Indexed by i from 1; eigenvalues of both matrices, as they are and over
-            the Frobenius norm, cosines, principal angles and residuals.
-        """
-        hessian, covariance = self.hessian_eigenvalues, self.covariance_eigenvalues
-        columns = {
-            "hessian": hessian,
-            "covariance": covariance,
-            "hessian_normalised": hessian / self.hessian_norm.value,
-            "covariance_normalised": covariance / self.covariance_norm.value,
-            "cosine": self.cosines,
-            "angle": self.angles,
-            "hessian_residual": self.hessian_residuals,
-            "covariance_residual": self.covariance_residuals,
-        }
-        index = pd.RangeIndex(1, self.k + 1, name="i")
-        numbers = {name: column.cpu().numpy() for name, column in columns.items()}
-        return pd.DataFrame(numbers, index=index)
+__all__ = ["alignment"]
 
 
 def alignment(
@@ -190,7 +45,7 @@ def alignment(
     theta: Tensor,
     k: int = 20,
     *,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
     tol: float = 1e-4,
     rtol: float = 0.02,
@@ -214,7 +69,7 @@ def alignment(
     theta : Tensor of shape (D,)
     k : int, default=20
         Eigenpairs of either matrix, at most min(D, N - 1).
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules: everything is then of their blocks of H and Σ.
     preconditioner : Tensor of shape (D,), default=None
         The diagonal of P, of all parameters: PΣP, the covariance of the noise of
@@ -260,7 +115,7 @@ def alignment(
     """
     k = check_count("k", k)
     tol = check_positive("tol", tol)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_seed(rng)
     check_point(risk, theta)
     if theta.ndim != 1:
@@ -268,14 +123,14 @@ def alignment(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
     generator = make_generator(rng, risk.device)
-    hessian = HessianOperator(risk, theta, params=params)
-    covariance = covariance_operator(risk, theta, preconditioner, params)
+    hessian = HessianOperator(risk, theta, select=select)
+    covariance = covariance_operator(risk, theta, preconditioner, select)
     size = hessian.shape[-1]
     moments = gradient_moments(risk, theta, hessian.indices)
     if preconditioner is not None:
         moments = _preconditioned(moments, preconditioner, risk, hessian.indices)
     moments.check_noise("The alignment of Σ with H")
-    noise: Any = {"params": params, "preconditioner": preconditioner}
+    noise: Any = {"select": select, "preconditioner": preconditioner}
     V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, **noise)
     more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
     U = _first(more, k)
@@ -297,7 +152,9 @@ def alignment(
     clear_hessian = U.eigenvalues.abs() > rounding
     clear_noise = V.eigenvalues > eps * V.eigenvalues[0]
     undefined = _of_vectors(clear_hessian, clear_noise, moments)
-    undefined |= _of_values(more.eigenvalues, k, size, hessian_trace, rounding)
+    undefined |= _of_values(
+        more.eigenvalues, k, trace=hessian_trace, rounding=rounding, size=size
+    )
 
     def unless(name: str, compute: Callable[[], Tensor]) -> Tensor:
         return U.eigenvalues.new_tensor(math.nan) if name in undefined else compute()
@@ -370,7 +227,7 @@ def _of_vectors(
 
 
 def _of_values(
-    eigenvalues: Tensor, k: int, size: int, trace: Estimate, rounding: Tensor
+    eigenvalues: Tensor, k: int, *, size: int, trace: Estimate, rounding: Tensor
 ) -> dict[str, str]:
     """Return why a quantity of H's eigenvalues is not defined, by name."""
     undefined: dict[str, str] = {}
@@ -386,8 +243,8 @@ def _of_values(
     return undefined
 
 
-def _first(pairs: EigenResult, k: int) -> EigenResult:
-    return EigenResult(
+def _first(pairs: Eigenpairs, k: int) -> Eigenpairs:
+    return Eigenpairs(
         pairs.eigenvalues[:k],
         pairs.eigenvectors[:, :k],
         pairs.residuals[:k],

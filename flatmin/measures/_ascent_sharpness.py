@@ -7,15 +7,16 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_positive
 from flatmin.curvature._finite import check_finite, check_loss
+from flatmin.linalg import Estimate
+from flatmin.measures._estimate import exact
 from flatmin.measures._rounding import CLEAR, nearby
-from flatmin.measures._sharpness_result import SharpnessResult
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
 __all__ = ["asam_sharpness", "sam_sharpness"]
 
 
-def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessResult:
+def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> Estimate:
     """Return L(θ + r g₀/‖g₀‖) - L(θ).
 
     The value that sharpness-aware minimisation descends on: one step to the border of
@@ -27,13 +28,13 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rho : float, default=0.05
         r, in units of θ.
 
     Returns
     -------
-    SharpnessResult
+    Estimate
         In units of the loss.
 
     Raises
@@ -65,7 +66,7 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> SharpnessR
 
 def asam_sharpness(
     risk: Risk, theta: Tensor, *, rho: float = 0.5, eta: float = 0.0
-) -> SharpnessResult:
+) -> Estimate:
     """Return L(θ + r T² g₀/‖T g₀‖) - L(θ) with T = diag(|θ| + η).
 
     One step of steepest ascent in the norm ‖T⁻¹ε‖ ≤ r. With η = 0 it is invariant to
@@ -76,7 +77,7 @@ def asam_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rho : float, default=0.5
         r, relative to |θ|.
     eta : float, default=0.0
@@ -84,7 +85,7 @@ def asam_sharpness(
 
     Returns
     -------
-    SharpnessResult
+    Estimate
         In units of the loss.
 
     Raises
@@ -116,7 +117,7 @@ def asam_sharpness(
     return _rise(risk, theta, theta.abs() + eta, rho)
 
 
-def _rise(risk: Risk, theta: Tensor, T: Tensor, rho: float) -> SharpnessResult:
+def _rise(risk: Risk, theta: Tensor, T: Tensor, rho: float) -> Estimate:
     """Return L(θ + r T² g₀/‖T g₀‖) - L(θ)."""
     value, gradient = risk.value_and_gradient(theta)
     base = check_loss("The loss L(θ)", value, "look at θ and the data")
@@ -147,4 +148,4 @@ def _rise(risk: Risk, theta: Tensor, T: Tensor, rho: float) -> SharpnessResult:
             f"{float((raised - base)[chance][0]):.3g}, where rounding makes "
             f"{float(rounding[chance][0]):.1g}; raise rho, or use float64."
         )
-    return SharpnessResult(raised - base, torch.zeros_like(base), n_draws=0)
+    return exact(raised - base)

@@ -8,8 +8,8 @@ from torch import Tensor
 from flatmin._utils.numbers import check_accuracy, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator, hessian_eigenpairs
-from flatmin.linalg import trace
-from flatmin.measures._sharpness_result import SharpnessResult
+from flatmin.linalg import Estimate, trace
+from flatmin.measures._estimate import exact
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -24,7 +24,7 @@ def trace_sharpness(
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
-) -> SharpnessResult:
+) -> Estimate:
     """Return (s²/2) Tr(H), the second order of the expected sharpness.
 
     What :func:`expected_sharpness` comes to as s → 0, without the noise of finite
@@ -34,7 +34,7 @@ def trace_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     sigma : float, default=0.01
         s, in units of θ.
     rtol : float, default=0.02
@@ -46,7 +46,7 @@ def trace_sharpness(
 
     Returns
     -------
-    SharpnessResult
+    Estimate
         In units of the loss; ``n_matvecs`` counts the probes.
 
     Raises
@@ -63,17 +63,16 @@ def trace_sharpness(
     """
     check_seed(rng)
     sigma = check_positive("sigma", sigma)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
     result = trace(
         HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng
     )
     factor = sigma**2 / 2
-    return SharpnessResult(
+    return Estimate(
         factor * result.value.double(),
         factor * result.stderr.double(),
-        n_draws=0,
-        n_matvecs=result.n_matvecs,
+        result.n_matvecs,
     )
 
 
@@ -82,8 +81,9 @@ def max_eigenvalue(
     theta: Tensor,
     *,
     tol: float = 1e-4,
+    v0: Tensor | None = None,
     rng: torch.Generator | int | None = 0,
-) -> SharpnessResult:
+) -> Estimate:
     """Return λ₁, the largest eigenvalue of H.
 
     Gradient descent at the rate η is stable along every direction while λ₁ < 2/η. It
@@ -92,22 +92,24 @@ def max_eigenvalue(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     tol : float, default=1e-4
         Residual of the eigenpair, relative to max |λ|; the error of λ₁ itself is
         smaller.
+    v0 : Tensor of shape (D,), default=None
+        Where Lanczos starts, such as the eigenvector at a θ nearby.
     rng : torch.Generator, int or None, default=0
         For Lanczos' start vector.
 
     Returns
     -------
-    SharpnessResult
+    Estimate
         In units of the loss over θ².
 
     Raises
     ------
     ValueError
-        If ``tol`` is not positive.
+        If ``tol`` is not positive, or ``v0`` does not fit.
 
     Examples
     --------
@@ -120,8 +122,5 @@ def max_eigenvalue(
     tol = check_positive("tol", tol)
     check_point(risk, theta)
     generator = make_generator(rng, risk.device)
-    pair = hessian_eigenpairs(risk, theta, 1, tol=tol, rng=generator)
-    value = pair.eigenvalues[..., 0]
-    return SharpnessResult(
-        value, torch.zeros_like(value), n_draws=0, n_matvecs=pair.n_matvecs
-    )
+    pair = hessian_eigenpairs(risk, theta, 1, tol=tol, v0=v0, rng=generator)
+    return exact(pair.eigenvalues[..., 0], pair.n_matvecs)

@@ -15,6 +15,7 @@ from torch import Tensor
 from flatmin._utils.arrays import to_array
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.measures._rounding import nearby
 from flatmin.risk import Risk
@@ -27,8 +28,8 @@ __all__ = ["CurveProfile", "bezier_profile", "segment_profile"]
 _ASIDE = 0.01
 
 
-@dataclass(frozen=True)
-class CurveProfile:
+@dataclass(frozen=True, repr=False)
+class CurveProfile(HtmlTable, ShortRepr):
     """L(φ(t)) on a curve from φ(0) = a to φ(1) = b.
 
     ``float`` gives the barrier.
@@ -248,7 +249,7 @@ def bezier_profile(
     a, b = _ends(risk, theta_a, theta_b)
     generator = make_generator(rng, risk.device)
     straight = _profile(risk, lambda t: _segment(a, b, t), n_points)
-    c = _trained(risk, a, b, lr, n_iter, n_draws, generator)
+    c = _trained(risk, a, b, lr=lr, n_iter=n_iter, n_draws=n_draws, rng=generator)
     found = _profile(risk, lambda t: _bezier(a, c, b, t), n_points)
     before, after = straight.mean_loss, found.mean_loss
     if after > before + 0.01 * abs(before) + straight.rounding:
@@ -300,20 +301,21 @@ def _trained(
     risk: Risk,
     a: Tensor,
     b: Tensor,
+    *,
     lr: float,
     n_iter: int,
     n_draws: int,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Tensor:
     """Return the control point."""
     scale = float((b.double() - a.double()).square().mean().sqrt())
-    z = torch.randn(a.shape, generator=generator, dtype=a.dtype, device=a.device)
+    z = torch.randn(a.shape, generator=rng, dtype=a.dtype, device=a.device)
     c = (_segment(a, b, 0.5) + _ASIDE * scale * z).requires_grad_()
     optimizer = torch.optim.Adam([c])
     for i in range(n_iter):
         optimizer.param_groups[0]["lr"] = lr * scale * (1 - i / n_iter)
         within = torch.rand(
-            n_draws, generator=generator, dtype=torch.float64, device=a.device
+            n_draws, generator=rng, dtype=torch.float64, device=a.device
         )
         mean = torch.zeros_like(a)
         for k, part in enumerate(within.tolist()):

@@ -6,18 +6,18 @@ The error of a random estimate is that of the matrix without its large eigenvalu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from flatmin.linalg import (
-    EigenResult,
+    Eigenpairs,
+    Estimate,
     LinearOperator,
     LowRankOperator,
-    TraceResult,
     frobenius_norm,
     trace,
 )
-from flatmin.measures._estimate import Estimate
 
 __all__ = ["deflated_norm", "deflated_trace"]
 
@@ -27,7 +27,7 @@ _PILOT = 20
 
 def deflated_trace(
     operator: LinearOperator,
-    pairs: EigenResult,
+    pairs: Eigenpairs,
     *,
     rtol: float,
     max_matvecs: int,
@@ -38,7 +38,7 @@ def deflated_trace(
     Parameters
     ----------
     operator : LinearOperator of shape (D, D)
-    pairs : EigenResult
+    pairs : Eigenpairs
         Some of its eigenpairs.
     rtol : float
         Relative standard error to reach.
@@ -53,16 +53,16 @@ def deflated_trace(
     rest = _rest(operator, pairs)
 
     def total(n_products: int) -> Estimate:
-        result: TraceResult = trace(rest, rtol=rtol, max_matvecs=n_products, rng=rng)
+        result = trace(rest, rtol=rtol, max_matvecs=n_products, rng=rng)
         value = pairs.eigenvalues.sum() + result.value.double()
-        return Estimate(value, result.stderr.double())
+        return Estimate(value, result.stderr.double(), result.n_matvecs)
 
     return _after_a_pilot(total, operator.shape[-1], rtol, max_matvecs)
 
 
 def deflated_norm(
     operator: LinearOperator,
-    pairs: EigenResult,
+    pairs: Eigenpairs,
     *,
     rtol: float,
     max_matvecs: int,
@@ -73,7 +73,7 @@ def deflated_norm(
     Parameters
     ----------
     operator : LinearOperator of shape (D, D)
-    pairs : EigenResult
+    pairs : Eigenpairs
         Some of its eigenpairs.
     rtol : float
         Relative standard error to reach.
@@ -92,7 +92,7 @@ def deflated_norm(
         left = result.value.double()
         value = (pairs.eigenvalues.square().sum() + left.square()).sqrt()
         stderr = torch.where(left > 0, result.stderr.double() * left / value, 0.0)
-        return Estimate(value, stderr)
+        return Estimate(value, stderr, result.n_matvecs)
 
     return _after_a_pilot(total, operator.shape[-1], rtol, max_matvecs)
 
@@ -101,13 +101,15 @@ def _after_a_pilot(
     total: Callable[[int], Estimate], size: int, rtol: float, max_matvecs: int
 ) -> Estimate:
     """Return the estimate of few products if that will do, else of all."""
-    if size > max_matvecs > _PILOT:
-        first = total(_PILOT)
-        if bool(first.stderr <= rtol * first.value.abs()):
-            return first
-    return total(max_matvecs)
+    if not size > max_matvecs > _PILOT:
+        return total(max_matvecs)
+    first = total(_PILOT)
+    if bool(first.stderr <= rtol * first.value.abs()):
+        return first
+    second = total(max_matvecs)
+    return replace(second, n_matvecs=first.n_matvecs + second.n_matvecs)
 
 
-def _rest(operator: LinearOperator, pairs: EigenResult) -> LinearOperator:
+def _rest(operator: LinearOperator, pairs: Eigenpairs) -> LinearOperator:
     """Return what the pairs leave of a matrix."""
     return operator - LowRankOperator(pairs.eigenvalues, pairs.eigenvectors)

@@ -1,44 +1,37 @@
-"""A number and how well it is known."""
+"""How errors go on from estimates to what is made of them."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "exact", "quotient", "square"]
+from flatmin.linalg import Estimate
+
+__all__ = ["exact", "quotient", "square"]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its standard error, which is 0 where nothing is drawn."""
-
-    value: Tensor  # (*batch), float64
-    stderr: Tensor  # the same shape
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-
-def exact(value: Tensor) -> Estimate:
+def exact(value: Tensor, n_matvecs: int = 0) -> Estimate:
     """Return a number without a random error; NaN, which is no number, has NaN.
 
     Parameters
     ----------
     value : Tensor
+    n_matvecs : int, default=0
+        What it has cost.
 
     Returns
     -------
     Estimate
     """
     value = value.double()
-    return Estimate(value, torch.where(value.isnan(), torch.nan, 0.0))
+    stderr = torch.zeros_like(value).masked_fill(value.isnan(), torch.nan)
+    return Estimate(value, stderr, n_matvecs)
 
 
 def square(number: Estimate) -> Estimate:
     """Return a², its error to first order: not the product of independent factors."""
-    return Estimate(number.value.square(), 2 * number.value.abs() * number.stderr)
+    stderr = 2 * number.value.abs() * number.stderr
+    return Estimate(number.value.square(), stderr, number.n_matvecs)
 
 
 def quotient(above: list[Estimate], below: list[Estimate]) -> Estimate:
@@ -63,4 +56,5 @@ def quotient(above: list[Estimate], below: list[Estimate]) -> Estimate:
     for factor in below:
         value = value / factor.value
         stderr = torch.hypot(stderr, value * factor.stderr) / factor.value.abs()
-    return Estimate(value, stderr)
+    n_matvecs = sum(factor.n_matvecs for factor in [*above, *below])
+    return Estimate(value, stderr, n_matvecs)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_flag
 from flatmin.curvature import FisherOperator, GGNOperator
 from flatmin.curvature._finite import check_loss
-from flatmin.measures._sharpness_result import SharpnessResult
+from flatmin.linalg import Estimate
+from flatmin.measures._estimate import exact
 from flatmin.risk import EmpiricalRisk, Risk
 from flatmin.risk.arguments import check_point
 
 __all__ = ["fisher_rao_norm"]
 
 
-def fisher_rao_norm(
-    risk: Risk, theta: Tensor, *, empirical: bool = False
-) -> SharpnessResult:
+def fisher_rao_norm(risk: Risk, theta: Tensor, *, empirical: bool = False) -> Estimate:
     """Return θᵀFθ, the square of the Fisher-Rao norm of θ.
 
     F is the Fisher matrix, with the labels that the model draws; ``empirical`` takes
@@ -31,13 +29,13 @@ def fisher_rao_norm(
     risk : Risk
         Of a network: with a loss by name, which is a likelihood, unless
         ``empirical``. An analytic risk takes its Gauss-Newton matrix for F.
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     empirical : bool, default=False
         Take the true labels.
 
     Returns
     -------
-    SharpnessResult
+    Estimate
         Exact.
 
     Raises
@@ -56,6 +54,7 @@ def fisher_rao_norm(
     --------
     F = (2/N) XᵀX = 10, at θ = 2:
 
+    >>> import torch
     >>> from flatmin.risk import LinearRegressionRisk
     >>> risk = LinearRegressionRisk(torch.tensor([[1.0], [3.0]]), torch.zeros(2))
     >>> float(fisher_rao_norm(risk, torch.tensor([2.0])))
@@ -67,11 +66,11 @@ def fisher_rao_norm(
         slopes = risk.linearize(theta).directional_derivatives(theta)
         name, remedy = "A slope gᵢᵀθ", "look at θ and at these examples"
         value = check_loss(name, slopes, remedy).square().mean(-1)
-        return SharpnessResult(value, torch.zeros_like(value), n_draws=0, n_matvecs=1)
+        return exact(value, n_matvecs=1)
     operator: FisherOperator | GGNOperator
     if isinstance(risk, EmpiricalRisk):
         operator = FisherOperator(risk, theta, rng=0)
     else:
         operator = GGNOperator(risk, theta)
     value = (theta.double() * operator.matvec(theta).double()).sum(-1)
-    return SharpnessResult(value, torch.zeros_like(value), n_draws=0, n_matvecs=1)
+    return exact(value, n_matvecs=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import covariance_eigenpairs
 from flatmin.curvature._finite import check_finite
 from flatmin.measures._rounding import CLEAR, nearby
@@ -21,8 +22,8 @@ from flatmin.risk.arguments import check_point
 __all__ = ["Gaussianity", "minibatch_gaussianity"]
 
 
-@dataclass(frozen=True)
-class Gaussianity:
+@dataclass(frozen=True, repr=False)
+class Gaussianity(HtmlTable, ShortRepr):
     """How far the noise of minibatches is from Gaussian, direction by direction.
 
     ``float`` gives the largest of the distances.
@@ -65,10 +66,10 @@ class Gaussianity:
 def minibatch_gaussianity(
     risk: Risk,
     theta: Tensor,
+    k: int = 5,
     *,
     batch_size: int,
     directions: Tensor | None = None,
-    n_directions: int = 5,
     n_batches: int = 1000,
     rng: torch.Generator | int | None = 0,
 ) -> Gaussianity:
@@ -92,12 +93,12 @@ def minibatch_gaussianity(
     ----------
     risk : Risk
     theta : Tensor of shape (D,)
+    k : int, default=5
+        Leading eigenvectors of Σ, at most min(D, N - 1); without ``directions``.
     batch_size : int
         m.
     directions : Tensor of shape (D, k), default=None
         Columns v, of any length; None takes eigenvectors of Σ.
-    n_directions : int, default=5
-        Leading eigenvectors of Σ, at most min(D, N - 1); without ``directions``.
     n_batches : int, default=1000
         Drawn for the distance.
     rng : torch.Generator, int or None, default=0
@@ -127,16 +128,14 @@ def minibatch_gaussianity(
     """
     check_seed(rng)
     batch_size = check_count("batch_size", batch_size)
-    n_directions = check_count("n_directions", n_directions)
+    k = check_count("k", k)
     n_batches = check_count("n_batches", n_batches)
     check_point(risk, theta)
     if directions is not None:
         check_floating("directions", directions)
-    elif n_directions > min(risk.n_params, risk.n_examples - 1):
-        raise ValueError(
-            "n_directions must be at most min(D, N - 1) = "
-            f"{min(risk.n_params, risk.n_examples - 1)}. Got {n_directions}."
-        )
+    else:
+        largest = min(risk.n_params, risk.n_examples - 1)
+        check_count("k", k, at_most=largest, limit="min(D, N - 1)")
     if directions is not None and (
         directions.ndim != 2
         or len(directions) != risk.n_params
@@ -149,7 +148,7 @@ def minibatch_gaussianity(
     generator = make_generator(rng, risk.device)
     if directions is None:
         check_finite("The gradient g₀", risk.gradient(theta), risk)
-        pairs = covariance_eigenpairs(risk, theta, n_directions, rng=generator)
+        pairs = covariance_eigenpairs(risk, theta, k, rng=generator)
         directions = pairs.eigenvectors
     slopes = _slopes(risk, theta, directions)
     moved = (_slopes(risk, nearby(theta), directions) - slopes).abs().mean(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch import Tensor
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import GGNOperator
-from flatmin.linalg import eigsh
+from flatmin.linalg import Estimate, eigsh
 from flatmin.measures._deflation import deflated_norm
-from flatmin.measures._estimate import Estimate, exact, quotient, square
+from flatmin.measures._estimate import exact, quotient, square
 from flatmin.measures._rounding import gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
@@ -22,16 +22,11 @@ from flatmin.risk.arguments import check_point
 __all__ = ["LossScaledAlignment", "loss_scaled_alignment"]
 
 
-@dataclass(frozen=True)
-class LossScaledAlignment:
+@dataclass(frozen=True, repr=False)
+class LossScaledAlignment(Estimate):
     """μ = Tr(ΣG) / (2 L ‖G‖²_F) and what it is made of."""
 
-    value: Tensor  # ()
-    stderr: Tensor  # ()
-    curvature_norm: Estimate  # ‖G‖_F
-
-    def __float__(self) -> float:
-        return float(self.value)
+    curvature_norm: Estimate = field(kw_only=True)  # ‖G‖_F
 
     def norm_bound(self, lr: float, batch_size: float) -> float:
         """Return (1/η) √(m/μ), which ‖H‖_F does not exceed where SGD is stable.
@@ -63,8 +58,8 @@ class LossScaledAlignment:
 def loss_scaled_alignment(
     risk: Risk,
     theta: Tensor,
-    *,
     k: int = 10,
+    *,
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
@@ -123,7 +118,7 @@ def loss_scaled_alignment(
     """
     check_seed(rng)
     k = check_count("k", k)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
     generator = make_generator(rng, risk.device)
     moments = gradient_moments(risk, theta)
@@ -151,8 +146,8 @@ def loss_scaled_alignment(
             "The loss-scaled alignment divides by ‖G‖²_F, which must be above 0. Got "
             "G = 0: at this θ the outputs do not depend on the parameters."
         )
-    above = Estimate(product.value, product.stderr)
+    above: Estimate = product
     if not bool(moments.has_noise):
-        above = exact(torch.zeros_like(product.value))
+        above = exact(torch.zeros_like(product.value), product.n_matvecs)
     mu = quotient([above], [exact(2 * moments.value), square(norm)])
-    return LossScaledAlignment(mu.value, mu.stderr, norm)
+    return LossScaledAlignment(mu.value, mu.stderr, mu.n_matvecs, curvature_norm=norm)

@@ -8,8 +8,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_seed
 from flatmin.curvature import HessianOperator
-from flatmin.linalg import SpectralDensity, spectral_density
-from flatmin.measures._estimate import Estimate
+from flatmin.linalg import Estimate, SpectralDensity, spectral_density
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -20,7 +19,7 @@ def negative_mass(
     risk: Risk,
     theta: Tensor,
     *,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     n_probes: int = 10,
     n_steps: int = 80,
     rng: torch.Generator | int | None = 0,
@@ -36,7 +35,7 @@ def negative_mass(
     ----------
     risk : Risk
     theta : Tensor of shape (D,)
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, to whose block of H to confine it.
     n_probes : int, default=10
         See :func:`flatmin.linalg.spectral_density`.
@@ -72,7 +71,7 @@ def negative_mass(
     n_probes = check_count("n_probes", n_probes, at_least=2)
     n_steps = check_count("n_steps", n_steps)
     check_point(risk, theta)
-    operator = HessianOperator(risk, theta, params=params)
+    operator = HessianOperator(risk, theta, select=select)
     density = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, rng=rng)
     return density_negative_mass(density)
 
@@ -110,4 +109,4 @@ def density_negative_mass(density: SpectralDensity) -> Estimate:
     share = negative / total
     # The error of a ratio: that of its numerator less the ratio times the denominator.
     _, error = density.mean(lambda nodes: (-nodes).clamp(min=0) - share * nodes.abs())
-    return Estimate(share, error / total)
+    return Estimate(share, error / total, density.n_matvecs)

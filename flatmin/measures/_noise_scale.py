@@ -9,9 +9,11 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_positive
 from flatmin._utils.random import check_seed
+from flatmin._utils.results import ShortRepr
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
-from flatmin.measures._estimate import Estimate, exact, quotient
+from flatmin.linalg import Estimate
+from flatmin.measures._estimate import exact, quotient
 from flatmin.measures._rounding import CLEAR, gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
@@ -26,14 +28,14 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class GradientNoise:
+@dataclass(frozen=True, repr=False)
+class GradientNoise(ShortRepr):
     """Sizes of the gradient and of its noise; ``float`` gives the noise scale."""
 
-    gradient_norm: Tensor  # (*batch) ‖g₀‖, float64
-    trace: Tensor  # (*batch) Tr(Σ), float64
-    has_gradient: Tensor  # (*batch) bool: ‖g₀‖ is more than rounding
-    has_noise: Tensor  # (*batch) bool: Tr(Σ) is more than rounding
+    gradient_norm: Tensor  # (*chains) ‖g₀‖, float64
+    trace: Tensor  # (*chains) Tr(Σ), float64
+    has_gradient: Tensor  # (*chains) bool: ‖g₀‖ is more than rounding
+    has_noise: Tensor  # (*chains) bool: Tr(Σ) is more than rounding
 
     @property
     def simple_noise_scale(self) -> Tensor:
@@ -66,7 +68,7 @@ class GradientNoise:
 
         Returns
         -------
-        Tensor of shape (\\*batch)
+        Tensor of shape (\\*chains)
 
         Raises
         ------
@@ -91,7 +93,7 @@ class GradientNoise:
 
         Returns
         -------
-        Tensor of shape (\\*batch)
+        Tensor of shape (\\*chains)
 
         Raises
         ------
@@ -114,7 +116,7 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
 
     Returns
     -------
@@ -165,7 +167,7 @@ def curvature_noise_scale(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error of Tr(HΣ) to reach.
     max_matvecs : int, default=200
@@ -219,19 +221,20 @@ def curvature_noise_scale(
     product = trace_hessian_covariance(
         risk, theta, rtol=rtol, max_matvecs=max_matvecs, rng=rng
     )
-    scale = quotient([Estimate(product.value, product.stderr)], [exact(along)])
+    scale = quotient([product], [exact(along)])
     return Estimate(
         torch.where(moments.has_noise, scale.value, 0.0),
         torch.where(moments.has_noise, scale.stderr, 0.0),
+        scale.n_matvecs,
     )
 
 
-@dataclass(frozen=True)
-class SignalToNoise:
+@dataclass(frozen=True, repr=False)
+class SignalToNoise(ShortRepr):
     """The GSNR and what it is the mean of; ``float`` gives the mean."""
 
-    value: Tensor  # (*batch), float64
-    n_used: Tensor  # (*batch), coordinates whose examples differ
+    value: Tensor  # (*chains), float64
+    n_used: Tensor  # (*chains), coordinates whose examples differ
     left_out: dict[str, int]  # coordinates without noise, at any θ, by parameter
 
     def __float__(self) -> float:
@@ -250,7 +253,7 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> SignalToNoise:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
 
     Returns
     -------

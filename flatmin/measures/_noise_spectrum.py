@@ -9,9 +9,11 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
+from flatmin._utils.results import ShortRepr
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
+from flatmin.linalg import Estimate
 from flatmin.measures._deflation import deflated_norm
-from flatmin.measures._estimate import Estimate, exact, quotient, square
+from flatmin.measures._estimate import exact, quotient, square
 from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
@@ -19,8 +21,8 @@ from flatmin.risk.arguments import check_point
 __all__ = ["NoiseSpectrum", "noise_spectrum"]
 
 
-@dataclass(frozen=True)
-class NoiseSpectrum:
+@dataclass(frozen=True, repr=False)
+class NoiseSpectrum(ShortRepr):
     """Σ, divisor N, on D coordinates; ``float`` gives the effective rank."""
 
     n_params: int  # D
@@ -62,7 +64,7 @@ def noise_spectrum(
     theta: Tensor,
     k: int = 20,
     *,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     tol: float = 1e-4,
     rtol: float = 0.02,
     max_matvecs: int = 200,
@@ -80,7 +82,7 @@ def noise_spectrum(
     theta : Tensor of shape (D,)
     k : int, default=20
         At most min(D, N - 1).
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules, to whose block of Σ to confine it.
     tol : float, default=1e-4
         Residual of the eigenpairs, relative to the largest eigenvalue.
@@ -121,12 +123,12 @@ def noise_spectrum(
     check_seed(rng)
     k = check_count("k", k)
     tol = check_positive("tol", tol)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=2)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
     generator = make_generator(rng, risk.device)
-    operator = GradientCovarianceOperator(risk, theta, params=params)
+    operator = GradientCovarianceOperator(risk, theta, select=select)
     moments = gradient_moments(risk, theta, operator.indices)
-    pairs = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, params=params)
+    pairs = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, select=select)
     norm = deflated_norm(
         operator, pairs, rtol=rtol, max_matvecs=max_matvecs, rng=generator
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.random import check_seed
+from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
 from flatmin.linalg import diagonal
@@ -24,8 +26,8 @@ __all__ = ["PowerLaw", "PowerLaws", "covariance_exponent", "covariance_exponents
 _CLEAR = 5.0
 
 
-@dataclass(frozen=True)
-class PowerLaw:
+@dataclass(frozen=True, repr=False)
+class PowerLaw(ShortRepr):
     """The line log Σᵢᵢ = b log Hᵢᵢ + c by least squares; ``float`` gives b."""
 
     exponent: float  # b
@@ -39,12 +41,24 @@ class PowerLaw:
         return self.exponent
 
 
-class PowerLaws(dict[str, PowerLaw]):
+class PowerLaws(HtmlTable, dict[str, PowerLaw]):
     """The fits by layer; ``left_out`` says why a layer has none."""
 
     def __init__(self, fits: dict[str, PowerLaw], left_out: dict[str, str]) -> None:
         super().__init__(fits)
         self.left_out = left_out
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a layer.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns exponent, stderr, intercept, correlation and n_points.
+        """
+        columns = ["exponent", "stderr", "intercept", "correlation", "n_points"]
+        index = pd.Index(self, name="layer")
+        return pd.DataFrame(map(vars, self.values()), index, columns)
 
     def __repr__(self) -> str:
         return f"PowerLaws({super().__repr__()}, left_out={self.left_out!r})"
@@ -54,7 +68,7 @@ def covariance_exponent(
     risk: Risk,
     theta: Tensor,
     *,
-    params: str | list[str] | None = None,
+    select: str | list[str] | None = None,
     rtol: float = 0.05,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
@@ -74,7 +88,7 @@ def covariance_exponent(
     ----------
     risk : Risk
     theta : Tensor of shape (D,)
-    params : str or list of str, default=None
+    select : str or list of str, default=None
         Names of parameters or modules.
     rtol : float, default=0.05
         Norm of the errors of diag(H), relative to its own.
@@ -94,7 +108,7 @@ def covariance_exponent(
         be used, or they have one Hᵢᵢ.
     FloatingPointError
         If a number is not finite; the message names the parameters. Leave those out by
-        ``params``.
+        ``select``.
 
     References
     ----------
@@ -113,9 +127,9 @@ def covariance_exponent(
     2.0
     """
     check_seed(rng)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
-    points = _points(risk, theta, params, rtol, max_matvecs, rng)
+    points = _points(risk, theta, select, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     return _fit(points, risk)
 
 
@@ -156,9 +170,9 @@ def covariance_exponents(
         If a number is not finite; the message names the parameters.
     """
     check_seed(rng)
-    rtol, max_matvecs = check_accuracy(rtol, max_matvecs, at_least=6)
+    rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
-    points = _points(risk, theta, None, rtol, max_matvecs, rng)
+    points = _points(risk, theta, None, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     fits, left_out = {}, {}
     for name, part in risk.layout.layers().items():
         at = torch.arange(part.start, part.stop, device=risk.device)
@@ -185,19 +199,20 @@ class _Points:
 def _points(
     risk: Risk,
     theta: Tensor,
-    params: str | list[str] | None,
+    select: str | list[str] | None,
+    *,
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator | int | None,
 ) -> _Points:
     """Return Hᵢᵢ and Σᵢᵢ, and where both are known to be positive."""
-    operator = HessianOperator(risk, theta, params=params)
+    operator = HessianOperator(risk, theta, select=select)
     moments = gradient_moments(risk, theta, operator.indices)
     curvature = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     h = curvature.value.double()
     known = h > _CLEAR * curvature.stderr
     if not bool(curvature.stderr.any()):  # exact but for rounding
-        at = HessianOperator(risk, nearby(operator.theta), params=params)
+        at = HessianOperator(risk, nearby(operator.theta), select=select)
         known &= h > CLEAR * (at.to_dense().diagonal().double() - h).abs()
     return _Points(h, moments.variances, known & moments.noisy, operator.indices)
 
@@ -208,13 +223,13 @@ def _fit(points: _Points, risk: Risk) -> PowerLaw:
     if n_points < 3:
         raise _NoFitError(
             "A fit needs three coordinates with Σᵢᵢ > 0 and Hᵢᵢ clear of 0. Got "
-            f"{n_points} of {len(usable)}; raise max_matvecs, or choose other params."
+            f"{n_points} of {len(usable)}; raise max_matvecs, or select others."
         )
     x = points.h[usable].log()
     if float(x.max() - x.min()) <= 2 * CLEAR * torch.finfo(risk.dtype).eps:
         raise _NoFitError(
             "A fit needs coordinates of different Hᵢᵢ. Got "
-            f"{float(points.h[usable][0]):.6g} at all {n_points}; choose other params."
+            f"{float(points.h[usable][0]):.6g} at all {n_points}; select others."
         )
     y = points.variances[usable].log()
     line = stats.linregress(x.cpu().numpy(), y.cpu().numpy())

@@ -27,16 +27,16 @@ _FEW = 16
 class GradientMoments:
     """L, g₀ and diag(Σ) at θ, in float64, with the rounding in them."""
 
-    value: Tensor  # (*batch) L
-    mean: Tensor  # (*batch, d) g₀
-    variances: Tensor  # (*batch, d) Σⱼⱼ
-    value_rounding: Tensor  # (*batch) of L
-    mean_rounding: Tensor  # (*batch, d) of g₀ⱼ
-    noise_rounding: Tensor  # (*batch, d) above which Σⱼⱼ is no rounding
+    value: Tensor  # (*chains) L
+    mean: Tensor  # (*chains, d) g₀
+    variances: Tensor  # (*chains, d) Σⱼⱼ
+    value_rounding: Tensor  # (*chains) of L
+    mean_rounding: Tensor  # (*chains, d) of g₀ⱼ
+    noise_rounding: Tensor  # (*chains, d) above which Σⱼⱼ is no rounding
 
     @property
     def noisy(self) -> Tensor:
-        """Coordinates at which the examples differ by more than rounding, (*batch, d).
+        """Coordinates at which the examples differ by more than rounding, (*chains, d).
 
         Each by itself: coordinates may have any scales beside each other.
         """
@@ -44,18 +44,18 @@ class GradientMoments:
 
     @property
     def has_noise(self) -> Tensor:
-        """Whether Tr(Σ) is more than rounding, (*batch)."""
+        """Whether Tr(Σ) is more than rounding, (*chains)."""
         return self.variances.sum(-1) > self.noise_rounding.sum(-1)
 
     @property
     def has_gradient(self) -> Tensor:
-        """Whether ‖g₀‖ is more than rounding, (*batch)."""
+        """Whether ‖g₀‖ is more than rounding, (*chains)."""
         norm = torch.linalg.vector_norm
         return norm(self.mean, dim=-1) > CLEAR * norm(self.mean_rounding, dim=-1)
 
     @property
     def has_loss(self) -> Tensor:
-        """Whether L is more than rounding, (*batch)."""
+        """Whether L is more than rounding, (*chains)."""
         return self.value.abs() > CLEAR * self.value_rounding
 
     def check_noise(self, what: str) -> None:
@@ -77,7 +77,7 @@ class GradientMoments:
                 f"{what} needs gradients that differ between examples by more than "
                 f"rounding. Got Tr(Σ) = {float(traces.flatten()[0]):.3g}, where "
                 "rounding makes as much: examples are equal, or θ fits all of them. "
-                "Use other examples, another θ or other params; float64 resolves "
+                "Use other examples, another θ or another selection; float64 resolves "
                 "more than float32."
             )
 
@@ -114,12 +114,12 @@ def nearby(theta: Tensor, seed: int = 0) -> Tensor:
 
     Parameters
     ----------
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     seed : int, default=0
 
     Returns
     -------
-    Tensor of shape (\\*batch, D)
+    Tensor of shape (\\*chains, D)
     """
     rng = torch.Generator().manual_seed(seed)
     up = torch.randint(2, (theta.shape[-1],), generator=rng).to(theta)
@@ -137,7 +137,7 @@ def gradient_moments(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     indices : Tensor of shape (d,), default=None
         Coordinates to confine it to; None is all.
 
@@ -187,7 +187,7 @@ def gradient_moments(
 def _change(
     risk: Risk, theta: Tensor, at: Tensor, some: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return the mean of |gᵢⱼ(θ') - gᵢⱼ(θ)| over the first examples, (\\*batch, d)."""
+    """Return the mean of |gᵢⱼ(θ') - gᵢⱼ(θ)| over the first examples, (\\*chains, d)."""
     # Not of its square: a kink of a network that one example crosses on the way is no
     # rounding, and would weigh more.
     total, n = torch.zeros(()), 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_count, check_flag, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss
-from flatmin.measures._sharpness_result import SharpnessResult
+from flatmin.linalg import Estimate
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -23,7 +25,7 @@ def expected_sharpness(
     n_draws: int = 100,
     absolute: bool = False,
     rng: torch.Generator | int | None = 0,
-) -> SharpnessResult:
+) -> Estimate:
     """Return (1/M) Σⱼ L(θ + ξⱼ) - L(θ) with ξ ~ N(0, s² I).
 
     To second order (s²/2) Tr(H). It is not invariant to a reparametrisation: two
@@ -34,7 +36,7 @@ def expected_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     sigma : float, default=0.01
         s, in units of θ.
     n_draws : int, default=100
@@ -46,8 +48,9 @@ def expected_sharpness(
 
     Returns
     -------
-    SharpnessResult
-        In units of the loss.
+    Estimate
+        In units of the loss. ``stderr``, of ddof 1, holds the rounding of L(θ) as
+        well, since losses are subtracted.
 
     Raises
     ------
@@ -73,7 +76,8 @@ def expected_sharpness(
     >>> abs(float(result) - 0.03) < 3 * float(result.stderr)
     True
     """
-    return _mean_rise(risk, theta, False, sigma, n_draws, absolute, rng)
+    options: Any = {"n_draws": n_draws, "absolute": absolute, "rng": rng}
+    return _mean_rise(risk, theta, sigma, adaptive=False, **options)
 
 
 def adaptive_expected_sharpness(
@@ -84,7 +88,7 @@ def adaptive_expected_sharpness(
     n_draws: int = 100,
     absolute: bool = False,
     rng: torch.Generator | int | None = 0,
-) -> SharpnessResult:
+) -> Estimate:
     """Return (1/M) Σⱼ L(θ + |θ| ∘ ξⱼ) - L(θ) with ξ ~ N(0, s² I).
 
     To second order (s²/2) Σᵢ θᵢ² Hᵢᵢ. Each coordinate is perturbed in proportion to
@@ -95,7 +99,7 @@ def adaptive_expected_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     sigma : float, default=0.05
         s, relative to |θ|.
     n_draws : int, default=100
@@ -107,8 +111,9 @@ def adaptive_expected_sharpness(
 
     Returns
     -------
-    SharpnessResult
-        In units of the loss.
+    Estimate
+        In units of the loss. ``stderr``, of ddof 1, holds the rounding of L(θ) as
+        well, since losses are subtracted.
 
     Raises
     ------
@@ -134,18 +139,20 @@ def adaptive_expected_sharpness(
     >>> abs(float(result) - 0.045) < 3 * float(result.stderr)
     True
     """
-    return _mean_rise(risk, theta, True, sigma, n_draws, absolute, rng)
+    options: Any = {"n_draws": n_draws, "absolute": absolute, "rng": rng}
+    return _mean_rise(risk, theta, sigma, adaptive=True, **options)
 
 
 def _mean_rise(
     risk: Risk,
     theta: Tensor,
-    adaptive: bool,
     sigma: float,
+    *,
+    adaptive: bool,
     n_draws: int,
     absolute: bool,
     rng: torch.Generator | int | None,
-) -> SharpnessResult:
+) -> Estimate:
     sigma = check_positive("sigma", sigma)
     absolute = check_flag("absolute", absolute)
     n_draws = check_count("n_draws", n_draws, at_least=2)  # to have a standard error
@@ -171,4 +178,4 @@ def _mean_rise(
     # L(θ) and its rounding are in every difference, where no spread shows it.
     rounding = torch.finfo(risk.dtype).eps * base.abs()
     stderr = torch.hypot(delta.std(0) / n_draws**0.5, rounding)
-    return SharpnessResult(delta.mean(0), stderr, n_draws)
+    return Estimate(delta.mean(0), stderr)

@@ -14,9 +14,9 @@ from flatmin._utils.quiet import ignored
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import check_finite
-from flatmin.linalg import FunctionOperator, eigsh
+from flatmin.linalg import Estimate, FunctionOperator, eigsh
 from flatmin.measures._curvature_sharpness import max_eigenvalue
-from flatmin.measures._estimate import Estimate, exact
+from flatmin.measures._estimate import exact
 from flatmin.measures._rounding import CLEAR
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
@@ -41,7 +41,7 @@ def edge_of_stability(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     lr : float
         η.
     tol : float, default=1e-4
@@ -74,7 +74,8 @@ def edge_of_stability(
     lr = check_positive("lr", lr)
     tol = check_positive("tol", tol)
     check_point(risk, theta)
-    return exact(max_eigenvalue(risk, theta, tol=tol, rng=rng).value * (lr / 2))
+    sharpness = max_eigenvalue(risk, theta, tol=tol, rng=rng)
+    return exact(sharpness.value * (lr / 2), sharpness.n_matvecs)
 
 
 def non_uniformity(
@@ -168,8 +169,8 @@ def non_uniformity(
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        return exact(square.sqrt())
-    return Estimate(torch.zeros_like(square), rounding.sqrt())
+        return exact(square.sqrt(), pair.n_matvecs)
+    return Estimate(torch.zeros_like(square), rounding.sqrt(), pair.n_matvecs)
 
 
 def non_uniformity_bound(lr: float, batch_size: int, n_examples: int) -> float:
@@ -199,12 +200,8 @@ def non_uniformity_bound(lr: float, batch_size: int, n_examples: int) -> float:
     20.3101
     """
     lr = check_positive("lr", lr)
-    batch_size = check_count("batch_size", batch_size)
     n_examples = check_count("n_examples", n_examples)
-    if batch_size > n_examples:
-        raise ValueError(
-            f"batch_size must be between 1 and N = {n_examples}. Got {batch_size}."
-        )
+    batch_size = check_count("batch_size", batch_size, at_most=n_examples, limit="N")
     if batch_size == n_examples:
         return math.inf
     ratio = batch_size * (n_examples - 1) / (n_examples - batch_size)

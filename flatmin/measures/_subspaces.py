@@ -27,13 +27,13 @@ def cosines(U: Tensor, V: Tensor) -> Tensor:
 
     Parameters
     ----------
-    U : Tensor of shape (\\*batch, D, k)
+    U : Tensor of shape (\\*chains, D, k)
         Columns are vectors.
-    V : Tensor of shape (\\*batch, D, k)
+    V : Tensor of shape (\\*chains, D, k)
 
     Returns
     -------
-    Tensor of shape (\\*batch, k)
+    Tensor of shape (\\*chains, k)
         In float64.
 
     Raises
@@ -70,13 +70,13 @@ def projection_residual(A: Tensor, B: Tensor) -> Tensor:
 
     Parameters
     ----------
-    A : Tensor of shape (\\*batch, D, k)
-    B : Tensor of shape (\\*batch, D, j)
+    A : Tensor of shape (\\*chains, D, k)
+    B : Tensor of shape (\\*chains, D, j)
         Linearly independent columns.
 
     Returns
     -------
-    Tensor of shape (\\*batch)
+    Tensor of shape (\\*chains)
         In float64.
 
     Raises
@@ -125,10 +125,8 @@ def random_projection_residual(k: int, n_params: int) -> float:
     >>> random_projection_residual(20, 11330)
     19.9647
     """
-    k = check_count("k", k)
     n_params = check_count("n_params", n_params)
-    if k > n_params:
-        raise ValueError(f"k must be between 1 and D = {n_params}. Got k={k}.")
+    k = check_count("k", k, at_most=n_params, limit="D")
     return k * (1 - k / n_params)
 
 
@@ -140,14 +138,14 @@ def overlap(U: Tensor, V: Tensor) -> Tensor:
 
     Parameters
     ----------
-    U : Tensor of shape (\\*batch, D, k)
+    U : Tensor of shape (\\*chains, D, k)
         Linearly independent columns.
-    V : Tensor of shape (\\*batch, D, j)
+    V : Tensor of shape (\\*chains, D, j)
         Linearly independent columns.
 
     Returns
     -------
-    Tensor of shape (\\*batch)
+    Tensor of shape (\\*chains)
         In float64.
 
     References
@@ -173,14 +171,14 @@ def principal_angles(U: Tensor, V: Tensor) -> Tensor:
 
     Parameters
     ----------
-    U : Tensor of shape (\\*batch, D, k)
+    U : Tensor of shape (\\*chains, D, k)
         Linearly independent columns.
-    V : Tensor of shape (\\*batch, D, j)
+    V : Tensor of shape (\\*chains, D, j)
         Linearly independent columns.
 
     Returns
     -------
-    Tensor of shape (\\*batch, min(k, j))
+    Tensor of shape (\\*chains, min(k, j))
         In float64.
 
     References
@@ -211,14 +209,14 @@ def subspace_share(v: Tensor, U: Tensor) -> Tensor:
 
     Parameters
     ----------
-    v : Tensor of shape (\\*batch, D)
+    v : Tensor of shape (\\*chains, D)
         Not 0.
-    U : Tensor of shape (\\*batch, D, k)
+    U : Tensor of shape (\\*chains, D, k)
         Linearly independent columns.
 
     Returns
     -------
-    Tensor of shape (\\*batch)
+    Tensor of shape (\\*chains)
         In float64.
 
     Raises

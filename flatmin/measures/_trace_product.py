@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from flatmin.curvature import (
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.curvature._preconditioner import check_preconditioner
-from flatmin.linalg import EigenResult, FunctionOperator, eigsh, trace
+from flatmin.linalg import Eigenpairs, Estimate, FunctionOperator, eigsh, trace
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point
 
@@ -33,31 +33,26 @@ MATRICES: dict[str, type[RiskOperator]] = {
 }
 
 
-@dataclass(frozen=True)
-class TraceProduct:
-    """Tr(HΣ), how well it is known and what it cost."""
+@dataclass(frozen=True, repr=False)
+class TraceProduct(Estimate):
+    """Tr(HΣ) in float64; ``n_matvecs`` counts products with H."""
 
-    value: Tensor  # (*batch), float64
-    stderr: Tensor  # the same shape; 0 where nothing is drawn
-    bound: Tensor  # the same shape; at most what a low rank leaves out, else 0
-    n_matvecs: int  # products with H
-
-    def __float__(self) -> float:
-        return float(self.value)
+    # (*chains) at most what a low rank leaves out; 0 of the other routes
+    bound: Tensor = field(kw_only=True)
 
 
 def trace_hessian_covariance(
     risk: Risk,
     theta: Tensor,
+    k: int = 20,
     *,
     method: Literal["auto", "exact", "sampled", "low_rank"] = "auto",
     matrix: Literal["hessian", "ggn"] = "hessian",
-    k: int = 20,
+    select: str | list[str] | None = None,
+    preconditioner: Tensor | None = None,
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
-    params: str | list[str] | None = None,
-    preconditioner: Tensor | None = None,
 ) -> TraceProduct:
     """Return Tr(HΣ), Σ with the divisor N.
 
@@ -76,26 +71,26 @@ def trace_hessian_covariance(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
         Chains only with the exact route.
+    k : int, default=20
+        Of the low rank, at most min(D, N - 1).
     method : {"auto", "exact", "sampled", "low_rank"}, default="auto"
         ``"auto"`` is exact where that takes at most ``max_matvecs`` products, else
         sampled.
     matrix : {"hessian", "ggn"}, default="hessian"
         ``"ggn"`` gives Tr(GΣ).
-    k : int, default=20
-        Of the low rank, at most min(D, N - 1).
+    select : str or list of str, default=None
+        Names of parameters or modules, to whose blocks of H and Σ to confine it.
+    preconditioner : Tensor of shape (D,), default=None
+        The diagonal of P, of all parameters: then Tr(H PΣP), of the noise of RMSProp
+        and Adam. See :class:`~flatmin.curvature.PreconditionedCovarianceOperator`.
     rtol : float, default=0.02
         Relative standard error to reach by sampling.
     max_matvecs : int, default=200
         Products of the sampled route at most.
     rng : torch.Generator, int or None, default=0
         A seed, a generator on the risk's device, or None for random draws.
-    params : str or list of str, default=None
-        Names of parameters or modules, to whose blocks of H and Σ to confine it.
-    preconditioner : Tensor of shape (D,), default=None
-        The diagonal of P, of all parameters: then Tr(H PΣP), of the noise of RMSProp
-        and Adam. See :class:`~flatmin.curvature.PreconditionedCovarianceOperator`.
 
     Returns
     -------
@@ -128,7 +123,7 @@ def trace_hessian_covariance(
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_point(risk, theta)
-    operator = MATRICES[matrix](risk, theta, params=params)
+    operator = MATRICES[matrix](risk, theta, select=select)
     P = 1.0 if preconditioner is None else check_preconditioner(preconditioner, risk)
     if method == "auto":
         cheap = min(operator.shape[-1], risk.n_examples) <= max_matvecs
@@ -137,24 +132,24 @@ def trace_hessian_covariance(
         return _exact(operator, P)
     generator = make_generator(rng, risk.device)
     if method == "low_rank":
-        covariance = covariance_operator(risk, theta, preconditioner, params)
+        covariance = covariance_operator(risk, theta, preconditioner, select)
         covariance.trace()  # which names the parameters of what is not finite
         pairs = covariance_eigenpairs(
             risk,
             theta,
             k,
             rng=generator,
-            params=params,
+            select=select,
             preconditioner=preconditioner,
         )
         return low_rank_trace_product(operator, covariance, pairs, generator)
-    return _sampled(operator, P, rtol, max_matvecs, generator)
+    return _sampled(operator, P, rtol=rtol, max_matvecs=max_matvecs, rng=generator)
 
 
 def low_rank_trace_product(
     operator: RiskOperator,
     covariance: GradientCovarianceOperator,
-    pairs: EigenResult,
+    pairs: Eigenpairs,
     rng: torch.Generator,
 ) -> TraceProduct:
     """Return Σ γₗ vₗᵀHvₗ and the bound on what is left out.
@@ -165,7 +160,7 @@ def low_rank_trace_product(
         H.
     covariance : GradientCovarianceOperator
         Σ, on the same coordinates.
-    pairs : EigenResult
+    pairs : Eigenpairs
         (γₗ, vₗ), its leading eigenpairs.
     rng : torch.Generator
         For the largest magnitude of H's eigenvalues.
@@ -180,9 +175,8 @@ def low_rank_trace_product(
     value = (pairs.eigenvalues * curvatures).sum(-1)
     largest = eigsh(operator, 1, which="LM", rng=rng).eigenvalues[..., 0].abs()
     left = (covariance.trace().double() - pairs.eigenvalues.sum(-1)).clamp(min=0)
-    return TraceProduct(
-        value, torch.zeros_like(value), largest * left, operator.n_matvecs - before
-    )
+    n_matvecs = operator.n_matvecs - before
+    return TraceProduct(value, torch.zeros_like(value), n_matvecs, bound=largest * left)
 
 
 def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
@@ -205,12 +199,13 @@ def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
         total = total + (noise * products).sum((-2, -1))
     zero = torch.zeros_like(total)
     value = check_loss("Tr(HΣ)", total / risk.n_examples, "scale the loss down")
-    return TraceProduct(value, zero, zero, operator.n_matvecs)
+    return TraceProduct(value, zero, operator.n_matvecs, bound=zero)
 
 
 def _sampled(
     operator: RiskOperator,
     P: Tensor | float,
+    *,
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator,
@@ -234,6 +229,5 @@ def _sampled(
     )
     result = trace(inner, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     value = result.value.double()
-    return TraceProduct(
-        value, result.stderr.double(), torch.zeros_like(value), operator.n_matvecs
-    )
+    stderr, bound = result.stderr.double(), torch.zeros_like(value)
+    return TraceProduct(value, stderr, operator.n_matvecs, bound=bound)

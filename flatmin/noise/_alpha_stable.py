@@ -91,12 +91,13 @@ class AlphaStable(NoiseLaw):
     def refresh(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any = None
     ) -> Tensor:
-        """See :meth:`NoiseLaw.refresh`; the state is γ, of shape (\\*batch)."""
+        """See :meth:`NoiseLaw.refresh`; the state is γ, of shape (\\*chains)."""
         if self.match == "none":
             deviation = theta.new_full(theta.shape[:-1], float(self.sigma))
         else:
             trace = covariance_trace(risk, theta, check=False)
-            deviation = (trace / (self._batch_size(risk) * risk.n_params)).sqrt()
+            variance = trace / (self._batch_size(risk) * risk.n_params)
+            deviation = variance.sqrt().to(risk.dtype)
         ratio = _NORMAL_QUARTILE / _stable_quartile(float(self.alpha))
         return float(self.noise_scale) * ratio * deviation
 
@@ -113,7 +114,7 @@ class AlphaStable(NoiseLaw):
 
         Returns
         -------
-        LinearOperator of shape (\\*batch, D, D)
+        LinearOperator of shape (\\*chains, D, D)
 
         Raises
         ------

@@ -25,8 +25,8 @@ __all__ = ["AntiPGD", "AntiState"]
 class AntiState:
     """The last draw, replaced by each one."""
 
-    last: Tensor  # (*batch, D) zₙ
-    variance: Tensor  # (*batch) of a coordinate of ε
+    last: Tensor  # (*chains, D) zₙ
+    variance: Tensor  # (*chains) of a coordinate of ε
 
 
 class AntiPGD(MatchedLaw):
@@ -64,7 +64,7 @@ class AntiPGD(MatchedLaw):
     """
 
     name = "anti_pgd"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,
@@ -107,7 +107,8 @@ class AntiPGD(MatchedLaw):
             return AntiState(last, self._variance_at(theta, step))
         trace = covariance_trace(risk, theta, check=False)
         variance = trace / (self._batch_size(risk) * risk.n_params)
-        return AntiState(last, float(self.noise_scale) ** 2 * variance)
+        scaled = float(self.noise_scale) ** 2 * variance
+        return AntiState(last, scaled.to(risk.dtype))
 
     def _variance_at(self, theta: Tensor, step: Step | None) -> Tensor:
         """Return 2σ²/η²."""
@@ -132,8 +133,8 @@ class AntiPGD(MatchedLaw):
         theta: Tensor,
         state: AntiState,
         rng: torch.Generator,
-        factor: Tensor | None,
         *,
+        factor: Tensor | None,
         step: Step | None = None,
     ) -> tuple[Tensor, Tensor]:
         if self.match == "none":  # η may have changed since the refresh

@@ -10,7 +10,12 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from flatmin._runs.storable import as_storable
-from flatmin._utils.numbers import check_held_by, is_count, is_number
+from flatmin._utils.numbers import (
+    check_count,
+    check_held_by,
+    check_positive,
+    is_count,
+)
 from flatmin.linalg import LinearOperator, operator_from_storable, operator_to_storable
 from flatmin.noise._step import Step, declares_step, step_for
 from flatmin.risk import Risk
@@ -23,17 +28,18 @@ DEFAULT_N_COMPONENTS = 20
 
 
 class NoiseLaw(BaseEstimator, ABC):
-    """ε with mean 0 and covariance C(θ), in gradient units.
+    """The noise ε of a gradient: its mean is 0, its covariance C(θ) in gradient units.
 
-    A law holds settings only. What it prepares at a point is its *state*, which
-    belongs to the caller: it comes from :meth:`refresh` and is handed back to
-    :meth:`noisy_gradient`. So one law serves many runs and threads. Every constructor
-    argument is a scikit-learn parameter. θ may have leading chain dimensions where
-    the risk has them.
+    A law holds settings only. :meth:`refresh` prepares a point θ and returns the law's
+    *state* there. The caller keeps the state and gives it to :meth:`noisy_gradient`.
+    So one law serves many runs and threads. Every constructor argument is a
+    scikit-learn parameter. A θ of shape (\\*chains, D) is one point for each chain;
+    the risk must allow that.
 
-    A law whose ``refresh`` or ``noisy_gradient`` declares a keyword ``step`` is told
-    the iteration and η there, as a :class:`Step`: for annealed noise, or noise in
-    parameter units. Laws without it are called as below. ::
+    Some noise depends on the iteration or on η: annealed noise does, and so does noise
+    in parameter units. For that ``refresh`` or ``noisy_gradient`` declares a keyword
+    ``step`` and receives a :class:`Step`. Laws that do not declare it are called
+    without it. ::
 
         def noisy_gradient(self, risk, theta, state, rng, *, step): ...
 
@@ -42,16 +48,16 @@ class NoiseLaw(BaseEstimator, ABC):
     name : str
         The name under which :func:`make_noise_law` knows it.
     refresh_every : int
-        After how many iterations a training loop renews the state.
+        A training loop calls ``refresh`` again after that many iterations.
     n_substeps : int
-        l: an iteration of a training loop is l steps at η/l. 1 but for ``svag``.
+        l: an iteration of a training loop is l steps at η/l. 1 for all but ``svag``.
     unbiased : bool
         Whether the mean of the noisy gradient is g₀.
     has_covariance : bool
-        Whether ε has one, or else heavy tails.
+        Whether ε has a covariance. Heavy-tailed noise has none.
     in_parameter_units : bool
-        Whether a plain step θ - η g gives its noise in parameters a size that is set;
-        other optimizers are then refused.
+        Whether a setting gives the size of η ε, the noise in the parameters. That
+        holds for a step θ - η g only, so other optimizers are refused.
     """
 
     name: ClassVar[str]
@@ -63,7 +69,7 @@ class NoiseLaw(BaseEstimator, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A parent's shortcut knows nothing of what a subclass puts in its place.
+        # A parent's refreshed_gradient does not call a subclass's new refresh.
         for base in cls.__mro__:
             if "refreshed_gradient" in vars(base):
                 break
@@ -85,7 +91,7 @@ class NoiseLaw(BaseEstimator, ABC):
         Parameters
         ----------
         risk : Risk
-        theta : Tensor of shape (\\*batch, D)
+        theta : Tensor of shape (\\*chains, D)
         state : object
             From :meth:`refresh`.
         rng : torch.Generator
@@ -93,9 +99,9 @@ class NoiseLaw(BaseEstimator, ABC):
 
         Returns
         -------
-        loss : Tensor of shape (\\*batch)
+        loss : Tensor of shape (\\*chains)
             L(θ) without noise; for minibatches the loss of the batch.
-        gradient : Tensor of shape (\\*batch, D)
+        gradient : Tensor of shape (\\*chains, D)
         """
 
     @abstractmethod
@@ -105,13 +111,13 @@ class NoiseLaw(BaseEstimator, ABC):
         Parameters
         ----------
         risk : Risk
-        theta : Tensor of shape (\\*batch, D)
+        theta : Tensor of shape (\\*chains, D)
         state : object
             From :meth:`refresh`.
 
         Returns
         -------
-        LinearOperator of shape (\\*batch, D, D)
+        LinearOperator of shape (\\*chains, D, D)
         """
 
     def refresh(
@@ -122,11 +128,11 @@ class NoiseLaw(BaseEstimator, ABC):
         Parameters
         ----------
         risk : Risk
-        theta : Tensor of shape (\\*batch, D)
+        theta : Tensor of shape (\\*chains, D)
         rng : torch.Generator
             On the risk's device.
         previous : object, default=None
-            This law's state before, in the same run; keeps what is drawn once a run.
+            The last state of this law in this run. What is drawn once a run is in it.
 
         Returns
         -------
@@ -144,12 +150,14 @@ class NoiseLaw(BaseEstimator, ABC):
         *,
         step: Step | None = None,
     ) -> tuple[Any, Tensor, Tensor]:
-        """Refresh at θ, and draw there: for a law whose refresh yields g₀ as well.
+        """Refresh at θ, and draw there.
+
+        A law overrides it if its refresh computes g₀ as well: that saves a gradient.
 
         Parameters
         ----------
         risk : Risk
-        theta : Tensor of shape (\\*batch, D)
+        theta : Tensor of shape (\\*chains, D)
         rng : torch.Generator
         previous : object, default=None
             All as in :meth:`refresh`.
@@ -160,9 +168,9 @@ class NoiseLaw(BaseEstimator, ABC):
         -------
         state : object
             As from :meth:`refresh`.
-        loss : Tensor of shape (\\*batch)
+        loss : Tensor of shape (\\*chains)
             As from :meth:`noisy_gradient`, as the next.
-        gradient : Tensor of shape (\\*batch, D)
+        gradient : Tensor of shape (\\*chains, D)
         """
         refresh, draw = self.refresh, self.noisy_gradient
         state = refresh(risk, theta, rng, previous, **step_for(refresh, step))
@@ -174,22 +182,23 @@ class NoiseLaw(BaseEstimator, ABC):
         Parameters
         ----------
         risk : Risk
-        theta : Tensor of shape (\\*batch, D)
+        theta : Tensor of shape (\\*chains, D)
         state : object
             From :meth:`refresh`.
 
         Returns
         -------
-        Tensor of shape (\\*batch)
+        Tensor of shape (\\*chains)
         """
         return self.covariance(risk, theta, state).trace()
 
     def store_state(self, state: Any) -> Any:
         """Return a state as storable values: for a checkpoint, and to take back a draw.
 
-        A loop draws for a row of its history ahead of the step, and once more if a
-        callback then moves θ or η. So what a draw advances in place must be replaced,
-        as a number or a tensor is, and not be written into a tensor.
+        A loop draws before it writes a row of its history, and draws again if a
+        callback then moves θ or η. For that it takes the first draw back. So a draw
+        that changes the state must put a new number or tensor into it, and must not
+        write into a tensor that is there.
 
         Parameters
         ----------
@@ -253,24 +262,12 @@ class NoiseLaw(BaseEstimator, ABC):
                     f"{name} of {self.name} must be an integer of at least 1, or None "
                     f"for the default. Got {value!r}."
                 )
-        if not is_count(self.refresh_every):
-            raise ValueError(
-                f"refresh_every of {self.name} must be an integer of at least 1. "
-                f"Got {self.refresh_every!r}."
-            )
+        check_count(f"refresh_every of {self.name}", self.refresh_every)
         for name in ("noise_scale", "sigma"):
             value = settings.get(name, 0)
-            if not (is_number(value) and value >= 0):
-                raise ValueError(
-                    f"{name} of {self.name} must be a finite number of at least 0. "
-                    f"Got {value!r}."
-                )
+            check_positive(f"{name} of {self.name}", value, or_zero=True)
             self._check_held(name, value, risk, squared=True)
-        tol = settings.get("tol", 1)
-        if not (is_number(tol) and tol > 0):
-            raise ValueError(
-                f"tol of {self.name} must be a finite number above 0. Got {tol!r}."
-            )
+        check_positive(f"tol of {self.name}", settings.get("tol", 1))
         k = settings.get("n_components")
         if k is not None and k > risk.n_params:
             raise ValueError(

@@ -79,6 +79,7 @@ class Bernoulli(MatchedLaw):
         theta: Tensor,
         state: Any,
         rng: torch.Generator,
+        *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         # The loss is that of all examples, which the sweep meets anyway.

@@ -38,7 +38,7 @@ class GLDDiagonal(MatchedGaussianLaw):
     """
 
     name = "gld_diagonal"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class GLDDiagonal(MatchedGaussianLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> DiagonalOperator:
         # Not by covariance_diagonal, which waits for the device to look for NaN.
-        return self._noise(risk, risk.gradient_variances(theta).to(risk.dtype))
+        return self._noise(risk, risk.gradient_variances(theta))
 
     def refreshed_gradient(
         self,
@@ -74,10 +74,9 @@ class GLDDiagonal(MatchedGaussianLaw):
         if self.match == "curvature":
             return super().refreshed_gradient(risk, theta, rng, previous, step=step)
         loss, gradient, variances = risk.value_gradient_and_variances(theta)
-        state = self._noise(risk, variances.to(risk.dtype))
+        state = self._noise(risk, variances)
         return state, loss, gradient + state.sample(rng)
 
     def _noise(self, risk: Risk, variances: Tensor) -> DiagonalOperator:
-        return DiagonalOperator(
-            float(self.noise_scale) ** 2 / self._batch_size(risk) * variances
-        )
+        scaled = float(self.noise_scale) ** 2 / self._batch_size(risk) * variances
+        return DiagonalOperator(scaled.to(risk.dtype))

@@ -39,7 +39,7 @@ class GLDDynamic(MatchedGaussianLaw):
     """
 
     name = "gld_dynamic"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,
@@ -74,11 +74,10 @@ class GLDDynamic(MatchedGaussianLaw):
         if self.match == "curvature":
             return super().refreshed_gradient(risk, theta, rng, previous, step=step)
         loss, gradient, variances = risk.value_gradient_and_variances(theta)
-        state = self._noise(risk, variances.sum(-1).to(risk.dtype))
+        state = self._noise(risk, variances.sum(-1))
         return state, loss, gradient + state.sample(rng)
 
     def _noise(self, risk: Risk, trace: Tensor) -> ScaledIdentityOperator:
         per_coordinate = trace / (self._batch_size(risk) * risk.n_params)
-        return ScaledIdentityOperator(
-            float(self.noise_scale) ** 2 * per_coordinate, risk.n_params
-        )
+        scaled = float(self.noise_scale) ** 2 * per_coordinate
+        return ScaledIdentityOperator(scaled.to(risk.dtype), risk.n_params)

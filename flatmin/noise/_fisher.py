@@ -60,6 +60,7 @@ class GLDFisher(MatchedLaw):
         theta: Tensor,
         state: Any,
         rng: torch.Generator,
+        *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         z = standard_normal_weights(risk, theta, rng)

@@ -41,7 +41,7 @@ class GLDFull(MatchedLaw):
     """
 
     name = "gld_full"
-    _own_matches = ("trace", "none", "curvature")
+    _matched_by_refresh = ("trace", "none", "curvature")
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class GLDFull(MatchedLaw):
         theta: Tensor,
         state: Any,
         rng: torch.Generator,
+        *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         z = standard_normal_weights(risk, theta, rng)
@@ -84,12 +85,12 @@ def standard_normal_weights(risk: Risk, theta: Tensor, rng: torch.Generator) -> 
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*batch, D)
+    theta : Tensor of shape (\\*chains, D)
     rng : torch.Generator
 
     Returns
     -------
-    Tensor of shape (\\*batch, N)
+    Tensor of shape (\\*chains, N)
     """
     shape = (*theta.shape[:-1], risk.n_examples)
     return torch.randn(shape, generator=rng, dtype=risk.dtype, device=risk.device)

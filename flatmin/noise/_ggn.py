@@ -20,9 +20,9 @@ __all__ = ["GLDGGN", "GGNState"]
 class GGNState:
     """The size of the noise, and how well the trace behind it is known."""
 
-    scale: Tensor  # (*batch) σ_G times noise_scale
-    ggn_trace: Tensor  # (*batch) Tr(G)
-    ggn_trace_stderr: Tensor  # (*batch) 0 where it is exact
+    scale: Tensor  # (*chains) σ_G times noise_scale
+    ggn_trace: Tensor  # (*chains) Tr(G)
+    ggn_trace_stderr: Tensor  # (*chains) 0 where it is exact
 
 
 class GLDGGN(MatchedLaw):
@@ -48,7 +48,7 @@ class GLDGGN(MatchedLaw):
     """
 
     name = "gld_ggn"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class GLDGGN(MatchedLaw):
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> GGNState:
         # Tr(G) is known to 2 % or exactly.
-        ggn = ggn_trace(risk, theta, rng)
+        ggn = ggn_trace(risk, theta, rng=rng)
         if self.match == "none":
             scale = torch.full_like(ggn.value, float(self.noise_scale))
         else:
             target = covariance_trace(risk, theta, check=False) / self._batch_size(risk)
             squared = torch.where(ggn.value > 0, target / ggn.value, 0)
-            scale = float(self.noise_scale) * squared.sqrt()
+            scale = (float(self.noise_scale) * squared.sqrt()).to(risk.dtype)
         return GGNState(scale, ggn.value, ggn.stderr)
 
     def _noisy_gradient(
@@ -84,6 +84,7 @@ class GLDGGN(MatchedLaw):
         theta: Tensor,
         state: GGNState,
         rng: torch.Generator,
+        *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         scale = state.scale if factor is None else factor * state.scale

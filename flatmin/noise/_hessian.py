@@ -57,7 +57,7 @@ class GLDHessian(HessianSpectrumLaw):
 
     name = "gld_hessian"
     matches = ("trace", "hessian_trace", "none", "curvature")
-    _own_matches = ("trace", "hessian_trace", "none")
+    _matched_by_refresh = ("trace", "hessian_trace", "none")
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class GLDHessian(HessianSpectrumLaw):
     ) -> Tensor:
         if self.match != "hessian_trace":
             return super()._variance(risk, theta, magnitudes, rng)
-        trace = hessian_trace(risk, theta, rng).value.double()
+        trace = hessian_trace(risk, theta, rng=rng).value.double()
         if bool((trace <= 0).any()):
             raise ValueError(
                 "match='hessian_trace' divides by Tr(H), which must be positive. Got "

@@ -113,6 +113,7 @@ class LabelNoise(MatchedLaw):
         theta: Tensor,
         state: Any,
         rng: torch.Generator,
+        *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         scale = theta.new_full(theta.shape[:-1], float(self.noise_scale))
@@ -128,7 +129,7 @@ class LabelNoise(MatchedLaw):
             risk, theta, self._draw()
         )
 
-    def _about_the_gradient(self) -> LabelNoise:
+    def _unbiased_law(self) -> LabelNoise:
         law = copy.copy(self)
         law.centred = True
         return law
@@ -143,7 +144,7 @@ class _LabelCovariance(LinearOperator):
     def __init__(self, risk: Any, theta: Tensor, draw: LabelDraw) -> None:
         super().__init__(
             risk.n_params,
-            batch_shape=tuple(theta.shape[:-1]),
+            chains=tuple(theta.shape[:-1]),
             dtype=risk.dtype,
             device=risk.device,
         )

@@ -12,7 +12,7 @@ from flatmin.curvature import (
     covariance_trace,
     minibatch_eigenpairs,
 )
-from flatmin.linalg import EigenResult, LowRankOperator
+from flatmin.linalg import Eigenpairs, LowRankOperator
 from flatmin.noise._base import DEFAULT_BATCH_SIZE, DEFAULT_N_COMPONENTS
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedGaussianLaw
 from flatmin.risk import Risk
@@ -50,7 +50,7 @@ class GLDLeading(MatchedGaussianLaw):
     """
 
     name = "gld_leading"
-    _own_matches = ("trace", "none")
+    _matched_by_refresh = ("trace", "none")
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class GLDLeading(MatchedGaussianLaw):
         pairs = self._eigenpairs(risk, theta, rng)
         variances = pairs.eigenvalues.clamp(min=0) / m
         if self.match == "trace":
-            target = covariance_trace(risk, theta, check=False).double() / m
+            target = covariance_trace(risk, theta, check=False) / m
             total = variances.sum(-1)
             ratio = torch.where(total > 0, target / total, 0)
             variances = variances * ratio.unsqueeze(-1)
@@ -108,7 +108,7 @@ class GLDLeading(MatchedGaussianLaw):
 
     def _eigenpairs(
         self, risk: Risk, theta: Tensor, rng: torch.Generator
-    ) -> EigenResult:
+    ) -> Eigenpairs:
         k = self._n_components(risk)
         if self.source == "examples":
             return covariance_eigenpairs(risk, theta, k, tol=1e-2, rng=rng)
@@ -116,7 +116,7 @@ class GLDLeading(MatchedGaussianLaw):
         shape = (*theta.shape[:-1], risk.n_examples)
         order = torch.rand(shape, generator=rng, device=risk.device).argsort(dim=-1)
         batches = order[..., : n_batches * m].unflatten(-1, (n_batches, m))
-        return minibatch_eigenpairs(risk, theta, batches, k)
+        return minibatch_eigenpairs(risk, theta, k, batches=batches)
 
     def _batch_size(self, risk: Risk) -> int:
         if self.batch_size is None:

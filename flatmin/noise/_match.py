@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import is_count
+from flatmin._utils.numbers import check_count
 from flatmin.curvature import (
     GradientCovarianceOperator,
     HessianOperator,
@@ -36,11 +36,11 @@ class UndefinedNoiseError(ArithmeticError):
 
 @dataclass(frozen=True)
 class MatchedState:
-    """A law's own state, and what its noise is multiplied by."""
+    """A law's own state, and the factor c that gives its noise another size."""
 
     inner: Any
-    factor: Tensor  # (*batch) c, of ε
-    stderr: Tensor  # (*batch) of c; 0 where nothing is drawn
+    factor: Tensor  # (*chains) c, of ε
+    stderr: Tensor  # (*chains) of c; 0 where nothing is drawn
     age: int  # iterations since c was measured, at the last refresh
 
 
@@ -67,8 +67,8 @@ class MatchedLaw(NoiseLaw):
     """
 
     matches: ClassVar[tuple[str, ...]] = ("trace", "none", "curvature")
-    # Those that the law's own refresh sees to.
-    _own_matches: ClassVar[tuple[str, ...]] = ("none",)
+    # Those for which ``_refresh`` returns a state of the right size already.
+    _matched_by_refresh: ClassVar[tuple[str, ...]] = ("none",)
 
     batch_size: int | None
     noise_scale: float
@@ -82,9 +82,10 @@ class MatchedLaw(NoiseLaw):
         theta: Tensor,
         state: Any,
         rng: torch.Generator,
+        *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss and g₀ + c ε; c of shape (\\*batch), None for 1."""
+        """Return the loss and g₀ + c ε; c of shape (\\*chains), None for 1."""
 
     @abstractmethod
     def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
@@ -109,17 +110,17 @@ class MatchedLaw(NoiseLaw):
     def _restore_state(self, stored: Any, risk: Risk) -> Any:
         return stored
 
-    def _about_the_gradient(self) -> MatchedLaw:
+    def _unbiased_law(self) -> MatchedLaw:
         """Return a law of the same covariance whose draws have the mean g₀."""
         return self
 
     def _share_of_sgd(self, risk: Risk) -> float | None:
-        """Return f where C₀ = f Σ/m at any θ: then no match needs a measurement."""
+        """Return f if C₀ = f Σ/m at every θ. Then a match needs no measurement."""
         return None
 
     @property
     def takes_step(self) -> bool:
-        """See :attr:`NoiseLaw.takes_step`; what is only handed on does not count."""
+        """See :attr:`NoiseLaw.takes_step`; this class itself only hands a step on."""
         kind = type(self)
         refresh: Any = self.refresh
         draw: Any = self.noisy_gradient
@@ -133,11 +134,7 @@ class MatchedLaw(NoiseLaw):
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
         self._check_option("match", self.matches)
-        if not is_count(self.match_every):
-            raise ValueError(
-                f"match_every of {self.name} must be an integer of at least 1. "
-                f"Got {self.match_every!r}."
-            )
+        check_count(f"match_every of {self.name}", self.match_every)
 
     def refresh(
         self,
@@ -150,9 +147,9 @@ class MatchedLaw(NoiseLaw):
     ) -> Any:
         """See :meth:`NoiseLaw.refresh`."""
         before = previous.inner if isinstance(previous, MatchedState) else previous
-        told: dict[str, Any] = step_for(self._refresh, step)
-        inner = self._refresh(risk, theta, rng, before, **told)
-        if self.match in self._own_matches:
+        step_kwargs: dict[str, Any] = step_for(self._refresh, step)
+        inner = self._refresh(risk, theta, rng, before, **step_kwargs)
+        if self.match in self._matched_by_refresh:
             return inner
         zero = theta.new_zeros(theta.shape[:-1])
         share = self._share_of_sgd(risk)
@@ -164,16 +161,15 @@ class MatchedLaw(NoiseLaw):
             target = covariance_trace(risk, theta, check=False)
             own = self._unchecked_trace(risk, theta, inner) * self._batch_size(risk)
             squared = torch.where(own > 0, int(self.n_substeps) * target / own, 0)
-            return MatchedState(
-                inner, float(self.noise_scale) * squared.sqrt(), zero, 0
-            )
+            factor = (float(self.noise_scale) * squared.sqrt()).to(risk.dtype)
+            return MatchedState(inner, factor, zero, 0)
         if isinstance(previous, MatchedState):
             age = previous.age + int(self.refresh_every)
             if age < int(self.match_every):
                 return replace(previous, inner=inner, age=age)
         if self.noise_scale == 0:
             return MatchedState(inner, zero, zero, 0)
-        return self._match_curvature(risk, theta, inner, rng, step)
+        return self._match_curvature(risk, theta, inner, rng, step=step)
 
     def noisy_gradient(
         self,
@@ -188,8 +184,10 @@ class MatchedLaw(NoiseLaw):
         factor = None
         if isinstance(state, MatchedState):
             state, factor = state.inner, state.factor
-        told: dict[str, Any] = step_for(self._noisy_gradient, step)
-        return self._noisy_gradient(risk, theta, state, rng, factor, **told)
+        step_kwargs: dict[str, Any] = step_for(self._noisy_gradient, step)
+        return self._noisy_gradient(
+            risk, theta, state, rng, factor=factor, **step_kwargs
+        )
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""
@@ -224,21 +222,23 @@ class MatchedLaw(NoiseLaw):
         theta: Tensor,
         inner: Any,
         rng: torch.Generator,
+        *,
         step: Step | None,
     ) -> MatchedState:
         """Measure c² = Tr(HΣ)/m over Tr(HC₀)."""
         if isinstance(risk, AnalyticRisk) or risk.n_params <= 2 * _N_DRAWS:
             found = self._exact_curvatures(risk, theta, inner)
         else:
-            found = self._drawn_curvatures(risk, theta, inner, rng, step)
+            found = self._sampled_curvatures(risk, theta, inner, rng, step=step)
         (sgd, sgd_error), (own, own_error) = found
         if not bool(((sgd > 0) & (own > 0)).all()):
             raise UndefinedNoiseError(
                 f"match='curvature' of {self.name} scales its noise to Tr(HC) = "
                 "Tr(HΣ)/m, and both must be positive. Got "
-                f"{_say(sgd, sgd_error)} of SGD's noise and {_say(own, own_error)} of "
-                f"the law's at this point; use match='trace', or begin where the "
-                "curvature that the noise meets is positive."
+                f"{_smallest(sgd, sgd_error)} of SGD's noise and "
+                f"{_smallest(own, own_error)} of the law's at this point; "
+                "use match='trace', or begin where the curvature that the noise meets "
+                "is positive."
             )
         factor = float(self.noise_scale) * (sgd / own).sqrt()
         relative = ((sgd_error / sgd).square() + (own_error / own).square()).sqrt() / 2
@@ -256,20 +256,21 @@ class MatchedLaw(NoiseLaw):
         zero = torch.zeros_like(sgd)
         return (sgd, zero), ((hessian * own).sum((-2, -1)), zero)
 
-    def _drawn_curvatures(
+    def _sampled_curvatures(
         self,
         risk: Risk,
         theta: Tensor,
         inner: Any,
         rng: torch.Generator,
+        *,
         step: Step | None = None,
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         hessian = HessianOperator(risk, theta)
         n, m = risk.n_examples, self._batch_size(risk)
         scale = (int(self.n_substeps) * n / m) ** 0.5
-        told: dict[str, Any] = step_for(self._noisy_gradient, step)
+        step_kwargs: dict[str, Any] = step_for(self._noisy_gradient, step)
         mean = risk.gradient(theta)
-        centred = self._about_the_gradient()
+        unbiased = self._unbiased_law()
         covariance: Any = self._covariance(risk, theta, inner)
         state = None
         if not hasattr(covariance, "sample"):
@@ -283,8 +284,10 @@ class MatchedLaw(NoiseLaw):
             if hasattr(covariance, "sample"):
                 draw: Tensor = covariance.sample(rng)
                 return draw
-            drawn = centred._noisy_gradient(risk, theta, state, rng, None, **told)
-            return drawn[1] - mean
+            noisy = unbiased._noisy_gradient(
+                risk, theta, state, rng, factor=None, **step_kwargs
+            )
+            return noisy[1] - mean
 
         def curvature(draw: Any) -> tuple[Tensor, Tensor]:
             forms = []
@@ -310,6 +313,7 @@ class MatchedGaussianLaw(MatchedLaw, GaussianLaw):
         theta: Tensor,
         state: Any,
         rng: torch.Generator,
+        *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         if factor is None:
@@ -327,7 +331,7 @@ class MatchedGaussianLaw(MatchedLaw, GaussianLaw):
         return GaussianLaw.restore_state(self, stored, risk)
 
 
-def _say(value: Tensor, stderr: Tensor) -> str:
+def _smallest(value: Tensor, stderr: Tensor) -> str:
     """Return the smallest of the chains' values, with its standard error."""
     at = value.flatten().argmin()
     return f"{float(value.flatten()[at]):.3g} ± {float(stderr.flatten()[at]):.2g}"

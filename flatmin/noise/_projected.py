@@ -23,17 +23,17 @@ __all__ = ["Projected", "ProjectedState"]
 
 @dataclass(frozen=True)
 class ProjectedState:
-    """The state of the law inside, and the eigenspace."""
+    """The state of the inner law, and the eigenspace."""
 
     inner: Any
-    eigenvectors: Tensor  # (*batch, D, k) U
+    eigenvectors: Tensor  # (*chains, D, k) U
 
 
 class Projected(MatchedLaw):
     """C = P C₁ P: another law's noise, on H's top-k eigenspace or its complement.
 
     P = UUᵀ with U the eigenvectors of the k largest eigenvalues of H (algebraically),
-    or I - UUᵀ. The noise takes a gradient beside the law inside, to tell ε from g₀.
+    or I - UUᵀ. A draw computes g₀ as well, to tell ε from it.
 
     Parameters
     ----------
@@ -48,12 +48,12 @@ class Projected(MatchedLaw):
         What is projected: ε alone, or all of g₀ + ε. θ then moves in the subspace
         only, and the mean of the noisy gradient is P g₀.
     batch_size : int, default=None
-        m, also of the law inside; None is the law's own.
+        m, also of the inner law; None is the law's own.
     noise_scale : float, default=1.0
-        Multiplies ε, beside the scale of the law inside.
+        Multiplies ε, on top of the inner law's scale.
     match : {"trace", "none", "curvature"}, default="none"
         "none" is what P leaves of C₁, "trace" gives it SGD's Tr(Σ)/m again, times l
-        for a law inside of l steps an iteration.
+        for an inner law of l steps an iteration.
         "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
     match_every : int, default=50
         Iterations between two measurements of the factor of "curvature".
@@ -97,13 +97,13 @@ class Projected(MatchedLaw):
 
     @property
     def n_substeps(self) -> int:  # type: ignore[override]
-        """See :class:`NoiseLaw`; that of the law inside."""
-        return self._inside().n_substeps
+        """See :class:`NoiseLaw`; that of the inner law."""
+        return self._inner_law().n_substeps
 
     @property
     def takes_step(self) -> bool:
-        """See :attr:`NoiseLaw.takes_step`; it is the law inside that asks."""
-        return self._inside().takes_step
+        """See :attr:`NoiseLaw.takes_step`; that of the inner law."""
+        return self._inner_law().takes_step
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
@@ -112,13 +112,13 @@ class Projected(MatchedLaw):
 
     @property
     def has_covariance(self) -> bool:  # type: ignore[override]
-        """See :class:`NoiseLaw`; as the law inside."""
-        return self._inside().has_covariance
+        """See :class:`NoiseLaw`; as the inner law."""
+        return self._inner_law().has_covariance
 
     @property
     def in_parameter_units(self) -> bool:  # type: ignore[override]
-        """See :class:`NoiseLaw`; as the law inside, unless it gets another size."""
-        return self.match == "none" and self._inside().in_parameter_units
+        """See :class:`NoiseLaw`; as the inner law, unless it gets another size."""
+        return self.match == "none" and self._inner_law().in_parameter_units
 
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
@@ -136,18 +136,18 @@ class Projected(MatchedLaw):
                 f"parameters, {risk.n_params}: nothing is left beside them. Got "
                 f"{self._n_components(risk)}."
             )
-        inside = self._inside()
-        if not inside.unbiased and (self.on == "noise" or self.match != "none"):
+        inner = self._inner_law()
+        if not inner.unbiased and (self.on == "noise" or self.match != "none"):
             raise ValueError(
                 f"on='noise', or a match, of projected needs a law whose mean is g₀. "
-                f"Got {inside!r}; use on='step' with match='none'."
+                f"Got {inner!r}; use on='step' with match='none'."
             )
-        if not inside.has_covariance and self.match != "none":
+        if not inner.has_covariance and self.match != "none":
             raise ValueError(
                 "A match of projected needs a law with a covariance to scale. Got "
-                f"match={self.match!r} and {inside!r}; use match='none'."
+                f"match={self.match!r} and {inner!r}; use match='none'."
             )
-        inside.check(risk)
+        inner.check(risk)
 
     def _refresh(
         self,
@@ -158,7 +158,7 @@ class Projected(MatchedLaw):
         *,
         step: Step | None = None,
     ) -> ProjectedState:
-        refresh: Any = self._inside().refresh
+        refresh: Any = self._inner_law().refresh
         before = previous.inner if isinstance(previous, ProjectedState) else None
         inner = refresh(risk, theta, rng, before, **step_for(refresh, step))
         pairs = hessian_eigenpairs(
@@ -172,13 +172,13 @@ class Projected(MatchedLaw):
         theta: Tensor,
         state: ProjectedState,
         rng: torch.Generator,
-        factor: Tensor | None,
         *,
+        factor: Tensor | None,
         step: Step | None = None,
     ) -> tuple[Tensor, Tensor]:
-        draw: Any = self._inside().noisy_gradient
-        told = step_for(draw, step)
-        loss, gradient = draw(risk, theta, state.inner, rng, **told)
+        draw: Any = self._inner_law().noisy_gradient
+        step_kwargs = step_for(draw, step)
+        loss, gradient = draw(risk, theta, state.inner, rng, **step_kwargs)
         mean = risk.gradient(theta)
         noise = float(self.noise_scale) * self._project(gradient - mean, state)
         if factor is not None:
@@ -190,22 +190,22 @@ class Projected(MatchedLaw):
     def _covariance(
         self, risk: Risk, theta: Tensor, state: ProjectedState
     ) -> LinearOperator:
-        law = self._inside()
+        law = self._inner_law()
         projected = _ProjectedOperator(
             law.covariance(risk, theta, state.inner),
             lambda v: self._project(v, state),
-            lambda operator: self._kept_trace(risk, theta, state, operator),
+            lambda operator: self._projected_trace(risk, theta, state, operator),
         )
         return float(self.noise_scale) ** 2 * projected
 
     def _trace(self, risk: Risk, theta: Tensor, state: ProjectedState) -> Tensor:
-        law = self._inside()
+        law = self._inner_law()
         if law.has_covariance:
             return super()._trace(risk, theta, state)
         # Infinite: a projection of independent heavy tails has them too.
         return law.trace(risk, theta, state.inner)
 
-    def _kept_trace(
+    def _projected_trace(
         self,
         risk: Risk,
         theta: Tensor,
@@ -217,7 +217,7 @@ class Projected(MatchedLaw):
         parts = [(u.double() * operator.matvec(u).double()).sum(-1) for u in columns]
         top = torch.stack(parts).sum(0)
         if self.keep == "bulk":
-            total = self._inside().trace(risk, theta, state.inner).double()
+            total = self._inner_law().trace(risk, theta, state.inner).double()
             # What rounding leaves of nothing must not be scaled up by a match.
             rest, rounding = total - top, 1e3 * torch.finfo(risk.dtype).eps
             top = torch.where(rest > rounding * total, rest, 0)
@@ -226,22 +226,22 @@ class Projected(MatchedLaw):
     def _store_state(self, state: ProjectedState | None) -> Any:
         if state is None:
             return None
-        inner = self._inside().store_state(state.inner)
+        inner = self._inner_law().store_state(state.inner)
         return {"inner": inner, "eigenvectors": state.eigenvectors}
 
     def _restore_state(self, stored: Any, risk: Risk) -> ProjectedState | None:
         if stored is None:
             return None
-        inner = self._inside().restore_state(stored["inner"], risk)
+        inner = self._inner_law().restore_state(stored["inner"], risk)
         return ProjectedState(inner, stored["eigenvectors"])
 
-    def _about_the_gradient(self) -> Projected:
+    def _unbiased_law(self) -> Projected:
         law = copy.copy(self)
         law.on = "noise"
         return law
 
-    def _inside(self) -> NoiseLaw:
-        """Return the law inside with the settings that it gets from here."""
+    def _inner_law(self) -> NoiseLaw:
+        """Return the inner law, with the settings that this law decides."""
         law = GLDFull() if self.law is None else copy.copy(self.law)
         if self.batch_size is not None and hasattr(law, "batch_size"):
             law.batch_size = self.batch_size
@@ -249,8 +249,8 @@ class Projected(MatchedLaw):
         return law
 
     def _batch_size(self, risk: Risk) -> int:
-        if hasattr(self._inside(), "batch_size"):
-            return self._inside()._batch_size(risk)
+        if hasattr(self._inner_law(), "batch_size"):
+            return self._inner_law()._batch_size(risk)
         return super()._batch_size(risk)
 
     def _n_components(self, risk: Risk) -> int:
@@ -275,13 +275,13 @@ class _ProjectedOperator(LinearOperator):
     ) -> None:
         super().__init__(
             operator.shape[-1],
-            batch_shape=tuple(operator.shape[:-2]),
+            chains=tuple(operator.shape[:-2]),
             dtype=operator.dtype,
             device=operator.device,
         )
         self.operator = operator
         self._project = project
-        self._kept_trace = kept_trace
+        self._projected_trace = kept_trace
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._project(self.operator.matvec(self._project(v)))
@@ -295,4 +295,4 @@ class _ProjectedOperator(LinearOperator):
 
     def trace(self) -> Tensor:
         """See :meth:`LinearOperator.trace`; k products."""
-        return self._kept_trace(self.operator)
+        return self._projected_trace(self.operator)

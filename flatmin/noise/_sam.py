@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import is_number
+from flatmin._utils.numbers import check_positive
 from flatmin.linalg import LinearOperator, ScaledIdentityOperator
 from flatmin.noise._base import NoiseLaw
 from flatmin.risk import Risk
@@ -42,10 +42,7 @@ class SAM(NoiseLaw):
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
-        if not (is_number(self.rho) and self.rho >= 0):
-            raise ValueError(
-                f"rho of sam must be a finite number of at least 0. Got {self.rho!r}."
-            )
+        check_positive("rho of sam", self.rho, or_zero=True)
         self._check_held("rho", self.rho, risk)
 
     def noisy_gradient(

@@ -20,7 +20,7 @@ __all__ = ["SGD", "EpochState"]
 class EpochState:
     """Where a pass over the data stands; advanced in place."""
 
-    order: Tensor  # (*batch, N) a permutation of the examples
+    order: Tensor  # (*chains, N) a permutation of the examples
     position: int  # of the next batch's first example
 
 
@@ -104,6 +104,7 @@ class SGD(MatchedLaw):
         theta: Tensor,
         state: Any,
         rng: torch.Generator,
+        *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         # The loss is the minibatch's.

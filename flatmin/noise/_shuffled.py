@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flatmin.linalg import EigenResult
+from flatmin.linalg import Eigenpairs
 from flatmin.noise._spectral import HessianSpectrumLaw
 
 __all__ = ["GLDShuffled"]
@@ -37,5 +37,5 @@ class GLDShuffled(HessianSpectrumLaw):
 
     name = "gld_shuffled"
 
-    def _arrange(self, pairs: EigenResult) -> tuple[Tensor, Tensor]:
+    def _arrange(self, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
         return pairs.eigenvalues.abs().flip(-1), pairs.eigenvectors

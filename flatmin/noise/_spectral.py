@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature import covariance_trace, hessian_eigenpairs
-from flatmin.linalg import EigenResult, LinearOperator, LowRankOperator, Which
+from flatmin.linalg import Eigenpairs, LinearOperator, LowRankOperator, Which
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedGaussianLaw
 from flatmin.risk import Risk
 
@@ -41,7 +41,7 @@ class HessianSpectrumLaw(MatchedGaussianLaw):
     """
 
     which: Which = "LM"
-    _own_matches: ClassVar[tuple[str, ...]] = ("trace", "none")
+    _matched_by_refresh: ClassVar[tuple[str, ...]] = ("trace", "none")
     n_components: int | Literal["full"] | None
 
     def __init__(
@@ -85,14 +85,14 @@ class HessianSpectrumLaw(MatchedGaussianLaw):
         )
         return LowRankOperator(variance.unsqueeze(-1) * magnitudes, directions)
 
-    def _arrange(self, pairs: EigenResult) -> tuple[Tensor, Tensor]:
-        """Return μ of shape (\\*batch, k) and d of shape (\\*batch, D, k)."""
+    def _arrange(self, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
+        """Return μ of shape (\\*chains, k) and d of shape (\\*chains, D, k)."""
         return pairs.eigenvalues.abs(), pairs.eigenvectors
 
     def _variance(
         self, risk: Risk, theta: Tensor, magnitudes: Tensor, rng: torch.Generator
     ) -> Tensor:
-        """Return σ² of shape (\\*batch) in float64."""
+        """Return σ² of shape (\\*chains) in float64."""
         if self.match == "none":
             return torch.ones_like(magnitudes[..., 0])
         target = covariance_trace(risk, theta, check=False).double() / self._batch_size(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import is_count
+from flatmin._utils.numbers import check_count
 from flatmin.curvature import GradientCovarianceOperator
 from flatmin.linalg import LinearOperator
 from flatmin.noise._base import NoiseLaw
@@ -58,11 +58,7 @@ class SVAG(NoiseLaw):
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)
-        if not is_count(self.n_substeps):
-            raise ValueError(
-                "n_substeps of svag must be an integer of at least 1. Got "
-                f"{self.n_substeps!r}."
-            )
+        check_count("n_substeps of svag", self.n_substeps)
 
     def noisy_gradient(
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator

@@ -11,11 +11,17 @@ import pandas as pd
 from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
-from flatmin.analysis import AlignmentTable, NoiseCovarianceAnalyzer
+from flatmin.analysis import Alignment, NoiseCovarianceAnalyzer
 from flatmin.measures import random_projection_residual
 from flatmin.plotting._bands import band, check_band
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
+from flatmin.plotting._figure import (
+    check_axes,
+    legend,
+    line_styles,
+    make_axes,
+    tidy_axes,
+)
 from flatmin.plotting._models import fit_analyzer
 
 __all__ = ["AlignmentDisplay"]
@@ -79,7 +85,7 @@ class AlignmentDisplay(BaseDisplay):
         sample_weight: Any = None,
         loss: Any = None,
         k: int = 20,
-        params: Any = None,
+        select: Any = None,
         device: Any = None,
         dtype: Any = None,
         random_state: Any = None,
@@ -99,7 +105,7 @@ class AlignmentDisplay(BaseDisplay):
             A module needs one.
         k : int, default=20
             Leading eigenvectors, or all where they are fewer.
-        params : str or list of str, default=None
+        select : str or list of str, default=None
             Names of parameters or modules: the blocks of H and Σ.
         device, dtype : default=None
             Of the analysis; None is the model's.
@@ -117,7 +123,7 @@ class AlignmentDisplay(BaseDisplay):
             estimator,
             loss=loss,
             n_components=k,
-            params=params,
+            select=select,
             device=device,
             dtype=dtype,
             random_state=random_state,
@@ -128,7 +134,7 @@ class AlignmentDisplay(BaseDisplay):
     @classmethod
     def from_results(
         cls,
-        tables: AlignmentTable | Sequence[AlignmentTable],
+        tables: Alignment | Sequence[Alignment],
         *,
         iterations: Any = None,
         seeds: Any = None,
@@ -137,7 +143,7 @@ class AlignmentDisplay(BaseDisplay):
 
         Parameters
         ----------
-        tables : AlignmentTable or sequence of them
+        tables : Alignment or sequence of them
             Of :meth:`flatmin.NoiseCovarianceAnalyzer.alignment`, with the same k. One
             gives the heat map, several give the curves too.
         iterations : array-like of shape (n_tables,), default=None
@@ -157,16 +163,16 @@ class AlignmentDisplay(BaseDisplay):
         ValueError
             If the tables, iterations and seeds do not fit together.
         """
-        several = [tables] if isinstance(tables, AlignmentTable) else tables
+        several = [tables] if isinstance(tables, Alignment) else tables
         if not isinstance(several, Sequence) or isinstance(several, str):
             raise TypeError(
-                "tables must be an AlignmentTable, or a list of them. Got "
+                "tables must be an Alignment, or a list of them. Got "
                 f"{type(tables).__name__}."
             )
         for table in several:
-            if not isinstance(table, AlignmentTable):
+            if not isinstance(table, Alignment):
                 raise TypeError(
-                    "tables must be AlignmentTables, which "
+                    "tables must be Alignments, which "
                     f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
                 )
         sizes = {(len(table.pairs), table.n_params) for table in several}
@@ -307,11 +313,11 @@ class AlignmentDisplay(BaseDisplay):
         ax.set(xlabel=r"$v_j$ of $\Sigma$, rank $j$", ylabel=r"$u_i$ of $H$, rank $i$")
         self.colorbar_ = ax.figure.colorbar(self.image_, ax=ax)
         self.colorbar_.set_label(r"$|u_i^\top v_j|$")
-        finish(ax, spines=True, colorbar=self.colorbar_)
+        tidy_axes(ax, spines=True, colorbar=self.colorbar_)
 
     def _draw_curves(self, names: list[str], baseline: float, spread: str) -> None:
         upper, lower = self.axes_
-        *styles, last = looks(len(names) + 1)
+        *styles, last = line_styles(len(names) + 1)
         self.cosine_lines_ = []
         for i, (name, look) in enumerate(zip(names, styles, strict=True), 1):
             curve = band(self.history, name, spread)
@@ -336,4 +342,4 @@ class AlignmentDisplay(BaseDisplay):
         legend(lower)
         self.figure_.align_ylabels(self.axes_)
         for ax in self.axes_:
-            finish(ax)
+            tidy_axes(ax)

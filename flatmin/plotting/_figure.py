@@ -10,7 +10,7 @@ import numpy as np
 
 from flatmin._utils.messages import naming
 
-__all__ = ["check_axes", "finish", "legend", "looks", "make_axes", "scaled"]
+__all__ = ["check_axes", "legend", "line_styles", "make_axes", "scaled", "tidy_axes"]
 
 # Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
 _STRONG = (0, 1, 2, 3, 4, 9, 5)
@@ -102,7 +102,7 @@ def make_axes(ax: Any, n: int, *, vertical: bool = False) -> np.ndarray:
     return np.array(axes, dtype=object)
 
 
-def looks(n: int) -> list[dict[str, Any]]:
+def line_styles(n: int) -> list[dict[str, Any]]:
     """Return colour and dashes of n lines: safe for the colour-blind, all different.
 
     Parameters
@@ -190,7 +190,7 @@ def legend(ax: Any, *, title: str | None = None, inside: bool = False) -> Any:
     )
 
 
-def finish(ax: Any, *, spines: bool = False, colorbar: Any = None) -> None:
+def tidy_axes(ax: Any, *, spines: bool = False, colorbar: Any = None) -> None:
     """Take away superfluous lines and fit the text to the size of the panel.
 
     Parameters

@@ -12,21 +12,17 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_flag, check_positive, is_count
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._directions import (
-    check_trajectory,
-    plane_through,
-    principal_directions,
-    project,
-)
-from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
-from flatmin.plotting._models import fit_analyzer, make_seed
+from flatmin.plotting._directions import check_trajectory, plane_through, project
+from flatmin.plotting._figure import check_axes, make_axes
+from flatmin.plotting._landscape_drawing import draw_line, draw_plane
+from flatmin.plotting._models import fit_analyzer
 from flatmin.plotting._sections import (
-    as_directions,
+    axis_labels,
     check_grid,
     curvatures_along,
     losses_on,
-    random_directions,
-    reach_of,
+    section_directions,
+    section_reach,
 )
 
 __all__ = ["LandscapeDisplay"]
@@ -212,18 +208,20 @@ class LandscapeDisplay(BaseDisplay):
         path = None
         if trajectory is not None:
             path = check_trajectory(trajectory, risk.n_params)
-        A = _columns(directions, n_directions, analyzer, path, random_state)
+        A = section_directions(
+            directions, n_directions, analyzer, path=path, random_state=random_state
+        )
         coordinates, share = None, None
         if path is not None:
             coordinates, share = project(path, theta.double().cpu().numpy(), A)
         curvatures = None if kind == "random" else curvatures_along(risk, theta, A)
-        reach = reach_of(span, curvatures, coordinates)
+        reach = section_reach(span, curvatures, coordinates)
         grids = [np.linspace(-reach, reach, n_points)] * A.shape[1]
         display = cls(
             grids[0],
             losses_on(risk, theta, A, grids, verbose),
             y=grids[1] if len(grids) == 2 else None,
-            labels=_labels(kind, curvatures, A.shape[1]),
+            labels=axis_labels(kind, curvatures, A.shape[1]),
             equal=kind not in (None, "random"),
             points=np.zeros((1, A.shape[1])),
             trajectory=coordinates,
@@ -362,133 +360,8 @@ class LandscapeDisplay(BaseDisplay):
         self.axes_ = make_axes(ax, 1)
         self.figure_ = self.axes_[0].figure
         if self.y is None:
-            self._draw_line(loss)
+            artists = draw_line(self.ax_, self, loss)
         else:
-            self._draw_plane(np.ma.masked_invalid(loss), log)
+            artists = draw_plane(self.ax_, self, np.ma.masked_invalid(loss), log)
+        vars(self).update(artists)
         return self
-
-    def _draw_line(self, loss: np.ndarray) -> None:
-        ax, (look, other) = self.ax_, looks(2)
-        (self.line_,) = ax.plot(self.x, loss, **look)
-        if self.points is not None:
-            ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        if self.trajectory is not None:
-            steps = np.asarray(self.trajectory)[:, 0]
-            (self.trajectory_line_,) = ax.plot(
-                steps,
-                np.full(len(steps), 0.02),
-                "|",
-                transform=ax.get_xaxis_transform(),
-                color=other["color"],
-                label=self._trajectory_label("line"),
-            )
-            legend(ax)
-        ax.set(xlabel=self.labels[0], ylabel=r"loss $L$")
-        finish(ax)
-
-    def _draw_plane(self, loss: np.ma.MaskedArray, log: bool) -> None:
-        import seaborn as sns
-        from matplotlib.colors import LogNorm, Normalize
-        from matplotlib.ticker import LogLocator, MaxNLocator
-
-        ax, low, high = self.ax_, loss.min(), loss.max()
-        if high <= low:
-            high = low + max(abs(low), 1.0) * 1e-6  # a flat plane has one colour
-        spaced = np.geomspace if log else np.linspace
-        levels = spaced(low, high, 25)
-        levels[[0, -1]] = low, high  # rounding must not leave the ends out
-        self.contours_ = ax.contourf(
-            self.x,
-            self.y,
-            loss,
-            levels,
-            norm=(LogNorm if log else Normalize)(low, high),
-            cmap=sns.color_palette("mako", as_cmap=True),
-        )
-        ax.contour(self.x, self.y, loss, levels[3:-1:3], colors="white", linewidths=0.4)
-        self.colorbar_ = ax.figure.colorbar(
-            self.contours_,
-            ax=ax,
-            ticks=LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5),
-            format="%g",
-        )
-        self.colorbar_.set_label(r"loss $L$")
-        self.colorbar_.ax.minorticks_off()
-        self._mark(looks(4)[1]["color"])
-        ax.set(xlabel=self.labels[0], ylabel=self.labels[1])
-        if self.equal:
-            ax.set_aspect("equal")
-        finish(ax, spines=True, colorbar=self.colorbar_)
-
-    def _mark(self, color: Any) -> None:
-        """Draw solutions and trajectory in a plane."""
-        from matplotlib.patheffects import Normal, Stroke
-
-        ax, halo = self.ax_, [Stroke(linewidth=2.6, foreground="white"), Normal()]
-        if self.trajectory is not None:
-            path = np.asarray(self.trajectory)
-            (self.trajectory_line_,) = ax.plot(
-                *path.T,
-                color=color,
-                linewidth=1.2,
-                marker="o",
-                markersize=4,
-                markevery=[0],
-                path_effects=halo,
-                label=self._trajectory_label("plane"),
-            )
-            legend(ax)
-        if self.points is not None:
-            points = np.asarray(self.points)
-            ax.plot(*points.T, "w*", markersize=8, markeredgecolor="0.2")
-            if len(points) > 1:
-                for i, point in enumerate(points, 1):
-                    ax.annotate(
-                        rf"$\theta_{i}$",
-                        point,
-                        (5, 5),
-                        textcoords="offset points",
-                        color="white",
-                        path_effects=[Stroke(linewidth=2, foreground="0.2"), Normal()],
-                    )
-
-    def _trajectory_label(self, section: str) -> str:
-        if self.share is None or not np.isfinite(self.share):
-            return "trajectory"
-        return f"trajectory, {self.share:.0%} of its variance in the {section}"
-
-
-def _columns(
-    directions: Any, n: int, analyzer: Any, path: Any, random_state: Any
-) -> np.ndarray:
-    """Return the directions that were asked for, shape (D, n); an array as it is."""
-    risk = analyzer.risk_
-    if not isinstance(directions, str):
-        return as_directions(directions, risk.n_params)
-    if directions == "random":
-        return random_directions(risk, n, make_seed(random_state))
-    if directions == "trajectory":
-        return principal_directions(path, n)
-    A = analyzer.eigen().eigenvectors.astype(np.float64)
-    if A.shape[1] < n:
-        raise ValueError(
-            f"The {directions} has {A.shape[1]} eigenvectors here. Got "
-            f"n_directions={n}."
-        )
-    return A
-
-
-def _labels(kind: str | None, curvatures: np.ndarray | None, n: int) -> list[str]:
-    if curvatures is None:
-        return [f"random direction {i}, filter norms" for i in range(1, n + 1)]
-    symbol, source = {
-        "hessian": ("u", " of $H$"),
-        "covariance": ("v", r" of $\Sigma$"),
-        "trajectory": ("p", " of the run"),
-        None: ("a", ""),
-    }[kind]
-    names = [f"{symbol}_{i}" for i in range(1, n + 1)]
-    return [
-        rf"along ${name}${source}, ${name}^\top{{H}}{name}={curvature:.3g}$"
-        for name, curvature in zip(names, curvatures, strict=True)
-    ]

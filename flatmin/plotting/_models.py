@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, TypeVar
 
-import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 
-__all__ = ["fit_analyzer", "make_seed"]
+__all__ = ["fit_analyzer"]
 
 Analyzer = TypeVar("Analyzer", CurvatureAnalyzer, NoiseCovarianceAnalyzer)
 
@@ -47,32 +45,3 @@ def fit_analyzer(
             "training data; pass X and y to draw it on. The analyzer says: "
             f"{error}"
         ) from error
-
-
-def make_seed(random_state: Any) -> int:
-    """Return a seed for generators; None draws a new one.
-
-    Parameters
-    ----------
-    random_state : int, RandomState instance or None
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    TypeError
-        If it is none of these.
-    """
-    largest = np.iinfo(np.int32).max
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(largest))
-    if random_state is None:  # NumPy's global state stays where it is
-        return int(np.random.default_rng().integers(largest))
-    if not isinstance(random_state, Integral) or isinstance(random_state, bool):
-        raise TypeError(
-            "random_state must be an integer, a RandomState instance or None. Got "
-            f"{random_state!r}."
-        )
-    return int(random_state)

@@ -11,17 +11,17 @@ from torch import Tensor
 from flatmin._utils.arrays import to_array
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import make_generator
-from flatmin.plotting._directions import filter_normalised
+from flatmin._utils.random import make_generator, make_seed
+from flatmin.plotting._directions import filter_normalised, principal_directions
 from flatmin.risk import EmpiricalRisk
 
 __all__ = [
-    "as_directions",
+    "axis_labels",
     "check_grid",
     "curvatures_along",
     "losses_on",
-    "random_directions",
-    "reach_of",
+    "section_directions",
+    "section_reach",
 ]
 
 
@@ -32,7 +32,78 @@ def check_grid(n_points: int, span: float | None) -> None:
         check_positive("span", span)
 
 
-def as_directions(directions: Any, n_params: int) -> np.ndarray:
+def section_directions(
+    directions: Any, n: int, analyzer: Any, *, path: Any, random_state: Any
+) -> np.ndarray:
+    """Return the directions that were asked for as columns, of shape (D, n).
+
+    Parameters
+    ----------
+    directions : {"hessian", "covariance", "random", "trajectory"} or array-like
+        An array is taken as it is.
+    n : int
+        Of a name; an array has its own.
+    analyzer : CurvatureAnalyzer or NoiseCovarianceAnalyzer
+        Fitted, of the matrix whose eigenvectors are asked for.
+    path : ndarray of shape (n_steps, D) or None
+        The trajectory whose principal directions are asked for.
+    random_state : int, RandomState instance or None
+
+    Returns
+    -------
+    ndarray of shape (D, n)
+
+    Raises
+    ------
+    ValueError
+        If an array does not fit, or there are fewer eigenvectors than n.
+    """
+    risk = analyzer.risk_
+    if not isinstance(directions, str):
+        return _as_directions(directions, risk.n_params)
+    if directions == "random":
+        return _random_directions(risk, n, make_seed(random_state))
+    if directions == "trajectory":
+        return principal_directions(path, n)
+    A = analyzer.eigen().eigenvectors.astype(np.float64)
+    if A.shape[1] < n:
+        raise ValueError(
+            f"The {directions} has {A.shape[1]} eigenvectors here. Got "
+            f"n_directions={n}."
+        )
+    return A
+
+
+def axis_labels(kind: str | None, curvatures: np.ndarray | None, n: int) -> list[str]:
+    """Return a label for each direction, with the curvature along it where known.
+
+    Parameters
+    ----------
+    kind : str or None
+        As in :func:`section_directions`; None for the caller's own directions.
+    curvatures : ndarray of shape (n,) or None
+    n : int
+
+    Returns
+    -------
+    list of str
+    """
+    if curvatures is None:
+        return [f"random direction {i}, filter norms" for i in range(1, n + 1)]
+    symbol, source = {
+        "hessian": ("u", " of $H$"),
+        "covariance": ("v", r" of $\Sigma$"),
+        "trajectory": ("p", " of the run"),
+        None: ("a", ""),
+    }[kind]
+    names = [f"{symbol}_{i}" for i in range(1, n + 1)]
+    return [
+        rf"along ${name}${source}, ${name}^\top{{H}}{name}={curvature:.3g}$"
+        for name, curvature in zip(names, curvatures, strict=True)
+    ]
+
+
+def _as_directions(directions: Any, n_params: int) -> np.ndarray:
     """Return a caller's directions as independent columns."""
     A = to_array("directions", directions, finite=False)
     if A.ndim == 1:
@@ -47,7 +118,7 @@ def as_directions(directions: Any, n_params: int) -> np.ndarray:
     return A
 
 
-def random_directions(risk: EmpiricalRisk, n: int, seed: int) -> np.ndarray:
+def _random_directions(risk: EmpiricalRisk, n: int, seed: int) -> np.ndarray:
     """Return filter-normalised random directions as columns."""
     theta, rng = risk.params(), make_generator(seed, risk.device)
     columns = [filter_normalised(theta, risk.layout, rng) for _ in range(n)]
@@ -61,7 +132,7 @@ def curvatures_along(risk: EmpiricalRisk, theta: Tensor, A: np.ndarray) -> np.nd
     return np.array([float(a @ point.hvp(a)) for a in columns.unbind(1)])
 
 
-def reach_of(
+def section_reach(
     span: float | None, curvatures: np.ndarray | None, coordinates: np.ndarray | None
 ) -> float:
     """Return how far a section reaches to either side."""

@@ -12,11 +12,17 @@ from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import make_generator
+from flatmin._utils.random import make_generator, make_seed
 from flatmin.analysis import CurvatureAnalyzer
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import check_axes, finish, legend, looks, make_axes
-from flatmin.plotting._models import fit_analyzer, make_seed
+from flatmin.plotting._figure import (
+    check_axes,
+    legend,
+    line_styles,
+    make_axes,
+    tidy_axes,
+)
+from flatmin.plotting._models import fit_analyzer
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["SharpnessDisplay"]
@@ -139,7 +145,7 @@ class SharpnessDisplay(BaseDisplay):
         for name, model in models.items():
             analyzer = CurvatureAnalyzer(model, loss=loss, **settings)
             risk = fit_analyzer(analyzer, X, y, sample_weight).risk_
-            rises[name] = _rises(risk, sizes, n_draws, seed, verbose)
+            rises[name] = _rises(risk, sizes, n_draws, seed=seed, verbose=verbose)
             if second_order:
                 traces[name] = analyzer.trace().value
         display = cls(sizes, rises, traces=traces or None)
@@ -188,7 +194,7 @@ class SharpnessDisplay(BaseDisplay):
                     f"column for each size. Got {np.shape(rise)}."
                 )
         means = {name: self.mean(name) for name in self.rises}
-        styles = looks(len(means))
+        styles = line_styles(len(means))
         self.axes_ = make_axes(ax, 1)
         self.figure_ = self.axes_[0].figure
         self.lines_: dict[str, Any] = {}
@@ -208,7 +214,7 @@ class SharpnessDisplay(BaseDisplay):
             ylabel=r"$L(\theta+s\,\xi)-L(\theta)$",
         )
         legend(self.ax_)
-        finish(self.ax_)
+        tidy_axes(self.ax_)
         return self
 
     def _draw(self, name: str, mean: np.ndarray, look: dict[str, Any]) -> None:
@@ -246,7 +252,12 @@ class SharpnessDisplay(BaseDisplay):
 
 
 def _rises(
-    risk: EmpiricalRisk, sizes: np.ndarray, n_draws: int, seed: int, verbose: bool | int
+    risk: EmpiricalRisk,
+    sizes: np.ndarray,
+    n_draws: int,
+    *,
+    seed: int,
+    verbose: bool | int,
 ) -> np.ndarray:
     """Return L(θ + sξ) - L(θ), (n_draws, n_sizes), in float64."""
     generator = make_generator(seed, risk.device)

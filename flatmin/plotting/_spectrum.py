@@ -9,21 +9,15 @@ import numpy as np
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag, check_positive
 from flatmin.analysis import (
-    AlignmentTable,
+    Alignment,
     CurvatureAnalyzer,
     NoiseCovarianceAnalyzer,
-    Spectrum,
+    SpectralDensity,
 )
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import (
-    check_axes,
-    finish,
-    legend,
-    looks,
-    make_axes,
-    scaled,
-)
+from flatmin.plotting._figure import check_axes, make_axes
 from flatmin.plotting._models import fit_analyzer
+from flatmin.plotting._spectrum_drawing import draw_density, draw_eigenvalues
 
 __all__ = ["SpectrumDisplay"]
 
@@ -126,7 +120,7 @@ class SpectrumDisplay(BaseDisplay):
         n_probes: int = 10,
         n_steps: int = 80,
         width: float | None = None,
-        params: Any = None,
+        select: Any = None,
         device: Any = None,
         dtype: Any = None,
         random_state: Any = None,
@@ -155,7 +149,7 @@ class SpectrumDisplay(BaseDisplay):
             Of :func:`flatmin.linalg.spectral_density`.
         width : float, default=None
             Of the smoothing; None is a hundredth of the range of the eigenvalues.
-        params : str or list of str, default=None
+        select : str or list of str, default=None
             Names of parameters or modules: the blocks of H and Σ.
         device, dtype : default=None
             Of the analysis; None is the model's.
@@ -182,7 +176,7 @@ class SpectrumDisplay(BaseDisplay):
         settings = {
             "loss": loss,
             "n_components": k,
-            "params": params,
+            "select": select,
             "device": device,
             "dtype": dtype,
             "random_state": random_state,
@@ -201,8 +195,8 @@ class SpectrumDisplay(BaseDisplay):
     @classmethod
     def from_results(
         cls,
-        table: AlignmentTable,
-        spectrum: Spectrum | None = None,
+        table: Alignment,
+        spectrum: SpectralDensity | None = None,
         *,
         width: float | None = None,
     ) -> SpectrumDisplay:
@@ -210,9 +204,9 @@ class SpectrumDisplay(BaseDisplay):
 
         Parameters
         ----------
-        table : AlignmentTable
+        table : Alignment
             Of :meth:`flatmin.NoiseCovarianceAnalyzer.alignment`.
-        spectrum : Spectrum, default=None
+        spectrum : SpectralDensity, default=None
             Of :meth:`flatmin.CurvatureAnalyzer.density`.
         width : float, default=None
             Of the smoothing, in units of the eigenvalues; None is a hundredth of their
@@ -227,24 +221,23 @@ class SpectrumDisplay(BaseDisplay):
         TypeError
             If these are not such results.
         """
-        if not isinstance(table, AlignmentTable):
+        if not isinstance(table, Alignment):
             raise TypeError(
-                "table must be an AlignmentTable, which "
+                "table must be an Alignment, which "
                 f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
             )
         numbers = {}
         if width is not None:
             width = check_positive("width", width)
         if spectrum is not None:
-            if not isinstance(spectrum, Spectrum):
+            if not isinstance(spectrum, SpectralDensity):
                 raise TypeError(
-                    "spectrum must be a Spectrum, which CurvatureAnalyzer.density() "
-                    f"returns. Got {spectrum!r}."
+                    "spectrum must be a SpectralDensity, which "
+                    f"CurvatureAnalyzer.density() returns. Got {spectrum!r}."
                 )
             if width is None:
-                low, high = spectrum.nodes.min(), spectrum.nodes.max()
-                width = float(high - low) / 100 or max(abs(float(high)), 1.0) / 100
-            smooth = spectrum.to_frame(sigma=width)
+                width = spectrum.default_width
+            smooth = spectrum.to_frame(width=width)
             numbers = {
                 "grid": smooth["eigenvalue"].to_numpy(copy=True),
                 "density": smooth["density"].to_numpy(copy=True),
@@ -298,15 +291,19 @@ class SpectrumDisplay(BaseDisplay):
         if any(v is None for v in (self.grid, self.density, self.width, self.n_params)):
             raise ValueError(
                 "The bulk is read off the density. Got none; pass grid, density, width "
-                "and n_params, or a Spectrum to from_results."
+                "and n_params, or a SpectralDensity to from_results."
             )
         grid, density = np.asarray(self.grid), np.asarray(self.density)
-        one = 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
+        one = self._density_of_one()
         mode = int(density.argmax())
         below = np.flatnonzero(density <= one)
         left, right = below[below < mode], below[below > mode]
         low = grid[left[-1]] if len(left) else grid[0]
         return float(low), float(grid[right[0]] if len(right) else grid[-1])
+
+    def _density_of_one(self) -> float:
+        """Return the largest smoothed density that one eigenvalue alone gives."""
+        return 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
 
     def outliers(self) -> np.ndarray:
         """Return the leading eigenvalues of H that lie to the right of the bulk.
@@ -355,69 +352,17 @@ class SpectrumDisplay(BaseDisplay):
         self.axes_ = make_axes(ax, 2 if kind == "both" else 1)
         self.figure_ = self.axes_[0].figure
         if kind != "density":
-            self._draw_eigenvalues(self.axes_[0], series, normalised)
+            self.stems_ = draw_eigenvalues(self.axes_[0], series, normalised=normalised)
         if kind != "eigenvalues":
-            self._draw_density(self.axes_[-1], outliers)
+            self.density_line_, self.outlier_marks_ = draw_density(
+                self.axes_[-1],
+                np.asarray(self.grid),
+                np.asarray(self.density),
+                outliers,
+                one=self._density_of_one(),
+            )
         return self
 
     def _plain(self) -> list[np.ndarray]:
         values = [self.hessian_eigenvalues, self.covariance_eigenvalues]
         return [np.asarray(v, float) for v in values if v is not None]
-
-    def _draw_eigenvalues(
-        self, ax: Any, series: list[np.ndarray], normalised: bool
-    ) -> None:
-        names = [r"$H$, $\lambda_i$", r"$\Sigma$, $\gamma_i$"]
-        offsets = [-0.15, 0.15] if len(series) == 2 else [0.0]
-        log = not normalised and all((values > 0).all() for values in series)
-        floor = min(values.min() for values in series) / 2 if log else 0.0
-        self.stems_ = []
-        styles = zip(looks(2), "os", names, strict=True)
-        for values, offset, (look, marker, name) in zip(
-            series, offsets, styles, strict=False
-        ):
-            ranks = np.arange(1, len(values) + 1)
-            stems = ax.stem(
-                ranks + offset, values, basefmt=" ", bottom=floor, label=name
-            )
-            stems.stemlines.set(color=look["color"], linewidth=1.0, alpha=0.6)
-            stems.markerline.set(
-                color=look["color"], marker=marker, markersize=scaled(ax, 4)
-            )
-            self.stems_.append(stems)
-        if log:
-            ax.set_yscale("log")
-            ax.set_ylim(bottom=floor)
-        ax.set_xlim(0.3, max(map(len, series)) + 0.7)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        unit = r"eigenvalue / $\|\cdot\|_F$" if normalised else "eigenvalue"
-        ax.set(xlabel="rank $i$", ylabel=unit)
-        legend(ax, inside=True)
-        finish(ax)
-
-    def _draw_density(self, ax: Any, outliers: np.ndarray) -> None:
-        grid, density = np.asarray(self.grid), np.asarray(self.density)
-        one = 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
-        floor = one / 30  # a thirtieth of an eigenvalue: there is nothing below
-        color, mark = (look["color"] for look in looks(4)[0:4:3])
-        shown = np.maximum(density, floor)
-        (self.density_line_,) = ax.plot(grid, shown, color=color, linewidth=1.2)
-        ax.fill_between(grid, floor, shown, color=color, alpha=0.2, linewidth=0)
-        top = density.max()
-        (self.outlier_marks_,) = ax.plot(
-            outliers,
-            np.full(len(outliers), 4 * one),
-            "v",
-            color=mark,
-            markersize=scaled(ax, 5),
-            label=f"{len(outliers)} outliers",
-        )
-        ax.set_yscale("log")
-        ax.set(
-            ylim=(floor, 3 * top),
-            xlabel=r"eigenvalue $\lambda$ of $H$",
-            ylabel=r"density $p(\lambda)$",
-        )
-        if len(outliers):
-            legend(ax)
-        finish(ax)

@@ -13,7 +13,7 @@ from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known
 from flatmin.plotting._bands import SPREADS, band, check_band
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import finish, legend, looks, make_axes
+from flatmin.plotting._figure import legend, line_styles, make_axes, tidy_axes
 
 __all__ = ["TrajectoryDisplay"]
 
@@ -233,7 +233,7 @@ class TrajectoryDisplay(BaseDisplay):
         names = self._check_quantities(quantities)
         self._check_rows()
         methods = list(dict.fromkeys(self._methods()))
-        styles = dict(zip(methods, looks(len(methods)), strict=True))
+        styles = dict(zip(methods, line_styles(len(methods)), strict=True))
         curves = {name: self._curves(name, spread) for name in names}
         self.axes_ = make_axes(ax, len(names), vertical=True)
         self.figure_ = self.axes_[0].figure
@@ -247,7 +247,7 @@ class TrajectoryDisplay(BaseDisplay):
         if len(methods) > 1 or title is not None or self.switches():
             legend(self.axes_[0], title=title)
         for one in self.axes_:
-            finish(one)
+            tidy_axes(one)
         return self
 
     def _check_quantities(self, quantities: Sequence[str] | None) -> list[str]:

@@ -36,23 +36,23 @@ def matrix(request):
 
 
 @pytest.fixture(params=[None, "2", ["2.weight", "*.bias"]], ids=str)
-def params(request):
+def select(request):
     return request.param
 
 
-def block(matrix, params):
+def block(matrix, select):
     """Return the dense block that the analyzer should see."""
     chosen = {
         "None": np.arange(D),
         "2": np.arange(16, D),
         "['2.weight', '*.bias']": np.arange(12, D),
-    }[str(params)]
+    }[str(select)]
     return MATRICES[matrix].numpy()[np.ix_(chosen, chosen)]
 
 
-def test_eigenpairs(matrix, params):
-    dense = block(matrix, params)
-    result = analyzer(matrix=matrix, params=params, tol=1e-8).eigen(k=5)
+def test_eigenpairs(matrix, select):
+    dense = block(matrix, select)
+    result = analyzer(matrix=matrix, select=select, tol=1e-8).eigen(k=5)
     values = np.linalg.eigvalsh(dense)
     close(result.eigenvalues, values[:-6:-1], rtol=1e-6, atol=1e-12)
     close(
@@ -64,9 +64,9 @@ def test_eigenpairs(matrix, params):
     assert (np.abs(result.eigenvectors).max(0) == result.eigenvectors.max(0)).all()
 
 
-def test_trace_diagonal_and_products(matrix, params):
-    dense = block(matrix, params)
-    model = analyzer(matrix=matrix, params=params)
+def test_trace_diagonal_and_products(matrix, select):
+    dense = block(matrix, select)
+    model = analyzer(matrix=matrix, select=select)
     trace = model.trace()
     assert abs(trace.value - np.trace(dense)) <= 1e-8 + 4 * trace.stderr
     assert trace.stderr <= 0.021 * trace.value
@@ -88,7 +88,7 @@ def test_the_spectrum(matrix):
     frame = result.to_frame()
     area = np.trapezoid(frame["density"], frame["eigenvalue"])
     close([area, frame["cumulative"].iloc[-1]], 1, atol=1e-4)
-    at = result.to_frame([values[-1] - 1e-9], sigma=0.1)
+    at = result.to_frame([values[-1] - 1e-9], width=0.1)
     close(at["cumulative"], (D - 1) / D)
 
 
@@ -102,21 +102,21 @@ def test_which_end():
     assert len(model.set_params(n_components=99).fit(X, y).eigen().eigenvalues) == D
 
 
-def test_transform_gives_gradients_in_the_basis(params):
-    model = analyzer(params=params, n_components=4, tol=1e-8)
+def test_transform_gives_gradients_in_the_basis(select):
+    model = analyzer(select=select, n_components=4, tol=1e-8)
     X_new, y_new = blobs(7, seed=1)
     basis = model.eigen().eigenvectors
-    chosen = model.risk_.layout.indices(params).numpy() if params else slice(None)
+    chosen = model.risk_.layout.indices(select).numpy() if select else slice(None)
     gradients = truth(NET, X_new, y_new).gradients.numpy()[:, chosen]
     close(model.transform(X_new, y_new), gradients @ basis, atol=1e-9)
     close(model.fit_transform(X, y), model.transform(X, y))
 
 
-def test_score_is_the_share_of_the_noise_in_the_basis(params):
-    model = analyzer(params=params, n_components=3, tol=1e-8)
+def test_score_is_the_share_of_the_noise_in_the_basis(select):
+    model = analyzer(select=select, n_components=3, tol=1e-8)
     X_new, y_new = blobs(15, seed=1)
     weights = np.linspace(0, 1, 15)
-    chosen = model.risk_.layout.indices(params).numpy() if params else np.arange(D)
+    chosen = model.risk_.layout.indices(select).numpy() if select else np.arange(D)
     covariance = truth(NET, X_new, y_new, weights=weights).covariance.numpy()
     covariance = covariance[np.ix_(chosen, chosen)]
     U = model.eigen().eigenvectors
@@ -155,7 +155,7 @@ def test_no_noise_has_no_share(dtype, n):
         model.score(np.tile(X[:1], (n, 1)), np.zeros(n, int))
     flat = network()
     torch.nn.init.zeros_(flat[2].weight)
-    model = CurvatureAnalyzer(flat, loss="cross_entropy", params="0", dtype=dtype)
+    model = CurvatureAnalyzer(flat, loss="cross_entropy", select="0", dtype=dtype)
     with pytest.raises(ValueError, match=r"Got Tr\(Σ\) = 0, where rounding"):
         model.fit(X, y).score(X, y)
 
@@ -229,8 +229,8 @@ def test_what_is_prepared_once_is_kept():
 def test_settings_may_change_after_fit():
     model = analyzer(n_components=3)
     assert model.transform(X, y).shape[1] == 3
-    model.set_params(matrix="ggn", n_components=2, params="2")
-    fresh = analyzer(matrix="ggn", n_components=2, params="2")
+    model.set_params(matrix="ggn", n_components=2, select="2")
+    fresh = analyzer(matrix="ggn", n_components=2, select="2")
     close(model.eigen().eigenvalues, fresh.eigen().eigenvalues)
     close(model.trace().value, fresh.trace().value)
     assert model.transform(X, y).shape[1] == 2
@@ -245,7 +245,7 @@ def test_settings_may_change_after_fit():
         ({"tol": 0}, r"'tol' parameter .* Got 0"),
         ({"loss": "crossentropy"}, r"did you mean 'cross_entropy'"),
         ({"dtype": "float16"}, r"dtype must be 'float32' or 'float64'"),
-        ({"params": "3"}, r"params must name trainable parameters"),
+        ({"select": "3"}, r"select must name trainable parameters"),
     ],
 )
 def test_a_wrong_parameter_is_named(params, message):
@@ -254,7 +254,7 @@ def test_a_wrong_parameter_is_named(params, message):
 
 
 def test_k_must_fit():
-    with pytest.raises(ValueError, match=rf"between 1 and D = {D}. Got k={D + 1}"):
+    with pytest.raises(ValueError, match=rf"between 1 and D = {D}. Got {D + 1}"):
         analyzer().eigen(D + 1)
 
 

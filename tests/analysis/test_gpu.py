@@ -34,7 +34,7 @@ def summary(model, device, loss=None):
         curvature.matvec(v),
         spectrum.moment(2),
         # Not at 0, on whose sides rounding spreads a whole null space.
-        spectrum.to_frame([0.05], sigma=0.1).to_numpy(),
+        spectrum.to_frame([0.05], width=0.1).to_numpy(),
         curvature.transform(X, y),
         curvature.score(X, y),
         noise.eigen().eigenvalues,

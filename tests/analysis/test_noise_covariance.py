@@ -23,17 +23,17 @@ def analyzer(**params):
 
 
 @pytest.fixture(params=[None, "2"], ids=str)
-def params(request):
+def select(request):
     return request.param
 
 
-def block(matrix, params):
-    return matrix if params is None else matrix[16:, 16:]
+def block(matrix, select):
+    return matrix if select is None else matrix[16:, 16:]
 
 
-def test_trace_and_diagonal(params):
-    model = analyzer(params=params)
-    diagonal = np.diag(block(SIGMA, params))
+def test_trace_and_diagonal(select):
+    model = analyzer(select=select)
+    diagonal = np.diag(block(SIGMA, select))
     close(model.trace().value, diagonal.sum(), rtol=1e-10)
     assert model.trace().stderr == 0
     close(model.diagonal().value, diagonal, rtol=1e-10)
@@ -41,9 +41,9 @@ def test_trace_and_diagonal(params):
 
 
 @pytest.mark.parametrize("which", ["LA", "SA"])
-def test_eigenpairs(params, which):
-    sigma = block(SIGMA, params)
-    result = analyzer(params=params).eigen(k=4, which=which)
+def test_eigenpairs(select, which):
+    sigma = block(SIGMA, select)
+    result = analyzer(select=select).eigen(k=4, which=which)
     values = np.linalg.eigvalsh(sigma)
     expected = values[::-1][:4] if which == "LA" else values[:4]
     close(result.eigenvalues, expected, atol=1e-10)
@@ -61,9 +61,9 @@ def test_no_more_eigenpairs_than_differences_of_examples():
         model.eigen(6)
 
 
-def test_draws_have_the_covariance(params):
-    sigma = block(SIGMA, params)
-    draws = analyzer(params=params).sample(2000)
+def test_draws_have_the_covariance(select):
+    sigma = block(SIGMA, select)
+    draws = analyzer(select=select).sample(2000)
     assert draws.shape == (2000, len(sigma))
     squares = draws[:, :, None] * draws[:, None, :]
     stderr = squares.std(0) / np.sqrt(len(draws))
@@ -91,19 +91,19 @@ def test_coordinates_are_those_of_pca():
     close(model.eigen().eigenvalues, pca.explained_variance_ * (N - 1) / N)
 
 
-def test_score_is_the_overlap_with_the_hessian(params):
+def test_score_is_the_overlap_with_the_hessian(select):
     X_new, y_new = blobs(25, seed=1)
-    model = analyzer(params=params, n_components=5)
-    V = np.linalg.eigh(block(SIGMA, params))[1][:, -5:]
-    hessian = block(truth(NET, X_new, y_new).hessian.numpy(), params)
+    model = analyzer(select=select, n_components=5)
+    V = np.linalg.eigh(block(SIGMA, select))[1][:, -5:]
+    hessian = block(truth(NET, X_new, y_new).hessian.numpy(), select)
     U = np.linalg.eigh(hessian)[1][:, -5:]
     close(model.score(X_new, y_new), np.square(U.T @ V).sum() / 5, rtol=1e-6)
 
 
-def test_alignment(params):
-    model = analyzer(params=params)
+def test_alignment(select):
+    model = analyzer(select=select)
     result = model.alignment(k=5)
-    hessian, sigma = block(TRUTH.hessian.numpy(), params), block(SIGMA, params)
+    hessian, sigma = block(TRUTH.hessian.numpy(), select), block(SIGMA, select)
     (a, U), (b, V) = np.linalg.eigh(hessian), np.linalg.eigh(sigma)
     overlap = np.square(U[:, -5:].T @ V[:, -5:]).sum() / 5
     assert result.n_params == len(sigma)

@@ -39,13 +39,11 @@ LEFT_OUT = {
         *("MatchedState", "order_eigenvalues"),
     ],
     "results, which others fill": [
-        *("AlignmentTable", "Diagonal", "Eigenpairs", "Spectrum", "Trace", "Audit"),
-        *("ComparisonResult", "PairedDifference", "ExitTime", "Proportion"),
-        *("Simulation", "DiagonalResult", "EigenResult", "FrobeniusResult"),
-        *("SqrtResult", "TraceResult", "SpectralDensity", "Alignment", "Estimate"),
-        *("CurveProfile", "Gaussianity", "GradientNoise", "LossScaledAlignment"),
-        *("NoiseSpectrum", "PowerLaw", "PowerLaws", "SharpnessResult"),
-        *("SignalToNoise", "TraceProduct", "LabelDraw", "ParameterLayout"),
+        *("Alignment", "Audit", "ComparisonResult", "CurveProfile", "Diagonal"),
+        *("Eigenpairs", "Estimate", "Gaussianity", "GradientNoise", "LabelDraw"),
+        *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
+        *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
+        *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
     ],
     "to subclass": [
         *("AnalyticRisk", "ExampleLoss", "GaussianLaw", "LinearOperator", "NoiseLaw"),
@@ -254,7 +252,7 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "fetch_fashion_mnist": {"subset": lambda: "test"},
     "expected_sharpness": {"n_draws": lambda: 2},
     "adaptive_expected_sharpness": {"n_draws": lambda: 2},
-    "minibatch_gaussianity": {"n_batches": lambda: 20, "n_directions": lambda: 2},
+    "minibatch_gaussianity": {"n_batches": lambda: 20, "k": lambda: 2},
     "bezier_profile": {
         "n_iter": lambda: 2,
         "n_points": lambda: 3,
@@ -270,9 +268,6 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
         "n_chains": lambda: 3,
     },
     "LinearRegressionRisk": {"X": lambda: torch.eye(3), "y": lambda: torch.ones(3)},
-    "BlockDiagonalOperator": {
-        "operator": lambda: HessianOperator(world().risk, world().theta)
-    },
     "spectral_density": {"n_steps": lambda: 3},
     "subspace_share": {"v": lambda: torch.ones(3)},
     "random_projection_residual": {"k": lambda: 2},
@@ -347,7 +342,7 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
         "GGNOperator": (GGNOperator(w.risk, w.theta), {"V": lambda: torch.ones(8, 2)}),
         "SpectralDensity": (
             w.density,
-            {"sigma": lambda: 0.1, "function": lambda: lambda x: x},
+            {"width": lambda: 0.1, "function": lambda: lambda x: x},
         ),
         "Linearization": (w.risk.linearize(w.theta), {}),
         "GradientNoise": (measures.gradient_noise(w.risk, w.theta), {}),
@@ -384,7 +379,10 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
             flatmin.SharpnessScorer(w.classifier, n_draws=2),
             {},
         ),
-        "Spectrum": (w.curvature.density(), {"grid": lambda: [0.0, 1.0]}),
+        "analysis.SpectralDensity": (
+            w.curvature.density(),
+            {"grid": lambda: [0.0, 1.0]},
+        ),
         "ComparisonResult": (
             w.comparison,
             {

@@ -46,7 +46,7 @@ _ALSO = {
     "n_seeds": ("Seeds", "seed"),
     "estimator": ("model", "Display"),
     "path": (),
-    "patterns": ("params",),
+    "patterns": ("select",),
     "measure_params": ("option of the measure",),
     "name": ("method", "parameter", "model"),
     "phases": ("phase",),

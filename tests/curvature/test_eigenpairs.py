@@ -10,6 +10,7 @@ from flatmin.curvature import (
     hessian_eigenpairs,
     minibatch_eigenpairs,
 )
+from flatmin.measures import max_eigenvalue
 from flatmin.risk import EmpiricalRisk
 
 from ._problems import ANALYTIC, CHAINS, N, empirical, oracle, quadratic, randn, rng
@@ -133,7 +134,9 @@ def test_minibatches(width):
     risk, theta = empirical(width)
     batches = torch.randperm(N, generator=rng()).view(6, 2)
     means = oracle(width).gradients[batches].mean(1)
-    check(minibatch_eigenpairs(risk, theta, batches, 4), 2 * torch.cov(means.T), 4)
+    check(
+        minibatch_eigenpairs(risk, theta, 4, batches=batches), 2 * torch.cov(means.T), 4
+    )
 
 
 def test_minibatches_of_chains(analytic, chains):
@@ -141,13 +144,13 @@ def test_minibatches_of_chains(analytic, chains):
     batches = torch.rand(*chains, N, generator=rng()).argsort(-1).unflatten(-1, (4, 3))
     rows = analytic.batch_gradients(theta, batches)
     centred = rows - rows.mean(-2, keepdim=True)
-    result = minibatch_eigenpairs(analytic, theta, batches, 2)
+    result = minibatch_eigenpairs(analytic, theta, 2, batches=batches)
     check(result, centred.mT @ centred * 3 / 3, 2)
 
 
 def test_minibatches_of_one_example_give_n_over_n_minus_one():
     risk, theta = empirical()
-    single = minibatch_eigenpairs(risk, theta, torch.arange(N)[:, None], 5)
+    single = minibatch_eigenpairs(risk, theta, 5, batches=torch.arange(N)[:, None])
     whole = covariance_eigenpairs(risk, theta, 5)
     close(single.eigenvalues, whole.eigenvalues * N / (N - 1))
 
@@ -156,7 +159,7 @@ def test_minibatches_estimate_the_covariance():
     """The mean over random partitions is N/(N-1) Σ; 400 seeded ones by their error."""
     risk, theta = quadratic(), torch.zeros(400, 4).double()
     batches = torch.rand(400, N, generator=rng()).argsort(-1).unflatten(-1, (4, 3))
-    result = minibatch_eigenpairs(risk, theta, batches, 3)
+    result = minibatch_eigenpairs(risk, theta, 3, batches=batches)
     traces = result.eigenvalues.sum(-1)
     exact = risk.gradient_covariance(theta[0])
     # Three pairs are all of it but the least eigenvalue: compare the whole trace.
@@ -173,27 +176,45 @@ def test_minibatches_estimate_the_covariance():
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda r, t: hessian_eigenpairs(r, t, 0), "1 and D = 27. Got k=0"),
-        (lambda r, t: hessian_eigenpairs(r, t, 28), "1 and D = 27. Got k=28"),
+        (lambda r, t: hessian_eigenpairs(r, t, 0), "1 and D = 27. Got 0"),
+        (lambda r, t: hessian_eigenpairs(r, t, 28), "1 and D = 27. Got 28"),
         (
             lambda r, t: covariance_eigenpairs(r, t, 12),
-            r"1 and min\(D, N - 1\) = 11. Got k=12",
+            r"1 and min\(D, N - 1\) = 11. Got 12",
         ),
         (
-            lambda r, t: minibatch_eigenpairs(r, t, torch.arange(N).view(4, 3), 4),
-            r"1 and min\(D, b - 1\) = 3. Got k=4",
+            lambda r, t: minibatch_eigenpairs(
+                r, t, 4, batches=torch.arange(N).view(4, 3)
+            ),
+            r"1 and min\(D, b - 1\) = 3. Got 4",
         ),
         (
-            lambda r, t: minibatch_eigenpairs(r, t, torch.arange(N).view(1, N), 1),
-            r"1 and min\(D, b - 1\) = 0. Got k=1",
+            lambda r, t: minibatch_eigenpairs(
+                r, t, 1, batches=torch.arange(N).view(1, N)
+            ),
+            r"1 and min\(D, b - 1\) = 0. Got 1",
         ),
     ],
 )
 def test_k_that_does_not_fit(ask, message):
-    with pytest.raises(ValueError, match=f"k must be between {message}"):
+    with pytest.raises(ValueError, match=f"k must be an integer between {message}"):
         ask(*empirical())
 
 
 def test_k_that_does_not_fit_an_analytic_risk():
-    with pytest.raises(ValueError, match=r"1 and D = 4. Got k=5"):
+    with pytest.raises(ValueError, match=r"1 and D = 4. Got 5"):
         hessian_eigenpairs(quadratic(), torch.zeros(4).double(), 5)
+
+
+def test_a_start_at_the_eigenvector_takes_fewer_products():
+    risk, theta = empirical(40)
+    values, vectors = torch.linalg.eigh(oracle(40).hessian)
+    start = vectors[:, -1] + 1e-3 * randn(len(theta)) / len(theta) ** 0.5
+    cold = hessian_eigenpairs(risk, theta, 1, rng=rng())
+    warm = hessian_eigenpairs(risk, theta, 1, v0=start, rng=rng())
+    assert warm.n_matvecs < cold.n_matvecs
+    close(warm.eigenvalues, values[-1:])
+    sharpness = max_eigenvalue(risk, theta, v0=start)
+    assert sharpness.n_matvecs == warm.n_matvecs
+    with pytest.raises(ValueError, match=r"v0 must have shape \(323,\). Got \(3,\)"):
+        hessian_eigenpairs(risk, theta, 1, v0=randn(3))

@@ -26,15 +26,15 @@ def preconditioner(size, seed=7):
 
 
 @pytest.mark.parametrize("chunk_size", [None, 5, 1])
-@pytest.mark.parametrize("params", [None, "2", ["2.bias", "0.weight"]])
-def test_the_matrix(chunk_size, params):
+@pytest.mark.parametrize("select", [None, "2", ["2.bias", "0.weight"]])
+def test_the_matrix(chunk_size, select):
     risk, theta = empirical(chunk_size=chunk_size)
     P = preconditioner(len(theta))
     expected = torch.diag(P) @ oracle().covariance @ torch.diag(P) / M
-    if params is not None:
-        at = risk.layout.indices(params)
+    if select is not None:
+        at = risk.layout.indices(select)
         expected = expected[at][:, at]
-    A = PreconditionedCovarianceOperator(risk, theta, P, batch_size=M, params=params)
+    A = PreconditionedCovarianceOperator(risk, theta, P, batch_size=M, select=select)
     assert A.shape == expected.shape
     close(A.matmat(torch.eye(len(expected), dtype=theta.dtype)), expected)
     close(A.to_dense(), expected)
@@ -75,19 +75,19 @@ def test_chains(chains):
     close(A.trace(), S.diagonal(dim1=-2, dim2=-1).sum(-1))
 
 
-@pytest.mark.parametrize("params", [None, "2"])
+@pytest.mark.parametrize("select", [None, "2"])
 @pytest.mark.parametrize("width", [3, 1])  # D above N, and below
-def test_eigenpairs(params, width):
+def test_eigenpairs(select, width):
     risk, theta = empirical(width)
     P = preconditioner(len(theta))
     S = P.unsqueeze(1) * oracle(width).covariance * P
-    if params is not None:
-        at = risk.layout.indices(params)
+    if select is not None:
+        at = risk.layout.indices(select)
         S = S[at][:, at]
     values, vectors = (part.flip(-1)[..., :3] for part in torch.linalg.eigh(S))
-    A = PreconditionedCovarianceOperator(risk, theta, P, params=params)
+    A = PreconditionedCovarianceOperator(risk, theta, P, select=select)
     for found in (
-        covariance_eigenpairs(risk, theta, 3, params=params, preconditioner=P),
+        covariance_eigenpairs(risk, theta, 3, select=select, preconditioner=P),
         eigsh(A, 3, rng=rng(), tol=1e-10),
     ):
         close(found.eigenvalues, values)

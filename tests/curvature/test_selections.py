@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatmin.curvature import (
-    BlockDiagonalOperator,
     EmpiricalFisherOperator,
     FisherOperator,
     GGNOperator,
@@ -129,7 +128,7 @@ OPERATORS = {
 
 @pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
 @pytest.mark.parametrize(
-    ("params", "kept"),
+    ("select", "kept"),
     [
         ("2", slice(15, None)),
         ("*.bias", [12, 13, 14, *range(24, 27)]),
@@ -137,12 +136,12 @@ OPERATORS = {
         ("0.weight", slice(0, 12)),
     ],
 )
-def test_some_parameters(make, params, kept):
+def test_some_parameters(make, select, kept):
     module, loss, y = PROBLEMS["classes"]
     risk = EmpiricalRisk(module, loss, data(), y)
     theta = risk.params()
     whole = make(risk, theta).to_dense()
-    part = make(risk, theta, params=params)
+    part = make(risk, theta, select=select)
     expected = whole[kept][:, kept]
     assert part.shape == expected.shape
     close(part.matmat(torch.eye(len(expected), dtype=theta.dtype)), expected)
@@ -150,27 +149,14 @@ def test_some_parameters(make, params, kept):
     close(part.trace(), expected.trace())
 
 
-def test_blocks_of_layers():
-    module, loss, y = PROBLEMS["classes"]
-    risk = EmpiricalRisk(module, loss, data(), y)
-    operator = HessianOperator(risk, risk.params())
-    whole = operator.to_dense()
-    blocks = BlockDiagonalOperator(operator)
-    first, last = slice(0, 15), slice(15, 27)
-    assert blocks.blocks == {"0": first, "2": last}
-    close(blocks.to_dense(), torch.block_diag(whole[first, first], whole[last, last]))
-
-
 def test_names_that_are_not_there():
     module, loss, y = PROBLEMS["classes"]
     risk = EmpiricalRisk(module, loss, data(), y)
     theta = risk.params()
     with pytest.raises(ValueError, match=r"Got 'head'; there are 0.weight, 0.bias"):
-        HessianOperator(risk, theta, params="head")
-    with pytest.raises(ValueError, match="all parameters of a network"):
-        BlockDiagonalOperator(HessianOperator(risk, theta, params="2"))
+        HessianOperator(risk, theta, select="head")
     with pytest.raises(ValueError, match="at least two batches"):
         GradientCovarianceOperator(risk, theta, batches=torch.zeros(1, 2).long())
     analytic = regression()
     with pytest.raises(ValueError, match="LinearRegressionRisk have none"):
-        HessianOperator(analytic, randn(analytic.n_params), params="x")
+        HessianOperator(analytic, randn(analytic.n_params), select="x")

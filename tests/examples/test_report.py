@@ -254,8 +254,13 @@ def test_what_the_controls_say(report):
         assert less(law) < -0.2
     for law in ("gld_full-bulk", "gld_random_subspace"):
         assert abs(less(law)) < 0.05
-    for law in ("svag-l-4", "svag-l-16"):
-        assert abs(less(law)) < 0.1
+    for number in (4, 16):  # against GD with the same steps
+        small_steps = late_stability(folder, f"gd-{number}")
+        own = late_stability(folder, f"svag-l-{number}")
+        assert len(own) == len(small_steps) == 8
+        assert all(own[seed] < small_steps[seed] for seed in own)
+        ratio = np.mean(list(small_steps.values())) / np.mean(list(own.values()))
+        assert 1.8 < ratio < 2
     of_const, of_sgd = (
         np.mean(
             [value for path in folder.glob(name) for value in late(path, "noise_norm")]

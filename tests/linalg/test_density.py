@@ -1,5 +1,7 @@
 """Spectral densities against all eigenvalues, in units of their own errors."""
 
+import math
+
 import pytest
 import torch
 
@@ -29,9 +31,9 @@ def test_density_integrates_to_one(name, method, dtype):
     close(result.weights.sum(1), torch.ones(len(result.weights)).double())
     assert (result.weights >= 0).all()
     low, high = float(min(SPECTRA[name])), float(max(SPECTRA[name]))
-    for sigma in (0.05, 1.0):
-        grid = torch.linspace(low - 8 * sigma, high + 8 * sigma, 4001).double()
-        value, stderr = result.density(grid, sigma)
+    for width in (0.05, 1.0):
+        grid = torch.linspace(low - 8 * width, high + 8 * width, 4001).double()
+        value, stderr = result.density(grid, width)
         assert value.shape == stderr.shape == grid.shape
         assert (value >= 0).all()
         assert float(torch.trapezoid(value, grid)) == pytest.approx(1, abs=1e-6)
@@ -59,10 +61,10 @@ def test_exact_for_small_matrices(name):
 def test_the_smoothed_density_is_a_mixture():
     values = torch.tensor([-1.0, 0.5, 2.0]).double()
     result = spectral_density(operator(values))
-    grid, sigma = torch.linspace(-3, 4, 9).double(), 0.7
-    mixture = torch.distributions.Normal(values, sigma)
+    grid, width = torch.linspace(-3, 4, 9).double(), 0.7
+    mixture = torch.distributions.Normal(values, width)
     expected = mixture.log_prob(grid.unsqueeze(1)).exp().mean(1)
-    close(result.density(grid, sigma)[0], expected)
+    close(result.density(grid, width)[0], expected)
 
 
 @pytest.mark.parametrize("name", ["outliers", "decaying", "indefinite", "clustered"])
@@ -250,7 +252,7 @@ def test_bad_input(options, message):
 def test_bad_input_of_the_result():
     result = spectral_density(operator([1.0, 2.0]))
     with pytest.raises(
-        ValueError, match=r"sigma must be a finite number above 0. Got 0"
+        ValueError, match=r"width must be a finite number above 0. Got 0"
     ):
         result.density(torch.zeros(1), 0)
     with pytest.raises(ValueError, match=r"p must be an integer of at least 0. Got -1"):
@@ -258,5 +260,27 @@ def test_bad_input_of_the_result():
 
 
 def test_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"spectral_density takes one matrix. Got a"):
+    with pytest.raises(
+        ValueError, match=r"spectral_density takes one matrix. Got several"
+    ):
         spectral_density(DenseOperator(randn(2, 3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("values", "width"),
+    [
+        ([-1.0, 3.0], 0.04),
+        ([-2.0, -2.0], 0.02),
+        ([0.0, 0.0], 0.01),
+        ([1e-9] * 2, 1e-11),
+    ],
+)
+def test_the_default_width(values, width):
+    """A hundredth of the range, or of the size of values that are all equal."""
+    values = torch.tensor(values, dtype=torch.float64)
+    result = spectral_density(DiagonalOperator(values))
+    assert result.default_width == pytest.approx(width)
+    at = values[:1]
+    share = 1.0 if values[0] == values[1] else 0.5
+    expected = share / (width * (2 * math.pi) ** 0.5)
+    assert float(result.density(at)[0]) == pytest.approx(expected)

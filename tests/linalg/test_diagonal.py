@@ -174,5 +174,5 @@ def test_bad_input(options, message):
 
 
 def test_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"diagonal takes one matrix. Got a batch"):
+    with pytest.raises(ValueError, match=r"diagonal takes one matrix. Got several"):
         diagonal(DenseOperator(randn(2, 3, 3)))

@@ -88,8 +88,8 @@ def test_dtype_and_seed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_matvecs": 1}, "max_matvecs must be an integer of at least 2. Got 1"),
-        ({"max_matvecs": 9.5}, "max_matvecs must be an integer of at least 2. Got 9.5"),
+        ({"max_matvecs": 5}, "max_matvecs must be an integer of at least 6. Got 5"),
+        ({"max_matvecs": 9.5}, "max_matvecs must be an integer of at least 6. Got 9.5"),
         ({"rtol": float("nan")}, "rtol must be a finite number of at least 0. Got nan"),
         ({"method": "xtrace"}, "Unknown method 'xtrace'"),
     ],
@@ -100,7 +100,9 @@ def test_bad_input(options, message):
 
 
 def test_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"frobenius_norm takes one matrix. Got a bat"):
+    with pytest.raises(
+        ValueError, match=r"frobenius_norm takes one matrix. Got several"
+    ):
         frobenius_norm(DenseOperator(randn(2, 3, 3)))
 
 

@@ -157,7 +157,7 @@ def test_scipy_keeps_its_workspace():
 
 def test_scipy_takes_no_batch():
     with pytest.raises(
-        ValueError, match=r"one matrix. Got a batch of shape \(3, 6, 6\)"
+        ValueError, match=r"one matrix. Got several, of shape \(3, 6, 6\)"
     ):
         dense(3).to_scipy()
 

@@ -189,5 +189,5 @@ def test_z_is_a_tensor(z):
 
 
 def test_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"sqrt_matvec takes one matrix. Got a batch"):
+    with pytest.raises(ValueError, match=r"sqrt_matvec takes one matrix. Got several"):
         sqrt_matvec(DenseOperator(randn(2, 3, 3)), torch.ones(3))

@@ -37,7 +37,7 @@ def test_batches_are_exact(method):
 
 @pytest.mark.parametrize("method", ["hutchinson", "xtrace"])
 def test_a_batch_has_no_estimate(method):
-    with pytest.raises(ValueError, match=rf"{method}' takes one matrix. Got a batch"):
+    with pytest.raises(ValueError, match=rf"{method}' takes one matrix. Got several"):
         trace(DenseOperator(randn(3, 5, 5)), method=method)
 
 

@@ -79,15 +79,15 @@ def test_a_regression():
     close(result.angles.cos().square().mean(), result.overlap)
 
 
-@pytest.mark.parametrize("params", [None, "0", "2.*"])
-def test_a_network_and_its_layers(params):
+@pytest.mark.parametrize("select", [None, "0", "2.*"])
+def test_a_network_and_its_layers(select):
     risk, theta = networks.empirical()
     dense = networks.oracle()
     H, S, g = dense.hessian, dense.covariance, dense.gradient
-    if params is not None:
-        at = risk.layout.indices(params)
+    if select is not None:
+        at = risk.layout.indices(select)
         H, S, g = H[at][:, at], S[at][:, at], g[at]
-    result = alignment(risk, theta, K, params=params, tol=1e-8)
+    result = alignment(risk, theta, K, select=select, tol=1e-8)
     check_table(result, table(H, S, g, K))
     check_pairs(result, H, S)
 
@@ -161,26 +161,26 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"between 1 and min\(D, N - 1\) = 50"):
         alignment(risk, theta, 51)
     with pytest.raises(ValueError, match="selects by name"):
-        alignment(risk, theta, K, params="0")
+        alignment(risk, theta, K, select="0")
 
 
-@pytest.mark.parametrize("params", [None, "0"])
-def test_preconditioned_noise(params):
+@pytest.mark.parametrize("select", [None, "0"])
+def test_preconditioned_noise(select):
     risk, theta = networks.empirical()
     dense = networks.oracle()
     P = torch.randn(len(theta), generator=torch.Generator().manual_seed(3)).exp()
     H, g = dense.hessian, dense.gradient
     S = torch.diag(P).double() @ dense.covariance @ torch.diag(P).double()
-    if params is not None:
-        at = risk.layout.indices(params)
+    if select is not None:
+        at = risk.layout.indices(select)
         H, S, g = H[at][:, at], S[at][:, at], g[at]
-    result = alignment(risk, theta, K, params=params, preconditioner=P, tol=1e-8)
+    result = alignment(risk, theta, K, select=select, preconditioner=P, tol=1e-8)
     expected = table(H, S, g, K)
     named = {name.replace("Σ", "PΣP"): value for name, value in expected.items()}
     check_table(result, named)
     check_pairs(result, H, S)
     sampled = alignment(
-        risk, theta, K, params=params, preconditioner=P, max_matvecs=8, rtol=1e-3
+        risk, theta, K, select=select, preconditioner=P, max_matvecs=8, rtol=1e-3
     ).trace_product
     error = sampled.value - expected["Tr(HΣ)"]
     assert sampled.stderr > 0

@@ -75,11 +75,11 @@ def test_numbers_are_taken_as_python_s(kind):
             ).moment(k(3))[0]
         ),
         "ggn_trace": lambda k: float(
-            ggn_trace(RISK, THETA, torch.Generator(), max_sweeps=k(100)).value
+            ggn_trace(RISK, THETA, rng=torch.Generator(), max_sweeps=k(100)).value
         ),
         "gaussianity": lambda k: float(
             measures.minibatch_gaussianity(
-                RISK, THETA, batch_size=k(90), n_directions=k(2), n_batches=k(100)
+                RISK, THETA, batch_size=k(90), k=k(2), n_batches=k(100)
             ).skewness.sum()
         ),
         "diffusion_norm": lambda k: float(

@@ -52,7 +52,7 @@ NUMBERS = {
     max_eigenvalue: {"tol": POSITIVE},
     minibatch_gaussianity: {
         "batch_size": COUNT,
-        "n_directions": COUNT,
+        "k": COUNT,
         "n_batches": COUNT,
     },
     negative_mass: {"n_probes": [1, *COUNT], "n_steps": COUNT},

@@ -86,13 +86,13 @@ def test_a_networks_leading_directions():
     dense = networks.oracle()
     v = torch.linalg.eigh(dense.covariance)[1][:, -1]
     slopes = (dense.gradients - dense.gradient) @ v
-    result = minibatch_gaussianity(risk, theta, batch_size=5, n_directions=3)
+    result = minibatch_gaussianity(risk, theta, batch_size=5, k=3)
     kurtosis = stats.kurtosis(slopes) / 5
     assert float(result.excess_kurtosis[0]) == pytest.approx(kurtosis)
     frame = result.to_frame()
     assert frame.shape == (3, 4)
     assert frame.p_value.min() * 3 >= result.p_value
-    again = minibatch_gaussianity(risk, theta, batch_size=5, n_directions=3)
+    again = minibatch_gaussianity(risk, theta, batch_size=5, k=3)
     assert frame.equals(again.to_frame())
 
 

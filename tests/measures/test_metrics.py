@@ -1,8 +1,12 @@
 """Every measure is a function of (risk, θ) and, as a number, a metric of a run."""
 
 import numpy as np
+import pytest
+import torch
 
 from flatmin import NoisyDiffusionClassifier, measures
+
+from .. import oracles
 
 METRICS = {
     **measures.SHARPNESS_MEASURES,
@@ -32,7 +36,37 @@ def test_along_a_run():
         metrics=METRICS,
         random_state=0,
     ).fit(X, X[:, 0] > 0)
+    y = (X[:, 0] > 0).astype(int)
     recorded = clf.history_[list(METRICS)]
     assert len(recorded) == 2
-    assert np.isfinite(recorded.to_numpy(dtype=float)).all()
     assert (recorded.nunique() == len(recorded)).all()
+    risk, last = clf.risk_, recorded.iloc[-1]
+    for name, metric in METRICS.items():
+        value = float(metric(risk, risk.params()))
+        assert last[name] == pytest.approx(value, rel=1e-4), name
+    for name, value in _by_dense_matrices(clf.module_, X, y).items():
+        assert last[name] == pytest.approx(float(value), rel=1e-3), name
+
+
+def _by_dense_matrices(module, X, y):
+    """Return those that a line of algebra gives, in float64 and without flatmin."""
+    at = oracles.dense(
+        module,
+        oracles.cross_entropy,
+        torch.from_numpy(X).float(),
+        torch.from_numpy(y),
+        oracles.flat_parameters(module),
+    )
+    H, G, S, g = at.hessian, at.gauss_newton, at.covariance, at.gradient
+    values = torch.linalg.eigvalsh(H)
+    U, V = (torch.linalg.eigh(A)[1][:, -3:] for A in (H, S))
+    return {
+        "trace": 0.01**2 / 2 * H.trace(),  # σ = 0.01
+        "max_eigenvalue": values[-1],
+        "trace product": (H @ S).trace(),
+        "noise scale": S.trace() / (g @ g),
+        "loss-scaled alignment": (S @ G).trace() / (2 * at.value * G.square().sum()),
+        "negative mass": values.clamp(max=0).abs().sum() / values.abs().sum(),
+        "effective rank": S.trace() ** 2 / S.square().sum(),
+        "overlap": (U.T @ V).square().sum() / 3,
+    }

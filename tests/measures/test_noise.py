@@ -67,7 +67,7 @@ def test_a_layers_spectrum():
     risk, theta = networks.empirical()
     at = risk.layout.indices("2")
     block = networks.oracle().covariance[at][:, at]
-    result = noise_spectrum(risk, theta, 3, params="2")
+    result = noise_spectrum(risk, theta, 3, select="2")
     assert result.n_params == len(at)
     close(result.trace.value, block.trace())
     close(result.norm.value, block.norm())

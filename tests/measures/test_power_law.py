@@ -82,7 +82,7 @@ def test_the_layers_of_a_network():
         line = stats.linregress(h[usable].log(), s[usable].log())
         assert found[name].exponent == pytest.approx(line.slope)
         assert found[name].stderr == pytest.approx(line.stderr)
-        alone = covariance_exponent(risk, theta, params=name)
+        alone = covariance_exponent(risk, theta, select=name)
         assert alone.exponent == pytest.approx(line.slope)
         assert alone.n_points == found[name].n_points == int(usable.sum())
 

@@ -65,7 +65,7 @@ def test_it_is_the_mean_over_draws_that_can_be_repeated():
     )
     assert absolute.value == pytest.approx(float(rises.abs().mean()), rel=1e-12)
     assert absolute.value > result.value
-    assert (result.n_draws, float(result)) == (20, float(result.value))
+    assert (result.n_matvecs, float(result)) == (0, float(result.value))
 
 
 def test_at_a_minimum_the_rise_is_its_size():

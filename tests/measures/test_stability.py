@@ -114,7 +114,7 @@ def test_negative_mass_of_a_network():
     at = risk.layout.indices("0")
     block = torch.linalg.eigvalsh(networks.oracle().hessian[at][:, at])
     expected = block.clamp(max=0).sum().abs() / block.abs().sum()
-    assert float(negative_mass(risk, theta, params="0")) == pytest.approx(
+    assert float(negative_mass(risk, theta, select="0")) == pytest.approx(
         float(expected)
     )
 

@@ -124,7 +124,7 @@ def test_batches():
         (lambda: overlap(U[0], V), "one size D"),
         (lambda: projection_residual(U, V[:, [0, 0]]), "linearly independent"),
         (lambda: overlap(randn(3, 4), randn(3, 2)), "linearly independent"),
-        (lambda: random_projection_residual(5, 4), "between 1 and D = 4. Got k=5"),
+        (lambda: random_projection_residual(5, 4), "between 1 and D = 4. Got 5"),
     ],
 )
 def test_bad_input(call, message):

@@ -7,7 +7,7 @@ from torch import nn
 
 import flatmin.curvature
 import flatmin.measures
-from flatmin.curvature import BlockDiagonalOperator, RiskOperator
+from flatmin.curvature import RiskOperator
 from flatmin.linalg import LinearOperator, eigsh, trace
 from flatmin.risk import EmpiricalRisk
 
@@ -89,7 +89,6 @@ def test_every_product_of_every_operator_in_two_threads():
     operators = []
     for theta in thetas(risk):
         operators += [call(kind, risk, theta) for kind in kinds]
-        operators.append(BlockDiagonalOperator(operators[-1]))
         operators.append(operators[0] - 0.5 * operators[1])
 
     def work(seed):

@@ -26,12 +26,12 @@ def test_exact(width, matrix):
 
 
 @pytest.mark.parametrize("method", ["exact", "sampled", "low_rank"])
-@pytest.mark.parametrize("params", ["0", ["0.bias", "2.weight"]])
-def test_a_selection_is_a_block(method, params):
+@pytest.mark.parametrize("select", ["0", ["0.bias", "2.weight"]])
+def test_a_selection_is_a_block(method, select):
     risk, theta = networks.empirical()
-    dense, at = networks.oracle(), risk.layout.indices(params)
+    dense, at = networks.oracle(), risk.layout.indices(select)
     block = dense.hessian[at][:, at], dense.covariance[at][:, at]
-    result = trace_hessian_covariance(risk, theta, method=method, params=params, k=11)
+    result = trace_hessian_covariance(risk, theta, method=method, select=select, k=11)
     # N = 12, so that 11 pairs are all of Σ and the sampled route is exact.
     close(result.value, (block[0] @ block[1]).trace())
     assert result.bound < 1e-10

@@ -298,12 +298,12 @@ def dense_covariance(law, points, shape, rng):
     ----------
     law : a law at noise_scale=1, with every number set
     points : list of Point, one a chain
-    shape : (*batch, D), of θ
+    shape : (*chains, D), of θ
     rng : torch.Generator as it was before the refresh
 
     Returns
     -------
-    Tensor of shape (*batch, D, D)
+    Tensor of shape (*chains, D, D)
     """
     drawn = [None] * len(points)
     if law.name in DRAWS:

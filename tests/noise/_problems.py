@@ -16,7 +16,7 @@ N = 25  # with batches of 3: eight whole ones and a ragged one
 @dataclass(frozen=True)
 class Problem:
     risk: object
-    theta: torch.Tensor  # (*batch, D)
+    theta: torch.Tensor  # (*chains, D)
     points: list  # of _dense.Point, one a chain
 
     @property
@@ -119,9 +119,9 @@ def _network_problem(name, **options):
     return Problem(risk, theta, [network(name).at(theta)])
 
 
-def _quadratic(*batch, n=14, size=4):
+def _quadratic(*chains, n=14, size=4):
     factor, slopes = _normal(size, size, seed=5), _normal(n, size, seed=6)
-    minimum, theta = _normal(size, seed=7), _normal(*batch, size, seed=8)
+    minimum, theta = _normal(size, seed=7), _normal(*chains, size, seed=8)
     A, b = factor @ factor.T, slopes - slopes.mean(0)
 
     def losses(t):
@@ -131,9 +131,9 @@ def _quadratic(*batch, n=14, size=4):
     return Problem(QuadraticRisk(A, slopes, minimum), theta, points)
 
 
-def _regression(*batch, n=13, size=5):
+def _regression(*chains, n=13, size=5):
     X, y = _normal(n, size, seed=9), _normal(n, seed=10)
-    theta = _normal(*batch, size, seed=11)
+    theta = _normal(*chains, size, seed=11)
 
     def losses(t):
         return (X @ t - y) ** 2

@@ -190,7 +190,7 @@ def noisy_gradient(law, risk, theta, state, rng):
 
 
 def draw(law, risk, theta, state, rng, n):
-    """Return n noisy gradients at one point, shape (n, *batch, D)."""
+    """Return n noisy gradients at one point, shape (n, *chains, D)."""
     steps = [noisy_gradient(law, risk, theta, state, rng) for _ in range(n)]
     return torch.stack([gradient for _, gradient in steps])
 
@@ -558,13 +558,24 @@ def test_everything_is_made_where_the_risk_is(law, name):
 def test_the_defaults_work(law, name):
     law = make_noise_law(law)
     risk, theta, state, rng = prepare(law, name)
-    loss, gradient = noisy_gradient(law, risk, theta, state, rng)
-    assert loss.isfinite().all()
-    assert gradient.isfinite().all()
+    found = torch.stack(
+        [noisy_gradient(law, risk, theta, state, rng)[0] for _ in range(100)]
+    )
+    # SGD and SVAG return the loss of their minibatch, others L itself.
+    losses = torch.stack([p.losses.mean() for p in problem(name).points])
+    off = (found.mean(0) - losses.view(theta.shape[:-1])).abs()
+    assert (off <= 4 * found.std(0) / 10 + 1e-9 * losses.max()).all()
+    if law.name == "alpha_stable":  # no covariance: see test_alpha_stable.py
+        return
+    once, trace = OneGradient(risk, theta), law.trace(risk, theta, state)
+    noise = draw(law, once, theta, state, rng, 100) - mean_gradient(law, name)
+    assert (noise.mean(0).norm(dim=-1) <= 4 * (trace / 100).sqrt() + 1e-9).all()
+    sizes = noise.square().sum(-1).mean(0)
+    assert ((0.5 * trace - 1e-18 <= sizes) & (sizes <= 2 * trace + 1e-18)).all()
     if has_the_trace_of_sgd(law):
         m = min(20, risk.n_examples)
         sgd = torch.stack([p.sgd_trace / m for p in problem(name).points])
-        assert_near(law.trace(risk, theta, state), sgd.view(theta.shape[:-1]), 1e-9)
+        assert_near(trace, sgd.view(theta.shape[:-1]), 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -118,10 +118,23 @@ def test_settings_that_do_not_fit_the_risk(method, settings, shape, sentence):
 def test_settings_that_just_fit(method, settings, shape):
     law, risk, rng = make_noise_law(method, **settings), small(*shape), generator()
     law.check(risk)
-    theta = torch.ones(risk.n_params)
+    theta = 2 * torch.ones(risk.n_params)
     state = law.refresh(risk, theta, rng)
-    assert law.noisy_gradient(risk, theta, state, rng)[1].isfinite().all()
-    assert law.trace(risk, theta, state).isfinite()
+    X = risk.X.double()
+    rows = 2 * X * X.sum(1, keepdim=True)  # of residuals X θ - y = X 1
+    trace = float(law.trace(risk, theta, state))
+    if settings.get("sampling") == "epoch":  # one batch, of all examples
+        assert trace == 0
+    elif method != "gld_leading":
+        m = settings.get("batch_size", min(20, len(X)))
+        sgd = float(rows.var(0, correction=0).sum()) / m
+        assert trace == pytest.approx(sgd, rel=1e-5)
+    draws = [law.noisy_gradient(risk, theta, state, rng)[1] for _ in range(200)]
+    noise = torch.stack(draws).double() - rows.mean(0)
+    rounding = 1e-5 * float(rows.norm())
+    assert float(noise.mean(0).norm()) <= 4 * (trace / 200) ** 0.5 + rounding
+    size = float(noise.square().sum(1).mean())
+    assert 0.7 * trace <= size <= 1.4 * trace + rounding**2
 
 
 NUMBERS = {

@@ -100,7 +100,7 @@ def test_a_draw_is_one_pullback(match, name):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_trace_of_gauss_newton_is_exact_or_known_by_its_error(name):
     case = problem(name)
-    result = ggn_trace(case.risk, case.theta, generator())
+    result = ggn_trace(case.risk, case.theta, rng=generator())
     exact = torch.stack([p.gauss_newton.trace() for p in case.points])
     exact = exact.view(result.value.shape)
     assert (result.stderr <= 0.02 * result.value).all()

@@ -51,7 +51,7 @@ def test_what_is_measured_is_the_noise_about_its_mean(name, settings, monkeypatc
     inner = law.refresh(case.risk, case.theta, generator())
     exact = law._exact_curvatures(case.risk, case.theta, inner)
     monkeypatch.setattr("flatmin.noise._match._N_DRAWS", 600)
-    drawn = law._drawn_curvatures(case.risk, case.theta, inner, generator())
+    drawn = law._sampled_curvatures(case.risk, case.theta, inner, generator())
     for (value, _), (mean, stderr) in zip(exact, drawn, strict=True):
         assert abs(value - mean) < 4 * stderr
         assert stderr < 0.15 * mean

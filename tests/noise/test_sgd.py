@@ -21,9 +21,9 @@ class Recorder(QuadraticRisk):
         return super().value_and_batch_gradient(theta, indices)
 
 
-def run(law, n, n_iter, batch=(), previous=None, rng=None):
-    """Return the batches of some iterations, (n_iter, *batch, m), and the state."""
-    risk, theta = Recorder(n), torch.zeros(*batch, 2)
+def run(law, n, n_iter, chains=(), previous=None, rng=None):
+    """Return the batches of some iterations, (n_iter, *chains, m), and the state."""
+    risk, theta = Recorder(n), torch.zeros(*chains, 2)
     rng = generator() if rng is None else rng
     state = previous
     for _ in range(n_iter):
@@ -70,14 +70,14 @@ def test_loss_and_gradient_are_the_means_of_the_batch(sampling, noise_scale, nam
 
 
 @pytest.mark.parametrize("n", [12, 13, 15])
-@pytest.mark.parametrize("batch", [(), (2, 3)])
-def test_an_epoch_shows_each_example_once_and_drops_the_ragged_rest(batch, n):
+@pytest.mark.parametrize("chains", [(), (2, 3)])
+def test_an_epoch_shows_each_example_once_and_drops_the_ragged_rest(chains, n):
     law = make_noise_law("sgd", batch_size=4, sampling="epoch")
     per_epoch = n // 4
-    batches, _ = run(law, n, 3 * per_epoch, batch)
+    batches, _ = run(law, n, 3 * per_epoch, chains)
     epochs = batches.unflatten(0, (3, per_epoch)).movedim(-1, 2)
-    assert epochs.shape == (3, per_epoch, 4, *batch)
-    for epoch in epochs.flatten(3).movedim(-1, 0) if batch else [epochs]:
+    assert epochs.shape == (3, per_epoch, 4, *chains)
+    for epoch in epochs.flatten(3).movedim(-1, 0) if chains else [epochs]:
         assert [n_distinct(one) for one in epoch] == [4 * per_epoch] * 3
     assert not torch.equal(epochs[0], epochs[1]), "each epoch is shuffled anew"
 
@@ -94,7 +94,7 @@ def test_a_refresh_keeps_the_place_in_the_epoch():
 @pytest.mark.parametrize("sampling", DRAWN)
 def test_chains_have_batches_of_their_own(sampling):
     law = make_noise_law("sgd", batch_size=5, sampling=sampling)
-    batches, _ = run(law, 50, 1, batch=(4,))
+    batches, _ = run(law, 50, 1, chains=(4,))
     assert n_distinct(batches) > 10
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from flatmin.analysis import AlignmentTable
+from flatmin.analysis import Alignment
 from flatmin.plotting import (
     AlignmentDisplay,
     LandscapeDisplay,
@@ -48,7 +48,7 @@ def table(k=2, residual=0.5, n_params=10):
         {"value": [residual, 4.0, 0.5], "stderr": 0.0},
         pd.Index(["projection residual", "‖H‖_F", "‖Σ‖_F"]),
     )
-    return AlignmentTable(n_params, quantities, pairs, np.full((k, k), 0.25), 0)
+    return Alignment(n_params, quantities, pairs, np.full((k, k), 0.25), 0)
 
 
 def runs(methods=("gd", "sgd"), seeds=(0, 1, 2), quench=True):

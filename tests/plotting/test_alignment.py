@@ -47,7 +47,7 @@ def test_seeds_become_mean_and_band():
 
 
 def test_bad_input():
-    with pytest.raises(TypeError, match="must be AlignmentTables"):
+    with pytest.raises(TypeError, match="must be Alignments"):
         AlignmentDisplay.from_results([np.eye(2)])
     with pytest.raises(ValueError, match=r"same k and D\. Got \(k, D\) in no tables"):
         AlignmentDisplay.from_results([])

@@ -16,7 +16,7 @@ from flatmin.plotting import (
     SpectrumDisplay,
     TrajectoryDisplay,
 )
-from flatmin.plotting._figure import looks
+from flatmin.plotting._figure import line_styles
 
 from ._problems import displays, runs
 
@@ -168,10 +168,10 @@ def test_small_panels_have_small_text():
 
 
 def test_lines_can_be_told_apart():
-    styles = {(look["color"], look["linestyle"]) for look in looks(28)}
+    styles = {(look["color"], look["linestyle"]) for look in line_styles(28)}
     assert len(styles) == 28
     with pytest.raises(ValueError, match="At most 28 lines"):
-        looks(29)
+        line_styles(29)
 
 
 def test_arrays_are_kept_as_they_came():

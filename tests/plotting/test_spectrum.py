@@ -78,7 +78,7 @@ def test_results_give_the_same():
     analyzer = CurvatureAnalyzer(net, loss="squared_error").fit(X, Y)
     spectrum = analyzer.density()
     display = SpectrumDisplay.from_results(table(), spectrum, width=0.5)
-    frame = spectrum.to_frame(display.grid, sigma=0.5)
+    frame = spectrum.to_frame(display.grid, width=0.5)
     np.testing.assert_allclose(display.density, frame["density"])
     assert display.width == 0.5
     np.testing.assert_array_equal(display.hessian_eigenvalues, [3, 1])
@@ -87,9 +87,9 @@ def test_results_give_the_same():
 
 
 def test_bad_input():
-    with pytest.raises(TypeError, match="must be an AlignmentTable"):
+    with pytest.raises(TypeError, match="must be an Alignment"):
         SpectrumDisplay.from_results([1.0])
-    with pytest.raises(TypeError, match="must be a Spectrum"):
+    with pytest.raises(TypeError, match="must be a SpectralDensity"):
         SpectrumDisplay.from_results(table(), [1.0])
     with pytest.raises(ValueError, match="need the Frobenius norms"):
         SpectrumDisplay([1.0]).plot(normalised=True)

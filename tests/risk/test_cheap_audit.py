@@ -45,7 +45,7 @@ def without_isolation(monkeypatch):
 
 
 def without_regrouping(monkeypatch):
-    monkeypatch.setattr(parameter_watch.ParameterWatch, "_regroups", lambda *_: False)
+    monkeypatch.setattr(parameter_watch, "regroups", lambda *_: False)
 
 
 def with_graphs(monkeypatch):

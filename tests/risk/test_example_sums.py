@@ -161,6 +161,11 @@ LAYERS = {
         sequence(nn.Conv2d(2, 2, (5, 3), padding="same", dilation=2)),
         images,
     ),
+    # The odd row and column of padding come last.
+    "Conv2d, same with even kernels": (
+        sequence(nn.Conv2d(2, 2, (2, 4), padding="same")),
+        images,
+    ),
     "Conv2d, reflected": (
         sequence(nn.Conv2d(2, 2, 3, padding=(2, 1), padding_mode="reflect")),
         images,
@@ -267,6 +272,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", LAYERS)
 # Chunks of 4, 5 and 6 have as many examples as others have steps or channels.
 @pytest.mark.parametrize("chunk_size", [None, 4, 5, 6])
@@ -586,6 +592,22 @@ def test_examples_of_weight_zero_tell_nothing(weights):
     theta = risk.params()
     rows = one_by_one(module, X, y, 3 * weights)
     torch.testing.assert_close(risk.squared_norms(theta), rows.square().sum(1))
+    assert "is off by" in risk.paths["per-example sums"]
+
+
+def test_a_trial_is_made_on_examples_that_count():
+    """None of them is among 16 that are spread over all 40."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = two_layers(sorted_in_python)().double()
+        X, y = torch.randn(40, 4).double(), torch.randint(0, 3, (40,))
+    weights = torch.zeros(40)
+    weights[[1, 3, 4, 6]] = 1
+    X[weights == 0, 0] = 0  # sorting leaves them where they are
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, sample_weight=weights)
+    rows = one_by_one(module, X, y, weights)
+    norms = risk.squared_norms(risk.params())
+    torch.testing.assert_close(norms, rows.square().sum(1))
     assert "is off by" in risk.paths["per-example sums"]
 
 

@@ -348,3 +348,28 @@ def test_examples_that_share_their_memory():
         got = getattr(shared.linearize(theta), quantity)(theta)
         close(got, getattr(own.linearize(theta), quantity)(theta), 1e-12)
     assert torch.equal(X, series.unfold(0, 4, 1)[:7])
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_chunk_of_weight_zero_hides_no_wrong_graph(quantity, monkeypatch):
+    kernel = graphs.LINEAR_KERNELS[quantity]
+    monkeypatch.setitem(
+        graphs.LINEAR_KERNELS, quantity, lambda *args: 2 * kernel(*args)
+    )
+    p, weights = problem("mlp"), torch.ones(N)
+    weights[:3] = 0
+    risk = EmpiricalRisk(
+        p.module, "cross_entropy", p.X, p.y, chunk_size=3, sample_weight=weights
+    )
+    theta = risk.params()
+    dense = oracles.dense(
+        p.module, oracles.cross_entropy, p.X, p.y, theta, weights=weights
+    )
+    direction = direction_for(quantity, risk)
+    close(
+        getattr(risk.linearize(theta), quantity)(direction),
+        expected(quantity, dense, direction),
+        1e-9,
+    )
+    reason = "reference: the product by a graph is off by 1.0e+00"
+    assert risk.paths[quantity].startswith(reason)

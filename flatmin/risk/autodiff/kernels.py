@@ -25,11 +25,11 @@ _SWITCHES = Lock()
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
     """Choose kernels that have a second derivative.
 
-    The fused attention kernels and the fused recurrent layers of oneDNN and cuDNN
-    have a first derivative only (torch 2.13); functions whose derivatives are missing
-    or wrong are spelled out. What reverse mode leaves out by decree, forward mode does
-    not know of: it is cut off for both. One thread at a time, since the switches are
-    global.
+    The fused attention kernels, and the fused recurrent layers of oneDNN and cuDNN,
+    have a first derivative only (torch 2.13). Functions whose derivatives are missing
+    or wrong are computed by other functions. ``torch.no_grad()`` in a module cuts a
+    constant off in reverse mode only; here it is cut off in forward mode too. The
+    switches are global, so one thread at a time is inside.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_SWITCHES)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_PlainKernels())
+        stack.enter_context(_DifferentiableKernels())
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
             stack.enter_context(_switched_off(torch.backends.mkldnn))
             stack.enter_context(_switched_off(torch.backends.cudnn))
         yield
 
 
-class _PlainKernels(TorchFunctionMode):
+class _DifferentiableKernels(TorchFunctionMode):
     """Other calls in place of those whose derivatives fail or differ between modes."""
 
     def __torch_function__(

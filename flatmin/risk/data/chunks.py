@@ -27,7 +27,7 @@ class Chunk:
     rows: slice  # where the chunk lies among the N examples
 
     @property
-    def args(self) -> tuple[Tensor, ...]:
+    def targets_and_weights(self) -> tuple[Tensor, ...]:
         """What else belongs to each example: y, and the weight where there is one."""
         return (self.y,) if self.weights is None else (self.y, self.weights)
 

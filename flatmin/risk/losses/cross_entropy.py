@@ -38,6 +38,7 @@ class CrossEntropy(ExampleLoss):
     """
 
     name = "cross_entropy"
+    is_likelihood = True
 
     def __init__(
         self, classes: ClassTargets | None = None, *, label_smoothing: float = 0.0

@@ -32,6 +32,7 @@ class SquaredError(_ElementwiseLoss):
     """(f - y)², the mean over the C outputs."""
 
     name = "squared_error"
+    is_likelihood = True
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
@@ -59,6 +60,7 @@ class BinaryCrossEntropy(_ElementwiseLoss):
     """-y log σ(f) - (1-y) log σ(-f) of logits, the mean over the C outputs."""
 
     name = "binary_cross_entropy"
+    is_likelihood = True
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""

@@ -18,6 +18,7 @@ class ExampleLoss(ABC):
     """
 
     name: str
+    is_likelihood: bool = False  # whether ℓᵢ is the negative logarithm of one
 
     @abstractmethod
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
@@ -84,9 +85,11 @@ class ExampleLoss(ABC):
     def model_slope(
         self, outputs: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Tensor:
-        """Return rᵢ with E[rᵢrᵢᵀ] = Hᵢ: ∂ℓᵢ/∂f for a target that the model draws.
+        """Return slopes rᵢ at targets that the model draws, with E[rᵢrᵢᵀ] = Hᵢ.
 
-        What each position of an example counts is that of its own targets.
+        With one position rᵢ = ∂ℓᵢ/∂f. Where ℓᵢ is a mean over T positions, rᵢ is √T
+        times ∂ℓᵢ/∂f: draws at different positions are independent. A position that
+        does not count, or counts more, does so as it does for the given targets.
 
         Parameters
         ----------
@@ -99,13 +102,19 @@ class ExampleLoss(ABC):
         Raises
         ------
         TypeError
-            If the loss is no likelihood by name.
+            If it is not :attr:`is_likelihood`.
         """
-        raise TypeError(
-            "The Fisher matrix needs a likelihood: one of cross_entropy, "
-            f"squared_error, binary_cross_entropy. Got the loss {self.name}; use the "
-            "Gauss-Newton matrix."
-        )
+        self.check_likelihood()
+        raise NotImplementedError
+
+    def check_likelihood(self) -> None:
+        """Raise TypeError if the loss is not :attr:`is_likelihood`."""
+        if not self.is_likelihood:
+            raise TypeError(
+                "The Fisher matrix needs a likelihood: one of cross_entropy, "
+                f"squared_error, binary_cross_entropy. Got the loss {self.name}; use "
+                "the Gauss-Newton matrix."
+            )
 
 
 def unit_targets(name: str, targets: Tensor) -> Tensor:

@@ -132,12 +132,12 @@ class ParameterLayout:
             isinstance(pattern, str) for pattern in several
         ):
             raise TypeError(
-                "params must be a name of parameters, or a list of names. Got "
+                "select must be a name of parameters, or a list of names. Got "
                 f"{patterns!r}."
             )
         if not several:
             raise ValueError(
-                "params must name at least one parameter; None takes all. Got none."
+                "select must name at least one parameter; None takes all. Got none."
             )
         wanted: set[str] = set()
         for pattern in several:
@@ -148,7 +148,7 @@ class ParameterLayout:
             }
             if not found:
                 raise ValueError(
-                    "params must name trainable parameters, or modules that have some. "
+                    "select must name trainable parameters, or modules that have some. "
                     f"Got {pattern!r}; there are {', '.join(self.names)}."
                 )
             wanted |= found

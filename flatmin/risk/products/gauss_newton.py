@@ -51,7 +51,7 @@ def gauss_newton_draw(
     leaf = outputs.detach().requires_grad_()
     losses = chunk.weigh(loss.per_example(leaf, chunk.y))
     (slopes,) = torch.autograd.grad(losses.sum(), leaf)
-    noise = _weighted_root(loss, leaf.detach(), z, *chunk.args)
+    noise = _weighted_root(loss, leaf.detach(), z, *chunk.targets_and_weights)
     cotangents = slopes / n_examples + noise * (scale / n_examples**0.5)
     return losses.detach(), model.gradient(outputs, cotangents)
 
@@ -78,7 +78,7 @@ def gauss_newton_example_traces(
     """
     # Beforehand: the root of a loss that is a callable does not vectorise.
     outputs = model.evaluate(chunk.X)
-    cotangents = _weighted_root(loss, outputs, z, *chunk.args)
+    cotangents = _weighted_root(loss, outputs, z, *chunk.targets_and_weights)
     scalars = ExampleScalars(chunk.X, (cotangents,), inner_products)
     return sums.squared_norms(scalars)
 

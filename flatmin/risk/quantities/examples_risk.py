@@ -204,7 +204,7 @@ class ExamplesRisk:
             return self._loss.per_example(outputs, y) * weights
 
         scalar = self._loss.per_example if chunk.weights is None else weighted
-        return ExampleScalars(chunk.X, chunk.args, scalar)
+        return ExampleScalars(chunk.X, chunk.targets_and_weights, scalar)
 
     def _pull_back(self, theta: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return L(θ) and Σ cᵢ ∇ℓ̃ᵢ; ``cotangents`` of shape (N,)."""

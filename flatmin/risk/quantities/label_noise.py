@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_scalar
+from flatmin._utils.arrays import check_scalar_tensor
 from flatmin._utils.random import check_rng
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
@@ -56,7 +56,7 @@ class LabelNoiseRisk(SecondOrderRisk):
         gradient : Tensor of shape (D,)
         """
         check_draw(draw)
-        check_scalar("scale", scale)
+        check_scalar_tensor("scale", scale)
         check_rng(rng, self.device)
         self._model.bind(theta)
         shape = self.output_shape

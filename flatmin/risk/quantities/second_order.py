@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_scalar
+from flatmin._utils.arrays import check_scalar_tensor
 from flatmin._utils.random import check_rng
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
@@ -76,7 +76,7 @@ class SecondOrderRisk(PerExampleRisk):
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         """
-        check_scalar("scale", scale)
+        check_scalar_tensor("scale", scale)
         check_rng(rng, self.device)
         self._model.bind(theta)
         z = torch.randn(
@@ -133,9 +133,17 @@ class SecondOrderRisk(PerExampleRisk):
             ]
         )
 
+    def check_likelihood(self) -> None:
+        """Raise TypeError if the loss is no likelihood, which F needs."""
+        self._loss.check_likelihood()
+
     @alone
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
-        """Return sᵢ = ∂ℓ̃ᵢ/∂fᵢ for targets that the model draws, E[sᵢsᵢᵀ] = Hᵢ.
+        """Return slopes sᵢ at targets that the model draws, with E[sᵢsᵢᵀ] = Hᵢ.
+
+        Hᵢ is the Hessian of ℓ̃ᵢ in the output. With one output and no weights
+        sᵢ = ∂ℓ̃ᵢ/∂fᵢ. A weight wᵢ scales Hᵢ, so that it scales sᵢ by √wᵢ; the mean over
+        T positions scales it by 1/√T, not 1/T.
 
         Parameters
         ----------

@@ -1,0 +1,61 @@
+"""The standard error of Tr(G) from the dense Jacobians, and from the sweeps taken."""
+
+import pytest
+import torch
+from torch import nn
+
+from flatmin.curvature import ggn_trace
+from flatmin.risk import EmpiricalRisk
+
+from .. import oracles
+from ._problems import N, randn, rng
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A risk of five outputs, θ, and J Jᵀ of each example."""
+    X, y = randn(N, 3), randn(N, 5, seed=1)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5)).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(module.parameters()):
+            parameter.copy_(randn(*parameter.shape, seed=seed))
+    risk = EmpiricalRisk(module, "squared_error", X, y)
+    theta = risk.params()
+    J = oracles.dense(module, oracles.squared_error, X, y, theta).jacobians
+    return risk, theta, J @ J.mT
+
+
+@pytest.mark.parametrize("n_sweeps", [2, 3])
+def test_the_error_is_that_of_random_signs(problem, n_sweeps):
+    """Var zᵀMz = 2 (‖M‖²_F - Σ M²ᵢᵢ), and the squared errors have that mean."""
+    risk, theta, products = problem
+    M = 2 / 5 * products  # ∂²ℓᵢ/∂f² = 2/5 I
+    diagonals = M.diagonal(dim1=1, dim2=2)
+    variances = 2 * (M.square().sum((1, 2)) - diagonals.square().sum(1))
+    right = float(variances.mean() / n_sweeps / N)
+    results = [
+        ggn_trace(risk, theta, rng(seed), rtol=0, max_sweeps=n_sweeps)
+        for seed in range(100)
+    ]
+    squares = torch.stack([result.stderr for result in results]).square()
+    error = float(squares.std()) / 10
+    # A divisor that is off by one would be 1/2 and 2/3 of it.
+    assert error < 0.06 * right
+    assert abs(float(squares.mean()) - right) < 3 * error
+
+
+def test_the_error_is_the_spread_of_an_examples_sweeps(problem, monkeypatch):
+    risk, theta, _ = problem
+    sweeps, sweep = [], risk.gauss_newton_traces
+
+    def watched(*args):
+        sweeps.append(sweep(*args))
+        return sweeps[-1]
+
+    monkeypatch.setattr(risk, "gauss_newton_traces", watched)
+    result = ggn_trace(risk, theta, rng(), rtol=0, max_sweeps=4)
+    draws = torch.stack(sweeps).numpy()
+    assert draws.shape == (4, N)
+    assert float(result.value) == pytest.approx(draws.mean())
+    within = draws.var(0, ddof=1).mean()
+    assert float(result.stderr) == pytest.approx((within / 4 / N) ** 0.5)
