@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from flatmin.measures import expected_sharpness
+from flatmin.measures import (
+    adaptive_expected_sharpness,
+    asam_sharpness,
+    expected_sharpness,
+    sam_sharpness,
+)
 from flatmin.risk import EmpiricalRisk, LinearRegressionRisk, QuadraticRisk
 
 A = torch.diag(torch.tensor([5.0, 1.0, 0.25], dtype=torch.float64))
@@ -32,6 +37,36 @@ def test_closed_form_of_a_quadratic(sigma):
     assert abs(result.value - expected) < 4 * result.stderr
     exact = (variance_of_a_draw(sigma) / 4000).sqrt()
     assert result.stderr == pytest.approx(float(exact), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("measure", "sigma", "units"),
+    [
+        (expected_sharpness, 0.01, torch.ones(3).double()),
+        (adaptive_expected_sharpness, 0.05, THETA.abs()),
+    ],
+)
+def test_the_default_sigma(measure, sigma, units):
+    """Var[s (u g)ᵀz + (s²/2) zᵀMz] with M = uuᵀ ∘ A tells which s it was."""
+    result = measure(quadratic(), THETA, n_draws=4000)
+    M = torch.outer(units, units) * A
+    slope = units * (A @ THETA)
+    variance = sigma**2 * slope.square().sum() + sigma**4 / 2 * M.square().sum()
+    assert abs(result.value - sigma**2 / 2 * M.trace()) < 4 * result.stderr
+    exact = (variance / 4000).sqrt()
+    assert result.stderr == pytest.approx(float(exact), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("measure", "rho", "units"),
+    [(sam_sharpness, 0.05, torch.ones(3).double()), (asam_sharpness, 0.5, THETA.abs())],
+)
+def test_the_default_rho(measure, rho, units):
+    """The rise along ρ u²g/‖u g‖ is gᵀd + ½ dᵀAd."""
+    g = A @ THETA
+    d = rho * units**2 * g / (units * g).norm()
+    rise = float(g @ d + d @ A @ d / 2)
+    assert float(measure(quadratic(), THETA)) == pytest.approx(rise, rel=1e-9)
 
 
 def test_the_standard_error_is_calibrated():

@@ -578,6 +578,33 @@ def test_the_defaults_work(law, name):
         assert_near(trace, sgd.view(theta.shape[:-1]), 1e-9)
 
 
+@pytest.mark.parametrize("name", ["cnn", "regression_chains"])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_default_sizes(method, name):
+    """A law without m and k is the law with the numbers written out."""
+    law = make_noise_law(method)
+    risk, theta, state, rng = prepare(law, name)
+    m, k = min(20, risk.n_examples), min(20, risk.n_params)
+    if method == "gld_leading":  # two minibatches have a covariance of rank 1
+        m, k = risk.n_examples // 2, 1
+    if method == "projected":  # all of them would leave no bulk
+        k = min(20, risk.n_params - 1)
+    known = law.get_params()
+    sizes = {"batch_size": m, "n_components": k}
+    sizes = {key: size for key, size in sizes.items() if known.get(key, 0) is None}
+    same = make_noise_law(method, **sizes)
+    *_, state_of_same, rng_of_same = prepare(same, name)
+    loss, gradient = noisy_gradient(law, risk, theta, state, rng)
+    drawn = noisy_gradient(same, risk, theta, state_of_same, rng_of_same)
+    assert torch.equal(loss, drawn[0])
+    assert torch.equal(gradient, drawn[1])
+    if law.has_covariance:
+        covariance = law.covariance(risk, theta, state).to_dense()
+        # What the default tol leaves of an eigenvector: the residual over the gap.
+        rtol = 1e-7 + 10 * known.get("tol", 0) + 5 * trace_error(state)
+        assert_near(covariance, formula(same, name), rtol)
+
+
 @pytest.mark.parametrize(
     ("curved", "noisy"), [(True, False), (False, True), (False, False)]
 )
