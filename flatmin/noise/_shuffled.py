@@ -37,5 +37,5 @@ class GLDShuffled(HessianSpectrumLaw):
 
     name = "gld_shuffled"
 
-    def _arrange(self, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
+    def _magnitudes_and_directions(self, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
         return pairs.eigenvalues.abs().flip(-1), pairs.eigenvectors

@@ -79,13 +79,13 @@ class HessianSpectrumLaw(MatchedGaussianLaw):
             tol=self.tol,
             rng=rng,
         )
-        magnitudes, directions = self._arrange(pairs)
+        magnitudes, directions = self._magnitudes_and_directions(pairs)
         variance = (
             self._variance(risk, theta, magnitudes, rng) * float(self.noise_scale) ** 2
         )
         return LowRankOperator(variance.unsqueeze(-1) * magnitudes, directions)
 
-    def _arrange(self, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
+    def _magnitudes_and_directions(self, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
         """Return μ of shape (\\*chains, k) and d of shape (\\*chains, D, k)."""
         return pairs.eigenvalues.abs(), pairs.eigenvectors
 
