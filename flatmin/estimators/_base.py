@@ -167,7 +167,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                 f"{run.diverged} Stopped at the last parameters with a finite loss "
                 "(on_divergence='stop').",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return self
 

@@ -359,5 +359,5 @@ def _warn_unused_parameters(names: list[str]) -> None:
             f"The loss does not depend on the parameters {names}: their gradient is "
             "zero. Freeze them (requires_grad=False) to leave them out of θ.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=6,
         )

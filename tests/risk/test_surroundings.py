@@ -285,3 +285,20 @@ def test_a_mode_whose_exit_is_interrupted_is_off(mode):
         interrupted()
     assert torch.is_grad_enabled()
     assert torch.equal(p.risk().gradient(p.theta), right)
+
+
+def test_a_warning_is_of_the_line_that_makes_the_risk():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(2, 1), nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.used(x)
+
+    X = torch.ones(3, 2)
+    dropout = nn.Sequential(nn.Linear(2, 1), nn.Dropout())
+    for module, match in ((Net(), "depend"), (dropout, "dropout")):
+        with pytest.warns(UserWarning, match=match) as caught:
+            EmpiricalRisk(module, "squared_error", X, X[:, :1])
+        assert caught[0].filename == __file__
