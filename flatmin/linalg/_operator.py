@@ -297,10 +297,20 @@ class _Combination(LinearOperator):
         return self._sum([term.matvec(v) for term in self.terms], 1)
 
     def to_dense(self) -> Tensor:
-        return self._sum([term.to_dense() for term in self.terms], 2)
+        return self._sum(self._each("to_dense"), 2)
 
     def trace(self) -> Tensor:
-        return self._sum([term.trace() for term in self.terms], 0)
+        return self._sum(self._each("trace"), 0)
+
+    def _each(self, name: str) -> list[Tensor]:
+        """Ask every term; a product with the sum is one with each of them."""
+        parts, counts = [], []
+        for term in self.terms:
+            before = term.n_matvecs
+            parts.append(getattr(term, name)())
+            counts.append(term.n_matvecs - before)
+        self.n_matvecs += max(counts)
+        return parts
 
     def _sum(self, parts: list[Tensor], n_dims: int) -> Tensor:
         """Add parts whose last ``n_dims`` dimensions are not the batch's."""

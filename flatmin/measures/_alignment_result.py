@@ -69,7 +69,7 @@ class Alignment(HtmlTable, ShortRepr):
     @property
     def isotropic_trace_product(self) -> Estimate:
         """Tr(H) Tr(Σ) / D, what noise of the same size and no direction meets."""
-        size = exact(torch.tensor(float(self.n_params)))
+        size = exact(torch.tensor(self.n_params, dtype=torch.float64))
         return quotient([self.hessian_trace, self.covariance_trace], [size])
 
     @property

@@ -150,4 +150,5 @@ def loss_scaled_alignment(
     if not bool(moments.has_noise):
         above = exact(torch.zeros_like(product.value), product.n_matvecs)
     mu = quotient([above], [exact(2 * moments.value), square(norm)])
-    return LossScaledAlignment(mu.value, mu.stderr, mu.n_matvecs, curvature_norm=norm)
+    n_matvecs = mu.n_matvecs + pairs.n_matvecs
+    return LossScaledAlignment(mu.value, mu.stderr, n_matvecs, curvature_norm=norm)

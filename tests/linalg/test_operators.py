@@ -205,3 +205,12 @@ def test_draws_follow_the_generator(make):
 def test_low_rank_takes_eigenvalues_in_float64():
     A = LowRankOperator(torch.ones(2).double(), torch.eye(4)[:, :2])
     assert (A @ torch.ones(4)).dtype == A.trace().dtype == torch.float32
+
+
+@pytest.mark.parametrize("ask", ["to_dense", "trace"])
+def test_a_sum_counts_the_products_with_its_terms(ask):
+    A = randn(5, 5)
+    counted = FunctionOperator(lambda v: A @ v, 5, dtype=A.dtype)
+    whole = counted + DiagonalOperator(randn(5, seed=1))
+    getattr(whole, ask)()
+    assert whole.n_matvecs == counted.n_matvecs == 5

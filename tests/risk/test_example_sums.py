@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.example_sums.moments import mean_and_squares
+from flatmin.risk.probe import trial_indices
 
 from ._cases import Apply, batch_norm, make_risk, mlp, problem
 
@@ -687,3 +688,87 @@ def test_tokens_in_single_precision():
     risk = EmpiricalRisk(module, "cross_entropy", tokens, y)
     risk.squared_norms(risk.params())
     assert risk.paths["per-example sums"] == "by layer"
+
+
+class Routed(nn.Module):
+    """Puts the examples into an order that it reads off a constant they were put in."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.write, self.layer = write, nn.Linear(3, 2)
+
+    def forward(self, x):
+        order = self.write(x)[:, 0].argsort(stable=True)
+        return torch.tanh(self.layer(x[order]))[order.argsort()]
+
+
+def with_or(x):
+    marked = torch.zeros(len(x), 3, dtype=torch.bool)
+    marked |= x > 0
+    return marked.to(x.dtype)
+
+
+def with_and(x):
+    marked = torch.ones(len(x), 3, dtype=torch.bool)
+    marked &= x > 0
+    return marked.to(x.dtype)
+
+
+def with_xor(x):
+    marked = torch.zeros(len(x), 3, dtype=torch.bool)
+    marked ^= x > 0
+    return marked.to(x.dtype)
+
+
+def with_power(x):
+    base = torch.full((len(x), 3), 2, dtype=x.dtype)
+    base **= x
+    return base
+
+
+def with_division(x):
+    ones = torch.ones(len(x), 3, dtype=x.dtype)
+    ones /= x
+    return ones
+
+
+def with_data(x):
+    held = torch.zeros(len(x), 3, dtype=x.dtype)
+    held.data = x
+    return held
+
+
+def with_data_items(x):
+    held = torch.zeros(len(x), 3, dtype=x.dtype)
+    held.data[:] = x
+    return held
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        with_or,
+        with_and,
+        with_xor,
+        with_power,
+        with_division,
+        with_data,
+        with_data_items,
+    ],
+)
+def test_examples_that_are_written_into_a_constant(write):
+    # The trial's examples lie in order already, so that it cannot tell.
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(64, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(64, 2, generator=generator, dtype=torch.float64)
+    tried = trial_indices(64)
+    X[tried] = X[tried[write(X[tried])[:, 0].argsort(stable=True)]]
+    module = Routed(write).double()
+    risk = EmpiricalRisk(module, "squared_error", X, y)
+    theta = risk.params()
+    right = []
+    for i in range(64):
+        module.zero_grad()
+        (module(X[i : i + 1]) - y[i : i + 1]).square().mean().backward()
+        right.append(sum(p.grad.square().sum() for p in module.parameters()))
+    torch.testing.assert_close(risk.squared_norms(theta), torch.stack(right))

@@ -32,6 +32,11 @@ __all__ = ["Call", "ParameterWatch"]
 _ARITHMETIC = ("add", "sub", "mul", "div")
 _LONGER = ("subtract", "multiply", "divide", "true_divide", "rsub", "__rsub__")
 _POINTWISE = {*_ARITHMETIC, *_LONGER, *(f"{name}_" for name in _ARITHMETIC)}
+# Functions that write into their first argument, besides those whose name ends in "_":
+# ``x[i] = y``, ``x.data = y``, and ``x |= y``, which some dtypes call by this name.
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+_BITWISE = ("and", "or", "xor", "lshift", "rshift")
+_WRITES = {"__setitem__", "__set__", *(f"__i{op}__" for op in (*_OPERATORS, *_BITWISE))}
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class ParameterWatch(TorchFunctionMode):
         is_parameter = invocation.used and any(
             t.requires_grad for t in results.values()
         )
-        in_place = name == "__setitem__" or (name[-1] == "_" and name[-2:] != "__")
+        in_place = name in _WRITES or (name[-1] == "_" and name[-2:] != "__")
         target = invocation.kwargs.get("out", args[0] if in_place else None)
         if invocation.used and target is not None:
             raise UnsupportedLayers(f"a parameter in {name}")
