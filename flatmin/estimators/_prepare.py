@@ -67,23 +67,30 @@ def prepare(
     else:
         module = _build(estimator, examples, seeds["init"], dtype=dtype, device=device)
     loss = estimator._probe_loss(module, examples, dtype, device)
-    recorder = _make_recorder(
-        estimator, module, loss, examples=examples, weights=weights, held_out=held_out
-    )
-    generators = {
-        name: make_generator(seeds[name], device) for name in ("noise", "batches")
+    options = {
+        "output_transform": first_output,
+        "batch_norm": estimator.batch_norm,
+        "device": device,
+        "dtype": dtype,
     }
-    if warm:
-        for name, state in estimator._generator_states.items():
-            generators[name].set_state(state)
+    risk = EmpiricalRisk(
+        module, loss, *examples.for_risk(), sample_weight=weights, **options
+    )
+    recorder = Recorder(risk, estimator._scorer(examples.y), metrics=estimator.metrics)
+    if held_out is not None:
+        with ignored(UserWarning):  # said by the risk above
+            recorder.validation_risk = EmpiricalRisk(
+                module, loss, *held_out.for_risk(), **options
+            )
+        recorder.validation_score = estimator._scorer(held_out.y)
     run = Run(
         module=module,
         loss=loss,
-        risk=recorder.risk,
+        risk=risk,
         recorder=recorder,
         law=law,
         seeds=seeds,
-        generators=generators,
+        generators=_generators(estimator, seeds, device, warm=warm),
         examples=examples,
         weights=weights,
         validation=held_out,
@@ -161,35 +168,15 @@ def _build(
     )
 
 
-def _make_recorder(
-    estimator: Any,
-    module: nn.Module,
-    loss: Any,
-    *,
-    examples: Any,
-    weights: Any,
-    held_out: Any,
-) -> Recorder:
-    """Return what measures a point, on the risk of the training data."""
-    first = next(module.parameters())
-    options = {
-        "output_transform": first_output,
-        "batch_norm": estimator.batch_norm,
-        "device": first.device,
-        "dtype": first.dtype,
-    }
-    risk = EmpiricalRisk(
-        module, loss, *examples.for_risk(), sample_weight=weights, **options
-    )
-    score = estimator._scorer(examples.y)
-    recorder = Recorder(risk, score, metrics=estimator.metrics)
-    if held_out is not None:
-        with ignored(UserWarning):  # said by the risk above
-            recorder.validation_risk = EmpiricalRisk(
-                module, loss, *held_out.for_risk(), **options
-            )
-        recorder.validation_score = estimator._scorer(held_out.y)
-    return recorder
+def _generators(
+    estimator: Any, seeds: dict[str, int], device: torch.device, *, warm: bool
+) -> dict[str, torch.Generator]:
+    """Return those of noise and batches, where an earlier fit left them if ``warm``."""
+    made = {name: make_generator(seeds[name], device) for name in ("noise", "batches")}
+    if warm:
+        for name, state in estimator._generator_states.items():
+            made[name].set_state(state)
+    return made
 
 
 def _check_laws(estimator: Any, run: Run) -> None:

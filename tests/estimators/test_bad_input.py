@@ -91,6 +91,7 @@ def raises(error, *words):
             ["is an instance", "{'bias': False}", "pass the class"],
         ),
         ({"module": nn.Linear(5, 3)}, ValueError, ["cannot take X", "(60, 4)"]),
+        ({"module": nn.Flatten()}, ValueError, ["no parameter", "Unfreeze at least"]),
         ({"module": nn.Linear(4, 2)}, ValueError, ["2 outputs", "labels from 0 to 2"]),
         ({"module": nn.Linear(4, 1)}, ValueError, ["two logits", "Got ('n', 1)"]),
         (
