@@ -8,7 +8,6 @@ never iterated.
 from __future__ import annotations
 
 import copy
-import dis
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +29,7 @@ from flatmin.dynamics._callback_state import (
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._descent_state import check_history, check_rows
+from flatmin.dynamics._interrupts import is_request
 from flatmin.dynamics._recorder import Recorder
 from flatmin.risk.network.module_copy import copy_module
 
@@ -334,10 +334,7 @@ class _NoisyNet(NeuralNet):
                 self.history.record(name, value)
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
-        """Tell skorch's request to stop from the user's Ctrl-C, and save blocks.
-
-        skorch's callbacks stop a training by ``raise KeyboardInterrupt``. A real one
-        is raised by the interpreter between two instructions, never by a raise.
+        """Tell a callback's request to stop from the user's Ctrl-C, and save blocks.
 
         Raises
         ------
@@ -349,7 +346,7 @@ class _NoisyNet(NeuralNet):
         try:
             super().notify(method_name, **kwargs)
         except KeyboardInterrupt as interrupt:
-            if _raised_by_statement(interrupt):
+            if is_request(interrupt):
                 raise StopTraining from interrupt
             raise
         if method_name == "on_epoch_end":
@@ -387,17 +384,6 @@ def _untie(twin: Any, net: Any) -> None:
     twin.initialize_optimizer()
     twin.optimizer_.load_state_dict(net.optimizer_.state_dict())
     del twin.__dict__["criterion_"]
-
-
-def _raised_by_statement(error: BaseException) -> bool:
-    """Say whether the innermost frame of the traceback stopped at a ``raise``."""
-    trace, inner = error.__traceback__, None
-    while trace is not None:
-        trace, inner = trace.tb_next, trace
-    if inner is None:
-        return False
-    opcode = inner.tb_frame.f_code.co_code[inner.tb_lasti]
-    return opcode == dis.opmap["RAISE_VARARGS"]
 
 
 class NoisyNetClassifier(_NoisyNet, NeuralNetClassifier):
