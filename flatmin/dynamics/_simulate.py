@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -201,12 +202,22 @@ def simulate(
         generator = make_generator(rng, risk.device)
         with progress_bar(n_iter, label, verbose=verbose) as bar:
             results[label] = _run(
-                risk, law, theta, lr, n_iter, reached, record_every, generator, bar
+                risk,
+                law,
+                theta,
+                generator,
+                lr=lr,
+                n_iter=n_iter,
+                reached=reached,
+                record_every=record_every,
+                bar=bar,
             )
     return results
 
 
-def _run(risk, law, theta, lr, n_iter, reached, record_every, rng, bar) -> Simulation:
+def _run(
+    risk, law, theta, rng, *, lr, n_iter, reached, record_every, bar
+) -> Simulation:
     kept = []
     exits = None if reached is None else _Exits(reached, theta, n_iter)
     state = None
@@ -216,11 +227,14 @@ def _run(risk, law, theta, lr, n_iter, reached, record_every, rng, bar) -> Simul
         if t == n_iter:
             break
         step = Step(t, lr / int(law.n_substeps))
-        if t % int(law.refresh_every) == 0:
-            state = _refresh(risk, law, theta, rng, state, step)
+        is_due = t % int(law.refresh_every) == 0
         told = step_for(law.noisy_gradient, step)
         for _ in range(int(law.n_substeps)):
-            _, gradient = law.noisy_gradient(risk, theta, state, rng, **told)
+            if is_due:
+                state, gradient = _refreshed(risk, law, theta, rng, (state, step))
+                is_due = False
+            else:
+                _, gradient = law.noisy_gradient(risk, theta, state, rng, **told)
             theta = theta - step.lr * gradient
         if exits is not None:
             exits.look(theta, t + 1)
@@ -254,10 +268,14 @@ class _Exits:
         self.censored = self.censored & ~first
 
 
-def _refresh(risk, law, theta, rng, state, step):
-    told = step_for(law.refresh, step)
+def _refreshed(risk, law, theta, rng, before) -> tuple[Any, Tensor]:
+    """Return the law's state at θ and the noisy gradient there, which share a sweep."""
+    previous, step = before
+    refreshed = law.refreshed_gradient
     try:
-        return law.refresh(risk, theta, rng, state, **told)
+        told = step_for(refreshed, step)
+        state, _, gradient = refreshed(risk, theta, rng, previous, **told)
+        return state, gradient
     except RuntimeError as error:  # of an eigensolver
         n_lost = int((~theta.isfinite().all(-1)).sum())
         if not n_lost:

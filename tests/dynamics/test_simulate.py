@@ -63,6 +63,22 @@ def test_every_law_runs_and_is_a_loop_by_hand(basins, name):
     assert run.success is run.exit_times is run.censored is run.trajectory is None
 
 
+@pytest.mark.parametrize("name", ["gld_dynamic", "gld_diagonal"])
+def test_a_refresh_and_its_step_share_a_sweep(basins, name, monkeypatch):
+    """A step takes the gradients of all examples once, and g₀ by itself never."""
+    calls = []
+    for method in ("example_gradients", "value_and_gradient"):
+        original = getattr(basins, method)
+        monkeypatch.setattr(
+            basins,
+            method,
+            lambda theta, original=original: (calls.append(1), original(theta))[1],
+        )
+    law = make_noise_law(name, batch_size=2, refresh_every=1)
+    simulate(basins, law, basins.sharp_minimum, lr=0.005, n_iter=6, n_chains=3)
+    assert len(calls) == 6
+
+
 def test_stationary_covariance_of_a_quadratic(quadratic):
     """θ ← (1 - ηa) θ - ηε has variance η²σ²/(1 - (1 - ηa)²); 20,000 chains."""
     law, lr, M = GLDConst(sigma=0.5), 0.3, 20_000
