@@ -25,6 +25,7 @@ from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
 from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
+from flatmin.risk import EmpiricalRisk
 
 __all__ = ["NoisyDiffusionClassifier"]
 
@@ -271,10 +272,10 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         }
 
     def _for_skorch(
-        self, examples: Examples, module: nn.Module, dtype: torch.dtype
+        self, examples: Examples, risk: EmpiricalRisk, module: nn.Module
     ) -> Any:
         labelled = replace(examples, y=self.classes_[examples.y])
-        return super()._for_skorch(labelled, module, dtype)
+        return super()._for_skorch(labelled, risk, module)
 
     def _combine_weights(
         self, sample_weight: Any, y: np.ndarray, *, reset: bool
