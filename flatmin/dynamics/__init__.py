@@ -6,8 +6,9 @@ from flatmin.dynamics._callback_checks import check_callbacks
 from flatmin.dynamics._callback_state import callback_settings, store_callbacks
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._criterion import MeanLoss
-from flatmin.dynamics._descent import DivergenceError, NoisyDescent
+from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._descent_state import check_rows
+from flatmin.dynamics._divergence import DivergenceError
 from flatmin.dynamics._monitors import check_monitors
 from flatmin.dynamics._net import (
     NoisyNetClassifier,

@@ -11,21 +11,17 @@ import torch
 from torch import Tensor
 
 from flatmin._runs.storable import move_storable
-from flatmin._utils.messages import message
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding
 from flatmin.dynamics._descent_state import check_descent_state, check_groups
+from flatmin.dynamics._divergence import DivergenceGuard
 from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import EmpiricalRisk, Risk
 from flatmin.risk.probe import trial_indices
 from flatmin.risk.trials import difference, tolerance
 
-__all__ = ["DivergenceError", "NoisyDescent"]
-
-
-class DivergenceError(ArithmeticError):
-    """The loss is not finite any more."""
+__all__ = ["NoisyDescent"]
 
 
 class _Ahead(NamedTuple):
@@ -51,13 +47,8 @@ class NoisyDescent:
     rng : torch.Generator
         On the risk's device.
     on_divergence : {"raise", "stop"}, default="raise"
-        At a loss that is not finite: raise, or return to the last θ with a finite
-        loss (on a GPU, to the one at the start of the block) and stop. Where the very
-        first θ has none, there is nothing to return to: raise. Where the law's noise
-        has no size any more (:class:`flatmin.noise.UndefinedNoiseError`): raise, or
-        stop there.
     offset : int, default=0
-        Iterations before these, for messages.
+        Both as in :class:`DivergenceGuard`.
     batches : GradientBatches, default=None
         Of the risk: each iteration sees one of them; None sees all examples.
 
@@ -69,10 +60,6 @@ class NoisyDescent:
         Steps that led to θ.
     state : object
         The law's.
-    diverged : str or None
-        What happened, after a stop.
-    has_noise : bool
-        Whether the law's noise has a size at θ; False after a stop for that reason.
     """
 
     def __init__(
@@ -95,8 +82,6 @@ class NoisyDescent:
         self.rng = rng
         self.iteration = 0
         self.state: Any = None
-        self.diverged: str | None = None
-        self.has_noise = True
         self._batches = batches
         self._asks = law.takes_step
         momenta = [group.get("momentum", 0) for group in optimizer.param_groups]
@@ -110,19 +95,26 @@ class NoisyDescent:
         self._before: dict[str, Any] | None = None
         self._left: Tensor | None = None  # θ after the last step
         self._stale = False  # the law's state is of a θ that was here before
-        self._moved_at = -1
-        self._last_loss = math.nan
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
-        self._keeps = on_divergence == "stop"
-        self._offset = offset
-        self._step_start: tuple[int, Tensor] | None = None
-        self._block_start: tuple[int, Tensor] | None = None
+        self._guard = DivergenceGuard(
+            risk, binding, optimizer, on_divergence=on_divergence, offset=offset
+        )
 
     @property
     def theta(self) -> Tensor:
         """θ, shape (D,); moves in place."""
         return self.binding.theta
+
+    @property
+    def diverged(self) -> str | None:
+        """What happened, after a stop."""
+        return self._guard.diverged
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the law's noise has a size at θ; False after a stop without."""
+        return self._guard.has_noise
 
     def refresh(self) -> bool:
         """Draw the iteration's batch, and renew the law's state on it if that is due.
@@ -139,7 +131,7 @@ class NoisyDescent:
         Raises
         ------
         DivergenceError, UndefinedNoiseError
-            With ``on_divergence="raise"``.
+            If it does not stop there.
         RuntimeError
             The law's own, at a θ with a finite loss.
         """
@@ -176,12 +168,12 @@ class NoisyDescent:
             self._check_outputs()
         if self._left is None or torch.equal(self._left, self.theta):
             return
-        if self._keeps:
-            self._step_start = (self.iteration, self._left)
+        if self._guard.stops:
+            self._guard.step_start = (self.iteration, self._left)
         self._left = self.theta.clone()
         self._take_back()
         self._stale = True
-        self._moved_at = self.iteration
+        self._guard.moved_at = self.iteration
 
     def _check_outputs(self) -> None:
         """Raise if the module no longer computes what the risk does."""
@@ -209,10 +201,10 @@ class NoisyDescent:
         Raises
         ------
         DivergenceError
-            With ``on_divergence="raise"``.
+            If it does not stop there.
         """
         unread: list[Tensor] = []
-        self._block_start = self._copy()
+        self._guard.block_start = self._guard.here(self.iteration)
         for _ in range(n_iter):
             for substep in range(int(self.law.n_substeps)):
                 with self._judging_errors():
@@ -223,7 +215,7 @@ class NoisyDescent:
                     if not self._accept(self.iteration, loss.item()):
                         return
                     if substep == 0:
-                        self._step_start = self._copy()
+                        self._guard.step_start = self._guard.here(self.iteration)
                 else:
                     unread.append(loss)
                 self.binding.gradient.copy_(gradient)
@@ -254,7 +246,7 @@ class NoisyDescent:
         Raises
         ------
         DivergenceError
-            With ``on_divergence="raise"``.
+            If it does not stop there.
         """
         return self._accept(self.iteration, loss)
 
@@ -286,8 +278,8 @@ class NoisyDescent:
             "batches_rng": None if batches is None else batches.rng.get_state(),
             "batch": None if batches is None else batches.indices,
             "drawn_at": self._drawn_at,
-            "last_loss": self._last_loss,
-            "step_start": self._step_start,
+            "last_loss": self._guard.last_loss,
+            "step_start": self._guard.step_start,
         }
 
     def load_state_dict(
@@ -329,8 +321,8 @@ class NoisyDescent:
         self._stale = state["stale"]
         seen = self._risk_of(self._refreshed_on)
         self.state = self.law.restore_state(state["law"], seen)
-        self._last_loss = state["last_loss"]
-        self._step_start = state["step_start"]
+        self._guard.last_loss = state["last_loss"]
+        self._guard.step_start = state["step_start"]
 
     def _risk_of(self, indices: Tensor | None) -> Risk:
         if self._batches is None or indices is None:
@@ -444,57 +436,17 @@ class NoisyDescent:
                 self._accept(self.iteration, loss)
                 return
             if isinstance(error, UndefinedNoiseError):
-                self._end(error)
+                if self.state is None:
+                    raise
+                self._guard.end_noise(error, self.iteration)
                 return
             squares = self.batch.squared_norms(self.theta).sum()
             if math.isfinite(squares.to(self.risk.dtype)):
                 raise
             self._accept(self.iteration, math.inf, "squared gradient")
 
-    def _end(self, error: UndefinedNoiseError) -> None:
-        """Stop at this θ, where the law has no noise to go on with."""
-        if not self._keeps or self.state is None:
-            raise error
-        at = self._offset + self.iteration
-        self.has_noise = False
-        self.diverged = f"No noise at iteration {at}: {message(error)}"
-
-    def _copy(self) -> tuple[int, Tensor] | None:
-        return (self.iteration, self.theta.clone()) if self._keeps else None
-
     def _accept(self, iteration: int, value: float, what: str = "loss") -> bool:
-        if math.isfinite(value):
-            self._last_loss = value
+        if self._guard.accepts(iteration, value, what):
             return True
-        at = f"{value} at iteration {self._offset + iteration}"
-        if math.isnan(self._last_loss):
-            raise DivergenceError(
-                f"The {what} is {at}, before the first step. Standardise X (and y), "
-                "and look at params_init or what the module is initialised with."
-            )
-        if iteration == self._moved_at:
-            message = (
-                f"The {what} became {at}, where a callback has set θ; the last finite "
-                f"loss was {self._last_loss:.4g}. Look at the callbacks."
-            )
-        else:
-            lr = self.optimizer.param_groups[0]["lr"]
-            message = (
-                f"The {what} became {at} with lr={lr:g}; the last finite loss was "
-                f"{self._last_loss:.4g}. Try a smaller lr, a smaller noise_scale, or "
-                "standardised X (and y)."
-            )
-        if not self._keeps:
-            raise DivergenceError(message)
-        self.diverged = message
-        self._return()
+        self.iteration = self._guard.go_back(self.iteration)
         return False
-
-    def _return(self) -> None:
-        """Go back to where L(θ) is finite, which a minibatch's loss does not show."""
-        for start in (self._step_start, self._block_start):
-            if start is not None:
-                self.iteration = start[0]
-                self.binding.assign(start[1])
-                if math.isfinite(float(self.risk.value(self.theta))):
-                    return

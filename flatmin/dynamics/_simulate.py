@@ -17,7 +17,7 @@ from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
-from flatmin.dynamics._descent import DivergenceError
+from flatmin.dynamics._divergence import DivergenceError
 from flatmin.dynamics._proportion import Proportion
 from flatmin.linalg import Estimate
 from flatmin.noise import NoiseLaw, Step, make_noise_law, step_for
