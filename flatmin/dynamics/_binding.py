@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from flatmin.dynamics._optimizer_state import join_state, split_state
-from flatmin.risk import ParameterLayout
+from flatmin.risk import EmpiricalRisk, ParameterLayout, Risk
 from flatmin.risk.network.prepared_module import settings
+from flatmin.risk.probe import trial_indices
+from flatmin.risk.trials import difference, tolerance
 
-__all__ = ["FlatBinding"]
+__all__ = ["FlatBinding", "check_outputs"]
 
 _ELEMENT_WISE = {
     torch.optim.ASGD,
@@ -198,3 +200,30 @@ class FlatBinding:
             if parameter.requires_grad:
                 parameter.data = parameter.data.clone()
                 parameter.grad = None
+
+
+def check_outputs(risk: Risk, module: nn.Module, theta: Tensor) -> None:
+    """Raise if a module no longer computes what the risk does.
+
+    Parameters
+    ----------
+    risk : Risk
+    module : torch.nn.Module
+        Tried on some of the risk's examples, where it has a network.
+    theta : Tensor of shape (D,)
+
+    Raises
+    ------
+    RuntimeError
+        If the outputs differ.
+    """
+    if not isinstance(risk, EmpiricalRisk):
+        return
+    few = risk.subset(trial_indices(risk.n_examples))
+    now = few.with_module(module).outputs(theta)
+    if difference(now, few.outputs(theta)) > tolerance(now.dtype, 0):
+        raise RuntimeError(
+            "A callback has changed a setting of the module, and so its outputs: the "
+            "loss that is trained has it as it was when fit began. Set it before fit, "
+            "in the module that is passed as module=."
+        )

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from flatmin._runs.storable import move_storable
 from flatmin.dynamics._batches import GradientBatches
-from flatmin.dynamics._binding import FlatBinding
+from flatmin.dynamics._binding import FlatBinding, check_outputs
 from flatmin.dynamics._descent_state import check_descent_state, check_groups
 from flatmin.dynamics._divergence import DivergenceGuard
 from flatmin.dynamics._plain_steps import check_plain_steps
+from flatmin.dynamics._substeps import move, step_to_tell
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
-from flatmin.risk import EmpiricalRisk, Risk
-from flatmin.risk.probe import trial_indices
-from flatmin.risk.trials import difference, tolerance
+from flatmin.risk import Risk
 
 __all__ = ["NoisyDescent"]
 
@@ -165,7 +164,7 @@ class NoisyDescent:
         self.binding.follow()
         self.binding.check_rest()
         if self.binding.has_other_settings():
-            self._check_outputs()
+            check_outputs(self.risk, self.binding.module, self.theta)
         if self._left is None or torch.equal(self._left, self.theta):
             return
         if self._guard.stops:
@@ -174,19 +173,6 @@ class NoisyDescent:
         self._take_back()
         self._stale = True
         self._guard.moved_at = self.iteration
-
-    def _check_outputs(self) -> None:
-        """Raise if the module no longer computes what the risk does."""
-        if not isinstance(self.risk, EmpiricalRisk):
-            return
-        few = self.risk.subset(trial_indices(self.risk.n_examples))
-        now = few.with_module(self.binding.module).outputs(self.theta)
-        if difference(now, few.outputs(self.theta)) > tolerance(now.dtype, 0):
-            raise RuntimeError(
-                "A callback has changed a setting of the module, and so its outputs: "
-                "the loss that is trained has it as it was when fit began. Set it "
-                "before fit, in the module that is passed as module=."
-            )
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
         """Take steps.
@@ -219,7 +205,7 @@ class NoisyDescent:
                 else:
                     unread.append(loss)
                 self.binding.gradient.copy_(gradient)
-                self._move()
+                move(self.optimizer, int(self.law.n_substeps))
             self.iteration += 1
             if progress is not None:
                 progress(1)
@@ -400,30 +386,7 @@ class NoisyDescent:
         """What the law is told; nothing is read for a law that does not ask."""
         if not self._asks:
             return None
-        rates = {float(group["lr"]) for group in self.optimizer.param_groups}
-        if len(rates) > 1:
-            raise ValueError(
-                f"{type(self.law).__name__} needs one learning rate for all "
-                f"parameters. Got {sorted(rates)}; give param_groups one lr, or use a "
-                "law that does not take a step."
-            )
-        return Step(self.iteration, rates.pop() / int(self.law.n_substeps))
-
-    def _move(self) -> None:
-        """Let the optimizer step: at η/l, for a law whose iteration is l steps."""
-        parts = int(self.law.n_substeps)
-        if parts == 1:
-            self.optimizer.step()
-            return
-        groups = self.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate / parts
-        try:
-            self.optimizer.step()
-        finally:
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate
+        return step_to_tell(self.law, self.optimizer, self.iteration)
 
     @contextlib.contextmanager
     def _judging_errors(self) -> Iterator[None]:
