@@ -20,7 +20,7 @@ from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._proportion import Proportion
 from flatmin.dynamics._recorder import Recorder
 from flatmin.dynamics._simulate import Simulation, simulate
-from flatmin.dynamics._warmup import WarmupResult, run_warmup
+from flatmin.dynamics._warmup import WarmupResult, record_warmup, run_warmup
 
 __all__ = [
     "OPTIMIZERS",
@@ -42,6 +42,7 @@ __all__ = [
     "check_monitors",
     "check_plain_steps",
     "check_rows",
+    "record_warmup",
     "resolve_optimizer",
     "run_warmup",
     "simulate",

@@ -1,8 +1,9 @@
 """What skorch's callbacks remember, as storable values.
 
-State are numbers, tensors and containers of them. What a callback was made with, and
-every text, which may be a name or a path, is a setting: it comes from the callback that
-runs, and a checkpoint that has another one is refused.
+A callback has state and settings. State is numbers, tensors and containers of them; a
+checkpoint brings it back. Settings are what the callback was made with, and every text,
+because a text may be the name of a file. They come from the callback that runs. A
+checkpoint with other settings is refused.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def store_callbacks(callbacks: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def fixed_values(callbacks: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    """Return hashes of what no checkpoint brings back, and so may not change.
+    """Return hashes of the settings of callbacks.
+
+    No checkpoint brings a setting back. So it must not change while the net trains.
 
     Parameters
     ----------
@@ -86,14 +89,14 @@ def fixed_values(callbacks: Iterable[tuple[str, Any]]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        By the place of each, in words.
+        Where the setting is, in words, and its hash.
     """
     found: dict[str, Any] = {}
     for title, callback in callbacks:
         if _keeps_itself(callback):
-            continue  # and says itself what it keeps
+            continue  # state_dict says what it keeps
         for name, value in callback_settings(callback).items():
-            # Functions and the like do not change.
+            # What is not storable is a function or the like, which does not change.
             with suppress(TypeError):
                 found[f"{name} of {title}"] = as_storable(value, name)
         stored = _store(callback)
@@ -103,7 +106,7 @@ def fixed_values(callbacks: Iterable[tuple[str, Any]]) -> dict[str, str]:
 
 
 def check_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise if a training has changed what no checkpoint would bring back.
+    """Raise if a setting has changed while the net trained.
 
     Parameters
     ----------
@@ -135,13 +138,13 @@ def load_callbacks(
         Initialised.
     stored : mapping
     begun : bool
-        Whether they have been told that the training begins, and so have made what
-        keeps a state of its own, such as a schedule.
+        Whether they have been told that the training begins. Then they have made the
+        parts that keep a state of their own, such as a schedule.
 
     Raises
     ------
     ValueError
-        If one has made such a thing only later, or the checkpoint has other settings.
+        If such a part is missing, or the checkpoint has other settings.
     """
     for name, callback in callbacks:
         _load(callback, stored[name], begun)
@@ -162,7 +165,7 @@ def _store(callback: Any) -> dict[str, Any]:
         try:
             values[name] = _storable(value, f"{name} of {title}")
         except TypeError:
-            if not callable(value):  # which does not change
+            if not callable(value):  # a function does not change
                 raise
     return {"values": values, "parts": parts}
 
@@ -182,7 +185,7 @@ def _load(callback: Any, stored: Mapping[str, Any], begun: bool) -> None:
             raise ValueError(f"The checkpoint would set {title}, which is no state.")
         if any(True for _ in _texts(value)):
             if not (begun or hasattr(callback, name)):
-                continue  # of a training that is over: it has not been made here
+                continue  # the training is over, so the callback has not made it
             _check_texts(value, getattr(callback, name, None), title)
         setattr(callback, name, value)
     for name, state in stored["parts"].items():
@@ -206,7 +209,7 @@ def _load_schedule(schedule: Any, stored: Mapping[str, Any]) -> None:
 
 def _check_schedule(schedule: Any, stored: Mapping[str, Any]) -> None:
     own = from_storable(as_storable(schedule.state_dict(), "the schedule"))
-    # The parameter that is no setting but how far it has come.
+    # last_epoch is a parameter, but says how far the schedule has come: state.
     settings = inspect.signature(type(schedule)).parameters.keys() - {"last_epoch"}
     title = type(schedule).__name__
     for name, value in stored.items():

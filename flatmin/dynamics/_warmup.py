@@ -12,7 +12,7 @@ from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._recorder import Recorder
 
-__all__ = ["WarmupResult", "run_warmup"]
+__all__ = ["WarmupResult", "record_warmup", "run_warmup"]
 
 
 class WarmupResult(NamedTuple):
@@ -69,14 +69,7 @@ def run_warmup(
             if not in_block and len(rows) == descent.iteration // record_every:
                 if not descent.refresh():
                     break
-                row = recorder.record(
-                    descent.iteration,
-                    "warmup",
-                    descent.theta,
-                    descent.law,
-                    descent.state,
-                    descent.batch,
-                )
+                row = record_warmup(descent, recorder)
                 if not descent.accepts(row["loss"]):
                     break
                 rows.append(row)
@@ -87,3 +80,26 @@ def run_warmup(
         descent.accepts(float(recorder.risk.value(descent.theta)))
     theta = descent.theta.cpu().numpy().copy()
     return WarmupResult(theta, rows, descent.iteration, descent.diverged)
+
+
+def record_warmup(descent: NoisyDescent, recorder: Recorder) -> dict[str, Any]:
+    """Measure where a warm-up stands.
+
+    Parameters
+    ----------
+    descent : NoisyDescent
+    recorder : Recorder
+
+    Returns
+    -------
+    dict
+        A row, phase "warmup".
+    """
+    return recorder.record(
+        descent.iteration,
+        "warmup",
+        descent.theta,
+        descent.law,
+        descent.state,
+        descent.batch,
+    )

@@ -22,10 +22,12 @@ from flatmin.dynamics import (
     Recorder,
     WarmupResult,
     check_rows,
+    record_warmup,
     run_warmup,
 )
 from flatmin.estimators._checkpoints import RunCheckpoints
 from flatmin.estimators._run import Run, make_batches
+from flatmin.estimators._settings import WarmupSettings
 
 __all__ = ["warm_up"]
 
@@ -58,34 +60,22 @@ def warm_up(
     if saved is not None and found is None:
         batches = make_batches(estimator, run.risk, make_generator(0, run.risk.device))
         saved.check_law(binding.theta, batches)
-    warmup = run.warmup
-    if warmup is None:
+    if run.warmup is None:
         return
     recorder = copy.copy(run.recorder)
     recorder.metrics = {}
-    seeds, device = run.seeds, run.risk.device
-    descent = NoisyDescent(
-        run.risk,
-        warmup.law,
-        binding,
-        warmup.optimizer(binding.params_for(warmup.optimizer), lr=warmup.lr),  # type: ignore[call-arg]
-        make_generator(seeds["warmup"], device),
-        on_divergence=estimator.on_divergence,
-        batches=make_batches(
-            estimator, run.risk, make_generator(seeds["warmup batches"], device)
-        ),
-    )
+    descent = _make_descent(estimator, run, run.warmup, binding=binding)
+    # With random_state=None two warm-ups draw other numbers, so none is remembered.
+    is_kept = not (estimator.memory is None or estimator.random_state is None)
+    # The key is made before a checkpoint moves θ: it names the start of the warm-up.
+    key = _describe(estimator, run, descent) if is_kept and not run.streamed else None
     settings = {
-        "n_iter": warmup.max_iter,
+        "n_iter": run.warmup.max_iter,
         "record_every": int(estimator.record_every),
         "verbose": estimator.verbose,
         "rows": [],
         "checkpoints": Checkpoints(),
     }
-    key = None
-    # With random_state=None every warm-up is another one.
-    if not (estimator.memory is None or estimator.random_state is None or run.streamed):
-        key = _describe(estimator, run, descent)
     if saved is not None:
         settings["checkpoints"] = saved.of_phase("warmup")
         if found is not None:
@@ -100,20 +90,29 @@ def warm_up(
             result = _remembered(descent, recorder, key, estimator.memory, **settings)
     except KeyboardInterrupt:
         run.offset = descent.iteration
-        run.rows = [
-            recorder.record(
-                run.offset,
-                "warmup",
-                descent.theta,
-                descent.law,
-                descent.state,
-                descent.batch,
-            )
-        ]
+        run.rows = [record_warmup(descent, recorder)]
         raise
     run.offset, run.diverged = result.n_iter, result.diverged
     run.rows = list(result.rows)
     binding.assign(torch.tensor(result.theta, device=run.risk.device))
+
+
+def _make_descent(
+    estimator: Any, run: Run, warmup: WarmupSettings, *, binding: FlatBinding
+) -> NoisyDescent:
+    """Return the descent of a warm-up, with generators of its own."""
+    device = run.risk.device
+    return NoisyDescent(
+        run.risk,
+        warmup.law,
+        binding,
+        warmup.optimizer(binding.params_for(warmup.optimizer), lr=warmup.lr),  # type: ignore[call-arg]
+        make_generator(run.seeds["warmup"], device),
+        on_divergence=estimator.on_divergence,
+        batches=make_batches(
+            estimator, run.risk, make_generator(run.seeds["warmup batches"], device)
+        ),
+    )
 
 
 def _describe(estimator: Any, run: Run, descent: NoisyDescent) -> dict[str, str]:
@@ -144,29 +143,33 @@ def _remembered(
     memory: Any,
     **settings: Any,
 ) -> WarmupResult:
-    """Run a warm-up, or take it from a memory; then ``descent`` does not move."""
+    """Run a warm-up, or take its result from a memory, which moves no descent."""
     memory = check_memory(memory)
-    # ``joblib.hash`` of modules and generators is not stable: the key stands for them.
-    # So does it for a run that a checkpoint has brought on its way.
+    # joblib would hash all arguments. Its hash of a module or a generator differs from
+    # one process to the next, so it leaves these out, and ``key`` takes their place.
+    # It leaves out ``rows`` and ``checkpoints`` too: a warm-up that a checkpoint brings
+    # back ends where the same warm-up ends without it.
     ignored = ["descent", "recorder", "runs", "verbose", "rows", "checkpoints"]
     cached = memory.cache(_run, ignore=ignored)
     runs: list[WarmupResult | None] = []
     arguments = (joblib.hash(key), descent, recorder, runs)
     is_known = getattr(cached, "check_call_in_cache", None)
-    run_anew = getattr(cached, "call", _run)  # what has only ``cache`` may not have it
+    run_anew = getattr(cached, "call", _run)  # a memory need not have more than cache
     try:
         known = is_known is not None and is_known(*arguments, **settings)
         found = cached(*arguments, **settings)
         if not runs:
             return _unpack(found)
-        # What joblib cannot read it has replaced, and told a log.
+        # joblib had an entry, and still called ``_run``: it could not read the entry,
+        # and has replaced it.
         fault = "joblib cannot read it." if known else None
     except Exception as error:
-        if runs:  # the warm-up's own
+        if runs:  # an error of the warm-up, not of the memory
             raise
         fault = str(error)
         if not isinstance(error, ValueError) or isinstance(error, UnicodeError):
-            # joblib's, of what it keeps of the function; this writes it anew.
+            # joblib cannot read what it keeps of the code of ``_run``. After ``clear``
+            # it writes that anew.
             getattr(cached, "clear", lambda warn: None)(warn=False)
     if fault is not None:
         warnings.warn(
@@ -209,7 +212,8 @@ def _run(
 
 
 def _pack(result: WarmupResult) -> bytes:
-    # Bytes: what joblib unpickles of a damaged file is then as simple as it can be.
+    # joblib pickles what it keeps. Bytes are the simplest object that there is to read
+    # from a damaged file.
     content = to_bytes(tuple(result), "the warm-up")
     return hashlib.sha256(content).digest() + content
 
