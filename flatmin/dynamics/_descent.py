@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,23 +13,14 @@ from torch import Tensor
 from flatmin._runs.storable import move_storable
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding, check_outputs
-from flatmin.dynamics._descent_state import check_descent_state, check_groups
-from flatmin.dynamics._divergence import DivergenceGuard
+from flatmin.dynamics._descent_state import Ahead, check_descent_state, check_groups
+from flatmin.dynamics._divergence import DivergenceGuard, Place
 from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._substeps import move, step_to_tell
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import Risk
 
 __all__ = ["NoisyDescent"]
-
-
-class _Ahead(NamedTuple):
-    """A step's noisy gradient, where the refresh that computes it came before."""
-
-    theta: Tensor  # (D,)
-    loss: Tensor  # ()
-    gradient: Tensor  # (D,), noisy
-    rng_state: Tensor  # of the generator, after it has drawn
 
 
 class NoisyDescent:
@@ -89,7 +80,7 @@ class NoisyDescent:
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
-        self._ahead: _Ahead | None = None
+        self._ahead: Ahead | None = None
         # What was there before it, should the step turn out to be another one.
         self._before: dict[str, Any] | None = None
         self._left: Tensor | None = None  # θ after the last step
@@ -142,7 +133,7 @@ class NoisyDescent:
                 with self._judging_errors():
                     loss, gradient = self._refreshed_gradient()
                     drawn = self.rng.get_state()
-                    self._ahead = _Ahead(self.theta.clone(), loss, gradient, drawn)
+                    self._ahead = Ahead(self.theta.clone(), loss, gradient, drawn)
                     self._before = kept
             finally:
                 # A run that is interrupted before the step draws the same in its next
@@ -168,7 +159,7 @@ class NoisyDescent:
         if self._left is None or torch.equal(self._left, self.theta):
             return
         if self._guard.stops:
-            self._guard.step_start = (self.iteration, self._left)
+            self._guard.step_start = Place(self.iteration, self._left)
         self._left = self.theta.clone()
         self._take_back()
         self._stale = True
@@ -249,7 +240,7 @@ class NoisyDescent:
         TypeError
             If the law's state cannot be stored.
         """
-        batches = self._batches
+        batches, start = self._batches, self._guard.step_start
         return {
             "theta": self.theta,
             "iteration": self.iteration,
@@ -265,7 +256,7 @@ class NoisyDescent:
             "batch": None if batches is None else batches.indices,
             "drawn_at": self._drawn_at,
             "last_loss": self._guard.last_loss,
-            "step_start": self._guard.step_start,
+            "step_start": None if start is None else tuple(start),
         }
 
     def load_state_dict(
@@ -302,13 +293,14 @@ class NoisyDescent:
         self._refreshed_at = state["refreshed_at"]
         self._refreshed_on = state["refreshed_on"]
         ahead = state["ahead"]
-        self._ahead = None if ahead is None else _Ahead(*ahead)
+        self._ahead = None if ahead is None else Ahead(*ahead)
         self._before = state.get("before")  # which earlier versions did not have
         self._stale = state["stale"]
         seen = self._risk_of(self._refreshed_on)
         self.state = self.law.restore_state(state["law"], seen)
         self._guard.last_loss = state["last_loss"]
-        self._guard.step_start = state["step_start"]
+        start = state["step_start"]
+        self._guard.step_start = None if start is None else Place(*start)
 
     def _risk_of(self, indices: Tensor | None) -> Risk:
         if self._batches is None or indices is None:

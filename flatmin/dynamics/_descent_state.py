@@ -7,15 +7,31 @@ file to change.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import is_count, is_number
 from flatmin.dynamics._batches import GradientBatches
+from flatmin.dynamics._divergence import Place
 
-__all__ = ["check_descent_state", "check_groups", "check_history", "check_rows"]
+__all__ = [
+    "Ahead",
+    "check_descent_state",
+    "check_groups",
+    "check_history",
+    "check_rows",
+]
+
+
+class Ahead(NamedTuple):
+    """A step's noisy gradient, where the refresh that computes it came before."""
+
+    theta: Tensor  # (D,)
+    loss: Tensor  # ()
+    gradient: Tensor  # (D,), noisy
+    rng_state: Tensor  # of the generator, after it has drawn
 
 
 def check_descent_state(
@@ -39,11 +55,12 @@ def check_descent_state(
     """
     vectors = {"theta": state["theta"]}
     if state["ahead"] is not None:
-        point, _, gradient, _ = state["ahead"]
-        vectors |= {"theta ahead": point, "the gradient ahead": gradient}
+        ahead = Ahead(*state["ahead"])
+        vectors |= {"theta ahead": ahead.theta, "the gradient ahead": ahead.gradient}
     if state["step_start"] is not None:
-        _require(is_count(state["step_start"][0], 0), "step_start")
-        vectors["theta of step_start"] = state["step_start"][1]
+        start = Place(*state["step_start"])
+        _require(is_count(start.iteration, 0), "step_start")
+        vectors["theta of step_start"] = start.theta
     for name, vector in vectors.items():
         fits = isinstance(vector, Tensor) and vector.dtype == theta.dtype
         _require(fits and vector.shape == theta.shape, name)

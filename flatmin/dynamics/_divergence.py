@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,18 @@ from flatmin.dynamics._binding import FlatBinding
 from flatmin.noise import UndefinedNoiseError
 from flatmin.risk import Risk
 
-__all__ = ["DivergenceError", "DivergenceGuard"]
+__all__ = ["DivergenceError", "DivergenceGuard", "Place"]
 
 
 class DivergenceError(ArithmeticError):
     """The loss is not finite any more."""
+
+
+class Place(NamedTuple):
+    """Where a training may return to."""
+
+    iteration: int
+    theta: Tensor  # (D,)
 
 
 class DivergenceGuard:
@@ -49,7 +56,7 @@ class DivergenceGuard:
         False after a stop because the law's noise has no size.
     last_loss : float
         The last finite one; NaN before the first.
-    step_start, block_start : tuple of (iteration, θ), or None
+    step_start, block_start : Place or None
         Where to return to.
     moved_at : int
         The iteration at which callbacks have moved θ last; -1 before they do.
@@ -68,17 +75,17 @@ class DivergenceGuard:
         self.diverged: str | None = None
         self.has_noise = True
         self.last_loss = math.nan
-        self.step_start: tuple[int, Tensor] | None = None
-        self.block_start: tuple[int, Tensor] | None = None
+        self.step_start: Place | None = None
+        self.block_start: Place | None = None
         self.moved_at = -1
         self._risk = risk
         self._binding = binding
         self._optimizer = optimizer
         self._offset = offset
 
-    def here(self, iteration: int) -> tuple[int, Tensor] | None:
+    def here(self, iteration: int) -> Place | None:
         """Return the iteration and a copy of θ, if there may be a return to it."""
-        return (iteration, self._binding.theta.clone()) if self.stops else None
+        return Place(iteration, self._binding.theta.clone()) if self.stops else None
 
     def accepts(self, iteration: int, value: float, what: str = "loss") -> bool:
         """Say whether a number of an iteration is finite.

@@ -58,6 +58,14 @@ class _Plan:
     checkpoints: Checkpoints
 
 
+@dataclass(frozen=True)
+class _BlockEnd:
+    """Where skorch was when the last block ended."""
+
+    n_blocks: int  # rows of the net's history
+    callbacks: dict[str, Any] | TypeError  # what they remember, or why that is lost
+
+
 class _NoisyNet(NeuralNet):
     """What the two nets share; :meth:`attach` before ``fit_loop``."""
 
@@ -134,10 +142,10 @@ class _NoisyNet(NeuralNet):
             If something that they remember is not storable, or could not be brought
             back.
         """
-        n_blocks, callbacks = self._block_end_
-        if isinstance(callbacks, TypeError):
-            raise callbacks
-        history = self.history.to_list()[:n_blocks]
+        end = self._block_end_
+        if isinstance(end.callbacks, TypeError):
+            raise end.callbacks
+        history = self.history.to_list()[: end.n_blocks]
         history = as_storable(history, "the history of the net")
         try:
             check_history(history)
@@ -146,7 +154,7 @@ class _NoisyNet(NeuralNet):
         return {
             "rows": self.rows_,
             "history": history,
-            "callbacks": callbacks,
+            "callbacks": end.callbacks,
         }
 
     def load_state(self, state: dict[str, Any], *, begun: bool) -> None:
@@ -170,7 +178,7 @@ class _NoisyNet(NeuralNet):
         self.history = History(state["history"])
         remembered = copy.deepcopy(state["callbacks"])  # lists that will grow
         load_callbacks(self.callbacks_, remembered, begun=begun)
-        self._block_end_ = (len(self.history), state["callbacks"])
+        self._block_end_ = _BlockEnd(len(self.history), state["callbacks"])
         self._fixed_ = fixed_values(self.callbacks_)
         self.descent_.load_state_dict(
             state["descent"], has_callbacks=bool(self.callbacks)
@@ -196,7 +204,7 @@ class _NoisyNet(NeuralNet):
             check_unchanged(self._fixed_, now)
         except TypeError as error:
             remembered = error
-        self._block_end_ = (len(self.history), remembered)
+        self._block_end_ = _BlockEnd(len(self.history), remembered)
 
     def detach(self) -> None:
         """Let go of the data that training needed; the net still predicts."""
