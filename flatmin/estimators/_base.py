@@ -178,10 +178,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         return resolve_law(self.method, self.method_params, given)
 
     def _for_skorch(
-        self, examples: Examples, risk: EmpiricalRisk, module: nn.Module
+        self, examples: Examples, module: nn.Module, dtype: torch.dtype
     ) -> Any:
         """Return the examples as callbacks see them, with labels as they came."""
-        return examples.for_skorch(risk, module)
+        return examples.for_skorch(module, dtype)
 
     def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""

@@ -25,7 +25,6 @@ from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
 from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
-from flatmin.risk import EmpiricalRisk
 
 __all__ = ["NoisyDiffusionClassifier"]
 
@@ -272,10 +271,10 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         }
 
     def _for_skorch(
-        self, examples: Examples, risk: EmpiricalRisk, module: nn.Module
+        self, examples: Examples, module: nn.Module, dtype: torch.dtype
     ) -> Any:
         labelled = replace(examples, y=self.classes_[examples.y])
-        return super()._for_skorch(labelled, risk, module)
+        return super()._for_skorch(labelled, module, dtype)
 
     def _combine_weights(
         self, sample_weight: Any, y: np.ndarray, *, reset: bool

@@ -11,7 +11,6 @@ from skorch.dataset import Dataset
 from torch import Tensor, nn
 
 from flatmin.estimators._inputs import network_input
-from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.source import Source
 
 __all__ = ["Examples"]
@@ -35,26 +34,11 @@ class Examples:
             return self.X.with_targets(torch.as_tensor(self.y)), None
         return self.X, self.y
 
-    def for_skorch(self, risk: EmpiricalRisk, module: nn.Module) -> Dataset:
-        """Return the skorch data set, whose ``X`` and ``y`` callbacks see.
-
-        Parameters
-        ----------
-        risk : EmpiricalRisk
-            Of these examples.
-        module : torch.nn.Module
-            Takes its inputs.
-
-        Returns
-        -------
-        skorch.dataset.Dataset
-        """
+    def for_skorch(self, module: nn.Module, dtype: torch.dtype) -> Dataset:
+        """Return the skorch data set, whose ``X`` and ``y`` callbacks see."""
         if isinstance(self.X, Source):
-            return _Streamed(self.X, self.y, module, risk.dtype)
-        # The risk's own, checked and converted: no training reads it, so that another
-        # copy of all inputs would serve nobody.
-        X, _ = risk._data.arguments()
-        return Dataset(X.cpu().numpy(), self.y)
+            return _Streamed(self.X, self.y, module, dtype)
+        return Dataset(network_input(self.X, module, dtype), self.y)
 
     def first_input(self) -> Tensor:
         """Return X of one example, shape (1, ...)."""

@@ -41,9 +41,7 @@ def make_net(estimator: Any, run: Run) -> Any:
     split = None
     if run.validation is not None:
         split = predefined_split(
-            estimator._for_skorch(
-                run.validation, run.recorder.validation_risk, run.module
-            )
+            estimator._for_skorch(run.validation, run.module, run.risk.dtype)
         )
     settings = estimator.optimizer_params or {}
     params = {f"optimizer__{k}": v for k, v in settings.items()}
@@ -152,7 +150,7 @@ def _iterate(
     if run.diverged is not None:  # in the warm-up
         net.measure_start()
         return
-    data = estimator._for_skorch(run.examples, run.risk, net.module_)
+    data = estimator._for_skorch(run.examples, net.module_, run.risk.dtype)
     examples = {"X": data.X, "y": data.y}
     with suppress(StopTraining):
         net.notify("on_train_begin", **examples)

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from skorch.callbacks import Callback
 from torch import nn
 
 from flatmin.modules import MLP
@@ -221,31 +220,6 @@ def test_validation_data_are_scored_and_not_trained_on():
     assert last["valid_score"] == clf.score(other, targets)
     proba = clf.predict_proba(other)[np.arange(len(targets)), targets]
     assert last["valid_loss"] == pytest.approx(-np.log(proba).mean(), rel=1e-5)
-
-
-class Seen(Callback):
-    """Keeps the arrays that callbacks are given."""
-
-    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
-        type(self).arrays = [dataset_train.X, dataset_valid.X]
-
-
-@pytest.mark.parametrize(("dtype", "n_checks"), [("float64", 2), ("float32", 1)])
-def test_inputs_are_converted_once(dtype, n_checks, monkeypatch):
-    """What callbacks see is the risk's; converted numbers are looked at once more."""
-    checked = []
-    isfinite = torch.isfinite
-    monkeypatch.setattr(
-        torch, "isfinite", lambda t: (checked.append(t.shape), isfinite(t))[1]
-    )
-    given = X.astype(dtype)
-    clf = classifier(callbacks=[Seen]).fit(given, y, X_val=given[:-1], y_val=y[:-1])
-    assert checked.count(given.shape) == n_checks
-    assert checked.count(given[:-1].shape) == n_checks
-    train, valid = Seen.arrays
-    assert np.shares_memory(train, clf.risk_._data.X.numpy())
-    np.testing.assert_array_equal(train, given.astype("float32"))
-    np.testing.assert_array_equal(valid, given[:-1].astype("float32"))
 
 
 def test_the_users_module_is_copied():
