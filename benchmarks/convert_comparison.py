@@ -10,6 +10,11 @@ machine only the operating system stays, and not its build. From format 2 to 3 t
 columns of the test data are called ``test_loss`` and ``test_score``, and no longer
 ``valid_loss`` and ``valid_score``. So are those of the units of
 ``plot_rmsprop_then_sgd.py``, whose files have no format.
+
+Also in format 3 the protocol may have settings under earlier names, and only results of
+one protocol can be merged: ``warmup_method``, ``warmup_optimizer``, ``warmup_iter`` and
+``warmup_lr`` become one ``warmup``, without what has its default, and
+``callbacks_params``, which must be None, goes.
 """
 
 from __future__ import annotations
@@ -22,6 +27,13 @@ from typing import Any
 from flatmin._runs.checkpoint_files import replace_file
 from flatmin.comparison._files import checksum
 from flatmin.comparison._fits import TEST_COLUMNS
+
+WARMUP = {
+    "max_iter": ("warmup_iter", 0),
+    "method": ("warmup_method", "gd"),
+    "optimizer": ("warmup_optimizer", "sgd"),
+    "lr": ("warmup_lr", None),
+}
 
 FORMATS = [f"flatmin.comparison/{version}" for version in (1, 2, 3)]
 
@@ -36,13 +48,14 @@ def convert(path: Path) -> None:
     Raises
     ------
     ValueError
-        If it holds something else, was edited, or a column lacks an entry.
+        If it holds something else or a setting that nothing takes now, was edited, or a
+        column lacks an entry.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     found = content.get("format")
     if found is None and {"optimizer", "rows"} <= content.keys():
         content["rows"] = rename(content["rows"])
-    elif found in FORMATS[:-1]:
+    elif found in FORMATS:
         for part in ("table", "units"):
             lengths = {name: len(column) for name, column in content[part].items()}
             if len(set(lengths.values())) > 1:
@@ -57,11 +70,17 @@ def convert(path: Path) -> None:
         elif content.get("sha256") != checksum(content):
             raise ValueError(f"{path} was edited, or damaged: its checksum is wrong.")
         content["table"] = rename(content["table"])
+        protocol = content["protocol"]
+        protocol["estimator"] = rename_settings(protocol["estimator"])
+        protocol["methods"] = {
+            label: rename_settings(settings)
+            for label, settings in protocol["methods"].items()
+        }
         content["format"] = FORMATS[-1]
         content["sha256"] = checksum(content)
     else:
         raise ValueError(
-            f"{path} must be of the format {' or '.join(map(repr, FORMATS[:-1]))}. "
+            f"{path} must be of the format {' or '.join(map(repr, FORMATS))}. "
             f"Got {found!r}."
         )
     text = json.dumps(content, ensure_ascii=False) + "\n"
@@ -71,6 +90,18 @@ def convert(path: Path) -> None:
 def rename(columns: dict[str, Any]) -> dict[str, Any]:
     """Return columns under the names that they have now."""
     return {TEST_COLUMNS.get(name, name): column for name, column in columns.items()}
+
+
+def rename_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an estimator under the names that they have now."""
+    settings = dict(settings)
+    if settings.pop("callbacks_params", None) is not None:
+        raise ValueError("callbacks_params must be None; no estimator takes it now.")
+    if "warmup_iter" in settings:
+        found = {new: settings.pop(old) for new, (old, _) in WARMUP.items()}
+        changed = {new: v for new, v in found.items() if v != WARMUP[new][1]}
+        settings["warmup"] = changed or None
+    return settings
 
 
 def main() -> None:

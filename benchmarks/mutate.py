@@ -9,7 +9,7 @@ since a folder takes minutes to hours; an interrupted run is taken up again::
     python benchmarks/mutate.py linalg noise --n 10 --seed 0 --output mutations.json
 
 Defaults of parameters, texts, annotations and errors are left as they are. Of the
-libraries for this, mutmut wraps every function, which flatmin's traces and hashes of
+libraries for this, mutmut wraps every function, which flatmin's graphs and hashes of
 code would see, and cosmic-ray has neither a sample with a seed nor tests by module.
 """
 

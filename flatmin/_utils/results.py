@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -37,13 +37,14 @@ class ShortRepr:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+class _HasFrame(Protocol):
+    def to_frame(self) -> pd.DataFrame: ...
+
+
 class HtmlTable:
     """A table in a notebook, for a result that has ``to_frame``."""
 
-    def to_frame(self) -> pd.DataFrame:
-        raise NotImplementedError
-
-    def _repr_html_(self) -> str | None:
+    def _repr_html_(self: _HasFrame) -> str | None:
         return html_table(self.to_frame())
 
 

@@ -1,4 +1,4 @@
-"""``module__x``, ``optimizer__x`` and ``method__x`` as parameters of an estimator."""
+"""``module__x``, ``optimizer__x``, ``method__x`` and ``warmup__x`` as parameters."""
 
 from __future__ import annotations
 

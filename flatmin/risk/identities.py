@@ -207,7 +207,7 @@ class _Point:
             total += one.hvp(one.hvp(self.a))
         return difference(found, total / self.risk.n_examples)
 
-    def traced_off(self, quantity: str) -> float:
+    def graph_product_off(self, quantity: str) -> float:
         direction = self.u if quantity == "vjp" else self.a
         chunk = self.chunk
         graphs = ProductGraphs(self.risk._ways, self.risk.n_examples, work=1 << 60)
@@ -319,7 +319,7 @@ _IDENTITIES: dict[
     **{
         f"{name} of the graph = that of the reference": (
             2,
-            partial(_Point.traced_off, quantity=quantity),
+            partial(_Point.graph_product_off, quantity=quantity),
         )
         for quantity, name in _TRACED.items()
     },

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
+from flatmin.risk.example_sums.scalars import (
+    ExampleScalars,
+    inner_products,
+    losses_and_pullback,
+)
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.class_targets import ClassTargets
 from flatmin.risk.losses.cross_entropy import CrossEntropy
@@ -229,7 +233,6 @@ def label_roots(
         yield column / math.prod(output_shape[1:])
 
 
-@torch.enable_grad()
 def gradient_with_slopes(
     model: FlatModel,
     loss: ExampleLoss,
@@ -255,12 +258,11 @@ def gradient_with_slopes(
     losses : Tensor of shape (n,)
     gradient : Tensor of shape (D,)
     """
-    outputs = model(chunk.X)
-    leaf = outputs.detach().requires_grad_()
-    losses = chunk.weigh(loss.per_example(leaf, chunk.y))
-    (own,) = torch.autograd.grad(losses.sum(), leaf)
-    cotangents = (own + chunk.weigh(slopes)) / n_examples
-    return losses.detach(), model.gradient(outputs, cotangents)
+
+    def cotangents(_outputs: Tensor, own: Tensor) -> Tensor:
+        return (own + chunk.weigh(slopes)) / n_examples
+
+    return losses_and_pullback(model, loss, chunk, cotangents)
 
 
 def pulled_back_squares(sums: ExampleSums, chunk: Chunk, slopes: Tensor) -> Tensor:

@@ -251,12 +251,11 @@ def without_checksum(path):
     edited(path, change)
 
 
-def converter(name="convert_comparison"):
-    script = ROOT / "benchmarks" / f"{name}.py"
+def converter():
+    script = ROOT / "benchmarks" / "convert_comparison.py"
     if not script.exists():
         pytest.skip("a release has no benchmarks")
-    functions = {"convert_comparison": "convert", "rename_settings": "rename_settings"}
-    return runpy.run_path(script)[functions[name]]
+    return runpy.run_path(script)["convert"]
 
 
 def test_settings_of_an_earlier_revision_are_renamed(stored):
@@ -271,15 +270,14 @@ def test_settings_of_an_earlier_revision_are_renamed(stored):
         content["sha256"] = checksum(content)
 
     edited(stored, change)
-    rename = converter("rename_settings")
-    assert rename(stored)
+    converter()(stored)
     text = stored.read_text(encoding="utf-8")
     assert ComparisonResult.from_json(stored).protocol == before.protocol
-    assert not rename(stored)
+    converter()(stored)
     assert stored.read_text(encoding="utf-8") == text
-    edited(stored, lambda content: content["table"]["loss"].pop())
-    with pytest.raises(ValueError, match="another checksum"):
-        rename(stored)
+    edited(stored, lambda content: content["table"]["loss"].__setitem__(0, 0.5))
+    with pytest.raises(ValueError, match="was edited, or damaged"):
+        converter()(stored)
 
 
 def test_a_result_of_an_earlier_revision_is_converted(stored):

@@ -49,7 +49,7 @@ def vectorize(
 def isolated(function: Callable[[], T]) -> T:
     """Call a function, and put back the state of PyTorch's dispatcher if it raises.
 
-    A transform that fails inside a kernel (a trace of ``quantile``, torch 2.13) can
+    A transform that fails inside a kernel (``make_fx`` of ``quantile``, torch 2.13) can
     leave this thread without autograd: every later gradient is then missing, and sums
     of squares are 0. The dispatch keys and the stack of transforms are put back for any
     exception. It is raised without its traceback: the frames in it hold guards of

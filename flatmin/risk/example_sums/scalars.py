@@ -18,6 +18,7 @@ __all__ = [
     "example_losses",
     "inner_products",
     "losses_and_gradient",
+    "losses_and_pullback",
 ]
 
 
@@ -77,6 +78,37 @@ def losses_and_gradient(
     """
     losses = example_losses(model, loss, chunk)
     return losses.detach(), model.gradient(losses, cotangents)
+
+
+@torch.enable_grad()
+def losses_and_pullback(
+    model: FlatModel,
+    loss: ExampleLoss,
+    chunk: Chunk,
+    cotangents: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return ℓ̃ᵢ and Σ Jᵢᵀuᵢ by one backward pass, uᵢ from the outputs and slopes.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Bound to θ.
+    loss : ExampleLoss
+    chunk : Chunk
+    cotangents : callable
+        (outputs, ∂ℓ̃ᵢ/∂fᵢ) to u, each of shape (n, \\*output_shape).
+
+    Returns
+    -------
+    losses : Tensor of shape (n,)
+        Without a graph.
+    gradient : Tensor of shape (D,)
+    """
+    outputs = model(chunk.X)
+    leaf = outputs.detach().requires_grad_()
+    losses = chunk.weigh(loss.per_example(leaf, chunk.y))
+    (slopes,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), model.gradient(outputs, cotangents(leaf.detach(), slopes))
 
 
 @dataclass(frozen=True)

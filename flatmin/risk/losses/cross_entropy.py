@@ -92,7 +92,7 @@ class CrossEntropy(ExampleLoss):
         if self.label_smoothing > 0:
             losses = self._smoothed(outputs, targets)
         else:
-            losses = self._plain(outputs, targets)
+            losses = self._of_indices(outputs, targets)
         return self.classes.mean(losses, targets)
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class CrossEntropy(ExampleLoss):
         slope = others.scatter(1, drawn, -others.sum(1, keepdim=True))
         return slope * _root(self._scale(outputs, targets))
 
-    def _plain(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _of_indices(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of class indices, times what their targets count."""
         d, rest = below_the_largest(outputs)
         counts = self.classes.counts(targets)

@@ -102,19 +102,21 @@ class ExampleLoss(ABC):
         Raises
         ------
         TypeError
-            If it is not :attr:`is_likelihood`.
+            If the loss is not :attr:`is_likelihood`.
         """
-        self.check_likelihood()
-        raise NotImplementedError
+        raise self._no_likelihood()
 
     def check_likelihood(self) -> None:
         """Raise TypeError if the loss is not :attr:`is_likelihood`."""
         if not self.is_likelihood:
-            raise TypeError(
-                "The Fisher matrix needs a likelihood: one of cross_entropy, "
-                f"squared_error, binary_cross_entropy. Got the loss {self.name}; use "
-                "the Gauss-Newton matrix."
-            )
+            raise self._no_likelihood()
+
+    def _no_likelihood(self) -> TypeError:
+        return TypeError(
+            "The Fisher matrix needs a likelihood: one of cross_entropy, "
+            f"squared_error, binary_cross_entropy. Got the loss {self.name}; use the "
+            "Gauss-Newton matrix."
+        )
 
 
 def unit_targets(name: str, targets: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
+from flatmin.risk.example_sums.scalars import (
+    ExampleScalars,
+    inner_products,
+    losses_and_pullback,
+)
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
@@ -14,7 +17,6 @@ from flatmin.risk.network.model import FlatModel
 __all__ = ["gauss_newton_draw", "gauss_newton_example_traces"]
 
 
-@torch.enable_grad()
 def gauss_newton_draw(
     model: FlatModel,
     loss: ExampleLoss,
@@ -47,13 +49,13 @@ def gauss_newton_draw(
     losses : Tensor of shape (n,)
     gradient : Tensor of shape (D,)
     """
-    outputs = model(chunk.X)
-    leaf = outputs.detach().requires_grad_()
-    losses = chunk.weigh(loss.per_example(leaf, chunk.y))
-    (slopes,) = torch.autograd.grad(losses.sum(), leaf)
-    noise = _weighted_root(loss, leaf.detach(), z, *chunk.targets_and_weights)
-    cotangents = slopes / n_examples + noise * (scale / n_examples**0.5)
-    return losses.detach(), model.gradient(outputs, cotangents)
+
+    def cotangents(outputs: Tensor, slopes: Tensor) -> Tensor:
+        noise = _weighted_root(loss, outputs, z, *chunk.targets_and_weights)
+        part: Tensor = noise * (scale / n_examples**0.5)
+        return slopes / n_examples + part
+
+    return losses_and_pullback(model, loss, chunk, cotangents)
 
 
 def gauss_newton_example_traces(

@@ -1,6 +1,6 @@
-"""What is taken out of a traced derivative before it is used.
+"""What is taken out of the graph of a derivative before it is used.
 
-A trace holds what automatic differentiation did, and that is more than what has to be
+It holds what automatic differentiation did, and that is more than what has to be
 computed. Every pass keeps the values as they are, up to the sign of a zero. The graph
 must be free of mutations.
 """

@@ -1,7 +1,7 @@
 """Kernels that are linear in one argument: H v, G v, J v, Jᵀu and gᵢᵀv of a chunk.
 
 Each is a function ``(model, loss, theta, direction, X, y, weights)``, by forward mode
-over reverse mode, to be traced once and then used at many θ and for many directions.
+over reverse mode. It becomes a graph once, which serves all θ and all directions.
 Where a chunk is filled up, it is with examples of weight 0.
 """
 

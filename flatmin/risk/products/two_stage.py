@@ -1,9 +1,9 @@
-"""A function that is linear in one argument, traced and cut in two.
+"""The graph of a function that is linear in one argument, cut in two.
 
 What does not depend on the direction is computed once a θ (*prepare*), what does is
-computed once a direction (*use*). One trace serves every θ and every chunk of data of
-one shape; tracing costs as much as several gradients, so ``torch.func.linearize``,
-which traces anew at every θ, does not pay (and is wrong for recurrent layers from its
+computed once a direction (*use*). One graph serves every θ and every chunk of data of
+one shape. Making one costs as much as several gradients, so ``torch.func.linearize``,
+which makes one at every θ, does not pay (and is wrong for recurrent layers from its
 second call, torch 2.13).
 """
 
@@ -41,16 +41,16 @@ class TwoStage:
 def two_stage_graph(
     function: Callable[..., Tensor], theta: Tensor, direction: Tensor, *data: Tensor
 ) -> TwoStage:
-    """Trace a function, simplify its graph, and cut it.
+    """Make the graph of a function, simplify it, and cut it.
 
     Parameters
     ----------
     function : callable
         ``function(theta, direction, *data)`` returns a Tensor and is linear in
-        ``direction``. Tensors that it holds otherwise are part of the trace.
+        ``direction``. Tensors that it holds otherwise are constants of the graph.
     theta : Tensor of shape (D,)
         For shapes and dtypes, as are the next two; their values are not used later.
-        One thread at a time may trace: it patches ``torch.nn.Module`` meanwhile.
+        One thread at a time may do so: it patches ``torch.nn.Module`` meanwhile.
     direction : Tensor
     *data : Tensor
 
@@ -61,27 +61,27 @@ def two_stage_graph(
     Raises
     ------
     RuntimeError
-        If it draws random numbers, which a trace would draw anew at each use, or has
+        If it draws random numbers, which a graph would draw anew at each use, or has
         shapes that depend on numbers: Python's branches on them would be those of the
-        first data. What else cannot be traced raises as PyTorch does.
+        first data. Where PyTorch makes no graph, its own error.
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
     with ignored(), torch.enable_grad():  # of PyTorch's own use of its old parts
-        traced = isolated(lambda: _trace(pure, theta, direction, *data))
-    simplify(traced.graph)
-    for node in traced.graph.nodes:
+        whole = isolated(lambda: _graph_of(pure, theta, direction, *data))
+    simplify(whole.graph)
+    for node in whole.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise RuntimeError(f"it draws random numbers ({node.target})")
-    return _cut(traced)
+    return _cut(whole)
 
 
-def _trace(function: Callable[..., Tensor], *args: Tensor) -> GraphModule:
+def _graph_of(function: Callable[..., Tensor], *args: Tensor) -> GraphModule:
     with _Shapes() as shapes:
-        traced: GraphModule = make_fx(function)(*args)
+        whole: GraphModule = make_fx(function)(*args)
     if shapes.found is not None:
         raise RuntimeError(f"it has shapes that depend on numbers ({shapes.found})")
-    return traced
+    return whole
 
 
 class _Shapes(TorchDispatchMode):
@@ -110,24 +110,24 @@ def _has_mask(indices: list[Tensor | None]) -> bool:
     return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
 
 
-def _cut(traced: GraphModule) -> TwoStage:
-    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+def _cut(whole: GraphModule) -> TwoStage:
+    placeholders = [node for node in whole.graph.nodes if node.op == "placeholder"]
     direction = placeholders[1]
     depends = {direction}
-    for node in traced.graph.nodes:
+    for node in whole.graph.nodes:
         if any(argument in depends for argument in node.all_input_nodes):
             depends.add(node)
-    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    (output,) = (node for node in whole.graph.nodes if node.op == "output")
     kept = [
         node
-        for node in traced.graph.nodes
+        for node in whole.graph.nodes
         if node not in depends
         and node.op != "get_attr"
         and (node.users.keys() & depends or node is output.args[0])
     ]
 
     prepare, copied = Graph(), dict[Node, Node]()
-    for node in traced.graph.nodes:
+    for node in whole.graph.nodes:
         if node not in depends and node is not output:
             copied[node] = prepare.node_copy(node, copied.__getitem__)
     prepare.output(tuple(copied[node] for node in kept))
@@ -136,27 +136,27 @@ def _cut(traced: GraphModule) -> TwoStage:
     use, copied = Graph(), dict[Node, Node]()
     for node in (*kept, direction):
         copied[node] = use.placeholder(node.name)
-    for node in traced.graph.nodes:
+    for node in whole.graph.nodes:
         needed = node.op == "get_attr" or node in depends
         if needed and node is not output and node not in copied:
             copied[node] = use.node_copy(node, copied.__getitem__)
     use.output(copied[output.args[0]])
     use.eliminate_dead_code()
     constants = tuple(
-        getattr(traced, node.target)
-        for node in traced.graph.nodes
+        getattr(whole, node.target)
+        for node in whole.graph.nodes
         if node.op == "get_attr"
     )
-    return TwoStage(_compiled(prepare, traced), _compiled(use, traced), constants)
+    return TwoStage(_compiled(prepare, whole), _compiled(use, whole), constants)
 
 
-def _compiled(graph: Graph, traced: GraphModule) -> Callable[..., Any]:
+def _compiled(graph: Graph, whole: GraphModule) -> Callable[..., Any]:
     """Return a graph as a function, of the arguments that it has."""
     # A GraphModule and its graph hold each other, so its memory, and that of the
     # constants, would wait for a collection.
     code = graph.python_code("self")
     names = [node.target for node in graph.nodes if node.op == "get_attr"]
-    constants = SimpleNamespace(**{name: getattr(traced, name) for name in names})
+    constants = SimpleNamespace(**{name: getattr(whole, name) for name in names})
     scope = dict(code.globals)
-    exec(compile(code.src, "<a trace of flatmin>", "exec"), scope)
+    exec(compile(code.src, "<a graph of flatmin>", "exec"), scope)
     return partial(scope.pop("forward"), constants)
