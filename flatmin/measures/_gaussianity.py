@@ -178,7 +178,8 @@ def _check_directions(directions: Tensor, n_params: int) -> None:
     shape = tuple(directions.shape)
     if len(shape) != 2 or shape[0] != n_params or shape[1] == 0:
         raise ValueError(
-            f"directions must have shape ({n_params}, k) with k at least 1. Got {shape}."
+            f"directions must have shape ({n_params}, k) with k at least 1. "
+            f"Got {shape}."
         )
 
 
