@@ -3,6 +3,7 @@
 from flatmin._utils.versions import show_versions
 from flatmin.analysis import (
     CurvatureAnalyzer,
+    FlatnessMonitor,
     NoiseCovarianceAnalyzer,
     SharpnessScorer,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "CurvatureAnalyzer",
     "DivergenceError",
     "EmpiricalRisk",
+    "FlatnessMonitor",
     "NoiseCovarianceAnalyzer",
     "NoiseLaw",
     "NoisyDiffusionClassifier",

@@ -482,6 +482,10 @@ def _analyse(kind: Any) -> Callable[..., Any]:
     return run
 
 
+def _watch(**params: Any) -> Any:
+    return flatmin.FlatnessMonitor(**params)(world().module, 0)
+
+
 def public() -> dict[str, Any]:
     """Return all public names, with what they name."""
     names: dict[str, Any] = {}
@@ -524,6 +528,9 @@ def calls() -> dict[str, Call]:
             function = _analyse(thing)
             own = {"estimator": lambda: w.classifier, "on": lambda: "training"}
             own |= {"n_draws": lambda: 2, "loss": lambda: None}
+        elif name == "FlatnessMonitor":
+            function, trains = _watch, True
+            own = {"quantities": lambda: ["loss"], "budget": lambda: 10.0}
         elif name in ("compare_dynamics", "EmpiricalRisk"):
             trains = True
         elif name.endswith("Display"):
