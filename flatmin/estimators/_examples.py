@@ -14,7 +14,7 @@ from flatmin._utils.trees import Inputs, Tree, map_inputs
 from flatmin.estimators._inputs import network_input
 from flatmin.risk.data.source import Source
 
-__all__ = ["Examples"]
+__all__ = ["Examples", "NestedDataset"]
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Examples:
         if isinstance(self.X, Source):
             return _Streamed(self.X, self.y, module, dtype)
         X = network_input(self.X, module, dtype)
-        return _Nested(X, self.y) if isinstance(X, Tree) else Dataset(X, self.y)
+        return NestedDataset(X, self.y) if isinstance(X, Tree) else Dataset(X, self.y)
 
     def first_input(self) -> Inputs:
         """Return X of one example, shape (1, ...)."""
@@ -56,10 +56,10 @@ class Examples:
         return [*known, self.X.checksums] if isinstance(self.X, Source) else known
 
 
-class _Nested(Dataset):
+class NestedDataset(Dataset):
     """A skorch data set of a mapping or a tuple, also of nested ones."""
 
-    def __init__(self, tree: Tree, y: np.ndarray) -> None:
+    def __init__(self, tree: Tree, y: np.ndarray | None) -> None:
         self.tree = tree
         self.X = tree.unpacked()
         self.y = y
@@ -67,8 +67,9 @@ class _Nested(Dataset):
     def __len__(self) -> int:
         return len(self.tree)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.tree[index].unpacked(), self.y[index]
+    def __getitem__(self, index: int) -> Any:
+        y = None if self.y is None else self.y[index]
+        return self.transform(self.tree[index].unpacked(), y)
 
 
 class _Streamed(Dataset):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatmin._utils.trees import as_tree, call_with, lists_as_tuples
 from flatmin.dynamics import NoisyNetClassifier, NoisyNetRegressor
+from flatmin.estimators._examples import NestedDataset
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.outputs import read_output
@@ -70,6 +71,17 @@ class _EstimatorNet:
         device = next(self.module_.parameters()).device
         loss: Tensor = self.criterion_(y_pred, targets.to(device))  # type: ignore[attr-defined]
         return loss
+
+    def get_dataset(self, X: Any, y: Any = None) -> Any:
+        """Return X and y as a data set; skorch's own knows no nested X.
+
+        Returns
+        -------
+        torch.utils.data.Dataset
+        """
+        if isinstance(X, tuple | Mapping):
+            X, y = NestedDataset(as_tree(X).map(np.asarray), y), None
+        return super().get_dataset(X, y)  # type: ignore[misc]
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
         """Call the module: a mapping gives keywords, a tuple arguments in order.
