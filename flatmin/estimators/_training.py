@@ -150,7 +150,10 @@ def _iterate(
     if run.diverged is not None:  # in the warm-up
         net.measure_start()
         return
-    data = estimator._for_skorch(run.examples, net.module_, run.risk.dtype)
+    # Only callbacks read these: without any, X need not be converted once more.
+    data: Any = run.examples
+    if estimator.callbacks:
+        data = estimator._for_skorch(run.examples, net.module_, run.risk.dtype)
     examples = {"X": data.X, "y": data.y}
     with suppress(StopTraining):
         net.notify("on_train_begin", **examples)

@@ -90,9 +90,7 @@ def thick_restart(
             # eigenvalue can be missing although all residuals are small: a short look
             # for what stands out, and once there are copies a long one for the rest.
             allowed = 2 * tol * scale
-            # Rounding can bring in copies, too; values of a crowd are not as equal.
-            apart = result.eigenvalues.sort().values.diff()
-            repeated = repeated or bool((apart <= allowed / 100).any())
+            repeated = repeated or _has_copies(result, allowed)
             gaps = [0.5, _gap(result, ritz, which, allowed)] if repeated else [0.5]
             outcome = _search_copies(
                 process, result, which=which, allowed=allowed, gaps=gaps, limit=limit
@@ -107,6 +105,12 @@ def thick_restart(
             result = replace(result, converged=torch.zeros_like(done))
         _warn_unless_converged(result, tol, scale)
         return result
+
+
+def _has_copies(result: Eigenpairs, allowed: Tensor) -> bool:
+    # Rounding can bring in copies, too; values of a crowd are not as equal.
+    apart = result.eigenvalues.sort().values.diff()
+    return bool((apart <= allowed / 100).any())
 
 
 def _search_copies(

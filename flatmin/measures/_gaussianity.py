@@ -131,20 +131,11 @@ def minibatch_gaussianity(
     k = check_count("k", k)
     n_batches = check_count("n_batches", n_batches)
     check_point(risk, theta)
-    if directions is not None:
-        check_floating("directions", directions)
-    else:
+    if directions is None:
         largest = min(risk.n_params, risk.n_examples - 1)
         check_count("k", k, at_most=largest, limit="min(D, N - 1)")
-    if directions is not None and (
-        directions.ndim != 2
-        or len(directions) != risk.n_params
-        or directions.shape[1] == 0
-    ):
-        raise ValueError(
-            f"directions must have shape ({risk.n_params}, k) with k at least 1. Got "
-            f"{tuple(directions.shape)}."
-        )
+    else:
+        _check_directions(directions, risk.n_params)
     generator = make_generator(rng, risk.device)
     if directions is None:
         check_finite("The gradient g₀", risk.gradient(theta), risk)
@@ -171,9 +162,7 @@ def minibatch_gaussianity(
         device=risk.device,
     )
     noise = torch.stack([row[chosen].mean(-1) for row in scaled]) * batch_size**0.5
-    tests = [stats.kstest(row, "norm") for row in noise.cpu().numpy()]
-    distances = noise.new_tensor([float(test.statistic) for test in tests])
-    p_values = noise.new_tensor([float(test.pvalue) for test in tests])
+    distances, p_values = _distances_from_gaussian(noise)
     return Gaussianity(
         skewness=scaled.pow(3).mean(-1) / batch_size**0.5,
         excess_kurtosis=(scaled.pow(4).mean(-1) - 3) / batch_size,
@@ -182,6 +171,23 @@ def minibatch_gaussianity(
         batch_size=batch_size,
         n_batches=n_batches,
     )
+
+
+def _check_directions(directions: Tensor, n_params: int) -> None:
+    check_floating("directions", directions)
+    shape = tuple(directions.shape)
+    if len(shape) != 2 or shape[0] != n_params or shape[1] == 0:
+        raise ValueError(
+            f"directions must have shape ({n_params}, k) with k at least 1. "
+            f"Got {shape}."
+        )
+
+
+def _distances_from_gaussian(noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sup |F - Φ| and its p value for each row of noise, of variance 1."""
+    tests = [stats.kstest(row, "norm") for row in noise.cpu().numpy()]
+    distances = noise.new_tensor([float(test.statistic) for test in tests])
+    return distances, noise.new_tensor([float(test.pvalue) for test in tests])
 
 
 def _slopes(risk: Risk, theta: Tensor, directions: Tensor) -> Tensor:
