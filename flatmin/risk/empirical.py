@@ -75,8 +75,8 @@ class EmpiricalRisk(LabelNoiseRisk):
     module : torch.nn.Module
         Maps X of shape (n, ...) to outputs of shape (n, ...).
     loss : str, loss module or callable
-        "cross_entropy", "squared_error", "binary_cross_entropy", or anything that
-        gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
+        "cross_entropy", "squared_error", "binary_cross_entropy", "next_token", or
+        anything that gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
     X : array-like or Tensor of shape (N, ...), or a data set
         Not copied if it is a tensor of the right dtype, device and strides. A
         map-style ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that
@@ -85,6 +85,13 @@ class EmpiricalRisk(LabelNoiseRisk):
         Class indices or numbers, as the loss needs; None with a data set.
     sample_weight : array-like of shape (N,), default=None
         wᵢ ≥ 0.
+    positions : {"all", "example"}, default="all"
+        What an example with several targets counts, as a sequence has: "all" is the
+        mean over all targets of the data, as PyTorch's modules take it, so that wᵢ is
+        the number of targets that count in example i (times their class weights, and
+        the sample weight); "example" is the mean over examples of each one's mean, so
+        that wᵢ is 1, or 0 where no target counts. An example with one target counts
+        its class weight in the first and 1 in the second.
     chunk_size : int, default=None
         Examples at a time; None chooses from shapes alone.
     output_transform : callable, default=None
@@ -149,6 +156,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         y: Any = None,
         *,
         sample_weight: Any = None,
+        positions: Literal["all", "example"] = "all",
         chunk_size: int | None = None,
         output_transform: Callable[[Any], Tensor] | None = None,
         batch_norm: Literal["error", "frozen"] = "error",
@@ -157,6 +165,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         dtype: torch.dtype | str | None = None,
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
+        check_known("positions", positions, ("all", "example"))
         if chunk_size is not None:
             chunk_size = check_count("chunk_size", chunk_size)
         if output_transform is not None:
@@ -190,7 +199,7 @@ class EmpiricalRisk(LabelNoiseRisk):
                 source, None, self._model, self._loss, probe.output, by_rows=by_rows
             )
 
-        weights = self._all_weights(sample_weight, examples, chunk_size)
+        weights = self._all_weights(sample_weight, positions, examples, chunk_size)
         if weights is not None:
             examples.weights = weights.to(self.device, self.dtype)
         self._few = examples.select(_trial_examples(examples).to(self.device))
@@ -217,12 +226,18 @@ class EmpiricalRisk(LabelNoiseRisk):
         return inputs, y
 
     def _all_weights(
-        self, sample_weight: Any, examples: ExampleData, chunk_size: int
+        self,
+        sample_weight: Any,
+        positions: str,
+        examples: ExampleData,
+        chunk_size: int,
     ) -> Tensor | None:
         """Return N wᵢ / Σw, with the weights that the loss gives to targets."""
         if isinstance(sample_weight, KnownWeights):
             return sample_weight.values
         counts = examples.target_weights(self._loss, chunk_size)
+        if counts is not None and positions == "example":
+            counts = counts > 0
         return normalised_weights(sample_weight, counts, self.dtype)
 
     def _make_kernels(self, n_numbers: int, chunk_size: int) -> None:
