@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
@@ -61,7 +61,9 @@ class EmpiricalRisk(LabelNoiseRisk):
     """L(θ) = Σ wᵢℓᵢ(θ) / Σ wᵢ of a network, with everything that laws ask of it.
 
     Written as (1/N) Σ ℓ̃ᵢ with ℓ̃ᵢ = N wᵢ ℓᵢ / Σw; per-example gradients are
-    gᵢ = ∇ℓ̃ᵢ, always with the divisor N. θ lists the trainable parameters in
+    gᵢ = ∇ℓ̃ᵢ, always with the divisor N. A penalty (λ/2)‖θ‖² adds to L, and so to g₀,
+    H, G and the gradients of minibatches, and to no gᵢ: Σ is centred at the mean of the
+    gᵢ, which is g₀ - λθ. θ lists the trainable parameters in
     ``module.named_parameters()`` order, a shared parameter once. The risk works on a
     deep copy in eval mode, in which an InstanceNorm that is handed over in train mode
     keeps to each example's own statistics. Every quantity is a sum over examples and
@@ -92,6 +94,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         the sample weight); "example" is the mean over examples of each one's mean, so
         that wᵢ is 1, or 0 where no target counts. An example with one target counts
         its class weight in the first and 1 in the second.
+    l2 : float, default=0.0
+        λ ≥ 0 of the penalty (λ/2)‖θ‖² over all of θ.
     chunk_size : int, default=None
         Examples at a time; None chooses from shapes alone.
     output_transform : callable, default=None
@@ -123,6 +127,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         Of one example's output.
     chunk_size : int
         Examples at a time.
+    l2 : float
+        λ.
 
     Raises
     ------
@@ -157,6 +163,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         *,
         sample_weight: Any = None,
         positions: Literal["all", "example"] = "all",
+        l2: float = 0.0,
         chunk_size: int | None = None,
         output_transform: Callable[[Any], Tensor] | None = None,
         batch_norm: Literal["error", "frozen"] = "error",
@@ -171,9 +178,11 @@ class EmpiricalRisk(LabelNoiseRisk):
         if output_transform is not None:
             check_callable("output_transform", output_transform, "outputs")
         self._hvp = hvp
+        self.l2 = check_positive("l2", l2, or_zero=True)
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
         self.device, self.dtype = first.device, first.dtype
+        check_held_by("l2", self.l2, self.dtype)
 
         source = find_source(X, y)
         if source is not None:  # some examples stand for the rest
@@ -362,6 +371,7 @@ class EmpiricalRisk(LabelNoiseRisk):
             *self._data.arguments(),
             # As they are: a subset's mean is not one.
             sample_weight=KnownWeights(self._data.weights),
+            l2=self.l2,
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
             hvp=hvp,
