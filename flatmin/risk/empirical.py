@@ -36,11 +36,10 @@ from flatmin.risk.module_state import check_state
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.module_update import alike, comparable
 from flatmin.risk.network.prepared_module import (
     evaluation_mode,
     prepare_module,
-    settings,
-    settle,
 )
 from flatmin.risk.probe import (
     check_dependence,
@@ -349,10 +348,8 @@ class EmpiricalRisk(LabelNoiseRisk):
             its attributes of plain values and its ``repr`` are those of ``module``,
             else another one.
         """
-        module = evaluation_mode(copy_module(module))
-        settle(module)
         self._model.bind(self._theta)
-        if _alike(self._model.module, module):
+        if alike(self._model.module, comparable(module)):
             return self
         module = evaluation_mode(copy_module(module))
         first = trainable(module)[0]
@@ -378,23 +375,6 @@ class EmpiricalRisk(LabelNoiseRisk):
             device=device,
             dtype=dtype,
         )
-
-
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Say whether two modules read alike and hold the same tensors and settings."""
-    held = [
-        {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        for module in (one, other)
-    ]
-    return (
-        repr(one) == repr(other)
-        and settings(one) == settings(other)
-        and held[0].keys() == held[1].keys()
-        and all(
-            (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)
-            for a, b in zip(held[0].values(), held[1].values(), strict=True)
-        )
-    )
 
 
 def _trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:

@@ -533,7 +533,13 @@ def calls() -> dict[str, Call]:
     for owner, (instance, own) in _risk_methods(w).items():
         for name, method in inspect.getmembers(instance, inspect.isroutine):
             module = getattr(method, "__module__", None) or ""
-            theirs = name in ("get_params", "set_params", "with_module", "wrap")
+            theirs = name in (
+                "get_params",
+                "set_params",
+                "with_module",
+                "update_from",
+                "wrap",
+            )
             if (owner, name) == ("EmpiricalRisk", "set_params"):
                 theirs = False
             if name[0] == "_" or theirs or not module.startswith("flatmin"):

@@ -173,7 +173,8 @@ def both(risk, seed):
 def test_the_list_has_every_method():
     risk = KINDS["default"]()
     of, products = calls(risk, risk.params())
-    assert set(of) == public(EmpiricalRisk)
+    # That changes what all calls are of; points from before it refuse.
+    assert set(of) == public(EmpiricalRisk) - {"update_from"}
     assert set(products) == public(Linearization)
 
 

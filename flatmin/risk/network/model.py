@@ -19,6 +19,7 @@ from flatmin.risk.autodiff.surroundings import attends, one_attention
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.module_update import check_form, copy_tensors, reads_alike
 
 __all__ = ["FlatModel", "first_output"]
 
@@ -47,6 +48,8 @@ class FlatModel:
     keeps_graph : bool
         True if the module computes something else where gradients are switched off:
         then they are on for its outputs, too.
+    n_updates : int
+        How often :meth:`take_over` has changed what θ does not hold.
     lock : Lock
         Held by who binds θ until he has his numbers.
     """
@@ -59,6 +62,7 @@ class FlatModel:
         self.copies_input = False
         self.pairs_single = any(isinstance(p, _BatchNorm) for p in module.modules())
         self.keeps_graph = False
+        self.n_updates = 0
         self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
@@ -150,6 +154,42 @@ class FlatModel:
         self._theta.copy_(theta.detach())
         for place, view in self._moved:
             place.copy_(view)
+
+    def take_over(self, module: nn.Module, few: Tensor) -> None:
+        """Copy the parameters and buffers of a module of the same form.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            In the form that a risk holds.
+        few : Tensor of shape (n, ...)
+            Examples. Where a setting has changed, such as a counter, both must give the
+            same outputs for them.
+
+        Raises
+        ------
+        ValueError
+            If the form is another one, or the outputs are; nothing changes then.
+        """
+        check_form(self.module, module)
+        before = copy_module(self.module)
+        copy_tensors(self.module, module)
+        self.bind(self.layout.flatten(dict(module.named_parameters())))
+        if not reads_alike(before, module):
+            twin = FlatModel(
+                copy_module(module, device=self._theta.device, dtype=self._theta.dtype),
+                self.output_transform,
+            )
+            ours, theirs = self.evaluate(few), twin.evaluate(few)
+            if not torch.equal(ours, theirs):
+                copy_tensors(self.module, before)
+                self.bind(self.layout.flatten(dict(before.named_parameters())))
+                raise ValueError(
+                    "The module must compute what the one that the risk was made with "
+                    "computes. Got one with other settings, which gives other outputs "
+                    "at the same parameters. Make a new risk."
+                )
+        self.n_updates += 1
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a part of the bound θ."""

@@ -64,6 +64,7 @@ class Linearization:
         self._output_shape = output_shape
         self._l2 = l2
         self._graphs = graphs
+        self._n_updates = graphs.model.n_updates
         self._chunks = chunks
         self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
         self._kept_bytes = 0
@@ -176,6 +177,11 @@ class Linearization:
         return total
 
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
+        if self._graphs.model.n_updates != self._n_updates:
+            raise RuntimeError(
+                "A prepared point is of the module as it was. Got one that was made "
+                "before update_from; linearize again."
+            )
         size, n = self._graphs.chunk_size, self.n_examples
         name, shape = "v", tuple(self.theta.shape)
         if quantity == "vjp":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_indices, within
@@ -23,6 +23,7 @@ from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.model import FlatModel
+from flatmin.risk.network.module_update import comparable
 from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
@@ -42,6 +43,7 @@ class ExamplesRisk:
     _model: FlatModel
     _loss: ExampleLoss
     _data: ExampleData
+    _few: Chunk  # up to 16 examples, to try things on
     _theta: Tensor
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
@@ -118,6 +120,39 @@ class ExamplesRisk:
             Copied.
         """
         self._model.bind(theta)
+        self._theta = self._model.theta()
+
+    @alone
+    def update_from(self, module: nn.Module) -> None:
+        """Take over what a module holds now, so that one risk serves a whole training.
+
+        θ, which :meth:`params` then returns, the parameters that are not trained, and
+        the buffers, such as the running statistics of BatchNorm. Subsets of the risk
+        share the network: they see the new buffers, but have a θ of their own.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            That the risk was made with, or one of the same form, in any mode, dtype
+            and place. It is not touched.
+
+        Raises
+        ------
+        ValueError
+            If it has other names or shapes, or computes something else at the same
+            parameters; the risk stays as it was then.
+
+        Examples
+        --------
+        >>> from flatmin import EmpiricalRisk
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> risk = EmpiricalRisk(net, "squared_error", [[1.0]], [[0.0]])
+        >>> _ = nn.init.constant_(net.weight, 3.0)
+        >>> risk.update_from(net)
+        >>> risk.value(risk.params())
+        tensor(9.)
+        """
+        self._model.take_over(comparable(module), self._few.X)
         self._theta = self._model.theta()
 
     @alone
