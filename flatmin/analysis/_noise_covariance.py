@@ -45,6 +45,12 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         As in :class:`CurvatureAnalyzer`.
     loss : str, loss module or callable, default=None
         As there: for a module, the loss it was trained with.
+    output_transform : callable, default=None
+        Takes what the module returns, and returns the tensor that the loss compares;
+        see :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+    target : str, default=None
+        The name of the targets, where X is a mapping that holds them, or a data set of
+        such. A flatmin estimator has its own.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1).
     select : str or list of str, default=None
@@ -69,7 +75,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         On the data of :meth:`fit`, for the functions of the floors below; its
         ``params()`` are the model's θ.
     n_features_in_ : int
-        Size of axis 1 of the X of :meth:`fit`.
+        Size of axis 1 of the X of :meth:`fit`; not there for a mapping or a tuple.
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Column names, if it had them.
 
@@ -98,6 +104,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         estimator,
         *,
         loss=None,
+        output_transform=None,
+        target=None,
         n_components=20,
         select=None,
         tol=1e-4,
@@ -109,6 +117,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     ):
         self.estimator = estimator
         self.loss = loss
+        self.output_transform = output_transform
+        self.target = target
         self.n_components = n_components
         self.select = select
         self.tol = tol

@@ -203,7 +203,7 @@ def compare_dynamics(
     seeds = resolve_seeds(n_seeds, random_state)
     check_metrics("The metrics of the estimator", estimator.metrics)
     plan = Plan(
-        Source(resolve_data(X, y, X_test, y_test), estimator),
+        Source(resolve_data(X, y, X_test, y_test, target=estimator.target), estimator),
         metrics=check_metrics("metrics", metrics),
         end_metrics=check_metrics("end_metrics", end_metrics),
         quench=int(quench),

@@ -20,6 +20,8 @@ Class = TypeVar("Class", bound=type)
 CONSTRAINTS: dict[str, list[Any]] = {
     "module": [None, callable, nn.Module],
     "module_params": [None, dict],
+    "output_transform": [None, callable],
+    "target": [None, str],
     "method": [str, NoiseLaw],
     "method_params": [None, dict],
     "lr": [Interval(Real, 0, None, closed="neither")],
@@ -52,11 +54,17 @@ CONSTRAINTS: dict[str, list[Any]] = {
 _PARAMETERS = """
 module : None, torch.nn.Module class, factory or instance, default=None
     None is :class:`flatmin.modules.MLP`. A class or factory is called with
-    ``module_params``; an instance is deep-copied, and so fine-tuned. If ``forward``
-    returns a tuple its first entry is used.
+    ``module_params``; an instance is deep-copied, and so fine-tuned.
 module_params : dict, default=None
     Keyword arguments of the class or factory; ``module__x`` in ``set_params`` and
     in grids goes here.
+output_transform : callable, default=None
+    Takes what ``forward`` returns, and returns the tensor that is compared with y, of
+    shape (n, ...). None takes a tensor as it is; of anything else ``logits``, else the
+    first entry of a tuple, or the first tensor of a mapping.
+target : str, default=None
+    The name of the targets, where X, or an example of a data set, is a mapping that
+    holds them: then y is None.
 method : str or NoiseLaw, default="sgd"
     A name from :data:`flatmin.noise.METHODS` or an instance.
 method_params : dict, default=None
@@ -176,7 +184,7 @@ risk_ : EmpiricalRisk or None
     On the training data, with ``store_data``; its ``params()`` is ``params_``, and
     another risk is made where ``module_`` has changed. None after unpickling.
 n_features_in_ : int
-    Size of axis 1 of X.
+    Size of axis 1 of X; not there where X is a mapping or a tuple.
 feature_names_in_ : ndarray of shape (n_features_in_,)
     Column names, if X had them.
 """

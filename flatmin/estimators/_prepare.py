@@ -22,7 +22,6 @@ from flatmin.dynamics import (
     resolve_optimizer,
 )
 from flatmin.estimators._checkpoints import check_seed
-from flatmin.estimators._inputs import first_output
 from flatmin.estimators._module import build_module
 from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._settings import read_folder, read_warmup
@@ -68,7 +67,7 @@ def prepare(
         module = _build(estimator, examples, seeds["init"], dtype=dtype, device=device)
     loss = estimator._probe_loss(module, examples, dtype, device)
     options = {
-        "output_transform": first_output,
+        "output_transform": estimator.output_transform,
         "batch_norm": estimator.batch_norm,
         "device": device,
         "dtype": dtype,
@@ -157,10 +156,18 @@ def _build(
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
+    n_features = 1
+    if not isinstance(estimator._input_shape, dict):
+        n_features = math.prod(estimator._input_shape)
+    elif estimator.module is None:
+        raise ValueError(
+            "The module that is built by default takes one array. Got X with the parts "
+            f"{', '.join(estimator._input_shape)}; pass module=."
+        )
     return build_module(
         estimator.module,
         estimator.module_params,
-        n_features=math.prod(estimator._input_shape),
+        n_features=n_features,
         n_outputs=estimator._n_outputs(examples.y),
         seed=seed,
         dtype=dtype,

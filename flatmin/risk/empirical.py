@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -16,12 +15,13 @@ from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.placement import resolve_device, resolve_dtype
+from flatmin._utils.trees import Inputs
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
 from flatmin.risk.data.chunks import Chunk, choose_chunk_size
 from flatmin.risk.data.example_data import ArrayData, ExampleData
-from flatmin.risk.data.inputs import as_input, as_tensor, check_held
-from flatmin.risk.data.source import find_source
+from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, check_held
+from flatmin.risk.data.source import find_source, split_targets
 from flatmin.risk.data.streamed_data import StreamedData
 from flatmin.risk.data.weights import KnownWeights, as_weights, normalised_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
@@ -37,6 +37,7 @@ from flatmin.risk.network.model import FlatModel
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.module_update import alike, comparable
+from flatmin.risk.network.outputs import OutputTransform
 from flatmin.risk.network.prepared_module import (
     evaluation_mode,
     prepare_module,
@@ -74,16 +75,23 @@ class EmpiricalRisk(LabelNoiseRisk):
     Parameters
     ----------
     module : torch.nn.Module
-        Maps X of shape (n, ...) to outputs of shape (n, ...).
+        Maps X of shape (n, ...) to outputs of shape (n, ...). It may return a tensor, a
+        tuple, a mapping or an object with ``logits``: see ``output_transform``.
     loss : str, loss module or callable
         "cross_entropy", "squared_error", "binary_cross_entropy", "next_token", or
         anything that gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
-    X : array-like or Tensor of shape (N, ...), or a data set
-        Not copied if it is a tensor of the right dtype, device and strides. A
-        map-style ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that
-        keeps their order, is read a chunk at a time: for data larger than memory.
+    X : array-like or Tensor of shape (N, ...), a mapping, a tuple, or a data set
+        Not copied if it is a tensor of the right dtype, device and strides. A mapping
+        from names to arrays gives the module's keywords, as ``{"input_ids": ...,
+        "attention_mask": ...}``, a tuple of arrays its arguments in order; both may be
+        nested. Each array in it has the examples first, and keeps its dtype unless that
+        is floating. A list is one array. A map-style ``torch.utils.data.Dataset`` of
+        pairs (x, y), or a ``DataLoader`` that keeps their order, is read a chunk at a
+        time: for data larger than memory. Sequences of several lengths are padded, with
+        a mask for the module.
     y : array-like or Tensor of shape (N, ...), default=None
-        Class indices or numbers, as the loss needs; None with a data set.
+        Class indices or numbers, as the loss needs; None with a data set or a
+        ``target``.
     sample_weight : array-like of shape (N,), default=None
         wᵢ ≥ 0.
     positions : {"all", "example"}, default="all"
@@ -95,10 +103,15 @@ class EmpiricalRisk(LabelNoiseRisk):
         its class weight in the first and 1 in the second.
     l2 : float, default=0.0
         λ ≥ 0 of the penalty (λ/2)‖θ‖² over all of θ.
+    target : str, default=None
+        The name of y in X, where that is a mapping, or a data set of mappings.
     chunk_size : int, default=None
         Examples at a time; None chooses from shapes alone.
     output_transform : callable, default=None
-        Applied to what ``forward`` returns, for modules that return tuples.
+        Takes what ``forward`` returns, and returns the tensor of shape (n, ...) that
+        the loss compares with y. None takes a tensor as it is; of anything else
+        ``logits``, as an attribute or a key, else the first entry of a tuple or the
+        first tensor of a mapping.
     batch_norm : {"error", "frozen"}, default="error"
         BatchNorm in train mode is an error; "frozen" uses its running statistics.
     hvp : {"exact", "finite_difference"}, default="exact"
@@ -163,8 +176,9 @@ class EmpiricalRisk(LabelNoiseRisk):
         sample_weight: Any = None,
         positions: Literal["all", "example"] = "all",
         l2: float = 0.0,
+        target: str | None = None,
         chunk_size: int | None = None,
-        output_transform: Callable[[Any], Tensor] | None = None,
+        output_transform: OutputTransform | None = None,
         batch_norm: Literal["error", "frozen"] = "error",
         hvp: Literal["exact", "finite_difference"] = "exact",
         device: torch.device | str | None = None,
@@ -183,7 +197,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         self.device, self.dtype = first.device, first.dtype
         check_held_by("l2", self.l2, self.dtype)
 
-        source = find_source(X, y)
+        X, y = split_targets(X, y, target)
+        source = find_source(X, y, target)
         if source is not None:  # some examples stand for the rest
             X, y = source.read(trial_indices(len(source)).tolist())
         X, y = self._trial_arrays(module, X, y)
@@ -221,9 +236,9 @@ class EmpiricalRisk(LabelNoiseRisk):
         )
         self._theta = self._model.theta()
 
-    def _trial_arrays(self, module: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+    def _trial_arrays(self, module: nn.Module, X: Any, y: Any) -> tuple[Inputs, Tensor]:
         """Return X and y as the module takes them, or raise."""
-        X = as_tensor(X, "X", self.device, real=False)
+        X = as_inputs(X, self.device)
         y = as_tensor(y, "y", self.device)
         if len(X) != len(y):
             raise ValueError(
