@@ -241,8 +241,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            (∇ℓᵢ - g₀)ᵀvⱼ with the mean gradient g₀ of the fixed data. Weights, of
-            examples and of classes, are in the basis and in g₀, not in these rows.
+            (∇ℓᵢ - ḡ)ᵀvⱼ with the mean ḡ of the gradients on the fixed data, which is
+            g₀ but for a penalty. Weights, of examples and of classes, are in the basis
+            and in ḡ, not in these rows.
         """
         basis = self._basis()
         mean = self._keep("mean", lambda: self._mean_coordinates(basis))
@@ -293,7 +294,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
     def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
         risk = self._risk()
-        gradient = self._selected(risk, risk.gradient(risk.params()))
+        ones = torch.ones(risk.n_examples, dtype=risk.dtype, device=risk.device)
+        mean = risk.weighted_gradient(risk.params(), ones)  # a penalty is not in it
+        gradient = self._selected(risk, mean)
         return gradient.double().cpu().numpy() @ basis.eigenvectors.astype(np.float64)
 
     def _variances(self, risk: EmpiricalRisk) -> Tensor:
