@@ -17,6 +17,7 @@ from flatmin.curvature import (
     covariance_eigenpairs,
 )
 from flatmin.curvature._covariance import covariance_operator
+from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Estimate, eigsh
 from flatmin.measures._alignment_result import Alignment
@@ -35,14 +36,13 @@ from flatmin.measures._trace_product import (
     trace_hessian_covariance,
 )
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["alignment"]
 
 
 def alignment(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int = 20,
     *,
     select: str | list[str] | None = None,
@@ -66,7 +66,7 @@ def alignment(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     k : int, default=20
         Eigenpairs of either matrix, at most min(D, N - 1).
     select : str or list of str, default=None
@@ -117,7 +117,7 @@ def alignment(
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_seed(rng)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     if theta.ndim != 1:
         raise ValueError(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."

@@ -20,10 +20,10 @@ from flatmin.curvature import (
 )
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._finite import check_finite, check_loss
+from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Estimate, FunctionOperator, eigsh, trace
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["TraceProduct", "low_rank_trace_product", "trace_hessian_covariance"]
 
@@ -43,7 +43,7 @@ class TraceProduct(Estimate):
 
 def trace_hessian_covariance(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int = 20,
     *,
     method: Literal["auto", "exact", "sampled", "low_rank"] = "auto",
@@ -71,7 +71,7 @@ def trace_hessian_covariance(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
         Chains only with the exact route.
     k : int, default=20
         Of the low rank, at most min(D, N - 1).
@@ -122,7 +122,7 @@ def trace_hessian_covariance(
     check_known("matrix", matrix, MATRICES)
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     operator = MATRICES[matrix](risk, theta, select=select)
     P = 1.0 if preconditioner is None else check_preconditioner(preconditioner, risk)
     if method == "auto":
