@@ -25,7 +25,8 @@ from flatmin.estimators._examples import Examples
 from flatmin.estimators._parameter_roles import parameters_for
 from flatmin.estimators._run import Run
 from flatmin.estimators._settings import FolderSettings
-from flatmin.noise import METHODS, Step, step_for
+from flatmin.noise import Step, step_for
+from flatmin.noise._registry import BUILT_IN
 from flatmin.risk.data.source import Source
 
 __all__ = ["RunCheckpoints", "check_seed"]
@@ -188,7 +189,7 @@ class RunCheckpoints:
             With draws that are not those of the run.
         """
         law, rng = self._run.law, make_generator(0, self._run.risk.device)
-        known = METHODS.values()
+        known = BUILT_IN
         if type(law) in known and type(getattr(law, "law", law)) in (NoneType, *known):
             return
         risk = self._run.risk if batches is None else batches.draw()

@@ -20,7 +20,7 @@ Class = TypeVar("Class", bound=type)
 CONSTRAINTS: dict[str, list[Any]] = {
     "module": [None, callable, nn.Module],
     "module_params": [None, dict],
-    "method": [str, NoiseLaw],
+    "method": [str, NoiseLaw, type],
     "method_params": [None, dict],
     "lr": [Interval(Real, 0, None, closed="neither")],
     "max_iter": [Interval(Integral, 0, None, closed="left")],
@@ -57,11 +57,12 @@ module : None, torch.nn.Module class, factory or instance, default=None
 module_params : dict, default=None
     Keyword arguments of the class or factory; ``module__x`` in ``set_params`` and
     in grids goes here.
-method : str or NoiseLaw, default="sgd"
-    A name from :data:`flatmin.noise.METHODS` or an instance.
+method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
+    A name from :data:`flatmin.noise.METHODS`, which
+    :func:`flatmin.noise.register_law` adds to, an instance, or a class.
 method_params : dict, default=None
-    Settings of a law given by name, which it must have; ``method__x`` goes here, or
-    into the instance.
+    Settings of a law given by name or as a class, which it must have; ``method__x``
+    goes here, or into the instance.
 max_iter : int, default=2000
     Iterations after the warm-up; not epochs.
 batch_size : int, default=None
@@ -93,7 +94,7 @@ optimizer_params : dict, default=None
 warmup : dict, default=None
     What comes before the noise: iterations that bring θ near a minimum. Its
     settings are ``max_iter``, how many, and, if they are others than these,
-    ``method="gd"`` (a name or a NoiseLaw), ``optimizer="sgd"`` (a name or a class)
+    ``method="gd"`` (as above), ``optimizer="sgd"`` (a name or a class)
     and ``lr``, its η, which is else the estimator's. ``warmup__x`` in
     ``set_params`` and in grids goes here. None is no warm-up.
 memory : None, str or joblib.Memory, default=None
