@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class ModelByReference(BaseEstimator):
     dtype: Any
     random_state: Any
 
-    def __sklearn_clone__(self) -> ModelByReference:
+    def __sklearn_clone__(self) -> Self:
         # clone() hands a FrozenEstimator on as it is, so its own checks hold.
         shell = copy.copy(self)
         shell.estimator = FrozenEstimator(self.estimator)
@@ -65,7 +65,7 @@ class ModelByReference(BaseEstimator):
         """
         return super().get_params(deep=False)
 
-    def set_params(self, **params: Any) -> ModelByReference:
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, but none of the model's.
 
         Parameters
@@ -160,7 +160,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """Return k eigenpairs of that matrix."""
 
     @one_at_a_time
-    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
         """Fix the data to analyse on.
 
         It costs one pass over the data: what is asked for is computed when it is, and

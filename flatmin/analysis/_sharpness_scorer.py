@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
@@ -156,7 +156,7 @@ class SharpnessScorer(ModelByReference):
         return -float(self._measure(estimator, X, y, sample_weight))
 
     @one_at_a_time
-    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
         """Measure the model that the scorer was made with.
 
         Parameters

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -94,7 +94,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         *,
         X_val: Any = None,
         y_val: Any = None,
-    ) -> BaseNoisyDiffusion:
+    ) -> Self:
         """Train.
 
         Parameters
