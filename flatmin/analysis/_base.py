@@ -23,6 +23,7 @@ from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
+from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._results import Eigenpairs
@@ -336,12 +337,15 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         columns = torch.tensor(vectors, dtype=risk.dtype, device=risk.device)
         indices = self._indices(risk)
         along = []
-        for column in columns.unbind(1):
-            u = column
-            if indices is not None:
-                u = column.new_zeros(risk.n_params)
-                u[indices] = column
-            along.append(point.directional_derivatives(u))
+        total = columns.shape[1]
+        with progress_bar(total, "coordinates", verbose=self.verbose) as bar:
+            for column in columns.unbind(1):
+                u = column
+                if indices is not None:
+                    u = column.new_zeros(risk.n_params)
+                    u[indices] = column
+                along.append(point.directional_derivatives(u))
+                bar.update()
         return torch.stack(along, 1).double()
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -84,6 +84,7 @@ def covariance_eigenpairs(
     preconditioner: Tensor | None = None,
     tol: float = 1e-4,
     rng: torch.Generator | int | None = None,
+    verbose: bool = False,
 ) -> Eigenpairs:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
@@ -106,6 +107,8 @@ def covariance_eigenpairs(
         Residual relative to the largest eigenvalue.
     rng : torch.Generator, int or None, default=None
         For Lanczos' start vector; None is random.
+    verbose : bool, default=False
+        Show a progress bar over Lanczos' products.
 
     Returns
     -------
@@ -124,7 +127,7 @@ def covariance_eigenpairs(
     largest = min(size, risk.n_examples - 1)
     k = check_count("k", k, at_most=largest, limit="min(D, N - 1)")
     if risk.n_examples * size > _GRAM_LIMIT:
-        return eigsh(operator, k, which="LA", tol=tol, rng=rng)
+        return eigsh(operator, k, which="LA", tol=tol, rng=rng, verbose=verbose)
     chunks = risk.per_example_gradients(theta)
     if preconditioner is not None:
         P = check_preconditioner(preconditioner, risk)

@@ -51,6 +51,7 @@ def alignment(
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
+    verbose: bool | int = False,
 ) -> Alignment:
     """Return how Σ lies to H: cosines, projection residual, traces and their ratios.
 
@@ -83,6 +84,8 @@ def alignment(
         Products for each of them at most.
     rng : torch.Generator, int or None, default=0
         A seed, a generator on the risk's device, or None for random draws.
+    verbose : bool or int, default=False
+        Show progress bars of the solvers.
 
     Returns
     -------
@@ -131,15 +134,16 @@ def alignment(
         moments = _preconditioned(moments, preconditioner, risk, hessian.indices)
     moments.check_noise("The alignment of Σ with H")
     noise: Any = {"select": select, "preconditioner": preconditioner}
-    V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, **noise)
-    more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
+    look: Any = {"rng": generator, "verbose": bool(verbose)}
+    V = covariance_eigenpairs(risk, theta, k, tol=tol, **noise, **look)
+    more = eigsh(hessian, min(k + 1, size), tol=tol, **look)
     U = _first(more, k)
     if not bool(more.eigenvalues.any()):
         raise ValueError(
             "The alignment of Σ with H needs a Hessian. Got H = 0 at this θ, so that "
             "it has no directions."
         )
-    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, **look}
     first = U.eigenvectors[:, 0]
     variance = (first.double() * covariance.matvec(first).double()).sum()
     product = trace_hessian_covariance(risk, theta, **noise, **accuracy)

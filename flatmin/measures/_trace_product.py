@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ def trace_hessian_covariance(
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
+    verbose: bool = False,
 ) -> TraceProduct:
     """Return Tr(HΣ), Σ with the divisor N.
 
@@ -91,6 +92,8 @@ def trace_hessian_covariance(
         Products of the sampled route at most.
     rng : torch.Generator, int or None, default=0
         A seed, a generator on the risk's device, or None for random draws.
+    verbose : bool, default=False
+        Show a progress bar over the samples.
 
     Returns
     -------
@@ -143,7 +146,8 @@ def trace_hessian_covariance(
             preconditioner=preconditioner,
         )
         return low_rank_trace_product(operator, covariance, pairs, generator)
-    return _sampled(operator, P, rtol=rtol, max_matvecs=max_matvecs, rng=generator)
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
+    return _sampled(operator, P, **accuracy, verbose=verbose)
 
 
 def low_rank_trace_product(
@@ -209,6 +213,7 @@ def _sampled(
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator,
+    verbose: bool,
 ) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
     point = risk.linearize(theta)
@@ -227,7 +232,8 @@ def _sampled(
     inner = FunctionOperator(
         product, risk.n_examples, dtype=risk.dtype, device=risk.device
     )
-    result = trace(inner, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs}
+    result = trace(inner, **accuracy, rng=rng, verbose=verbose)
     value = result.value.double()
     stderr, bound = result.stderr.double(), torch.zeros_like(value)
     return TraceProduct(value, stderr, operator.n_matvecs, bound=bound)
