@@ -1,5 +1,6 @@
 """flatmin: the shape of gradient noise, and the flatness of the minima it finds."""
 
+import flatmin.plotting  # noqa: F401, by which results draw themselves
 from flatmin._utils.versions import show_versions
 from flatmin.analysis import (
     CurvatureAnalyzer,

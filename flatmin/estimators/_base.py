@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
+from flatmin._utils.registry import pack, unpack
 from flatmin._utils.trees import call_with, leaves_of, map_inputs
 from flatmin.dynamics import (
     FlatBinding,
@@ -41,7 +42,8 @@ from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.estimators._run import Run
 from flatmin.estimators._training import make_net, train
 from flatmin.estimators._warmup import warm_up
-from flatmin.noise import NoiseLaw
+from flatmin.noise import METHODS, NoiseLaw
+from flatmin.noise._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
 from flatmin.risk.data.inputs import as_input
@@ -94,7 +96,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         *,
         X_val: Any = None,
         y_val: Any = None,
-    ) -> BaseNoisyDiffusion:
+    ) -> Self:
         """Train.
 
         Parameters
@@ -392,7 +394,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if isinstance(state.get("module"), nn.Module):
             with graphs_left_out():
                 state["module"] = copy.deepcopy(state["module"])
-        return state
+        laws = pack(METHODS, BUILT_IN)
+        return state | ({"_registered_laws": laws} if laws else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        unpack(METHODS, state.pop("_registered_laws", {}))
+        super().__setstate__(state)
 
     @modes_put_back
     def __sklearn_clone__(self) -> Any:

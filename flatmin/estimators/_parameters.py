@@ -22,7 +22,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "module_params": [None, dict],
     "output_transform": [None, callable],
     "target": [None, str],
-    "method": [str, NoiseLaw],
+    "method": [str, NoiseLaw, type],
     "method_params": [None, dict],
     "lr": [Interval(Real, 0, None, closed="neither")],
     "max_iter": [Interval(Integral, 0, None, closed="left")],
@@ -65,11 +65,12 @@ output_transform : callable, default=None
 target : str, default=None
     The name of the targets, where X, or an example of a data set, is a mapping that
     holds them: then y is None.
-method : str or NoiseLaw, default="sgd"
-    A name from :data:`flatmin.noise.METHODS` or an instance.
+method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
+    A name from :data:`flatmin.noise.METHODS`, which
+    :func:`flatmin.noise.register_law` adds to, an instance, or a class.
 method_params : dict, default=None
-    Settings of a law given by name, which it must have; ``method__x`` goes here, or
-    into the instance.
+    Settings of a law given by name or as a class, which it must have; ``method__x``
+    goes here, or into the instance.
 max_iter : int, default=2000
     Iterations after the warm-up; not epochs.
 batch_size : int, default=None
@@ -101,7 +102,7 @@ optimizer_params : dict, default=None
 warmup : dict, default=None
     What comes before the noise: iterations that bring θ near a minimum. Its
     settings are ``max_iter``, how many, and, if they are others than these,
-    ``method="gd"`` (a name or a NoiseLaw), ``optimizer="sgd"`` (a name or a class)
+    ``method="gd"`` (as above), ``optimizer="sgd"`` (a name or a class)
     and ``lr``, its η, which is else the estimator's. ``warmup__x`` in
     ``set_params`` and in grids goes here. None is no warm-up.
 memory : None, str or joblib.Memory, default=None
