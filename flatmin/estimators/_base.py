@@ -41,6 +41,7 @@ from flatmin.estimators._prepare import prepare, start_of
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.estimators._run import Run
 from flatmin.estimators._training import make_net, train
+from flatmin.estimators._trajectory import read_kept
 from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.noise._registry import BUILT_IN
@@ -189,11 +190,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""
-        done = net.descent_.iteration if hasattr(net, "descent_") else 0
+        descent = getattr(net, "descent_", None)  # none after Ctrl-C in the warm-up
+        done = 0 if descent is None else descent.iteration
         binding.follow()
         run.risk.set_params(binding.theta)
         binding.release()
         self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
+        self.trajectory_ = None if descent is None else read_kept(descent.kept)
         net.detach()
         evaluation_mode(net.module_)
         self.net_ = net
@@ -367,19 +370,22 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         return self._outputs_and_targets(X)[0]
 
     @modes_put_back
-    def _outputs_and_targets(self, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def _outputs_and_targets(
+        self, X: Any, module: nn.Module | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the outputs, and the targets that a data set has, by one pass."""
         check_is_fitted(self)
-        first = next(self.module_.parameters())
+        module = self.module_ if module is None else module
+        first = next(module.parameters())
         outputs, targets = [], []
-        with as_differentiated(self.module_, keeps_graph=self._keeps_graph):
+        with as_differentiated(module, keeps_graph=self._keeps_graph):
             for rows, y in iterate_inputs(self, X, self._chunk_size):
                 part = map_inputs(
                     lambda leaf: torch.as_tensor(leaf.copy(), device=first.device), rows
                 )
-                part = as_input(part, self.module_, first.dtype)
+                part = as_input(part, module, first.dtype)
                 output = read_output(
-                    call_with(self.module_, part), self.output_transform
+                    call_with(module, part), self.output_transform
                 )
                 outputs.append(output.detach().cpu().numpy())
                 if y is not None:

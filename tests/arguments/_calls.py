@@ -31,6 +31,8 @@ from flatmin.risk import (
 LEFT_OUT = {
     "what estimators are made of": [
         *("Checkpoints", "FlatBinding", "GradientBatches", "MeanLoss", "NoisyDescent"),
+        *("KeptParams", "check_metrics", "check_room", "count_kept"),
+        *("measure_metrics",),
         *("NoisyNetClassifier", "NoisyNetRegressor", "Recorder", "StopTraining"),
         *("callback_settings", "check_callbacks", "check_monitors"),
         *("check_plain_steps", "check_rows", "resolve_optimizer"),
@@ -44,6 +46,7 @@ LEFT_OUT = {
         *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
         *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
+        "Trajectory",
     ],
     "to subclass": [
         *("AnalyticRisk", "ExampleLoss", "GaussianLaw", "LinearOperator", "NoiseLaw"),
