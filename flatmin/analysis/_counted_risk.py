@@ -32,7 +32,7 @@ _COSTS = {
     "value_and_gauss_newton_draw": 1.0,
     "value_and_gradient": 1.0,
     "value_and_label_draw": 1.0,
-    "value_and_weighted_gradient": 1.0,
+    "value_and_noisy_gradient": 1.0,
     "value_gradient_and_variances": 2.0,
     "vjp": 1.0,
     "weighted_gradient": 1.0,

@@ -384,9 +384,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
                     lambda leaf: torch.as_tensor(leaf.copy(), device=first.device), rows
                 )
                 part = as_input(part, module, first.dtype)
-                output = read_output(
-                    call_with(module, part), self.output_transform
-                )
+                output = read_output(call_with(module, part), self.output_transform)
                 outputs.append(output.detach().cpu().numpy())
                 if y is not None:
                     targets.append(to_numpy("y", y))

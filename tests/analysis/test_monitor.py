@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatmin.analysis import FlatnessMonitor
-from flatmin.analysis._counted_risk import WorkCounter, counted
+from flatmin.analysis._counted_risk import WorkCounter, _CountedRisk, counted
 from flatmin.analysis._monitored import QUANTITIES, Point
 from flatmin.measures import max_eigenvalue
 from flatmin.risk import EmpiricalRisk
@@ -191,6 +191,16 @@ def test_what_is_counted(net):
     spent = cost(lambda: found.append(max_eigenvalue(spy, theta)))
     assert spent == 1 + 2 * found[0].n_matvecs
     assert torch.equal(spy.gradient(theta), risk.gradient(theta))
+
+
+def test_every_word_that_looks_at_examples_is_counted():
+    free = {"audit", "check_label_noise", "check_likelihood", "keeps_graph", "layout"}
+    free |= {"n_examples", "n_outputs", "n_params", "params", "paths", "set_params"}
+    free |= {"subset", "to", "update_from", "with_module"}
+    # They ask for another one, which counts.
+    free |= {"batch_gradient"}
+    public = {name for name in dir(EmpiricalRisk) if not name.startswith("_")}
+    assert {n for n in public if n not in vars(_CountedRisk)} == free
 
 
 def twice(risk, theta):
