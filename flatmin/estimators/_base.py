@@ -102,14 +102,17 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...), or a data set
-            Rows, images or sequences: whatever the module takes. A map-style
-            ``torch.utils.data.Dataset`` of pairs (x, y) of numbers, or a ``DataLoader``
-            that keeps their order, is read a chunk at a time, for data larger than
-            memory; one pass before training checks it and collects its targets.
+        X : array-like of shape (n_samples, n_features, ...), or what holds several
+            Rows, images or sequences: whatever the module takes. A mapping of names to
+            arrays gives its keywords, a tuple its arguments in order; see
+            :class:`flatmin.EmpiricalRisk`. scikit-learn slices no plain dict: for
+            cross-validation wrap it, ``skorch.helper.SliceDict(**X)``. A map-style
+            ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that keeps
+            their order, is read a chunk at a time, for data larger than memory; one
+            pass before training checks it and collects its targets.
         y : array-like of shape (n_samples,), default=None
             Targets; for a regressor also of shape (n_samples, n_targets). None with a
-            data set, which holds its own.
+            data set, or a mapping with a ``target``, which hold their own.
         sample_weight : array-like of shape (n_samples,), default=None
             wᵢ ≥ 0; only their ratios matter.
         X_val : array-like or a data set, default=None
