@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,12 +23,15 @@ from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
+from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
+from flatmin._utils.trees import as_tree, is_nested
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._results import Eigenpairs
-from flatmin.analysis._risk import is_data_set, risk_of_model, training_risk
+from flatmin.analysis._risk import risk_of_model, training_risk
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Audit, EmpiricalRisk
+from flatmin.risk.data.source import is_data_set
 
 __all__ = ["BaseAnalyzer", "ModelByReference"]
 
@@ -38,12 +41,14 @@ class ModelByReference(BaseEstimator):
 
     estimator: Any
     loss: Any
+    output_transform: Any
+    target: Any
     hvp: Any
     device: Any
     dtype: Any
     random_state: Any
 
-    def __sklearn_clone__(self) -> ModelByReference:
+    def __sklearn_clone__(self) -> Self:
         # clone() hands a FrozenEstimator on as it is, so its own checks hold.
         shell = copy.copy(self)
         shell.estimator = FrozenEstimator(self.estimator)
@@ -65,7 +70,7 @@ class ModelByReference(BaseEstimator):
         """
         return super().get_params(deep=False)
 
-    def set_params(self, **params: Any) -> ModelByReference:
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, but none of the model's.
 
         Parameters
@@ -105,13 +110,33 @@ class ModelByReference(BaseEstimator):
     def _settings(self) -> dict[str, Any]:
         return {
             "loss": self.loss,
+            "output_transform": self.output_transform,
+            "target": self.target,
             "hvp": self.hvp,
             "device": self.device,
             "dtype": self.dtype,
         }
 
     def _check_features(self, X: Any, *, reset: bool) -> None:
-        if not is_data_set(X):
+        if is_nested(X):
+            names = set(as_tree(X).names)
+            if reset:
+                self._leaves = names
+                for learnt in ("n_features_in_", "feature_names_in_"):
+                    self.__dict__.pop(learnt, None)
+            elif getattr(self, "_leaves", None) != names:
+                raise ValueError(
+                    f"X must have the form of the X of fit. Got the parts "
+                    f"{', '.join(sorted(names))}."
+                )
+        elif not is_data_set(X):
+            if reset:
+                self.__dict__.pop("_leaves", None)
+            elif hasattr(self, "_leaves"):
+                raise ValueError(
+                    "X must have the parts of the X of fit, "
+                    f"{', '.join(sorted(self._leaves))}. Got one {type(X).__name__}."
+                )
             check_readable("X", X)
             try:
                 validate_data(self, X, reset=reset, skip_check_array=True)
@@ -136,6 +161,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
         "select": [None, str, list],
+        "output_transform": [None, callable],
+        "target": [None, str],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -160,7 +187,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """Return k eigenpairs of that matrix."""
 
     @one_at_a_time
-    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
         """Fix the data to analyse on.
 
         It costs one pass over the data: what is asked for is computed when it is, and
@@ -336,12 +363,15 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         columns = torch.tensor(vectors, dtype=risk.dtype, device=risk.device)
         indices = self._indices(risk)
         along = []
-        for column in columns.unbind(1):
-            u = column
-            if indices is not None:
-                u = column.new_zeros(risk.n_params)
-                u[indices] = column
-            along.append(point.directional_derivatives(u))
+        total = columns.shape[1]
+        with progress_bar(total, "coordinates", verbose=self.verbose) as bar:
+            for column in columns.unbind(1):
+                u = column
+                if indices is not None:
+                    u = column.new_zeros(risk.n_params)
+                    u[indices] = column
+                along.append(point.directional_derivatives(u))
+                bar.update()
         return torch.stack(along, 1).double()
 
     def __sklearn_is_fitted__(self) -> bool:

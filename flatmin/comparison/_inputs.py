@@ -10,10 +10,12 @@ import numpy as np
 from joblib import cpu_count, effective_n_jobs
 from sklearn.utils import check_array
 
-from flatmin._utils.arrays import to_numpy
+from flatmin._utils.arrays import check_one_shape, to_numpy
 from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, check_positive, is_count, is_number
 from flatmin._utils.random import spawn_seeds
+from flatmin._utils.trees import as_tree, check_one_length, is_nested
+from flatmin.risk.data.source import split_targets
 
 __all__ = ["check_quench", "check_threads", "resolve_data", "resolve_seeds"]
 
@@ -39,7 +41,9 @@ def check_quench(
         check_count("quench_loss_iter", quench_loss_iter)
 
 
-def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
+def resolve_data(
+    X: Any, y: Any, X_test: Any, y_test: Any, *, target: str | None
+) -> Any:
     """Return (X, y), (X, y, X_test, y_test) or the function of the seed."""
     if callable(X):
         if any(part is not None for part in (y, X_test, y_test)):
@@ -48,6 +52,9 @@ def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
                 "at None, or pass arrays."
             )
         return X
+    X, y = split_targets(X, y, target)
+    if X_test is not None:
+        X_test, y_test = split_targets(X_test, y_test, target)
     if y is None:
         raise ValueError("y must be given, unless X is a function of the seed.")
     if (X_test is None) != (y_test is None):
@@ -60,11 +67,24 @@ def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
 
 def _read(name: str, data: Any) -> Any:
     """Return data that an estimator can look into; here, and not in each unit."""
+    if is_nested(data):
+        tree = as_tree(data, name)
+        for title, leaf in tree.named(name):
+            _read(title, leaf)
+        check_one_length(tree, name)
+        return data
+    check_one_shape(name, data)
     array = to_numpy(name, data)
     with naming(name):
         as_array = np.asarray(array)
         if name[0] == "X":
-            check_array(array, allow_nd=True, dtype="numeric", input_name=name)
+            check_array(
+                array,
+                allow_nd=True,
+                ensure_2d=name in ("X", "X_test"),  # and no leaf of a mapping
+                dtype="numeric",
+                input_name=name,
+            )
     if as_array.ndim == 0 or not len(as_array):
         raise ValueError(f"{name} must hold at least one example. Got {data!r}.")
     return data

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
+from flatmin._utils.registry import pack, unpack
+from flatmin._utils.trees import call_with, leaves_of, map_inputs
 from flatmin.dynamics import (
     FlatBinding,
 )
@@ -30,7 +32,6 @@ from flatmin.estimators._inputs import (
     as_source,
     check_inputs,
     check_lengths,
-    first_output,
     iterate_inputs,
     read_targets,
 )
@@ -42,11 +43,14 @@ from flatmin.estimators._run import Run
 from flatmin.estimators._training import make_net, train
 from flatmin.estimators._trajectory import read_kept
 from flatmin.estimators._warmup import warm_up
-from flatmin.noise import NoiseLaw
+from flatmin.noise import METHODS, NoiseLaw
+from flatmin.noise._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
 from flatmin.risk.data.inputs import as_input
+from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.network.module_copy import copy_module, graphs_left_out
+from flatmin.risk.network.outputs import read_output
 from flatmin.risk.network.prepared_module import evaluation_mode
 
 __all__ = ["BaseNoisyDiffusion"]
@@ -93,19 +97,22 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         *,
         X_val: Any = None,
         y_val: Any = None,
-    ) -> BaseNoisyDiffusion:
+    ) -> Self:
         """Train.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...), or a data set
-            Rows, images or sequences: whatever the module takes. A map-style
-            ``torch.utils.data.Dataset`` of pairs (x, y) of numbers, or a ``DataLoader``
-            that keeps their order, is read a chunk at a time, for data larger than
-            memory; one pass before training checks it and collects its targets.
+        X : array-like of shape (n_samples, n_features, ...), or what holds several
+            Rows, images or sequences: whatever the module takes. A mapping of names to
+            arrays gives its keywords, a tuple its arguments in order; see
+            :class:`flatmin.EmpiricalRisk`. scikit-learn slices no plain dict: for
+            cross-validation wrap it, ``skorch.helper.SliceDict(**X)``. A map-style
+            ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that keeps
+            their order, is read a chunk at a time, for data larger than memory; one
+            pass before training checks it and collects its targets.
         y : array-like of shape (n_samples,), default=None
             Targets; for a regressor also of shape (n_samples, n_targets). None with a
-            data set, which holds its own.
+            data set, or a mapping with a ``target``, which hold their own.
         sample_weight : array-like of shape (n_samples,), default=None
             wᵢ ≥ 0; only their ratios matter.
         X_val : array-like or a data set, default=None
@@ -317,7 +324,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             self._probe_loss(module, examples, first.dtype, first.device),
             *examples.for_risk(),
             sample_weight=weights,
-            output_transform=first_output,
+            output_transform=self.output_transform,
             device=device,
             dtype=dtype,
         )
@@ -327,7 +334,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         return hasattr(self, "net_")
 
     def _check_examples(self, X: Any, y: Any, names: str, *, reset: bool) -> Examples:
-        source = as_source(X, y)
+        X, y = split_targets(X, y, self.target)
+        source = as_source(X, y, self.target)
         if source is not None:
             y = read_targets(self, source, reset=reset)
             return Examples(source, self._encode(y, reset=reset))
@@ -339,7 +347,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     def _check_validation(self, X_val: Any, y_val: Any) -> Examples | None:
         if X_val is None and y_val is None:
             return None
-        if X_val is None or (y_val is None and as_source(X_val) is None):
+        if X_val is not None:
+            X_val, y_val = split_targets(X_val, y_val, self.target)
+        if X_val is None or (y_val is None and not is_data_set(X_val)):
             missing = "X_val" if X_val is None else "y_val"
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         return self._check_examples(X_val, y_val, "X_val and y_val", reset=False)
@@ -353,12 +363,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> Any:
         if not (isinstance(self.loss, str) and self.loss == "auto"):
             return self.loss
-        first = as_input(examples.first_input().to(device), module, dtype)
+        first = map_inputs(lambda leaf: leaf.to(device), examples.first_input())
+        first = as_input(first, module, dtype)
         outputs: Any = None
         # What the module cannot take, or does not return, the risk will say.
-        with torch.no_grad(), suppress(RuntimeError):
-            outputs = first_output(evaluation_mode(copy_module(module))(first))
-        return self._resolve_loss(outputs if isinstance(outputs, Tensor) else first)
+        with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+            returned = call_with(evaluation_mode(copy_module(module)), first)
+            outputs = read_output(returned, self.output_transform)
+        return self._resolve_loss(leaves_of(first)[0] if outputs is None else outputs)
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the network's outputs, around the data loader and its seeds."""
@@ -375,9 +387,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         outputs, targets = [], []
         with as_differentiated(module, keeps_graph=self._keeps_graph):
             for rows, y in iterate_inputs(self, X, self._chunk_size):
-                part = torch.as_tensor(rows.copy(), device=first.device)
+                part = map_inputs(
+                    lambda leaf: torch.as_tensor(leaf.copy(), device=first.device), rows
+                )
                 part = as_input(part, module, first.dtype)
-                output = first_output(module(part))
+                output = read_output(call_with(module, part), self.output_transform)
                 outputs.append(output.detach().cpu().numpy())
                 if y is not None:
                     targets.append(to_numpy("y", y))
@@ -391,7 +405,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if isinstance(state.get("module"), nn.Module):
             with graphs_left_out():
                 state["module"] = copy.deepcopy(state["module"])
-        return state
+        laws = pack(METHODS, BUILT_IN)
+        return state | ({"_registered_laws": laws} if laws else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        unpack(METHODS, state.pop("_registered_laws", {}))
+        super().__setstate__(state)
 
     @modes_put_back
     def __sklearn_clone__(self) -> Any:

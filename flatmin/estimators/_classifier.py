@@ -27,6 +27,7 @@ from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
 from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
+from flatmin.risk.data.source import split_targets
 
 __all__ = ["NoisyDiffusionClassifier"]
 
@@ -90,6 +91,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         method="sgd",
         method_params=None,
         loss="auto",
+        output_transform=None,
+        target=None,
         lr=0.02,
         max_iter=2000,
         batch_size=None,
@@ -123,6 +126,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.method = method
         self.method_params = method_params
         self.loss = loss
+        self.output_transform = output_transform
+        self.target = target
         self.lr = lr
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -216,7 +221,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         -------
         float
         """
-        source = as_source(X, y)
+        X, y = split_targets(X, y, self.target)
+        source = as_source(X, y, self.target)
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
             return super().score(X, y, sample_weight)

@@ -7,8 +7,8 @@ __all__ = ["PARAMETERS", "parameters_for"]
 _BY_ROLE = {
     # Where a run begins, and on which loss.
     "start": (
-        *("module", "module_params", "loss", "class_weight", "dtype", "batch_norm"),
-        *("params_init", "warmup"),
+        *("module", "module_params", "loss", "output_transform", "target"),
+        *("class_weight", "dtype", "batch_norm", "params_init", "warmup"),
     ),
     # How it goes on from there, and how often that is recorded.
     "run": (

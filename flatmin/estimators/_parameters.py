@@ -20,7 +20,9 @@ Class = TypeVar("Class", bound=type)
 CONSTRAINTS: dict[str, list[Any]] = {
     "module": [None, callable, nn.Module],
     "module_params": [None, dict],
-    "method": [str, NoiseLaw],
+    "output_transform": [None, callable],
+    "target": [None, str],
+    "method": [str, NoiseLaw, type],
     "method_params": [None, dict],
     "lr": [Interval(Real, 0, None, closed="neither")],
     "max_iter": [Interval(Integral, 0, None, closed="left")],
@@ -54,16 +56,23 @@ CONSTRAINTS: dict[str, list[Any]] = {
 _PARAMETERS = """
 module : None, torch.nn.Module class, factory or instance, default=None
     None is :class:`flatmin.modules.MLP`. A class or factory is called with
-    ``module_params``; an instance is deep-copied, and so fine-tuned. If ``forward``
-    returns a tuple its first entry is used.
+    ``module_params``; an instance is deep-copied, and so fine-tuned.
 module_params : dict, default=None
     Keyword arguments of the class or factory; ``module__x`` in ``set_params`` and
     in grids goes here.
-method : str or NoiseLaw, default="sgd"
-    A name from :data:`flatmin.noise.METHODS` or an instance.
+output_transform : callable, default=None
+    Takes what ``forward`` returns, and returns the tensor that is compared with y, of
+    shape (n, ...). None takes a tensor as it is; of anything else ``logits``, else the
+    first entry of a tuple, or the first tensor of a mapping.
+target : str, default=None
+    The name of the targets, where X, or an example of a data set, is a mapping that
+    holds them: then y is None.
+method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
+    A name from :data:`flatmin.noise.METHODS`, which
+    :func:`flatmin.noise.register_law` adds to, an instance, or a class.
 method_params : dict, default=None
-    Settings of a law given by name, which it must have; ``method__x`` goes here, or
-    into the instance.
+    Settings of a law given by name or as a class, which it must have; ``method__x``
+    goes here, or into the instance.
 max_iter : int, default=2000
     Iterations after the warm-up; not epochs.
 batch_size : int, default=None
@@ -115,7 +124,7 @@ training : dict, default=None
 warmup : dict, default=None
     What comes before the noise: iterations that bring θ near a minimum. Its
     settings are ``max_iter``, how many, and, if they are others than these,
-    ``method="gd"`` (a name or a NoiseLaw), ``optimizer="sgd"`` (a name or a class)
+    ``method="gd"`` (as above), ``optimizer="sgd"`` (a name or a class)
     and ``lr``, its η, which is else the estimator's. ``warmup__x`` in
     ``set_params`` and in grids goes here. None is no warm-up.
 memory : None, str or joblib.Memory, default=None
@@ -211,7 +220,7 @@ risk_ : EmpiricalRisk or None
     On the training data, with ``store_data``; its ``params()`` is ``params_``, and
     another risk is made where ``module_`` has changed. None after unpickling.
 n_features_in_ : int
-    Size of axis 1 of X.
+    Size of axis 1 of X; not there where X is a mapping or a tuple.
 feature_names_in_ : ndarray of shape (n_features_in_,)
     Column names, if X had them.
 """

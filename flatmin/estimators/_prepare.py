@@ -26,7 +26,6 @@ from flatmin.dynamics import (
 from flatmin.estimators._checkpoints import check_seed
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._held_out import hold_out
-from flatmin.estimators._inputs import first_output
 from flatmin.estimators._module import build_module
 from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._settings import (
@@ -71,13 +70,10 @@ def prepare(
     examples = estimator._check_examples(X, y, "X and y", reset=not warm)
     held_out = estimator._check_validation(*validation)
     fraction = _fraction(training.stopping, held_out)
-    names = ("init", "warmup", "noise", "batches", "warmup batches")
-    names += () if fraction is None else ("validation",)
-    seeds = spawn_seeds(estimator.random_state, names)
+    seeds = _seeds(estimator, splits=fraction is not None)
     if fraction is not None:
-        seed = seeds.pop("validation")
         examples, sample_weight, held_out = hold_out(
-            estimator, fraction, examples, sample_weight, seed
+            estimator, fraction, examples, sample_weight, seeds.pop("validation")
         )
     weights = estimator._combine_weights(sample_weight, examples.y, reset=True)
     if warm:
@@ -86,7 +82,7 @@ def prepare(
         module = _build(estimator, examples, seeds["init"], dtype=dtype, device=device)
     loss = estimator._probe_loss(module, examples, dtype, device)
     options = {
-        "output_transform": first_output,
+        "output_transform": estimator.output_transform,
         "batch_norm": estimator.batch_norm,
         "device": device,
         "dtype": dtype,
@@ -101,6 +97,7 @@ def prepare(
                 module, loss, *held_out.for_risk(), **options
             )
         recorder.validation_score = estimator._scorer(held_out.y)
+    before = _read_before(estimator) if warm else {}
     run = Run(
         module=module,
         loss=loss,
@@ -113,16 +110,10 @@ def prepare(
         weights=weights,
         validation=held_out,
         continues=warm,
-        n_iter_before=estimator.n_iter_ if warm else 0,
-        n_steps_before=estimator.n_steps_ if warm else 0,
-        offset=estimator._iteration if warm else 0,
-        rows=_rows_before(estimator) if warm else [],
         warmup=None if warm else warmup,
         folder=folder,
         training=training,
-        schedule=None,
-        n_clipped_before=estimator._n_clipped if warm else 0,
-        before=getattr(estimator, "trajectory_", None) if warm else None,
+        **before,
     )
     _check_laws(estimator, run)
     _check_kept(estimator, run)
@@ -158,6 +149,12 @@ def start_of(estimator: Any, run: Run) -> Tensor:
     start = torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
     check_held(start, torch.as_tensor(theta), "params_init")
     return start
+
+
+def _seeds(estimator: Any, *, splits: bool) -> dict[str, int]:
+    names = ("init", "warmup", "noise", "batches", "warmup batches")
+    names += ("validation",) if splits else ()
+    return spawn_seeds(estimator.random_state, names)
 
 
 def _fraction(
@@ -197,10 +194,18 @@ def _build(
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
+    n_features = 1
+    if not isinstance(estimator._input_shape, dict):
+        n_features = math.prod(estimator._input_shape)
+    elif estimator.module is None:
+        raise ValueError(
+            "The module that is built by default takes one array. Got X with the parts "
+            f"{', '.join(estimator._input_shape)}; pass module=."
+        )
     return build_module(
         estimator.module,
         estimator.module_params,
-        n_features=math.prod(estimator._input_shape),
+        n_features=n_features,
         n_outputs=estimator._n_outputs(examples.y),
         seed=seed,
         dtype=dtype,
@@ -245,7 +250,15 @@ def _check_kept(estimator: Any, run: Run) -> None:
         check_room(n_rows, run.risk.n_params, run.risk.dtype)
 
 
-def _rows_before(estimator: Any) -> list[dict[Any, Any]]:
-    """Return the rows of earlier fits, but the one that this fit begins with."""
+def _read_before(estimator: Any) -> dict[str, Any]:
+    """Return what a run has of the earlier fit that it goes on from."""
     rows = estimator.history_.to_dict("records")
-    return [row for row in rows if row["iteration"] < estimator._iteration]
+    return {
+        "n_iter_before": estimator.n_iter_,
+        "n_steps_before": estimator.n_steps_,
+        "n_clipped_before": estimator._n_clipped,
+        "offset": estimator._iteration,
+        # Without the one that this fit begins with.
+        "rows": [row for row in rows if row["iteration"] < estimator._iteration],
+        "before": estimator.trajectory_,
+    }

@@ -19,6 +19,7 @@ from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetRegressor
 from flatmin.estimators._parameters import with_shared_entries
+from flatmin.risk.data.source import is_data_set, split_targets
 
 __all__ = ["NoisyDiffusionRegressor"]
 
@@ -69,6 +70,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         method="sgd",
         method_params=None,
         loss="auto",
+        output_transform=None,
+        target=None,
         lr=0.001,
         max_iter=2000,
         batch_size=None,
@@ -101,6 +104,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.method = method
         self.method_params = method_params
         self.loss = loss
+        self.output_transform = output_transform
+        self.target = target
         self.lr = lr
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -149,7 +154,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
             return mean_over(self, X, params, self._in_target_shape)
         predicted = self._in_target_shape(self._outputs(X))
         in_float32 = str(getattr(X, "dtype", "")).endswith("float32")
-        if in_float32 or as_source(X) is not None:
+        if in_float32 or is_data_set(X):
             return predicted
         return predicted.astype(np.float64, copy=False)  # as scikit-learn's
 
@@ -167,7 +172,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         -------
         float
         """
-        source = as_source(X, y)
+        X, y = split_targets(X, y, self.target)
+        source = as_source(X, y, self.target)
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
             return super().score(X, y, sample_weight)

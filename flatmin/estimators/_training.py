@@ -54,7 +54,7 @@ def make_net(estimator: Any, run: Run) -> Any:
     params = {f"optimizer__{k}": v for k, v in settings.items()}
     net = estimator._net_class(
         run.module,
-        criterion=MeanLoss(run.loss),
+        criterion=MeanLoss(run.loss, estimator.output_transform),
         optimizer=resolve_optimizer(
             estimator.optimizer, estimator.optimizer_params or {}
         ),

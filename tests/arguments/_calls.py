@@ -58,6 +58,7 @@ LEFT_OUT = {
         *("SHARPNESS_MEASURES", "DivergenceError", "UndefinedNoiseError"),
     ],
     "no arguments": ["GD", "show_versions"],
+    "changes a table": ["register_law", "register_measure"],
     "reads 170 MB": ["fetch_cifar10"],
 }
 
@@ -486,6 +487,10 @@ def _analyse(kind: Any) -> Callable[..., Any]:
     return run
 
 
+def _watch(**params: Any) -> Any:
+    return flatmin.FlatnessMonitor(**params)(world().module, 0)
+
+
 def public() -> dict[str, Any]:
     """Return all public names, with what they name."""
     names: dict[str, Any] = {}
@@ -528,6 +533,9 @@ def calls() -> dict[str, Call]:
             function = _analyse(thing)
             own = {"estimator": lambda: w.classifier, "on": lambda: "training"}
             own |= {"n_draws": lambda: 2, "loss": lambda: None}
+        elif name == "FlatnessMonitor":
+            function, trains = _watch, True
+            own = {"quantities": lambda: ["loss"], "budget": lambda: 10.0}
         elif name in ("compare_dynamics", "EmpiricalRisk"):
             trains = True
         elif name.endswith("Display"):
@@ -537,7 +545,13 @@ def calls() -> dict[str, Call]:
     for owner, (instance, own) in _risk_methods(w).items():
         for name, method in inspect.getmembers(instance, inspect.isroutine):
             module = getattr(method, "__module__", None) or ""
-            theirs = name in ("get_params", "set_params", "with_module", "wrap")
+            theirs = name in (
+                "get_params",
+                "set_params",
+                "with_module",
+                "update_from",
+                "wrap",
+            )
             if (owner, name) == ("EmpiricalRisk", "set_params"):
                 theirs = False
             if name[0] == "_" or theirs or not module.startswith("flatmin"):
