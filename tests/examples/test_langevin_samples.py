@@ -1,0 +1,42 @@
+"""The Langevin example, short; and what its stored result says."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATH = ROOT / "examples" / "langevin_samples.py"
+RESULT = ROOT / "benchmarks" / "results" / "langevin" / "langevin.json"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(str(PATH.parent / "paper"))
+    spec = importlib.util.spec_from_file_location("langevin_samples", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_chains_are_compared_with_the_formula(example, tmp_path, capsys):
+    result = example.main(["--output", str(tmp_path)])
+    assert "the formula holds: True" in capsys.readouterr().out
+    for row in result["regression"]:
+        assert row["formula"] == pytest.approx(1 / (1 - row["share"] / 2))
+    assert json.loads((tmp_path / "langevin.json").read_text())["holds"]
+    assert (tmp_path / "langevin.png").stat().st_size > 10_000
+
+
+def test_the_stored_chains_follow_the_discrete_formula_and_not_the_posterior():
+    """20,000 chains: within 4 standard errors of one, far from the other."""
+    result = json.loads(RESULT.read_text())
+    assert result["holds"]
+    assert result["bias_is_seen"]
+    for row in result["regression"]:
+        off = row["ratio"] - 1 / (1 - row["share"] / 2)
+        assert abs(off) < 4 * row["ratio_stderr"]
+        if row["share"] >= 0.4:
+            assert row["ratio"] - 1 > 10 * row["ratio_stderr"]
+    assert result["network"]["n_points"] == 801
