@@ -43,6 +43,8 @@ class ModelByReference(BaseEstimator):
     loss: Any
     output_transform: Any
     target: Any
+    positions: Any
+    l2: Any
     hvp: Any
     device: Any
     dtype: Any
@@ -112,6 +114,8 @@ class ModelByReference(BaseEstimator):
             "loss": self.loss,
             "output_transform": self.output_transform,
             "target": self.target,
+            "positions": self.positions,
+            "l2": self.l2,
             "hvp": self.hvp,
             "device": self.device,
             "dtype": self.dtype,
@@ -163,6 +167,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "select": [None, str, list],
         "output_transform": [None, callable],
         "target": [None, str],
+        "positions": [None, StrOptions({"all", "example"})],
+        "l2": [None, Interval(Real, 0, None, closed="left")],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],

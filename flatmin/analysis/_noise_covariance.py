@@ -52,6 +52,12 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     target : str, default=None
         The name of the targets, where X is a mapping that holds them, or a data set of
         such. A flatmin estimator has its own.
+    positions : {"all", "example"}, default=None
+        What an example with several targets counts, None is "all"; see
+        :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+    l2 : float, default=None
+        λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its
+        own. The ``weight_decay`` of an optimizer is none.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1).
     select : str or list of str, default=None
@@ -107,6 +113,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         loss=None,
         output_transform=None,
         target=None,
+        positions=None,
+        l2=None,
         n_components=20,
         select=None,
         tol=1e-4,
@@ -120,6 +128,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.loss = loss
         self.output_transform = output_transform
         self.target = target
+        self.positions = positions
+        self.l2 = l2
         self.n_components = n_components
         self.select = select
         self.tol = tol

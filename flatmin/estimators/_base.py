@@ -321,6 +321,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             *examples.for_risk(),
             sample_weight=weights,
             output_transform=self.output_transform,
+            positions=self.positions,
+            l2=self.l2,
             device=device,
             dtype=dtype,
         )

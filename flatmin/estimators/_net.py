@@ -22,7 +22,7 @@ __all__ = ["EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
 
 # What an estimator has learnt of the data besides θ, and the loss.
 _READS = {
-    *("loss", "output_transform", "target"),
+    *("loss", "output_transform", "target", "positions", "l2"),
     *("classes_", "n_features_in_", "feature_names_in_"),
     *("_encoder", "_by_class", "_input_shape", "_target_shape"),
 }

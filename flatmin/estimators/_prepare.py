@@ -71,6 +71,8 @@ def prepare(
     loss = estimator._probe_loss(module, examples, dtype, device)
     options = {
         "output_transform": estimator.output_transform,
+        "positions": estimator.positions,
+        "l2": estimator.l2,
         "batch_norm": estimator.batch_norm,
         "device": device,
         "dtype": dtype,

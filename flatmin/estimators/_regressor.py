@@ -72,6 +72,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         loss="auto",
         output_transform=None,
         target=None,
+        positions="all",
+        l2=0.0,
         lr=0.001,
         max_iter=2000,
         batch_size=None,
@@ -105,6 +107,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.loss = loss
         self.output_transform = output_transform
         self.target = target
+        self.positions = positions
+        self.l2 = l2
         self.lr = lr
         self.max_iter = max_iter
         self.batch_size = batch_size
