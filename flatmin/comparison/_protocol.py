@@ -15,6 +15,7 @@ from flatmin._runs.fingerprint import fingerprint
 from flatmin._utils.messages import shown
 from flatmin.comparison._plan import Plan
 from flatmin.estimators._parameter_roles import PARAMETERS
+from flatmin.risk.data.source import Source
 
 __all__ = ["array_values", "describe", "describe_settings", "make_protocol"]
 
@@ -62,6 +63,8 @@ def make_protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 def array_values(data: Any) -> Any:
     """Return data such that a data frame and its values are alike.
 
+    A data set counts by the checksums of its examples.
+
     Parameters
     ----------
     data : callable or tuple of array-likes
@@ -72,7 +75,14 @@ def array_values(data: Any) -> Any:
     """
     if callable(data):
         return data
-    return [np.asarray(d) if hasattr(d, "__array__") else d for d in data]
+    return [
+        ["data set", d.checksums]
+        if isinstance(d, Source)
+        else np.asarray(d)
+        if hasattr(d, "__array__")
+        else d
+        for d in data
+    ]
 
 
 def describe(value: Any) -> Any:
