@@ -11,7 +11,7 @@ from joblib import cpu_count, effective_n_jobs
 from joblib.externals.loky.backend.reduction import (  # type: ignore[import-untyped]
     dumps,
 )
-from joblib.parallel import get_active_backend
+from joblib.parallel import SequentialBackend, get_active_backend
 from sklearn.utils import check_array
 from torch.utils import data
 
@@ -98,7 +98,8 @@ def is_data_set(X: Any) -> bool:
 def check_backend() -> None:
     """Raise unless joblib's back end hands over results as they come."""
     backend, _ = get_active_backend()
-    if not backend.supports_return_generator:
+    one_by_one = isinstance(backend, SequentialBackend)
+    if not (one_by_one or backend.supports_return_generator):
         name = type(backend).__name__.removesuffix("Backend").lower()
         raise ValueError(
             "The back end of joblib must hand over units as they end, as 'loky' and "
