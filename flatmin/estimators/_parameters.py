@@ -68,11 +68,6 @@ output_transform : callable, default=None
 target : str, default=None
     The name of the targets, where X, or an example of a data set, is a mapping that
     holds them: then y is None.
-<<<<<<< HEAD
-method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
-    A name from :data:`flatmin.noise.METHODS`, which
-    :func:`flatmin.noise.register_law` adds to, an instance, or a class.
-=======
 positions : {"all", "example"}, default="all"
     What an example with several targets counts: L is the mean over all targets, or over
     examples of each one's mean; see :class:`flatmin.EmpiricalRisk`.
@@ -81,9 +76,9 @@ l2 : float, default=0.0
     ``loss``, ``valid_loss`` and ``risk_``, and not in the noise, nor in what
     ``net_.get_loss`` returns. A ``weight_decay`` of the optimizer is a part of the step
     alone.
-method : str or NoiseLaw, default="sgd"
-    A name from :data:`flatmin.noise.METHODS` or an instance.
->>>>>>> b5520fd22b87c12dea04596d1da697f44dba4e02
+method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
+    A name from :data:`flatmin.noise.METHODS`, which
+    :func:`flatmin.noise.register_law` adds to, an instance, or a class.
 method_params : dict, default=None
     Settings of a law given by name or as a class, which it must have; ``method__x``
     goes here, or into the instance.

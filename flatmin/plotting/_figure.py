@@ -10,7 +10,30 @@ import numpy as np
 
 from flatmin._utils.messages import naming
 
-__all__ = ["check_axes", "legend", "line_styles", "make_axes", "scaled", "tidy_axes"]
+__all__ = [
+    "LABELS",
+    "check_axes",
+    "legend",
+    "line_styles",
+    "make_axes",
+    "scaled",
+    "tidy_axes",
+]
+
+# What axes call the columns of a run.
+LABELS = {
+    "loss": r"loss $L(\theta)$",
+    "valid_loss": "validation loss",
+    "test_loss": "test loss",
+    "train_score": "training score",
+    "valid_score": "validation score",
+    "test_score": "test score",
+    "sharpness": r"sharpness $\mathbb{E}\Delta{}L$",
+    "end_sharpness": r"sharpness $\mathbb{E}\Delta{}L$",
+    "max_eigenvalue": r"$\lambda_1$ of $H$",
+    "gradient_norm": r"$\|g_0\|$",
+    "noise_norm": r"$\sqrt{\mathrm{Tr}\,C}$",
+}
 
 # Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
 _STRONG = (0, 1, 2, 3, 4, 9, 5)
