@@ -42,9 +42,9 @@ def check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
     """
     own = describe_settings(estimator)
     different = [
-        f"{name}={own[name]!r}, stored {stored[name]!r}"
-        for name in sorted(own.keys() & stored.keys() - _FREE)
-        if own[name] != stored[name]
+        f"{name}={own.get(name)!r}, stored {stored.get(name)!r}"
+        for name in sorted(((own.keys() & stored.keys()) | {"training"}) - _FREE)
+        if own.get(name) != stored.get(name)
     ]
     if different:
         raise ValueError(

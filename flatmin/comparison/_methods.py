@@ -12,6 +12,7 @@ from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known, check_text
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.estimators._parameter_roles import PARAMETERS, parameters_for
+from flatmin.estimators._settings import read_training
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.noise._registry import check_law_class
 
@@ -161,6 +162,12 @@ def _check_unit(label: str, unit: Any) -> None:
             "compare_dynamics keeps no trajectory_. Got keep_params_every="
             f"{unit.keep_params_every!r} for {label!r}; leave it at None, and fit "
             "single runs for their trajectories. keep_params=True keeps end points."
+        )
+    if read_training(unit.training).stopping is not None:
+        raise ValueError(
+            "The runs of a comparison have the same number of iterations, and X_test "
+            f"decides nothing in them. Got training={unit.training!r} for {label!r}; "
+            "leave out early_stopping, n_iter_no_change and tol, and set max_iter."
         )
 
 

@@ -18,6 +18,9 @@ from flatmin.comparison._plan import Plan
 from flatmin.estimators._parameter_roles import PARAMETERS
 from flatmin.risk.data.source import Source
 
+# Parameters that results of earlier versions do not have.
+_LATER = {"training", "keep_params_every"}
+
 __all__ = ["array_values", "describe", "describe_settings", "make_protocol"]
 
 
@@ -38,7 +41,7 @@ def make_protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     own = {}
     for label, unit in estimators.items():
         settings = describe_settings(unit)
-        different = {k: v for k, v in settings.items() if v != common[k]}
+        different = {k: v for k, v in settings.items() if v != common.get(k)}
         own[label] = {"method": settings["method"], **different}
     data = plan.source.data
     protocol = {
@@ -128,5 +131,10 @@ def describe_settings(estimator: Any) -> dict[str, Any]:
         ``memory`` is None: it may name a folder of the machine.
     """
     settings = describe(estimator.get_params(deep=False)) | {"memory": None}
-    kept = {k: v for k, v in settings.items() if PARAMETERS.get(k) != "folder"}
+    kept = {
+        k: v
+        for k, v in settings.items()
+        # Without what came later, results can be merged with those of before.
+        if PARAMETERS.get(k) != "folder" and not (k in _LATER and v is None)
+    }
     return {"class": type(estimator).__name__, **kept}

@@ -9,6 +9,7 @@ from flatmin.dynamics._criterion import MeanLoss
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._descent_state import check_rows
 from flatmin.dynamics._divergence import DivergenceError
+from flatmin.dynamics._early_stopping import EarlyStopping
 from flatmin.dynamics._kept_params import KeptParams, check_room, count_kept
 from flatmin.dynamics._metrics import check_metrics, measure_metrics
 from flatmin.dynamics._monitors import check_monitors
@@ -21,13 +22,16 @@ from flatmin.dynamics._optimizers import OPTIMIZERS, resolve_optimizer
 from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._proportion import Proportion
 from flatmin.dynamics._recorder import Recorder
+from flatmin.dynamics._schedule import SCHEDULES, Schedule, make_schedule
 from flatmin.dynamics._simulate import Simulation, simulate
 from flatmin.dynamics._warmup import WarmupResult, record_warmup, run_warmup
 
 __all__ = [
     "OPTIMIZERS",
+    "SCHEDULES",
     "Checkpoints",
     "DivergenceError",
+    "EarlyStopping",
     "FlatBinding",
     "GradientBatches",
     "KeptParams",
@@ -37,6 +41,7 @@ __all__ = [
     "NoisyNetRegressor",
     "Proportion",
     "Recorder",
+    "Schedule",
     "Simulation",
     "StopTraining",
     "WarmupResult",
@@ -48,6 +53,7 @@ __all__ = [
     "check_room",
     "check_rows",
     "count_kept",
+    "make_schedule",
     "measure_metrics",
     "record_warmup",
     "resolve_optimizer",

@@ -17,7 +17,8 @@ from flatmin.dynamics._descent_state import Ahead, check_descent_state, check_gr
 from flatmin.dynamics._divergence import DivergenceGuard, Place
 from flatmin.dynamics._kept_params import KeptParams
 from flatmin.dynamics._plain_steps import check_plain_steps
-from flatmin.dynamics._substeps import move, step_to_tell
+from flatmin.dynamics._schedule import Schedule
+from flatmin.dynamics._steps import Stepper, step_to_tell
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
 from flatmin.risk import Risk
 
@@ -44,6 +45,9 @@ class NoisyDescent:
         Of the risk: each iteration sees one of them; None sees all examples.
     kept : KeptParams, default=None
         Is shown every θ that a step leads to.
+    clip_norm : float, default=None
+    schedule : Schedule, default=None
+        Both as in :class:`Stepper`.
 
     Attributes
     ----------
@@ -69,6 +73,8 @@ class NoisyDescent:
         offset: int = 0,
         batches: GradientBatches | None = None,
         kept: KeptParams | None = None,
+        clip_norm: float | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         self.risk = risk
         self.batch: Risk = risk
@@ -83,7 +89,16 @@ class NoisyDescent:
         self._asks = law.takes_step
         momenta = [group.get("momentum", 0) for group in optimizer.param_groups]
         settings = {**optimizer.defaults, "momentum": max(momenta)}
-        check_plain_steps(law, type(optimizer), settings, batches is not None)
+        check_plain_steps(
+            law, type(optimizer), settings, batches is not None, clip_norm=clip_norm
+        )
+        self._stepper = Stepper(
+            optimizer,
+            binding,
+            int(law.n_substeps),
+            clip_norm=clip_norm,
+            schedule=schedule,
+        )
         self._drawn_at = -1
         self._refreshed_at = -1
         self._refreshed_on: Tensor | None = None  # the batch's examples
@@ -112,6 +127,16 @@ class NoisyDescent:
     def has_noise(self) -> bool:
         """Whether the law's noise has a size at θ; False after a stop without."""
         return self._guard.has_noise
+
+    @property
+    def n_clipped(self) -> Tensor:
+        """Steps so far that were clipped, shape ()."""
+        return self._stepper.n_clipped
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether η changes with the iteration by a schedule."""
+        return self._stepper.has_schedule
 
     def refresh(self) -> bool:
         """Draw the iteration's batch, and renew the law's state on it if that is due.
@@ -166,7 +191,7 @@ class NoisyDescent:
         if self._left is None or torch.equal(self._left, self.theta):
             return
         if self._guard.stops:
-            self._guard.step_start = Place(self.iteration, self._left)
+            self._guard.step_start = Place(self.iteration, self._left, self.n_clipped)
         self._left = self.theta.clone()
         self._take_back()
         self._stale = True
@@ -188,7 +213,7 @@ class NoisyDescent:
             If it does not stop there.
         """
         unread: list[Tensor] = []
-        self._guard.block_start = self._guard.here(self.iteration)
+        self._guard.block_start = self._here()
         for _ in range(n_iter):
             for substep in range(int(self.law.n_substeps)):
                 with self._judging_errors():
@@ -199,12 +224,12 @@ class NoisyDescent:
                     if not self._accept(self.iteration, loss.item()):
                         return
                     if substep == 0:
-                        self._guard.step_start = self._guard.here(self.iteration)
+                        self._guard.step_start = self._here()
                 else:
                     unread.append(loss)
-                self.binding.gradient.copy_(gradient)
-                move(self.optimizer, int(self.law.n_substeps))
+                self._stepper.step(gradient)
             self.iteration += 1
+            self._stepper.begin(self.iteration)
             if self.kept is not None:
                 self.kept.look(self.iteration, self.theta)
             if progress is not None:
@@ -264,6 +289,7 @@ class NoisyDescent:
             "batches_rng": None if batches is None else batches.rng.get_state(),
             "batch": None if batches is None else batches.indices,
             "drawn_at": self._drawn_at,
+            "n_clipped": self.n_clipped,
             "last_loss": self._guard.last_loss,
             "step_start": None if start is None else tuple(start),
         }
@@ -287,9 +313,11 @@ class NoisyDescent:
         """
         check_descent_state(state, self.theta, self._batches)
         groups = state["optimizer"]["param_groups"]
-        check_groups(groups, self.optimizer.param_groups, may_change=has_callbacks)
+        may_change = has_callbacks or self._stepper.has_schedule
+        check_groups(groups, self.optimizer.param_groups, may_change=may_change)
         self.iteration = state["iteration"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self._stepper.begin(self.iteration)
         self.binding.assign(state["theta"])
         self._left = self.theta.clone()
         self.rng.set_state(state["rng"])
@@ -298,6 +326,7 @@ class NoisyDescent:
             self._batches.rng.set_state(state["batches_rng"].cpu())
             self._batches.indices = state["batch"]
         self.batch = self._risk_of(state["batch"])
+        self._stepper.n_clipped = state["n_clipped"]
         self._drawn_at = state["drawn_at"]
         self._refreshed_at = state["refreshed_at"]
         self._refreshed_on = state["refreshed_on"]
@@ -310,6 +339,12 @@ class NoisyDescent:
         self._guard.last_loss = state["last_loss"]
         start = state["step_start"]
         self._guard.step_start = None if start is None else Place(*start)
+
+    def _here(self) -> Place | None:
+        """Return where a divergence may return to, if it may."""
+        if not self._guard.stops:
+            return None
+        return Place(self.iteration, self.theta.clone(), self.n_clipped)
 
     def _risk_of(self, indices: Tensor | None) -> Risk:
         if self._batches is None or indices is None:
@@ -412,7 +447,9 @@ class NoisyDescent:
     def _accept(self, iteration: int, value: float, what: str = "loss") -> bool:
         if self._guard.accepts(iteration, value, what):
             return True
-        self.iteration = self._guard.go_back(self.iteration)
+        back = self._guard.go_back()
+        if back is not None:
+            self.iteration, _, self._stepper.n_clipped = back
         if self.kept is not None:
             self.kept.drop_after(self.iteration)
         return False

@@ -64,6 +64,9 @@ def check_descent_state(
     for name, vector in vectors.items():
         fits = isinstance(vector, Tensor) and vector.dtype == theta.dtype
         _require(fits and vector.shape == theta.shape, name)
+    clipped = state["n_clipped"]
+    fits = isinstance(clipped, Tensor) and clipped.dtype == torch.int64
+    _require(fits and clipped.shape == () and int(clipped) >= 0, "n_clipped")
     _require(is_count(state["iteration"], 0), "iteration")
     for name in ("refreshed_at", "drawn_at"):
         _require(is_count(state[name], 0) or state[name] == -1, name)

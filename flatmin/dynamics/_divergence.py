@@ -25,6 +25,7 @@ class Place(NamedTuple):
 
     iteration: int
     theta: Tensor  # (D,)
+    n_clipped: Tensor  # () steps that were clipped until then
 
 
 class DivergenceGuard:
@@ -83,10 +84,6 @@ class DivergenceGuard:
         self._optimizer = optimizer
         self._offset = offset
 
-    def here(self, iteration: int) -> Place | None:
-        """Return the iteration and a copy of θ, if there may be a return to it."""
-        return Place(iteration, self._binding.theta.clone()) if self.stops else None
-
     def accepts(self, iteration: int, value: float, what: str = "loss") -> bool:
         """Say whether a number of an iteration is finite.
 
@@ -133,26 +130,22 @@ class DivergenceGuard:
         self.diverged = text
         return False
 
-    def go_back(self, iteration: int) -> int:
+    def go_back(self) -> Place | None:
         """Set θ to one where L(θ) is finite, which a minibatch's loss does not show.
-
-        Parameters
-        ----------
-        iteration : int
-            Where θ is.
 
         Returns
         -------
-        int
-            Where it is now.
+        Place or None
+            Where it is now; None if it has not moved.
         """
+        place = None
         for start in (self.step_start, self.block_start):
             if start is not None:
-                iteration, theta = start
-                self._binding.assign(theta)
+                place = start
+                self._binding.assign(place.theta)
                 if math.isfinite(float(self._risk.value(self._binding.theta))):
                     break
-        return iteration
+        return place
 
     def end_noise(self, error: UndefinedNoiseError, iteration: int) -> None:
         """Stop at this θ, where the law has no noise to go on with, or raise.

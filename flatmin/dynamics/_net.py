@@ -29,6 +29,7 @@ from flatmin.dynamics._callback_state import (
 from flatmin.dynamics._checkpoints import Checkpoints
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._descent_state import check_history, check_rows
+from flatmin.dynamics._early_stopping import EarlyStopping
 from flatmin.dynamics._interrupts import is_request
 from flatmin.dynamics._recorder import Recorder
 from flatmin.risk.network.module_copy import copy_module
@@ -40,7 +41,7 @@ _TRAINS_INSIDE = (
     "with warm_start=True to go on from where it is."
 )
 _OF_A_TRAINING = ("descent_", "recorder_", "_plan_", "_block_end_", "_begun_block_")
-_OF_A_TRAINING += ("_n_steps_before_", "_fixed_")
+_OF_A_TRAINING += ("_fixed_",)
 
 
 class StopTraining(Exception):  # noqa: N818 - control flow, not an error
@@ -56,6 +57,9 @@ class _Plan:
     offset: int  # iterations before the first one here
     progress: Callable[[int], Any]
     checkpoints: Checkpoints
+    stopping: EarlyStopping | None
+    n_steps_before: int  # of the optimizer, in earlier fits
+    n_clipped_before: int | None  # of them clipped; None where nothing is clipped
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class _NoisyNet(NeuralNet):
         n_steps_before: int = 0,
         progress: Callable[[int], Any],
         checkpoints: Checkpoints,
+        stopping: EarlyStopping | None = None,
+        n_clipped_before: int | None = None,
     ) -> None:
         """Give the net what an epoch runs.
 
@@ -117,12 +123,24 @@ class _NoisyNet(NeuralNet):
             Called with 1 after each iteration.
         checkpoints : Checkpoints
             Get what :meth:`state_to_save` returns, besides the descent.
+        stopping : EarlyStopping, default=None
+            Looks at every block.
+        n_clipped_before : int, default=None
+            Of ``n_steps_before``, the clipped ones; None where nothing is clipped.
         """
         self.descent_ = descent
         self.recorder_ = recorder
         self.rows_: list[dict[str, Any]] = []
-        self._plan_ = _Plan(max_iter, record_every, offset, progress, checkpoints)
-        self._n_steps_before_ = n_steps_before
+        self._plan_ = _Plan(
+            max_iter,
+            record_every,
+            offset,
+            progress,
+            checkpoints,
+            stopping,
+            n_steps_before,
+            n_clipped_before,
+        )
         self._begun_block_: dict[str, Any] | None = None
         self._fixed_: dict[str, str] | None = None
 
@@ -151,12 +169,13 @@ class _NoisyNet(NeuralNet):
             check_history(history)
         except ValueError as error:
             raise TypeError(str(error)) from error
-        kept = self.descent_.kept
+        kept, stopping = self.descent_.kept, self._plan_.stopping
         return {
             "rows": self.rows_,
             "history": history,
             "callbacks": end.callbacks,
             "kept": None if kept is None else kept.state_dict(),
+            "stopping": None if stopping is None else stopping.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any], *, begun: bool) -> None:
@@ -176,9 +195,11 @@ class _NoisyNet(NeuralNet):
         """
         check_rows(state["rows"])
         check_history(state["history"])
-        kept = self.descent_.kept
+        kept, stopping = self.descent_.kept, self._plan_.stopping
         if kept is not None:
             kept.load_state_dict(state["kept"])
+        if stopping is not None:
+            stopping.load_state_dict(state["stopping"], self.descent_.theta)
         self.rows_ = list(state["rows"])
         self.history = History(state["history"])
         remembered = copy.deepcopy(state["callbacks"])  # lists that will grow
@@ -279,9 +300,14 @@ class _NoisyNet(NeuralNet):
         )
         if not descent.has_noise:
             row["noise_norm"] = math.nan  # the law's state is that of another θ
+        plan = self._plan_
         if descent.law.n_substeps > 1:
             done = descent.iteration * int(descent.law.n_substeps)
-            row["n_steps"] = self._n_steps_before_ + done
+            row["n_steps"] = plan.n_steps_before + done
+        if plan.n_clipped_before is not None:
+            row["n_clipped"] = plan.n_clipped_before + int(descent.n_clipped)
+        if descent.has_schedule:
+            row["lr"] = float(descent.optimizer.param_groups[0]["lr"])
         self.rows_.append(row)
         return row
 
@@ -344,6 +370,8 @@ class _NoisyNet(NeuralNet):
                 self.record_row()
             self.history.pop()  # skorch's begin of this block, which has no end
             raise StopTraining
+        if plan.stopping is not None:
+            plan.stopping.look(row, descent.theta)
         for name, value in row.items():
             if name not in ("phase", "loss", "valid_loss"):
                 self.history.record(name, value)
@@ -354,7 +382,7 @@ class _NoisyNet(NeuralNet):
         Raises
         ------
         StopTraining
-            For a callback's request.
+            For a callback's request, and where there is no progress any more.
         KeyboardInterrupt
             For the user's.
         """
@@ -365,6 +393,9 @@ class _NoisyNet(NeuralNet):
                 raise StopTraining from interrupt
             raise
         if method_name == "on_epoch_end":
+            stopping = self._plan_.stopping
+            if stopping is not None and stopping.stops:
+                raise StopTraining
             self.end_block()
 
     def __getstate__(self) -> dict[str, Any]:

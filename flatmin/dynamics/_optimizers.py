@@ -20,6 +20,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "rmsprop": torch.optim.RMSprop,
     "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
 }
 
 
@@ -35,7 +36,7 @@ def resolve_optimizer(
     Parameters
     ----------
     optimizer : str or torch.optim.Optimizer class
-        Names: "sgd", "rmsprop", "adam".
+        Names: "sgd", "rmsprop", "adam", "adamw".
     params : mapping of str to object
         Its keyword arguments, to be checked.
     title : str, default="optimizer"

@@ -17,6 +17,8 @@ def check_plain_steps(
     optimizer: type[torch.optim.Optimizer],
     params: Mapping[str, Any],
     batched: bool,
+    *,
+    clip_norm: float | None = None,
 ) -> None:
     """Raise where an optimizer makes of a law's steps what it does not mean.
 
@@ -30,22 +32,26 @@ def check_plain_steps(
         Its settings; those of groups as skorch's ``param_groups``.
     batched : bool
         Whether an iteration sees a batch of the examples.
+    clip_norm : float, default=None
+        The norm at which gradients are clipped, if they are.
 
     Raises
     ------
     ValueError
-        If the optimizer is not the plain step θ ← θ - η g, or an iteration sees a batch
+        If the steps are not plain ones, θ ← θ - η g, or an iteration sees a batch
         where it must not.
     """
     name, n_substeps = type(law).__name__, law.n_substeps
     parts = f"{name} takes {n_substeps} steps at a part of η"
     groups = [group for _, group in params.get("param_groups") or ()]
     momentum = any(each.get("momentum") for each in (params, *groups))
-    if momentum or not issubclass(optimizer, torch.optim.SGD):
+    if momentum or clip_norm is not None or not issubclass(optimizer, torch.optim.SGD):
         got = (
             f"Got {optimizer.__name__} with {dict(params)}; use optimizer='sgd' "
             "without momentum."
         )
+        if clip_norm is not None:
+            got = f"Got clip_norm={clip_norm}; leave it at None."
         if n_substeps > 1:
             raise ValueError(
                 f"{parts}, which is the same time for plain steps only. {got}"

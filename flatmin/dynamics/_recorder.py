@@ -21,7 +21,7 @@ Score = Callable[[Tensor], float]
 _TAKEN = {
     *("iteration", "phase", "loss", "train_score", "valid_loss", "valid_score"),
     *("gradient_norm", "noise_norm", "train_loss", "epoch", "dur", "batches"),
-    *("n_steps", "train_batch_count", "valid_batch_count"),
+    *("n_steps", "n_clipped", "lr", "train_batch_count", "valid_batch_count"),
 }
 
 

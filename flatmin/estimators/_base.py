@@ -117,7 +117,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             wᵢ ≥ 0; only their ratios matter.
         X_val : array-like or a data set, default=None
             Validation data: ``history_`` and the callbacks then have ``valid_loss``
-            and ``valid_score``. They are not trained on.
+            and ``valid_score``. They are not trained on. ``early_stopping`` looks at
+            them, and then holds out nothing of X.
         y_val : array-like, default=None
             Their targets; None with a data set.
 
@@ -209,6 +210,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         self.n_iter_ = run.n_iter_before + done
         self.n_steps_ = run.n_steps_before + done * int(run.law.n_substeps)
         self.diverged_ = run.diverged
+        self.best_iteration_ = run.best_iteration
+        clipped = 0 if descent is None else int(descent.n_clipped)
+        self._n_clipped = run.n_clipped_before + clipped
         self._iteration = run.offset + done
         self._generator_states = {
             name: generator.get_state() for name, generator in run.generators.items()

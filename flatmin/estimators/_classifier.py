@@ -104,6 +104,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         gradient_batch_size=None,
         optimizer="sgd",
         optimizer_params=None,
+        training=None,
         warmup=None,
         memory=None,
         params_init=None,
@@ -140,6 +141,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.gradient_batch_size = gradient_batch_size
         self.optimizer = optimizer
         self.optimizer_params = optimizer_params
+        self.training = training
         self.warmup = warmup
         self.memory = memory
         self.params_init = params_init

@@ -29,6 +29,26 @@ class Examples:
         """Whether the inputs are read whenever they are needed."""
         return isinstance(self.X, Source)
 
+    def take(self, rows: np.ndarray) -> Examples:
+        """Return some of the examples, which are in memory.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n,), int
+
+        Returns
+        -------
+        examples : Examples
+
+        Raises
+        ------
+        TypeError
+            If they are read from a data set.
+        """
+        if isinstance(self.X, Source):
+            raise TypeError("A data set is read in its order. Got rows of one.")
+        return Examples(self.X[rows], self.y[rows])
+
     def for_risk(self) -> tuple[Any, Any]:
         """Return X and y as :class:`flatmin.EmpiricalRisk` takes them."""
         if isinstance(self.X, Source):

@@ -22,7 +22,7 @@ _BY_ROLE = {
     "run": (
         *("method", "method_params", "lr", "max_iter", "batch_size", "noise_scale"),
         *("n_components", "refresh_every", "gradient_batch_size", "optimizer"),
-        *("optimizer_params", "callbacks", "record_every"),
+        *("optimizer_params", "training", "callbacks", "record_every"),
     ),
     "measurement": ("metrics", "keep_params_every"),
     # Sums on another device differ in their last bits.

@@ -38,6 +38,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "refresh_every": [None, Interval(Integral, 1, None, closed="left")],
     "gradient_batch_size": [None, Interval(Integral, 1, None, closed="left")],
     "optimizer_params": [None, dict],
+    "training": [None, dict],
     "warmup": [None, dict],
     "memory": [None, str, HasMethods(["cache"])],
     "params_init": [None, "array-like"],
@@ -106,10 +107,31 @@ gradient_batch_size : int, default=None
     then that of the batch, of covariance (N - B)/(N - 1) Σ/B, plus the law's.
     What a law measures every ``refresh_every`` iterations it measures on the batch
     at hand, and N is B in the defaults above. None, or B ≥ N, is all examples.
-optimizer : {"sgd", "rmsprop", "adam"} or torch.optim.Optimizer class, default="sgd"
+optimizer : {"sgd", "rmsprop", "adam", "adamw"} or optimizer class, default="sgd"
     Takes the noisy gradient. "sgd" is the plain step θ ← θ - η (g₀ + ε).
 optimizer_params : dict, default=None
     Its further arguments, such as momentum; ``optimizer__x`` goes here.
+training : dict, default=None
+    What else is done in the noisy iterations; ``training__x`` in ``set_params`` and in
+    grids goes here. None, also of one setting, is nothing.
+
+    - ``clip_norm``: c; a noisy gradient g = g₀ + ε is scaled by
+      min(1, c/(‖g‖ + 1e-6)), as ``torch.nn.utils.clip_grad_norm_`` does. A column
+      n_clipped of ``history_`` counts the steps that were clipped so far. noise_norm
+      and every covariance C are those of the law, before clipping.
+    - ``schedule``: η of each iteration. A column lr of ``history_`` has that of the
+      step after the row. "cosine" and "linear" fall from ``lr`` to 0 over
+      ``max_iter``. Or a class of ``torch.optim.lr_scheduler``, or a function of the
+      optimizer that returns a scheduler, with ``schedule_params`` as keyword arguments;
+      its step is an iteration. It begins anew with each fit.
+    - ``early_stopping``: True ends the training when the score of held-out examples has
+      not risen by ``tol`` (1e-4) in more than ``n_iter_no_change`` (10) blocks of
+      ``record_every`` iterations, one after another, as ``MLPClassifier`` of
+      scikit-learn does. ``params_`` is then the θ of the best block. Held out are X_val
+      and y_val, or else a part ``validation_fraction`` (0.1) of the examples, with
+      their share of each class; they are not trained on. Scores count examples alike.
+    - Without ``early_stopping``, ``n_iter_no_change`` or ``tol`` ends the training when
+      the training loss has not fallen so.
 warmup : dict, default=None
     What comes before the noise: iterations that bring θ near a minimum. Its
     settings are ``max_iter``, how many, and, if they are others than these,
@@ -195,6 +217,9 @@ trajectory_ : Trajectory or None
     ``history_``, and ``params`` of shape (n_points, n_params). It stands for that array
     wherever one is wanted, and ``trajectory_.measure(clf.risk_, metrics)`` measures
     every point.
+best_iteration_ : int or None
+    With ``early_stopping``, the iteration, counted as in ``history_``, whose θ
+    ``params_`` is.
 n_iter_ : int
     Iterations done after the warm-up.
 n_steps_ : int

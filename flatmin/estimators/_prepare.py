@@ -24,9 +24,16 @@ from flatmin.dynamics import (
     resolve_optimizer,
 )
 from flatmin.estimators._checkpoints import check_seed
+from flatmin.estimators._examples import Examples
+from flatmin.estimators._held_out import hold_out
 from flatmin.estimators._module import build_module
 from flatmin.estimators._run import Run, make_batches
-from flatmin.estimators._settings import read_folder, read_warmup
+from flatmin.estimators._settings import (
+    StoppingSettings,
+    read_folder,
+    read_training,
+    read_warmup,
+)
 from flatmin.estimators._trajectory import rows_before
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.inputs import check_held
@@ -58,12 +65,20 @@ def prepare(
     check_seed(estimator.random_state, folder)
     law = estimator._make_law()
     warmup = read_warmup(estimator, dtype)
+    training = read_training(estimator.training)
     warm = bool(estimator.warm_start) and hasattr(estimator, "net_")
     examples = estimator._check_examples(X, y, "X and y", reset=not warm)
-    weights = estimator._combine_weights(sample_weight, examples.y, reset=True)
     held_out = estimator._check_validation(*validation)
+    fraction = _fraction(training.stopping, held_out)
     names = ("init", "warmup", "noise", "batches", "warmup batches")
+    names += () if fraction is None else ("validation",)
     seeds = spawn_seeds(estimator.random_state, names)
+    if fraction is not None:
+        seed = seeds.pop("validation")
+        examples, sample_weight, held_out = hold_out(
+            estimator, fraction, examples, sample_weight, seed
+        )
+    weights = estimator._combine_weights(sample_weight, examples.y, reset=True)
     if warm:
         module = copy_module(estimator.module_, device=device, dtype=dtype)
     else:
@@ -105,6 +120,9 @@ def prepare(
         rows=_rows_before(estimator) if warm else [],
         warmup=None if warm else warmup,
         folder=folder,
+        training=training,
+        schedule=None,
+        n_clipped_before=estimator._n_clipped if warm else 0,
         before=getattr(estimator, "trajectory_", None) if warm else None,
     )
     _check_laws(estimator, run)
@@ -141,6 +159,23 @@ def start_of(estimator: Any, run: Run) -> Tensor:
     start = torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
     check_held(start, torch.as_tensor(theta), "params_init")
     return start
+
+
+def _fraction(
+    stopping: StoppingSettings | None, held_out: Examples | None
+) -> float | None:
+    """Return the part of the examples to hold out, if early stopping needs one."""
+    if stopping is None or not stopping.on_validation:
+        return None
+    if held_out is None:
+        return 0.1 if stopping.fraction is None else stopping.fraction
+    if stopping.fraction is not None:
+        raise ValueError(
+            "early_stopping looks at X_val where it is given, and holds out nothing "
+            f"else. Got validation_fraction={stopping.fraction:g} too; leave out one "
+            "of them."
+        )
+    return None
 
 
 def _check_settings(estimator: Any, dtype: torch.dtype) -> None:
@@ -196,16 +231,17 @@ def _generators(
 def _check_laws(estimator: Any, run: Run) -> None:
     """Raise where a law, or its optimizer, cannot work on these examples."""
     settings = estimator.optimizer_params or {}
-    plain = [(run.law, resolve_optimizer(estimator.optimizer, settings), settings)]
-    if run.warmup is not None:
-        plain.append((run.warmup.law, run.warmup.optimizer, {}))
+    optimizer = resolve_optimizer(estimator.optimizer, settings)
+    laws = [run.law] if run.warmup is None else [run.law, run.warmup.law]
     batches = make_batches(estimator, run.risk, run.generators["batches"])
-    for law, _, _ in plain:
+    for law in laws:
         law.check(run.risk)
         if batches is not None:
             batches.check(law)
-    for law, optimizer, params in plain:
-        check_plain_steps(law, optimizer, params, batches is not None)
+    clip_norm, batched = run.training.clip_norm, batches is not None
+    check_plain_steps(run.law, optimizer, settings, batched, clip_norm=clip_norm)
+    if run.warmup is not None:
+        check_plain_steps(run.warmup.law, run.warmup.optimizer, {}, batched)
 
 
 def _check_kept(estimator: Any, run: Run) -> None:

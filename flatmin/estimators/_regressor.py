@@ -83,6 +83,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         gradient_batch_size=None,
         optimizer="sgd",
         optimizer_params=None,
+        training=None,
         warmup=None,
         memory=None,
         params_init=None,
@@ -118,6 +119,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.gradient_batch_size = gradient_batch_size
         self.optimizer = optimizer
         self.optimizer_params = optimizer_params
+        self.training = training
         self.warmup = warmup
         self.memory = memory
         self.params_init = params_init

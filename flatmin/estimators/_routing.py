@@ -1,4 +1,4 @@
-"""``module__x``, ``optimizer__x``, ``method__x`` and ``warmup__x`` as parameters."""
+"""``module__x``, ``optimizer__x``, ``training__x`` and the like as parameters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _ROUTES = {
     "module": "module_params",
     "optimizer": "optimizer_params",
     "method": "method_params",
+    "training": "training",
     "warmup": "warmup",
 }
 
@@ -26,7 +27,7 @@ class RoutedParamsMixin(BaseEstimator):
     """
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters, also those of the module, optimizer, law and warm-up.
+        """Set parameters, also those in the dicts of others.
 
         Parameters
         ----------

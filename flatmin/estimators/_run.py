@@ -9,9 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from flatmin.dynamics import GradientBatches, Recorder
+from flatmin.dynamics import GradientBatches, Recorder, Schedule
 from flatmin.estimators._examples import Examples
-from flatmin.estimators._settings import FolderSettings, WarmupSettings
+from flatmin.estimators._settings import (
+    FolderSettings,
+    TrainingSettings,
+    WarmupSettings,
+)
 from flatmin.estimators._trajectory import Trajectory
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
@@ -40,8 +44,12 @@ class Run:
     rows: list[dict[Any, Any]]
     warmup: WarmupSettings | None  # None also where an earlier fit goes on
     folder: FolderSettings | None
+    training: TrainingSettings
+    schedule: Schedule | None  # made when the optimizer is there
+    n_clipped_before: int  # steps in earlier fits
     before: Trajectory | None  # of the earlier fit that this one goes on from
     diverged: str | None = None
+    best_iteration: int | None = None
 
     @property
     def streamed(self) -> bool:

@@ -1,22 +1,38 @@
-"""The parameters that hold several settings: ``warmup`` and ``checkpoint_dir``."""
+"""The parameters that hold several settings, such as ``warmup`` and ``training``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
 import torch
 
 from flatmin._utils.names import check_known, check_text
-from flatmin._utils.numbers import check_count, check_held_by, check_positive
+from flatmin._utils.numbers import (
+    check_between,
+    check_count,
+    check_flag,
+    check_held_by,
+    check_positive,
+)
 from flatmin._utils.paths import check_path
 from flatmin.dynamics import resolve_optimizer
 from flatmin.estimators._laws import resolve_law
 from flatmin.noise import NoiseLaw
 
-__all__ = ["FolderSettings", "WarmupSettings", "read_folder", "read_warmup"]
+__all__ = [
+    "FolderSettings",
+    "StoppingSettings",
+    "TrainingSettings",
+    "WarmupSettings",
+    "read_folder",
+    "read_training",
+    "read_warmup",
+]
+
+_OF_STOPPING = ("early_stopping", "validation_fraction", "n_iter_no_change", "tol")
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,90 @@ class FolderSettings:
 
     path: str | PathLike[str]
     every: int | None  # iterations; None is after every block
+
+
+@dataclass(frozen=True)
+class StoppingSettings:
+    """When a training ends before its last iteration."""
+
+    on_validation: bool  # else on the training loss
+    fraction: float | None  # of the examples, as given
+    n_iter_no_change: int  # blocks
+    tol: float
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What may be done in the noisy iterations besides stepping."""
+
+    clip_norm: float | None = None
+    schedule: Any = None  # as in :func:`flatmin.dynamics.make_schedule`
+    schedule_params: Mapping[str, Any] = field(default_factory=dict)
+    stopping: StoppingSettings | None = None
+
+
+def read_training(training: Mapping[str, Any] | None) -> TrainingSettings:
+    """Check the ``training`` of an estimator.
+
+    Parameters
+    ----------
+    training : mapping or None
+
+    Returns
+    -------
+    TrainingSettings
+
+    Raises
+    ------
+    TypeError
+        If a value is of a kind that does not fit.
+    ValueError
+        If a setting does not exist, its value does not fit, or it says nothing without
+        another one.
+    """
+    known = ("clip_norm", "schedule", "schedule_params", *_OF_STOPPING)
+    _check_keys("training", training or (), known)
+    # None in a grid is the same as nothing.
+    given = {k: v for k, v in (training or {}).items() if v is not None}
+    clip_norm = given.get("clip_norm")
+    if clip_norm is not None:
+        clip_norm = check_positive("training['clip_norm']", clip_norm)
+    params = given.get("schedule_params", {})
+    if not isinstance(params, Mapping):
+        raise TypeError(f"training['schedule_params'] must be a dict. Got {params!r}.")
+    if params and "schedule" not in given:
+        raise ValueError(
+            "training['schedule_params'] are arguments of training['schedule']. Got "
+            f"{dict(params)!r} and no schedule; add one."
+        )
+    return TrainingSettings(
+        clip_norm, given.get("schedule"), params, _read_stopping(given)
+    )
+
+
+def _read_stopping(given: Mapping[str, Any]) -> StoppingSettings | None:
+    if not given.keys() & set(_OF_STOPPING):
+        return None
+    early = given.get("early_stopping", False)
+    early = check_flag("training['early_stopping']", early)
+    if "validation_fraction" in given and "early_stopping" not in given:
+        raise ValueError(
+            "training['validation_fraction'] is the part that early_stopping holds "
+            f"out. Got {given['validation_fraction']!r} and no early_stopping; add "
+            "'early_stopping': True."
+        )
+    fraction = given.get("validation_fraction")
+    if fraction is not None:
+        title = "training['validation_fraction']"
+        fraction = check_between(title, fraction, 0.0, 1.0)
+    if not early and not given.keys() & {"n_iter_no_change", "tol"}:
+        return None
+    return StoppingSettings(
+        early,
+        fraction,
+        check_count("training['n_iter_no_change']", given.get("n_iter_no_change", 10)),
+        check_positive("training['tol']", given.get("tol", 1e-4), or_zero=True),
+    )
 
 
 def read_warmup(estimator: Any, dtype: torch.dtype) -> WarmupSettings | None:

@@ -6,18 +6,23 @@ import math
 from contextlib import suppress
 from typing import Any
 
+from skorch.callbacks import LRScheduler
 from skorch.helper import predefined_split
 
 from flatmin._utils.progress import progress_bar
 from flatmin.dynamics import (
     Checkpoints,
+    EarlyStopping,
     FlatBinding,
     KeptParams,
     MeanLoss,
     NoisyDescent,
+    Schedule,
     StopTraining,
     check_callbacks,
     check_monitors,
+    check_plain_steps,
+    make_schedule,
     resolve_optimizer,
 )
 from flatmin.estimators._checkpoints import RunCheckpoints
@@ -70,7 +75,37 @@ def make_net(estimator: Any, run: Run) -> Any:
     check_monitors(
         net.callbacks_, estimator.metrics or (), validation=run.validation is not None
     )
+    run.schedule = _make_schedule(estimator, run, net)
     return net
+
+
+def _make_schedule(estimator: Any, run: Run, net: Any) -> Schedule | None:
+    """Work out the schedule, and refuse what would be undone by it."""
+    training, law = run.training, run.law
+    if training.schedule is None:
+        return None
+    for name, callback in net.callbacks_:
+        if isinstance(callback, LRScheduler):
+            raise ValueError(
+                "training['schedule'] sets the learning rate in every iteration. Got "
+                f"the callback {name} too, which sets it after blocks; leave out one "
+                "of them."
+            )
+    schedule = make_schedule(
+        training.schedule,
+        training.schedule_params,
+        net.optimizer_,
+        int(estimator.max_iter),
+    )
+    momentum = {"momentum": schedule.largest_momentum}
+    check_plain_steps(law, type(net.optimizer_), momentum, batched=False)
+    lowest, at = schedule.lowest_rate
+    if law.in_parameter_units and lowest == 0:
+        raise ValueError(
+            f"The noise of {type(law).__name__} is in parameter units, and needs "
+            f"η > 0. Got a schedule with η = 0 in iteration {at}; end it above 0."
+        )
+    return schedule
 
 
 def train(
@@ -105,7 +140,10 @@ def train(
         offset=run.offset,
         batches=make_batches(estimator, run.risk, run.generators["batches"]),
         kept=_keep(estimator, run, binding),
+        clip_norm=run.training.clip_norm,
+        schedule=run.schedule,
     )
+    stopping = _make_stopping(run)
     title = (
         estimator.method
         if isinstance(estimator.method, str)
@@ -121,23 +159,36 @@ def train(
         n_steps_before=run.n_steps_before,
         progress=bar.update,
         checkpoints=Checkpoints() if saved is None else saved.of_phase("noise"),
+        stopping=stopping,
+        n_clipped_before=(
+            None if run.training.clip_norm is None else run.n_clipped_before
+        ),
     )
     found = None if saved is None else saved.found
     if saved is not None and found is not None and found["phase"] == "finished":
         with saved.restoring():
             net.load_state(found, begun=False)
+        run.best_iteration = None if stopping is None else stopping.best_iteration
         return
     if found is not None and found["phase"] == "warmup":
         found = None
     with bar:
         bar.update(found["descent"]["iteration"] if found else 0)
-        _iterate(estimator, run, net, saved=saved, found=found)
+        _iterate(estimator, run, net, stopping=stopping, saved=saved, found=found)
     if saved is not None:
         net.note_block_end()
         saved.save(
             "finished",
             lambda: {**net.state_to_save(), "descent": descent.state_dict()},
         )
+
+
+def _make_stopping(run: Run) -> EarlyStopping | None:
+    settings = run.training.stopping
+    if settings is None:
+        return None
+    column = "valid_score" if settings.on_validation else "loss"
+    return EarlyStopping(column, settings.n_iter_no_change, settings.tol)
 
 
 def _keep(estimator: Any, run: Run, binding: FlatBinding) -> KeptParams | None:
@@ -159,6 +210,7 @@ def _iterate(
     run: Run,
     net: Any,
     *,
+    stopping: EarlyStopping | None,
     saved: RunCheckpoints | None,
     found: dict[str, Any] | None,
 ) -> None:
@@ -186,6 +238,9 @@ def _iterate(
         net.fit_loop(**examples, epochs=net.max_epochs - done)
     net.measure_start()  # where no block has begun
     run.diverged = descent.diverged
+    if stopping is not None and stopping.best_theta is not None:
+        descent.binding.assign(stopping.best_theta)
+        run.best_iteration = stopping.best_iteration
     if net.history:
         with suppress(StopTraining):
             net.notify("on_train_end", **examples)

@@ -31,8 +31,8 @@ from flatmin.risk import (
 LEFT_OUT = {
     "what estimators are made of": [
         *("Checkpoints", "FlatBinding", "GradientBatches", "MeanLoss", "NoisyDescent"),
-        *("KeptParams", "check_metrics", "check_room", "count_kept"),
-        *("measure_metrics",),
+        *("EarlyStopping", "KeptParams", "check_metrics", "check_room", "count_kept"),
+        *("measure_metrics", "Schedule", "make_schedule"),
         *("NoisyNetClassifier", "NoisyNetRegressor", "Recorder", "StopTraining"),
         *("callback_settings", "check_callbacks", "check_monitors"),
         *("check_plain_steps", "check_rows", "resolve_optimizer"),
@@ -54,6 +54,7 @@ LEFT_OUT = {
     ],
     "protocols, tables, exceptions": [
         *("Risk", "LinearizedRisk", "Which", "METHODS", "OPTIMIZERS", "LOSSES"),
+        "SCHEDULES",
         *("SHARPNESS_MEASURES", "DivergenceError", "UndefinedNoiseError"),
     ],
     "no arguments": ["GD", "show_versions"],
