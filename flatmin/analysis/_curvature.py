@@ -190,7 +190,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         if self.matrix == "fisher":
             self._operator(risk)  # which refuses a loss that is no likelihood
         if self.matrix in ("ggn", "fisher") and self.select is None:
-            result = ggn_trace(risk, risk.params(), rtol=rtol, rng=rng)
+            is_ggn = self.matrix == "ggn"
+            result = ggn_trace(risk, risk.params(), rtol=rtol, penalty=is_ggn, rng=rng)
         else:
             result = trace(
                 self._operator(risk),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_count
+from flatmin._utils.progress import progress_bar
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
     Alignment,
@@ -179,13 +180,15 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         rng = self._generator(risk.device)
         theta = risk.params()
         draws = []
-        for _ in range(n):
-            z = torch.randn(
-                risk.n_examples, generator=rng, dtype=risk.dtype, device=risk.device
-            )
-            weights = (z - z.mean()) * risk.n_examples**0.5
-            draw = self._selected(risk, risk.weighted_gradient(theta, weights))
-            draws.append(check_finite("A draw", draw, risk, self._indices(risk)))
+        with progress_bar(n, "draws", verbose=self.verbose) as bar:
+            for _ in range(n):
+                z = torch.randn(
+                    risk.n_examples, generator=rng, dtype=risk.dtype, device=risk.device
+                )
+                weights = (z - z.mean()) * risk.n_examples**0.5
+                draw = self._selected(risk, risk.weighted_gradient(theta, weights))
+                draws.append(check_finite("A draw", draw, risk, self._indices(risk)))
+                bar.update()
         return torch.stack(draws).cpu().numpy()
 
     @one_at_a_time
@@ -218,6 +221,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             rtol=rtol,
             max_matvecs=max_matvecs,
             rng=self._generator(risk.device),
+            verbose=self.verbose,
         )
         return Alignment(
             result.n_params,
@@ -241,8 +245,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            (∇ℓᵢ - g₀)ᵀvⱼ with the mean gradient g₀ of the fixed data. Weights, of
-            examples and of classes, are in the basis and in g₀, not in these rows.
+            (∇ℓᵢ - ḡ)ᵀvⱼ with the mean ḡ of the gradients on the fixed data, which is
+            g₀ but for a penalty. Weights, of examples and of classes, are in the basis
+            and in ḡ, not in these rows.
         """
         basis = self._basis()
         mean = self._keep("mean", lambda: self._mean_coordinates(basis))
@@ -293,7 +298,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
     def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
         risk = self._risk()
-        gradient = self._selected(risk, risk.gradient(risk.params()))
+        ones = torch.ones(risk.n_examples, dtype=risk.dtype, device=risk.device)
+        mean = risk.weighted_gradient(risk.params(), ones)  # a penalty is not in it
+        gradient = self._selected(risk, mean)
         return gradient.double().cpu().numpy() @ basis.eigenvectors.astype(np.float64)
 
     def _variances(self, risk: EmpiricalRisk) -> Tensor:
@@ -310,7 +317,13 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         rng = self._generator(risk.device)
         if which == "LA":
             result = covariance_eigenpairs(
-                risk, risk.params(), k, tol=self.tol, rng=rng, select=self.select
+                risk,
+                risk.params(),
+                k,
+                tol=self.tol,
+                rng=rng,
+                select=self.select,
+                verbose=self.verbose,
             )
         else:
             result = eigsh(

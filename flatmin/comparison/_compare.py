@@ -76,7 +76,7 @@ def compare_dynamics(
 
     Parameters
     ----------
-    methods : str, NoiseLaw, estimator, an iterable of them, or a mapping
+    methods : str, NoiseLaw, its class, estimator, an iterable of them, or a mapping
         A mapping goes from labels to the same, or to dicts of settings of the
         estimator, such as ``{"lr": 0.1, "batch_size": 10}``; its label is the method
         unless they name one. Elsewhere labels are the names.

@@ -8,6 +8,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin.curvature._covariance import GradientCovarianceOperator
+from flatmin.curvature._point import Point
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.risk import EmpiricalRisk, Risk
 
@@ -21,13 +22,14 @@ class FisherOperator(RiskOperator):
     the exact F is the generalised Gauss-Newton matrix G [1]_. So sᵢ has the scale that
     makes E[sᵢsᵢᵀ] = Hᵢ, the Hessian of ℓ̃ᵢ in the output. Without weights, and with one
     output, that is sᵢ = ∂ℓᵢ/∂fᵢ. With a weight wᵢ it is √wᵢ ∂ℓᵢ/∂fᵢ, not wᵢ ∂ℓᵢ/∂fᵢ,
-    and where ℓᵢ is a mean over C outputs or T positions it is scaled alike.
+    and where ℓᵢ is a mean over C outputs or T positions it is scaled alike. A penalty
+    (λ/2)‖θ‖² of the risk is a prior, no likelihood: F = G - λI holds none of it.
 
     Parameters
     ----------
     risk : EmpiricalRisk
         With a loss by name.
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     select : str or list of str, default=None
         See :class:`RiskOperator`.
     n_samples : int, default=None
@@ -59,7 +61,7 @@ class FisherOperator(RiskOperator):
     def __init__(
         self,
         risk: EmpiricalRisk,
-        theta: Tensor,
+        theta: Point,
         *,
         select: str | list[str] | None = None,
         n_samples: int | None = None,
@@ -78,7 +80,7 @@ class FisherOperator(RiskOperator):
 
     def _product(self, v: Tensor) -> Tensor:
         if self.n_samples is None:
-            return self._point.ggn(v)
+            return self._point.fisher(v)
         Jv = self._point.jvp(v)
         pulled = torch.zeros_like(Jv)
         for slopes in self._slopes:
@@ -90,12 +92,12 @@ class FisherOperator(RiskOperator):
 class EmpiricalFisherOperator(GradientCovarianceOperator):
     """(1/N) Σ gᵢgᵢᵀ: the uncentred second moment of the gradients, at the true labels.
 
-    Not the Fisher matrix, whose labels the model draws.
+    Not the Fisher matrix, whose labels the model draws. The gᵢ hold no penalty.
 
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     select : str or list of str, default=None
         See :class:`RiskOperator`.
 
@@ -108,6 +110,6 @@ class EmpiricalFisherOperator(GradientCovarianceOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
+        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
     ) -> None:
         super().__init__(risk, theta, centered=False, select=select)

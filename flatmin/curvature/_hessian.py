@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_accuracy, check_count, check_positive
+from flatmin._utils.numbers import (
+    check_accuracy,
+    check_count,
+    check_flag,
+    check_positive,
+)
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss, in_dtype
+from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import Estimate, trace
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
 
@@ -22,7 +27,7 @@ class HessianOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
@@ -36,7 +41,7 @@ class HessianOperator(RiskOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
+        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
     ) -> None:
         super().__init__(risk, theta, select=select)
         self._point = risk.linearize(self.theta)
@@ -46,21 +51,21 @@ class HessianOperator(RiskOperator):
 
 
 class GGNOperator(RiskOperator):
-    """G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ at one θ, known by its products.
+    """G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ + λI at one θ, known by its products.
 
-    Hᵢ is the Hessian of ℓ̃ᵢ in the network's output.
+    Hᵢ is the Hessian of ℓ̃ᵢ in the network's output, λ that of a penalty of the risk.
 
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
+        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
     ) -> None:
         super().__init__(risk, theta, select=select)
         self._point = risk.linearize(self.theta)
@@ -71,7 +76,7 @@ class GGNOperator(RiskOperator):
 
 def hessian_trace(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     rtol: float = 0.02,
     max_matvecs: int = 200,
@@ -82,7 +87,7 @@ def hessian_trace(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error to reach.
     max_matvecs : int, default=200
@@ -94,7 +99,7 @@ def hessian_trace(
     -------
     Estimate
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     operator = HessianOperator(risk, theta)
@@ -103,13 +108,14 @@ def hessian_trace(
 
 def ggn_trace(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     rtol: float = 0.02,
     max_sweeps: int = 32,
+    penalty: bool = True,
     rng: torch.Generator | int | None = None,
 ) -> Estimate:
-    """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²].
+    """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²] + λD.
 
     A sweep over the data gives N independent estimates. After two, sweeps are added
     until the standard error of the mean is at most ``rtol`` times the value, or, where
@@ -119,12 +125,14 @@ def ggn_trace(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error to reach.
     max_sweeps : int, default=32
         At least 2, since the error is the spread between sweeps. The result's
         ``stderr`` tells what was reached.
+    penalty : bool, default=True
+        False leaves λD out: with a likelihood that is the trace of the Fisher matrix.
     rng : torch.Generator, int or None, default=None
         For the signs; None is random.
 
@@ -140,13 +148,14 @@ def ggn_trace(
     FloatingPointError
         If the trace of an example is not finite.
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
     max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     rtol = check_positive("rtol", rtol, or_zero=True)
+    added = risk.l2 * risk.n_params if check_flag("penalty", penalty) else 0.0
     exact = risk.n_outputs
     if exact <= 2:
-        return _exact_ggn_trace(risk, theta, exact)
+        return _exact_ggn_trace(risk, theta, exact, added)
     # The signs of two sweeps are independent, the examples are the same ones: the
     # error is the spread between sweeps of one example, over N and over sweeps.
     total = _checked(risk.gauss_newton_traces(theta, generator))
@@ -158,22 +167,24 @@ def ggn_trace(
         # Rounding makes it negative where every sweep gives the same.
         within = (squares - total.square() / n_sweeps).clamp(min=0) / (n_sweeps - 1)
         stderr = (within.mean(-1) / n_sweeps / risk.n_examples).sqrt()
-        value = total.mean(-1) / n_sweeps
+        value = total.mean(-1) / n_sweeps + added
         wanted = rtol * value.abs()
         if bool((stderr <= wanted).all()):
             break
         # A standard error falls with the root of the number of sweeps.
         still = stderr * (n_sweeps / (n_sweeps + exact)) ** 0.5
         if exact <= max_sweeps and bool((still > wanted).any()):
-            return _exact_ggn_trace(risk, theta, n_sweeps + exact)
+            return _exact_ggn_trace(risk, theta, n_sweeps + exact, added)
     return Estimate(
         in_dtype("Tr(G)", value, risk.dtype), stderr.to(risk.dtype), n_sweeps
     )
 
 
-def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> Estimate:
+def _exact_ggn_trace(
+    risk: Risk, theta: Tensor, n_sweeps: int, added: float
+) -> Estimate:
     traces = _checked(risk.gauss_newton_traces(theta))
-    value = in_dtype("Tr(G)", traces.mean(-1), risk.dtype)
+    value = in_dtype("Tr(G)", traces.mean(-1) + added, risk.dtype)
     return Estimate(value, torch.zeros_like(value), n_sweeps)
 
 

@@ -6,7 +6,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from flatmin._utils.arrays import to_array
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
+from flatmin._utils.registry import pack, unpack
 from flatmin.dynamics import (
     FlatBinding,
 )
@@ -38,8 +39,10 @@ from flatmin.estimators._prepare import prepare, start_of
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.estimators._run import Run
 from flatmin.estimators._training import make_net, train
+from flatmin.estimators._trajectory import read_kept
 from flatmin.estimators._warmup import warm_up
-from flatmin.noise import NoiseLaw
+from flatmin.noise import METHODS, NoiseLaw
+from flatmin.noise._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.autodiff.surroundings import modes_put_back
 from flatmin.risk.data.source import is_data_set, split_targets
@@ -90,7 +93,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         *,
         X_val: Any = None,
         y_val: Any = None,
-    ) -> BaseNoisyDiffusion:
+    ) -> Self:
         """Train.
 
         Parameters
@@ -186,11 +189,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""
-        done = net.descent_.iteration if hasattr(net, "descent_") else 0
+        descent = getattr(net, "descent_", None)  # none after Ctrl-C in the warm-up
+        done = 0 if descent is None else descent.iteration
         binding.follow()
         run.risk.set_params(binding.theta)
         binding.release()
         self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
+        self.trajectory_ = None if descent is None else read_kept(descent.kept)
         net.detach()
         evaluation_mode(net.module_)
         self.net_ = net
@@ -365,7 +370,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if isinstance(state.get("module"), nn.Module):
             with graphs_left_out():
                 state["module"] = copy.deepcopy(state["module"])
-        return state
+        laws = pack(METHODS, BUILT_IN)
+        return state | ({"_registered_laws": laws} if laws else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        unpack(METHODS, state.pop("_registered_laws", {}))
+        super().__setstate__(state)
 
     @modes_put_back
     def __sklearn_clone__(self) -> Any:

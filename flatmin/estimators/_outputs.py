@@ -24,7 +24,9 @@ __all__ = ["outputs_and_targets", "try_first"]
 
 
 @modes_put_back
-def outputs_and_targets(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def outputs_and_targets(
+    estimator: Any, X: Any, module: nn.Module | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the outputs for X, and the targets that a data set has, by one pass.
 
     Parameters
@@ -32,6 +34,8 @@ def outputs_and_targets(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray 
     estimator : estimator
         Fitted.
     X : array-like of shape (n_samples, n_features, ...), a mapping, or a data set
+    module : torch.nn.Module, default=None
+        None is the estimator's own; another one of the same form.
 
     Returns
     -------
@@ -39,7 +43,7 @@ def outputs_and_targets(estimator: Any, X: Any) -> tuple[np.ndarray, np.ndarray 
     targets : ndarray of shape (n_samples, ...) or None
     """
     check_is_fitted(estimator)
-    module = estimator.module_
+    module = estimator.module_ if module is None else module
     first = next(module.parameters())
 
     def on_device(leaf: np.ndarray) -> Tensor:

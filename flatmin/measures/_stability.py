@@ -14,19 +14,19 @@ from flatmin._utils.quiet import ignored
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import check_finite
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate, FunctionOperator, eigsh
 from flatmin.measures._curvature_sharpness import max_eigenvalue
 from flatmin.measures._estimate import exact
 from flatmin.measures._rounding import CLEAR
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["edge_of_stability", "non_uniformity", "non_uniformity_bound"]
 
 
 def edge_of_stability(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     lr: float,
     tol: float = 1e-4,
@@ -41,7 +41,7 @@ def edge_of_stability(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     lr : float
         η.
     tol : float, default=1e-4
@@ -73,19 +73,21 @@ def edge_of_stability(
     check_seed(rng)
     lr = check_positive("lr", lr)
     tol = check_positive("tol", tol)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     sharpness = max_eigenvalue(risk, theta, tol=tol, rng=rng)
     return exact(sharpness.value * (lr / 2), sharpness.n_matvecs)
 
 
 def non_uniformity(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     tol: float = 1e-3,
     rng: torch.Generator | int | None = 0,
 ) -> Estimate:
     """Return s = λ_max((1/N) Σ Hᵢ² - H²)^(1/2), how much the Hessians Hᵢ differ.
+
+    A penalty (λ/2)‖θ‖² of the risk is in none of the Hᵢ, and H is their mean here.
 
     Near a minimum at which all gᵢ vanish, SGD with m of N examples, drawn without
     replacement, multiplies the second moment of θ - θ* by
@@ -100,7 +102,7 @@ def non_uniformity(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     tol : float, default=1e-3
         Residual of the eigenpair, relative to s².
     rng : torch.Generator, int or None, default=0
@@ -134,7 +136,7 @@ def non_uniformity(
     """
     check_seed(rng)
     tol = check_positive("tol", tol)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     if risk.n_examples == 1:
         return exact(torch.zeros((), device=risk.device))
     hessian = HessianOperator(risk, theta)
@@ -146,7 +148,10 @@ def non_uniformity(
         check_finite("A product with (1/N) Σ Hᵢ²", squares, risk)
         norm = torch.linalg.vector_norm
         largest = torch.maximum(largest, norm(squares.double()) / norm(v.double()))
-        return squares - hessian.matvec(hessian.matvec(v))
+        return squares - mean(mean(v))
+
+    def mean(v: Tensor) -> Tensor:
+        return hessian.matvec(v) - risk.l2 * v  # of the Hᵢ, which hold no penalty
 
     operator = FunctionOperator(
         product, risk.n_params, dtype=risk.dtype, device=risk.device

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.trees import Inputs
 from flatmin.risk.audit import Audit, audit
@@ -61,7 +61,9 @@ class EmpiricalRisk(LabelNoiseRisk):
     """L(θ) = Σ wᵢℓᵢ(θ) / Σ wᵢ of a network, with everything that laws ask of it.
 
     Written as (1/N) Σ ℓ̃ᵢ with ℓ̃ᵢ = N wᵢ ℓᵢ / Σw; per-example gradients are
-    gᵢ = ∇ℓ̃ᵢ, always with the divisor N. θ lists the trainable parameters in
+    gᵢ = ∇ℓ̃ᵢ, always with the divisor N. A penalty (λ/2)‖θ‖² adds to L, and so to g₀,
+    H, G and the gradients of minibatches, and to no gᵢ: Σ is centred at the mean of the
+    gᵢ, which is g₀ - λθ. θ lists the trainable parameters in
     ``module.named_parameters()`` order, a shared parameter once. The risk works on a
     deep copy in eval mode, in which an InstanceNorm that is handed over in train mode
     keeps to each example's own statistics. Every quantity is a sum over examples and
@@ -76,8 +78,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         Maps X of shape (n, ...) to outputs of shape (n, ...). It may return a tensor, a
         tuple, a mapping or an object with ``logits``: see ``output_transform``.
     loss : str, loss module or callable
-        "cross_entropy", "squared_error", "binary_cross_entropy", or anything that
-        gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
+        "cross_entropy", "squared_error", "binary_cross_entropy", "next_token", or
+        anything that gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
     X : array-like or Tensor of shape (N, ...), a mapping, a tuple, or a data set
         Not copied if it is a tensor of the right dtype, device and strides. A mapping
         from names to arrays gives the module's keywords, as ``{"input_ids": ...,
@@ -92,6 +94,15 @@ class EmpiricalRisk(LabelNoiseRisk):
         ``target``.
     sample_weight : array-like of shape (N,), default=None
         wᵢ ≥ 0.
+    positions : {"all", "example"}, default="all"
+        What an example with several targets counts, as a sequence has: "all" is the
+        mean over all targets of the data, as PyTorch's modules take it, so that wᵢ is
+        the number of targets that count in example i (times their class weights, and
+        the sample weight); "example" is the mean over examples of each one's mean, so
+        that wᵢ is 1, or 0 where no target counts. An example with one target counts
+        its class weight in the first and 1 in the second.
+    l2 : float, default=0.0
+        λ ≥ 0 of the penalty (λ/2)‖θ‖² over all of θ.
     target : str, default=None
         The name of y in X, where that is a mapping, or a data set of mappings.
     chunk_size : int, default=None
@@ -128,6 +139,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         Of one example's output.
     chunk_size : int
         Examples at a time.
+    l2 : float
+        λ.
 
     Raises
     ------
@@ -161,6 +174,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         y: Any = None,
         *,
         sample_weight: Any = None,
+        positions: Literal["all", "example"] = "all",
+        l2: float = 0.0,
         target: str | None = None,
         chunk_size: int | None = None,
         output_transform: OutputTransform | None = None,
@@ -170,14 +185,17 @@ class EmpiricalRisk(LabelNoiseRisk):
         dtype: torch.dtype | str | None = None,
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
+        check_known("positions", positions, ("all", "example"))
         if chunk_size is not None:
             chunk_size = check_count("chunk_size", chunk_size)
         if output_transform is not None:
             check_callable("output_transform", output_transform, "outputs")
         self._hvp = hvp
+        self.l2 = check_positive("l2", l2, or_zero=True)
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
         self.device, self.dtype = first.device, first.dtype
+        check_held_by("l2", self.l2, self.dtype)
 
         X, y = split_targets(X, y, target)
         source = find_source(X, y, target)
@@ -204,7 +222,7 @@ class EmpiricalRisk(LabelNoiseRisk):
                 source, None, self._model, self._loss, probe.output, by_rows=by_rows
             )
 
-        weights = self._all_weights(sample_weight, examples, chunk_size)
+        weights = self._all_weights(sample_weight, positions, examples, chunk_size)
         if weights is not None:
             examples.weights = weights.to(self.device, self.dtype)
         self._few = examples.select(_trial_examples(examples).to(self.device))
@@ -231,12 +249,18 @@ class EmpiricalRisk(LabelNoiseRisk):
         return inputs, y
 
     def _all_weights(
-        self, sample_weight: Any, examples: ExampleData, chunk_size: int
+        self,
+        sample_weight: Any,
+        positions: str,
+        examples: ExampleData,
+        chunk_size: int,
     ) -> Tensor | None:
         """Return N wᵢ / Σw, with the weights that the loss gives to targets."""
         if isinstance(sample_weight, KnownWeights):
             return sample_weight.values
         counts = examples.target_weights(self._loss, chunk_size)
+        if counts is not None and positions == "example":
+            counts = counts > 0
         return normalised_weights(sample_weight, counts, self.dtype)
 
     def _make_kernels(self, n_numbers: int, chunk_size: int) -> None:
@@ -359,6 +383,7 @@ class EmpiricalRisk(LabelNoiseRisk):
             *self._data.arguments(),
             # As they are: a subset's mean is not one.
             sample_weight=KnownWeights(self._data.weights),
+            l2=self.l2,
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
             hvp=hvp,

@@ -276,7 +276,7 @@ def _warn_unused_parameters(names: list[str]) -> None:
     """
     if names:
         warnings.warn(
-            f"The loss does not depend on the parameters {names}: their gradient is "
+            f"The loss does not depend on the parameters {names}: their gᵢ are "
             "zero. Freeze them (requires_grad=False) to leave them out of θ.",
             UserWarning,
             stacklevel=6,

@@ -141,9 +141,7 @@ def calls(risk, theta, seed=0):
         "value_and_label_draw": lambda: risk.value_and_label_draw(
             theta, draw, scale, rng()
         ),
-        "value_and_weighted_gradient": lambda: risk.value_and_weighted_gradient(
-            theta, rows
-        ),
+        "value_and_noisy_gradient": lambda: risk.value_and_noisy_gradient(theta, rows),
         "value_gradient_and_variances": lambda: risk.value_gradient_and_variances(
             theta
         ),
@@ -154,6 +152,7 @@ def calls(risk, theta, seed=0):
     }
     products = {
         "directional_derivatives": lambda: point.directional_derivatives(v),
+        "fisher": lambda: point.fisher(v),
         "ggn": lambda: point.ggn(v),
         "hvp": lambda: point.hvp(v),
         "jvp": lambda: point.jvp(v),

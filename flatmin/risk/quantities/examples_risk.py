@@ -39,6 +39,7 @@ class ExamplesRisk:
     dtype: torch.dtype
     output_shape: tuple[int, ...]
     chunk_size: int
+    l2: float
     _model: FlatModel
     _loss: ExampleLoss
     _data: ExampleData
@@ -212,6 +213,7 @@ class ExamplesRisk:
             self._model.theta(),
             self.n_examples,
             self.output_shape,
+            l2=self.l2,
         )
 
     def _hold(self, examples: ExampleData, chunk_size: int) -> None:
@@ -248,6 +250,19 @@ class ExamplesRisk:
             losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
             for chunk in self._chunks()
         )
+
+    def _penalised(self, value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (λ/2)‖θ‖² of the bound θ to a value, and its gradient to a gradient."""
+        if not self.l2:
+            return value, gradient
+        theta = self._model.theta()
+        return self._with_penalty(value), gradient.add_(theta, alpha=self.l2)
+
+    def _with_penalty(self, value: Tensor) -> Tensor:
+        if not self.l2:
+            return value
+        square = self._model.theta().double().square().sum()
+        return (value.double() + self.l2 / 2 * square).to(self.dtype)
 
     def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         losses, total = next(parts)
