@@ -74,11 +74,12 @@ class FlatnessMonitor:
         Relative standard error of traces to reach.
     max_matvecs : int, default=30
         Products for each trace at most.
+    target : str, default=None
     output_transform : callable, default=None
     batch_norm : {"frozen", "error"}, default="frozen"
         "frozen" uses the running statistics that BatchNorm has at the step.
     hvp : {"exact", "finite_difference"}, default="exact"
-        These three as in :class:`~flatmin.EmpiricalRisk`.
+        These four as in :class:`~flatmin.EmpiricalRisk`.
     device : str or torch.device, default=None
         None is the module's.
     dtype : {"float32", "float64"}, default=None
@@ -126,6 +127,7 @@ class FlatnessMonitor:
         tol: float = 1e-2,
         rtol: float = 0.1,
         max_matvecs: int = 30,
+        target: str | None = None,
         output_transform: Callable[[Any], Tensor] | None = None,
         batch_norm: Literal["frozen", "error"] = "frozen",
         hvp: Literal["exact", "finite_difference"] = "exact",
@@ -146,6 +148,7 @@ class FlatnessMonitor:
         self._seeds = spawn_seeds(random_state, names)
         self._arguments = (loss, X, y)
         self._options: dict[str, Any] = {
+            "target": target,
             "output_transform": output_transform,
             "batch_norm": batch_norm,
             "hvp": hvp,

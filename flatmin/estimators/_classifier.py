@@ -26,6 +26,7 @@ from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
+from flatmin.estimators._outputs import outputs_and_targets
 from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
 from flatmin.risk.data.source import split_targets
 
@@ -230,7 +231,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
             return super().score(X, y, sample_weight)
-        outputs, y = self._outputs_and_targets(source)
+        outputs, y = outputs_and_targets(self, source)
         return accuracy_score(y, self._labels(outputs), sample_weight=sample_weight)
 
     def _scores(self, outputs: np.ndarray) -> np.ndarray:

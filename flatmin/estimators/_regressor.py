@@ -18,6 +18,7 @@ from flatmin.estimators._averages import mean_over
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetRegressor
+from flatmin.estimators._outputs import outputs_and_targets
 from flatmin.estimators._parameters import with_shared_entries
 from flatmin.risk.data.source import is_data_set, split_targets
 
@@ -181,7 +182,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
             return super().score(X, y, sample_weight)
-        outputs, y = self._outputs_and_targets(source)
+        outputs, y = outputs_and_targets(self, source)
         predicted = self._in_target_shape(outputs)
         return r2_score(y, predicted, sample_weight=sample_weight)
 

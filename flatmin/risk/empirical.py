@@ -30,6 +30,7 @@ from flatmin.risk.example_sums.scalars import (
     inner_products,
 )
 from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.independence import check_independence
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.module_state import check_state
@@ -44,7 +45,6 @@ from flatmin.risk.network.prepared_module import (
 )
 from flatmin.risk.probe import (
     check_dependence,
-    check_independence,
     choose_strides,
     probe_example,
     trial_indices,

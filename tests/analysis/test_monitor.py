@@ -291,3 +291,19 @@ def test_the_budget_that_is_named_is_enough(net):
         FlatnessMonitor(X, y, budget=0.1, **options)(net, 0)
     named = float(str(caught.value).split("pass budget=")[1].split()[0])
     assert FlatnessMonitor(X, y, budget=named, **options)(net, 0)["n_examples"] >= 32
+
+
+def test_several_arrays_and_targets_by_name():
+    class Parts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(X.shape[1], int(y.max()) + 1)
+
+        def forward(self, left, right):
+            return {"logits": self.linear(torch.cat([left, right], 1))}
+
+    module, half = Parts(), X.shape[1] // 2
+    held = {"left": X[:, :half], "labels": y, "right": X[:, half:]}
+    options = {"loss": "cross_entropy", "budget": EVERYTHING}
+    found = FlatnessMonitor(held, target="labels", **options)(module, 0)
+    assert found == pytest.approx(FlatnessMonitor(X, y, **options)(module.linear, 0))
