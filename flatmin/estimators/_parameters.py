@@ -114,24 +114,23 @@ optimizer_params : dict, default=None
 training : dict, default=None
     What else is done in the noisy iterations; ``training__x`` in ``set_params`` and in
     grids goes here. None, also of one setting, is nothing.
-
-    - ``clip_norm``: c; a noisy gradient g = g₀ + ε is scaled by
-      min(1, c/(‖g‖ + 1e-6)), as ``torch.nn.utils.clip_grad_norm_`` does. A column
-      n_clipped of ``history_`` counts the steps that were clipped so far. noise_norm
-      and every covariance C are those of the law, before clipping.
-    - ``schedule``: η of each iteration. A column lr of ``history_`` has that of the
-      step after the row. "cosine" and "linear" fall from ``lr`` to 0 over
-      ``max_iter``. Or a class of ``torch.optim.lr_scheduler``, or a function of the
-      optimizer that returns a scheduler, with ``schedule_params`` as keyword arguments;
-      its step is an iteration. It begins anew with each fit.
-    - ``early_stopping``: True ends the training when the score of held-out examples has
-      not risen by ``tol`` (1e-4) in more than ``n_iter_no_change`` (10) blocks of
-      ``record_every`` iterations, one after another, as ``MLPClassifier`` of
-      scikit-learn does. ``params_`` is then the θ of the best block. Held out are X_val
-      and y_val, or else a part ``validation_fraction`` (0.1) of the examples, with
-      their share of each class; they are not trained on. Scores count examples alike.
-    - Without ``early_stopping``, ``n_iter_no_change`` or ``tol`` ends the training when
-      the training loss has not fallen so.
+    ``clip_norm``, c: a noisy gradient g = g₀ + ε is scaled by min(1, c/(‖g‖ + 1e-6)),
+    as ``torch.nn.utils.clip_grad_norm_`` does. A column n_clipped of ``history_``
+    counts the steps that were clipped so far; noise_norm and every covariance C are
+    those of the law, before clipping.
+    ``schedule``: η of each iteration. "cosine" and "linear" fall from ``lr`` to 0 over
+    ``max_iter``; or a class of ``torch.optim.lr_scheduler``, or a function of the
+    optimizer that returns a scheduler, with ``schedule_params`` as keyword arguments.
+    It is stepped after each iteration, and begins anew with each fit. A column lr of
+    ``history_`` has η of the step after the row.
+    ``early_stopping``: True ends the training when the score of held-out examples has
+    not risen by ``tol`` (1e-4) in more than ``n_iter_no_change`` (10) blocks of
+    ``record_every`` iterations, one after another, as scikit-learn's ``MLPClassifier``
+    does. ``params_`` is then the θ of the best block. Held out are X_val and y_val, or
+    else a part ``validation_fraction`` (0.1) of the examples, for a classifier with its
+    share of each class; they are not trained on. Their score counts all alike.
+    Without ``early_stopping``, ``n_iter_no_change`` or ``tol`` ends the training when
+    the training loss has not fallen so.
 warmup : dict, default=None
     What comes before the noise: iterations that bring θ near a minimum. Its
     settings are ``max_iter``, how many, and, if they are others than these,

@@ -70,13 +70,10 @@ def prepare(
     examples = estimator._check_examples(X, y, "X and y", reset=not warm)
     held_out = estimator._check_validation(*validation)
     fraction = _fraction(training.stopping, held_out)
-    names = ("init", "warmup", "noise", "batches", "warmup batches")
-    names += () if fraction is None else ("validation",)
-    seeds = spawn_seeds(estimator.random_state, names)
+    seeds = _seeds(estimator, splits=fraction is not None)
     if fraction is not None:
-        seed = seeds.pop("validation")
         examples, sample_weight, held_out = hold_out(
-            estimator, fraction, examples, sample_weight, seed
+            estimator, fraction, examples, sample_weight, seeds.pop("validation")
         )
     weights = estimator._combine_weights(sample_weight, examples.y, reset=True)
     if warm:
@@ -102,6 +99,7 @@ def prepare(
                 module, loss, *held_out.for_risk(), **options
             )
         recorder.validation_score = estimator._scorer(held_out.y)
+    before = _read_before(estimator) if warm else {}
     run = Run(
         module=module,
         loss=loss,
@@ -114,16 +112,10 @@ def prepare(
         weights=weights,
         validation=held_out,
         continues=warm,
-        n_iter_before=estimator.n_iter_ if warm else 0,
-        n_steps_before=estimator.n_steps_ if warm else 0,
-        offset=estimator._iteration if warm else 0,
-        rows=_rows_before(estimator) if warm else [],
         warmup=None if warm else warmup,
         folder=folder,
         training=training,
-        schedule=None,
-        n_clipped_before=estimator._n_clipped if warm else 0,
-        before=getattr(estimator, "trajectory_", None) if warm else None,
+        **before,
     )
     _check_laws(estimator, run)
     _check_kept(estimator, run)
@@ -159,6 +151,12 @@ def start_of(estimator: Any, run: Run) -> Tensor:
     start = torch.as_tensor(theta, dtype=run.risk.dtype, device=run.risk.device)
     check_held(start, torch.as_tensor(theta), "params_init")
     return start
+
+
+def _seeds(estimator: Any, *, splits: bool) -> dict[str, int]:
+    names = ("init", "warmup", "noise", "batches", "warmup batches")
+    names += ("validation",) if splits else ()
+    return spawn_seeds(estimator.random_state, names)
 
 
 def _fraction(
@@ -254,7 +252,15 @@ def _check_kept(estimator: Any, run: Run) -> None:
         check_room(n_rows, run.risk.n_params, run.risk.dtype)
 
 
-def _rows_before(estimator: Any) -> list[dict[Any, Any]]:
-    """Return the rows of earlier fits, but the one that this fit begins with."""
+def _read_before(estimator: Any) -> dict[str, Any]:
+    """Return what a run has of the earlier fit that it goes on from."""
     rows = estimator.history_.to_dict("records")
-    return [row for row in rows if row["iteration"] < estimator._iteration]
+    return {
+        "n_iter_before": estimator.n_iter_,
+        "n_steps_before": estimator.n_steps_,
+        "n_clipped_before": estimator._n_clipped,
+        "offset": estimator._iteration,
+        # Without the one that this fit begins with.
+        "rows": [row for row in rows if row["iteration"] < estimator._iteration],
+        "before": estimator.trajectory_,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,16 +38,16 @@ class Run:
     weights: np.ndarray | None
     validation: Examples | None
     continues: bool  # where an earlier fit ended
-    n_iter_before: int  # noisy iterations of earlier fits
-    n_steps_before: int  # optimizer steps in them
-    offset: int  # iterations of earlier fits and of the warm-up
-    rows: list[dict[Any, Any]]
     warmup: WarmupSettings | None  # None also where an earlier fit goes on
     folder: FolderSettings | None
     training: TrainingSettings
-    schedule: Schedule | None  # made when the optimizer is there
-    n_clipped_before: int  # steps in earlier fits
-    before: Trajectory | None  # of the earlier fit that this one goes on from
+    schedule: Schedule | None = None  # made when the optimizer is there
+    n_iter_before: int = 0  # noisy iterations of earlier fits
+    n_steps_before: int = 0  # optimizer steps in them
+    n_clipped_before: int = 0  # of these, clipped
+    offset: int = 0  # iterations of earlier fits and of the warm-up
+    rows: list[dict[Any, Any]] = field(default_factory=list)
+    before: Trajectory | None = None  # of the earlier fit
     diverged: str | None = None
     best_iteration: int | None = None
 

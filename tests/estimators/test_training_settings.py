@@ -61,10 +61,10 @@ def descent(**params):
     "optimizer", [{}, {"optimizer_params": {"momentum": 0.9}}, {"optimizer": "adamw"}]
 )
 def test_clipping_is_that_of_pytorch(optimizer):
-    clf = descent(training={"clip_norm": 0.5}, **optimizer).fit(X, y)
+    clf = descent(training={"clip_norm": 0.8}, **optimizer).fit(X, y)
     kind = torch.optim.AdamW if "optimizer" in optimizer else torch.optim.SGD
     params = {"lr": 0.1, **optimizer.get("optimizer_params", {})}
-    theta, clipped = by_hand(30, kind, clip=0.5, **params)
+    theta, clipped = by_hand(30, kind, clip=0.8, **params)
     np.testing.assert_allclose(clf.params_, theta, rtol=1e-10, atol=1e-12)
     assert 0 < clipped < 30
     assert clf.history_["n_clipped"].tolist()[-1] == clipped
@@ -581,3 +581,31 @@ def test_a_comparison():
         one = {"gd": {"training": training}}
         with pytest.raises(ValueError, match="for 'gd'"):
             compare_dynamics(one, X, y, estimator=classifier())
+
+
+class Named(nn.Module):
+    """Takes two arrays by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, first, second):
+        return self.linear(torch.cat([first, second], 1))
+
+
+def test_several_arrays():
+    named = {"first": X[:, :1], "second": X[:, 1:]}
+    settings = early() | {"keep_params_every": 50, "max_iter": 100}
+    clf = classifier(module=Named, **settings).fit(named, y)
+    assert clf.risk_.n_examples == 54
+    plain = classifier(module=lambda: nn.Linear(4, 3), **settings).fit(X, y)
+    # The rows that are held out are the same ones.
+    assert (
+        clf.history_["valid_score"].tolist() == plain.history_["valid_score"].tolist()
+    )
+    np.testing.assert_allclose(
+        clf.predict_proba(named, clf.trajectory_),
+        plain.predict_proba(X, plain.trajectory_),
+        rtol=1e-5,
+    )
