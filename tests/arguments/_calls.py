@@ -20,6 +20,7 @@ from flatmin import linalg, measures, plotting
 from flatmin.curvature import GGNOperator, HessianOperator
 from flatmin.risk import (
     EmpiricalRisk,
+    FunctionRisk,
     LabelDraw,
     LinearRegressionRisk,
     ParameterLayout,
@@ -273,6 +274,10 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
         "risk": lambda: world().quadratic,
         "n_chains": lambda: 3,
     },
+    "FunctionRisk": {
+        "f": lambda: lambda theta: (theta**2).sum(-1),
+        "start": lambda: [1.0, 2.0],
+    },
     "LinearRegressionRisk": {"X": lambda: torch.eye(3), "y": lambda: torch.ones(3)},
     "spectral_density": {"n_steps": lambda: 3},
     "subspace_share": {"v": lambda: torch.ones(3)},
@@ -323,6 +328,12 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
             {**_ANALYTIC, "point": lambda: linear.linearize(torch.ones(2).double())},
         ),
         "TwoBasinsRisk": (basins, _ANALYTIC),
+        "FunctionRisk": (
+            FunctionRisk(
+                lambda theta: (theta**4).sum(-1), torch.ones(2, dtype=torch.float64)
+            ),
+            _ANALYTIC,
+        ),
         "ParameterLayout": (
             ParameterLayout.of(w.module),
             {
