@@ -100,6 +100,7 @@ def test_the_same_fit_as_of_one_array(name, settings):
     net = pickle.loads(pickle.dumps(found)).net_
     if name != "pandas":
         assert (net.predict(X) == found.predict(X)).all()
+        np.testing.assert_allclose(net.predict_proba(X), found.predict_proba(X))
 
 
 @pytest.mark.parametrize("name", ["mapping", "tuple", "nested"])
@@ -268,6 +269,7 @@ def test_output_transform_decides_everywhere():
     assert clf.score(ONE, Y) == one.score(ONE, Y)
     assert clone(clf).output_transform is right
     assert (clf.net_.predict(ONE) == one.predict(ONE)).all()
+    np.testing.assert_allclose(clf.net_.predict_proba(ONE), one.predict_proba(ONE))
     trace = SharpnessScorer(measure="trace")
     assert trace(clf.net_, ONE, Y) == pytest.approx(trace(one, ONE, Y))
 
