@@ -100,6 +100,22 @@ class _EstimatorNet:
             )
         return super().infer(x, **fit_params)  # type: ignore[misc]
 
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return probabilities of a classifier's labels, or a regressor's outputs.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As the module takes it.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, ...)
+        """
+        turned = self._get_predict_nonlinearity()(torch.as_tensor(self._raw(X)))  # type: ignore[attr-defined]
+        probabilities: np.ndarray = turned.numpy()
+        return probabilities
+
     def _raw(self, X: Any) -> np.ndarray:
         transform = self.reader_.output_transform
         parts = [read_output(part, transform) for part in self.forward_iter(X)]  # type: ignore[attr-defined]

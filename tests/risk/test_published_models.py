@@ -148,6 +148,7 @@ def test_a_model_as_it_is(name):
         (point.ggn(v), expected_ggn),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert risk.paths["per-example sums"] == "by layer"
 
 
 def test_what_a_tokenizer_returns_with_its_targets():

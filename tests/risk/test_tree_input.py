@@ -1,6 +1,7 @@
 """X of several arrays: where it comes from, and what is refused."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -194,12 +195,17 @@ BAD = {
     "a ragged list": (
         {"X": [[1], [1, 2], [3]], "y": Y[:3], "module": WORDS},
         TypeError,
-        "X must hold examples of one shape. Got lengths from 1 to 2; pad",
+        "X must be an array of numbers.*lengths from 1 to 2; pad",
     ),
     "ragged tensors": (
         {"X": {"ids": RAGGED, "mask": MASK}, "module": WORDS},
         TypeError,
-        r"X\['ids'\] must hold examples of one shape. Got lengths from 1 to 3; pad",
+        r"X\['ids'\] must be an array of numbers.*lengths from 1 to 3; pad",
+    ),
+    "a ragged column": (
+        {"X": {"ids": pd.Series([[1], [1, 2]]), "mask": MASK}, "module": WORDS},
+        TypeError,
+        r"X\['ids'\] must be an array of numbers.*lengths from 1 to 2; pad",
     ),
     "ragged objects": (
         {"X": np.array([np.ones(2), np.ones(3)], dtype=object), "y": Y[:2]},
@@ -209,7 +215,7 @@ BAD = {
     "ragged targets": (
         {"X": (A, B), "y": RAGGED},
         TypeError,
-        "y must hold",
+        "y must be an array of numbers.*pad",
     ),
     "packed": (
         {"X": pack_sequence(RAGGED, enforce_sorted=False), "module": WORDS},
