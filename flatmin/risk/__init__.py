@@ -10,6 +10,7 @@ from flatmin.risk.empirical import EmpiricalRisk
 from flatmin.risk.interface import LinearizedRisk, Risk
 from flatmin.risk.label_noise import LabelDraw
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.losses.module_loss import ModuleLoss
 from flatmin.risk.losses.resolve_loss import LOSSES, resolve_loss
 from flatmin.risk.network.layout import ParameterLayout
 
@@ -23,6 +24,7 @@ __all__ = [
     "LabelDraw",
     "LinearRegressionRisk",
     "LinearizedRisk",
+    "ModuleLoss",
     "ParameterLayout",
     "QuadraticRisk",
     "Risk",

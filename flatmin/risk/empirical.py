@@ -21,7 +21,7 @@ from flatmin.risk.autodiff.surroundings import alone, undisturbed
 from flatmin.risk.data.chunks import Chunk, choose_chunk_size
 from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, check_held
-from flatmin.risk.data.source import find_source, split_targets
+from flatmin.risk.data.source import find_source, is_data_set, split_targets
 from flatmin.risk.data.streamed_data import StreamedData
 from flatmin.risk.data.weights import KnownWeights, as_weights, normalised_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
@@ -32,8 +32,10 @@ from flatmin.risk.example_sums.scalars import (
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.independence import check_independence
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.losses.module_loss import GivenLosses, ModuleLoss
 from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.module_state import check_state
+from flatmin.risk.network.loss_module import LossModule, as_held, check_losses
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
@@ -77,9 +79,10 @@ class EmpiricalRisk(LabelNoiseRisk):
     module : torch.nn.Module
         Maps X of shape (n, ...) to outputs of shape (n, ...). It may return a tensor, a
         tuple, a mapping or an object with ``logits``: see ``output_transform``.
-    loss : str, loss module or callable
+    loss : str, loss module, callable or ModuleLoss
         "cross_entropy", "squared_error", "binary_cross_entropy", "next_token", or
         anything that gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
+        A :class:`~flatmin.risk.ModuleLoss` is given the module, X and y.
     X : array-like or Tensor of shape (N, ...), a mapping, a tuple, or a data set
         Not copied if it is a tensor of the right dtype, device and strides. A mapping
         from names to arrays gives the module's keywords, as ``{"input_ids": ...,
@@ -91,7 +94,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         a mask for the module.
     y : array-like or Tensor of shape (N, ...), default=None
         Class indices or numbers, as the loss needs; None with a data set or a
-        ``target``.
+        ``target``, and with a ``ModuleLoss`` that needs none.
     sample_weight : array-like of shape (N,), default=None
         wᵢ ≥ 0.
     positions : {"all", "example"}, default="all"
@@ -190,14 +193,24 @@ class EmpiricalRisk(LabelNoiseRisk):
             chunk_size = check_count("chunk_size", chunk_size)
         if output_transform is not None:
             check_callable("output_transform", output_transform, "outputs")
+            if isinstance(loss, ModuleLoss):
+                raise ValueError(
+                    "f of ModuleLoss calls the module itself, and takes what it needs "
+                    "of its outputs. Got output_transform too; leave it at None."
+                )
         self._hvp = hvp
         self.l2 = check_positive("l2", l2, or_zero=True)
+        joins = isinstance(loss, ModuleLoss)
+        if isinstance(loss, ModuleLoss):
+            module, loss = LossModule(module, loss.f), GivenLosses()
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
         self.device, self.dtype = first.device, first.dtype
         check_held_by("l2", self.l2, self.dtype)
 
         X, y = split_targets(X, y, target)
+        if joins:
+            X, y = self._joined(module, X, y, target)
         source = find_source(X, y, target)
         if source is not None:  # some examples stand for the rest
             X, y = source.read(trial_indices(len(source)).tolist())
@@ -207,6 +220,9 @@ class EmpiricalRisk(LabelNoiseRisk):
             sample_weight = as_weights(sample_weight, n_examples, self.device)
         self._loss = resolve_loss(loss).to(self.device, self.dtype)
         self._model = FlatModel(module, output_transform)
+        if isinstance(module, LossModule) and isinstance(original, LossModule):
+            check_losses(module, X)
+            original.differentiates = module.differentiates
         X, by_rows = choose_strides(self._model, X)
         probe = probe_example(self._model, X)
         self.output_shape = tuple(probe.output.shape[1:])
@@ -235,6 +251,24 @@ class EmpiricalRisk(LabelNoiseRisk):
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
         self._theta = self._model.theta()
+
+    def _joined(self, module: Any, X: Any, y: Any, target: str | None) -> Any:
+        """Return X and y as the X of a module that computes losses, and targets."""
+        if is_data_set(X):
+            source = find_source(X, y, target)
+            return (X if source is None else source.joined()), None
+        inputs = as_inputs(X, self.device)
+        inputs = as_input(inputs, module.module, self.dtype)
+        beside = torch.zeros(len(inputs), device=self.device)
+        X = inputs if isinstance(inputs, Tensor) else inputs.unpacked()
+        if y is None:
+            return (X,), beside
+        y = as_tensor(y, "y", self.device)
+        if len(inputs) != len(y):
+            raise ValueError(
+                f"X and y must have as many examples. Got {len(inputs)} and {len(y)}."
+            )
+        return (X, y), beside
 
     def _trial_arrays(self, module: nn.Module, X: Any, y: Any) -> tuple[Inputs, Tensor]:
         """Return X and y as the module takes them, or raise."""
@@ -364,6 +398,7 @@ class EmpiricalRisk(LabelNoiseRisk):
             else another one.
         """
         self._model.bind(self._theta)
+        module = as_held(self._model.module, module)
         if alike(self._model.module, comparable(module)):
             return self
         module = evaluation_mode(copy_module(module))

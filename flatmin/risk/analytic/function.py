@@ -96,17 +96,12 @@ class FunctionRisk(AnalyticRisk):
         return hessian
 
     def gauss_newton_roots(self, theta: Tensor) -> Tensor:
-        """Raise, for there are no outputs.
+        """Raise ValueError, for there are no outputs."""
+        self.check_gauss_newton()
+        return theta
 
-        Parameters
-        ----------
-        theta : Tensor of shape (\\*chains, D)
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+    def check_gauss_newton(self) -> None:
+        """Raise ValueError: f has no outputs."""
         raise ValueError(
             "The Gauss-Newton matrix splits a loss into outputs and what is made of "
             "them. Got a FunctionRisk, whose f(theta) has no outputs; use the Hessian, "
