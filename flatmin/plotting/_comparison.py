@@ -82,6 +82,7 @@ class ComparisonDisplay(BaseDisplay):
         cls,
         result: ComparisonResult,
         *,
+        methods: str | Iterable[str] | None = None,
         baseline: str | None = None,
         columns: str | Iterable[str] | None = None,
         confidence: float = 0.95,
@@ -92,8 +93,10 @@ class ComparisonDisplay(BaseDisplay):
         ----------
         result : ComparisonResult
             Also one that was read from a file, or merged.
+        methods : str or iterable of str, default=None
+            Which to show; None is all.
         baseline : str, default=None
-            A method; None is the first.
+            A method, which is shown too; None is the first.
         columns : str or iterable of str, default=None
             Whose differences are of interest, also beyond what ``plot`` draws unasked;
             None is the sharpness and the score.
@@ -116,29 +119,35 @@ class ComparisonDisplay(BaseDisplay):
                 "result must be a ComparisonResult, which compare_dynamics returns. "
                 f"Got {type(result).__name__}."
             )
-        if baseline is not None:
-            check_known("baseline", baseline, result.methods)
+        shown = _names(methods, "methods") or result.methods
+        for name in shown:
+            check_known("method", name, result.methods)
+        baseline = shown[0] if baseline is None else baseline
+        check_known("baseline", baseline, result.methods)
         ends = result.ends().reset_index()
-        if ends.empty:
+        if not ends["phase"].isin(_PHASES).any():
             raise ValueError(
                 "There is nothing to draw: no unit of the result came to an end. Its "
                 "failures say why."
             )
         # As asked for, and not in the order of the alphabet.
-        order = {name: i for i, name in enumerate(result.methods)}
+        names = shown if baseline in shown else [baseline, *shown]
+        order = {name: i for i, name in enumerate(names)}
+        ends = ends[ends["method"].isin(order)]
         place = ends["method"].map(order)
         ends = ends.loc[place.sort_values(kind="stable").index].reset_index(drop=True)
-        wanted = _names(columns)
+        wanted = _names(columns, "columns")
         if wanted is None:
             wanted = [c for c in (_first(ends, _SHARPNESS), _first(ends, _SCORES)) if c]
         differences = None
         if len(result.methods) > 1 and wanted:
             options: Any = {"columns": wanted, "confidence": confidence}
             differences = result.summary(baseline, **options).reset_index()
+            differences = differences[differences["method"].isin(order)]
         return cls(
             ends,
             differences,
-            baseline=baseline or result.methods[0],
+            baseline=baseline,
             confidence=confidence,
         )
 
@@ -226,7 +235,7 @@ class ComparisonDisplay(BaseDisplay):
         title = f"{n_seeds} seeds" if n_seeds > 1 else "one seed"
         if paired and n_seeds > 1:
             points, n_left = self._paired(points)
-            title = f"{n_left} seeds, moved to one {self._baseline()}"
+            title = f"{n_left} seeds, paired with {self._baseline()}"
         return points, f"mean and each of {title}" if n_seeds > 1 else title
 
     def _paired(self, points: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -271,7 +280,7 @@ class ComparisonDisplay(BaseDisplay):
             )
         table = self.differences[self.differences["method"] != self._baseline()]
         there = list(dict.fromkeys(table["column"]))
-        wanted = _names(columns)
+        wanted = _names(columns, "columns")
         wanted = there if wanted is None else wanted
         for name in wanted:
             check_known("column", name, there)
@@ -285,22 +294,24 @@ class ComparisonDisplay(BaseDisplay):
                 rows,
                 baseline=self._baseline(),
                 confidence=self.confidence,
-                named=i == 0,
+                # Beside each other, panels share the names of their rows.
+                named=i == 0 or one.get_position().y0 != self.ax_.get_position().y0,
+                with_legend=i == 0,
             )
             found |= {(column, *key): mark for key, mark in marks.items()}
         self.marks_ = found
         return self
 
 
-def _names(columns: str | Iterable[str] | None) -> list[str] | None:
-    if columns is None:
+def _names(given: str | Iterable[str] | None, title: str) -> list[str] | None:
+    if given is None:
         return None
-    if not isinstance(columns, Iterable):
-        raise TypeError(f"columns must be names of columns. Got {columns!r}.")
-    with naming("columns"):
-        names = [columns] if isinstance(columns, str) else list(columns)
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{title} must be names. Got {given!r}.")
+    with naming(title):
+        names = [given] if isinstance(given, str) else list(given)
     if not names:
-        raise ValueError("columns must name at least one column. Got none.")
+        raise ValueError(f"{title} must hold at least one name. Got none.")
     return names
 
 

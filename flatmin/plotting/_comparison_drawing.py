@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flatmin.plotting._figure import LABELS, legend, line_styles, scaled, tidy_axes
+from flatmin.plotting._figure import (
+    LABELS,
+    legend,
+    line_styles,
+    panel_size,
+    scaled,
+    tidy_axes,
+)
 
 __all__ = ["draw_differences", "draw_ends"]
 
@@ -88,7 +95,13 @@ def draw_ends(
 
 
 def draw_differences(
-    ax: Any, table: pd.DataFrame, *, baseline: str, confidence: float, named: bool
+    ax: Any,
+    table: pd.DataFrame,
+    *,
+    baseline: str,
+    confidence: float,
+    named: bool,
+    with_legend: bool,
 ) -> dict[tuple[str, str], Any]:
     """Draw differences from a baseline with their intervals, a row a method.
 
@@ -100,7 +113,8 @@ def draw_differences(
     baseline : str
     confidence : float
     named : bool
-        Whether the rows are named and the legend is drawn here.
+        Whether the rows are named here.
+    with_legend : bool
 
     Returns
     -------
@@ -108,7 +122,7 @@ def draw_differences(
     """
     methods = list(dict.fromkeys(table["method"]))
     phases = [phase for phase in _PHASES if phase in set(table["phase"])]
-    shifts = np.linspace(0.25, -0.25, len(phases)) if len(phases) > 1 else [0.0]
+    shifts = np.linspace(0.2, -0.2, len(phases)) if len(phases) > 1 else [0.0]
     marks = {}
     for look, phase, shift in zip(
         line_styles(len(phases)), phases, shifts, strict=True
@@ -134,6 +148,9 @@ def draw_differences(
             )
             marks[phase, row["method"]] = mark
             label = None
+    # Numbers of many digits would run into each other.
+    width = panel_size(ax)[0]
+    ax.locator_params(axis="x", nbins=int(np.clip(2 * width, 2, 7)))
     ax.axvline(0, color="0.5", linewidth=0.8, zorder=0)
     ax.set(
         yticks=range(len(methods), 0, -1),
@@ -142,7 +159,7 @@ def draw_differences(
     )
     (column,) = table["column"].unique()
     ax.set_xlabel(f"{label_of(column)}, less that of {baseline}")
-    if named:
+    if with_legend:
         n = table["n"].min(), table["n"].max()
         pairs = f"{n[0]}" if n[0] == n[1] else f"{n[0]} to {n[1]}"
         text = f"{confidence:.0%} intervals, {pairs} pairs"

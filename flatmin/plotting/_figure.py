@@ -16,6 +16,7 @@ __all__ = [
     "legend",
     "line_styles",
     "make_axes",
+    "panel_size",
     "scaled",
     "tidy_axes",
 ]
@@ -178,7 +179,7 @@ def legend(ax: Any, *, title: str | None = None, inside: bool = False) -> Any:
     handles, labels = ax.get_legend_handles_labels()
     figure = ax.get_figure(root=True)
     above = not inside and figure.get_layout_engine() is not None
-    width, height = _panel_size(ax)
+    width, height = panel_size(ax)
     room = _ABOVE * figure.get_size_inches()[1] if above else _INSIDE * height
     full = scaled(ax, _points("legend.fontsize"))
     for shrink in (1.0, 0.9, 0.8, 0.7, 0.6):
@@ -230,7 +231,7 @@ def tidy_axes(ax: Any, *, spines: bool = False, colorbar: Any = None) -> None:
         sns.despine(ax=ax)
     size, ticks = _points("axes.labelsize"), scaled(ax, _points("xtick.labelsize"))
     dpi = ax.get_figure(root=True).dpi
-    for axis, room in zip((ax.xaxis, ax.yaxis), _panel_size(ax), strict=True):
+    for axis, room in zip((ax.xaxis, ax.yaxis), panel_size(ax), strict=True):
         axis.label.set_size(scaled(ax, size))
         _wrap(axis.label, room * dpi)
         axis.get_offset_text().set_size(ticks)
@@ -253,7 +254,7 @@ def scaled(ax: Any, points: float) -> float:
     -------
     float
     """
-    width, height = _panel_size(ax)
+    width, height = panel_size(ax)
     scale = np.clip(min(width / _FULL_WIDTH, height / _FULL_HEIGHT), _SMALLEST, 1)
     return float(points * scale)
 
@@ -290,9 +291,20 @@ def _wrap(label: Any, room: float) -> None:
         label.set_text(_fold(text, int(_visible_length(text) * room / length)))
 
 
-def _panel_size(ax: Any) -> np.ndarray:
-    """Return width and height in inches, before any layout."""
-    return ax.get_position().size * ax.get_figure(root=True).get_size_inches()
+def panel_size(ax: Any) -> np.ndarray:
+    """Return width and height in inches, before any layout.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+
+    Returns
+    -------
+    ndarray of shape (2,)
+    """
+    figure = ax.get_figure(root=False)  # which may be a part of the whole
+    size: np.ndarray = ax.get_position().size * figure.bbox.size / figure.dpi
+    return size
 
 
 def _points(name: Any) -> float:

@@ -414,6 +414,10 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
             },
         ),
         "AlignmentDisplay": (w.alignment_display, {"k": lambda: 2}),
+        "ComparisonDisplay": (
+            plotting.ComparisonDisplay.from_results(w.comparison, columns="loss"),
+            {"result": lambda: world().comparison, "x": lambda: "loss"},
+        ),
         "SpectrumDisplay": (
             plotting.SpectrumDisplay.from_results(w.table, w.curvature.density()),
             {"k": lambda: 2},
