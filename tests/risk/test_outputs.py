@@ -126,7 +126,7 @@ def test_where_the_first_is_not_meant_the_head_is_not_seen():
             return features, self.head(features)
 
     module = Features().double()
-    with pytest.warns(UserWarning, match=r"'head.weight', .*say by output_transform which"):
+    with pytest.warns(UserWarning, match=r"'head.weight', .*say by output_tr"):
         EmpiricalRisk(module, "cross_entropy", X, Y)
 
 
