@@ -24,7 +24,7 @@ __all__ = ["EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
 _READS = {
     *("loss", "output_transform", "target", "positions", "l2"),
     *("classes_", "n_features_in_", "feature_names_in_"),
-    *("_encoder", "_by_class", "_input_shape", "_target_shape"),
+    *("_encoder", "_by_class", "_input_shape", "_input_kinds", "_target_shape"),
 }
 
 

@@ -155,7 +155,7 @@ def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
 
 def _wrong_arguments(module: nn.Module, X: Inputs) -> str | None:
     """Return what is said where X are not the arguments of ``forward``, else None."""
-    signature = inspect.signature(module.forward)
+    signature = _signature(module)
     args, kwargs = X.arguments() if isinstance(X, Tree) else ((X,), {})
     try:
         signature.bind(*args, **kwargs)
@@ -171,11 +171,18 @@ def _wrong_arguments(module: nn.Module, X: Inputs) -> str | None:
     return None
 
 
+def _signature(module: nn.Module) -> inspect.Signature:
+    try:
+        return inspect.signature(module.forward)
+    except ValueError:  # of a function in C: anything may fit
+        return inspect.signature(lambda *_args, **_kwargs: None)
+
+
 def _warn_ignored_names(model: FlatModel, X: Tree, outputs: Tensor) -> None:
     """Say which names ``forward`` takes by ``**kwargs`` and does nothing with."""
-    known = inspect.signature(model.module.forward).parameters
-    names = [name for name in X.arguments()[1] if name not in known]
-    for name in names if len(names) < len(X.arguments()[1]) else ():
+    known, given = _signature(model.module).parameters, X.arguments()[1]
+    names = [name for name in given if name not in known]
+    for name in names if len(names) < len(given) else ():
         if torch.equal(model.evaluate(X.without(name)), outputs):
             warnings.warn(
                 f"X[{name!r}] has no effect on the outputs, and {name} is none of the "
@@ -277,7 +284,8 @@ def _warn_unused_parameters(names: list[str]) -> None:
     if names:
         warnings.warn(
             f"The loss does not depend on the parameters {names}: their gᵢ are "
-            "zero. Freeze them (requires_grad=False) to leave them out of θ.",
+            "zero. Freeze them (requires_grad=False) to leave them out of θ; or, where "
+            "the module returns several tensors, say by output_transform which it is.",
             UserWarning,
             stacklevel=6,
         )

@@ -338,6 +338,10 @@ BAD = {
         {"a": A[1:], "b": B, "mask": MASK},
         "all examples on its first axis",
     ),
+    "other numbers": (
+        {"a": A, "b": B, "mask": MASK.astype(int)},
+        r"X\['mask'\] must hold truth values, as in the training data. Got int64",
+    ),
     "NaN": ({"a": A * np.nan, "b": B, "mask": MASK}, r"X\['a'\] contains NaN"),
 }
 
@@ -348,6 +352,16 @@ def test_what_is_refused_at_predict(name):
     X, text = BAD[name]
     with pytest.raises(ValueError, match=text):
         clf.predict(X)
+
+
+def test_integers_are_floating_numbers_where_the_training_data_were():
+    clf = make(Parts, max_iter=1).fit({"a": A, "b": B, "mask": MASK}, Y)
+    a = A.round()
+    found, expected = (
+        clf.predict_proba({"a": part, "b": B, "mask": MASK})
+        for part in (a.astype(int), a)
+    )
+    assert (found == expected).all()
 
 
 def test_what_is_refused_at_fit():

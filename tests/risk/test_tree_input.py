@@ -301,6 +301,42 @@ def test_examples_of_a_leaf_may_see_each_other_in_no_way():
         make((A, B), module=Mixing().double())
 
 
+def test_a_forward_that_does_not_tell_its_arguments():
+    class Written(Two):
+        forward = property(lambda self: Hidden(super().forward))
+
+    class Hidden:
+        def __init__(self, function):
+            self.function = function
+
+        def __call__(self, *args):
+            return self.function(*args)
+
+        @property
+        def __signature__(self):
+            raise ValueError("no signature found")
+
+    net = Written().double()
+    net.load_state_dict(NET.state_dict())
+    theta = make((A, B)).params()
+    assert make((A, B), module=net).value(theta) == make((A, B)).value(theta)
+    with pytest.raises(TypeError, match="missing 1 required"):
+        make((A,), module=net)
+
+
+def test_a_module_of_one_mapping_gets_a_tuple_of_it():
+    class Batch(Two):
+        def forward(self, batch):
+            return super().forward(batch["first"], batch["second"])
+
+    net, batch = Batch().double(), {"first": A, "second": B}
+    net.load_state_dict(NET.state_dict())
+    theta = make((A, B)).params()
+    assert make((batch,), module=net).value(theta) == make((A, B)).value(theta)
+    with pytest.raises(ValueError, match=r"takes a mapping.* X=\(mapping,\)"):
+        make(batch, module=net)
+
+
 def test_lists_are_one_array():
     net = nn.Linear(3, 3).double()
     rows = [row.tolist() for row in A]
