@@ -310,7 +310,8 @@ def _in_float64(
 
 def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
     """Return what is said of outputs that differ when the examples come alone."""
-    rows, others = outputs.flatten(1).double(), single.flatten(1).double()
+    n = len(outputs)
+    rows, others = (part.reshape(n, -1).double() for part in (outputs, single))
     nearest = torch.cdist(rows, others).argmin(1)
     ordered = nearest.sort().values
     moved = len(nearest.unique()) == len(rows) and not nearest.equal(ordered)
