@@ -1,8 +1,10 @@
 """flatmin: the shape of gradient noise, and the flatness of the minima it finds."""
 
+import flatmin.plotting  # noqa: F401, by which results draw themselves
 from flatmin._utils.versions import show_versions
 from flatmin.analysis import (
     CurvatureAnalyzer,
+    FlatnessMonitor,
     NoiseCovarianceAnalyzer,
     SharpnessScorer,
 )
@@ -20,6 +22,7 @@ __all__ = [
     "CurvatureAnalyzer",
     "DivergenceError",
     "EmpiricalRisk",
+    "FlatnessMonitor",
     "NoiseCovarianceAnalyzer",
     "NoiseLaw",
     "NoisyDiffusionClassifier",

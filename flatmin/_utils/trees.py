@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from scipy.sparse import issparse
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -104,6 +105,8 @@ def is_nested(data: Any) -> bool:
     >>> is_nested({"mask": [[1, 0]]}), is_nested(([1.0], [2.0])), is_nested([[1.0]])
     (True, True, False)
     """
+    if issparse(data):  # one kind of sparse array is a dict
+        return False
     return isinstance(data, Mapping | tuple | Tree)
 
 
@@ -178,20 +181,21 @@ def _skeleton(
             "PackedSequence; pad it, torch.nn.utils.rnn.pad_packed_sequence(..., "
             "batch_first=True), and pass the lengths, or a mask, beside it."
         )
+    if not is_nested(data):
+        leaves.append(data)
+        names.append(place)
+        return len(leaves) - 1
+    content: Any
     if isinstance(data, Mapping):
-        content: Any = {
+        content = {
             key: _skeleton(data[key], name, f"{place}[{key!r}]", leaves, names)
             for key in data.keys()  # noqa: SIM118 - a SliceDict's length is another
         }
-    elif isinstance(data, tuple):
+    else:
         content = [
             _skeleton(part, name, f"{place}[{i}]", leaves, names)
             for i, part in enumerate(data)
         ]
-    else:
-        leaves.append(data)
-        names.append(place)
-        return len(leaves) - 1
     if not content:
         raise ValueError(
             f"{name}{place} must hold at least one array. Got an empty "

@@ -1,6 +1,7 @@
 """What users analyse a fitted model with: curvature, gradient noise, sharpness."""
 
 from flatmin.analysis._curvature import CurvatureAnalyzer
+from flatmin.analysis._monitor import FlatnessMonitor
 from flatmin.analysis._noise_covariance import NoiseCovarianceAnalyzer
 from flatmin.analysis._results import (
     Alignment,
@@ -16,6 +17,7 @@ __all__ = [
     "CurvatureAnalyzer",
     "Diagonal",
     "Eigenpairs",
+    "FlatnessMonitor",
     "NoiseCovarianceAnalyzer",
     "SharpnessScorer",
     "SpectralDensity",

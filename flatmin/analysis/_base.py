@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
+from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.trees import as_tree, is_nested
 from flatmin._utils.validation import Interval, StrOptions
@@ -49,7 +50,7 @@ class ModelByReference(BaseEstimator):
     dtype: Any
     random_state: Any
 
-    def __sklearn_clone__(self) -> ModelByReference:
+    def __sklearn_clone__(self) -> Self:
         # clone() hands a FrozenEstimator on as it is, so its own checks hold.
         shell = copy.copy(self)
         shell.estimator = FrozenEstimator(self.estimator)
@@ -71,7 +72,7 @@ class ModelByReference(BaseEstimator):
         """
         return super().get_params(deep=False)
 
-    def set_params(self, **params: Any) -> ModelByReference:
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, but none of the model's.
 
         Parameters
@@ -192,7 +193,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """Return k eigenpairs of that matrix."""
 
     @one_at_a_time
-    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
         """Fix the data to analyse on.
 
         It costs one pass over the data: what is asked for is computed when it is, and
@@ -368,12 +369,15 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         columns = torch.tensor(vectors, dtype=risk.dtype, device=risk.device)
         indices = self._indices(risk)
         along = []
-        for column in columns.unbind(1):
-            u = column
-            if indices is not None:
-                u = column.new_zeros(risk.n_params)
-                u[indices] = column
-            along.append(point.directional_derivatives(u))
+        total = columns.shape[1]
+        with progress_bar(total, "coordinates", verbose=self.verbose) as bar:
+            for column in columns.unbind(1):
+                u = column
+                if indices is not None:
+                    u = column.new_zeros(risk.n_params)
+                    u[indices] = column
+                along.append(point.directional_derivatives(u))
+                bar.update()
         return torch.stack(along, 1).double()
 
     def __sklearn_is_fitted__(self) -> bool:

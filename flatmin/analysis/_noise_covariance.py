@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_count
+from flatmin._utils.progress import progress_bar
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
     Alignment,
@@ -189,13 +190,15 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         rng = self._generator(risk.device)
         theta = risk.params()
         draws = []
-        for _ in range(n):
-            z = torch.randn(
-                risk.n_examples, generator=rng, dtype=risk.dtype, device=risk.device
-            )
-            weights = (z - z.mean()) * risk.n_examples**0.5
-            draw = self._selected(risk, risk.weighted_gradient(theta, weights))
-            draws.append(check_finite("A draw", draw, risk, self._indices(risk)))
+        with progress_bar(n, "draws", verbose=self.verbose) as bar:
+            for _ in range(n):
+                z = torch.randn(
+                    risk.n_examples, generator=rng, dtype=risk.dtype, device=risk.device
+                )
+                weights = (z - z.mean()) * risk.n_examples**0.5
+                draw = self._selected(risk, risk.weighted_gradient(theta, weights))
+                draws.append(check_finite("A draw", draw, risk, self._indices(risk)))
+                bar.update()
         return torch.stack(draws).cpu().numpy()
 
     @one_at_a_time
@@ -228,6 +231,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             rtol=rtol,
             max_matvecs=max_matvecs,
             rng=self._generator(risk.device),
+            verbose=self.verbose,
         )
         return Alignment(
             result.n_params,
@@ -323,7 +327,13 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         rng = self._generator(risk.device)
         if which == "LA":
             result = covariance_eigenpairs(
-                risk, risk.params(), k, tol=self.tol, rng=rng, select=self.select
+                risk,
+                risk.params(),
+                k,
+                tol=self.tol,
+                rng=rng,
+                select=self.select,
+                verbose=self.verbose,
             )
         else:
             result = eigsh(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -168,6 +169,9 @@ class SpectralDensity:
     n_matvecs: int
     _density: linalg.SpectralDensity = field(compare=False)
 
+    # (spectrum, ax, width) -> Display; flatmin.plotting, the floor above, sets it.
+    _draw: ClassVar[Callable[..., Any]]
+
     @classmethod
     def wrap(cls, matrix: str, result: linalg.SpectralDensity) -> SpectralDensity:
         """Bring a result of :func:`flatmin.linalg.spectral_density` to NumPy.
@@ -192,6 +196,27 @@ class SpectralDensity:
             result.n_matvecs,
             here,
         )
+
+    @property
+    def n_params(self) -> int:
+        """D, or the number of those selected."""
+        return self._density.size
+
+    def plot(self, ax: Any = None, *, width: float | None = None) -> Any:
+        """Draw the density on a log scale.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            None makes a figure.
+        width : float, default=None
+            Of the smoothing, in units of the eigenvalues; None is ``default_width``.
+
+        Returns
+        -------
+        flatmin.plotting.SpectrumDisplay
+        """
+        return type(self)._draw(self, ax, width)
 
     @property
     def default_width(self) -> float:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
+from flatmin._utils.registry import pack, unpack
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._base import ModelByReference
 from flatmin.linalg import Estimate
 from flatmin.measures import SHARPNESS_MEASURES
+from flatmin.measures._registry import BUILT_IN, as_estimate
 
 __all__ = ["SharpnessScorer"]
 
@@ -31,9 +33,12 @@ class SharpnessScorer(ModelByReference):
     estimator : flatmin estimator, skorch net or torch.nn.Module, default=None
         For ``fit`` and ``score`` alone; a call brings its own. As in
         :class:`CurvatureAnalyzer`.
-    measure : str, default="expected"
+    measure : str or callable, default="expected"
         A name from :data:`flatmin.measures.SHARPNESS_MEASURES`: "expected", "trace",
-        "max_eigenvalue", "sam", "asam", "adaptive_expected" or "fisher_rao".
+        "max_eigenvalue", "sam", "asam", "adaptive_expected" or "fisher_rao", and what
+        :func:`flatmin.measures.register_measure` has added. Or a function of (risk,
+        theta) that returns one number, small for what is flat; an option ``rng`` is
+        given a generator.
     sigma : float, default=None
         Size of the perturbations, for measures that have it. None is the measure's own:
         0.01, for "adaptive_expected" 0.05.
@@ -97,7 +102,8 @@ class SharpnessScorer(ModelByReference):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "measure": [StrOptions(set(SHARPNESS_MEASURES))],
+        # A view: it holds what is registered later.
+        "measure": [StrOptions(SHARPNESS_MEASURES.keys()), callable],
         "sigma": [None, Interval(Real, 0, None, closed="neither")],
         "n_draws": [None, Interval(Integral, 2, None, closed="left")],
         "measure_params": [None, dict],
@@ -174,7 +180,7 @@ class SharpnessScorer(ModelByReference):
         return -float(self._measure(estimator, X, y, sample_weight))
 
     @one_at_a_time
-    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
         """Measure the model that the scorer was made with.
 
         Parameters
@@ -237,25 +243,51 @@ class SharpnessScorer(ModelByReference):
         self._validate_params()
         if X is None and (y is not None or sample_weight is not None):
             raise ValueError("y and sample_weight come with X. Got X=None.")
-        measure = SHARPNESS_MEASURES[self.measure]
-        known = inspect.signature(measure).parameters
+        is_name = isinstance(self.measure, str)
+        measure = SHARPNESS_MEASURES[self.measure] if is_name else self.measure
+        title = f"the measure {self.measure if is_name else _name(measure)!r}"
         # Before the risk is made: a wrong option needs no pass over the data.
-        options = self._options([name for name in known if name != "rng"])
+        options, draws = self._options(title, measure)
         if self.on == "training" or X is None:
             risk = self._training_risk(estimator)
         else:
             risk = self._risk_on(estimator, X, y, sample_weight)
-        if "rng" in known:
+        if draws:
             options["rng"] = self._generator(risk.device)
-        return measure(risk, risk.params(), **options)
+        return as_estimate(title, measure(risk, risk.params(), **options))
 
-    def _options(self, known: list[str]) -> dict[str, Any]:
+    def _options(self, title: str, measure: Any) -> tuple[dict[str, Any], bool]:
+        """Return what the measure is called with, and whether it takes an rng too."""
         given = {"sigma": self.sigma, "n_draws": self.n_draws}
         options = {name: value for name, value in given.items() if value is not None}
         options |= self.measure_params or {}
+        try:
+            signature = inspect.signature(measure)
+        except (TypeError, ValueError):  # of a builtin
+            return options, False
+        known = [name for name in list(signature.parameters)[2:] if name != "rng"]
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         for name in options:
-            check_known(f"option of the measure {self.measure!r}", name, known[2:])
-        return options
+            if not takes_all:
+                check_known(f"option of {title}", name, known)
+        draws = "rng" in signature.parameters
+        try:
+            signature.bind(None, None, **options, **({"rng": None} if draws else {}))
+        except TypeError as error:
+            raise TypeError(
+                f"{title} must be a function of (risk, theta), and of what sigma, "
+                f"n_draws and measure_params give it. Got {measure!r}: {error}."
+            ) from error
+        return options, draws
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__().copy()
+        measures = pack(SHARPNESS_MEASURES, BUILT_IN)
+        return state | ({"_registered_measures": measures} if measures else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        unpack(SHARPNESS_MEASURES, state.pop("_registered_measures", {}))
+        super().__setstate__(state)
 
     def _accept_sample_weight(self) -> bool:
         # Asked by scikit-learn's searches with several scorers.
@@ -263,3 +295,7 @@ class SharpnessScorer(ModelByReference):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "sharpness_")
+
+
+def _name(measure: Any) -> str:
+    return getattr(measure, "__qualname__", type(measure).__name__)

@@ -22,6 +22,7 @@ from flatmin._runs.checkpoint_files import DamagedFileError, read_file, write_fi
 from flatmin._runs.fingerprint import check_identity, hashes
 from flatmin._runs.folder_lock import locked_folder
 from flatmin.estimators._parameter_roles import parameters_for
+from flatmin.noise._registry import registered_laws
 
 __all__ = ["ComparisonFolder", "UnitFolder"]
 
@@ -195,4 +196,8 @@ def _read(path: Path) -> Any:
 
 def _settings(estimator: Any) -> dict[str, Any]:
     settings = estimator.get_params(deep=False)
-    return {name: held for name, held in settings.items() if name not in _NOT_ITS_OWN}
+    own = {name: held for name, held in settings.items() if name not in _NOT_ITS_OWN}
+    # The code of a law is not found behind a name.
+    warmup = estimator.warmup if isinstance(estimator.warmup, Mapping) else {}
+    laws = registered_laws(estimator.method, warmup.get("method"))
+    return own | ({"registered laws": laws} if laws else {})

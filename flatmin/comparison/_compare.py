@@ -76,16 +76,16 @@ def compare_dynamics(
 
     Parameters
     ----------
-    methods : str, NoiseLaw, estimator, an iterable of them, or a mapping
+    methods : str, NoiseLaw, its class, estimator, an iterable of them, or a mapping
         A mapping goes from labels to the same, or to dicts of settings of the
         estimator, such as ``{"lr": 0.1, "batch_size": 10}``; its label is the method
         unless they name one. Elsewhere labels are the names.
-    X : array-like of shape (n_samples, n_features, ...) or callable
-        Training data. A function of the seed returns ``(X, y)`` or
-        ``(X, y, X_test, y_test)``: then the seed decides the data too. It is called in
-        the workers, several times a seed.
+    X : array-like of shape (n_samples, n_features, ...), mapping, tuple or callable
+        Training data, as ``fit`` of the estimator takes them. A function of the seed
+        returns ``(X, y)`` or ``(X, y, X_test, y_test)``: then the seed decides the data
+        too. It is called in the workers, several times a seed.
     y : array-like of shape (n_samples,), default=None
-        Targets; None with a function.
+        Targets; None with a function, or where the estimator's ``target`` names them.
     estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor
         Everything else: network, warm-up, lr, iterations, device. With a GPU each
         worker has a context of its own on it.

@@ -13,6 +13,7 @@ from flatmin._utils.names import check_known, check_text
 from flatmin.estimators import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.estimators._parameter_roles import PARAMETERS, parameters_for
 from flatmin.noise import METHODS, NoiseLaw
+from flatmin.noise._registry import check_law_class
 
 __all__ = ["check_estimator", "resolve_methods"]
 
@@ -47,7 +48,7 @@ def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
 
     Parameters
     ----------
-    methods : str, NoiseLaw, estimator, an iterable or a mapping of them
+    methods : str, NoiseLaw, its class, estimator, an iterable or a mapping of them
         The values of a mapping may also be dicts of settings of the estimator.
     estimator : estimator
         What the settings are settings of.
@@ -65,7 +66,7 @@ def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
         If a name or setting is unknown, two methods would have one label, or a setting
         would give methods different starts.
     """
-    if isinstance(methods, str | NoiseLaw | _ESTIMATORS):
+    if isinstance(methods, str | type | NoiseLaw | _ESTIMATORS):
         methods = [methods]
     if isinstance(methods, Mapping):
         labelled = list(methods.items())
@@ -93,18 +94,20 @@ def resolve_methods(methods: Any, estimator: Any) -> dict[str, Any]:
 def _label(method: Any) -> Any:
     if isinstance(method, _ESTIMATORS):
         method = method.method
+    if isinstance(method, type):
+        check_law_class("a method", method)
     return getattr(method, "name", method)
 
 
 def _resolve(label: str, method: Any, estimator: Any) -> Any:
     if isinstance(method, _ESTIMATORS):
         return _checked_estimator(label, method, estimator)
-    if isinstance(method, str | NoiseLaw):
+    if isinstance(method, str | type | NoiseLaw):
         method = {"method": method}
     if not isinstance(method, Mapping):
         raise TypeError(
-            f"The method {label!r} must be a name, a NoiseLaw, an estimator or, in a "
-            f"mapping, a dict of settings. Got {method!r}."
+            f"The method {label!r} must be a name, a NoiseLaw or its class, an "
+            f"estimator or, in a mapping, a dict of settings. Got {method!r}."
         )
     settings = {"method": label, "method_params": None, **method}
     named = {str(name).partition("__")[0] for name in settings}
@@ -123,6 +126,7 @@ def _resolve(label: str, method: Any, estimator: Any) -> Any:
     unit = clone(estimator).set_params(**settings)
     unit._make_law()  # raises where its settings do not fit
     unit._validate_params()
+    _check_unit(label, unit)
     return unit
 
 
@@ -146,7 +150,18 @@ def _checked_estimator(label: str, unit: Any, estimator: Any) -> Any:
             "equal, or compare in two calls."
         )
     unit._validate_params()
+    _check_unit(label, unit)
     return clone(unit)
+
+
+def _check_unit(label: str, unit: Any) -> None:
+    """Refuse what a comparison would lose, or decide by the test data."""
+    if unit.keep_params_every is not None:
+        raise ValueError(
+            "compare_dynamics keeps no trajectory_. Got keep_params_every="
+            f"{unit.keep_params_every!r} for {label!r}; leave it at None, and fit "
+            "single runs for their trajectories. keep_params=True keeps end points."
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin.curvature._finite import check_finite, in_dtype
+from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.risk import Risk
-from flatmin.risk.arguments import as_indices, check_point
+from flatmin.risk.arguments import as_indices
 
 __all__ = [
     "GradientCovarianceOperator",
@@ -32,7 +33,7 @@ class GradientCovarianceOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     centered : bool, default=True
         False gives the uncentred (1/N) Σ gᵢgᵢᵀ, the empirical Fisher matrix.
     batches : Tensor of shape (b, m), default=None
@@ -54,7 +55,7 @@ class GradientCovarianceOperator(RiskOperator):
     def __init__(
         self,
         risk: Risk,
-        theta: Tensor,
+        theta: Point,
         *,
         centered: bool = True,
         batches: Tensor | None = None,
@@ -135,7 +136,7 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     preconditioner : Tensor of shape (D,)
         The diagonal of P, finite and positive, in the order of θ, as from
         :func:`adaptive_preconditioner`.
@@ -171,13 +172,13 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
     def __init__(
         self,
         risk: Risk,
-        theta: Tensor,
+        theta: Point,
         preconditioner: Tensor,
         *,
         batch_size: int = 1,
         select: str | list[str] | None = None,
     ) -> None:
-        check_point(risk, theta)
+        theta = as_point(risk, theta)
         batch_size = check_count("batch_size", batch_size)
         self.preconditioner = check_preconditioner(preconditioner, risk)
         self.batch_size = batch_size
@@ -219,7 +220,7 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
 
 def covariance_operator(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     preconditioner: Tensor | None = None,
     select: str | list[str] | None = None,
 ) -> GradientCovarianceOperator:
@@ -228,7 +229,7 @@ def covariance_operator(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     preconditioner : Tensor of shape (D,), default=None
     select : str or list of str, default=None
 
@@ -241,13 +242,13 @@ def covariance_operator(
     return PreconditionedCovarianceOperator(risk, theta, preconditioner, select=select)
 
 
-def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor:
+def covariance_trace(risk: Risk, theta: Point, *, check: bool = True) -> Tensor:
     """Return Tr(Σ) = (1/N) Σ‖gᵢ - g₀‖², by one sweep over the examples.
 
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     check : bool, default=True
         False hands on what is not finite: a look at it waits for the device.
 
@@ -261,7 +262,7 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
     FloatingPointError
         If a variance is not finite and ``check``; the message names the parameters.
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     check_flag("check", check)
     variances = risk.gradient_variances(theta)
     if check:
@@ -269,13 +270,13 @@ def covariance_trace(risk: Risk, theta: Tensor, *, check: bool = True) -> Tensor
     return variances.sum(-1)
 
 
-def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
+def covariance_diagonal(risk: Risk, theta: Point) -> Tensor:
     """Return diag(Σ) = (1/N) Σ (gᵢ - g₀)², by one sweep over the examples.
 
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
 
     Returns
     -------
@@ -287,5 +288,5 @@ def covariance_diagonal(risk: Risk, theta: Tensor) -> Tensor:
     FloatingPointError
         If a variance is not finite; the message names the parameters.
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     return check_finite("The diagonal of Σ", risk.gradient_variances(theta), risk)

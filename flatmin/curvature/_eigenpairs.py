@@ -10,10 +10,11 @@ from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.random import check_seed
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._hessian import HessianOperator
+from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Which, eigsh, order_eigenvalues
 from flatmin.risk import AnalyticRisk, Risk
-from flatmin.risk.arguments import as_direction, as_indices, check_point
+from flatmin.risk.arguments import as_direction, as_indices
 
 __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"]
 
@@ -25,7 +26,7 @@ _GRAM_LIMIT = 1 << 27
 
 def hessian_eigenpairs(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int,
     *,
     which: Which = "LA",
@@ -38,7 +39,7 @@ def hessian_eigenpairs(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
         Chains only on an analytic risk.
     k : int
         1 ≤ k ≤ D.
@@ -61,7 +62,7 @@ def hessian_eigenpairs(
     ValueError
         If k or ``v0`` does not fit.
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     check_seed(rng)
     k = check_count("k", k, at_most=risk.n_params, limit="D")
     tol = check_positive("tol", tol)
@@ -76,13 +77,14 @@ def hessian_eigenpairs(
 
 def covariance_eigenpairs(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int,
     *,
     select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
     tol: float = 1e-4,
     rng: torch.Generator | int | None = None,
+    verbose: bool = False,
 ) -> Eigenpairs:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
@@ -92,7 +94,7 @@ def covariance_eigenpairs(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     k : int
         1 ≤ k ≤ min(D, N - 1).
     select : str or list of str, default=None
@@ -105,6 +107,8 @@ def covariance_eigenpairs(
         Residual relative to the largest eigenvalue.
     rng : torch.Generator, int or None, default=None
         For Lanczos' start vector; None is random.
+    verbose : bool, default=False
+        Show a progress bar over Lanczos' products.
 
     Returns
     -------
@@ -115,7 +119,7 @@ def covariance_eigenpairs(
     ValueError
         If k or ``preconditioner`` does not fit.
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     check_seed(rng)
     tol = check_positive("tol", tol)
     operator = covariance_operator(risk, theta, preconditioner, select)
@@ -123,7 +127,7 @@ def covariance_eigenpairs(
     largest = min(size, risk.n_examples - 1)
     k = check_count("k", k, at_most=largest, limit="min(D, N - 1)")
     if risk.n_examples * size > _GRAM_LIMIT:
-        return eigsh(operator, k, which="LA", tol=tol, rng=rng)
+        return eigsh(operator, k, which="LA", tol=tol, rng=rng, verbose=verbose)
     chunks = risk.per_example_gradients(theta)
     if preconditioner is not None:
         P = check_preconditioner(preconditioner, risk)
@@ -136,7 +140,7 @@ def covariance_eigenpairs(
 
 
 def minibatch_eigenpairs(
-    risk: Risk, theta: Tensor, k: int, *, batches: Tensor, tol: float = 1e-4
+    risk: Risk, theta: Point, k: int, *, batches: Tensor, tol: float = 1e-4
 ) -> Eigenpairs:
     """Return the k largest eigenpairs of m times the covariance of batch gradients.
 
@@ -146,7 +150,7 @@ def minibatch_eigenpairs(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     k : int
         1 ≤ k ≤ min(D, b - 1).
     batches : Tensor of shape (\\*chains, b, m)
@@ -163,7 +167,7 @@ def minibatch_eigenpairs(
     ValueError
         If k does not fit.
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     check_tensor("batches", batches, 2)
     batches = as_indices(batches, "batches", batches.ndim, risk.device)
     tol = check_positive("tol", tol)

@@ -8,6 +8,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin.curvature._covariance import GradientCovarianceOperator
+from flatmin.curvature._point import Point
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.risk import EmpiricalRisk, Risk
 
@@ -28,7 +29,7 @@ class FisherOperator(RiskOperator):
     ----------
     risk : EmpiricalRisk
         With a loss by name.
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     select : str or list of str, default=None
         See :class:`RiskOperator`.
     n_samples : int, default=None
@@ -60,7 +61,7 @@ class FisherOperator(RiskOperator):
     def __init__(
         self,
         risk: EmpiricalRisk,
-        theta: Tensor,
+        theta: Point,
         *,
         select: str | list[str] | None = None,
         n_samples: int | None = None,
@@ -96,7 +97,7 @@ class EmpiricalFisherOperator(GradientCovarianceOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     select : str or list of str, default=None
         See :class:`RiskOperator`.
 
@@ -109,6 +110,6 @@ class EmpiricalFisherOperator(GradientCovarianceOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
+        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
     ) -> None:
         super().__init__(risk, theta, centered=False, select=select)

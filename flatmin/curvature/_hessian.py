@@ -13,10 +13,10 @@ from flatmin._utils.numbers import (
 )
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss, in_dtype
+from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._risk_operator import RiskOperator
 from flatmin.linalg import Estimate, trace
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
 
@@ -27,7 +27,7 @@ class HessianOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
@@ -41,7 +41,7 @@ class HessianOperator(RiskOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
+        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
     ) -> None:
         super().__init__(risk, theta, select=select)
         self._point = risk.linearize(self.theta)
@@ -58,14 +58,14 @@ class GGNOperator(RiskOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
+        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
     ) -> None:
         super().__init__(risk, theta, select=select)
         self._point = risk.linearize(self.theta)
@@ -76,7 +76,7 @@ class GGNOperator(RiskOperator):
 
 def hessian_trace(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     rtol: float = 0.02,
     max_matvecs: int = 200,
@@ -87,7 +87,7 @@ def hessian_trace(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error to reach.
     max_matvecs : int, default=200
@@ -99,7 +99,7 @@ def hessian_trace(
     -------
     Estimate
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     operator = HessianOperator(risk, theta)
@@ -108,7 +108,7 @@ def hessian_trace(
 
 def ggn_trace(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     rtol: float = 0.02,
     max_sweeps: int = 32,
@@ -125,7 +125,7 @@ def ggn_trace(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error to reach.
     max_sweeps : int, default=32
@@ -148,7 +148,7 @@ def ggn_trace(
     FloatingPointError
         If the trace of an example is not finite.
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
     max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     rtol = check_positive("rtol", rtol, or_zero=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature._finite import check_finite
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["RiskOperator"]
 
@@ -23,7 +23,7 @@ class RiskOperator(LinearOperator):
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         Names of parameters or of modules, with wildcards ("layers.0", "\\*.bias"): the
@@ -42,9 +42,9 @@ class RiskOperator(LinearOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Tensor, *, select: str | list[str] | None = None
+        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
     ) -> None:
-        check_point(risk, theta)
+        theta = as_point(risk, theta)
         self.risk = risk
         self.theta = theta.detach().clone()
         self.indices: Tensor | None = None

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,9 +21,12 @@ from flatmin.dynamics._divergence import DivergenceError
 from flatmin.dynamics._proportion import Proportion
 from flatmin.linalg import Estimate
 from flatmin.noise import NoiseLaw, Step, make_noise_law, step_for
+from flatmin.noise._registry import check_law_class
 from flatmin.risk import AnalyticRisk
 
 __all__ = ["Simulation", "simulate"]
+
+Method: TypeAlias = str | NoiseLaw | type[NoiseLaw]
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Simulation:
 
 def simulate(
     risk: AnalyticRisk,
-    methods: str | NoiseLaw | Iterable[str | NoiseLaw] | Mapping[str, str | NoiseLaw],
+    methods: Method | Iterable[Method] | Mapping[str, Method],
     start: Any,
     *,
     lr: float,
@@ -123,7 +126,7 @@ def simulate(
     Parameters
     ----------
     risk : AnalyticRisk
-    methods : str, NoiseLaw, iterable or mapping of these
+    methods : str, NoiseLaw, its class, iterable or mapping of these
         Names, or laws for other settings than a law's own; a mapping gives labels.
     start : array-like or Tensor of shape (D,) or (n_chains, D)
         θ before the first step.
@@ -287,19 +290,22 @@ def _refreshed(risk, law, theta, rng, before) -> tuple[Any, Tensor]:
 
 
 def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
-    if isinstance(methods, str | NoiseLaw):
+    if isinstance(methods, str | type | NoiseLaw):
         methods = [methods]
     if not isinstance(methods, Iterable):
         raise TypeError(
-            "methods must be a name, a NoiseLaw, or several of them. Got "
+            "methods must be a name, a NoiseLaw, its class, or several of them. Got "
             f"{type(methods).__name__}."
         )
     with naming("methods"):
         given = list(methods.values() if isinstance(methods, Mapping) else methods)
     for method in given:
-        if not isinstance(method, str | NoiseLaw):
+        if isinstance(method, type):
+            check_law_class("a method", method)
+        elif not isinstance(method, str | NoiseLaw):
             raise TypeError(
-                f"methods must hold names and NoiseLaws. Got {type(method).__name__}."
+                "methods must hold names, NoiseLaws and their classes. Got "
+                f"{type(method).__name__}."
             )
     if not isinstance(methods, Mapping):
         named = [(m if isinstance(m, str) else m.name, m) for m in given]
@@ -310,7 +316,7 @@ def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
                 f"{[label for label, _ in named]}; give a mapping of labels to laws."
             )
     laws = {
-        label: make_noise_law(method) if isinstance(method, str) else method
+        label: method if isinstance(method, NoiseLaw) else make_noise_law(method)
         for label, method in methods.items()
     }
     if not laws:

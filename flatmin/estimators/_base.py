@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
+from flatmin._utils.registry import pack, unpack
 from flatmin._utils.trees import call_with, leaves_of, map_inputs
 from flatmin.dynamics import (
     FlatBinding,
@@ -40,8 +41,10 @@ from flatmin.estimators._prepare import prepare, start_of
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.estimators._run import Run
 from flatmin.estimators._training import make_net, train
+from flatmin.estimators._trajectory import read_kept
 from flatmin.estimators._warmup import warm_up
-from flatmin.noise import NoiseLaw
+from flatmin.noise import METHODS, NoiseLaw
+from flatmin.noise._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
 from flatmin.risk.data.inputs import as_input
@@ -94,19 +97,23 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         *,
         X_val: Any = None,
         y_val: Any = None,
-    ) -> BaseNoisyDiffusion:
+    ) -> Self:
         """Train.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...), or a data set
-            Rows, images or sequences: whatever the module takes. A map-style
-            ``torch.utils.data.Dataset`` of pairs (x, y) of numbers, or a ``DataLoader``
-            that keeps their order, is read a chunk at a time, for data larger than
-            memory; one pass before training checks it and collects its targets.
+        X : array-like of shape (n_samples, n_features, ...), or what holds several
+            Rows, images or sequences: whatever the module takes. A mapping of names to
+            arrays gives its keywords, a tuple its arguments in order; see
+            :class:`flatmin.EmpiricalRisk`. scikit-learn slices no plain dict: for
+            cross-validation wrap it, ``skorch.helper.SliceDict(**X)``. A map-style
+            ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that keeps
+            their order, is read a chunk at a time, for data larger than memory; one
+            pass before training checks it and collects its targets.
         y : array-like of shape (n_samples,), default=None
             Targets; for a regressor also of shape (n_samples, n_targets). None with a
-            data set, which holds its own, and with a ``ModuleLoss`` that needs none.
+            data set, or a mapping with a ``target``, which hold their own, and with a
+            ``ModuleLoss`` that needs none.
         sample_weight : array-like of shape (n_samples,), default=None
             wᵢ ≥ 0; only their ratios matter.
         X_val : array-like or a data set, default=None
@@ -187,11 +194,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""
-        done = net.descent_.iteration if hasattr(net, "descent_") else 0
+        descent = getattr(net, "descent_", None)  # none after Ctrl-C in the warm-up
+        done = 0 if descent is None else descent.iteration
         binding.follow()
         run.risk.set_params(binding.theta)
         binding.release()
         self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
+        self.trajectory_ = None if descent is None else read_kept(descent.kept)
         net.detach()
         evaluation_mode(net.module_)
         self.net_ = net
@@ -384,20 +393,21 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         return self._outputs_and_targets(X)[0]
 
     @modes_put_back
-    def _outputs_and_targets(self, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def _outputs_and_targets(
+        self, X: Any, module: nn.Module | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the outputs, and the targets that a data set has, by one pass."""
         check_is_fitted(self)
-        first = next(self.module_.parameters())
+        module = self.module_ if module is None else module
+        first = next(module.parameters())
         outputs, targets = [], []
-        with as_differentiated(self.module_, keeps_graph=self._keeps_graph):
+        with as_differentiated(module, keeps_graph=self._keeps_graph):
             for rows, y in iterate_inputs(self, X, self._chunk_size):
                 part = map_inputs(
                     lambda leaf: torch.as_tensor(leaf.copy(), device=first.device), rows
                 )
-                part = as_input(part, self.module_, first.dtype)
-                output = read_output(
-                    call_with(self.module_, part), self.output_transform
-                )
+                part = as_input(part, module, first.dtype)
+                output = read_output(call_with(module, part), self.output_transform)
                 outputs.append(output.detach().cpu().numpy())
                 if y is not None:
                     targets.append(to_numpy("y", y))
@@ -411,7 +421,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if isinstance(state.get("module"), nn.Module):
             with graphs_left_out():
                 state["module"] = copy.deepcopy(state["module"])
-        return state
+        laws = pack(METHODS, BUILT_IN)
+        return state | ({"_registered_laws": laws} if laws else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        unpack(METHODS, state.pop("_registered_laws", {}))
+        super().__setstate__(state)
 
     @modes_put_back
     def __sklearn_clone__(self) -> Any:

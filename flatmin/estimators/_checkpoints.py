@@ -24,7 +24,8 @@ from flatmin.dynamics import (
 from flatmin.estimators._parameter_roles import parameters_for
 from flatmin.estimators._run import Run
 from flatmin.estimators._settings import FolderSettings
-from flatmin.noise import METHODS, Step, step_for
+from flatmin.noise import Step, step_for
+from flatmin.noise._registry import BUILT_IN
 
 __all__ = ["RunCheckpoints", "check_seed"]
 
@@ -186,7 +187,7 @@ class RunCheckpoints:
             With draws that are not those of the run.
         """
         law, rng = self._run.law, make_generator(0, self._run.risk.device)
-        known = METHODS.values()
+        known = BUILT_IN
         if type(law) in known and type(getattr(law, "law", law)) in (NoneType, *known):
             return
         risk = self._run.risk if batches is None else batches.draw()

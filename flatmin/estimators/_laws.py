@@ -9,12 +9,13 @@ from sklearn.base import clone
 
 from flatmin._utils.names import check_known
 from flatmin.noise import GD, METHODS, NoiseLaw, make_noise_law
+from flatmin.noise._registry import check_law_class
 
 __all__ = ["resolve_law"]
 
 
 def resolve_law(
-    method: str | NoiseLaw,
+    method: str | type[NoiseLaw] | NoiseLaw,
     params: Mapping[str, Any] | None,
     shared: Mapping[str, Any],
     *,
@@ -24,9 +25,9 @@ def resolve_law(
 
     Parameters
     ----------
-    method : str or NoiseLaw
+    method : str, subclass of NoiseLaw or NoiseLaw
     params : mapping or None
-        Settings of a law that is given by name.
+        Settings of a law that is given by name or as a class.
     shared : mapping of str to object
         Settings of the estimator that serve all laws which have them. They override
         those of an instance. None leaves the law's own.
@@ -39,6 +40,8 @@ def resolve_law(
 
     Raises
     ------
+    TypeError
+        If a class is none of laws.
     ValueError
         If the name or a setting is unknown, the estimator and ``params`` give one
         setting two values, settings come with an instance, or the law has noise and no
@@ -53,7 +56,10 @@ def resolve_law(
             )
         law = clone(method)
     else:
-        check_known(title, method, METHODS)
+        if isinstance(method, type):
+            check_law_class(title, method)
+        else:
+            check_known(title, method, METHODS)
         law = make_noise_law(method, **(params or {}))
         for name, value in (params or {}).items():
             if shared.get(name) is not None and shared[name] != value:

@@ -24,7 +24,7 @@ _BY_ROLE = {
         *("n_components", "refresh_every", "gradient_batch_size", "optimizer"),
         *("optimizer_params", "callbacks", "record_every"),
     ),
-    "measurement": ("metrics",),
+    "measurement": ("metrics", "keep_params_every"),
     # Sums on another device differ in their last bits.
     "device": ("device",),
     # Which of many runs it is, and what becomes of one that diverges.
@@ -52,6 +52,6 @@ def parameters_for(*roles: str) -> set[str]:
     Examples
     --------
     >>> sorted(parameters_for("measurement", "fit"))
-    ['metrics', 'on_divergence', 'random_state']
+    ['keep_params_every', 'metrics', 'on_divergence', 'random_state']
     """
     return {name for role in roles for name in _BY_ROLE[role]}

@@ -24,7 +24,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "target": [None, str],
     "positions": [StrOptions({"all", "example"})],
     "l2": [Interval(Real, 0, None, closed="left")],
-    "method": [str, NoiseLaw],
+    "method": [str, NoiseLaw, type],
     "method_params": [None, dict],
     "lr": [Interval(Real, 0, None, closed="neither")],
     "max_iter": [Interval(Integral, 0, None, closed="left")],
@@ -43,6 +43,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "params_init": [None, "array-like"],
     "metrics": [None, dict],
     "record_every": [Interval(Integral, 1, None, closed="left")],
+    "keep_params_every": [None, Interval(Integral, 1, None, closed="left")],
     "batch_norm": [StrOptions({"error", "frozen"})],
     "callbacks": [None, list],
     "on_divergence": [StrOptions({"raise", "stop"})],
@@ -75,11 +76,12 @@ l2 : float, default=0.0
     ``loss``, ``valid_loss`` and ``risk_``, and not in the noise, nor in what
     ``net_.get_loss`` returns. A ``weight_decay`` of the optimizer is a part of the step
     alone.
-method : str or NoiseLaw, default="sgd"
-    A name from :data:`flatmin.noise.METHODS` or an instance.
+method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
+    A name from :data:`flatmin.noise.METHODS`, which
+    :func:`flatmin.noise.register_law` adds to, an instance, or a class.
 method_params : dict, default=None
-    Settings of a law given by name, which it must have; ``method__x`` goes here, or
-    into the instance.
+    Settings of a law given by name or as a class, which it must have; ``method__x``
+    goes here, or into the instance.
 max_iter : int, default=2000
     Iterations after the warm-up; not epochs.
 batch_size : int, default=None
@@ -111,7 +113,7 @@ optimizer_params : dict, default=None
 warmup : dict, default=None
     What comes before the noise: iterations that bring θ near a minimum. Its
     settings are ``max_iter``, how many, and, if they are others than these,
-    ``method="gd"`` (a name or a NoiseLaw), ``optimizer="sgd"`` (a name or a class)
+    ``method="gd"`` (as above), ``optimizer="sgd"`` (a name or a class)
     and ``lr``, its η, which is else the estimator's. ``warmup__x`` in
     ``set_params`` and in grids goes here. None is no warm-up.
 memory : None, str or joblib.Memory, default=None
@@ -128,6 +130,11 @@ metrics : dict of str to callable, default=None
 record_every : int, default=100
     Iterations per block. After each one ``history_`` gets a row, which costs a few
     passes over the data, and callbacks are called: a skorch epoch is a block.
+keep_params_every : int, default=None
+    k: keep θ before the first noisy iteration, and after every k of them, in
+    ``trajectory_``. That takes D numbers a point in memory, and in every checkpoint;
+    a run whose points do not fit into the free memory is refused before it begins. A
+    warm start goes on counting where the last fit ended. None keeps nothing.
 batch_norm : {"error", "frozen"}, default="error"
     BatchNorm has no per-example gradients in train mode: refuse it, or train with
     its running statistics as they are.
@@ -183,6 +190,11 @@ history_ : pandas.DataFrame
     phase, loss L(θ), train_score, valid_loss, valid_score, gradient_norm ‖g₀‖,
     noise_norm √E‖ε‖² in the same units, and the metrics. All are of the whole
     data, but with ``gradient_batch_size`` the law's noise is that in a batch.
+trajectory_ : Trajectory or None
+    The points that ``keep_params_every`` has kept: ``iterations``, counted as in
+    ``history_``, and ``params`` of shape (n_points, n_params). It stands for that array
+    wherever one is wanted, and ``trajectory_.measure(clf.risk_, metrics)`` measures
+    every point.
 n_iter_ : int
     Iterations done after the warm-up.
 n_steps_ : int

@@ -10,10 +10,12 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from flatmin._utils.arrays import to_numpy
 from flatmin._utils.messages import naming
+from flatmin.estimators._averages import mean_over
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetRegressor
@@ -90,6 +92,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         params_init=None,
         metrics=None,
         record_every=100,
+        keep_params_every=None,
         batch_norm="error",
         device="cpu",
         dtype="float32",
@@ -124,6 +127,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.params_init = params_init
         self.metrics = metrics
         self.record_every = record_every
+        self.keep_params_every = keep_params_every
         self.batch_norm = batch_norm
         self.device = device
         self.dtype = dtype
@@ -135,19 +139,25 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, params: Any = None) -> np.ndarray:
         """Return the predicted targets.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features, ...), or a data set
+        params : array-like of shape (n_points, n_params), default=None
+            Points θ, such as ``trajectory_`` or a part of its ``params``: the mean of
+            the predictions over them. None is the θ of the fit alone.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
             As y was. Of dtype float64, unless X, or a data set, and the network are of
-            float32.
+            float32 and there are no ``params``.
         """
+        check_is_fitted(self)
+        if params is not None:
+            return mean_over(self, X, params, self._in_target_shape)
         predicted = self._in_target_shape(self._outputs(X))
         in_float32 = str(getattr(X, "dtype", "")).endswith("float32")
         if in_float32 or is_data_set(X):

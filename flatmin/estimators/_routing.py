@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from sklearn.base import BaseEstimator
 
@@ -25,7 +25,7 @@ class RoutedParamsMixin(BaseEstimator):
     is a name, and to the law itself when it is an instance.
     """
 
-    def set_params(self, **params: Any) -> RoutedParamsMixin:
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, also those of the module, optimizer, law and warm-up.
 
         Parameters

@@ -76,9 +76,10 @@ def read_warmup(estimator: Any, dtype: torch.dtype) -> WarmupSettings | None:
         lr = check_positive("warmup['lr']", given["lr"])
         check_held_by("warmup['lr']", lr, dtype)
     method = given.get("method", "gd")
-    if not isinstance(method, str | NoiseLaw):
+    if not isinstance(method, str | type | NoiseLaw):
         raise TypeError(
-            f"warmup['method'] must be a name or a NoiseLaw. Got {method!r}."
+            "warmup['method'] must be a name, a NoiseLaw or a subclass of NoiseLaw. "
+            f"Got {method!r}."
         )
     shared = {"batch_size": estimator.batch_size}
     law = resolve_law(method, None, shared, title="warmup['method']")

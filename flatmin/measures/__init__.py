@@ -23,7 +23,7 @@ from flatmin.measures._power_law import (
     covariance_exponent,
     covariance_exponents,
 )
-from flatmin.measures._registry import SHARPNESS_MEASURES
+from flatmin.measures._registry import SHARPNESS_MEASURES, register_measure
 from flatmin.measures._sharpness import adaptive_expected_sharpness, expected_sharpness
 from flatmin.measures._stability import (
     edge_of_stability,
@@ -77,6 +77,7 @@ __all__ = [
     "principal_angles",
     "projection_residual",
     "random_projection_residual",
+    "register_measure",
     "sam_sharpness",
     "segment_profile",
     "subspace_share",

@@ -17,6 +17,7 @@ from flatmin.curvature import (
     covariance_eigenpairs,
 )
 from flatmin.curvature._covariance import covariance_operator
+from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Estimate, eigsh
 from flatmin.measures._alignment_result import Alignment
@@ -35,14 +36,13 @@ from flatmin.measures._trace_product import (
     trace_hessian_covariance,
 )
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["alignment"]
 
 
 def alignment(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int = 20,
     *,
     select: str | list[str] | None = None,
@@ -51,6 +51,7 @@ def alignment(
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
+    verbose: bool | int = False,
 ) -> Alignment:
     """Return how Σ lies to H: cosines, projection residual, traces and their ratios.
 
@@ -66,7 +67,7 @@ def alignment(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     k : int, default=20
         Eigenpairs of either matrix, at most min(D, N - 1).
     select : str or list of str, default=None
@@ -83,6 +84,8 @@ def alignment(
         Products for each of them at most.
     rng : torch.Generator, int or None, default=0
         A seed, a generator on the risk's device, or None for random draws.
+    verbose : bool or int, default=False
+        Show progress bars of the solvers.
 
     Returns
     -------
@@ -117,7 +120,7 @@ def alignment(
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_seed(rng)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     if theta.ndim != 1:
         raise ValueError(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
@@ -131,15 +134,16 @@ def alignment(
         moments = _preconditioned(moments, preconditioner, risk, hessian.indices)
     moments.check_noise("The alignment of Σ with H")
     noise: Any = {"select": select, "preconditioner": preconditioner}
-    V = covariance_eigenpairs(risk, theta, k, tol=tol, rng=generator, **noise)
-    more = eigsh(hessian, min(k + 1, size), tol=tol, rng=generator)
+    look: Any = {"rng": generator, "verbose": bool(verbose)}
+    V = covariance_eigenpairs(risk, theta, k, tol=tol, **noise, **look)
+    more = eigsh(hessian, min(k + 1, size), tol=tol, **look)
     U = _first(more, k)
     if not bool(more.eigenvalues.any()):
         raise ValueError(
             "The alignment of Σ with H needs a Hessian. Got H = 0 at this θ, so that "
             "it has no directions."
         )
-    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, **look}
     first = U.eigenvectors[:, 0]
     variance = (first.double() * covariance.matvec(first).double()).sum()
     product = trace_hessian_covariance(risk, theta, **noise, **accuracy)

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_positive
 from flatmin.curvature._finite import check_finite, check_loss
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate
 from flatmin.measures._estimate import exact
 from flatmin.measures._rounding import CLEAR, nearby
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["asam_sharpness", "sam_sharpness"]
 
 
-def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> Estimate:
+def sam_sharpness(risk: Risk, theta: Point, *, rho: float = 0.05) -> Estimate:
     """Return L(θ + r g₀/‖g₀‖) - L(θ).
 
     The value that sharpness-aware minimisation descends on: one step to the border of
@@ -28,7 +28,7 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> Estimate:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     rho : float, default=0.05
         r, in units of θ.
 
@@ -60,12 +60,12 @@ def sam_sharpness(risk: Risk, theta: Tensor, *, rho: float = 0.05) -> Estimate:
     0.525
     """
     rho = check_positive("rho", rho)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     return _rise(risk, theta, torch.ones_like(theta), rho)
 
 
 def asam_sharpness(
-    risk: Risk, theta: Tensor, *, rho: float = 0.5, eta: float = 0.0
+    risk: Risk, theta: Point, *, rho: float = 0.5, eta: float = 0.0
 ) -> Estimate:
     """Return L(θ + r T² g₀/‖T g₀‖) - L(θ) with T = diag(|θ| + η).
 
@@ -77,7 +77,7 @@ def asam_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     rho : float, default=0.5
         r, relative to |θ|.
     eta : float, default=0.0
@@ -113,7 +113,7 @@ def asam_sharpness(
     """
     rho = check_positive("rho", rho)
     eta = check_positive("eta", eta, or_zero=True)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     return _rise(risk, theta, theta.abs() + eta, rho)
 
 

@@ -8,17 +8,17 @@ from torch import Tensor
 from flatmin._utils.numbers import check_accuracy, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator, hessian_eigenpairs
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate, trace
 from flatmin.measures._estimate import exact
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["max_eigenvalue", "trace_sharpness"]
 
 
 def trace_sharpness(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     sigma: float = 0.01,
     rtol: float = 0.02,
@@ -34,7 +34,7 @@ def trace_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     sigma : float, default=0.01
         s, in units of θ.
     rtol : float, default=0.02
@@ -64,7 +64,7 @@ def trace_sharpness(
     check_seed(rng)
     sigma = check_positive("sigma", sigma)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     result = trace(
         HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng
     )
@@ -78,7 +78,7 @@ def trace_sharpness(
 
 def max_eigenvalue(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     tol: float = 1e-4,
     v0: Tensor | None = None,
@@ -92,7 +92,7 @@ def max_eigenvalue(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     tol : float, default=1e-4
         Residual of the eigenpair, relative to max |λ|; the error of λ₁ itself is
         smaller.
@@ -120,7 +120,7 @@ def max_eigenvalue(
     """
     check_seed(rng)
     tol = check_positive("tol", tol)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
     pair = hessian_eigenpairs(risk, theta, 1, tol=tol, v0=v0, rng=generator)
     return exact(pair.eigenvalues[..., 0], pair.n_matvecs)

@@ -12,11 +12,11 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from flatmin._utils.arrays import to_array
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature._finite import check_finite, check_loss
+from flatmin.curvature._point import Point, point_tensor
 from flatmin.measures._rounding import nearby
 from flatmin.risk import Risk
 from flatmin.risk.arguments import as_direction, check_risk
@@ -263,18 +263,14 @@ def bezier_profile(
     return replace(found, theta_mid=c)
 
 
-def _ends(
-    risk: Risk, theta_a: Tensor | np.ndarray, theta_b: Tensor | np.ndarray
-) -> tuple[Tensor, Tensor]:
+def _ends(risk: Risk, theta_a: Point, theta_b: Point) -> tuple[Tensor, Tensor]:
     """Return both ends in the risk's dtype, on its device."""
     check_risk(risk)
     like = torch.empty(0, dtype=risk.dtype, device=risk.device)
     ends = []
     for name, theta in (("theta_a", theta_a), ("theta_b", theta_b)):
-        given = theta
-        if isinstance(theta, np.ndarray):
-            given = torch.as_tensor(to_array(name, theta, finite=False))
-        end = as_direction(given, name, (risk.n_params,), like).detach()
+        point = point_tensor(risk, theta, name)
+        end = as_direction(point, name, (risk.n_params,), like).detach()
         wild = int((~end.isfinite()).sum())
         if wild:
             raise ValueError(

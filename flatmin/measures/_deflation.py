@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ def deflated_trace(
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator,
+    verbose: bool = False,
 ) -> Estimate:
     """Return Tr(A).
 
@@ -45,15 +47,17 @@ def deflated_trace(
     max_matvecs : int
         Products at most, beside a pilot of 20; D ≤ ``max_matvecs`` is exact.
     rng : torch.Generator
+    verbose : bool, default=False
 
     Returns
     -------
     Estimate
     """
     rest = _rest(operator, pairs)
+    look: Any = {"rng": rng, "verbose": verbose}
 
     def total(n_products: int) -> Estimate:
-        result = trace(rest, rtol=rtol, max_matvecs=n_products, rng=rng)
+        result = trace(rest, rtol=rtol, max_matvecs=n_products, **look)
         value = pairs.eigenvalues.sum() + result.value.double()
         return Estimate(value, result.stderr.double(), result.n_matvecs)
 
@@ -67,6 +71,7 @@ def deflated_norm(
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator,
+    verbose: bool = False,
 ) -> Estimate:
     """Return ‖A‖_F.
 
@@ -80,15 +85,17 @@ def deflated_norm(
     max_matvecs : int
         Products at most, beside a pilot of 20; D ≤ ``max_matvecs`` is exact.
     rng : torch.Generator
+    verbose : bool, default=False
 
     Returns
     -------
     Estimate
     """
     rest = _rest(operator, pairs)
+    look: Any = {"rng": rng, "verbose": verbose}
 
     def total(n_products: int) -> Estimate:
-        result = frobenius_norm(rest, rtol=rtol, max_matvecs=n_products, rng=rng)
+        result = frobenius_norm(rest, rtol=rtol, max_matvecs=n_products, **look)
         left = result.value.double()
         value = (pairs.eigenvalues.square().sum() + left.square()).sqrt()
         stderr = torch.where(left > 0, result.stderr.double() * left / value, 0.0)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from flatmin._utils.numbers import check_flag
 from flatmin.curvature import FisherOperator, GGNOperator
 from flatmin.curvature._finite import check_loss
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate
 from flatmin.measures._estimate import exact
 from flatmin.risk import EmpiricalRisk, Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["fisher_rao_norm"]
 
 
-def fisher_rao_norm(risk: Risk, theta: Tensor, *, empirical: bool = False) -> Estimate:
+def fisher_rao_norm(risk: Risk, theta: Point, *, empirical: bool = False) -> Estimate:
     """Return θᵀFθ, the square of the Fisher-Rao norm of θ.
 
     F is the Fisher matrix, with the labels that the model draws; ``empirical`` takes
@@ -29,7 +27,7 @@ def fisher_rao_norm(risk: Risk, theta: Tensor, *, empirical: bool = False) -> Es
     risk : Risk
         Of a network: with a loss by name, which is a likelihood, unless
         ``empirical``. An analytic risk takes its Gauss-Newton matrix for F.
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     empirical : bool, default=False
         Take the true labels.
 
@@ -61,7 +59,7 @@ def fisher_rao_norm(risk: Risk, theta: Tensor, *, empirical: bool = False) -> Es
     40.0
     """
     empirical = check_flag("empirical", empirical)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     if empirical:
         slopes = risk.linearize(theta).directional_derivatives(theta)
         name, remedy = "A slope gᵢᵀθ", "look at θ and at these examples"

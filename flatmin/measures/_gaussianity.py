@@ -15,9 +15,9 @@ from flatmin._utils.random import check_seed, make_generator
 from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import covariance_eigenpairs
 from flatmin.curvature._finite import check_finite
+from flatmin.curvature._point import Point, as_point
 from flatmin.measures._rounding import CLEAR, nearby
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["Gaussianity", "minibatch_gaussianity"]
 
@@ -65,7 +65,7 @@ class Gaussianity(HtmlTable, ShortRepr):
 
 def minibatch_gaussianity(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int = 5,
     *,
     batch_size: int,
@@ -92,7 +92,7 @@ def minibatch_gaussianity(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     k : int, default=5
         Leading eigenvectors of Σ, at most min(D, N - 1); without ``directions``.
     batch_size : int
@@ -130,7 +130,7 @@ def minibatch_gaussianity(
     batch_size = check_count("batch_size", batch_size)
     k = check_count("k", k)
     n_batches = check_count("n_batches", n_batches)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     if directions is None:
         largest = min(risk.n_params, risk.n_examples - 1)
         check_count("k", k, at_most=largest, limit="min(D, N - 1)")

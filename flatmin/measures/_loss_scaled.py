@@ -6,18 +6,17 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import GGNOperator
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate, eigsh
 from flatmin.measures._deflation import deflated_norm
 from flatmin.measures._estimate import exact, quotient, square
 from flatmin.measures._rounding import gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["LossScaledAlignment", "loss_scaled_alignment"]
 
@@ -57,7 +56,7 @@ class LossScaledAlignment(Estimate):
 
 def loss_scaled_alignment(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int = 10,
     *,
     rtol: float = 0.02,
@@ -79,7 +78,7 @@ def loss_scaled_alignment(
     ----------
     risk : Risk
         With squared error.
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     k : int, default=10
         Eigenpairs of G from which ‖G‖_F starts; min(k, D).
     rtol : float, default=0.02
@@ -120,7 +119,7 @@ def loss_scaled_alignment(
     check_seed(rng)
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
     moments = gradient_moments(risk, theta)
     if not bool(moments.has_loss):

@@ -8,16 +8,16 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_seed
 from flatmin.curvature import HessianOperator
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate, SpectralDensity, spectral_density
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["density_negative_mass", "negative_mass"]
 
 
 def negative_mass(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     select: str | list[str] | None = None,
     n_probes: int = 10,
@@ -34,7 +34,7 @@ def negative_mass(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     select : str or list of str, default=None
         Names of parameters or modules, to whose block of H to confine it.
     n_probes : int, default=10
@@ -70,7 +70,7 @@ def negative_mass(
     check_seed(rng)
     n_probes = check_count("n_probes", n_probes, at_least=2)
     n_steps = check_count("n_steps", n_steps)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     operator = HessianOperator(risk, theta, select=select)
     density = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, rng=rng)
     return density_negative_mass(density)

@@ -12,12 +12,12 @@ from flatmin._utils.random import check_seed
 from flatmin._utils.results import ShortRepr
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate
 from flatmin.measures._estimate import exact, quotient
 from flatmin.measures._rounding import CLEAR, gradient_moments
 from flatmin.measures._trace_product import trace_hessian_covariance
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = [
     "GradientNoise",
@@ -107,7 +107,7 @@ class GradientNoise(ShortRepr):
         return float(self.simple_noise_scale)
 
 
-def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
+def gradient_noise(risk: Risk, theta: Point) -> GradientNoise:
     """Return ‖g₀‖ and Tr(Σ), from which both noise magnitudes and the scale follow.
 
     Tr(Σ)/‖g₀‖² is the simple noise scale. Here g₀ is the gradient of all data and
@@ -116,7 +116,7 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
 
     Returns
     -------
@@ -140,7 +140,7 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
     >>> float(noise.gradient_norm), float(noise.noise_norm(batch_size=4)), float(noise)
     (2.0, 3.0, 9.0)
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     moments = gradient_moments(risk, theta)
     return GradientNoise(
         torch.linalg.vector_norm(moments.mean, dim=-1),
@@ -152,7 +152,7 @@ def gradient_noise(risk: Risk, theta: Tensor) -> GradientNoise:
 
 def curvature_noise_scale(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     rtol: float = 0.02,
     max_matvecs: int = 200,
@@ -167,7 +167,7 @@ def curvature_noise_scale(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     rtol : float, default=0.02
         Relative standard error of Tr(HΣ) to reach.
     max_matvecs : int, default=200
@@ -204,7 +204,7 @@ def curvature_noise_scale(
     """
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     moments = gradient_moments(risk, theta)
     moments.check_gradient("The curvature-weighted noise scale")
     gradient = moments.mean
@@ -241,7 +241,7 @@ class SignalToNoise(ShortRepr):
         return float(self.value)
 
 
-def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> SignalToNoise:
+def gradient_signal_to_noise(risk: Risk, theta: Point) -> SignalToNoise:
     """Return the mean over coordinates of g₀ⱼ² / Σⱼⱼ, the GSNR.
 
     Of one example's gradient; m times as large for a minibatch. Coordinates at which
@@ -253,7 +253,7 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> SignalToNoise:
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
 
     Returns
     -------
@@ -279,7 +279,7 @@ def gradient_signal_to_noise(risk: Risk, theta: Tensor) -> SignalToNoise:
     >>> float(gradient_signal_to_noise(risk, torch.tensor([1.0, 1.0])))
     0.625
     """
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     moments = gradient_moments(risk, theta)
     noisy = moments.noisy
     n_used = noisy.sum(-1)

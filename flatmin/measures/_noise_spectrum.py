@@ -11,12 +11,12 @@ from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin._utils.results import ShortRepr
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate
 from flatmin.measures._deflation import deflated_norm
 from flatmin.measures._estimate import exact, quotient, square
 from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["NoiseSpectrum", "noise_spectrum"]
 
@@ -61,7 +61,7 @@ class NoiseSpectrum(ShortRepr):
 
 def noise_spectrum(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int = 20,
     *,
     select: str | list[str] | None = None,
@@ -79,7 +79,7 @@ def noise_spectrum(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     k : int, default=20
         At most min(D, N - 1).
     select : str or list of str, default=None
@@ -124,7 +124,7 @@ def noise_spectrum(
     k = check_count("k", k)
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
     operator = GradientCovarianceOperator(risk, theta, select=select)
     moments = gradient_moments(risk, theta, operator.indices)

@@ -14,10 +14,10 @@ from flatmin._utils.random import check_seed
 from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import diagonal
 from flatmin.measures._rounding import CLEAR, gradient_moments, nearby
 from flatmin.risk import EmpiricalRisk, Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["PowerLaw", "PowerLaws", "covariance_exponent", "covariance_exponents"]
 
@@ -66,7 +66,7 @@ class PowerLaws(HtmlTable, dict[str, PowerLaw]):
 
 def covariance_exponent(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     select: str | list[str] | None = None,
     rtol: float = 0.05,
@@ -87,7 +87,7 @@ def covariance_exponent(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     select : str or list of str, default=None
         Names of parameters or modules.
     rtol : float, default=0.05
@@ -128,14 +128,14 @@ def covariance_exponent(
     """
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     points = _points(risk, theta, select, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     return _fit(points, risk)
 
 
 def covariance_exponents(
     risk: EmpiricalRisk,
-    theta: Tensor,
+    theta: Point,
     *,
     rtol: float = 0.05,
     max_matvecs: int = 200,
@@ -149,7 +149,7 @@ def covariance_exponents(
     Parameters
     ----------
     risk : EmpiricalRisk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     rtol : float, default=0.05
         Norm of the errors of diag(H), relative to its own.
     max_matvecs : int, default=200
@@ -171,7 +171,7 @@ def covariance_exponents(
     """
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     points = _points(risk, theta, None, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     fits, left_out = {}, {}
     for name, part in risk.layout.layers().items():

@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flatmin._utils.numbers import check_count, check_flag, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["adaptive_expected_sharpness", "expected_sharpness"]
 
 
 def expected_sharpness(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     sigma: float = 0.01,
     n_draws: int = 100,
@@ -36,7 +35,7 @@ def expected_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     sigma : float, default=0.01
         s, in units of θ.
     n_draws : int, default=100
@@ -82,7 +81,7 @@ def expected_sharpness(
 
 def adaptive_expected_sharpness(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     sigma: float = 0.05,
     n_draws: int = 100,
@@ -99,7 +98,7 @@ def adaptive_expected_sharpness(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     sigma : float, default=0.05
         s, relative to |θ|.
     n_draws : int, default=100
@@ -145,7 +144,7 @@ def adaptive_expected_sharpness(
 
 def _mean_rise(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     sigma: float,
     *,
     adaptive: bool,
@@ -157,7 +156,7 @@ def _mean_rise(
     absolute = check_flag("absolute", absolute)
     n_draws = check_count("n_draws", n_draws, at_least=2)  # to have a standard error
     check_seed(rng)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
     scale = theta.abs() if adaptive else None
     base = check_loss("The loss L(θ)", risk.value(theta), "look at θ and the data")

@@ -14,19 +14,19 @@ from flatmin._utils.quiet import ignored
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import check_finite
+from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate, FunctionOperator, eigsh
 from flatmin.measures._curvature_sharpness import max_eigenvalue
 from flatmin.measures._estimate import exact
 from flatmin.measures._rounding import CLEAR
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["edge_of_stability", "non_uniformity", "non_uniformity_bound"]
 
 
 def edge_of_stability(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     lr: float,
     tol: float = 1e-4,
@@ -41,7 +41,7 @@ def edge_of_stability(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
     lr : float
         η.
     tol : float, default=1e-4
@@ -73,14 +73,14 @@ def edge_of_stability(
     check_seed(rng)
     lr = check_positive("lr", lr)
     tol = check_positive("tol", tol)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     sharpness = max_eigenvalue(risk, theta, tol=tol, rng=rng)
     return exact(sharpness.value * (lr / 2), sharpness.n_matvecs)
 
 
 def non_uniformity(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     *,
     tol: float = 1e-3,
     rng: torch.Generator | int | None = 0,
@@ -102,7 +102,7 @@ def non_uniformity(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (D,)
+    theta : Tensor or ndarray of shape (D,)
     tol : float, default=1e-3
         Residual of the eigenpair, relative to s².
     rng : torch.Generator, int or None, default=0
@@ -136,7 +136,7 @@ def non_uniformity(
     """
     check_seed(rng)
     tol = check_positive("tol", tol)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     if risk.n_examples == 1:
         return exact(torch.zeros((), device=risk.device))
     hessian = HessianOperator(risk, theta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from flatmin.curvature import (
 )
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._finite import check_finite, check_loss
+from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Estimate, FunctionOperator, eigsh, trace
 from flatmin.risk import Risk
-from flatmin.risk.arguments import check_point
 
 __all__ = ["TraceProduct", "low_rank_trace_product", "trace_hessian_covariance"]
 
@@ -43,7 +43,7 @@ class TraceProduct(Estimate):
 
 def trace_hessian_covariance(
     risk: Risk,
-    theta: Tensor,
+    theta: Point,
     k: int = 20,
     *,
     method: Literal["auto", "exact", "sampled", "low_rank"] = "auto",
@@ -53,6 +53,7 @@ def trace_hessian_covariance(
     rtol: float = 0.02,
     max_matvecs: int = 200,
     rng: torch.Generator | int | None = 0,
+    verbose: bool = False,
 ) -> TraceProduct:
     """Return Tr(HΣ), Σ with the divisor N.
 
@@ -71,7 +72,7 @@ def trace_hessian_covariance(
     Parameters
     ----------
     risk : Risk
-    theta : Tensor of shape (\\*chains, D)
+    theta : Tensor or ndarray of shape (\\*chains, D)
         Chains only with the exact route.
     k : int, default=20
         Of the low rank, at most min(D, N - 1).
@@ -91,6 +92,8 @@ def trace_hessian_covariance(
         Products of the sampled route at most.
     rng : torch.Generator, int or None, default=0
         A seed, a generator on the risk's device, or None for random draws.
+    verbose : bool, default=False
+        Show a progress bar over the samples.
 
     Returns
     -------
@@ -122,7 +125,7 @@ def trace_hessian_covariance(
     check_known("matrix", matrix, MATRICES)
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    check_point(risk, theta)
+    theta = as_point(risk, theta)
     operator = MATRICES[matrix](risk, theta, select=select)
     P = 1.0 if preconditioner is None else check_preconditioner(preconditioner, risk)
     if method == "auto":
@@ -143,7 +146,8 @@ def trace_hessian_covariance(
             preconditioner=preconditioner,
         )
         return low_rank_trace_product(operator, covariance, pairs, generator)
-    return _sampled(operator, P, rtol=rtol, max_matvecs=max_matvecs, rng=generator)
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
+    return _sampled(operator, P, **accuracy, verbose=verbose)
 
 
 def low_rank_trace_product(
@@ -211,6 +215,7 @@ def _sampled(
     rtol: float,
     max_matvecs: int,
     rng: torch.Generator,
+    verbose: bool,
 ) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
     point = risk.linearize(theta)
@@ -229,7 +234,8 @@ def _sampled(
     inner = FunctionOperator(
         product, risk.n_examples, dtype=risk.dtype, device=risk.device
     )
-    result = trace(inner, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs}
+    result = trace(inner, **accuracy, rng=rng, verbose=verbose)
     value = result.value.double()
     stderr, bound = result.stderr.double(), torch.zeros_like(value)
     return TraceProduct(value, stderr, operator.n_matvecs, bound=bound)

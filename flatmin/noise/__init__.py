@@ -23,7 +23,7 @@ from flatmin.noise._match import (
 )
 from flatmin.noise._projected import Projected
 from flatmin.noise._random_subspace import GLDRandomSubspace
-from flatmin.noise._registry import METHODS, make_noise_law
+from flatmin.noise._registry import METHODS, make_noise_law, register_law
 from flatmin.noise._sam import SAM
 from flatmin.noise._sgd import SGD
 from flatmin.noise._shuffled import GLDShuffled
@@ -60,5 +60,6 @@ __all__ = [
     "Step",
     "UndefinedNoiseError",
     "make_noise_law",
+    "register_law",
     "step_for",
 ]

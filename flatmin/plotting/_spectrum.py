@@ -27,6 +27,8 @@ _KINDS = ("both", "eigenvalues", "density")
 class SpectrumDisplay(BaseDisplay):
     """Leading eigenvalues of H and Σ side by side, and the spectral density of H.
 
+    Each may be there without the other.
+
     It is recommended to use :meth:`from_estimator` or :meth:`from_results`; the
     constructor takes the numbers as they are.
 
@@ -37,8 +39,8 @@ class SpectrumDisplay(BaseDisplay):
 
     Parameters
     ----------
-    hessian_eigenvalues : array-like of shape (k,)
-        Of H, the largest first.
+    hessian_eigenvalues : array-like of shape (k,), default=None
+        Of H, the largest first. None with a density alone.
     covariance_eigenvalues : array-like of shape (k,), default=None
         Of Σ, divisor N, the largest first.
     hessian_norm : float, default=None
@@ -54,6 +56,8 @@ class SpectrumDisplay(BaseDisplay):
         Its standard error over random probes.
     width : float, default=None
         Of the smoothing, in units of the eigenvalues. It is needed with a density.
+    matrix : str, default="hessian"
+        Whose density it is.
 
     Attributes
     ----------
@@ -86,7 +90,7 @@ class SpectrumDisplay(BaseDisplay):
 
     def __init__(
         self,
-        hessian_eigenvalues,
+        hessian_eigenvalues=None,
         covariance_eigenvalues=None,
         *,
         hessian_norm=None,
@@ -96,6 +100,7 @@ class SpectrumDisplay(BaseDisplay):
         density=None,
         density_stderr=None,
         width=None,
+        matrix="hessian",
     ):
         self.hessian_eigenvalues = hessian_eigenvalues
         self.covariance_eigenvalues = covariance_eigenvalues
@@ -106,6 +111,7 @@ class SpectrumDisplay(BaseDisplay):
         self.density = density
         self.density_stderr = density_stderr
         self.width = width
+        self.matrix = matrix
 
     @classmethod
     def from_estimator(
@@ -156,7 +162,7 @@ class SpectrumDisplay(BaseDisplay):
         random_state : int, RandomState instance or None, default=None
             Of start vectors and probes.
         kind : {"both", "eigenvalues", "density"}, default="both"
-            What to draw. "eigenvalues" spares the density.
+            What to draw. "eigenvalues" spares the density, and "density" all of Σ.
         normalised : bool, default=True
             See :meth:`plot`.
         ax : matplotlib Axes or pair of them, default=None
@@ -181,21 +187,24 @@ class SpectrumDisplay(BaseDisplay):
             "dtype": dtype,
             "random_state": random_state,
         }
-        noise = NoiseCovarianceAnalyzer(estimator, **settings)
-        table = fit_analyzer(noise, X, y, sample_weight).alignment()
-        spectrum = None
+        table, spectrum, leading = None, None, None
+        if kind != "density":
+            noise = NoiseCovarianceAnalyzer(estimator, **settings)
+            table = fit_analyzer(noise, X, y, sample_weight).alignment()
         if kind != "eigenvalues":
             curvature = CurvatureAnalyzer(estimator, **settings)
-            spectrum = fit_analyzer(curvature, X, y, sample_weight).density(
-                n_probes=n_probes, n_steps=n_steps
-            )
+            fit_analyzer(curvature, X, y, sample_weight)
+            spectrum = curvature.density(n_probes=n_probes, n_steps=n_steps)
+            leading = curvature.eigen().eigenvalues if table is None else None
         display = cls.from_results(table, spectrum, width=width)
-        return display.plot(ax, kind=kind, normalised=normalised)
+        if leading is not None:
+            display.hessian_eigenvalues = leading
+        return display.plot(ax, kind=kind, normalised=normalised and table is not None)
 
     @classmethod
     def from_results(
         cls,
-        table: Alignment,
+        table: Alignment | None = None,
         spectrum: SpectralDensity | None = None,
         *,
         width: float | None = None,
@@ -204,10 +213,12 @@ class SpectrumDisplay(BaseDisplay):
 
         Parameters
         ----------
-        table : Alignment
-            Of :meth:`flatmin.NoiseCovarianceAnalyzer.alignment`.
+        table : Alignment, default=None
+            Of :meth:`flatmin.NoiseCovarianceAnalyzer.alignment`; None with a density
+            alone.
         spectrum : SpectralDensity, default=None
-            Of :meth:`flatmin.CurvatureAnalyzer.density`.
+            Of :meth:`flatmin.CurvatureAnalyzer.density`: of H, or without a table of
+            any matrix.
         width : float, default=None
             Of the smoothing, in units of the eigenvalues; None is a hundredth of their
             range.
@@ -220,13 +231,20 @@ class SpectrumDisplay(BaseDisplay):
         ------
         TypeError
             If these are not such results.
+        ValueError
+            If there is none, or a table comes with the density of another matrix than
+            H, whose outliers its eigenvalues are not.
         """
-        if not isinstance(table, Alignment):
+        if table is None and spectrum is None:
+            raise ValueError(
+                "A SpectrumDisplay draws a table, a spectrum, or both. Got neither."
+            )
+        if table is not None and not isinstance(table, Alignment):
             raise TypeError(
                 "table must be an Alignment, which "
                 f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
             )
-        numbers = {}
+        numbers: dict[str, Any] = {}
         if width is not None:
             width = check_positive("width", width)
         if spectrum is not None:
@@ -234,6 +252,11 @@ class SpectrumDisplay(BaseDisplay):
                 raise TypeError(
                     "spectrum must be a SpectralDensity, which "
                     f"CurvatureAnalyzer.density() returns. Got {spectrum!r}."
+                )
+            if table is not None and spectrum.matrix != "hessian":
+                raise ValueError(
+                    "The density beside the eigenvalues of H must be that of H. Got "
+                    f"that of the {spectrum.matrix}; draw it without the table."
                 )
             if width is None:
                 width = spectrum.default_width
@@ -243,14 +266,17 @@ class SpectrumDisplay(BaseDisplay):
                 "density": smooth["density"].to_numpy(copy=True),
                 "density_stderr": smooth["density_stderr"].to_numpy(copy=True),
                 "width": width,
+                "matrix": spectrum.matrix,
+                "n_params": spectrum.n_params,
             }
+        if table is None:
+            return cls(**numbers)
         return cls(
             table.pairs["hessian"].to_numpy(copy=True),
             table.pairs["covariance"].to_numpy(copy=True),
             hessian_norm=table["‖H‖_F"],
             covariance_norm=table["‖Σ‖_F"],
-            n_params=table.n_params,
-            **numbers,
+            **{"n_params": table.n_params, **numbers},
         )
 
     def normalised(self) -> list[np.ndarray]:
@@ -265,6 +291,7 @@ class SpectrumDisplay(BaseDisplay):
         ValueError
             If a norm is missing.
         """
+        self._check_eigenvalues()
         pairs = [(self.hessian_eigenvalues, self.hessian_norm)]
         if self.covariance_eigenvalues is not None:
             pairs.append((self.covariance_eigenvalues, self.covariance_norm))
@@ -311,7 +338,13 @@ class SpectrumDisplay(BaseDisplay):
         Returns
         -------
         ndarray of shape (n_outliers,)
+
+        Raises
+        ------
+        ValueError
+            If there are no eigenvalues, or no density.
         """
+        self._check_eigenvalues()
         values = np.asarray(self.hessian_eigenvalues, float)
         return values[values > self.bulk()[1]]
 
@@ -325,7 +358,7 @@ class SpectrumDisplay(BaseDisplay):
         ax : matplotlib Axes or pair of them, default=None
             None makes a figure; a single one is cut up if there are two panels.
         kind : {"both", "eigenvalues", "density"}, default=None
-            None is both, where there is a density.
+            None is what is there.
         normalised : bool, default=None
             Eigenvalues over the Frobenius norm, on a linear scale, instead of as they
             are, on a log scale. None is True where the norms are known.
@@ -340,15 +373,22 @@ class SpectrumDisplay(BaseDisplay):
             If what should be drawn is missing.
         """
         if kind is None:
-            kind = "eigenvalues" if self.density is None else "both"
+            there = self.hessian_eigenvalues is not None, self.density is not None
+            kind = {(True, False): "eigenvalues", (False, True): "density"}.get(
+                there, "both"
+            )
         check_known("kind", kind, _KINDS)
         if normalised is not None:
             normalised = check_flag("normalised", normalised)
         else:
             normalised = self.hessian_norm is not None
         # Asked for before anything is drawn: they may raise.
-        series = self.normalised() if normalised else self._plain()
-        outliers = np.empty(0) if kind == "eigenvalues" else self.outliers()
+        series = [] if kind == "density" else self._series(normalised)
+        outliers = np.empty(0)
+        if kind != "eigenvalues":
+            self.bulk()
+            if self.hessian_eigenvalues is not None:
+                outliers = self.outliers()
         self.axes_ = make_axes(ax, 2 if kind == "both" else 1)
         self.figure_ = self.axes_[0].figure
         if kind != "density":
@@ -360,9 +400,28 @@ class SpectrumDisplay(BaseDisplay):
                 np.asarray(self.density),
                 outliers,
                 one=self._density_of_one(),
+                matrix=self.matrix,
             )
         return self
 
-    def _plain(self) -> list[np.ndarray]:
+    def _check_eigenvalues(self) -> None:
+        if self.hessian_eigenvalues is None:
+            raise ValueError(
+                "This display has a density alone. Got no eigenvalues; pass "
+                "hessian_eigenvalues, or an Alignment to from_results."
+            )
+
+    def _series(self, normalised: bool) -> list[np.ndarray]:
+        """Return what is drawn as stems."""
+        if normalised:
+            return self.normalised()
+        self._check_eigenvalues()
         values = [self.hessian_eigenvalues, self.covariance_eigenvalues]
         return [np.asarray(v, float) for v in values if v is not None]
+
+
+def _plot(spectrum: SpectralDensity, ax: Any, width: float | None) -> SpectrumDisplay:
+    return SpectrumDisplay.from_results(None, spectrum, width=width).plot(ax)
+
+
+SpectralDensity._draw = staticmethod(_plot)

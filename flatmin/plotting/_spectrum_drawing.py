@@ -13,6 +13,13 @@ from flatmin.plotting._figure import legend, line_styles, scaled, tidy_axes
 
 __all__ = ["draw_density", "draw_eigenvalues"]
 
+_SYMBOLS = {
+    "hessian": "$H$",
+    "ggn": "$G$",
+    "fisher": "the Fisher matrix",
+    "empirical_fisher": "the empirical Fisher matrix",
+}
+
 
 def draw_eigenvalues(
     ax: Any, series: list[np.ndarray], *, normalised: bool
@@ -59,9 +66,15 @@ def draw_eigenvalues(
 
 
 def draw_density(
-    ax: Any, grid: np.ndarray, density: np.ndarray, outliers: np.ndarray, *, one: float
+    ax: Any,
+    grid: np.ndarray,
+    density: np.ndarray,
+    outliers: np.ndarray,
+    *,
+    one: float,
+    matrix: str,
 ) -> tuple[Any, Any]:
-    """Draw the density of H on a log scale, and mark the outliers.
+    """Draw the density of a matrix on a log scale, and mark the outliers.
 
     Parameters
     ----------
@@ -72,6 +85,8 @@ def draw_density(
         Eigenvalues.
     one : float
         The largest density that one eigenvalue alone gives.
+    matrix : str
+        Its name.
 
     Returns
     -------
@@ -94,7 +109,7 @@ def draw_density(
     ax.set_yscale("log")
     ax.set(
         ylim=(floor, 3 * density.max()),
-        xlabel=r"eigenvalue $\lambda$ of $H$",
+        xlabel=rf"eigenvalue $\lambda$ of {_SYMBOLS.get(matrix, matrix)}",
         ylabel=r"density $p(\lambda)$",
     )
     if len(outliers):

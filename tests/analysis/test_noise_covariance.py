@@ -131,3 +131,17 @@ def test_weights_of_the_examples():
     model = NoiseCovarianceAnalyzer(NET, loss="cross_entropy").fit(X, y, weights)
     sigma = truth(NET, X, y, weights=weights).covariance
     close(model.trace().value, torch.trace(sigma), rtol=1e-9)
+
+
+def test_verbose_shows_what_is_at_work_and_changes_nothing(capsys):
+    few = {"max_matvecs": 6, "rtol": 0.5}  # so that a trace is estimated
+    shown = {
+        "sample": ("draws", lambda model: model.sample(2)),
+        "alignment": ("trace", lambda model: model.alignment(2, **few).inner_products),
+        "transform": ("coordinates", lambda model: model.transform(X[:5], y[:5])),
+    }
+    for title, call in shown.values():
+        quiet = call(analyzer(n_components=2))
+        assert capsys.readouterr().err == ""
+        close(call(analyzer(n_components=2, verbose=True)), quiet, rtol=1e-12)
+        assert title in capsys.readouterr().err

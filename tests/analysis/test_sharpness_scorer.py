@@ -1,5 +1,7 @@
 """SharpnessScorer as a scorer and as an estimator."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from flatmin import SharpnessScorer, expected_sharpness
-from flatmin.measures import SHARPNESS_MEASURES
+from flatmin.linalg import Estimate
+from flatmin.measures import SHARPNESS_MEASURES, register_measure, trace_sharpness
 
 from ._problems import blobs, classifier, network, skorch_classifier, truth
 
@@ -202,3 +205,83 @@ def test_weights_by_metadata_routing():
     model = classifier(max_iter=5).fit(X[train], y[train], weights[train])
     value = SharpnessScorer(n_draws=3)(model, X[test], y[test], weights[test])
     assert search.cv_results_["split0_test_flat"][0] == pytest.approx(value, rel=1e-4)
+
+
+def half_the_curvature(risk, theta, *, factor=0.5):
+    """Return a fraction of Tr(H), which is (s²/2) Tr(H) for s² = 2."""
+    whole = trace_sharpness(risk, theta, sigma=2**0.5, max_matvecs=10**6)
+    return factor * whole.value
+
+
+def test_a_measure_of_one_s_own(clf):
+    net = clf.module_
+    trace = float(truth(net, X_new, y_new).hessian.trace())
+    scorer = SharpnessScorer(measure=half_the_curvature, dtype="float64")
+    assert scorer(clf, X_new, y_new) == pytest.approx(-trace / 2, rel=1e-5)
+    scorer.set_params(measure_params={"factor": 2.0})
+    assert scorer(clf, X_new, y_new) == pytest.approx(-2 * trace, rel=1e-5)
+    assert clone(scorer).measure is half_the_curvature
+    fitted = SharpnessScorer(clf, measure=lambda risk, theta: 3).fit(X, y)
+    assert (fitted.sharpness_, fitted.stderr_, fitted.n_matvecs_) == (3.0, 0.0, 0)
+    # What it says of its error and its cost is kept.
+    estimate = Estimate(torch.tensor(2.0), torch.tensor(0.5), 7)
+    fitted = SharpnessScorer(clf, measure=lambda risk, theta: estimate).fit(X, y)
+    assert (fitted.sharpness_, fitted.stderr_, fitted.n_matvecs_) == (2.0, 0.5, 7)
+    # Common random numbers for a measure that draws.
+    drawn = SharpnessScorer(measure=lambda r, t, rng: torch.rand(1, generator=rng)[0])
+    assert drawn(clf, X, y) == drawn(clf, X, y)
+    assert drawn(clf, X, y) != clone(drawn).set_params(random_state=1)(clf, X, y)
+
+
+def test_a_measure_by_the_name_that_it_was_registered_under(clf):
+    try:
+        register_measure(half_the_curvature)
+        scorer = SharpnessScorer(measure="half_the_curvature")
+        number = scorer(clf, X, y)
+        assert number == SharpnessScorer(measure=half_the_curvature)(clf, X, y)
+        kept = pickle.dumps(scorer)
+    finally:
+        del SHARPNESS_MEASURES["half_the_curvature"]
+    with pytest.raises(ValueError, match="Got 'half_the_curvature'"):
+        scorer(clf, X, y)
+    try:  # as a worker process does
+        assert pickle.loads(kept)(clf, X, y) == number
+    finally:
+        del SHARPNESS_MEASURES["half_the_curvature"]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (None, TypeError, "one number. Got None"),
+        ("1.5", TypeError, "one number. Got '1.5'"),
+        (True, TypeError, "one number. Got True"),
+        ([1.0], TypeError, r"one number. Got \[1.0\]"),
+        (np.ones(1), TypeError, r"one number. Got array\(\[1.\]\)"),
+        (torch.ones(2), TypeError, "one number. Got tensor"),
+        (1j, TypeError, "one number. Got 1j"),
+        (Estimate(torch.ones(2), torch.ones(2)), TypeError, "one number. Got Estimate"),
+        (float("nan"), FloatingPointError, "a finite number. Got nan"),
+        (torch.tensor(torch.inf), FloatingPointError, "a finite number. Got inf"),
+    ],
+)
+def test_a_measure_that_gives_no_number_is_named(clf, value, error, message):
+    def mine(risk, theta):
+        return value
+
+    with pytest.raises(error, match=rf"the measure '.*mine' must return {message}"):
+        SharpnessScorer(measure=mine)(clf, X, y)
+
+
+def test_a_function_of_something_else_is_refused_before_work():
+    for measure, message in [
+        (lambda risk: 0, "too many positional arguments"),
+        (lambda risk, theta, *, rho: 0, "missing a required.* 'rho'"),
+    ]:
+        with pytest.raises(
+            TypeError, match=rf"a function of \(risk, theta\).*{message}"
+        ):
+            SharpnessScorer(measure=measure)(None, X, y)
+    wrong = SharpnessScorer(measure=half_the_curvature, measure_params={"fctor": 1})
+    with pytest.raises(ValueError, match="did you mean 'factor'"):
+        wrong(None, X, y)

@@ -32,6 +32,8 @@ from flatmin.risk import (
 LEFT_OUT = {
     "what estimators are made of": [
         *("Checkpoints", "FlatBinding", "GradientBatches", "MeanLoss", "NoisyDescent"),
+        *("KeptParams", "check_metrics", "check_room", "count_kept"),
+        *("measure_metrics",),
         *("NoisyNetClassifier", "NoisyNetRegressor", "Recorder", "StopTraining"),
         *("callback_settings", "check_callbacks", "check_monitors"),
         *("check_plain_steps", "check_rows", "resolve_optimizer"),
@@ -45,6 +47,7 @@ LEFT_OUT = {
         *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
         *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
+        "Trajectory",
     ],
     "to subclass": [
         *("AnalyticRisk", "ExampleLoss", "GaussianLaw", "LinearOperator", "NoiseLaw"),
@@ -55,6 +58,7 @@ LEFT_OUT = {
         *("SHARPNESS_MEASURES", "DivergenceError", "UndefinedNoiseError"),
     ],
     "no arguments": ["GD", "show_versions"],
+    "changes a table": ["register_law", "register_measure"],
     "reads 170 MB": ["fetch_cifar10"],
 }
 
@@ -494,6 +498,10 @@ def _analyse(kind: Any) -> Callable[..., Any]:
     return run
 
 
+def _watch(**params: Any) -> Any:
+    return flatmin.FlatnessMonitor(**params)(world().module, 0)
+
+
 def public() -> dict[str, Any]:
     """Return all public names, with what they name."""
     names: dict[str, Any] = {}
@@ -536,6 +544,9 @@ def calls() -> dict[str, Call]:
             function = _analyse(thing)
             own = {"estimator": lambda: w.classifier, "on": lambda: "training"}
             own |= {"n_draws": lambda: 2, "loss": lambda: None}
+        elif name == "FlatnessMonitor":
+            function, trains = _watch, True
+            own = {"quantities": lambda: ["loss"], "budget": lambda: 10.0}
         elif name in ("compare_dynamics", "EmpiricalRisk"):
             trains = True
         elif name.endswith("Display"):

@@ -251,7 +251,9 @@ def projected(p, law, _):
 FORMULAS = {
     "gd": lambda p, law, _: isotropic(p, 0.0),
     "sgd": sgd,
-    "gld_const": lambda p, law, _: isotropic(p, law.sigma**2),
+    "gld_const": lambda p, law, _: isotropic(
+        p, (1e-3 if law.sigma is None else law.sigma) ** 2
+    ),
     "gld_dynamic": lambda p, law, _: isotropic(
         p, p.sgd_trace / (law.batch_size * len(p.mean))
     ),

@@ -1,11 +1,12 @@
 """Eigenvalues, bulk and outliers against numbers that are known."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-from flatmin import CurvatureAnalyzer
+from flatmin import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting import SpectrumDisplay
 
 from ._problems import HESSIAN, ON, X, Y, displays, line, table
@@ -84,6 +85,42 @@ def test_results_give_the_same():
     np.testing.assert_array_equal(display.hessian_eigenvalues, [3, 1])
     alone = SpectrumDisplay.from_results(table()).plot()
     assert len(alone.axes_) == 1
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+def test_a_density_alone(matrix):
+    analyzer = CurvatureAnalyzer(line(), loss="squared_error", matrix=matrix)
+    spectrum = analyzer.fit(X, Y).density()
+    display = spectrum.plot(width=0.5)
+    assert isinstance(display, SpectrumDisplay)
+    # The mean of two normal densities, around the eigenvalues of (2/N) XᵀX.
+    z = (display.grid[:, None] - np.linalg.eigvalsh(HESSIAN)) / 0.5
+    normal = np.exp(-(z**2) / 2) / (0.5 * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(display.density, normal.mean(1), atol=1e-12)
+    assert display.n_params == spectrum.n_params == 2
+    (ax,) = display.axes_
+    assert ax.get_xlabel().endswith("of $H$" if matrix == "hessian" else "of $G$")
+    assert len(display.outlier_marks_.get_xdata()) == 0
+    with pytest.raises(ValueError, match=r"a density alone\. Got no eigenvalues"):
+        display.plot(kind="eigenvalues")
+    ax = plt.figure().add_subplot()
+    assert spectrum.plot(ax).ax_ is ax
+
+
+def test_a_density_of_an_estimator_marks_outliers_without_the_noise(monkeypatch):
+    monkeypatch.delattr(NoiseCovarianceAnalyzer, "alignment")
+    display = SpectrumDisplay.from_estimator(line(), **ON, kind="density", k=2)
+    values = np.linalg.eigvalsh(HESSIAN)[::-1]
+    np.testing.assert_allclose(display.hessian_eigenvalues, values)
+    assert len(display.axes_) == 1
+
+
+def test_a_density_of_another_matrix_does_not_stand_beside_h():
+    analyzer = CurvatureAnalyzer(line(), loss="squared_error", matrix="ggn")
+    with pytest.raises(ValueError, match=r"be that of H\. Got that of the ggn"):
+        SpectrumDisplay.from_results(table(), analyzer.fit(X, Y).density())
+    with pytest.raises(ValueError, match="Got neither"):
+        SpectrumDisplay.from_results()
 
 
 def test_bad_input():

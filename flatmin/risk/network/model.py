@@ -165,7 +165,7 @@ class FlatModel:
         ----------
         module : torch.nn.Module
             In the form that a risk holds.
-        few : Tensor of shape (n, ...), or a tree of them
+        few : Tensor of shape (n, ...) or Tree
             Examples. Where a setting has changed, such as a counter, both must give the
             same outputs for them.
 
