@@ -53,7 +53,7 @@ class FlatnessMonitor:
         Of the training, as :class:`~flatmin.EmpiricalRisk` takes it.
     y : array-like of shape (n_samples,), default=None
         In the loss's form; None with a data set.
-    loss : str, loss module or callable
+    loss : str, loss module, callable or ModuleLoss
         As in :class:`~flatmin.EmpiricalRisk`.
     quantities : iterable of str or callable, or dict of str to either
         Of "loss", "gradient_norm" (‖g₀‖), "max_eigenvalue" (λ₁), "edge_of_stability"
@@ -76,10 +76,13 @@ class FlatnessMonitor:
         Products for each trace at most.
     target : str, default=None
     output_transform : callable, default=None
+    positions : {"all", "example"}, default="all"
+    l2 : float, default=0.0
+        These four as in :class:`~flatmin.EmpiricalRisk`.
     batch_norm : {"frozen", "error"}, default="frozen"
         "frozen" uses the running statistics that BatchNorm has at the step.
     hvp : {"exact", "finite_difference"}, default="exact"
-        These four as in :class:`~flatmin.EmpiricalRisk`.
+        These two as in :class:`~flatmin.EmpiricalRisk`.
     device : str or torch.device, default=None
         None is the module's.
     dtype : {"float32", "float64"}, default=None
@@ -129,6 +132,8 @@ class FlatnessMonitor:
         max_matvecs: int = 30,
         target: str | None = None,
         output_transform: Callable[[Any], Tensor] | None = None,
+        positions: Literal["all", "example"] = "all",
+        l2: float = 0.0,
         batch_norm: Literal["frozen", "error"] = "frozen",
         hvp: Literal["exact", "finite_difference"] = "exact",
         device: torch.device | str | None = None,
@@ -150,6 +155,8 @@ class FlatnessMonitor:
         self._options: dict[str, Any] = {
             "target": target,
             "output_transform": output_transform,
+            "positions": positions,
+            "l2": l2,
             "batch_norm": batch_norm,
             "hvp": hvp,
             "device": device,

@@ -16,7 +16,7 @@ from flatmin._utils.arrays import check_readable
 from flatmin._utils.messages import naming
 from flatmin._utils.trees import is_nested
 from flatmin.analysis._skorch_loss import skorch_loss
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.losses.resolve_loss import LossLike
 from flatmin.risk.network.module_copy import copy_module
@@ -98,7 +98,9 @@ def risk_of_model(
         )
         target = getattr(model, "reader_", model).target  # of a net, its reader's
     X, y = split_targets(X, y, target)
-    if y is None and not is_data_set(X):
+    trained = getattr(getattr(model, "reader_", model), "loss", None)
+    needs_y = not isinstance(trained if loss is None else loss, ModuleLoss)
+    if y is None and needs_y and not is_data_set(X):
         raise ValueError(
             "A gradient requires y to be passed, but the target y is None: the loss "
             "compares outputs with targets."

@@ -43,7 +43,7 @@ from flatmin.estimators._trajectory import read_kept
 from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.noise._registry import BUILT_IN
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.autodiff.surroundings import modes_put_back
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.network.module_copy import graphs_left_out
@@ -108,7 +108,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             pass before training checks it and collects its targets.
         y : array-like of shape (n_samples,), default=None
             Targets; for a regressor also of shape (n_samples, n_targets). None with a
-            data set, or a mapping with a ``target``, which hold their own.
+            data set, or a mapping with a ``target``, which hold their own, and with a
+            ``ModuleLoss`` that needs none.
         sample_weight : array-like of shape (n_samples,), default=None
             wᵢ ≥ 0; only their ratios matter.
         X_val : array-like or a data set, default=None
@@ -320,9 +321,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             self._probe_loss(module, examples, first.dtype, first.device),
             *examples.for_risk(),
             sample_weight=weights,
-            output_transform=self.output_transform,
-            positions=self.positions,
-            l2=self.l2,
+            **self._risk_options(),
             device=device,
             dtype=dtype,
         )
@@ -338,16 +337,35 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             y = read_targets(self, source, reset=reset)
             return Examples(source, self._encode(y, reset=reset))
         X = check_inputs(self, X, reset=reset)
+        if y is None and self._takes_no_y():
+            return Examples(X, np.zeros(len(X)), has_y=False)
         y = self._encode(y, reset=reset)
         check_lengths(X, y, names)
         return Examples(X, y)
+
+    def _takes_no_y(self) -> bool:
+        """Say whether the loss may do without targets."""
+        return False
+
+    def _risk_options(self) -> dict[str, Any]:
+        """Return the settings of a risk that this estimator has by the same names."""
+        # The f of a ModuleLoss takes what it needs; predictions are transformed.
+        transform = self.output_transform
+        return {
+            "output_transform": None
+            if isinstance(self.loss, ModuleLoss)
+            else transform,
+            "positions": self.positions,
+            "l2": self.l2,
+        }
 
     def _check_validation(self, X_val: Any, y_val: Any) -> Examples | None:
         if X_val is None and y_val is None:
             return None
         if X_val is not None:
             X_val, y_val = split_targets(X_val, y_val, self.target)
-        if X_val is None or (y_val is None and not is_data_set(X_val)):
+        held = is_data_set(X_val) or self._takes_no_y()
+        if X_val is None or (y_val is None and not held):
             missing = "X_val" if X_val is None else "y_val"
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         return self._check_examples(X_val, y_val, "X_val and y_val", reset=False)

@@ -28,6 +28,7 @@ from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
 from flatmin.estimators._outputs import outputs_and_targets
 from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
+from flatmin.risk import ModuleLoss
 from flatmin.risk.data.source import split_targets
 
 __all__ = ["NoisyDiffusionClassifier"]
@@ -46,7 +47,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     loss : str, loss module or callable, default="auto"
         "auto" is "cross_entropy" on logits, and "binary_cross_entropy" for a module
         with one output and two classes; else as in :class:`flatmin.EmpiricalRisk`.
-        Probabilities are softmax, or for one output sigmoid, of the outputs.
+        Probabilities are softmax, or for one output sigmoid, of the outputs. A
+        :class:`~flatmin.risk.ModuleLoss` is given the labels as 0, 1, ...; then
+        ``train_score`` and ``valid_score`` are NaN.
     lr : float, default=0.02
         η.
     class_weight : dict, "balanced" or None, default=None
@@ -342,6 +345,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         n_classes = len(self.classes_)
         target: Tensor | None = None
+        if isinstance(self.loss, ModuleLoss):  # whose outputs are the losses
+            return lambda losses: float("nan")
 
         def accuracy(outputs: Tensor) -> float:
             nonlocal target

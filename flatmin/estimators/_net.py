@@ -13,7 +13,7 @@ from torch import Tensor
 from flatmin._utils.trees import as_tree, call_with, lists_as_tuples
 from flatmin.dynamics import NoisyNetClassifier, NoisyNetRegressor
 from flatmin.estimators._examples import NestedDataset
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.outputs import read_output
 from flatmin.risk.network.prepared_module import evaluation_mode
@@ -67,9 +67,12 @@ class _EstimatorNet:
         -------
         Tensor of shape ()
         """
-        targets = torch.as_tensor(self.reader_._encode(y_true, reset=False))
         device = next(self.module_.parameters()).device
-        loss: Tensor = self.criterion_(y_pred, targets.to(device))  # type: ignore[attr-defined]
+        targets = y_true  # of a ModuleLoss, for which the criterion raises
+        if not isinstance(self.reader_.loss, ModuleLoss):
+            encoded = self.reader_._encode(y_true, reset=False)
+            targets = torch.as_tensor(encoded).to(device)
+        loss: Tensor = self.criterion_(y_pred, targets)  # type: ignore[attr-defined]
         return loss
 
     def get_dataset(self, X: Any, y: Any = None) -> Any:

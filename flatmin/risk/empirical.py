@@ -18,10 +18,11 @@ from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.trees import Inputs
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
+from flatmin.risk.data.beside_targets import beside_targets
 from flatmin.risk.data.chunks import Chunk, choose_chunk_size
 from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, check_held
-from flatmin.risk.data.source import find_source, is_data_set, split_targets
+from flatmin.risk.data.source import find_source, split_targets
 from flatmin.risk.data.streamed_data import StreamedData
 from flatmin.risk.data.weights import KnownWeights, as_weights, normalised_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
@@ -35,7 +36,12 @@ from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.losses.module_loss import GivenLosses, ModuleLoss
 from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.module_state import check_state
-from flatmin.risk.network.loss_module import LossModule, as_held, check_losses
+from flatmin.risk.network.loss_module import (
+    LossModule,
+    as_held,
+    check_losses,
+    check_untransformed,
+)
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
@@ -193,15 +199,11 @@ class EmpiricalRisk(LabelNoiseRisk):
             chunk_size = check_count("chunk_size", chunk_size)
         if output_transform is not None:
             check_callable("output_transform", output_transform, "outputs")
-            if isinstance(loss, ModuleLoss):
-                raise ValueError(
-                    "f of ModuleLoss calls the module itself, and takes what it needs "
-                    "of its outputs. Got output_transform too; leave it at None."
-                )
         self._hvp = hvp
         self.l2 = check_positive("l2", l2, or_zero=True)
         joins = isinstance(loss, ModuleLoss)
         if isinstance(loss, ModuleLoss):
+            check_untransformed(output_transform)
             module, loss = LossModule(module, loss.f), GivenLosses()
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
@@ -209,8 +211,9 @@ class EmpiricalRisk(LabelNoiseRisk):
         check_held_by("l2", self.l2, self.dtype)
 
         X, y = split_targets(X, y, target)
-        if joins:
-            X, y = self._joined(module, X, y, target)
+        if joins and isinstance(module, LossModule):
+            place = self.device, self.dtype
+            X, y = beside_targets(X, y, target, module.module, *place)
         source = find_source(X, y, target)
         if source is not None:  # some examples stand for the rest
             X, y = source.read(trial_indices(len(source)).tolist())
@@ -237,14 +240,10 @@ class EmpiricalRisk(LabelNoiseRisk):
             examples = StreamedData(
                 source, None, self._model, self._loss, probe.output, by_rows=by_rows
             )
-
         weights = self._all_weights(sample_weight, positions, examples, chunk_size)
         if weights is not None:
             examples.weights = weights.to(self.device, self.dtype)
-        self._few = examples.select(_trial_examples(examples).to(self.device))
-        self._few = replace(self._few, weights=None)  # 0 would hide an example
-        check_state(self._model, self._loss, self._few, original)
-        check_independence(self._model, self._loss, self._few)
+        self._try(examples, original)
         self._make_kernels(probe.n_numbers, min(chunk_size, n_examples))
         self._hold(examples, min(chunk_size, n_examples))
         check_dependence(
@@ -252,23 +251,12 @@ class EmpiricalRisk(LabelNoiseRisk):
         )
         self._theta = self._model.theta()
 
-    def _joined(self, module: Any, X: Any, y: Any, target: str | None) -> Any:
-        """Return X and y as the X of a module that computes losses, and targets."""
-        if is_data_set(X):
-            source = find_source(X, y, target)
-            return (X if source is None else source.joined()), None
-        inputs = as_inputs(X, self.device)
-        inputs = as_input(inputs, module.module, self.dtype)
-        beside = torch.zeros(len(inputs), device=self.device)
-        X = inputs if isinstance(inputs, Tensor) else inputs.unpacked()
-        if y is None:
-            return (X,), beside
-        y = as_tensor(y, "y", self.device)
-        if len(inputs) != len(y):
-            raise ValueError(
-                f"X and y must have as many examples. Got {len(inputs)} and {len(y)}."
-            )
-        return (X, y), beside
+    def _try(self, examples: ExampleData, original: nn.Module) -> None:
+        """Try module and loss on a few of the examples."""
+        self._few = examples.select(_trial_examples(examples).to(self.device))
+        self._few = replace(self._few, weights=None)  # 0 would hide an example
+        check_state(self._model, self._loss, self._few, original)
+        check_independence(self._model, self._loss, self._few)
 
     def _trial_arrays(self, module: nn.Module, X: Any, y: Any) -> tuple[Inputs, Tensor]:
         """Return X and y as the module takes them, or raise."""

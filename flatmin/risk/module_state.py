@@ -127,7 +127,7 @@ class _Reads(TorchDispatchMode):
 
 
 def _address(tensor: Tensor) -> int:
-    # A sparse tensor has no storage of its own, one inside of vmap none with an address.
+    # A sparse tensor has no storage of its own, one inside of vmap no address.
     if tensor.layout != torch.strided:
         return 0
     try:

@@ -274,6 +274,7 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
         "risk": lambda: world().quadratic,
         "n_chains": lambda: 3,
     },
+    "ModuleLoss": {"f": lambda: lambda module, X, y: module(X).square().sum(1)},
     "FunctionRisk": {
         "f": lambda: lambda theta: (theta**2).sum(-1),
         "start": lambda: [1.0, 2.0],

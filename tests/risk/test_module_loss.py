@@ -1,15 +1,18 @@
 """Losses that call the module themselves, beside dense float64 autograd."""
 
+import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from flatmin.curvature import HessianOperator
-from flatmin.risk import EmpiricalRisk, ModuleLoss
+from flatmin.curvature import FisherOperator, GGNOperator, HessianOperator
+from flatmin.noise import make_noise_law
+from flatmin.risk import EmpiricalRisk, ModuleLoss, resolve_loss
 
 N, L2 = 9, 0.3
 
@@ -193,6 +196,7 @@ def test_everything_but_g(name):
 
 
 @pytest.mark.filterwarnings("ignore:The loss does not depend")
+@pytest.mark.parametrize("name", ["physics", "masked"])
 def test_the_audit_holds(name):
     assert risk_of(name, chunk_size=4).audit().fails == ()
 
@@ -214,3 +218,187 @@ def test_at_other_points(name):
         close(risk.linearize(theta).hvp(v), H @ v, 1e-8)
     stacked = torch.stack([theta, risk.params()])
     close(risk.losses_at(stacked)[0], losses_at(name, theta).mean().detach())
+
+
+@pytest.mark.filterwarnings("ignore:The loss does not depend")
+def test_it_goes_along():
+    risk = risk_of("physics", l2=L2, chunk_size=4)
+    theta, value = risk.params(), risk.value(risk.params())
+    for other in (
+        risk.to(dtype="float32").to(dtype="float64"),
+        pickle.loads(pickle.dumps(risk)),
+        risk.subset(torch.arange(N)),
+        risk.with_module(Net()),
+    ):
+        close(other.value(theta), value, 1e-5)
+        close(other.gradient(theta), risk.gradient(theta), 1e-5)
+    net = Net()
+    nn.init.constant_(net.last.weight, 0.5)
+    other = risk.with_module(net)
+    assert not torch.equal(other.params(), theta)
+    right = losses_at("physics", other.params()).mean().detach()
+    close(other.value(other.params()) - L2 / 2 * other.params().square().sum(), right)
+    risk.update_from(net)
+    close(risk.params(), other.params())
+    close(risk.value(risk.params()), other.value(other.params()))
+
+
+def test_in_float32():
+    f, X, y, _ = CASES["physics"]
+    net = Net().float()
+    risk = EmpiricalRisk(net, ModuleLoss(f), X, y)
+    assert risk.value(risk.params()).dtype == torch.float32
+    close(
+        risk.value(risk.params()),
+        losses_at("physics", risk.params().double()).mean().detach(),
+        1e-5,
+    )
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return rows_of(MAPPING, i), torch.arange(N)[i] % 3
+
+
+@pytest.mark.parametrize("target", [None, "y"])
+def test_a_data_set(target):
+    class Mappings(Pairs):
+        def __getitem__(self, i):
+            X, y = super().__getitem__(i)
+            return {**X, "y": y}
+
+    held = risk_of("masked", chunk_size=4)
+    data = Pairs() if target is None else Mappings()
+    read = EmpiricalRisk(
+        Net(n_out=2), ModuleLoss(masked), data, target=target, chunk_size=4
+    )
+    theta, v = held.params(), normal(held.n_params)
+    close(read.value_and_gradient(theta)[0], held.value(theta))
+    close(read.gradient_variances(theta), held.gradient_variances(theta))
+    close(read.linearize(theta).hvp(v), held.linearize(theta).hvp(v))
+    again = read.to(dtype="float32").to(dtype="float64")
+    close(again.value(theta), held.value(theta), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "gld_full", "gld_hessian", "gld_leading"])
+def test_laws(name):
+    risk = risk_of("masked")
+    theta = risk.params()
+    law = make_noise_law(name)
+    law.check(risk)
+    state = law.refresh(risk, theta, rng())
+    noisy = law.noisy_gradient(risk, theta, state, rng())[1]
+    assert bool(noisy.isfinite().all())
+    assert not torch.equal(noisy, risk.gradient(theta))
+    rows = torch.autograd.functional.jacobian(lambda t: losses_at("masked", t), theta)
+    m = min(20, N // 2 if name == "gld_leading" else N)
+    right = rows.var(0, correction=0).sum() / m
+    if name != "gld_leading":
+        close(law.trace(risk, theta, state), right, 1e-6)
+
+
+def test_what_needs_outputs_is_refused():
+    risk = risk_of("masked")
+    theta = risk.params()
+    law = make_noise_law("gld_ggn")
+    for ask in (
+        lambda: law.check(risk),
+        lambda: law.refresh(risk, theta, rng()),
+        lambda: GGNOperator(risk, theta) @ theta,
+        lambda: risk.gauss_newton_traces(theta),
+        lambda: risk.gauss_newton_traces(theta, rng()),
+        lambda: risk.value_and_gauss_newton_draw(theta, torch.ones(()).double(), rng()),
+    ):
+        with pytest.raises(ValueError, match="the Hessian of the loss in the outputs"):
+            ask()
+    for ask in (
+        lambda: FisherOperator(risk, theta),
+        risk.check_likelihood,
+        lambda: risk.model_slopes(theta, rng()),
+    ):
+        with pytest.raises(TypeError, match="needs a likelihood of outputs"):
+            ask()
+    with pytest.raises(ValueError, match="Label noise needs labels"):
+        make_noise_law("label_noise").check(risk)
+
+
+OTHER = Net()
+
+
+def closes_over_another(module, X, y):
+    return (OTHER(X).squeeze(1) - y).square()
+
+
+def normalises(module, X, y):
+    losses = (module(X).squeeze(1) - y).square()
+    return losses / losses.sum()
+
+
+REFUSED = {
+    "mean": (lambda m, X, y: m(X).mean(), r"shape \(\) for n = 3; do not average"),
+    "column": (lambda m, X, y: m(X), r"shape \(3, 1\) for n = 3"),
+    "short": (lambda m, X, y: m(X)[1:, 0], r"shape \(2,\) for n = 3"),
+    "number": (lambda m, X, y: float(m(X).sum()), "must return a Tensor.*Got float"),
+    "error": (lambda m, X, y: m.absent(X), "raised AttributeError: .*absent"),
+    "key": (lambda m, X, y: y["a"], "called as f.module, X, y.*raised"),
+    "others": (normalises, "must not depend on the others"),
+    "another": (closes_over_another, "must depend on a parameter"),
+    "random": (
+        lambda m, X, y: F.dropout(m(X), training=True)[:, 0],
+        "the same output for the same input",
+    ),
+    "two arguments": (lambda X, y: X, "f must be a function of .module, X, y."),
+}
+
+
+@pytest.mark.parametrize(("f", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(f, message):
+    with pytest.raises((ValueError, TypeError), match=f"(?s){message}"):
+        EmpiricalRisk(Net(), ModuleLoss(f), POINTS, normal(N))
+
+
+def test_the_module_of_the_risk_is_the_one_to_use():
+    net = Net()
+
+    def own(module, X, y):
+        return (net(X).squeeze(1) - y).square()
+
+    with pytest.raises(ValueError, match=r"original|must depend on a parameter"):
+        EmpiricalRisk(net, ModuleLoss(own), POINTS, normal(N))
+
+
+def test_more_that_is_refused():
+    loss = ModuleLoss(heat)
+    with pytest.raises(ValueError, match="output_transform too"):
+        EmpiricalRisk(Net(), loss, POINTS, normal(N), output_transform=len)
+    with pytest.raises(ValueError, match=r"as many examples\. Got 9 and 3"):
+        EmpiricalRisk(Net(), loss, POINTS, normal(3))
+    with pytest.raises(TypeError, match="no function of outputs and targets"):
+        resolve_loss(loss)
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module"):
+        EmpiricalRisk("net", loss, POINTS, normal(N))
+    with pytest.raises(ValueError, match="y must be given"):
+        EmpiricalRisk(Net(), "squared_error", POINTS)
+
+
+def test_the_data_stay_as_they_are():
+    X, y = POINTS.clone(), normal(N, seed=3)
+    risk = EmpiricalRisk(Net(), ModuleLoss(heat), X, y)
+    risk.gradient(risk.params())
+    assert not X.requires_grad
+    assert torch.equal(X, POINTS)
+    arrays = EmpiricalRisk(Net(), ModuleLoss(heat), np.asarray(X), np.asarray(y))
+    close(arrays.value(risk.params()), risk.value(risk.params()))
+
+
+def test_integers_become_what_the_module_takes():
+    def f(module, X, y):
+        return module(X).square().sum(1)
+
+    X = torch.arange(2 * N).reshape(N, 2)
+    whole = EmpiricalRisk(Net(), ModuleLoss(f), X)
+    real = EmpiricalRisk(Net(), ModuleLoss(f), X.double())
+    close(whole.value(whole.params()), real.value(real.params()))

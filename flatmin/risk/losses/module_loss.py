@@ -43,6 +43,7 @@ class ModuleLoss:
     --------
     An autoencoder of one number, x → w² x, and its L(w) = (w² - 1)² x²:
 
+    >>> import torch
     >>> from torch import nn
     >>> from flatmin import EmpiricalRisk
     >>> def reconstruction(module, X, y):

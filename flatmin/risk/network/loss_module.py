@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flatmin._utils.messages import first_line
 from flatmin._utils.trees import Inputs, as_tree, call_with, is_nested
 
-__all__ = ["LossModule", "as_held", "check_losses"]
+__all__ = ["LossModule", "as_held", "check_losses", "check_untransformed"]
 
 
 class LossModule(nn.Module):
@@ -118,6 +118,25 @@ def as_held(held: nn.Module, module: nn.Module) -> nn.Module:
         wrapped.differentiates = held.differentiates
         return wrapped
     return module
+
+
+def check_untransformed(output_transform: Any) -> None:
+    """Raise ValueError if the outputs of a :class:`LossModule` are to be transformed.
+
+    Parameters
+    ----------
+    output_transform : callable or None
+
+    Raises
+    ------
+    ValueError
+        If it is not None.
+    """
+    if output_transform is not None:
+        raise ValueError(
+            "f of ModuleLoss calls the module itself, and takes what it needs of its "
+            "outputs. Got output_transform too; leave it at None."
+        )
 
 
 def check_losses(module: LossModule, X: Inputs) -> None:
