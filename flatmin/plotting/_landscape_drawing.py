@@ -178,12 +178,12 @@ def draw_surface(
     first, second = (label.partition(",")[0] for label in display.labels)
     ax.set(xlabel=first, ylabel=second)
     ax.set_zlabel(rf"$\log_{{10}}$ of {name}" if log else name)
+    # In a small panel labels move up to the axes.
+    roomy = scaled(ax, 1) == 1
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.label.set_size(scaled(ax, 10))
-        axis.labelpad = scaled(ax, 6) if scaled(ax, 1) == 1 else -8
-        axis.set_tick_params(
-            labelsize=scaled(ax, 8), pad=2 if scaled(ax, 1) == 1 else -3
-        )
+        axis.labelpad = 6 if roomy else -8
+        axis.set_tick_params(labelsize=scaled(ax, 8), pad=2 if roomy else -3)
         axis.get_major_locator().set_params(nbins=4)
     return artists
 
