@@ -93,6 +93,10 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     """
 
     _name = "gradient covariance"
+    _calls = (
+        *("eigen", "trace", "diagonal", "sample", "alignment"),
+        *("transform", "score"),
+    )
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ LEFT_OUT = {
         *("MatchedState", "order_eigenvalues"),
     ],
     "results, which others fill": [
-        *("Alignment", "Audit", "ComparisonResult", "CurveProfile", "Diagonal"),
+        *("Alignment", "Audit", "ComparisonResult", "Cost", "CurveProfile", "Diagonal"),
         *("Eigenpairs", "Estimate", "Gaussianity", "GradientNoise", "LabelDraw"),
         *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
@@ -371,11 +371,16 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
                 "y": lambda: world().y,
                 "v": lambda: np.ones(8),
                 "n_steps": lambda: 4,
+                "call": lambda: "eigen",
             },
         ),
         "NoiseCovarianceAnalyzer": (
             w.noise,
-            {"X": lambda: world().X, "y": lambda: world().y},
+            {
+                "X": lambda: world().X,
+                "y": lambda: world().y,
+                "call": lambda: "sample",
+            },
         ),
         "SharpnessScorer": (
             flatmin.SharpnessScorer(w.classifier, n_draws=2),
