@@ -4,6 +4,7 @@ import flatmin.plotting  # noqa: F401, by which results draw themselves
 from flatmin._utils.versions import show_versions
 from flatmin.analysis import (
     CurvatureAnalyzer,
+    FlatnessMonitor,
     NoiseCovarianceAnalyzer,
     SharpnessScorer,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "CurvatureAnalyzer",
     "DivergenceError",
     "EmpiricalRisk",
+    "FlatnessMonitor",
     "NoiseCovarianceAnalyzer",
     "NoiseLaw",
     "NoisyDiffusionClassifier",

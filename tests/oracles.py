@@ -16,6 +16,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 
 @dataclass(frozen=True)
@@ -59,27 +60,32 @@ def dense(
 ):
     """Differentiate a module by everything at θ.
 
-    ``losses(outputs, y)`` gives one loss an example, in plain torch.
+    ``losses(outputs, y)`` gives one loss an example, in plain torch. X may be a dict of
+    keywords, or a tuple of arguments.
     """
     module = copy.deepcopy(module).double().eval()
-    X = X.double() if X.is_floating_point() else X
+    X = tree_map(lambda x: x.double() if x.is_floating_point() else x, X)
     y = y.double() if y.is_floating_point() else y
     theta = theta.double()
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    w = torch.ones(len(X)) if weights is None else torch.as_tensor(weights)
+    n = len(y)
+    w = torch.ones(n) if weights is None else torch.as_tensor(weights)
     w = len(w) * w.double() / w.sum()
 
     def outputs(t):
         parts = t.split([p.numel() for _, p in named])
         values = {n: v.view(p.shape) for (n, p), v in zip(named, parts, strict=True)}
-        return transform(functional_call(module, values, (X.clone(),)))
+        given = tree_map(torch.clone, X)
+        args = given if isinstance(given, tuple) else (given,)
+        args, kwargs = ((), given) if isinstance(given, dict) else (args, {})
+        return transform(functional_call(module, values, args, kwargs))
 
     def weighted(t):
         return w * losses(outputs(t), y)
 
     with right_second_derivatives():
         f = outputs(theta).detach()
-        J = jacobian(lambda t: outputs(t).reshape(len(X), -1), theta)
+        J = jacobian(lambda t: outputs(t).reshape(n, -1), theta)
         gradients = jacobian(weighted, theta)
         H = hessian(lambda t: weighted(t).mean(), theta)
     S = [

@@ -34,6 +34,7 @@ FLOORS = {
     "analysis": _MIDDLE | {"dynamics"},
     "comparison": _UPPER,
     "plotting": _UPPER | {"comparison"},
+    "integrations": _UPPER,
 }
 
 # The rooms of risk/, a folder or a file each, from the ground up: one may import those
@@ -67,7 +68,9 @@ HOMES = {
     "torch.autograd": {"risk"},
     "torch.func": {"risk"},
     "torch.fx": {"risk"},
-    "skorch": {"dynamics", "estimators"},
+    "lightning": {"integrations"},
+    "skorch": {"dynamics", "estimators", "integrations"},
+    "transformers": {"integrations"},
     "matplotlib": {"plotting"},
     "seaborn": {"plotting"},
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = [
     "check_floating",
+    "check_one_shape",
     "check_readable",
     "check_scalar_tensor",
     "check_tensor",
@@ -69,6 +70,45 @@ def check_readable(name: str, data: Any, *, real: bool = True) -> None:
             )
         if isinstance(part, Tensor):
             _check_dense(name, part)
+
+
+def check_one_shape(name: str, data: Any) -> None:
+    """Raise if a list, or an array of objects, holds examples of several lengths.
+
+    Parameters
+    ----------
+    name : str
+        For the message.
+    data : object
+
+    Raises
+    ------
+    TypeError
+        With the way out.
+
+    Examples
+    --------
+    >>> check_one_shape("X", [[1, 2], [3]])
+    Traceback (most recent call last):
+    TypeError: X must hold examples of one shape. Got lengths from 1 to 2; pad ...
+    """
+    if isinstance(data, np.ndarray):
+        parts = data if data.dtype.kind == "O" and data.ndim == 1 else ()
+    else:
+        parts = data if isinstance(data, list) else ()
+    lengths = {
+        len(part) if getattr(part, "shape", None) != () else 0
+        for part in parts
+        if isinstance(part, list | tuple | np.ndarray | Tensor)
+    }
+    if len(lengths) > 1:
+        raise TypeError(
+            f"{name} must hold examples of one shape. Got lengths from {min(lengths)} "
+            f"to {max(lengths)}; pad them, for example by "
+            "torch.nn.utils.rnn.pad_sequence(..., batch_first=True), and pass a mask, "
+            "or the lengths, beside: X={'x': padded, 'mask': mask}, with the names of "
+            "the module's arguments."
+        )
 
 
 def to_numpy(name: str, data: Any) -> Any:
@@ -249,6 +289,12 @@ def check_floating(name: str, value: Any, n_axes: int = 0) -> None:
 
 
 def _check_dense(name: str, tensor: Tensor, *, real: bool = True) -> None:
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, with every example as long as the others. "
+            "Got a nested tensor; use torch.nested.to_padded_tensor, and pass a mask, "
+            "or the lengths, beside."
+        )
     if real and tensor.is_complex():
         raise TypeError(
             f"{name} must hold real numbers. Got {tensor.dtype}; take .real, or abs()."

@@ -27,7 +27,7 @@ def scratch_copy(estimator: Any) -> Any:
 
 
 def adopt_attributes(estimator: Any, copy: Any) -> None:
-    """Set on an estimator all attributes that its copy has learnt.
+    """Set on an estimator all attributes that its copy has learnt, and no others.
 
     Parameters
     ----------
@@ -47,5 +47,8 @@ def adopt_attributes(estimator: Any, copy: Any) -> None:
     """
     own = vars(estimator)
     new = {k: v for k, v in vars(copy).items() if k not in own or own[k] is not v}
+    gone = own.keys() - vars(copy).keys()
     # One call into C: Ctrl-C is seen between two instructions of Python only.
     own.update(new)
+    for name in gone:  # such as feature_names_in_, of an X that had names
+        del own[name]

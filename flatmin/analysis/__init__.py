@@ -2,6 +2,7 @@
 
 from flatmin.analysis._cost import Cost
 from flatmin.analysis._curvature import CurvatureAnalyzer
+from flatmin.analysis._monitor import FlatnessMonitor
 from flatmin.analysis._noise_covariance import NoiseCovarianceAnalyzer
 from flatmin.analysis._results import (
     Alignment,
@@ -18,6 +19,7 @@ __all__ = [
     "CurvatureAnalyzer",
     "Diagonal",
     "Eigenpairs",
+    "FlatnessMonitor",
     "NoiseCovarianceAnalyzer",
     "SharpnessScorer",
     "SpectralDensity",

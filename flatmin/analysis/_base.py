@@ -27,12 +27,14 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
+from flatmin._utils.trees import as_tree, is_nested
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._cost import Cost, Problem, work_of
 from flatmin.analysis._results import Eigenpairs
-from flatmin.analysis._risk import is_data_set, risk_of_model, training_risk
+from flatmin.analysis._risk import risk_of_model, training_risk
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Audit, EmpiricalRisk
+from flatmin.risk.data.source import is_data_set
 
 __all__ = ["BaseAnalyzer", "ModelByReference"]
 
@@ -42,6 +44,8 @@ class ModelByReference(BaseEstimator):
 
     estimator: Any
     loss: Any
+    output_transform: Any
+    target: Any
     hvp: Any
     device: Any
     dtype: Any
@@ -109,13 +113,33 @@ class ModelByReference(BaseEstimator):
     def _settings(self) -> dict[str, Any]:
         return {
             "loss": self.loss,
+            "output_transform": self.output_transform,
+            "target": self.target,
             "hvp": self.hvp,
             "device": self.device,
             "dtype": self.dtype,
         }
 
     def _check_features(self, X: Any, *, reset: bool) -> None:
-        if not is_data_set(X):
+        if is_nested(X):
+            names = set(as_tree(X).names)
+            if reset:
+                self._leaves = names
+                for learnt in ("n_features_in_", "feature_names_in_"):
+                    self.__dict__.pop(learnt, None)
+            elif getattr(self, "_leaves", None) != names:
+                raise ValueError(
+                    f"X must have the form of the X of fit. Got the parts "
+                    f"{', '.join(sorted(names))}."
+                )
+        elif not is_data_set(X):
+            if reset:
+                self.__dict__.pop("_leaves", None)
+            elif hasattr(self, "_leaves"):
+                raise ValueError(
+                    "X must have the parts of the X of fit, "
+                    f"{', '.join(sorted(self._leaves))}. Got one {type(X).__name__}."
+                )
             check_readable("X", X)
             try:
                 validate_data(self, X, reset=reset, skip_check_array=True)
@@ -140,6 +164,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
         "select": [None, str, list],
+        "output_transform": [None, callable],
+        "target": [None, str],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],

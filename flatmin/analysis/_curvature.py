@@ -64,6 +64,12 @@ class CurvatureAnalyzer(BaseAnalyzer):
         skorch classifier that is -log(p_y + ε) of its probabilities p, for which "ggn"
         is the empirical Fisher matrix and "fisher" is refused; logits with
         ``CrossEntropyLoss`` have both.
+    output_transform : callable, default=None
+        Takes what the module returns, and returns the tensor that the loss compares;
+        see :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+    target : str, default=None
+        The name of the targets, where X is a mapping that holds them, or a data set of
+        such. A flatmin estimator has its own.
     matrix : {"hessian", "ggn", "fisher", "empirical_fisher"}, default="hessian"
         H = ∇²L; the generalised Gauss-Newton matrix; the Fisher matrix, with the
         expectation over labels that the model draws, which equals it; the second moment
@@ -93,7 +99,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         On the data of :meth:`fit`, for the functions of the floors below; its
         ``params()`` are the model's θ.
     n_features_in_ : int
-        Size of axis 1 of the X of :meth:`fit`.
+        Size of axis 1 of the X of :meth:`fit`; not there for a mapping or a tuple.
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Column names, if it had them.
 
@@ -131,6 +137,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         estimator,
         *,
         loss=None,
+        output_transform=None,
+        target=None,
         matrix="hessian",
         n_components=20,
         select=None,
@@ -143,6 +151,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
     ):
         self.estimator = estimator
         self.loss = loss
+        self.output_transform = output_transform
+        self.target = target
         self.matrix = matrix
         self.n_components = n_components
         self.select = select
@@ -181,7 +191,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         if self.matrix == "fisher":
             self._operator(risk)  # which refuses a loss that is no likelihood
         if self.matrix in ("ggn", "fisher") and self.select is None:
-            result = ggn_trace(risk, risk.params(), rtol=rtol, rng=rng)
+            is_ggn = self.matrix == "ggn"
+            result = ggn_trace(risk, risk.params(), rtol=rtol, penalty=is_ggn, rng=rng)
         else:
             result = trace(
                 self._operator(risk),

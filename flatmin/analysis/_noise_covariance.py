@@ -46,6 +46,12 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         As in :class:`CurvatureAnalyzer`.
     loss : str, loss module or callable, default=None
         As there: for a module, the loss it was trained with.
+    output_transform : callable, default=None
+        Takes what the module returns, and returns the tensor that the loss compares;
+        see :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+    target : str, default=None
+        The name of the targets, where X is a mapping that holds them, or a data set of
+        such. A flatmin estimator has its own.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1).
     select : str or list of str, default=None
@@ -70,7 +76,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         On the data of :meth:`fit`, for the functions of the floors below; its
         ``params()`` are the model's θ.
     n_features_in_ : int
-        Size of axis 1 of the X of :meth:`fit`.
+        Size of axis 1 of the X of :meth:`fit`; not there for a mapping or a tuple.
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Column names, if it had them.
 
@@ -103,6 +109,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         estimator,
         *,
         loss=None,
+        output_transform=None,
+        target=None,
         n_components=20,
         select=None,
         tol=1e-4,
@@ -114,6 +122,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     ):
         self.estimator = estimator
         self.loss = loss
+        self.output_transform = output_transform
+        self.target = target
         self.n_components = n_components
         self.select = select
         self.tol = tol
@@ -239,8 +249,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            (∇ℓᵢ - g₀)ᵀvⱼ with the mean gradient g₀ of the fixed data. Weights, of
-            examples and of classes, are in the basis and in g₀, not in these rows.
+            (∇ℓᵢ - ḡ)ᵀvⱼ with the mean ḡ of the gradients on the fixed data, which is
+            g₀ but for a penalty. Weights, of examples and of classes, are in the basis
+            and in ḡ, not in these rows.
         """
         basis = self._basis()
         mean = self._keep("mean", lambda: self._mean_coordinates(basis))
@@ -291,7 +302,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
     def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
         risk = self._risk()
-        gradient = self._selected(risk, risk.gradient(risk.params()))
+        ones = torch.ones(risk.n_examples, dtype=risk.dtype, device=risk.device)
+        mean = risk.weighted_gradient(risk.params(), ones)  # a penalty is not in it
+        gradient = self._selected(risk, mean)
         return gradient.double().cpu().numpy() @ basis.eigenvectors.astype(np.float64)
 
     def _variances(self, risk: EmpiricalRisk) -> Tensor:

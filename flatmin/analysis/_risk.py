@@ -11,18 +11,19 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.utils import data
 
 from flatmin._utils.arrays import check_readable
 from flatmin._utils.messages import naming
+from flatmin._utils.trees import is_nested
 from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk
+from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.losses.resolve_loss import LossLike
-from flatmin.risk.network.model import first_output
 from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.outputs import OutputTransform
 from flatmin.risk.network.prepared_module import evaluation_mode
 
-__all__ = ["is_data_set", "risk_of_model", "training_risk"]
+__all__ = ["risk_of_model", "training_risk"]
 
 
 def risk_of_model(
@@ -33,6 +34,8 @@ def risk_of_model(
     *,
     use_class_weight: bool = True,
     loss: LossLike | None = None,
+    output_transform: OutputTransform | None = None,
+    target: str | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -44,7 +47,7 @@ def risk_of_model(
     estimator : flatmin estimator or its ``net_``, skorch net or torch.nn.Module
         Also inside a ``FrozenEstimator``, a fitted search or a ``Pipeline``, through
         whose earlier steps X goes. It is not touched.
-    X : array-like, Tensor or data set
+    X : array-like, Tensor, mapping, tuple or data set
     y : array-like or Tensor; None with a data set
         Of a flatmin estimator, labels as in its ``fit``; else in the loss's form.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -52,6 +55,10 @@ def risk_of_model(
         Of a flatmin estimator; False ignores its class weights.
     loss : str, loss module or callable, default=None
         None is the model's own, which a bare module does not have.
+    output_transform : callable, default=None
+        As in :class:`~flatmin.EmpiricalRisk`; a flatmin estimator has its own.
+    target : str, default=None
+        The same.
     hvp : {"exact", "finite_difference"}, default="exact"
         As in :class:`~flatmin.EmpiricalRisk`.
     device : torch.device or str, default=None
@@ -74,13 +81,16 @@ def risk_of_model(
         If loss and data do not fit the model, or y is missing.
     """
     model, X = _unwrap(estimator, X)
+    if _is_flatmin(model):
+        _refuse_own(model, loss, output_transform, target)
+        target = getattr(model, "reader_", model).target  # of a net, its reader's
+    X, y = split_targets(X, y, target)
     if y is None and not is_data_set(X):
         raise ValueError(
             "A gradient requires y to be passed, but the target y is None: the loss "
             "compares outputs with targets."
         )
     if _is_flatmin(model):
-        _refuse_loss(model, loss)
         return model.make_risk(
             X,
             y,
@@ -106,7 +116,7 @@ def risk_of_model(
         module, loss = model.module_, skorch_loss(model) if loss is None else loss
     else:
         raise TypeError(_NO_MODEL.format(model))
-    if not isinstance(X, Tensor) and not is_data_set(X):
+    if not (isinstance(X, Tensor) or is_data_set(X) or is_nested(X)):
         check_readable("X", X)
         with naming("X"):
             X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
@@ -120,7 +130,8 @@ def risk_of_model(
         X,
         y,
         sample_weight=sample_weight,
-        output_transform=first_output,
+        output_transform=output_transform,
+        target=target,
         hvp=hvp,
         device=device,
         dtype=dtype,
@@ -132,6 +143,8 @@ def training_risk(
     caller: str,
     *,
     loss: LossLike | None = None,
+    output_transform: OutputTransform | None = None,
+    target: str | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -144,7 +157,7 @@ def training_risk(
         Also wrapped as in :func:`risk_of_model`.
     caller : str
         Who asks, for the message.
-    loss : None
+    loss, output_transform, target : None
         The estimator has its own.
     hvp : {"exact", "finite_difference"}, default="exact"
         As in :class:`~flatmin.EmpiricalRisk`.
@@ -165,14 +178,14 @@ def training_risk(
     TypeError
         If it is none of a model.
     ValueError
-        If a loss is given.
+        If one of what it has is given.
     """
     model, _ = _unwrap(estimator, None)
     if not (_is_flatmin(model) or _is_skorch(model) or isinstance(model, nn.Module)):
         raise TypeError(_NO_MODEL.format(model))
     why = f"a {type(model).__name__} holds no training data"
     if _is_flatmin(model):
-        _refuse_loss(model, loss)
+        _refuse_own(model, loss, output_transform, target)
         check_is_fitted(model)
         # The net of an estimator reads data as it does, and holds none.
         if hasattr(model, "risk_"):
@@ -187,20 +200,6 @@ def training_risk(
         f"This {caller} has no data: {why}. Call fit(X, y) first, with the data to "
         "analyse on."
     )
-
-
-def is_data_set(X: Any) -> bool:
-    """Tell data that hold their targets from arrays.
-
-    Parameters
-    ----------
-    X : object
-
-    Returns
-    -------
-    bool
-    """
-    return isinstance(X, data.Dataset | data.DataLoader)
 
 
 def _unwrap(estimator: Any, X: Any) -> tuple[Any, Any]:
@@ -234,7 +233,13 @@ def _is_skorch(model: Any) -> bool:
     return hasattr(model, "module") and hasattr(model, "criterion")
 
 
-def _refuse_loss(model: Any, loss: Any) -> None:
+def _refuse_own(model: Any, loss: Any, output_transform: Any, target: Any) -> None:
+    for name, given in (("output_transform", output_transform), ("target", target)):
+        if given is not None:
+            raise ValueError(
+                f"A {type(model).__name__} is analysed as it was trained, with its own "
+                f"{name}. Got {name}={given!r}; leave it at None."
+            )
     if loss is not None:
         raise ValueError(
             f"A {type(model).__name__} is analysed with the loss that it was trained "

@@ -51,6 +51,12 @@ class SharpnessScorer(ModelByReference):
         flatmin estimator, whatever it is handed: the quantity of the paper.
     loss : str, loss module or callable, default=None
         As in :class:`CurvatureAnalyzer`.
+    output_transform : callable, default=None
+        Takes what the module returns, and returns the tensor that the loss compares;
+        see :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+    target : str, default=None
+        The name of the targets, where X is a mapping that holds them, or a data set of
+        such. A flatmin estimator has its own.
     hvp : {"exact", "finite_difference"}, default="exact"
         How products with the Hessian are computed; the second is for networks of which
         PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
@@ -71,7 +77,7 @@ class SharpnessScorer(ModelByReference):
     n_matvecs_ : int
         Products with a curvature matrix that it took.
     n_features_in_ : int
-        Size of axis 1 of the X of :meth:`fit`.
+        Size of axis 1 of the X of :meth:`fit`; not there for a mapping or a tuple.
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Column names, if it had them.
 
@@ -96,6 +102,8 @@ class SharpnessScorer(ModelByReference):
         "n_draws": [None, Interval(Integral, 2, None, closed="left")],
         "measure_params": [None, dict],
         "on": [StrOptions({"given", "training"})],
+        "output_transform": [None, callable],
+        "target": [None, str],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
     }
@@ -110,6 +118,8 @@ class SharpnessScorer(ModelByReference):
         measure_params=None,
         on="given",
         loss=None,
+        output_transform=None,
+        target=None,
         hvp="exact",
         device=None,
         dtype=None,
@@ -122,6 +132,8 @@ class SharpnessScorer(ModelByReference):
         self.measure_params = measure_params
         self.on = on
         self.loss = loss
+        self.output_transform = output_transform
+        self.target = target
         self.hvp = hvp
         self.device = device
         self.dtype = dtype

@@ -84,14 +84,16 @@ def compare_dynamics(
         A mapping goes from labels to the same, or to dicts of settings of the
         estimator, such as ``{"lr": 0.1, "batch_size": 10}``; its label is the method
         unless they name one. Elsewhere labels are the names.
-    X : array-like of shape (n_samples, n_features, ...), a data set, or callable
-        Training data. A ``torch.utils.data.Dataset`` or ``DataLoader`` is as for
-        ``fit``; with several processes it is pickled, and one pass before the first
-        unit tells them what they must read. A function of the seed returns ``(X, y)``
-        or ``(X, y, X_test, y_test)``, with None as targets of a data set: then the
-        seed decides the data too. It is called in the workers, several times a seed.
+    X : array-like, mapping, tuple, data set or callable
+        Training data, as ``fit`` of the estimator takes them. A
+        ``torch.utils.data.Dataset`` or ``DataLoader`` is pickled for several processes,
+        and one pass before the first unit tells them what they must read. A function of
+        the seed returns ``(X, y)`` or ``(X, y, X_test, y_test)``, with None as targets
+        of a data set: then the seed decides the data too. It is called in the workers,
+        several times a seed.
     y : array-like of shape (n_samples,), default=None
-        Targets; None with a data set or a function.
+        Targets; None with a data set, a function, or where the estimator's ``target``
+        names them.
     estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor
         Everything else: network, warm-up, lr, iterations, device. With a GPU each
         worker has a context of its own on it.
@@ -218,7 +220,7 @@ def compare_dynamics(
     seeds = resolve_seeds(n_seeds, random_state)
     check_metrics("The metrics of the estimator", estimator.metrics)
     plan = Plan(
-        Source(resolve_data(X, y, X_test, y_test), estimator),
+        Source(resolve_data(X, y, X_test, y_test, target=estimator.target), estimator),
         metrics=check_metrics("metrics", metrics),
         end_metrics=check_metrics("end_metrics", end_metrics),
         quench=int(quench),

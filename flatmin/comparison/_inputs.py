@@ -13,21 +13,20 @@ from joblib.externals.loky.backend.reduction import (  # type: ignore[import-unt
 )
 from joblib.parallel import SequentialBackend, get_active_backend
 from sklearn.utils import check_array
-from torch.utils import data
 
-from flatmin._utils.arrays import to_numpy
+from flatmin._utils.arrays import check_one_shape, to_numpy
 from flatmin._utils.messages import message, naming
 from flatmin._utils.numbers import check_count, check_positive, is_count, is_number
 from flatmin._utils.random import spawn_seeds
+from flatmin._utils.trees import as_tree, check_one_length, is_nested
 from flatmin.estimators._inputs import as_source
-from flatmin.risk.data.source import Source
+from flatmin.risk.data.source import Source, is_data_set, split_targets
 
 __all__ = [
     "check_backend",
     "check_pickles",
     "check_quench",
     "check_threads",
-    "is_data_set",
     "resolve_data",
     "resolve_seeds",
 ]
@@ -57,7 +56,9 @@ def check_quench(
         check_count("quench_loss_iter", quench_loss_iter)
 
 
-def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
+def resolve_data(
+    X: Any, y: Any, X_test: Any, y_test: Any, *, target: str | None
+) -> Any:
     """Return (X, y), (X, y, X_test, y_test) or the function of the seed."""
     if callable(X) and not is_data_set(X):
         if any(part is not None for part in (y, X_test, y_test)):
@@ -66,6 +67,10 @@ def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
                 "at None, or pass arrays."
             )
         return X
+    if not is_data_set(X):
+        X, y = split_targets(X, y, target)
+    if X_test is not None and not is_data_set(X_test):
+        X_test, y_test = split_targets(X_test, y_test, target)
     if y is None and not is_data_set(X):
         raise ValueError(
             "y must be given, unless X is a data set or a function of the seed."
@@ -78,7 +83,7 @@ def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
     found: list[Any] = []
     for place in range(0, len(parts), 2):
         inputs, targets = parts[place : place + 2]
-        source = as_source(inputs, targets)
+        source = as_source(inputs, targets, target)
         # Read once, a source knows each example, here and in every worker.
         if source is None:
             pairs = zip(names[place:], (inputs, targets), strict=False)
@@ -88,11 +93,6 @@ def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any) -> Any:
                 pass
             found += [source, None]
     return tuple(found)
-
-
-def is_data_set(X: Any) -> bool:
-    """Tell data that hold their targets from arrays and functions."""
-    return isinstance(X, data.Dataset | data.DataLoader | Source)
 
 
 def check_backend() -> None:
@@ -130,11 +130,24 @@ def check_pickles(held: Any, n_jobs: int | None) -> None:
 
 def _read(name: str, data: Any) -> Any:
     """Return data that an estimator can look into; here, and not in each unit."""
+    if is_nested(data):
+        tree = as_tree(data, name)
+        for title, leaf in tree.named(name):
+            _read(title, leaf)
+        check_one_length(tree, name)
+        return data
+    check_one_shape(name, data)
     array = to_numpy(name, data)
     with naming(name):
         as_array = np.asarray(array)
         if name[0] == "X":
-            check_array(array, allow_nd=True, dtype="numeric", input_name=name)
+            check_array(
+                array,
+                allow_nd=True,
+                ensure_2d=name in ("X", "X_test"),  # and no leaf of a mapping
+                dtype="numeric",
+                input_name=name,
+            )
     if as_array.ndim == 0 or not len(as_array):
         raise ValueError(f"{name} must hold at least one example. Got {data!r}.")
     return data

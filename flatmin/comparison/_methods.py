@@ -126,6 +126,7 @@ def _resolve(label: str, method: Any, estimator: Any) -> Any:
     unit = clone(estimator).set_params(**settings)
     unit._make_law()  # raises where its settings do not fit
     unit._validate_params()
+    _check_unit(label, unit)
     return unit
 
 
@@ -149,7 +150,18 @@ def _checked_estimator(label: str, unit: Any, estimator: Any) -> Any:
             "equal, or compare in two calls."
         )
     unit._validate_params()
+    _check_unit(label, unit)
     return clone(unit)
+
+
+def _check_unit(label: str, unit: Any) -> None:
+    """Refuse what a comparison would lose, or decide by the test data."""
+    if unit.keep_params_every is not None:
+        raise ValueError(
+            "compare_dynamics keeps no trajectory_. Got keep_params_every="
+            f"{unit.keep_params_every!r} for {label!r}; leave it at None, and fit "
+            "single runs for their trajectories. keep_params=True keeps end points."
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from flatmin._runs.fingerprint import fingerprint
 from flatmin._utils.messages import shown
+from flatmin._utils.trees import as_tree, is_nested
 from flatmin.comparison._plan import Plan
 from flatmin.estimators._parameter_roles import PARAMETERS
 from flatmin.risk.data.source import Source
@@ -75,14 +76,15 @@ def array_values(data: Any) -> Any:
     """
     if callable(data):
         return data
-    return [
-        ["data set", d.checksums]
-        if isinstance(d, Source)
-        else np.asarray(d)
-        if hasattr(d, "__array__")
-        else d
-        for d in data
-    ]
+    return [_values(part) for part in data]
+
+
+def _values(data: Any) -> Any:
+    if isinstance(data, Source):
+        return ["data set", data.checksums]
+    if is_nested(data):
+        return as_tree(data).map(_values).unpacked()
+    return np.asarray(data) if hasattr(data, "__array__") else data
 
 
 def describe(value: Any) -> Any:

@@ -19,13 +19,14 @@ from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device
 from flatmin.comparison._ends import PHASES, end_rows, failed_units, is_after
 from flatmin.comparison._files import read_comparison, write_comparison
-from flatmin.comparison._inputs import check_backend, is_data_set, resolve_data
+from flatmin.comparison._inputs import check_backend, resolve_data
 from flatmin.comparison._measure import MeasureTask, check_settings, measure_seed
 from flatmin.comparison._methods import check_estimator
 from flatmin.comparison._plan import Source, check_metrics
 from flatmin.comparison._provenance import provenance
 from flatmin.comparison._summary import summarize
 from flatmin.comparison._workers import work
+from flatmin.risk.data.source import is_data_set
 
 __all__ = ["ComparisonResult"]
 
@@ -339,7 +340,8 @@ class ComparisonResult:
                 "Pass X and y, or a function of the seed or a data set alone."
             )
         if is_data_set(X):
-            data = resolve_data(X, y, None, None)
+            target = None if estimator is None else estimator.target
+            data = resolve_data(X, y, None, None, target=target)
         elif X is not None:
             data = X if callable(X) else (X, y)
         else:

@@ -25,7 +25,9 @@ __all__ = [
 class GradientCovarianceOperator(RiskOperator):
     """Σ = (1/N) Σᵢ (gᵢ - g₀)(gᵢ - g₀)ᵀ at one θ, known by its products.
 
-    Σv is the gradient weighted by gᵢᵀv - g₀ᵀv: no per-example gradient is formed.
+    Σv is the gradient weighted by gᵢᵀv - g₀ᵀv: no per-example gradient is formed. Where
+    the risk has a penalty (λ/2)‖θ‖², which no gᵢ holds, their mean is g₀ - λθ, and it
+    takes the place of g₀ here.
     With ``batches`` the gradients are those of minibatches.
 
     Parameters

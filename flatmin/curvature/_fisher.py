@@ -22,7 +22,8 @@ class FisherOperator(RiskOperator):
     the exact F is the generalised Gauss-Newton matrix G [1]_. So sᵢ has the scale that
     makes E[sᵢsᵢᵀ] = Hᵢ, the Hessian of ℓ̃ᵢ in the output. Without weights, and with one
     output, that is sᵢ = ∂ℓᵢ/∂fᵢ. With a weight wᵢ it is √wᵢ ∂ℓᵢ/∂fᵢ, not wᵢ ∂ℓᵢ/∂fᵢ,
-    and where ℓᵢ is a mean over C outputs or T positions it is scaled alike.
+    and where ℓᵢ is a mean over C outputs or T positions it is scaled alike. A penalty
+    (λ/2)‖θ‖² of the risk is a prior, no likelihood: F = G - λI holds none of it.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ class FisherOperator(RiskOperator):
 
     def _product(self, v: Tensor) -> Tensor:
         if self.n_samples is None:
-            return self._point.ggn(v)
+            return self._point.fisher(v)
         Jv = self._point.jvp(v)
         pulled = torch.zeros_like(Jv)
         for slopes in self._slopes:
@@ -91,7 +92,7 @@ class FisherOperator(RiskOperator):
 class EmpiricalFisherOperator(GradientCovarianceOperator):
     """(1/N) Σ gᵢgᵢᵀ: the uncentred second moment of the gradients, at the true labels.
 
-    Not the Fisher matrix, whose labels the model draws.
+    Not the Fisher matrix, whose labels the model draws. The gᵢ hold no penalty.
 
     Parameters
     ----------

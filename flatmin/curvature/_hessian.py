@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_accuracy, check_count, check_positive
+from flatmin._utils.numbers import (
+    check_accuracy,
+    check_count,
+    check_flag,
+    check_positive,
+)
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._point import Point, as_point
@@ -46,9 +51,9 @@ class HessianOperator(RiskOperator):
 
 
 class GGNOperator(RiskOperator):
-    """G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ at one θ, known by its products.
+    """G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ + λI at one θ, known by its products.
 
-    Hᵢ is the Hessian of ℓ̃ᵢ in the network's output.
+    Hᵢ is the Hessian of ℓ̃ᵢ in the network's output, λ that of a penalty of the risk.
 
     Parameters
     ----------
@@ -107,9 +112,10 @@ def ggn_trace(
     *,
     rtol: float = 0.02,
     max_sweeps: int = 32,
+    penalty: bool = True,
     rng: torch.Generator | int | None = None,
 ) -> Estimate:
-    """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²].
+    """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²] + λD.
 
     A sweep over the data gives N independent estimates. After two, sweeps are added
     until the standard error of the mean is at most ``rtol`` times the value, or, where
@@ -125,6 +131,8 @@ def ggn_trace(
     max_sweeps : int, default=32
         At least 2, since the error is the spread between sweeps. The result's
         ``stderr`` tells what was reached.
+    penalty : bool, default=True
+        False leaves λD out: with a likelihood that is the trace of the Fisher matrix.
     rng : torch.Generator, int or None, default=None
         For the signs; None is random.
 
@@ -144,9 +152,10 @@ def ggn_trace(
     generator = make_generator(rng, risk.device)
     max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     rtol = check_positive("rtol", rtol, or_zero=True)
+    added = risk.l2 * risk.n_params if check_flag("penalty", penalty) else 0.0
     exact = risk.n_outputs
     if exact <= 2:
-        return _exact_ggn_trace(risk, theta, exact)
+        return _exact_ggn_trace(risk, theta, exact, added)
     # The signs of two sweeps are independent, the examples are the same ones: the
     # error is the spread between sweeps of one example, over N and over sweeps.
     total = _checked(risk.gauss_newton_traces(theta, generator))
@@ -158,22 +167,24 @@ def ggn_trace(
         # Rounding makes it negative where every sweep gives the same.
         within = (squares - total.square() / n_sweeps).clamp(min=0) / (n_sweeps - 1)
         stderr = (within.mean(-1) / n_sweeps / risk.n_examples).sqrt()
-        value = total.mean(-1) / n_sweeps
+        value = total.mean(-1) / n_sweeps + added
         wanted = rtol * value.abs()
         if bool((stderr <= wanted).all()):
             break
         # A standard error falls with the root of the number of sweeps.
         still = stderr * (n_sweeps / (n_sweeps + exact)) ** 0.5
         if exact <= max_sweeps and bool((still > wanted).any()):
-            return _exact_ggn_trace(risk, theta, n_sweeps + exact)
+            return _exact_ggn_trace(risk, theta, n_sweeps + exact, added)
     return Estimate(
         in_dtype("Tr(G)", value, risk.dtype), stderr.to(risk.dtype), n_sweeps
     )
 
 
-def _exact_ggn_trace(risk: Risk, theta: Tensor, n_sweeps: int) -> Estimate:
+def _exact_ggn_trace(
+    risk: Risk, theta: Tensor, n_sweeps: int, added: float
+) -> Estimate:
     traces = _checked(risk.gauss_newton_traces(theta))
-    value = in_dtype("Tr(G)", traces.mean(-1), risk.dtype)
+    value = in_dtype("Tr(G)", traces.mean(-1) + added, risk.dtype)
     return Estimate(value, torch.zeros_like(value), n_sweeps)
 
 

@@ -9,6 +9,8 @@ from flatmin.dynamics._criterion import MeanLoss
 from flatmin.dynamics._descent import NoisyDescent
 from flatmin.dynamics._descent_state import check_rows
 from flatmin.dynamics._divergence import DivergenceError
+from flatmin.dynamics._kept_params import KeptParams, check_room, count_kept
+from flatmin.dynamics._metrics import check_metrics, measure_metrics
 from flatmin.dynamics._monitors import check_monitors
 from flatmin.dynamics._net import (
     NoisyNetClassifier,
@@ -28,6 +30,7 @@ __all__ = [
     "DivergenceError",
     "FlatBinding",
     "GradientBatches",
+    "KeptParams",
     "MeanLoss",
     "NoisyDescent",
     "NoisyNetClassifier",
@@ -39,9 +42,13 @@ __all__ = [
     "WarmupResult",
     "callback_settings",
     "check_callbacks",
+    "check_metrics",
     "check_monitors",
     "check_plain_steps",
+    "check_room",
     "check_rows",
+    "count_kept",
+    "measure_metrics",
     "record_warmup",
     "resolve_optimizer",
     "run_warmup",

@@ -11,12 +11,20 @@ from skorch.callbacks import (
     Freezer,
     InputShapeSetter,
     LRScheduler,
+    MlflowLogger,
+    NeptuneLogger,
+    SacredLogger,
+    TensorBoard,
     Unfreezer,
 )
 
 __all__ = ["check_callbacks"]
 
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+# These do nothing there but for what happens in an epoch: the first fills a cache that
+# is not used here, the second notes that a batch has come.
+_HARMLESS = (EpochScoring.on_batch_end, TensorBoard.on_batch_end)
+_LOGGERS = (MlflowLogger, NeptuneLogger, SacredLogger)
 
 
 def check_callbacks(callbacks: Iterable[Any]) -> None:
@@ -43,10 +51,18 @@ def check_callbacks(callbacks: Iterable[Any]) -> None:
                 "callbacks must be skorch callbacks or pairs of a name and a skorch "
                 f"callback. Got {item!r}."
             )
-        _check_callback(kind, getattr(callback, "step_every", "epoch"))
+        _check_kind(kind)
+        if _works_on_batches(callback, kind):
+            raise ValueError(
+                f"The callback {kind.__name__} works on batches, and there are none "
+                "here: a skorch epoch is a block of record_every iterations. Use a "
+                "callback with on_epoch_end, or LRScheduler(step_every='epoch'). A "
+                "callback of your own that needs no batches says so by an attribute "
+                "works_on_batches = False."
+            )
 
 
-def _check_callback(kind: type[Callback], step_every: str) -> None:
+def _check_kind(kind: type[Callback]) -> None:
     if issubclass(kind, Freezer | Unfreezer):
         raise ValueError(
             f"The callback {kind.__name__} cannot change which parameters θ holds. "
@@ -57,18 +73,19 @@ def _check_callback(kind: type[Callback], step_every: str) -> None:
             "The callback InputShapeSetter would build the module anew behind θ. Give "
             "the module its input size by module_params."
         )
-    if issubclass(kind, EpochScoring):
-        return  # its batch event fills a cache that is not used here
+
+
+def _works_on_batches(callback: Any, kind: type[Callback]) -> bool:
+    """Return whether a callback, or one of a class by default, waits for batches."""
+    own = [
+        event
+        for event in _BATCH_EVENTS
+        if getattr(kind, event) not in (getattr(Callback, event), *_HARMLESS)
+    ]
+    if not own:
+        return False
     if issubclass(kind, LRScheduler):
-        works_on_batches = step_every == "batch"
-    else:
-        works_on_batches = any(
-            getattr(kind, event) is not getattr(Callback, event)
-            for event in _BATCH_EVENTS
-        )
-    if works_on_batches:
-        raise ValueError(
-            f"The callback {kind.__name__} works on batches, and there are none here: "
-            "a skorch epoch is a block of record_every iterations. Use a callback with "
-            "on_epoch_end, or LRScheduler(step_every='epoch')."
-        )
+        return bool(getattr(callback, "step_every", "epoch") == "batch")
+    if issubclass(kind, _LOGGERS):
+        return bool(getattr(callback, "log_on_batch_end", False))
+    return bool(getattr(callback, "works_on_batches", True))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flatmin.risk import resolve_loss
 from flatmin.risk.losses.resolve_loss import LossLike
-from flatmin.risk.network.model import first_output
+from flatmin.risk.network.outputs import OutputTransform, read_output
 
 __all__ = ["MeanLoss"]
 
@@ -23,6 +23,8 @@ class MeanLoss(nn.Module):
     ----------
     loss : str, loss module or callable
         As for :class:`flatmin.EmpiricalRisk`.
+    output_transform : callable, default=None
+        The same.
 
     Examples
     --------
@@ -34,8 +36,11 @@ class MeanLoss(nn.Module):
 
     reduction = "mean"  # for skorch's loss_scoring
 
-    def __init__(self, loss: LossLike) -> None:
+    def __init__(
+        self, loss: LossLike, output_transform: OutputTransform | None = None
+    ) -> None:
         super().__init__()
+        self.output_transform = output_transform
         self.example_loss = resolve_loss(loss)
 
     def forward(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -43,7 +48,7 @@ class MeanLoss(nn.Module):
 
         Parameters
         ----------
-        outputs : Tensor of shape (n, ...), or a tuple that begins with it
+        outputs : Tensor of shape (n, ...), or whatever the module returns
         targets : Tensor of shape (n, ...)
             In the form that the risk takes.
 
@@ -51,7 +56,7 @@ class MeanLoss(nn.Module):
         -------
         Tensor of shape ()
         """
-        outputs = first_output(outputs)
+        outputs = read_output(outputs, self.output_transform)
         loss = self.example_loss.to(outputs.device, outputs.dtype)
         targets = loss.prepare_targets(targets, outputs[:1])
         losses, weights = (

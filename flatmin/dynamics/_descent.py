@@ -15,6 +15,7 @@ from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding, check_outputs
 from flatmin.dynamics._descent_state import Ahead, check_descent_state, check_groups
 from flatmin.dynamics._divergence import DivergenceGuard, Place
+from flatmin.dynamics._kept_params import KeptParams
 from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._substeps import move, step_to_tell
 from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
@@ -41,6 +42,8 @@ class NoisyDescent:
         Both as in :class:`DivergenceGuard`.
     batches : GradientBatches, default=None
         Of the risk: each iteration sees one of them; None sees all examples.
+    kept : KeptParams, default=None
+        Is shown every θ that a step leads to.
 
     Attributes
     ----------
@@ -50,6 +53,8 @@ class NoisyDescent:
         Steps that led to θ.
     state : object
         The law's.
+    kept : KeptParams or None
+        As given.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class NoisyDescent:
         on_divergence: Literal["raise", "stop"] = "raise",
         offset: int = 0,
         batches: GradientBatches | None = None,
+        kept: KeptParams | None = None,
     ) -> None:
         self.risk = risk
         self.batch: Risk = risk
@@ -72,6 +78,7 @@ class NoisyDescent:
         self.rng = rng
         self.iteration = 0
         self.state: Any = None
+        self.kept = kept
         self._batches = batches
         self._asks = law.takes_step
         momenta = [group.get("momentum", 0) for group in optimizer.param_groups]
@@ -198,6 +205,8 @@ class NoisyDescent:
                 self.binding.gradient.copy_(gradient)
                 move(self.optimizer, int(self.law.n_substeps))
             self.iteration += 1
+            if self.kept is not None:
+                self.kept.look(self.iteration, self.theta)
             if progress is not None:
                 progress(1)
         self._left = self.theta.clone()
@@ -404,4 +413,6 @@ class NoisyDescent:
         if self._guard.accepts(iteration, value, what):
             return True
         self.iteration = self._guard.go_back(self.iteration)
+        if self.kept is not None:
+            self.kept.drop_after(self.iteration)
         return False

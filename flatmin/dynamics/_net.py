@@ -151,10 +151,12 @@ class _NoisyNet(NeuralNet):
             check_history(history)
         except ValueError as error:
             raise TypeError(str(error)) from error
+        kept = self.descent_.kept
         return {
             "rows": self.rows_,
             "history": history,
             "callbacks": end.callbacks,
+            "kept": None if kept is None else kept.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any], *, begun: bool) -> None:
@@ -174,6 +176,9 @@ class _NoisyNet(NeuralNet):
         """
         check_rows(state["rows"])
         check_history(state["history"])
+        kept = self.descent_.kept
+        if kept is not None:
+            kept.load_state_dict(state["kept"])
         self.rows_ = list(state["rows"])
         self.history = History(state["history"])
         remembered = copy.deepcopy(state["callbacks"])  # lists that will grow
@@ -256,6 +261,8 @@ class _NoisyNet(NeuralNet):
             self.descent_.follow()
             self.descent_.refresh()
             self.descent_.accepts(self.record_row()["loss"])
+            if self.descent_.kept is not None:
+                self.descent_.kept.look(self.descent_.iteration, self.descent_.theta)
 
     def record_row(self) -> dict[str, Any]:
         """Measure where the descent stands, and keep the row."""

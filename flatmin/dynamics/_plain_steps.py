@@ -34,7 +34,8 @@ def check_plain_steps(
     Raises
     ------
     ValueError
-        If the optimizer is not the plain step θ ← θ - η g, or l steps see a batch.
+        If the optimizer is not the plain step θ ← θ - η g, or an iteration sees a batch
+        where it must not.
     """
     name, n_substeps = type(law).__name__, law.n_substeps
     parts = f"{name} takes {n_substeps} steps at a part of η"
@@ -54,6 +55,12 @@ def check_plain_steps(
                 f"The noise of {name} is in parameter units, which it has by plain "
                 f"steps θ - η g only. {got} Or use a law in gradient units."
             )
+    if batched and law.needs_all_examples:
+        raise ValueError(
+            f"The noise of {name} has the size that it says beside a gradient of all "
+            "examples, and gradient_batch_size adds the noise of its batches. Leave "
+            "gradient_batch_size at None."
+        )
     if batched and n_substeps > 1:
         raise ValueError(
             f"{parts} on the same examples, and gradient_batch_size draws others once "

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from flatmin._utils.messages import message, shown
-from flatmin._utils.names import check_text
+from flatmin.dynamics._metrics import Metric, check_metrics, measure_metrics
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk, Risk
 
 __all__ = ["Recorder"]
 
 Score = Callable[[Tensor], float]
-Metric = Callable[[EmpiricalRisk, Tensor], Any]
 
 # Columns of a row, and what skorch's history of a block has besides.
 _TAKEN = {
@@ -71,18 +67,7 @@ class Recorder:
         self.validation_score = validation_score
         self.metrics = dict(metrics or {})
         self._undefined: set[str] = set()  # metrics that have been warned about
-        for name, metric in self.metrics.items():
-            check_text("a name in metrics", name)
-            if name in _TAKEN:
-                raise ValueError(
-                    "A metric needs a name that history_ does not use yet. "
-                    f"Got {name!r}."
-                )
-            if not callable(metric):
-                raise TypeError(
-                    f"metrics[{name!r}] must be a function of (risk, theta). "
-                    f"Got {metric!r}."
-                )
+        check_metrics(self.metrics, table="history_", taken=_TAKEN)
 
     def record(
         self,
@@ -147,29 +132,12 @@ class Recorder:
             row["valid_loss"] = float(self.validation_risk.value(theta))
             row["valid_score"] = self.validation_score(outputs)
         row["gradient_norm"], row["noise_norm"] = numbers[1:]
-        for name in self.metrics:
-            row[name] = self._measure(name, theta, iteration, is_first)
-        return row
-
-    def _measure(
-        self, name: str, theta: Tensor, iteration: int, is_first: bool
-    ) -> float:
-        try:
-            value = self.metrics[name](self.risk, theta.clone())  # θ moves in place
-        except (ValueError, ArithmeticError, LinAlgError) as error:
-            if is_first:
-                raise
-            if name not in self._undefined:
-                self._undefined.add(name)
-                warnings.warn(
-                    f"metrics[{name!r}] is NaN in history_ where it is not defined, at "
-                    f"first in iteration {iteration}: {message(error)}",
-                    stacklevel=2,
-                )
-            return math.nan
-        try:
-            return float(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"metrics[{name!r}] must return a number. Got {shown(value)}."
-            ) from error
+        found = measure_metrics(
+            self.metrics,
+            self.risk,
+            theta,
+            iteration=iteration,
+            is_first=is_first,
+            undefined=self._undefined,
+        )
+        return row | found

@@ -2,5 +2,6 @@
 
 from flatmin.estimators._classifier import NoisyDiffusionClassifier
 from flatmin.estimators._regressor import NoisyDiffusionRegressor
+from flatmin.estimators._trajectory import Trajectory
 
-__all__ = ["NoisyDiffusionClassifier", "NoisyDiffusionRegressor"]
+__all__ = ["NoisyDiffusionClassifier", "NoisyDiffusionRegressor", "Trajectory"]

@@ -22,6 +22,7 @@ from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
 from flatmin._utils.registry import pack, unpack
+from flatmin._utils.trees import call_with, leaves_of, map_inputs
 from flatmin.dynamics import (
     FlatBinding,
 )
@@ -31,7 +32,6 @@ from flatmin.estimators._inputs import (
     as_source,
     check_inputs,
     check_lengths,
-    first_output,
     iterate_inputs,
     read_targets,
 )
@@ -41,13 +41,16 @@ from flatmin.estimators._prepare import prepare, start_of
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.estimators._run import Run
 from flatmin.estimators._training import make_net, train
+from flatmin.estimators._trajectory import read_kept
 from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.noise._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
 from flatmin.risk.data.inputs import as_input
+from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.network.module_copy import copy_module, graphs_left_out
+from flatmin.risk.network.outputs import read_output
 from flatmin.risk.network.prepared_module import evaluation_mode
 
 __all__ = ["BaseNoisyDiffusion"]
@@ -99,14 +102,17 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features, ...), or a data set
-            Rows, images or sequences: whatever the module takes. A map-style
-            ``torch.utils.data.Dataset`` of pairs (x, y) of numbers, or a ``DataLoader``
-            that keeps their order, is read a chunk at a time, for data larger than
-            memory; one pass before training checks it and collects its targets.
+        X : array-like of shape (n_samples, n_features, ...), or what holds several
+            Rows, images or sequences: whatever the module takes. A mapping of names to
+            arrays gives its keywords, a tuple its arguments in order; see
+            :class:`flatmin.EmpiricalRisk`. scikit-learn slices no plain dict: for
+            cross-validation wrap it, ``skorch.helper.SliceDict(**X)``. A map-style
+            ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that keeps
+            their order, is read a chunk at a time, for data larger than memory; one
+            pass before training checks it and collects its targets.
         y : array-like of shape (n_samples,), default=None
             Targets; for a regressor also of shape (n_samples, n_targets). None with a
-            data set, which holds its own.
+            data set, or a mapping with a ``target``, which hold their own.
         sample_weight : array-like of shape (n_samples,), default=None
             wᵢ ≥ 0; only their ratios matter.
         X_val : array-like or a data set, default=None
@@ -187,11 +193,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
         """Set the fitted attributes."""
-        done = net.descent_.iteration if hasattr(net, "descent_") else 0
+        descent = getattr(net, "descent_", None)  # none after Ctrl-C in the warm-up
+        done = 0 if descent is None else descent.iteration
         binding.follow()
         run.risk.set_params(binding.theta)
         binding.release()
         self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
+        self.trajectory_ = None if descent is None else read_kept(descent.kept)
         net.detach()
         evaluation_mode(net.module_)
         self.net_ = net
@@ -312,7 +320,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             self._probe_loss(module, examples, first.dtype, first.device),
             *examples.for_risk(),
             sample_weight=weights,
-            output_transform=first_output,
+            output_transform=self.output_transform,
             device=device,
             dtype=dtype,
         )
@@ -322,7 +330,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         return hasattr(self, "net_")
 
     def _check_examples(self, X: Any, y: Any, names: str, *, reset: bool) -> Examples:
-        source = as_source(X, y)
+        X, y = split_targets(X, y, self.target)
+        source = as_source(X, y, self.target)
         if source is not None:
             y = read_targets(self, source, reset=reset)
             return Examples(source, self._encode(y, reset=reset))
@@ -334,7 +343,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     def _check_validation(self, X_val: Any, y_val: Any) -> Examples | None:
         if X_val is None and y_val is None:
             return None
-        if X_val is None or (y_val is None and as_source(X_val) is None):
+        if X_val is not None:
+            X_val, y_val = split_targets(X_val, y_val, self.target)
+        if X_val is None or (y_val is None and not is_data_set(X_val)):
             missing = "X_val" if X_val is None else "y_val"
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         return self._check_examples(X_val, y_val, "X_val and y_val", reset=False)
@@ -348,28 +359,35 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> Any:
         if not (isinstance(self.loss, str) and self.loss == "auto"):
             return self.loss
-        first = as_input(examples.first_input().to(device), module, dtype)
+        first = map_inputs(lambda leaf: leaf.to(device), examples.first_input())
+        first = as_input(first, module, dtype)
         outputs: Any = None
         # What the module cannot take, or does not return, the risk will say.
-        with torch.no_grad(), suppress(RuntimeError):
-            outputs = first_output(evaluation_mode(copy_module(module))(first))
-        return self._resolve_loss(outputs if isinstance(outputs, Tensor) else first)
+        with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+            returned = call_with(evaluation_mode(copy_module(module)), first)
+            outputs = read_output(returned, self.output_transform)
+        return self._resolve_loss(leaves_of(first)[0] if outputs is None else outputs)
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the network's outputs, around the data loader and its seeds."""
         return self._outputs_and_targets(X)[0]
 
     @modes_put_back
-    def _outputs_and_targets(self, X: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def _outputs_and_targets(
+        self, X: Any, module: nn.Module | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the outputs, and the targets that a data set has, by one pass."""
         check_is_fitted(self)
-        first = next(self.module_.parameters())
+        module = self.module_ if module is None else module
+        first = next(module.parameters())
         outputs, targets = [], []
-        with as_differentiated(self.module_, keeps_graph=self._keeps_graph):
+        with as_differentiated(module, keeps_graph=self._keeps_graph):
             for rows, y in iterate_inputs(self, X, self._chunk_size):
-                part = torch.as_tensor(rows.copy(), device=first.device)
-                part = as_input(part, self.module_, first.dtype)
-                output = first_output(self.module_(part))
+                part = map_inputs(
+                    lambda leaf: torch.as_tensor(leaf.copy(), device=first.device), rows
+                )
+                part = as_input(part, module, first.dtype)
+                output = read_output(call_with(module, part), self.output_transform)
                 outputs.append(output.detach().cpu().numpy())
                 if y is not None:
                     targets.append(to_numpy("y", y))

@@ -21,13 +21,11 @@ from flatmin.dynamics import (
     check_rows,
     store_callbacks,
 )
-from flatmin.estimators._examples import Examples
 from flatmin.estimators._parameter_roles import parameters_for
 from flatmin.estimators._run import Run
 from flatmin.estimators._settings import FolderSettings
 from flatmin.noise import Step, step_for
 from flatmin.noise._registry import BUILT_IN
-from flatmin.risk.data.source import Source
 
 __all__ = ["RunCheckpoints", "check_seed"]
 
@@ -250,22 +248,15 @@ def _identity(estimator: Any, run: Run, theta: Tensor) -> dict[str, Any]:
         "warmup": run.warmup and vars(run.warmup),
         "random_state": run.seeds,
         "callbacks": [_describe_callback(item) for item in estimator.callbacks or ()],
-        "X and y": _describe_data(run.examples),
+        "X and y": run.examples.identity(),
         "sample_weight": run.weights,
-        "X_val and y_val": run.validation and _describe_data(run.validation),
+        "X_val and y_val": run.validation and run.validation.identity(),
         "the start": [
             theta,
             run.offset,
             [generator.get_state() for generator in run.generators.values()],
         ],
     }
-
-
-def _describe_data(examples: Examples) -> list[Any]:
-    """Describe data; a data set by the checksums of the pass that checked it."""
-    if isinstance(examples.X, Source):
-        return [examples.first_input(), examples.X.checksums, examples.y]
-    return [examples.X, examples.y]
 
 
 def _describe_callback(item: Any) -> Any:

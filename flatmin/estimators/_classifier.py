@@ -15,16 +15,19 @@ from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.messages import naming
 from flatmin._utils.weights import relative_weights
+from flatmin.estimators._averages import mean_over
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
 from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
+from flatmin.risk.data.source import split_targets
 
 __all__ = ["NoisyDiffusionClassifier"]
 
@@ -88,6 +91,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         method="sgd",
         method_params=None,
         loss="auto",
+        output_transform=None,
+        target=None,
         lr=0.02,
         max_iter=2000,
         batch_size=None,
@@ -102,6 +107,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         params_init=None,
         metrics=None,
         record_every=100,
+        keep_params_every=None,
         class_weight=None,
         batch_norm="error",
         device="cpu",
@@ -119,6 +125,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.method = method
         self.method_params = method_params
         self.loss = loss
+        self.output_transform = output_transform
+        self.target = target
         self.lr = lr
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -133,6 +141,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.params_init = params_init
         self.metrics = metrics
         self.record_every = record_every
+        self.keep_params_every = keep_params_every
         self.class_weight = class_weight
         self.batch_norm = batch_norm
         self.device = device
@@ -159,33 +168,41 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         """
         return self._scores(self._outputs(X))
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any, params: Any = None) -> np.ndarray:
         """Return the probabilities of the classes: softmax or sigmoid of the logits.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features, ...), or a data set
+        params : array-like of shape (n_points, n_params), default=None
+            Points θ, such as ``trajectory_`` or a part of its ``params``: the mean of
+            the probabilities over them. None is the θ of the fit alone.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            return np.stack([expit(-scores), expit(scores)], axis=1)
-        return softmax(scores, axis=1)
+        check_is_fitted(self)
+        if params is not None:
+            return mean_over(self, X, params, self._probabilities)
+        return self._probabilities(self._outputs(X))
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, params: Any = None) -> np.ndarray:
         """Return the most probable class of each example.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features, ...), or a data set
+        params : array-like of shape (n_points, n_params), default=None
+            Points θ: the class of the largest mean probability over them, as from
+            :meth:`predict_proba`. None is the θ of the fit alone.
 
         Returns
         -------
         ndarray of shape (n_samples,)
         """
+        if params is not None:
+            return self.classes_[self.predict_proba(X, params).argmax(axis=1)]
         return self._labels(self._outputs(X))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -202,7 +219,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         -------
         float
         """
-        source = as_source(X, y)
+        X, y = split_targets(X, y, self.target)
+        source = as_source(X, y, self.target)
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
             return super().score(X, y, sample_weight)
@@ -215,6 +233,12 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         # A module may have outputs for classes that this y does not hold.
         logits = outputs[:, : len(self.classes_)]
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        scores = self._scores(outputs)
+        if scores.ndim == 1:
+            return np.stack([expit(-scores), expit(scores)], axis=1)
+        return softmax(scores, axis=1)
 
     def _labels(self, outputs: np.ndarray) -> np.ndarray:
         scores = self._scores(outputs)

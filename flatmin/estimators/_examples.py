@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 from skorch.dataset import Dataset
-from torch import Tensor, nn
+from torch import nn
 
+from flatmin._utils.trees import Inputs, Tree, map_inputs
 from flatmin.estimators._inputs import network_input
 from flatmin.risk.data.source import Source
 
-__all__ = ["Examples"]
+__all__ = ["Examples", "NestedDataset"]
 
 
 @dataclass
 class Examples:
     """Checked inputs and encoded targets."""
 
-    X: np.ndarray | Source  # (n, ...)
+    X: np.ndarray | Tree | Source  # (n, ...)
     y: np.ndarray  # (n, ...)
 
     @property
@@ -38,13 +39,37 @@ class Examples:
         """Return the skorch data set, whose ``X`` and ``y`` callbacks see."""
         if isinstance(self.X, Source):
             return _Streamed(self.X, self.y, module, dtype)
-        return Dataset(network_input(self.X, module, dtype), self.y)
+        X = network_input(self.X, module, dtype)
+        return NestedDataset(X, self.y) if isinstance(X, Tree) else Dataset(X, self.y)
 
-    def first_input(self) -> Tensor:
+    def first_input(self) -> Inputs:
         """Return X of one example, shape (1, ...)."""
         if isinstance(self.X, Source):
             return self.X.read([0])[0]
-        return torch.as_tensor(self.X[:1].copy())
+        return map_inputs(lambda leaf: torch.as_tensor(leaf.copy()), self.X[:1])
+
+    def identity(self) -> list[Any]:
+        """Return what tells these data from others: for a data set, its checksums."""
+        streamed = isinstance(self.X, Source)
+        X = self.first_input() if streamed else self.X
+        known = [X.unpacked() if isinstance(X, Tree) else X, self.y]
+        return [*known, self.X.checksums] if isinstance(self.X, Source) else known
+
+
+class NestedDataset(Dataset):
+    """A skorch data set of a mapping or a tuple, also of nested ones."""
+
+    def __init__(self, tree: Tree, y: np.ndarray | None) -> None:
+        self.tree = tree
+        self.X = tree.unpacked()
+        self.y = y
+
+    def __len__(self) -> int:
+        return len(self.tree)
+
+    def __getitem__(self, index: int) -> Any:
+        y = None if self.y is None else self.y[index]
+        return self.transform(self.tree[index].unpacked(), y)
 
 
 class _Streamed(Dataset):
@@ -67,4 +92,5 @@ class _Streamed(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         X = self.source.read([int(index)])[0]
-        return network_input(X, self.module, self.dtype)[0], self.y[index]
+        first = network_input(X, self.module, self.dtype)[0]
+        return first.unpacked() if isinstance(first, Tree) else first, self.y[index]

@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
-from torch.utils import data
 
-from flatmin._utils.arrays import to_array, to_numpy
+from flatmin._utils.arrays import check_one_shape, to_array, to_numpy
 from flatmin._utils.messages import naming
-from flatmin.risk.data.inputs import as_input, as_tensor
-from flatmin.risk.data.source import Source, find_source
-from flatmin.risk.network.model import first_output
+from flatmin._utils.trees import (
+    Tree,
+    as_tree,
+    check_one_length,
+    is_nested,
+    map_inputs,
+)
+from flatmin.risk.data.inputs import as_input, as_inputs
+from flatmin.risk.data.source import Source, find_source, is_data_set, split_targets
 
 __all__ = [
     "as_source",
     "check_inputs",
     "check_lengths",
-    "first_output",
     "iterate_inputs",
     "network_input",
     "read_targets",
     "targets_like",
+    "without_targets",
 ]
 
 # Examples that are in memory at a time while a data set is looked through.
 _N_LOOKED_AT = 256
 
 
-def as_source(X: Any, y: Any = None) -> Source | None:
+def without_targets(estimator: Any, X: Any) -> Any:
+    """Return X without the targets that ``target`` names, for a prediction.
+
+    Parameters
+    ----------
+    estimator : estimator
+    X : object
+
+    Returns
+    -------
+    object
+    """
+    name = estimator.target
+    if isinstance(X, Mapping) and name in X.keys():  # noqa: SIM118 - a SliceDict's "in"
+        return split_targets(X, None, name)[0]
+    return X
+
+
+def as_source(X: Any, y: Any = None, target: str | None = None) -> Source | None:
     """Return the data set that X is, or None for what should be an array.
 
     Parameters
@@ -40,6 +64,8 @@ def as_source(X: Any, y: Any = None) -> Source | None:
     X : object
     y : object, default=None
         None with a data set.
+    target : str, default=None
+        The name of the targets, where the data set gives mappings.
 
     Returns
     -------
@@ -51,24 +77,24 @@ def as_source(X: Any, y: Any = None) -> Source | None:
         If it cannot be gone through in one order again and again, or y comes twice; see
         :func:`flatmin.risk.data.source.find_source`.
     """
-    is_data_set = isinstance(X, data.Dataset | data.DataLoader | Source)
-    return find_source(X, y) if is_data_set else None
+    return find_source(X, y, target) if is_data_set(X) else None
 
 
-def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
+def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray | Tree:
     """Check X, and learn from it what later ones must look like if ``reset``.
 
     Parameters
     ----------
     estimator : estimator
-        Gets, or has, ``n_features_in_``, ``feature_names_in_`` and ``_input_shape``.
-    X : array-like of shape (n_samples, n_features, ...)
+        Gets, or has, ``_input_shape``, a dict by leaf for a mapping or a tuple; for an
+        array also ``n_features_in_`` and ``feature_names_in_``.
+    X : array-like of shape (n_samples, n_features, ...), or a mapping or tuple of them
     reset : bool
         Whether X is to be trained on.
 
     Returns
     -------
-    ndarray of shape (n_samples, n_features, ...)
+    ndarray of shape (n_samples, n_features, ...) or Tree
 
     Raises
     ------
@@ -77,7 +103,15 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
     ValueError
         If its shape, its names or its values do not fit.
     """
+    if is_nested(X):
+        return _check_tree(estimator, X, reset=reset)
+    check_one_shape("X", X)
     X = to_numpy("X", X)
+    if not reset and isinstance(estimator._input_shape, dict):
+        raise ValueError(
+            f"X must have the parts of the training data, "
+            f"{', '.join(estimator._input_shape)}. Got one {type(X).__name__}."
+        )
     if not (hasattr(X, "__len__") or hasattr(X, "__array__")):
         raise TypeError(
             "X must be an array, a tensor, a data frame, or a data set of pairs "
@@ -102,6 +136,51 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray:
             f"{('n', *estimator._input_shape)}. Got {('n', *X.shape[1:])}."
         )
     return X
+
+
+def _check_tree(estimator: Any, X: Any, *, reset: bool) -> Tree:
+    """Check a mapping or a tuple, leaf by leaf; see :func:`check_inputs`."""
+    tree, leaves = as_tree(X), []
+    for name, leaf in tree.named():
+        check_one_shape(name, leaf)
+        with naming(name):
+            leaves.append(
+                check_array(
+                    to_numpy(name, leaf),
+                    allow_nd=True,
+                    ensure_2d=False,
+                    ensure_min_samples=2 if reset else 1,
+                    dtype="numeric",
+                    input_name=name,
+                )
+            )
+    tree = tree.with_leaves(leaves)
+    check_one_length(tree)
+    shapes = {name: leaf.shape[1:] for name, leaf in tree.named()}
+    if reset:
+        estimator._input_shape = shapes
+        for learnt in ("n_features_in_", "feature_names_in_"):  # of an earlier fit
+            vars(estimator).pop(learnt, None)
+        return tree
+    expected = estimator._input_shape
+    if not isinstance(expected, dict):
+        raise ValueError(
+            f"X must be one array, as the training data, of shape "
+            f"{('n', *expected)}. Got {', '.join(shapes)}."
+        )
+    if shapes.keys() != expected.keys():
+        raise ValueError(
+            f"X must have the parts of the training data, {', '.join(expected)}. Got "
+            f"{', '.join(shapes)}."
+        )
+    for name, shape in shapes.items():
+        if shape != expected[name]:
+            raise ValueError(
+                f"{name} must have the shape of the training data, "
+                f"{('n', *expected[name])}. Got {('n', *shape)}; pad, or cut, the "
+                "examples to the length of those."
+            )
+    return tree
 
 
 def read_targets(estimator: Any, source: Source, *, reset: bool) -> np.ndarray:
@@ -130,37 +209,37 @@ def read_targets(estimator: Any, source: Source, *, reset: bool) -> np.ndarray:
 
 def iterate_inputs(
     estimator: Any, X: Any, size: int
-) -> Iterator[tuple[np.ndarray, Tensor | None]]:
+) -> Iterator[tuple[np.ndarray | Tree, Tensor | None]]:
     """Yield checked inputs of a fitted estimator, with targets if X has them.
 
     Parameters
     ----------
     estimator : estimator
-    X : array-like of shape (n_samples, n_features, ...), or a data set
+    X : array-like of shape (n_samples, n_features, ...), a mapping, or a data set
     size : int
         Examples at a time.
 
     Yields
     ------
-    X : ndarray of shape (n, n_features, ...)
+    X : ndarray of shape (n, n_features, ...) or Tree
     y : Tensor of shape (n, ...) or None
     """
-    source = as_source(X)
+    source = as_source(X, target=estimator.target)
     if source is not None:
         for part, y in source.batches(size):
             yield check_inputs(estimator, part, reset=False), y
         return
-    X = check_inputs(estimator, X, reset=False)
+    X = check_inputs(estimator, without_targets(estimator, X), reset=False)
     for start in range(0, len(X), size):
         yield X[start : start + size], None
 
 
-def check_lengths(X: np.ndarray, y: np.ndarray, names: str) -> None:
+def check_lengths(X: np.ndarray | Tree, y: np.ndarray, names: str) -> None:
     """Raise unless there are as many inputs as targets.
 
     Parameters
     ----------
-    X : ndarray of shape (n, ...)
+    X : ndarray of shape (n, ...) or Tree
     y : ndarray of shape (n, ...)
     names : str
         What the message calls them.
@@ -206,26 +285,26 @@ def targets_like(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
 
 def _length(data: Any) -> int | None:
     try:
-        return len(data)
+        return len(as_tree(data).leaves[0] if is_nested(data) else data)
     except TypeError:  # of a number, or an array without axes
         return None
 
 
 def network_input(
-    X: np.ndarray | Tensor, module: nn.Module, dtype: torch.dtype
-) -> np.ndarray:
+    X: np.ndarray | Tensor | Tree, module: nn.Module, dtype: torch.dtype
+) -> np.ndarray | Tree:
     """Return X in the form that the module takes, for skorch.
 
     Parameters
     ----------
-    X : ndarray or Tensor of shape (n_samples, ...)
+    X : ndarray or Tensor of shape (n_samples, ...), or Tree
     module : torch.nn.Module
     dtype : torch.dtype
         Of its parameters.
 
     Returns
     -------
-    ndarray of shape (n_samples, ...)
+    ndarray of shape (n_samples, ...) or Tree
     """
-    tensor = as_tensor(X, "X", torch.device("cpu"))
-    return as_input(tensor, module, dtype).numpy()
+    tensors = as_inputs(X, torch.device("cpu"))
+    return map_inputs(Tensor.numpy, as_input(tensors, module, dtype))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from skorch.utils import to_tensor
 from torch import Tensor
 
+from flatmin._utils.trees import as_tree, call_with, lists_as_tuples
 from flatmin.dynamics import NoisyNetClassifier, NoisyNetRegressor
+from flatmin.estimators._examples import NestedDataset
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.network.model import first_output
 from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.outputs import read_output
 from flatmin.risk.network.prepared_module import evaluation_mode
 
 __all__ = ["EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
 
 # What an estimator has learnt of the data besides θ, and the loss.
 _READS = {
-    *("loss", "classes_", "n_features_in_", "feature_names_in_"),
+    *("loss", "output_transform", "target"),
+    *("classes_", "n_features_in_", "feature_names_in_"),
     *("_encoder", "_by_class", "_input_shape", "_target_shape"),
 }
 
@@ -34,7 +39,8 @@ def make_reader(estimator: Any) -> Any:
     Returns
     -------
     estimator
-        Of the same class, without parameters but the loss, and without a network.
+        Of the same class, without a network, and without parameters but those that say
+        what is compared with y.
     """
     reader = object.__new__(type(estimator))
     known = {name: held for name, held in vars(estimator).items() if name in _READS}
@@ -62,12 +68,41 @@ class _EstimatorNet:
         Tensor of shape ()
         """
         targets = torch.as_tensor(self.reader_._encode(y_true, reset=False))
-        outputs = first_output(y_pred)
-        loss: Tensor = self.criterion_(outputs, targets.to(outputs.device))  # type: ignore[attr-defined]
+        device = next(self.module_.parameters()).device
+        loss: Tensor = self.criterion_(y_pred, targets.to(device))  # type: ignore[attr-defined]
         return loss
 
+    def get_dataset(self, X: Any, y: Any = None) -> Any:
+        """Return X and y as a data set; skorch's own knows no nested X.
+
+        Returns
+        -------
+        torch.utils.data.Dataset
+        """
+        if isinstance(X, tuple | Mapping):
+            X, y = NestedDataset(as_tree(X).map(np.asarray), y), None
+        return super().get_dataset(X, y)  # type: ignore[misc]
+
+    def infer(self, x: Any, **fit_params: Any) -> Any:
+        """Call the module: a mapping gives keywords, a tuple arguments in order.
+
+        Returns
+        -------
+        object
+            What the module returns.
+        """
+        if isinstance(x, list | tuple | Mapping):
+            # A loader makes lists of tuples, and no tensor is a list.
+            tree = as_tree(lists_as_tuples(x))
+            device = next(self.module_.parameters()).device
+            return call_with(
+                self.module_, tree.map(lambda leaf: to_tensor(leaf, device))
+            )
+        return super().infer(x, **fit_params)  # type: ignore[misc]
+
     def _raw(self, X: Any) -> np.ndarray:
-        parts = [first_output(part) for part in self.forward_iter(X)]  # type: ignore[attr-defined]
+        transform = self.reader_.output_transform
+        parts = [read_output(part, transform) for part in self.forward_iter(X)]  # type: ignore[attr-defined]
         outputs: np.ndarray = torch.cat(parts).detach().cpu().numpy()
         return outputs
 

@@ -7,8 +7,8 @@ __all__ = ["PARAMETERS", "parameters_for"]
 _BY_ROLE = {
     # Where a run begins, and on which loss.
     "start": (
-        *("module", "module_params", "loss", "class_weight", "dtype", "batch_norm"),
-        *("params_init", "warmup"),
+        *("module", "module_params", "loss", "output_transform", "target"),
+        *("class_weight", "dtype", "batch_norm", "params_init", "warmup"),
     ),
     # How it goes on from there, and how often that is recorded.
     "run": (
@@ -16,7 +16,7 @@ _BY_ROLE = {
         *("n_components", "refresh_every", "gradient_batch_size", "optimizer"),
         *("optimizer_params", "callbacks", "record_every"),
     ),
-    "measurement": ("metrics",),
+    "measurement": ("metrics", "keep_params_every"),
     # Sums on another device differ in their last bits.
     "device": ("device",),
     # Which of many runs it is, and what becomes of one that diverges.
@@ -44,6 +44,6 @@ def parameters_for(*roles: str) -> set[str]:
     Examples
     --------
     >>> sorted(parameters_for("measurement", "fit"))
-    ['metrics', 'on_divergence', 'random_state']
+    ['keep_params_every', 'metrics', 'on_divergence', 'random_state']
     """
     return {name for role in roles for name in _BY_ROLE[role]}

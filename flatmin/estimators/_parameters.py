@@ -20,6 +20,8 @@ Class = TypeVar("Class", bound=type)
 CONSTRAINTS: dict[str, list[Any]] = {
     "module": [None, callable, nn.Module],
     "module_params": [None, dict],
+    "output_transform": [None, callable],
+    "target": [None, str],
     "method": [str, NoiseLaw, type],
     "method_params": [None, dict],
     "lr": [Interval(Real, 0, None, closed="neither")],
@@ -39,6 +41,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "params_init": [None, "array-like"],
     "metrics": [None, dict],
     "record_every": [Interval(Integral, 1, None, closed="left")],
+    "keep_params_every": [None, Interval(Integral, 1, None, closed="left")],
     "batch_norm": [StrOptions({"error", "frozen"})],
     "callbacks": [None, list],
     "on_divergence": [StrOptions({"raise", "stop"})],
@@ -52,11 +55,17 @@ CONSTRAINTS: dict[str, list[Any]] = {
 _PARAMETERS = """
 module : None, torch.nn.Module class, factory or instance, default=None
     None is :class:`flatmin.modules.MLP`. A class or factory is called with
-    ``module_params``; an instance is deep-copied, and so fine-tuned. If ``forward``
-    returns a tuple its first entry is used.
+    ``module_params``; an instance is deep-copied, and so fine-tuned.
 module_params : dict, default=None
     Keyword arguments of the class or factory; ``module__x`` in ``set_params`` and
     in grids goes here.
+output_transform : callable, default=None
+    Takes what ``forward`` returns, and returns the tensor that is compared with y, of
+    shape (n, ...). None takes a tensor as it is; of anything else ``logits``, else the
+    first entry of a tuple, or the first tensor of a mapping.
+target : str, default=None
+    The name of the targets, where X, or an example of a data set, is a mapping that
+    holds them: then y is None.
 method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
     A name from :data:`flatmin.noise.METHODS`, which
     :func:`flatmin.noise.register_law` adds to, an instance, or a class.
@@ -111,6 +120,11 @@ metrics : dict of str to callable, default=None
 record_every : int, default=100
     Iterations per block. After each one ``history_`` gets a row, which costs a few
     passes over the data, and callbacks are called: a skorch epoch is a block.
+keep_params_every : int, default=None
+    k: keep θ before the first noisy iteration, and after every k of them, in
+    ``trajectory_``. That takes D numbers a point in memory, and in every checkpoint;
+    a run whose points do not fit into the free memory is refused before it begins. A
+    warm start goes on counting where the last fit ended. None keeps nothing.
 batch_norm : {"error", "frozen"}, default="error"
     BatchNorm has no per-example gradients in train mode: refuse it, or train with
     its running statistics as they are.
@@ -166,6 +180,11 @@ history_ : pandas.DataFrame
     phase, loss L(θ), train_score, valid_loss, valid_score, gradient_norm ‖g₀‖,
     noise_norm √E‖ε‖² in the same units, and the metrics. All are of the whole
     data, but with ``gradient_batch_size`` the law's noise is that in a batch.
+trajectory_ : Trajectory or None
+    The points that ``keep_params_every`` has kept: ``iterations``, counted as in
+    ``history_``, and ``params`` of shape (n_points, n_params). It stands for that array
+    wherever one is wanted, and ``trajectory_.measure(clf.risk_, metrics)`` measures
+    every point.
 n_iter_ : int
     Iterations done after the warm-up.
 n_steps_ : int
@@ -177,7 +196,7 @@ risk_ : EmpiricalRisk or None
     On the training data, with ``store_data``; its ``params()`` is ``params_``, and
     another risk is made where ``module_`` has changed. None after unpickling.
 n_features_in_ : int
-    Size of axis 1 of X.
+    Size of axis 1 of X; not there where X is a mapping or a tuple.
 feature_names_in_ : ndarray of shape (n_features_in_,)
     Column names, if X had them.
 """

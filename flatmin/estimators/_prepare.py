@@ -19,13 +19,15 @@ from flatmin.dynamics import (
     Recorder,
     check_callbacks,
     check_plain_steps,
+    check_room,
+    count_kept,
     resolve_optimizer,
 )
 from flatmin.estimators._checkpoints import check_seed
-from flatmin.estimators._inputs import first_output
 from flatmin.estimators._module import build_module
 from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._settings import read_folder, read_warmup
+from flatmin.estimators._trajectory import rows_before
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.inputs import check_held
 from flatmin.risk.network.module_copy import copy_module
@@ -68,7 +70,7 @@ def prepare(
         module = _build(estimator, examples, seeds["init"], dtype=dtype, device=device)
     loss = estimator._probe_loss(module, examples, dtype, device)
     options = {
-        "output_transform": first_output,
+        "output_transform": estimator.output_transform,
         "batch_norm": estimator.batch_norm,
         "device": device,
         "dtype": dtype,
@@ -101,8 +103,10 @@ def prepare(
         rows=_rows_before(estimator) if warm else [],
         warmup=None if warm else warmup,
         folder=folder,
+        before=getattr(estimator, "trajectory_", None) if warm else None,
     )
     _check_laws(estimator, run)
+    _check_kept(estimator, run)
     return run
 
 
@@ -157,10 +161,18 @@ def _build(
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
+    n_features = 1
+    if not isinstance(estimator._input_shape, dict):
+        n_features = math.prod(estimator._input_shape)
+    elif estimator.module is None:
+        raise ValueError(
+            "The module that is built by default takes one array. Got X with the parts "
+            f"{', '.join(estimator._input_shape)}; pass module=."
+        )
     return build_module(
         estimator.module,
         estimator.module_params,
-        n_features=math.prod(estimator._input_shape),
+        n_features=n_features,
         n_outputs=estimator._n_outputs(examples.y),
         seed=seed,
         dtype=dtype,
@@ -192,6 +204,16 @@ def _check_laws(estimator: Any, run: Run) -> None:
             batches.check(law)
     for law, optimizer, params in plain:
         check_plain_steps(law, optimizer, params, batches is not None)
+
+
+def _check_kept(estimator: Any, run: Run) -> None:
+    """Raise where the points that are to be kept do not fit into memory."""
+    every = estimator.keep_params_every
+    if every is not None:
+        n_rows = count_kept(int(every), int(estimator.max_iter), run.n_iter_before)
+        before = rows_before(run.before, run.offset)
+        n_rows += 0 if before is None else len(before[0])
+        check_room(n_rows, run.risk.n_params, run.risk.dtype)
 
 
 def _rows_before(estimator: Any) -> list[dict[Any, Any]]:

@@ -9,14 +9,17 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from flatmin._utils.arrays import to_numpy
 from flatmin._utils.messages import naming
+from flatmin.estimators._averages import mean_over
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetRegressor
 from flatmin.estimators._parameters import with_shared_entries
+from flatmin.risk.data.source import is_data_set, split_targets
 
 __all__ = ["NoisyDiffusionRegressor"]
 
@@ -67,6 +70,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         method="sgd",
         method_params=None,
         loss="auto",
+        output_transform=None,
+        target=None,
         lr=0.001,
         max_iter=2000,
         batch_size=None,
@@ -81,6 +86,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         params_init=None,
         metrics=None,
         record_every=100,
+        keep_params_every=None,
         batch_norm="error",
         device="cpu",
         dtype="float32",
@@ -97,6 +103,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.method = method
         self.method_params = method_params
         self.loss = loss
+        self.output_transform = output_transform
+        self.target = target
         self.lr = lr
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -111,6 +119,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.params_init = params_init
         self.metrics = metrics
         self.record_every = record_every
+        self.keep_params_every = keep_params_every
         self.batch_norm = batch_norm
         self.device = device
         self.dtype = dtype
@@ -122,22 +131,28 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, params: Any = None) -> np.ndarray:
         """Return the predicted targets.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features, ...), or a data set
+        params : array-like of shape (n_points, n_params), default=None
+            Points θ, such as ``trajectory_`` or a part of its ``params``: the mean of
+            the predictions over them. None is the θ of the fit alone.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_targets)
             As y was. Of dtype float64, unless X, or a data set, and the network are of
-            float32.
+            float32 and there are no ``params``.
         """
+        check_is_fitted(self)
+        if params is not None:
+            return mean_over(self, X, params, self._in_target_shape)
         predicted = self._in_target_shape(self._outputs(X))
         in_float32 = str(getattr(X, "dtype", "")).endswith("float32")
-        if in_float32 or as_source(X) is not None:
+        if in_float32 or is_data_set(X):
             return predicted
         return predicted.astype(np.float64, copy=False)  # as scikit-learn's
 
@@ -155,7 +170,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         -------
         float
         """
-        source = as_source(X, y)
+        X, y = split_targets(X, y, self.target)
+        source = as_source(X, y, self.target)
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
             return super().score(X, y, sample_weight)

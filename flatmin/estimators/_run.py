@@ -12,6 +12,7 @@ from torch import nn
 from flatmin.dynamics import GradientBatches, Recorder
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._settings import FolderSettings, WarmupSettings
+from flatmin.estimators._trajectory import Trajectory
 from flatmin.noise import NoiseLaw
 from flatmin.risk import EmpiricalRisk
 
@@ -39,6 +40,7 @@ class Run:
     rows: list[dict[Any, Any]]
     warmup: WarmupSettings | None  # None also where an earlier fit goes on
     folder: FolderSettings | None
+    before: Trajectory | None  # of the earlier fit that this one goes on from
     diverged: str | None = None
 
     @property

@@ -12,6 +12,7 @@ from flatmin._utils.progress import progress_bar
 from flatmin.dynamics import (
     Checkpoints,
     FlatBinding,
+    KeptParams,
     MeanLoss,
     NoisyDescent,
     StopTraining,
@@ -22,6 +23,7 @@ from flatmin.dynamics import (
 from flatmin.estimators._checkpoints import RunCheckpoints
 from flatmin.estimators._net import make_reader
 from flatmin.estimators._run import Run, make_batches
+from flatmin.estimators._trajectory import rows_before
 
 __all__ = ["make_net", "train"]
 
@@ -47,7 +49,7 @@ def make_net(estimator: Any, run: Run) -> Any:
     params = {f"optimizer__{k}": v for k, v in settings.items()}
     net = estimator._net_class(
         run.module,
-        criterion=MeanLoss(run.loss),
+        criterion=MeanLoss(run.loss, estimator.output_transform),
         optimizer=resolve_optimizer(
             estimator.optimizer, estimator.optimizer_params or {}
         ),
@@ -102,6 +104,7 @@ def train(
         on_divergence=estimator.on_divergence,
         offset=run.offset,
         batches=make_batches(estimator, run.risk, run.generators["batches"]),
+        kept=_keep(estimator, run, binding),
     )
     title = (
         estimator.method
@@ -135,6 +138,20 @@ def train(
             "finished",
             lambda: {**net.state_to_save(), "descent": descent.state_dict()},
         )
+
+
+def _keep(estimator: Any, run: Run, binding: FlatBinding) -> KeptParams | None:
+    """Return what the points of a run are kept in, those of earlier fits included."""
+    if estimator.keep_params_every is None:
+        return None
+    return KeptParams(
+        binding.theta,
+        int(estimator.keep_params_every),
+        int(estimator.max_iter),
+        n_before=run.n_iter_before,
+        offset=run.offset,
+        before=rows_before(run.before, run.offset),
+    )
 
 
 def _iterate(

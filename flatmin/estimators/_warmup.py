@@ -121,8 +121,13 @@ def _describe(estimator: Any, run: Run, descent: NoisyDescent) -> dict[str, str]
         {
             "theta": descent.theta,
             "module": run.module,
-            "data": [run.examples, run.weights, run.validation],
+            "data": [
+                run.examples.identity(),
+                run.weights,
+                run.validation and run.validation.identity(),
+            ],
             "loss": estimator.loss,
+            "output_transform": estimator.output_transform,
             "law": descent.law,
             "optimizer": type(descent.optimizer),
             "lr": float(descent.optimizer.param_groups[0]["lr"]),

@@ -71,7 +71,8 @@ def loss_scaled_alignment(
     ``norm_bound`` takes μ at θ for it. With C outputs whose residuals are independent
     of their Jacobians μ is 1/C. It does not depend on the scale of the loss, and at
     L = 0 up to rounding it is 0/0 and refused; μ is 0 where all gradients agree up to
-    rounding. For other losses it is a number without that theory.
+    rounding. For other losses, and with a penalty, which is in L and G, it is a number
+    without that theory.
 
     Parameters
     ----------

@@ -160,7 +160,8 @@ def gradient_moments(
     variances = check_finite("The diagonal of Σ", some(variances), risk, indices)
     # Of one operation; the mean of equal gradients is off by no more.
     eps = torch.finfo(risk.dtype).eps
-    size = (mean.square() + variances).sqrt()
+    in_rows = mean - risk.l2 * some(theta)  # the gᵢ hold no penalty
+    size = (in_rows.square() + variances).sqrt()
     moved: list[Tensor] = []
     mean_moved: list[Tensor] = []
     value_moved: list[Tensor] = []

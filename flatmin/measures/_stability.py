@@ -87,6 +87,8 @@ def non_uniformity(
 ) -> Estimate:
     """Return s = λ_max((1/N) Σ Hᵢ² - H²)^(1/2), how much the Hessians Hᵢ differ.
 
+    A penalty (λ/2)‖θ‖² of the risk is in none of the Hᵢ, and H is their mean here.
+
     Near a minimum at which all gᵢ vanish, SGD with m of N examples, drawn without
     replacement, multiplies the second moment of θ - θ* by
     (1 - ηH)² + η² (N - m)/(m(N - 1)) ((1/N) Σ Hᵢ² - H²) a step. It is stable only if
@@ -146,7 +148,10 @@ def non_uniformity(
         check_finite("A product with (1/N) Σ Hᵢ²", squares, risk)
         norm = torch.linalg.vector_norm
         largest = torch.maximum(largest, norm(squares.double()) / norm(v.double()))
-        return squares - hessian.matvec(hessian.matvec(v))
+        return squares - mean(mean(v))
+
+    def mean(v: Tensor) -> Tensor:
+        return hessian.matvec(v) - risk.l2 * v  # of the Hᵢ, which hold no penalty
 
     operator = FunctionOperator(
         product, risk.n_params, dtype=risk.dtype, device=risk.device

@@ -185,8 +185,10 @@ def low_rank_trace_product(
 
 def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
-    gradient = check_finite("The gradient g₀", risk.gradient(theta), risk)
-    mean = gradient.double().unsqueeze(-2)
+    ones = theta.new_ones((*theta.shape[:-1], risk.n_examples))
+    # Of the rows, which hold no penalty.
+    mean = risk.weighted_gradient(theta, ones)
+    mean = check_finite("The mean of the gᵢ", mean, risk).double().unsqueeze(-2)
     small = operator.shape[-1] <= risk.n_examples or len(operator.shape) > 2
     dense = operator.to_dense().double() if small else None
     total = torch.zeros(theta.shape[:-1], dtype=torch.float64, device=risk.device)

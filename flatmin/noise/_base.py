@@ -58,6 +58,8 @@ class NoiseLaw(BaseEstimator, ABC):
     in_parameter_units : bool
         Whether a setting gives the size of η ε, the noise in the parameters. That
         holds for a step θ - η g only, so other optimizers are refused.
+    needs_all_examples : bool
+        Whether the noise is right only where an iteration sees all examples.
     """
 
     name: ClassVar[str]
@@ -66,6 +68,9 @@ class NoiseLaw(BaseEstimator, ABC):
     unbiased: bool = True
     has_covariance: bool = True
     in_parameter_units: bool = False
+    needs_all_examples: bool = False
+    # Numbers that may be None; then the law has another setting in their place.
+    _optional: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -265,6 +270,8 @@ class NoiseLaw(BaseEstimator, ABC):
         check_count(f"refresh_every of {self.name}", self.refresh_every)
         for name in ("noise_scale", "sigma"):
             value = settings.get(name, 0)
+            if value is None and name in self._optional:
+                continue
             check_positive(f"{name} of {self.name}", value, or_zero=True)
             self._check_held(name, value, risk, squared=True)
         check_positive(f"tol of {self.name}", settings.get("tol", 1))

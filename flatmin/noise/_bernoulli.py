@@ -89,7 +89,7 @@ class Bernoulli(MatchedLaw):
         weights *= float(self.noise_scale)
         if factor is not None:
             weights *= factor.unsqueeze(-1)
-        return risk.value_and_weighted_gradient(theta, 1 + weights)
+        return risk.value_and_noisy_gradient(theta, weights)
 
     def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         return self._scale(risk) * GradientCovarianceOperator(

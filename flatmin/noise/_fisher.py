@@ -69,7 +69,7 @@ class GLDFisher(MatchedLaw):
         )
         if factor is not None:
             z *= factor.unsqueeze(-1)
-        return risk.value_and_weighted_gradient(theta, 1 + scale * z)
+        return risk.value_and_noisy_gradient(theta, scale * z)
 
     def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         factor = float(self.noise_scale) ** 2 / self._batch_size(risk)

@@ -72,7 +72,7 @@ class GLDFull(MatchedLaw):
         )
         if factor is not None:
             z *= factor.unsqueeze(-1)
-        return risk.value_and_weighted_gradient(theta, z.mul_(scale).add_(1))
+        return risk.value_and_noisy_gradient(theta, z.mul_(scale))
 
     def _covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         factor = float(self.noise_scale) ** 2 / self._batch_size(risk)

@@ -120,6 +120,11 @@ class Projected(MatchedLaw):
         """See :class:`NoiseLaw`; as the inner law, unless it gets another size."""
         return self.match == "none" and self._inner_law().in_parameter_units
 
+    @property
+    def needs_all_examples(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; as the inner law, unless it gets another size."""
+        return self.match == "none" and self._inner_law().needs_all_examples
+
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         if not (self.law is None or isinstance(self.law, NoiseLaw)):

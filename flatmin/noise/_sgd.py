@@ -30,6 +30,12 @@ class SGD(MatchedLaw):
     Without replacement C is (N - m)/(N - 1) Σ/m; ``sampling="epoch"`` cuts one
     permutation after the other into batches, drops the ragged rest, and has that same
     covariance marginally (its batches are not independent).
+    m counts examples, whatever they weigh and however many targets they have. A
+    minibatch gradient is the plain mean of its gᵢ = ∇ℓ̃ᵢ with ℓ̃ᵢ = N wᵢℓᵢ / Σw, so that
+    its mean is g₀. Of sequences wᵢ is the number of targets that count in example i
+    (``positions="all"``): PyTorch's loss modules divide by that of the minibatch
+    instead, which is another step, and biased.
+
     ``noise_scale`` c ≠ 1 takes g₀ + c (g_B - g₀), which needs a full gradient.
 
     Parameters

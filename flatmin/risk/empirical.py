@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -14,14 +13,15 @@ from torch import Tensor, nn
 
 from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.placement import resolve_device, resolve_dtype
+from flatmin._utils.trees import Inputs
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
 from flatmin.risk.data.chunks import Chunk, choose_chunk_size
 from flatmin.risk.data.example_data import ArrayData, ExampleData
-from flatmin.risk.data.inputs import as_input, as_tensor, check_held
-from flatmin.risk.data.source import find_source
+from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, check_held
+from flatmin.risk.data.source import find_source, split_targets
 from flatmin.risk.data.streamed_data import StreamedData
 from flatmin.risk.data.weights import KnownWeights, as_weights, normalised_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
@@ -36,11 +36,11 @@ from flatmin.risk.module_state import check_state
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.module_update import alike, comparable
+from flatmin.risk.network.outputs import OutputTransform
 from flatmin.risk.network.prepared_module import (
     evaluation_mode,
     prepare_module,
-    settings,
-    settle,
 )
 from flatmin.risk.probe import (
     check_dependence,
@@ -61,7 +61,9 @@ class EmpiricalRisk(LabelNoiseRisk):
     """L(θ) = Σ wᵢℓᵢ(θ) / Σ wᵢ of a network, with everything that laws ask of it.
 
     Written as (1/N) Σ ℓ̃ᵢ with ℓ̃ᵢ = N wᵢ ℓᵢ / Σw; per-example gradients are
-    gᵢ = ∇ℓ̃ᵢ, always with the divisor N. θ lists the trainable parameters in
+    gᵢ = ∇ℓ̃ᵢ, always with the divisor N. A penalty (λ/2)‖θ‖² adds to L, and so to g₀,
+    H, G and the gradients of minibatches, and to no gᵢ: Σ is centred at the mean of the
+    gᵢ, which is g₀ - λθ. θ lists the trainable parameters in
     ``module.named_parameters()`` order, a shared parameter once. The risk works on a
     deep copy in eval mode, in which an InstanceNorm that is handed over in train mode
     keeps to each example's own statistics. Every quantity is a sum over examples and
@@ -73,22 +75,43 @@ class EmpiricalRisk(LabelNoiseRisk):
     Parameters
     ----------
     module : torch.nn.Module
-        Maps X of shape (n, ...) to outputs of shape (n, ...).
+        Maps X of shape (n, ...) to outputs of shape (n, ...). It may return a tensor, a
+        tuple, a mapping or an object with ``logits``: see ``output_transform``.
     loss : str, loss module or callable
-        "cross_entropy", "squared_error", "binary_cross_entropy", or anything that
-        gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
-    X : array-like or Tensor of shape (N, ...), or a data set
-        Not copied if it is a tensor of the right dtype, device and strides. A
-        map-style ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that
-        keeps their order, is read a chunk at a time: for data larger than memory.
+        "cross_entropy", "squared_error", "binary_cross_entropy", "next_token", or
+        anything that gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
+    X : array-like or Tensor of shape (N, ...), a mapping, a tuple, or a data set
+        Not copied if it is a tensor of the right dtype, device and strides. A mapping
+        from names to arrays gives the module's keywords, as ``{"input_ids": ...,
+        "attention_mask": ...}``, a tuple of arrays its arguments in order; both may be
+        nested. Each array in it has the examples first, and keeps its dtype unless that
+        is floating. A list is one array. A map-style ``torch.utils.data.Dataset`` of
+        pairs (x, y), or a ``DataLoader`` that keeps their order, is read a chunk at a
+        time: for data larger than memory. Sequences of several lengths are padded, with
+        a mask for the module.
     y : array-like or Tensor of shape (N, ...), default=None
-        Class indices or numbers, as the loss needs; None with a data set.
+        Class indices or numbers, as the loss needs; None with a data set or a
+        ``target``.
     sample_weight : array-like of shape (N,), default=None
         wᵢ ≥ 0.
+    positions : {"all", "example"}, default="all"
+        What an example with several targets counts, as a sequence has: "all" is the
+        mean over all targets of the data, as PyTorch's modules take it, so that wᵢ is
+        the number of targets that count in example i (times their class weights, and
+        the sample weight); "example" is the mean over examples of each one's mean, so
+        that wᵢ is 1, or 0 where no target counts. An example with one target counts
+        its class weight in the first and 1 in the second.
+    l2 : float, default=0.0
+        λ ≥ 0 of the penalty (λ/2)‖θ‖² over all of θ.
+    target : str, default=None
+        The name of y in X, where that is a mapping, or a data set of mappings.
     chunk_size : int, default=None
         Examples at a time; None chooses from shapes alone.
     output_transform : callable, default=None
-        Applied to what ``forward`` returns, for modules that return tuples.
+        Takes what ``forward`` returns, and returns the tensor of shape (n, ...) that
+        the loss compares with y. None takes a tensor as it is; of anything else
+        ``logits``, as an attribute or a key, else the first entry of a tuple or the
+        first tensor of a mapping.
     batch_norm : {"error", "frozen"}, default="error"
         BatchNorm in train mode is an error; "frozen" uses its running statistics.
     hvp : {"exact", "finite_difference"}, default="exact"
@@ -116,6 +139,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         Of one example's output.
     chunk_size : int
         Examples at a time.
+    l2 : float
+        λ.
 
     Raises
     ------
@@ -149,24 +174,31 @@ class EmpiricalRisk(LabelNoiseRisk):
         y: Any = None,
         *,
         sample_weight: Any = None,
+        positions: Literal["all", "example"] = "all",
+        l2: float = 0.0,
+        target: str | None = None,
         chunk_size: int | None = None,
-        output_transform: Callable[[Any], Tensor] | None = None,
+        output_transform: OutputTransform | None = None,
         batch_norm: Literal["error", "frozen"] = "error",
         hvp: Literal["exact", "finite_difference"] = "exact",
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
+        check_known("positions", positions, ("all", "example"))
         if chunk_size is not None:
             chunk_size = check_count("chunk_size", chunk_size)
         if output_transform is not None:
             check_callable("output_transform", output_transform, "outputs")
         self._hvp = hvp
+        self.l2 = check_positive("l2", l2, or_zero=True)
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
         self.device, self.dtype = first.device, first.dtype
+        check_held_by("l2", self.l2, self.dtype)
 
-        source = find_source(X, y)
+        X, y = split_targets(X, y, target)
+        source = find_source(X, y, target)
         if source is not None:  # some examples stand for the rest
             X, y = source.read(trial_indices(len(source)).tolist())
         X, y = self._trial_arrays(module, X, y)
@@ -190,7 +222,7 @@ class EmpiricalRisk(LabelNoiseRisk):
                 source, None, self._model, self._loss, probe.output, by_rows=by_rows
             )
 
-        weights = self._all_weights(sample_weight, examples, chunk_size)
+        weights = self._all_weights(sample_weight, positions, examples, chunk_size)
         if weights is not None:
             examples.weights = weights.to(self.device, self.dtype)
         self._few = examples.select(_trial_examples(examples).to(self.device))
@@ -204,9 +236,9 @@ class EmpiricalRisk(LabelNoiseRisk):
         )
         self._theta = self._model.theta()
 
-    def _trial_arrays(self, module: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+    def _trial_arrays(self, module: nn.Module, X: Any, y: Any) -> tuple[Inputs, Tensor]:
         """Return X and y as the module takes them, or raise."""
-        X = as_tensor(X, "X", self.device, real=False)
+        X = as_inputs(X, self.device)
         y = as_tensor(y, "y", self.device)
         if len(X) != len(y):
             raise ValueError(
@@ -217,12 +249,18 @@ class EmpiricalRisk(LabelNoiseRisk):
         return inputs, y
 
     def _all_weights(
-        self, sample_weight: Any, examples: ExampleData, chunk_size: int
+        self,
+        sample_weight: Any,
+        positions: str,
+        examples: ExampleData,
+        chunk_size: int,
     ) -> Tensor | None:
         """Return N wᵢ / Σw, with the weights that the loss gives to targets."""
         if isinstance(sample_weight, KnownWeights):
             return sample_weight.values
         counts = examples.target_weights(self._loss, chunk_size)
+        if counts is not None and positions == "example":
+            counts = counts > 0
         return normalised_weights(sample_weight, counts, self.dtype)
 
     def _make_kernels(self, n_numbers: int, chunk_size: int) -> None:
@@ -325,10 +363,8 @@ class EmpiricalRisk(LabelNoiseRisk):
             its attributes of plain values and its ``repr`` are those of ``module``,
             else another one.
         """
-        module = evaluation_mode(copy_module(module))
-        settle(module)
         self._model.bind(self._theta)
-        if _alike(self._model.module, module):
+        if alike(self._model.module, comparable(module)):
             return self
         module = evaluation_mode(copy_module(module))
         first = trainable(module)[0]
@@ -347,29 +383,13 @@ class EmpiricalRisk(LabelNoiseRisk):
             *self._data.arguments(),
             # As they are: a subset's mean is not one.
             sample_weight=KnownWeights(self._data.weights),
+            l2=self.l2,
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
             hvp=hvp,
             device=device,
             dtype=dtype,
         )
-
-
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Say whether two modules read alike and hold the same tensors and settings."""
-    held = [
-        {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        for module in (one, other)
-    ]
-    return (
-        repr(one) == repr(other)
-        and settings(one) == settings(other)
-        and held[0].keys() == held[1].keys()
-        and all(
-            (a.device, a.dtype) == (b.device, b.dtype) and torch.equal(a, b)
-            for a, b in zip(held[0].values(), held[1].values(), strict=True)
-        )
-    )
 
 
 def _trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:

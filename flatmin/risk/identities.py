@@ -78,6 +78,8 @@ def check_identities(risk: LabelNoiseRisk, theta: Tensor) -> Iterator[Check]:
             limit = DIFFERENCE_LIMITS[theta.dtype]
         else:
             limit = tolerance(theta.dtype, order)
+        if risk.l2:
+            identity = _PENALISED.get(identity, identity)
         try:
             found = compare(at)
         except REFUSALS as error:
@@ -144,10 +146,16 @@ class _Point:
 
     def gradient_slope(self) -> tuple[float, float]:
         slope = (self.risk.gradient(self.theta) @ self.a).reshape(1)
-        return self._slope(slope, lambda losses: losses.mean().reshape(1))
+
+        def value(losses: Tensor, theta: Tensor) -> Tensor:
+            penalty = self.risk.l2 / 2 * theta.square().sum()
+            return (losses.mean() + penalty).reshape(1)
+
+        return self._slope(slope, value)
 
     def gradient_off(self) -> float:
-        return difference(self.risk.gradient(self.theta), self.rows.mean(0))
+        mean = self.rows.mean(0) + self.risk.l2 * self.theta
+        return difference(self.risk.gradient(self.theta), mean)
 
     def rows_off(self) -> float:
         together = torch.cat(list(self.risk.per_example_gradients(self.theta)))
@@ -193,9 +201,10 @@ class _Point:
         return self._asymmetry(self.products.hvp)
 
     def hvp_slope(self) -> tuple[float, float]:
-        def gradient(losses: Tensor) -> Tensor:
+        def gradient(losses: Tensor, theta: Tensor) -> Tensor:
             weights = torch.ones_like(losses) / len(losses)
-            return self.risk._model.gradient(losses, weights)
+            mean = self.risk._model.gradient(losses, weights)
+            return mean + self.risk.l2 * theta
 
         return self._slope(self.products.hvp(self.a), gradient)
 
@@ -224,9 +233,9 @@ class _Point:
         return asymmetry(self.a, product(self.a), self.b, product(self.b))
 
     def _slope(
-        self, product: Tensor, function: Callable[[Tensor], Tensor]
+        self, product: Tensor, function: Callable[[Tensor, Tensor], Tensor]
     ) -> tuple[float, float]:
-        """Compare a derivative along a with differences of a function of the losses."""
+        """Compare a derivative along a with differences, of a function of ℓ̃ and θ."""
         # At two steps, and with constants by decree held where that makes a difference.
         risk, theta = self.risk, self.theta
         point = DoubleBackward(risk._model, risk._loss, theta, self.chunk)
@@ -236,7 +245,7 @@ class _Point:
             losses(theta)  # what is held is held here
 
             def at(theta: Tensor) -> Tensor:
-                return function(losses(theta)).detach()
+                return function(losses(theta), theta).detach()
 
             steps = STEPS[theta.dtype]
             slopes = [central_difference(at, theta, self.a, step) for step in steps]
@@ -266,7 +275,8 @@ class _Point:
         step = STEPS[torch.float64][0]
         curved = central_difference(slopes, outputs.flatten(), along, step)
         weighed = chunk.weigh(curved.view(outputs.shape))
-        return self.products.vjp(weighed) / self.risk.n_examples
+        mean = self.products.vjp(weighed) / self.risk.n_examples
+        return mean + self.risk.l2 * self.a
 
     def _traces_by_rows(self) -> Tensor:
         """Return Tr(Gᵢ) from the rows of one output at a time, (n,)."""
@@ -286,6 +296,14 @@ class _Point:
             total += rows.double().square().sum(1)
         return total
 
+
+# What some identities are called where there is a penalty.
+_PENALISED = {
+    "g₀ = (1/N) Σ gᵢ": "g₀ = (1/N) Σ gᵢ + λθ",
+    "G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v, Hᵢ by differences": (
+        "G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v + λv, Hᵢ by differences"
+    ),
+}
 
 _TRACED = {
     "hvp": "H v",

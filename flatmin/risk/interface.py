@@ -28,7 +28,7 @@ class LinearizedRisk(Protocol):
 
 
 class Risk(Protocol):
-    """L(θ) = (1/N) Σ ℓ̃ᵢ(θ) and what can be asked of it.
+    """L(θ) = (1/N) Σ ℓ̃ᵢ(θ) + (λ/2)‖θ‖² and what can be asked of it.
 
     θ has shape ``(*chains, D)``: leading dimensions are independent chains. Only
     analytic risks have them; a network's θ has shape ``(D,)``.
@@ -54,6 +54,11 @@ class Risk(Protocol):
         """Of θ."""
         ...
 
+    @property
+    def l2(self) -> float:
+        """λ of a penalty (λ/2)‖θ‖² in L, g₀, H and G, and in no gᵢ; 0 for none."""
+        ...
+
     def value(self, theta: Tensor) -> Tensor:
         """Return L(θ), shape (\\*chains)."""
         ...
@@ -66,10 +71,10 @@ class Risk(Protocol):
         """Return L(θ) and g₀."""
         ...
 
-    def value_and_weighted_gradient(
+    def value_and_noisy_gradient(
         self, theta: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return L(θ) and Σ vᵢgᵢ / N; ``v`` of shape (\\*chains, N)."""
+        """Return L(θ) and g₀ + Σ vᵢgᵢ / N; ``v`` of shape (\\*chains, N)."""
         ...
 
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -79,7 +84,10 @@ class Risk(Protocol):
     def value_and_batch_gradient(
         self, theta: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return plain means of ℓ̃ᵢ and gᵢ over ``indices``, shape (\\*chains, m)."""
+        """Return plain means of ℓ̃ᵢ and gᵢ over ``indices``, shape (\\*chains, m).
+
+        With the penalty and its gradient.
+        """
         ...
 
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:

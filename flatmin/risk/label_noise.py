@@ -20,7 +20,6 @@ from flatmin.risk.example_sums.scalars import (
     losses_and_pullback,
 )
 from flatmin.risk.example_sums.sums import ExampleSums
-from flatmin.risk.losses.class_targets import ClassTargets
 from flatmin.risk.losses.cross_entropy import CrossEntropy
 from flatmin.risk.losses.elementwise import BinaryCrossEntropy, SquaredError
 from flatmin.risk.losses.example_loss import ExampleLoss
@@ -91,8 +90,8 @@ def check_label_noise(loss: ExampleLoss, targets: Tensor) -> None:
     if isinstance(loss, CrossEntropy):
         is_index = not targets.is_floating_point()
         plain = is_index and loss.label_smoothing == 0
-        plain = plain and loss.classes in (ClassTargets(), ClassTargets(None, -100))
-        plain = plain and not bool((targets == -100).any())
+        plain = plain and loss.classes.weight is None
+        plain = plain and bool(loss.classes.counted(targets).all())
     if not plain:
         raise ValueError(
             "Label noise needs labels to draw anew: class indices under plain "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.messages import first_line, message
+from flatmin._utils.trees import Inputs, Tree, describe_inputs, leaves_of, map_inputs
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
 from flatmin.risk.data.inputs import channels_last
 from flatmin.risk.example_sums.scalars import example_losses
@@ -28,6 +30,10 @@ __all__ = [
 ]
 
 _N_TRIED = 16
+_INTEGERS = (
+    ". In a mapping or a tuple integers stay integers: convert to float those that are "
+    "no indices."
+)
 
 
 @dataclass(frozen=True)
@@ -38,38 +44,40 @@ class ProbeResult:
     n_numbers: int  # input and activations of one example
 
 
-def choose_strides(model: FlatModel, X: Tensor) -> tuple[Tensor, bool]:
+def choose_strides(model: FlatModel, X: Inputs) -> tuple[Inputs, bool]:
     """Return X channels-last, or by rows for a module that needs them.
 
     Parameters
     ----------
     model : FlatModel
-    X : Tensor of shape (N, ...)
+    X : Tensor of shape (N, ...) or Tree
 
     Returns
     -------
-    X : Tensor of shape (N, ...)
+    X : Tensor of shape (N, ...) or Tree
     by_rows : bool
         Whether the module needs them by rows.
     """
     fast = channels_last(X, model.module)
-    if fast is X and X.is_contiguous():
+    if fast is X and all(leaf.is_contiguous() for leaf in leaves_of(X)):
         return X, False
     try:
-        model.evaluate(fast[:2].clone())
+        model.evaluate(map_inputs(Tensor.clone, fast[:2]))
     except RuntimeError:  # many a module calls view() behind a convolution
-        return X.contiguous(), True
+        return map_inputs(Tensor.contiguous, X), True
+    except TypeError:  # comes again when one example is looked at
+        return X, False
     return fast, False
 
 
-def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
+def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
     """Run one example through the module, and check that the two fit.
 
     Parameters
     ----------
     model : FlatModel
         Learns whether its module writes into its input.
-    X : Tensor of shape (N, ...)
+    X : Tensor of shape (N, ...) or Tree
 
     Returns
     -------
@@ -79,22 +87,25 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
     ------
     ValueError
         If the module cannot take X, gives no output per example, or draws at random.
+    TypeError
+        If it returns no tensor.
     """
-    first = X[:1].clone()
-    version = first._version
+    first = map_inputs(Tensor.clone, X[:1])
+    versions = [leaf._version for leaf in leaves_of(first)]
     try:
         outputs, n_activations = _count_activations(model, first)
-    except ValueError as error:  # F.batch_norm in train mode
-        raise ValueError(
-            "The module must take one example by itself, for the output for one must "
-            f"not depend on the others. Got: {message(error)}"
-        ) from error
+    except TypeError as error:
+        if (reason := _wrong_arguments(model.module, X)) is not None:
+            raise ValueError(reason) from error
+        raise
+    except ValueError as error:
+        raise ValueError(_not_alone(model, X, error)) from error
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"The module cannot take X of shape {tuple(X.shape)} and dtype {X.dtype}: "
-            f"{message(error)}"
+            f"The module cannot take {describe_inputs(X)}: {message(error)}"
+            f"{_INTEGERS if isinstance(X, Tree) and 'dtype' in str(error) else ''}"
         ) from error
-    model.copies_input = first._version != version
+    model.copies_input = versions != [leaf._version for leaf in leaves_of(first)]
     if outputs.ndim == 0 or outputs.shape[0] != 1:
         remedy = "; use squeeze(-1) in place of squeeze()" if outputs.ndim == 0 else ""
         raise ValueError(
@@ -109,6 +120,11 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
             "The module cannot take all examples of X, though it takes the first. "
             f"Indices must be within its tables. Got: {message(error)}"
         ) from error
+    if once.shape[0] != len(X[:_N_TRIED]):
+        raise ValueError(
+            "The module must return one output for each example along the first axis. "
+            f"Got shape {tuple(once.shape)} for {len(X[:_N_TRIED])} examples."
+        )
     if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "
@@ -116,7 +132,36 @@ def probe_example(model: FlatModel, X: Tensor) -> ProbeResult:
             "draws at random, for example F.dropout(x, training=self.training) in "
             "place of F.dropout(x)."
         )
-    return ProbeResult(outputs, n_activations + X[0].numel())
+    return ProbeResult(outputs, n_activations + sum(x[0].numel() for x in leaves_of(X)))
+
+
+def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
+    """Return what is said of a module that refuses one example."""
+    try:
+        model.evaluate(X[:2])
+    except ValueError:
+        return f"The module cannot take {describe_inputs(X)}: {message(error)}"
+    return (  # F.batch_norm in train mode
+        "The module must take one example by itself, for the output for one must not "
+        f"depend on the others. Got: {message(error)}"
+    )
+
+
+def _wrong_arguments(module: nn.Module, X: Inputs) -> str | None:
+    """Return what is said where X are not the arguments of ``forward``, else None."""
+    signature = inspect.signature(module.forward)
+    args, kwargs = X.arguments() if isinstance(X, Tree) else ((X,), {})
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = f"the names {', '.join(kwargs)}" if kwargs else f"{len(args)} array"
+        given += "s" if len(args) > 1 else ""
+        return (
+            f"The module takes the arguments {', '.join(signature.parameters)}. Got "
+            f"{given}: {message(error)}; pass X as a mapping with those names, as a "
+            "tuple in their order, or as one array for a module of one argument."
+        )
+    return None
 
 
 def trial_indices(n_examples: int) -> Tensor:
@@ -280,8 +325,10 @@ def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
         "depend on how the data are cut. Got outputs that change by "
         f"{off:.1e}, relative to their size, when each example comes alone. Look for "
         "statistics of the batch (F.batch_norm with training=True, x.mean(0)), for "
-        "recurrent and transformer layers that need batch_first=True, and for a "
-        "capacity that examples share."
+        "recurrent and transformer layers that need batch_first=True, for a capacity "
+        "that examples share, and for the nodes of a graph as examples: there an "
+        "example is a whole graph, in dense batches of features (N, nodes, f) and "
+        "adjacency matrices (N, nodes, nodes)."
     )
 
 
@@ -323,7 +370,7 @@ def check_dependence(
     _warn_unused_parameters(list(unused))
 
 
-def _count_activations(model: FlatModel, X: Tensor) -> tuple[Tensor, int]:
+def _count_activations(model: FlatModel, X: Inputs) -> tuple[Tensor, int]:
     """Return the outputs for X, and how many numbers the layers in between hold."""
     counts: list[int] = []
 
@@ -356,7 +403,7 @@ def _warn_unused_parameters(names: list[str]) -> None:
     """
     if names:
         warnings.warn(
-            f"The loss does not depend on the parameters {names}: their gradient is "
+            f"The loss does not depend on the parameters {names}: their gᵢ are "
             "zero. Freeze them (requires_grad=False) to leave them out of θ.",
             UserWarning,
             stacklevel=6,

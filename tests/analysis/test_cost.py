@@ -20,7 +20,7 @@ WEIGHTS = {
         **dict.fromkeys(("per_example_gradients", "squared_gradient_sum"), 2),
         **{"gauss_newton_traces": 2, "linearize": 1},
     },
-    Linearization: {"hvp": 2, "ggn": 2, "directional_derivatives": 1},
+    Linearization: {"hvp": 2, "ggn": 2, "fisher": 2, "directional_derivatives": 1},
 }
 
 

@@ -31,6 +31,8 @@ from flatmin.risk import (
 LEFT_OUT = {
     "what estimators are made of": [
         *("Checkpoints", "FlatBinding", "GradientBatches", "MeanLoss", "NoisyDescent"),
+        *("KeptParams", "check_metrics", "check_room", "count_kept"),
+        *("measure_metrics",),
         *("NoisyNetClassifier", "NoisyNetRegressor", "Recorder", "StopTraining"),
         *("callback_settings", "check_callbacks", "check_monitors"),
         *("check_plain_steps", "check_rows", "resolve_optimizer"),
@@ -44,6 +46,7 @@ LEFT_OUT = {
         *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
         *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
+        "Trajectory",
     ],
     "to subclass": [
         *("AnalyticRisk", "ExampleLoss", "GaussianLaw", "LinearOperator", "NoiseLaw"),
@@ -493,6 +496,10 @@ def _analyse(kind: Any) -> Callable[..., Any]:
     return run
 
 
+def _watch(**params: Any) -> Any:
+    return flatmin.FlatnessMonitor(**params)(world().module, 0)
+
+
 def public() -> dict[str, Any]:
     """Return all public names, with what they name."""
     names: dict[str, Any] = {}
@@ -535,6 +542,9 @@ def calls() -> dict[str, Call]:
             function = _analyse(thing)
             own = {"estimator": lambda: w.classifier, "on": lambda: "training"}
             own |= {"n_draws": lambda: 2, "loss": lambda: None}
+        elif name == "FlatnessMonitor":
+            function, trains = _watch, True
+            own = {"quantities": lambda: ["loss"], "budget": lambda: 10.0}
         elif name in ("compare_dynamics", "EmpiricalRisk"):
             trains = True
         elif name.endswith("Display"):
@@ -544,7 +554,13 @@ def calls() -> dict[str, Call]:
     for owner, (instance, own) in _risk_methods(w).items():
         for name, method in inspect.getmembers(instance, inspect.isroutine):
             module = getattr(method, "__module__", None) or ""
-            theirs = name in ("get_params", "set_params", "with_module", "wrap")
+            theirs = name in (
+                "get_params",
+                "set_params",
+                "with_module",
+                "update_from",
+                "wrap",
+            )
             if (owner, name) == ("EmpiricalRisk", "set_params"):
                 theirs = False
             if name[0] == "_" or theirs or not module.startswith("flatmin"):

@@ -382,3 +382,55 @@ def test_bad_data(arguments, message):
 def test_the_result_is_of_its_class(result):
     assert isinstance(result, ComparisonResult)
     assert isinstance(result.table, pd.DataFrame)
+
+
+class Parts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 10)
+
+    def forward(self, upper, lower):
+        return {"hidden": lower, "logits": self.linear(torch.cat([upper, lower], 1))}
+
+
+def test_several_arrays():
+    def parts(array):
+        return {"lower": array[:, 32:], "upper": array[:, :32]}
+
+    def run(estimator, *data, **options):
+        settings = {"n_seeds": [1], "estimator": estimator, "random_state": 0}
+        return compare_dynamics(["gd", "sgd"], *data, **settings, **options)
+
+    settings = {"module_params": None, "max_iter": 4, "warmup": {"max_iter": 3}}
+    test = {"X_test": parts(X_test), "y_test": y_test}
+    estimator = classifier(module=Parts, **settings)
+    found = run(estimator, parts(X), y, **test)
+    whole = classifier(module=torch.nn.Linear(64, 10), **settings)
+    expected = run(whole, X, y, X_test=X_test, y_test=y_test)
+    assert list(found.table.columns) == list(expected.table.columns)
+    held = {**parts(X), "digit": y}
+    named = run(estimator.set_params(target="digit"), held, **test)
+    assert_frame_equal(named.table, found.table)
+    # names count, and their order does not
+    swapped = dict(zip(held, reversed(parts(X).values()), strict=False))
+    hashes = {
+        name: run(classifier(module=Parts, **settings), given, y).protocol["data_hash"]
+        for name, given in {
+            "given": parts(X),
+            "again": dict(reversed(parts(X).items())),
+            "swapped": swapped,
+        }.items()
+    }
+    assert hashes["given"] == hashes["again"] != hashes["swapped"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (({"upper": X, "lower": X[1:]}, y), r"Got 80 in X\['upper'\] and 79"),
+        (({"upper": X, "lower": X * np.nan}, y), "NaN"),
+    ],
+)
+def test_bad_parts(data, message):
+    with pytest.raises(ValueError, match=message):
+        compare_dynamics(["gd"], *data, estimator=classifier(), n_seeds=1)

@@ -35,7 +35,7 @@ def test_settings():
     methods = {
         "gld_const": {"method_params": {"sigma": 0.1}, "lr": 0.2},
         "small": {"method": "gld_const", "method__sigma": 0.01},
-        "law": {"method": GLDConst(), "method__sigma": 0.02},
+        "law": {"method": GLDConst(sigma=1e-3), "method__sigma": 0.02},
         "sgd": {},
         "fast": classifier(method="sgd", lr=0.5),
     }

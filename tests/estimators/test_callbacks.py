@@ -1,5 +1,7 @@
 """skorch's callbacks, counted in blocks of record_every iterations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from skorch.callbacks import (
     InputShapeSetter,
     LoadInitState,
     LRScheduler,
+    MlflowLogger,
     ProgressBar,
+    TensorBoard,
 )
 
 from ._problems import blobs, classifier, flat, plane, regressor
@@ -62,6 +66,60 @@ def test_callbacks_of_batches_are_refused(callback):
     clf = classifier(callbacks=[callback])
     with pytest.raises(ValueError, match=r"works on batches.*block of record_every"):
         clf.fit(X, y)
+
+
+class Writer:
+    """In place of TensorBoard's SummaryWriter and of MLflow's client."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add_scalar(self, tag, scalar_value, global_step):
+        self.rows.append((tag.split("/")[-1], global_step, scalar_value))
+
+    def log_metric(self, run_id, key, value, step):
+        self.rows.append((key, step, value))
+
+    def close(self):
+        pass
+
+    def set_terminated(self, *args, **kwargs):
+        pass
+
+
+@pytest.mark.parametrize("logger", ["TensorBoard", "MlflowLogger"])
+def test_loggers_that_batches_do_nothing_for_log_every_block(logger):
+    writer = Writer()
+    callback = {
+        "TensorBoard": lambda: TensorBoard(writer),
+        "MlflowLogger": lambda: MlflowLogger(
+            run=SimpleNamespace(info=SimpleNamespace(run_id=1)),
+            client=writer,
+            create_artifact=False,
+        ),
+    }[logger]()
+    clf = classifier(callbacks=[callback], max_iter=30, record_every=10).fit(X, y)
+    logged = {step: value for key, step, value in writer.rows if key == "train_loss"}
+    assert sorted(logged) == [1, 2, 3]
+    wanted = clf.history_.query("iteration > 0")["loss"]
+    np.testing.assert_allclose([logged[step] for step in (1, 2, 3)], wanted)
+
+
+def test_a_logger_of_batches_is_refused():
+    callback = MlflowLogger(run=1, client=Writer(), log_on_batch_end=True)
+    with pytest.raises(ValueError, match="MlflowLogger works on batches"):
+        classifier(callbacks=[callback]).fit(X, y)
+
+
+def test_a_callback_says_that_it_needs_no_batches():
+    class Own(Callback):
+        def on_batch_end(self, net, **kwargs):
+            raise AssertionError("there are no batches")
+
+    with pytest.raises(ValueError, match=r"works_on_batches = False"):
+        classifier(callbacks=[Own()]).fit(X, y)
+    Own.works_on_batches = False
+    classifier(callbacks=[Own()]).fit(X, y)
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,20 @@ class Point:
     hessian: torch.Tensor  # (D, D) H
     gauss_newton: torch.Tensor  # (D, D) G
     labels: object = None  # law -> (D, D) covariance that new labels give, (D,) bias
+    penalty: float = 0.0  # (λ/2)‖θ‖²
+    pull: float | torch.Tensor = 0.0  # (D,) λθ
+
+    @property
+    def value(self):
+        return self.losses.mean() + self.penalty
 
     @cached_property
     def mean(self):
-        return self.gradients.mean(0)
+        return self.gradients.mean(0) + self.pull
 
     @cached_property
     def covariance(self):
-        centred = self.gradients - self.mean
+        centred = self.gradients - self.gradients.mean(0)
         return centred.T @ centred / len(self.gradients)
 
     @property
@@ -41,15 +47,18 @@ class Point:
         return self.covariance.trace()
 
 
-def point(losses, gauss_newton, theta, labels=None):
-    """Differentiate ``losses(theta)``, the vector of the ℓ̃ᵢ."""
+def point(losses, gauss_newton, theta, labels=None, l2=0.0):
+    """Differentiate ``losses(theta)``, the vector of the ℓ̃ᵢ; λ of a penalty beside."""
     theta = theta.double()
+    curved = l2 * torch.eye(len(theta), dtype=theta.dtype)
     return Point(
         losses(theta),
         jacrev(losses)(theta),
-        hessian(lambda t: losses(t).mean())(theta),
-        gauss_newton(theta),
+        hessian(lambda t: losses(t).mean())(theta) + curved,
+        gauss_newton(theta) + curved,
         None if labels is None else (lambda law: labels(theta, law)),
+        l2 / 2 * theta.square().sum(),
+        l2 * theta,
     )
 
 
@@ -91,6 +100,7 @@ class Network:
     X: torch.Tensor
     y: torch.Tensor
     weights: torch.Tensor  # (N,) any scale
+    l2: float = 0.0  # λ
 
     @property
     def scales(self):
@@ -138,7 +148,8 @@ class Network:
         return covariance / n**2, bias / n
 
     def at(self, theta):
-        return point(self.losses, self.gauss_newton, theta, self.new_labels)
+        parts = self.losses, self.gauss_newton, theta, self.new_labels
+        return point(*parts, l2=self.l2)
 
 
 def possible_labels(loss, y, law):
@@ -240,7 +251,9 @@ def projected(p, law, _):
 FORMULAS = {
     "gd": lambda p, law, _: isotropic(p, 0.0),
     "sgd": sgd,
-    "gld_const": lambda p, law, _: isotropic(p, law.sigma**2),
+    "gld_const": lambda p, law, _: isotropic(
+        p, (1e-3 if law.sigma is None else law.sigma) ** 2
+    ),
     "gld_dynamic": lambda p, law, _: isotropic(
         p, p.sgd_trace / (law.batch_size * len(p.mean))
     ),

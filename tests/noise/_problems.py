@@ -91,6 +91,8 @@ NETWORKS = {
         _WEIGHTS,
     ),
 }
+NETWORKS["penalised"] = NETWORKS["weighted"]
+L2 = {"penalised": 0.7}
 ROOTS = {
     "mlp": _dense.cross_entropy_root,
     "cnn": _dense.squared_error_root,
@@ -102,7 +104,15 @@ ROOTS = {
 def empirical_risk(name, **options):
     """Return flatmin's risk of a network; options as those of EmpiricalRisk."""
     build, loss, _, X, y, _, weights = NETWORKS[name]
-    return EmpiricalRisk(_seeded(build), loss, X, y, sample_weight=weights, **options)
+    return EmpiricalRisk(
+        _seeded(build),
+        loss,
+        X,
+        y,
+        sample_weight=weights,
+        l2=L2.get(name, 0.0),
+        **options,
+    )
 
 
 @cache
@@ -110,7 +120,8 @@ def network(name):
     """Return the dense description of a network."""
     build, _, loss, X, _, y, weights = NETWORKS[name]
     weights = torch.ones(N, dtype=torch.float64) if weights is None else weights
-    return _dense.Network(_seeded(build), loss, X, y, weights)
+    module = _seeded(build)
+    return _dense.Network(module, loss, X, y, weights, L2.get(name, 0.0))
 
 
 def _network_problem(name, **options):
@@ -155,6 +166,7 @@ _BUILDERS = {
     "cnn": lambda: _network_problem("cnn"),
     "weighted": lambda: _network_problem("weighted"),
     "ragged": lambda: _network_problem("weighted_cross_entropy", chunk_size=7),
+    "penalised": lambda: _network_problem("penalised", chunk_size=7),
     "quadratic": lambda: _quadratic(),
     "quadratic_chains": lambda: _quadratic(2, 3),
     "regression_chains": lambda: _regression(4),

@@ -308,6 +308,16 @@ class OneGradient:
         return self._gradient
 
 
+# Whose noise and g₀ come from one pass; a penalty must not be noise there.
+IN_ONE_PASS = ("sgd", "gld_full", "gld_fisher", "gld_ggn", "bernoulli", "label_noise")
+
+
+@pytest.mark.parametrize("name", IN_ONE_PASS)
+def test_draws_have_the_covariance_beside_a_penalty(name):
+    (law, *_) = (p.values[0] for p in LAWS if p.values[0].name == name)
+    test_draws_have_the_covariance(law, "penalised")
+
+
 @pytest.mark.parametrize("name", ["mlp", "weighted", *CHAINS])
 @every_law
 def test_draws_have_the_covariance(law, name):
@@ -371,7 +381,7 @@ def test_loss_is_without_noise(law, name):
     # The loss of sgd is the minibatch's: test_sgd.py.
     risk, theta, state, rng = prepare(law, name)
     loss, _ = noisy_gradient(law, risk, theta, state, rng)
-    expected = torch.stack([p.losses.mean() for p in problem(name).points])
+    expected = torch.stack([p.value for p in problem(name).points])
     assert_near(loss, expected.view(theta.shape[:-1]), 1e-12)
 
 
@@ -562,7 +572,7 @@ def test_the_defaults_work(law, name):
         [noisy_gradient(law, risk, theta, state, rng)[0] for _ in range(100)]
     )
     # SGD and SVAG return the loss of their minibatch, others L itself.
-    losses = torch.stack([p.losses.mean() for p in problem(name).points])
+    losses = torch.stack([p.value for p in problem(name).points])
     off = (found.mean(0) - losses.view(theta.shape[:-1])).abs()
     assert (off <= 4 * found.std(0) / 10 + 1e-9 * losses.max()).all()
     if law.name == "alpha_stable":  # no covariance: see test_alpha_stable.py

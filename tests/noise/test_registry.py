@@ -98,6 +98,8 @@ def test_defaults(name):
     for setting, value in law.get_params().items():
         if setting == "match":
             assert value == ("none" if name in OF_OWN_SIZE else "trace")
+        elif name == "gld_const" and setting in ("sigma", "temperature"):
+            assert value is None  # 1e-3, where there is no temperature
         elif name == "label_noise" and setting == "sigma":
             assert value == 0.1  # in units of y
         elif setting != "refresh_every":

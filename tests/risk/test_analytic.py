@@ -112,7 +112,7 @@ def test_chains_are_a_loop(risk, theta):
         (risk.value,),
         (risk.losses_at,),
         (risk.gradient,),
-        (lambda t, v: risk.value_and_weighted_gradient(t, v)[0], v),
+        (lambda t, v: risk.value_and_noisy_gradient(t, v)[0], v),
         (risk.weighted_gradient, v),
         (lambda t, i: risk.value_and_batch_gradient(t, i)[0], indices),
         (risk.batch_gradient, indices),

@@ -95,10 +95,10 @@ BAD = {
         ValueError,
         "batch_norm must be 'error' or 'frozen'. Got 'eval'",
     ),
-    "a tuple": (
-        {"module": Apply(lambda p, X: (p["a"](X), X), a=nn.Linear(4, 3))},
+    "a tuple without a tensor first": (
+        {"module": Apply(lambda p, X: (None, p["a"](X)), a=nn.Linear(4, 3))},
         TypeError,
-        "must return one Tensor. Got tuple; pass output_transform",
+        "or a tuple.*Got tuple of NoneType, Tensor; pass output_transform",
     ),
     "no examples in the output": (
         {"module": nn.Sequential(mlp(), nn.Flatten(0))},

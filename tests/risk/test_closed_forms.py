@@ -116,7 +116,7 @@ def test_the_analytic_twin_agrees(theta):
         lambda r: r.losses_at(torch.stack([theta, -theta])),
         lambda r: r.gradient(theta),
         lambda r: r.weighted_gradient(theta, v),
-        lambda r: r.value_and_weighted_gradient(theta, v)[0],
+        lambda r: r.value_and_noisy_gradient(theta, v)[0],
         lambda r: r.batch_gradient(theta, indices),
         lambda r: r.value_and_batch_gradient(theta, indices)[0],
         lambda r: r.batch_gradients(theta, indices[:, None]),

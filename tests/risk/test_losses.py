@@ -555,10 +555,10 @@ REFUSED = {
         numbers(N, C, low=0),
         "weight for each example is passed as sample_weight",
     ),
-    "left out by name": (
+    "below zero": (
         "cross_entropy",
-        SOME_LEFT_OUT,
-        r"labels from -100 to 3.*nn.CrossEntropyLoss\(ignore_index",
+        LABELS.where(LABELS > 0, -1),
+        r"labels from -1 to 3.*left out -100.*nn.CrossEntropyLoss\(ignore_index",
     ),
     "one-hot integers": (
         nn.CrossEntropyLoss(),
@@ -606,3 +606,182 @@ def test_complex_buffers_of_a_loss_stay_complex(dtype):
     risk = EmpiricalRisk(net, loss, X, LABELS, dtype=dtype)
     right = loss(net(X), LABELS).mean().detach()
     close(risk.value(risk.params()), right, 1e-6)
+
+
+TRANSPOSED = {"n_outputs": 3 * C, "shape": (3, C)}
+
+
+def test_the_name_leaves_out_what_pytorch_leaves_out():
+    module = Net(**SEQUENCE)
+    risk = EmpiricalRisk(module, "cross_entropy", X, POSITIONS_LEFT_OUT, chunk_size=5)
+    right = F.cross_entropy(module(X), POSITIONS_LEFT_OUT).detach()
+    close(risk.value(risk.params()), right)
+
+
+def test_examples_can_count_alike():
+    module = Net(**SEQUENCE)
+    risk = EmpiricalRisk(
+        module,
+        "cross_entropy",
+        X,
+        POSITIONS_LEFT_OUT,
+        chunk_size=5,
+        positions="example",
+    )
+    counted = POSITIONS_LEFT_OUT != -100
+    losses = F.cross_entropy(module(X), POSITIONS_LEFT_OUT, reduction="none").detach()
+    counts = counted.sum(1)
+    assert set(counts.tolist()) == {0, 1, 2, 3}  # among them example 4, of no target
+    means = losses.sum(1)[counts > 0] / counts[counts > 0]
+    theta = risk.params()
+    close(risk.value(theta), means.mean())
+    close(risk.subset(torch.tensor([4])).value(theta), 0.0)
+    rows = torch.cat(list(risk.per_example_gradients(theta)))
+    assert bool(rows.isfinite().all())
+    assert not bool(rows[4].any())
+
+
+def test_a_minibatch_is_the_plain_mean_of_weighed_examples():
+    module = Net(**SEQUENCE)
+    risk = EmpiricalRisk(module, "cross_entropy", X, POSITIONS_LEFT_OUT, chunk_size=5)
+    counts = (POSITIONS_LEFT_OUT != -100).sum(1).double()
+    sums = F.cross_entropy(module(X), POSITIONS_LEFT_OUT, reduction="none").sum(1)
+    batch = torch.tensor([2, 4, 9])
+    right = N * sums[batch].mean() / counts.sum()  # not over the batch's own targets
+    gradient = torch.autograd.grad(right, list(module.parameters()))
+    value, found = risk.value_and_batch_gradient(risk.params(), batch)
+    close(value, right.detach())
+    close(found, torch.cat([g.flatten() for g in gradient]))
+
+
+def test_classes_on_the_last_axis_are_told_how_to_move():
+    message = r"needs class indices.*output_transform=.*transpose\(1, 2\)"
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        EmpiricalRisk(Net(**TRANSPOSED), "cross_entropy", X, POSITIONS)
+    right = EmpiricalRisk(
+        Net(**TRANSPOSED),
+        "cross_entropy",
+        X,
+        POSITIONS,
+        output_transform=lambda outputs: outputs.transpose(1, 2),
+    )
+    module = Net(**TRANSPOSED)
+    expected = F.cross_entropy(module(X).transpose(1, 2), POSITIONS)
+    close(right.value(right.params()), expected.detach())
+
+
+TOKENS = 5
+TEXT = torch.as_tensor(RNG.integers(0, C, (N, TOKENS)))
+TEXT_LABELS = TEXT.where(torch.arange(TOKENS) < 1 + torch.arange(N)[:, None] % 5, -100)
+
+
+class Language(nn.Module):
+    """Each token's logits from it and from those before it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(C, 3), nn.Linear(3, C)
+        self.double()
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.embed(tokens).cumsum(1)))
+
+
+def shifted_losses(outputs, labels):
+    """Return the sums of an example's losses, shifted by hand."""
+    logits, labels = outputs[:, :-1].transpose(1, 2), labels[:, 1:]
+    return F.cross_entropy(logits, labels, reduction="none").sum(1)
+
+
+def test_next_token():
+    module = Language()
+    counts = (TEXT_LABELS[:, 1:] != -100).sum()
+
+    def losses(outputs, labels):
+        return N * shifted_losses(outputs, labels) / counts
+
+    risk = EmpiricalRisk(module, "next_token", TEXT, TEXT_LABELS, chunk_size=5)
+    theta = risk.params()
+    expected = dense(module, losses, TEXT, TEXT_LABELS, theta)
+    v = numbers(len(theta))
+    close(risk.value(theta), expected.value)
+    close(torch.cat(list(risk.per_example_gradients(theta))), expected.gradients)
+    close(risk.gradient_variances(theta), expected.covariance.diag())
+    point = risk.linearize(theta)
+    close(point.hvp(v), expected.hessian @ v, 1e-8)
+    close(point.ggn(v), expected.gauss_newton @ v, 1e-8)
+    traces = torch.stack([G.trace() for G in expected.gauss_newtons])
+    close(risk.gauss_newton_traces(theta), traces, 1e-8)
+    other = risk.to(dtype="float32").to(dtype="float64")
+    close(other.value(theta), expected.value, 1e-5)
+
+
+def test_slopes_of_drawn_tokens_have_the_hessian_as_second_moment():
+    risk = EmpiricalRisk(Language(), "next_token", TEXT, TEXT_LABELS)
+    theta, rng = risk.params(), torch.Generator().manual_seed(0)
+    slopes = torch.stack([risk.model_slopes(theta, rng) for _ in range(N_DRAWS)])
+    assert not bool(slopes[:, :, -1].any())
+    outputs, weights = risk.outputs(theta), risk._data.weights
+
+    def weighed(f):
+        i = len(f)
+        counted = (TEXT_LABELS[:i, 1:] != -100).sum(1).clamp(min=1)
+        return (shifted_losses(f, TEXT_LABELS[:i]) / counted * weights[:i]).sum()
+
+    right = torch.autograd.functional.hessian(weighed, outputs[:3]).flatten(3)
+    n = outputs[0].numel()
+    right = torch.stack([right.view(3, n, 3, n)[i, :, i] for i in range(3)])
+    flat = slopes[:, :3].flatten(2)
+    found = torch.einsum("sia,sib->iab", flat, flat) / N_DRAWS
+    close(found, right, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (TEXT_LABELS[:, 1:], "needs labels of shape .'n', 5.*not shifted"),
+        (TEXT + 1, "can have labels 0 to 3.*labels from 1 to 4"),
+        (torch.full_like(TEXT, -100), "At least one target must count"),
+    ],
+    ids=["shifted", "out of range", "all left out"],
+)
+def test_next_token_refuses(labels, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        EmpiricalRisk(Language(), "next_token", TEXT, labels)
+
+
+def test_next_token_needs_logits_of_each_token():
+    with pytest.raises(ValueError, match=r"logits of shape \(n, T, V\)"):
+        EmpiricalRisk(Net(), "next_token", X, LABELS)
+
+
+def test_next_token_is_the_loss_of_a_hugging_face_model():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=C,
+        n_positions=TOKENS,
+        n_embd=4,
+        n_layer=1,
+        n_head=2,
+        attn_implementation="eager",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).double().eval()
+    right = model(input_ids=TEXT, labels=TEXT_LABELS).loss
+    risk = EmpiricalRisk(
+        model,
+        "next_token",
+        TEXT,
+        TEXT_LABELS,
+        chunk_size=5,
+        output_transform=lambda outputs: outputs.logits,
+    )
+    theta = risk.params()
+    # Its own loss takes the logits in float32.
+    close(risk.value(theta), right.detach(), 1e-6)
+    gradient = torch.autograd.grad(right, list(model.parameters()))
+    close(risk.gradient(theta), torch.cat([g.flatten() for g in gradient]), 1e-5)

@@ -141,9 +141,7 @@ def calls(risk, theta, seed=0):
         "value_and_label_draw": lambda: risk.value_and_label_draw(
             theta, draw, scale, rng()
         ),
-        "value_and_weighted_gradient": lambda: risk.value_and_weighted_gradient(
-            theta, rows
-        ),
+        "value_and_noisy_gradient": lambda: risk.value_and_noisy_gradient(theta, rows),
         "value_gradient_and_variances": lambda: risk.value_gradient_and_variances(
             theta
         ),
@@ -154,6 +152,7 @@ def calls(risk, theta, seed=0):
     }
     products = {
         "directional_derivatives": lambda: point.directional_derivatives(v),
+        "fisher": lambda: point.fisher(v),
         "ggn": lambda: point.ggn(v),
         "hvp": lambda: point.hvp(v),
         "jvp": lambda: point.jvp(v),
@@ -174,7 +173,8 @@ def both(risk, seed):
 def test_the_list_has_every_method():
     risk = KINDS["default"]()
     of, products = calls(risk, risk.params())
-    assert set(of) == public(EmpiricalRisk)
+    # That changes what all calls are of; points from before it refuse.
+    assert set(of) == public(EmpiricalRisk) - {"update_from"}
     assert set(products) == public(Linearization)
 
 

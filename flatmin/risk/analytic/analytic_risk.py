@@ -34,6 +34,8 @@ class AnalyticRisk(ABC):
     device : torch.device
     n_outputs : int
         Always 1: Tr(G) costs no more than one estimate.
+    l2 : float
+        Always 0: a penalty would be a part of the formulas.
     """
 
     n_params: int
@@ -41,6 +43,7 @@ class AnalyticRisk(ABC):
     dtype: torch.dtype
     device: torch.device
     n_outputs = 1
+    l2 = 0.0
 
     @abstractmethod
     def example_losses(self, theta: Tensor) -> Tensor:
@@ -115,11 +118,12 @@ class AnalyticRisk(ABC):
         rows = self.example_gradients(theta)
         return (v.unsqueeze(-2) @ rows).squeeze(-2) / self.n_examples
 
-    def value_and_weighted_gradient(
+    def value_and_noisy_gradient(
         self, theta: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the unweighted L(θ) and Σ vᵢgᵢ / N."""
-        return self.value(theta), self.weighted_gradient(theta, v)
+        """Return L(θ) and g₀ + Σ vᵢgᵢ / N; ``v`` of shape (\\*chains, N)."""
+        self._check_vector(v, theta, self.n_examples)
+        return self.value(theta), self.weighted_gradient(theta, v + 1)
 
     def value_and_batch_gradient(
         self, theta: Tensor, indices: Tensor

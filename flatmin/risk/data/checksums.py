@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from hashlib import sha256
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from flatmin._utils.trees import Inputs, Tree
 
 __all__ = ["Checksums"]
 
@@ -38,7 +41,7 @@ class Checksums:
     def __len__(self) -> int:
         return len(self._sums)
 
-    def changed(self, indices: np.ndarray, *parts: Tensor) -> np.ndarray:
+    def changed(self, indices: np.ndarray, X: Inputs, y: Tensor) -> np.ndarray:
         """Remember examples that are new, and return the others that have changed.
 
         Padding makes an example as long as the longest that is read with it: only
@@ -48,7 +51,9 @@ class Checksums:
         ----------
         indices : ndarray of shape (n,)
             Which examples they are; one may come twice.
-        *parts : Tensor of shape (n, ...)
+        X : Tensor of shape (n, ...) or Tree
+            Each leaf counts, and its name.
+        y : Tensor of shape (n, ...)
 
         Returns
         -------
@@ -56,7 +61,7 @@ class Checksums:
             Their indices.
         """
         sums, width = np.zeros(len(indices), np.uint64), 1
-        for place, part in enumerate(parts):
+        for place, part in _placed(X, y):
             words = _as_words(part)
             sums += _checksums(words, place)
             width += part[0].numel() * part.element_size()
@@ -70,6 +75,15 @@ class Checksums:
     def all(self) -> np.ndarray | None:
         """Return the checksums of all examples, None where some were never read."""
         return self._sums if bool(self._widths.all()) else None
+
+
+def _placed(X: Inputs, y: Tensor) -> list[tuple[int, Tensor]]:
+    """Return each array with a number that tells which it is."""
+    if not isinstance(X, Tree):
+        return [(0, X), (1, y)]
+    seeds = (sha256(name.encode()).digest()[:8] for name in X.names)
+    places = [int.from_bytes(seed, "big") for seed in seeds]
+    return [(1, y), *zip(places, X.leaves, strict=True)]
 
 
 def _as_words(part: Tensor) -> np.ndarray:
@@ -102,7 +116,7 @@ def _checksums(words: np.ndarray, place: int) -> np.ndarray:
     return sums
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _weights(n_words: int, place: int) -> np.ndarray:
     rng = np.random.default_rng(place)
     return rng.integers(0, 2**64, (2, n_words), dtype=np.uint64)

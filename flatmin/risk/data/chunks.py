@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatmin._utils.trees import Inputs, leaves_of, map_inputs
+
 __all__ = ["Chunk", "choose_chunk_size", "iterate_chunks", "pad_chunk"]
 
 # Numbers held at a time for activations or for rows of per-example gradients:
@@ -21,7 +23,7 @@ _BUDGET = 1 << 26
 class Chunk:
     """Some examples, cut out of the data without a copy."""
 
-    X: Tensor  # (n, ...)
+    X: Inputs  # (n, ...); several arrays are one tree
     y: Tensor  # (n, ...)
     weights: Tensor | None  # (n,) N wᵢ / Σw; None when all are one
     rows: slice  # where the chunk lies among the N examples
@@ -40,7 +42,7 @@ class Chunk:
     def double(self) -> Chunk:
         """Return the same examples in float64; integers stay integers."""
         weights = None if self.weights is None else self.weights.double()
-        return Chunk(_double(self.X), _double(self.y), weights, self.rows)
+        return Chunk(map_inputs(_double, self.X), _double(self.y), weights, self.rows)
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -74,13 +76,13 @@ def choose_chunk_size(n_examples: int, numbers_per_example: int) -> int:
 
 
 def iterate_chunks(
-    X: Tensor, y: Tensor, weights: Tensor | None, chunk_size: int
+    X: Inputs, y: Tensor, weights: Tensor | None, chunk_size: int
 ) -> Iterator[Chunk]:
     """Yield the data in order, ``chunk_size`` examples at a time.
 
     Parameters
     ----------
-    X : Tensor of shape (N, ...)
+    X : Tensor of shape (N, ...) or Tree
     y : Tensor of shape (N, ...)
     weights : Tensor of shape (N,) or None
     chunk_size : int
@@ -92,7 +94,7 @@ def iterate_chunks(
     """
     if chunk_size >= len(X):  # cutting takes time on a tiny problem
         # A tensor of its own: forward may call requires_grad_ on it.
-        yield Chunk(X.detach(), y, weights, slice(0, len(X)))
+        yield Chunk(map_inputs(Tensor.detach, X), y, weights, slice(0, len(X)))
         return
     for start in range(0, len(X), chunk_size):
         rows = slice(start, min(start + chunk_size, len(X)))
@@ -100,7 +102,7 @@ def iterate_chunks(
         yield Chunk(X[rows], y[rows], part, rows)
 
 
-def pad_chunk(chunk: Chunk, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def pad_chunk(chunk: Chunk, size: int) -> tuple[Tensor, ...]:
     """Fill a chunk up with copies of its first example, of weight 0.
 
     Parameters
@@ -111,26 +113,28 @@ def pad_chunk(chunk: Chunk, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns
     -------
-    X : Tensor of shape (size, ...)
-        With the strides of a chunk that needs no filling.
-    y : Tensor of shape (size, ...)
-    weights : Tensor of shape (size,)
+    tuple of Tensor of shape (size, ...)
+        The leaves of X, with the strides of a chunk that needs no filling; then y, and
+        the weights.
     """
-    n = len(chunk.X)
-    weights = chunk.weights
+    n, leaves, weights = len(chunk.X), leaves_of(chunk.X), chunk.weights
     if weights is None:
-        dtype = chunk.X.dtype if chunk.X.is_floating_point() else torch.float32
-        weights = torch.ones(n, dtype=dtype, device=chunk.X.device)
+        floating = [leaf for leaf in leaves if leaf.is_floating_point()]
+        dtype = floating[0].dtype if floating else torch.float32
+        weights = torch.ones(n, dtype=dtype, device=chunk.y.device)
     if n == size:
-        return chunk.X, chunk.y, weights
-    # In memory of its own: the examples may share theirs, as sliding windows do.
-    shape, strides = (size, *chunk.X.shape[1:]), None
-    if chunk.X.ndim == 4 and chunk.X.stride(1) == 1:
-        _, c, h, w = shape
-        strides = (c * h * w, 1, w * c, c)
-    X = chunk.X.new_empty(shape)
-    if strides is not None:
-        X = X.as_strided(shape, strides)
-    X[:n], X[n:] = chunk.X, chunk.X[:1]
+        return *leaves, chunk.y, weights
+    padded = (_pad(leaf, size) for leaf in leaves)
     y = torch.cat([chunk.y, chunk.y[:1].expand(size - n, *chunk.y.shape[1:])])
-    return X, y, torch.cat([weights, weights.new_zeros(size - n)])
+    return *padded, y, torch.cat([weights, weights.new_zeros(size - n)])
+
+
+def _pad(leaf: Tensor, size: int) -> Tensor:
+    # In memory of its own: the examples may share theirs, as sliding windows do.
+    n, shape = len(leaf), (size, *leaf.shape[1:])
+    padded = leaf.new_empty(shape)
+    if leaf.ndim == 4 and leaf.stride(1) == 1:
+        _, c, h, w = shape
+        padded = padded.as_strided(shape, (c * h * w, 1, w * c, c))
+    padded[:n], padded[n:] = leaf, leaf[:1]
+    return padded

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from flatmin._utils.trees import Inputs, map_inputs
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
 from flatmin.risk.losses.example_loss import ExampleLoss
 
@@ -47,14 +48,14 @@ class ArrayData:
 
     Parameters
     ----------
-    X : Tensor of shape (N, ...)
+    X : Tensor of shape (N, ...) or Tree
     y : Tensor of shape (N, ...)
         In the loss's form.
     weights : Tensor of shape (N,) or None
         N wᵢ / Σw.
     """
 
-    def __init__(self, X: Tensor, y: Tensor, weights: Tensor | None) -> None:
+    def __init__(self, X: Inputs, y: Tensor, weights: Tensor | None) -> None:
         self.X = X
         self.y = y
         self.weights = weights
@@ -68,11 +69,7 @@ class ArrayData:
 
     def select(self, indices: Tensor) -> Chunk:
         """See :meth:`ExampleData.select`; in the strides of X."""
-        X = self.X
-        if X.ndim == 4 and X.stride(1) == 1:
-            X = X.movedim(1, -1)[indices].movedim(-1, 1)
-        else:
-            X = X[indices]
+        X = map_inputs(lambda leaf: _select(leaf, indices), self.X)
         weights = None if self.weights is None else self.weights[indices]
         return Chunk(X, self.y[indices], weights, slice(0, len(indices)))
 
@@ -80,6 +77,13 @@ class ArrayData:
         """See :meth:`ExampleData.target_weights`."""
         return loss.target_weights(self.y)
 
-    def arguments(self) -> tuple[Tensor, Tensor]:
+    def arguments(self) -> tuple[Inputs, Tensor]:
         """See :meth:`ExampleData.arguments`."""
         return self.X, self.y
+
+
+def _select(leaf: Tensor, indices: Tensor) -> Tensor:
+    """Return rows in the strides that all have: images may lie channels-last."""
+    if leaf.ndim == 4 and leaf.stride(1) == 1:
+        return leaf.movedim(1, -1)[indices].movedim(-1, 1)
+    return leaf[indices]

@@ -10,10 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatmin._utils.arrays import check_readable
+from flatmin._utils.arrays import check_one_shape, check_readable
+from flatmin._utils.trees import (
+    Inputs,
+    Tree,
+    as_tree,
+    check_one_length,
+    is_nested,
+    leaves_of,
+    map_inputs,
+)
 from flatmin.risk.network.module_copy import copy_module
 
-__all__ = ["as_input", "as_tensor", "channels_last", "check_held"]
+__all__ = ["as_input", "as_inputs", "as_tensor", "channels_last", "check_held"]
 
 
 def as_tensor(
@@ -44,6 +53,7 @@ def as_tensor(
         If it is empty, a single number, or not finite.
     """
     check_readable(name, data, real=real)
+    check_one_shape(name, data)
     if not isinstance(data, Tensor):
         try:
             array = np.asarray(data)
@@ -79,15 +89,44 @@ def as_tensor(
     return tensor
 
 
-def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Give X the module's dtype; integers stay integers where they are indices.
-
-    Integers become floating numbers if the module takes these, but for one with an
-    Embedding, which is given integers if it takes them.
+def as_inputs(X: Any, device: torch.device) -> Inputs:
+    """Return X as a tensor, or as a tree of tensors of one length; see the next.
 
     Parameters
     ----------
-    X : Tensor of shape (N, ...)
+    X : array-like or Tensor of shape (N, ...), or a mapping or a tuple of them
+    device : torch.device
+        Where they go.
+
+    Returns
+    -------
+    Tensor of shape (N, ...) or Tree
+
+    Raises
+    ------
+    TypeError, ValueError
+        As from :func:`as_tensor`, with the name of the leaf; and if leaves differ in
+        length.
+    """
+    if not is_nested(X):
+        return as_tensor(X, "X", device, real=False)
+    tree = as_tree(X)
+    leaves = [as_tensor(leaf, name, device, real=False) for name, leaf in tree.named()]
+    tree = tree.with_leaves(leaves)
+    check_one_length(tree)
+    return tree
+
+
+def as_input(X: Inputs, module: nn.Module, dtype: torch.dtype) -> Any:
+    """Give X the module's dtype; integers stay integers where they are indices.
+
+    A single X of integers becomes floating if the module takes that, but for one with
+    an Embedding, which is given integers if it takes them. In a tree integers and masks
+    stay what they are.
+
+    Parameters
+    ----------
+    X : Tensor of shape (N, ...) or Tree
     module : torch.nn.Module
         A copy of it is tried on one example, once.
     dtype : torch.dtype
@@ -95,17 +134,23 @@ def as_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (N, ...)
+    Tensor of shape (N, ...) or Tree
     """
-    if X.is_complex():
-        return X.to(dtype.to_complex())
-    if X.is_floating_point():
-        return X.to(dtype)
+    if isinstance(X, Tree):
+        return X.map(lambda leaf: _in_precision(leaf, dtype))
+    if X.is_complex() or X.is_floating_point():
+        return _in_precision(X, dtype)
     known = _INPUT_DTYPES.setdefault(module, {})
     key = (X.shape[1:], X.dtype, dtype)
     if key not in known:
         known[key] = _integer_input(X[:1], module, dtype)
     return X.to(known[key])
+
+
+def _in_precision(leaf: Tensor, dtype: torch.dtype) -> Tensor:
+    if leaf.is_complex():
+        return leaf.to(dtype.to_complex())
+    return leaf.to(dtype) if leaf.is_floating_point() else leaf
 
 
 # What became of integers, by module: (shape, dtype, dtype of the module).
@@ -127,7 +172,7 @@ def _integer_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> torch.dt
     return candidates[0]
 
 
-def channels_last(X: Tensor, module: nn.Module) -> Tensor:
+def channels_last(X: Inputs, module: nn.Module) -> Any:
     """Give images the strides that convolutions are fast on.
 
     Unambiguous with a single channel too, where PyTorch's own
@@ -136,16 +181,26 @@ def channels_last(X: Tensor, module: nn.Module) -> Tensor:
 
     Parameters
     ----------
-    X : Tensor of shape (N, ...)
+    X : Tensor of shape (N, ...) or Tree
+        Leaves of four axes are images.
     module : torch.nn.Module
         Without a two-dimensional convolution X stays as it is.
 
     Returns
     -------
-    Tensor of shape (N, ...)
+    Tensor of shape (N, ...) or Tree
+        X itself where nothing changes.
     """
     has_convolution = any(isinstance(part, nn.Conv2d) for part in module.modules())
-    if X.ndim != 4 or not has_convolution:
+    if not has_convolution:
+        return X
+    fast = map_inputs(_channels_last, X)
+    unchanged = zip(leaves_of(fast), leaves_of(X), strict=True)
+    return X if all(new is old for new, old in unchanged) else fast
+
+
+def _channels_last(X: Tensor) -> Tensor:
+    if X.ndim != 4:
         return X
     _, c, h, w = X.shape
     strides = (c * h * w, 1, w * c, c)
@@ -155,13 +210,13 @@ def channels_last(X: Tensor, module: nn.Module) -> Tensor:
     return fast.copy_(X)
 
 
-def check_held(held: Tensor, given: Tensor, name: str) -> None:
+def check_held(held: Inputs, given: Inputs, name: str) -> None:
     """Check that finite numbers have stayed so in the risk's dtype.
 
     Parameters
     ----------
-    held : Tensor
-    given : Tensor
+    held : Tensor or Tree
+    given : Tensor or Tree
         The same before it was converted.
     name : str
         For messages.
@@ -171,8 +226,10 @@ def check_held(held: Tensor, given: Tensor, name: str) -> None:
     ValueError
         If one is too large.
     """
-    if held.dtype != given.dtype and not bool(torch.isfinite(held).all()):
-        raise ValueError(
-            f"{name} must fit into {held.dtype}. Got numbers up to "
-            f"{float(given.abs().max()):.1e}; scale them, or pass dtype='float64'."
-        )
+    named = held.named(name) if isinstance(held, Tree) else [(name, held)]
+    for (title, leaf), before in zip(named, leaves_of(given), strict=True):
+        if leaf.dtype != before.dtype and not bool(torch.isfinite(leaf).all()):
+            raise ValueError(
+                f"{title} must fit into {leaf.dtype}. Got numbers up to "
+                f"{float(before.abs().max()):.1e}; scale them, or pass dtype='float64'."
+            )

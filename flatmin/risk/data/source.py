@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.utils import data
 
 from flatmin._utils.locks import Lock
+from flatmin._utils.messages import message
+from flatmin._utils.trees import Inputs, Tree, as_tree, is_nested, lists_as_tuples
 from flatmin.risk.data.checksums import Checksums
 
-__all__ = ["Source", "find_source"]
+__all__ = ["Source", "find_source", "is_data_set", "split_targets"]
 
 # That are read twice before anything is computed, a few at a time. Of flips with
 # probability 0.1 they miss one in 300,000.
@@ -29,7 +32,9 @@ _FINDING = Lock()
 
 
 class Source:
-    """A map-style data set of pairs (x, y), and how its examples are put together.
+    """A map-style data set of examples, and how these are put together.
+
+    An example is a pair (x, y), or a mapping that holds y under a name.
 
     Some examples are read twice at first, and whatever is read later is compared with
     a checksum of what came first, in every pass and minibatch.
@@ -38,9 +43,11 @@ class Source:
     ----------
     dataset : torch.utils.data.Dataset
     collate : callable
-        Makes a batch (X, y) of a list of examples.
+        Makes a batch (X, y), or a mapping, of a list of examples.
     n_workers : int
         Processes that read ahead.
+    target : str, default=None
+        The name of y, where a batch is a mapping.
 
     Raises
     ------
@@ -49,8 +56,15 @@ class Source:
         that is read.
     """
 
-    def __init__(self, dataset: Any, collate: Callable[..., Any], n_workers: int):
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[..., Any],
+        n_workers: int,
+        target: str | None = None,
+    ):
         self.dataset = dataset
+        self.target = target
         self.collate = collate
         self.n_workers = n_workers
         self.targets: Tensor | None = None  # (N, ...) in place of the data set's
@@ -93,7 +107,7 @@ class Source:
         source.targets = targets
         return source
 
-    def read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def read(self, indices: list[int]) -> tuple[Inputs, Tensor]:
         """Return X and y of some examples.
 
         Parameters
@@ -102,15 +116,16 @@ class Source:
 
         Returns
         -------
-        X : Tensor of shape (n, ...)
+        X : Tensor of shape (n, ...) or Tree
         y : Tensor of shape (n, ...)
         """
         with _one_reader(self.dataset):
-            X, y = _as_pair(self.collate([self.dataset[i] for i in indices]))
+            batch = _collated(self.collate, [self.dataset[i] for i in indices])
+        X, y = _as_pair(batch, self.target)
         self._compare(np.asarray(indices), X, y, "when some are read by their index")
         return X, y if self.targets is None else self.targets[indices]
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield X and y of all examples in order.
 
         Parameters
@@ -120,7 +135,7 @@ class Source:
 
         Yields
         ------
-        X : Tensor of shape (n, ...)
+        X : Tensor of shape (n, ...) or Tree
         y : Tensor of shape (n, ...)
 
         Raises
@@ -138,7 +153,7 @@ class Source:
         loader: data.DataLoader[Any] = data.DataLoader(
             self.dataset,
             batch_size=size,
-            collate_fn=self.collate,
+            collate_fn=partial(_collated, self.collate),
             num_workers=self.n_workers,
             generator=torch.Generator(),  # a loader draws a seed, else globally
         )
@@ -151,7 +166,7 @@ class Source:
                 batch = next(batches, None)
             if batch is None:
                 return
-            X, y = _as_pair(batch)
+            X, y = _as_pair(batch, self.target)
             rows = np.arange(start, min(start + size, n))
             self._compare(rows, X, y, when)
             start += len(rows)
@@ -175,7 +190,7 @@ class Source:
         for _, y in self.batches(size):
             yield y
 
-    def _compare(self, indices: np.ndarray, X: Tensor, y: Tensor, when: str) -> None:
+    def _compare(self, indices: np.ndarray, X: Inputs, y: Tensor, when: str) -> None:
         """Raise if these are not the examples that were asked for, or not as before."""
         name = type(self.dataset).__name__
         if not len(X) == len(y) == len(indices):
@@ -195,14 +210,94 @@ class Source:
             )
 
 
-def find_source(X: Any, y: Any) -> Source | None:
-    """Return the data set behind X, or None if X is an array.
+def is_data_set(X: Any) -> bool:
+    """Tell data that hold their targets, and are read, from arrays.
 
     Parameters
     ----------
-    X : array-like, torch.utils.data.Dataset, DataLoader or Source
+    X : object
+
+    Returns
+    -------
+    bool
+    """
+    return isinstance(X, data.Dataset | data.DataLoader | Source)
+
+
+def split_targets(X: Any, y: Any, target: str | None) -> tuple[Any, Any]:
+    """Take the targets out of a mapping of arrays that holds them under a name.
+
+    Parameters
+    ----------
+    X : object
+        As it comes.
+    y : object
+    target : str or None
+        The name.
+
+    Returns
+    -------
+    X : object
+        The mapping without the targets; anything else as it is.
+    y : object
+
+    Raises
+    ------
+    TypeError
+        If ``target`` is no string.
+    ValueError
+        If the mapping has no such name, or targets come twice.
+    """
+    if target is None:
+        return X, y
+    if not isinstance(target, str):
+        raise TypeError(
+            "target must be the name of the targets in a mapping, or None. Got "
+            f"{target!r}."
+        )
+    if is_data_set(X):
+        return X, y
+    if not isinstance(X, Mapping):
+        if y is None:
+            raise ValueError(
+                f"target={target!r} is a name in a mapping X, or in a data set's. Got "
+                f"X of {type(X).__name__} and y=None; pass y, or a mapping."
+            )
+        return X, y
+    if y is not None:
+        if target in X.keys():  # noqa: SIM118 - a SliceDict is not asked by "in"
+            raise ValueError(
+                f"The targets must come once. Got y and, with target={target!r}, "
+                "those in X; leave out one."
+            )
+        return X, y
+    return _taken_out(X, target)
+
+
+def _taken_out(
+    batch: Mapping[str, Any], target: str | None
+) -> tuple[dict[str, Any], Any]:
+    """Return a mapping without the targets, and these."""
+    names = list(batch.keys())
+    if target not in names:
+        got = "target=None" if target is None else f"target={target!r}"
+        raise ValueError(
+            "A mapping of inputs and targets needs the name of the targets, "
+            f"target=NAME, which is one of {names}. Got {got}."
+        )
+    return {name: batch[name] for name in names if name != target}, batch[target]
+
+
+def find_source(X: Any, y: Any, target: str | None = None) -> Source | None:
+    """Return the data set behind X, or None if X is an array or a tree of them.
+
+    Parameters
+    ----------
+    X : array-like, mapping, tuple, torch.utils.data.Dataset, DataLoader or Source
     y : array-like or None
         None for a data set, which holds its targets.
+    target : str, default=None
+        The name of the targets, where the data set gives mappings.
 
     Returns
     -------
@@ -221,7 +316,7 @@ def find_source(X: Any, y: Any) -> Source | None:
             f"A risk needs a data set with a length and an order. Got the iterable "
             f"{type(X).__name__}; use one with __len__ and __getitem__."
         )
-    if not isinstance(X, data.Dataset | data.DataLoader | Source):
+    if not is_data_set(X):
         if y is None:
             raise ValueError(
                 "y must be given with arrays; only a data set holds its own. Got None."
@@ -235,9 +330,9 @@ def find_source(X: Any, y: Any) -> Source | None:
     if isinstance(X, Source):
         return X
     if not isinstance(X, data.DataLoader):
-        return Source(X, data.default_collate, 0)
+        return Source(X, data.default_collate, 0, target)
     if isinstance(X.dataset, data.IterableDataset):
-        return find_source(X.dataset, None)
+        return find_source(X.dataset, None, target)
     # With a batch_sampler of one's own the other two say nothing.
     sampler: Any = X.sampler if X.batch_sampler is None else X.batch_sampler
     drop_last = X.drop_last
@@ -254,7 +349,7 @@ def find_source(X: Any, y: Any) -> Source | None:
             "A risk is a mean over all examples. Got a DataLoader with drop_last=True; "
             "make it with drop_last=False, or pass its data set."
         )
-    return Source(X.dataset, X.collate_fn, X.num_workers)
+    return Source(X.dataset, X.collate_fn, X.num_workers, target)
 
 
 def _one_reader(dataset: Any) -> Lock:
@@ -265,13 +360,37 @@ def _one_reader(dataset: Any) -> Lock:
         return _READING.setdefault(id(dataset), Lock())
 
 
-def _as_pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, list | tuple) and len(batch) == 2:
+def _collated(collate: Callable[..., Any], examples: list[Any]) -> Any:
+    try:
+        return collate(examples)
+    except RuntimeError as error:
+        if "equal size" not in str(error):  # of torch.stack
+            raise
+        raise ValueError(
+            f"Examples that are read together must have one shape. Got: "
+            f"{message(error)}. Pass a DataLoader whose collate_fn pads them, for "
+            "example by torch.nn.utils.rnn.pad_sequence(..., batch_first=True), and "
+            "gives a mask, or the lengths, beside."
+        ) from error
+
+
+def _as_pair(batch: Any, target: str | None) -> tuple[Inputs, Tensor]:
+    X: Any
+    if isinstance(batch, Mapping):
+        X, y = _taken_out(batch, target)
+        X = as_tree(lists_as_tuples(X))
+    elif isinstance(batch, list | tuple) and len(batch) == 2:
         X, y = batch
-        if isinstance(X, Tensor) and isinstance(y, Tensor):
-            return X, y
+        # The default collate turns tuples into lists, and no tensor is a list.
+        X = lists_as_tuples(X)
+        X = as_tree(X) if is_nested(X) else X
+    else:
+        X = y = None
+    leaves = X.leaves if isinstance(X, Tree) else (X,)
+    if all(isinstance(part, Tensor) for part in (*leaves, y)):
+        return X, y
     raise TypeError(
-        "A data set must give pairs (x, y) that collate to two tensors. Got "
-        f"{type(batch).__name__}; wrap the data set, or pass a DataLoader whose "
-        "collate_fn returns (X, y)."
+        "A data set must give pairs (x, y) that collate to two tensors, or mappings "
+        f"of tensors. Got {type(batch).__name__}; wrap the data set, or pass a "
+        "DataLoader whose collate_fn returns (X, y)."
     )

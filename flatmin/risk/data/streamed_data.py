@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from flatmin._utils.trees import Inputs
 from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.data.inputs import as_input, as_tensor, channels_last
+from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, channels_last
 from flatmin.risk.data.source import Source
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
@@ -80,10 +81,10 @@ class StreamedData:
         return self.source, None
 
     def _chunk(
-        self, X: Tensor, y: Tensor, weights: Tensor | None, rows: slice
+        self, X: Inputs, y: Tensor, weights: Tensor | None, rows: slice
     ) -> Chunk:
         device = self.output.device
-        X = as_tensor(X, "X", device, real=False)
+        X = as_inputs(X, device)
         X = as_input(X, self.model.module, self.output.dtype)
         if not self.by_rows:
             X = channels_last(X, self.model.module)

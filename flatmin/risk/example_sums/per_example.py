@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from flatmin._utils.trees import leaves_of, with_leaves
 from flatmin.risk.autodiff.isolation import isolated, vectorize
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.network.model import FlatModel
@@ -34,15 +35,16 @@ def vectorised_rows(
     values : Tensor of shape (n,)
     rows : Tensor of shape (n, D)
     """
-    X, args = examples.X, examples.args
+    leaves, args = leaves_of(examples.X), examples.args
 
-    def single(theta: Tensor, x: Tensor, *rest: Tensor) -> Tensor:
-        outputs = model.functional(theta, x.unsqueeze(0))
-        return examples.scalar(outputs, *(a.unsqueeze(0) for a in rest))[0]
+    def single(theta: Tensor, *rest: Tensor) -> Tensor:
+        one = [part.unsqueeze(0) for part in rest]
+        x = with_leaves(examples.X, one[: len(leaves)])
+        return examples.scalar(model.functional(theta, x), *one[len(leaves) :])[0]
 
-    in_dims = (None, 0, *(0 for _ in args))
+    in_dims = (None, *(0 for _ in (*leaves, *args)))
     mapped = vectorize(grad_and_value(single), in_dims)
-    rows, values = isolated(lambda: mapped(theta, X, *args))
+    rows, values = isolated(lambda: mapped(theta, *leaves, *args))
     return values, rows
 
 

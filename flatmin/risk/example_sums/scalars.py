@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatmin._utils.trees import Inputs
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
@@ -115,7 +116,7 @@ def losses_and_pullback(
 class ExampleScalars:
     """What is differentiated: ``scalar(model(X), *args)``, of n examples."""
 
-    X: Tensor  # (n, ...)
+    X: Inputs  # (n, ...)
     args: tuple[Tensor, ...]  # (n, ...) each; what else belongs to an example
     scalar: Callable[..., Tensor]  # (outputs, *args) to (n,)
 

@@ -20,6 +20,9 @@ _INTEGERS = (
 )
 
 
+_LEFT_OUT = -100  # PyTorch's default
+
+
 @dataclass(frozen=True)
 class ClassTargets:
     """Class indices, class weights and the index that is left out.
@@ -29,12 +32,12 @@ class ClassTargets:
     weight : Tensor of shape (C,), default=None
         What a target of each class counts in the mean, which PyTorch divides by the sum
         of them over all targets; None counts all alike.
-    ignore_index : int, default=None
+    ignore_index : int, default=-100
         Targets of this value are left out.
     """
 
     weight: Tensor | None = None
-    ignore_index: int | None = None
+    ignore_index: int = _LEFT_OUT
 
     def to(
         self, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -65,10 +68,16 @@ class ClassTargets:
         """
         shape = ("n", *outputs.shape[1:])
         if y.shape[1:] != outputs.shape[2:]:
+            remedy = "class probabilities have the outputs' shape and a floating dtype"
+            if y.ndim > 1 and y.shape[1:] == outputs.shape[1:-1]:
+                remedy = (
+                    "PyTorch wants the classes on the second axis, so pass "
+                    f"output_transform=lambda outputs: outputs.{_to_second(outputs)}"
+                )
             raise ValueError(
                 f"{name} with outputs {shape} needs class indices of shape "
                 f"{('n', *outputs.shape[2:])}. Got {('n', *y.shape[1:])} of {y.dtype}; "
-                "class probabilities have the outputs' shape and a floating dtype."
+                f"{remedy}."
             )
         if y.is_floating_point() and bool((y != y.round()).any()):
             raise ValueError(
@@ -83,10 +92,10 @@ class ClassTargets:
         n_classes, low, high = outputs.shape[1], int(counted.min()), int(counted.max())
         if low < 0 or high >= n_classes:
             remedy = f"give the module {high + 1} outputs or encode the labels"
-            if low < 0 and self.ignore_index is None:
+            if low < 0:
                 remedy = (
-                    "encode the labels, or pass nn.CrossEntropyLoss(ignore_index=...), "
-                    "by default -100, to leave targets out of the mean"
+                    f"encode the labels, give what is to be left out {_LEFT_OUT}, or "
+                    "pass nn.CrossEntropyLoss(ignore_index=...)"
                 )
             raise ValueError(
                 f"A module with {n_classes} outputs can have labels 0 to "
@@ -94,29 +103,16 @@ class ClassTargets:
             )
         return targets
 
-    def counts(self, targets: Tensor) -> Tensor | None:
-        """Return what each target counts; None where all count one.
-
-        Parameters
-        ----------
-        targets : Tensor of shape (n, \\*positions)
-
-        Returns
-        -------
-        Tensor of shape (n, \\*positions) or None
-        """
-        if self.weight is None and self.ignore_index is None:
-            return None
+    def counts(self, targets: Tensor) -> Tensor:
+        """Return what each target counts, in the shape (n, \\*positions) of them."""
         counted = self.counted(targets)
         if self.weight is None:
             return counted
         return self.weight[targets.where(counted, 0)] * counted
 
-    def totals(self, targets: Tensor) -> Tensor | None:
+    def totals(self, targets: Tensor) -> Tensor:
         """Return what the targets of each example count together, shape (n,)."""
         counts = self.counts(targets)
-        if counts is None:
-            return None
         dtype = None if counts.is_floating_point() else torch.get_default_dtype()
         return counts.reshape(len(counts), -1).sum(1, dtype=dtype)
 
@@ -136,14 +132,10 @@ class ClassTargets:
         if losses.ndim == 1 and self.weight is None:
             return losses
         totals = self.totals(targets)
-        if totals is None:
-            return losses.flatten(1).mean(1)
         return losses.reshape(len(losses), -1).sum(1) / _not_zero(totals, losses)
 
-    def shares(
-        self, targets: Tensor, like: Tensor, smoothing: float = 0.0
-    ) -> Tensor | None:
-        """Return what each target counts in its example's mean; None for alike.
+    def shares(self, targets: Tensor, like: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Return what each target counts in its example's mean.
 
         Parameters
         ----------
@@ -156,11 +148,9 @@ class ClassTargets:
 
         Returns
         -------
-        Tensor of shape (n, \\*positions) or None
+        Tensor of shape (n, \\*positions)
         """
         counts, totals = self.counts(targets), self.totals(targets)
-        if counts is None or totals is None:
-            return None
         if self.weight is not None and smoothing > 0:
             rest = self.weight.mean() * self.counted(targets)
             counts = (1 - smoothing) * counts + smoothing * rest
@@ -169,8 +159,6 @@ class ClassTargets:
 
     def counted(self, targets: Tensor) -> Tensor:
         """Return which targets are not left out, in their shape."""
-        if self.ignore_index is None:
-            return torch.ones_like(targets, dtype=torch.bool)
         return targets != self.ignore_index
 
     def check_weight(self, name: str, n_classes: int) -> None:
@@ -202,6 +190,10 @@ def as_integers(y: Tensor) -> Tensor:
         Booleans stay what they are.
     """
     return y.long() if y.dtype in _INTEGERS else y
+
+
+def _to_second(outputs: Tensor) -> str:
+    return "transpose(1, 2)" if outputs.ndim == 3 else "movedim(-1, 1)"
 
 
 def _not_zero(totals: Tensor, like: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,7 +30,7 @@ class CrossEntropy(ExampleLoss):
     Parameters
     ----------
     classes : ClassTargets, default=None
-        Class weights, and the index that is left out; None for neither.
+        Class weights, and the index that is left out; None is -100 without weights.
     label_smoothing : float, default=0.0
         ε: q = w ((1 - ε) e_y + ε/C), w the class weights.
     """
@@ -67,7 +65,7 @@ class CrossEntropy(ExampleLoss):
                     "cross_entropy needs class probabilities that are not negative. "
                     f"Got {float(y.min()):g}."
                 )
-            if self.classes.ignore_index is not None and self.classes.ignore_index >= 0:
+            if self.classes.ignore_index >= 0:
                 raise ValueError(
                     "ignore_index belongs to class indices. Got "
                     f"ignore_index={self.classes.ignore_index} and class "
@@ -103,7 +101,7 @@ class CrossEntropy(ExampleLoss):
         product = others - p * (p.sqrt() * z).sum(1, keepdim=True)
         # Of the largest class, minus the sum of the others.
         product = product.scatter(1, a, -product.scatter(1, a, 0).sum(1, keepdim=True))
-        return product * _root(self._scale(outputs, targets))
+        return product * self._scale(outputs, targets).sqrt()
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H = s (diag(p) - ppᵀ) at each of T positions, s = 1/T where all count one."""
@@ -119,17 +117,17 @@ class CrossEntropy(ExampleLoss):
         drawn = torch.multinomial(rows, 1, generator=rng).view(p[:, :1].shape)
         others = p.scatter(1, drawn, 0)
         slope = others.scatter(1, drawn, -others.sum(1, keepdim=True))
-        return slope * _root(self._scale(outputs, targets))
+        return slope * self._scale(outputs, targets).sqrt()
 
     def _of_indices(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of class indices, times what their targets count."""
         d, rest = below_the_largest(outputs)
-        counts = self.classes.counts(targets)
-        if counts is None:
-            return (rest - d.gather(1, targets.unsqueeze(1))).squeeze(1)
         counted = self.classes.counted(targets)
         own = d.gather(1, targets.where(counted, 0).unsqueeze(1))
-        return torch.where(counted, (rest - own).squeeze(1) * counts, 0)
+        losses = (rest - own).squeeze(1)
+        if self.classes.weight is not None:
+            losses = losses * self.classes.counts(targets)
+        return losses.where(counted, 0)
 
     def _smoothed(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of class indices with label smoothing."""
@@ -138,7 +136,7 @@ class CrossEntropy(ExampleLoss):
             outputs - outputs.max(1, keepdim=True).values,
             targets,
             weight=self.classes.weight,
-            ignore_index=_index(self.classes.ignore_index),
+            ignore_index=self.classes.ignore_index,
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
@@ -161,19 +159,16 @@ class CrossEntropy(ExampleLoss):
         column = (-1, *(1 for _ in q.shape[2:]))
         return q * self.classes.weight.to(q.dtype).view(column)
 
-    def _scale(self, outputs: Tensor, targets: Tensor) -> Tensor | float:
+    def _scale(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return s, Σ q_c times the share of each position in its example's mean."""
         if _are_soft(targets):
             return self._class_weights(targets).sum(1, keepdim=True) / _n_positions(
                 outputs
             )
-        shares = self.classes.shares(targets, outputs, self.label_smoothing)
-        return 1 / _n_positions(outputs) if shares is None else shares.unsqueeze(1)
+        return self.classes.shares(targets, outputs, self.label_smoothing).unsqueeze(1)
 
     def _check_smoothed(self, targets: Tensor) -> None:
         totals = self.classes.totals(targets)
-        if totals is None:
-            return
         counted = self.classes.counted(targets).reshape(len(targets), -1).any(1)
         if bool(((totals == 0) & counted).any()):
             raise ValueError(
@@ -190,11 +185,3 @@ def _n_positions(outputs: Tensor) -> int:
 
 def _are_soft(targets: Tensor) -> bool:
     return targets.is_floating_point()
-
-
-def _root(scale: Tensor | float) -> Tensor | float:
-    return scale.sqrt() if isinstance(scale, Tensor) else math.sqrt(scale)
-
-
-def _index(ignore_index: int | None) -> int:
-    return -100 if ignore_index is None else ignore_index

@@ -113,7 +113,7 @@ class ExampleLoss(ABC):
 
     def _no_likelihood(self) -> TypeError:
         return TypeError(
-            "The Fisher matrix needs a likelihood: one of cross_entropy, "
+            "The Fisher matrix needs a likelihood: one of cross_entropy, next_token, "
             f"squared_error, binary_cross_entropy. Got the loss {self.name}; use the "
             "Gauss-Newton matrix."
         )

@@ -14,11 +14,13 @@ from flatmin.risk.losses.class_targets import ClassTargets
 from flatmin.risk.losses.cross_entropy import CrossEntropy
 from flatmin.risk.losses.elementwise import BinaryCrossEntropy, SquaredError
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.losses.next_token import NextToken
 
 __all__ = ["LOSSES", "LossLike", "resolve_loss"]
 
 LOSSES: dict[str, type[ExampleLoss]] = {
-    loss.name: loss for loss in (CrossEntropy, SquaredError, BinaryCrossEntropy)
+    loss.name: loss
+    for loss in (CrossEntropy, SquaredError, BinaryCrossEntropy, NextToken)
 }
 
 LossLike = (
@@ -50,7 +52,11 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
     - ``CrossEntropyLoss`` and ``NLLLoss``: the sum over all targets divided by the sum
       of the class weights of the targets that occur, without those equal to
       ``ignore_index`` (by default -100). With label smoothing, too. Class probabilities
-      as targets count one each.
+      as targets count one each. "cross_entropy" is that of ``CrossEntropyLoss()``.
+    - "next_token": ``CrossEntropyLoss`` of the logits at each token and the label of
+      the next one, over all of them that are not -100, as the causal language models
+      of Hugging Face compute their ``loss`` from ``labels``; outputs (n, T, V), and
+      labels (n, T) that are not shifted.
     - ``KLDivLoss``: the mean over all numbers, with ``reduction="batchmean"`` the mean
       over examples of the sum over an example's numbers.
     - all others: the mean over all numbers that ``reduction="none"`` gives. Weights in
@@ -71,7 +77,7 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
     Parameters
     ----------
     loss : str, torch.nn.Module, callable or ExampleLoss
-        Names: "cross_entropy", "squared_error", "binary_cross_entropy".
+        Names: "cross_entropy", "squared_error", "binary_cross_entropy", "next_token".
 
     Returns
     -------

@@ -15,12 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatmin._utils.arrays import check_tensor
 from flatmin._utils.locks import Lock
+from flatmin._utils.trees import Inputs, call_with, leaves_of, map_inputs
 from flatmin.risk.autodiff.surroundings import attends, one_attention
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.network.module_update import check_form, copy_tensors, reads_alike
+from flatmin.risk.network.outputs import OutputTransform, read_output
 
-__all__ = ["FlatModel", "first_output"]
+__all__ = ["FlatModel"]
 
 
 class FlatModel:
@@ -31,7 +34,8 @@ class FlatModel:
     module : torch.nn.Module
         In eval mode; taken over, so hand in a copy.
     output_transform : callable or None
-        Applied to what ``forward`` returns.
+        Applied to what ``forward`` returns; None is the rule of
+        :func:`flatmin.risk.network.outputs.read_output`.
 
     Attributes
     ----------
@@ -47,18 +51,21 @@ class FlatModel:
     keeps_graph : bool
         True if the module computes something else where gradients are switched off:
         then they are on for its outputs, too.
+    n_updates : int
+        How often :meth:`take_over` has changed what θ does not hold.
     lock : Lock
         Held by who binds θ until he has his numbers.
     """
 
     def __init__(
-        self, module: nn.Module, output_transform: Callable[[Any], Tensor] | None
+        self, module: nn.Module, output_transform: OutputTransform | None
     ) -> None:
         self.module = module
         self.output_transform = output_transform
         self.copies_input = False
         self.pairs_single = any(isinstance(p, _BatchNorm) for p in module.modules())
         self.keeps_graph = False
+        self.n_updates = 0
         self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
@@ -151,6 +158,42 @@ class FlatModel:
         for place, view in self._moved:
             place.copy_(view)
 
+    def take_over(self, module: nn.Module, few: Inputs) -> None:
+        """Copy the parameters and buffers of a module of the same form.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            In the form that a risk holds.
+        few : Tensor of shape (n, ...) or Tree
+            Examples. Where a setting has changed, such as a counter, both must give the
+            same outputs for them.
+
+        Raises
+        ------
+        ValueError
+            If the form is another one, or the outputs are; nothing changes then.
+        """
+        check_form(self.module, module)
+        before = copy_module(self.module)
+        copy_tensors(self.module, module)
+        self.bind(self.layout.flatten(dict(module.named_parameters())))
+        if not reads_alike(before, module):
+            twin = FlatModel(
+                copy_module(module, device=self._theta.device, dtype=self._theta.dtype),
+                self.output_transform,
+            )
+            ours, theirs = self.evaluate(few), twin.evaluate(few)
+            if not torch.equal(ours, theirs):
+                copy_tensors(self.module, before)
+                self.bind(self.layout.flatten(dict(before.named_parameters())))
+                raise ValueError(
+                    "The module must compute what the one that the risk was made with "
+                    "computes. Got one with other settings, which gives other outputs "
+                    "at the same parameters. Make a new risk."
+                )
+        self.n_updates += 1
+
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a part of the bound θ."""
         storages = (tensor.untyped_storage(), self._theta.untyped_storage())
@@ -160,33 +203,33 @@ class FlatModel:
         """Return a copy of the bound θ, shape (D,)."""
         return self._theta.clone()
 
-    def __call__(self, X: Tensor) -> Tensor:
+    def __call__(self, X: Inputs) -> Tensor:
         """Return the outputs at the bound θ."""
         return self._run(self.module, X)
 
-    def evaluate(self, X: Tensor) -> Tensor:
+    def evaluate(self, X: Inputs) -> Tensor:
         """Return the outputs at the bound θ, without a graph."""
         with torch.set_grad_enabled(self.keeps_graph):
             return self(X).detach()
 
-    def _run(self, module: Callable[[Tensor], Any], X: Tensor) -> Tensor:
+    def _run(self, module: Callable[..., Any], X: Inputs) -> Tensor:
         # Under vmap a tensor of one example stands for many.
-        pairs = self.pairs_single and len(X) == 1 and not is_batchedtensor(X)
+        pairs = self.pairs_single and len(X) == 1 and not _is_batched(X)
         if pairs:
-            X = torch.cat([X, X])
+            X = map_inputs(lambda leaf: torch.cat([leaf, leaf]), X)
         elif self.copies_input:
-            X = X.clone()
+            X = map_inputs(Tensor.clone, X)
         with one_attention() if self._attends else nullcontext():
-            outputs = self._transform(module(X))
+            outputs = self.read_output(call_with(module, X))
         return outputs[:1] if pairs else outputs
 
-    def functional(self, theta: Tensor, X: Tensor) -> Tensor:
+    def functional(self, theta: Tensor, X: Inputs) -> Tensor:
         """Return the outputs at θ as a function of θ, for higher derivatives.
 
         Parameters
         ----------
         theta : Tensor of shape (D,)
-        X : Tensor of shape (n, ...)
+        X : Tensor of shape (n, ...) or Tree
 
         Returns
         -------
@@ -197,8 +240,10 @@ class FlatModel:
             views[i] = views[i].clone()
         parameters = {place: views[i] for place, i in self._places.items()}
 
-        def module(X: Tensor) -> Any:
-            return functional_call(self.module, parameters, (X,), tie_weights=False)
+        def module(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(
+                self.module, parameters, args, kwargs, tie_weights=False
+            )
 
         return self._run(module, X)
 
@@ -238,28 +283,10 @@ class FlatModel:
             )
         )
 
-    def _transform(self, outputs: Any) -> Tensor:
-        if self.output_transform is not None:
-            outputs = self.output_transform(outputs)
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                "The module must return one Tensor. Got "
-                f"{type(outputs).__name__}; pass output_transform, for example "
-                "output_transform=lambda outputs: outputs[0]."
-            )
-        return outputs
+    def read_output(self, outputs: Any) -> Tensor:
+        """Return the one tensor of what ``forward`` returned."""
+        return read_output(outputs, self.output_transform)
 
 
-def first_output(outputs: Any) -> Tensor:
-    """Take the first of several outputs, as skorch does for predictions.
-
-    Parameters
-    ----------
-    outputs : Tensor or tuple
-
-    Returns
-    -------
-    Tensor
-    """
-    first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-    return first
+def _is_batched(X: Inputs) -> bool:
+    return any(is_batchedtensor(leaf) for leaf in leaves_of(X))

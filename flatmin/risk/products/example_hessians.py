@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from flatmin._utils.quiet import ignored
+from flatmin._utils.trees import leaves_of, with_leaves
 from flatmin.risk.autodiff.isolation import isolated, vectorize
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
@@ -95,13 +96,14 @@ class ExampleHessians:
         return self.choice.settle(trials, tolerance(theta.dtype, 2))
 
     def _vectorised(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
-        weights = chunk.X.new_ones(len(chunk.X), dtype=theta.dtype)
+        leaves, weights = leaves_of(chunk.X), theta.new_ones(len(chunk.X))
         if chunk.weights is not None:
             weights = chunk.weights
 
-        def single(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        def single(y: Tensor, weight: Tensor, *x: Tensor) -> Tensor:
             def value(theta: Tensor) -> Tensor:
-                outputs = self.model.functional(theta, x.unsqueeze(0))
+                one = with_leaves(chunk.X, [leaf.unsqueeze(0) for leaf in x])
+                outputs = self.model.functional(theta, one)
                 return self.loss.per_example(outputs, y.unsqueeze(0))[0] * weight
 
             def product(v: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class ExampleHessians:
         # Of PyTorch's own use of its old parts, when forward mode first loads.
         with twice_differentiable(self.model.module), ignored(DeprecationWarning):
             mapped = vectorize(single)
-            rows = isolated(lambda: mapped(chunk.X, chunk.y, weights))
+            rows = isolated(lambda: mapped(chunk.y, weights, *leaves))
         return rows.sum(0).detach()
 
     def _one_by_one(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flatmin._utils.trees import Inputs, with_leaves
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.data.chunks import Chunk, pad_chunk
 from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
@@ -126,7 +127,7 @@ class ProductGraphs:
         direction = pad_direction(quantity, probe, self.chunk_size)
         with twice_differentiable(self.model.module):
             graph = two_stage_graph(
-                partial(LINEAR_KERNELS[quantity], self.model, self.loss),
+                partial(self._product, quantity, chunk.X),
                 theta,
                 direction,
                 *padded,
@@ -140,6 +141,14 @@ class ProductGraphs:
         self.graphs[quantity] = graph
         sizes = self.model.layout.sizes if quantity in _OF_THETA else None
         return difference(found, expected, sizes)
+
+    def _product(
+        self, quantity: str, X: Inputs, theta: Tensor, v: Tensor, *data: Tensor
+    ) -> Tensor:
+        """Return the kernel's product; ``data`` as from :func:`pad_chunk`."""
+        *leaves, y, weights = data
+        kernel, X = LINEAR_KERNELS[quantity], with_leaves(X, leaves)
+        return kernel(self.model, self.loss, theta, v, X, y, weights)
 
     def _probe(self, quantity: str, chunk: Chunk) -> Tensor:
         """Return a fixed random direction."""

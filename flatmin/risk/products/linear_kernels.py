@@ -12,6 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.func import grad, jvp, vjp
 
+from flatmin._utils.trees import Inputs
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 
@@ -23,7 +24,7 @@ def _hvp(
     loss: ExampleLoss,
     theta: Tensor,
     v: Tensor,
-    X: Tensor,
+    X: Inputs,
     y: Tensor,
     weights: Tensor,
 ) -> Tensor:
@@ -42,7 +43,7 @@ def _ggn(
     loss: ExampleLoss,
     theta: Tensor,
     v: Tensor,
-    X: Tensor,
+    X: Inputs,
     y: Tensor,
     weights: Tensor,
 ) -> Tensor:
@@ -60,7 +61,7 @@ def _jvp(
     loss: ExampleLoss,
     theta: Tensor,
     v: Tensor,
-    X: Tensor,
+    X: Inputs,
     y: Tensor,
     weights: Tensor,
 ) -> Tensor:
@@ -74,7 +75,7 @@ def _vjp(
     loss: ExampleLoss,
     theta: Tensor,
     u: Tensor,
-    X: Tensor,
+    X: Inputs,
     y: Tensor,
     weights: Tensor,
 ) -> Tensor:
@@ -88,7 +89,7 @@ def _directional_derivatives(
     loss: ExampleLoss,
     theta: Tensor,
     v: Tensor,
-    X: Tensor,
+    X: Inputs,
     y: Tensor,
     weights: Tensor,
 ) -> Tensor:

@@ -44,6 +44,8 @@ class Linearization:
         N.
     output_shape : tuple of int
         Of one example's output.
+    l2 : float
+        λ of the penalty: H and G hold λI.
     """
 
     def __init__(
@@ -53,12 +55,16 @@ class Linearization:
         theta: Tensor,
         n_examples: int,
         output_shape: tuple[int, ...],
+        *,
+        l2: float,
     ) -> None:
         self.theta = theta.detach().clone()
         self.device = theta.device
         self.n_examples = n_examples
         self._output_shape = output_shape
+        self._l2 = l2
         self._graphs = graphs
+        self._n_updates = graphs.model.n_updates
         self._chunks = chunks
         self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
         self._kept_bytes = 0
@@ -86,11 +92,25 @@ class Linearization:
         -------
         Tensor of shape (D,)
         """
-        return self._sum("hvp", v) / self.n_examples
+        return self._penalised(self._sum("hvp", v) / self.n_examples, v)
 
     @in_full_float32
     def ggn(self, v: Tensor) -> Tensor:
-        """Return G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v.
+        """Return G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v + λv.
+
+        Parameters
+        ----------
+        v : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        return self._penalised(self.fisher(v), v)
+
+    @in_full_float32
+    def fisher(self, v: Tensor) -> Tensor:
+        """Return F v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v, without the penalty: no likelihood has it.
 
         Parameters
         ----------
@@ -144,6 +164,11 @@ class Linearization:
         """
         return torch.cat(list(self._parts("directional_derivatives", v)))
 
+    def _penalised(self, product: Tensor, v: Tensor) -> Tensor:
+        if not self._l2:
+            return product
+        return product.add(v.to(product), alpha=self._l2)
+
     def _sum(self, quantity: str, direction: Tensor) -> Tensor:
         parts = self._parts(quantity, direction)
         total = next(parts)
@@ -152,6 +177,11 @@ class Linearization:
         return total
 
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
+        if self._graphs.model.n_updates != self._n_updates:
+            raise RuntimeError(
+                "A prepared point is of the module as it was. Got one that was made "
+                "before update_from; linearize again."
+            )
         size, n = self._graphs.chunk_size, self.n_examples
         name, shape = "v", tuple(self.theta.shape)
         if quantity == "vjp":

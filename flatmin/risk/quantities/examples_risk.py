@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_indices, within
@@ -23,6 +23,7 @@ from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.model import FlatModel
+from flatmin.risk.network.module_update import comparable
 from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
@@ -38,9 +39,11 @@ class ExamplesRisk:
     dtype: torch.dtype
     output_shape: tuple[int, ...]
     chunk_size: int
+    l2: float
     _model: FlatModel
     _loss: ExampleLoss
     _data: ExampleData
+    _few: Chunk  # up to 16 examples, to try things on
     _theta: Tensor
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
@@ -120,6 +123,39 @@ class ExamplesRisk:
         self._theta = self._model.theta()
 
     @alone
+    def update_from(self, module: nn.Module) -> None:
+        """Take over what a module holds now, so that one risk serves a whole training.
+
+        θ, which :meth:`params` then returns, the parameters that are not trained, and
+        the buffers, such as the running statistics of BatchNorm. Subsets of the risk
+        share the network: they see the new buffers, but have a θ of their own.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            That the risk was made with, or one of the same form, in any mode, dtype
+            and place. It is not touched.
+
+        Raises
+        ------
+        ValueError
+            If it has other names or shapes, or computes something else at the same
+            parameters; the risk stays as it was then.
+
+        Examples
+        --------
+        >>> from flatmin import EmpiricalRisk
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> risk = EmpiricalRisk(net, "squared_error", [[1.0]], [[0.0]])
+        >>> _ = nn.init.constant_(net.weight, 3.0)
+        >>> risk.update_from(net)
+        >>> risk.value(risk.params())
+        tensor(9.)
+        """
+        self._model.take_over(comparable(module), self._few.X)
+        self._theta = self._model.theta()
+
+    @alone
     def subset(self, indices: Tensor) -> Self:
         """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.
 
@@ -177,6 +213,7 @@ class ExamplesRisk:
             self._model.theta(),
             self.n_examples,
             self.output_shape,
+            l2=self.l2,
         )
 
     def _hold(self, examples: ExampleData, chunk_size: int) -> None:
@@ -213,6 +250,19 @@ class ExamplesRisk:
             losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
             for chunk in self._chunks()
         )
+
+    def _penalised(self, value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (λ/2)‖θ‖² of the bound θ to a value, and its gradient to a gradient."""
+        if not self.l2:
+            return value, gradient
+        theta = self._model.theta()
+        return self._with_penalty(value), gradient.add_(theta, alpha=self.l2)
+
+    def _with_penalty(self, value: Tensor) -> Tensor:
+        if not self.l2:
+            return value
+        square = self._model.theta().double().square().sum()
+        return (value.double() + self.l2 / 2 * square).to(self.dtype)
 
     def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         losses, total = next(parts)

@@ -39,7 +39,7 @@ class FirstOrderRisk(ExamplesRisk):
             evaluate_losses(self._model, self._loss, chunk).sum(dtype=torch.float64)
             for chunk in self._chunks()
         ]
-        return self._mean(sums)
+        return self._with_penalty(self._mean(sums))
 
     def losses_at(self, thetas: Tensor) -> Tensor:
         """Return L at several points.
@@ -97,11 +97,11 @@ class FirstOrderRisk(ExamplesRisk):
         value : Tensor of shape ()
         gradient : Tensor of shape (D,)
         """
-        return self._pull_back(theta, self._uniform)
+        return self._penalised(*self._pull_back(theta, self._uniform))
 
     @in_full_float32
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
-        """Return Σ vᵢ gᵢ / N; v is never normalised.
+        """Return Σ vᵢ gᵢ / N; v is never normalised, and no penalty is in it.
 
         Parameters
         ----------
@@ -113,13 +113,14 @@ class FirstOrderRisk(ExamplesRisk):
         -------
         Tensor of shape (D,)
         """
-        return self.value_and_weighted_gradient(theta, v)[1]
+        v = as_direction(v, "v", (self.n_examples,), self._uniform)
+        return self._pull_back(theta, v / self.n_examples)[1]
 
     @alone
-    def value_and_weighted_gradient(
+    def value_and_noisy_gradient(
         self, theta: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the unweighted L(θ) and Σ vᵢ gᵢ / N by one backward pass.
+        """Return L(θ) and g₀ + Σ vᵢ gᵢ / N by one backward pass.
 
         Parameters
         ----------
@@ -137,10 +138,10 @@ class FirstOrderRisk(ExamplesRisk):
             If v is no tensor of that shape.
         """
         v = as_direction(v, "v", (self.n_examples,), self._uniform)
-        return self._pull_back(theta, v / self.n_examples)
+        return self._penalised(*self._pull_back(theta, (v + 1) / self.n_examples))
 
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
-        """Return the plain mean of gᵢ over a minibatch.
+        """Return the plain mean of gᵢ over a minibatch, with the penalty's gradient.
 
         Parameters
         ----------
@@ -158,7 +159,7 @@ class FirstOrderRisk(ExamplesRisk):
     def value_and_batch_gradient(
         self, theta: Tensor, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the plain means of ℓ̃ᵢ and gᵢ over a minibatch.
+        """Return the plain means of ℓ̃ᵢ and gᵢ over a minibatch, with the penalty.
 
         Parameters
         ----------
@@ -186,7 +187,7 @@ class FirstOrderRisk(ExamplesRisk):
             losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
             for chunk in parts
         )
-        return value * (self.n_examples / m), gradient
+        return self._penalised(value * (self.n_examples / m), gradient)
 
     @in_full_float32
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
@@ -214,4 +215,7 @@ class FirstOrderRisk(ExamplesRisk):
             if sums is None:
                 return torch.stack([self.batch_gradient(theta, b) for b in batches])
             parts.append(sums / m)
-        return torch.cat(parts)
+        gradients = torch.cat(parts)
+        if self.l2:
+            gradients.add_(self._model.theta(), alpha=self.l2)
+        return gradients

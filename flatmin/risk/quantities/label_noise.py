@@ -66,12 +66,13 @@ class LabelNoiseRisk(SecondOrderRisk):
             part = random[chunk.rows]
             return scale * label_slopes(self._loss, chunk.y, part, shape, draw)
 
-        return self._add(
+        drawn = self._add(
             gradient_with_slopes(
                 self._model, self._loss, chunk, slopes(chunk), self.n_examples
             )
             for chunk in self._chunks()
         )
+        return self._penalised(*drawn)
 
     @alone
     def label_covariance_product(

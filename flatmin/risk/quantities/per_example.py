@@ -20,7 +20,7 @@ class PerExampleRisk(FirstOrderRisk):
     """gᵢ, their norms, and the diagonal of Σ."""
 
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
-        """Yield gᵢ of all examples, in order, a chunk at a time.
+        """Yield gᵢ of all examples, in order, a chunk at a time, without a penalty.
 
         Parameters
         ----------
@@ -111,7 +111,8 @@ class PerExampleRisk(FirstOrderRisk):
         """
         moments = self._moments(theta)
         variances = moments.centred_squares / self.n_examples
-        return moments.value.to(self.dtype), moments.mean.to(self.dtype), variances
+        value, mean = self._penalised(moments.value, moments.mean)
+        return value.to(self.dtype), mean.to(self.dtype), variances
 
     @in_full_float32
     def _rows(self, theta: Tensor, chunk: Chunk) -> Tensor:

@@ -40,6 +40,8 @@ class SecondOrderRisk(PerExampleRisk):
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, by two products an example.
 
+        The Hᵢ hold no penalty: their mean is H - λI.
+
         Parameters
         ----------
         theta : Tensor of shape (D,)
@@ -85,17 +87,25 @@ class SecondOrderRisk(PerExampleRisk):
             dtype=self.dtype,
             device=self.device,
         )
-        return self._add(
+        value, gradient = self._add(
             gauss_newton_draw(
                 self._model, self._loss, chunk, z[chunk.rows], scale, self.n_examples
             )
             for chunk in self._chunks()
         )
+        if self.l2:  # G holds λI
+            beside = torch.randn(
+                (self.n_params,), generator=rng, dtype=self.dtype, device=self.device
+            )
+            gradient += scale * self.l2**0.5 * beside
+        return self._penalised(value, gradient)
 
     def gauss_newton_traces(
         self, theta: Tensor, rng: torch.Generator | None = None
     ) -> Tensor:
-        """Return Tr(Gᵢ) of each example, or an unbiased estimate; G is their mean.
+        """Return Tr(Gᵢ) of each example, or an unbiased estimate.
+
+        G is the mean of the Gᵢ, and λI of a penalty, which is not in these traces.
 
         Parameters
         ----------

@@ -1,0 +1,363 @@
+"""Flatness and noise of a network while somebody else's loop trains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from flatmin._utils.callables import check_callable
+from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_accuracy, check_count, check_positive
+from flatmin._utils.random import make_generator, spawn_seeds
+from flatmin.analysis._counted_risk import WorkCounter, counted
+from flatmin.analysis._monitored import QUANTITIES, Point, Quantity, find_quantity
+from flatmin.linalg import Estimate
+from flatmin.measures import SHARPNESS_MEASURES
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.losses.resolve_loss import LossLike
+
+__all__ = ["FlatnessMonitor"]
+
+# The examples of a call are also measured in this many parts.
+_N_PARTS = 4
+# Fewer examples than this in a part tell nothing about the others.
+_LEAST = 8
+
+
+class FlatnessMonitor:
+    """Measures a network in the middle of its training, within a budget.
+
+    ``monitor(module, step)`` measures ``quantities`` on a fixed subset of the examples
+    and returns them. The module comes back untouched: what is measured is a copy in
+    evaluation mode, and no global generator moves.
+
+    How many examples the subset has is decided at the first call, in which the
+    quantities are measured on 32 examples and counted. Each number is an estimate of
+    that of all N examples, and comes with its error: the subset is also measured in
+    four parts. Their spread gives the variance of the subset's number; the difference
+    of their mean from it gives the bias, which goes as one over the number of examples
+    (λ₁ of a few examples is too large); what is drawn has an error of its own. The
+    ``_stderr`` of a quantity is the root of the sum of the three squares. With all
+    examples it is that of the draws alone.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features, ...), or a data set
+        Of the training, as :class:`~flatmin.EmpiricalRisk` takes it.
+    y : array-like of shape (n_samples,), default=None
+        In the loss's form; None with a data set.
+    loss : str, loss module or callable
+        As in :class:`~flatmin.EmpiricalRisk`.
+    quantities : iterable of str or callable, or dict of str to either
+        Of "loss", "gradient_norm" (‖g₀‖), "max_eigenvalue" (λ₁), "edge_of_stability"
+        (λ₁η/2), "hessian_trace" (Tr H), "covariance_trace" (Tr Σ),
+        "simple_noise_scale" (Tr Σ / ‖g₀‖²), "curvature_noise_scale", "alignment" (three
+        numbers) and the names in :data:`~flatmin.measures.SHARPNESS_MEASURES`. A
+        function gets ``(risk, theta)`` and returns a number, an ``Estimate``, or a dict
+        of these; it goes by its ``__name__``, or by its key.
+    every : int, default=1
+        Steps between two measurements; at others a call returns an empty dict at once.
+    budget : float, default=0.1
+        What a call may cost, as a share of the N gradients of one pass over the
+        examples. A loss counts 1/3 of a gradient, a product with H two. λ₁ takes about
+        15 products.
+    tol : float, default=1e-2
+        Residual of eigenpairs, relative to max |λ|; the error of λ₁ is smaller.
+    rtol : float, default=0.1
+        Relative standard error of traces to reach.
+    max_matvecs : int, default=30
+        Products for each trace at most.
+    output_transform : callable, default=None
+    batch_norm : {"frozen", "error"}, default="frozen"
+        "frozen" uses the running statistics that BatchNorm has at the step.
+    hvp : {"exact", "finite_difference"}, default="exact"
+        These three as in :class:`~flatmin.EmpiricalRisk`.
+    device : str or torch.device, default=None
+        None is the module's.
+    dtype : {"float32", "float64"}, default=None
+        None is the module's.
+    random_state : int, RandomState instance or None, default=0
+        Draws the subset, and what the quantities draw: the same at every step.
+
+    Attributes
+    ----------
+    history_ : pandas.DataFrame
+        A row for each measurement: the step, every quantity and its ``_stderr``,
+        ``n_examples``, and ``cost``, what was counted over N.
+    n_examples_ : int
+        Size of the subset, once it is known.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is not of its kind; in the first call, if module, loss and data
+        do not fit together, or the budget does not reach for 32 examples.
+
+    Examples
+    --------
+    (θ - 1)² has the second derivative 2, for any x = 1:
+
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> X, y = [[1.0]] * 100, [1.0] * 100
+    >>> monitor = FlatnessMonitor(
+    ...     X, y, loss="squared_error", quantities=["max_eigenvalue"], budget=10
+    ... )
+    >>> row = monitor(net, step=0)
+    >>> round(row["max_eigenvalue"], 4), row["n_examples"]
+    (2.0, 100)
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        loss: LossLike,
+        quantities: Any = ("loss", "max_eigenvalue", "covariance_trace"),
+        every: int = 1,
+        budget: float = 0.1,
+        tol: float = 1e-2,
+        rtol: float = 0.1,
+        max_matvecs: int = 30,
+        output_transform: Callable[[Any], Tensor] | None = None,
+        batch_norm: Literal["frozen", "error"] = "frozen",
+        hvp: Literal["exact", "finite_difference"] = "exact",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> None:
+        self.every = check_count("every", every)
+        self.budget = check_positive("budget", budget)
+        self._quantities = _named(quantities)
+        rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
+        self._accuracy: dict[str, Any] = {
+            "tol": check_positive("tol", tol),
+            "rtol": rtol,
+            "max_matvecs": max_matvecs,
+        }
+        names = ["subset", "whole", *(f"part {i}" for i in range(_N_PARTS))]
+        self._seeds = spawn_seeds(random_state, names)
+        self._arguments = (loss, X, y)
+        self._options: dict[str, Any] = {
+            "output_transform": output_transform,
+            "batch_norm": batch_norm,
+            "hvp": hvp,
+            "device": device,
+            "dtype": dtype,
+        }
+        self._risk: EmpiricalRisk | None = None
+        self._parts: list[EmpiricalRisk] = []
+        self._starts: dict[str, Tensor] = {}
+        self._rows: list[dict[str, Any]] = []
+
+    def __call__(
+        self, module: nn.Module, step: int, *, lr: float | None = None
+    ) -> dict[str, Any]:
+        """Measure, if the step is one of those.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            That is trained, in any mode. The same, or one of its form, at every call.
+        step : int
+        lr : float, default=None
+            η, which "edge_of_stability" needs.
+
+        Returns
+        -------
+        dict of str to number
+            The row of ``history_``; empty between two measurements.
+
+        Raises
+        ------
+        ValueError
+            If the module has other parameters than at the call before, the budget is
+            too small, or a quantity is not defined here.
+        TypeError
+            If a function returns no number.
+        """
+        step = check_count("step", step, at_least=0)
+        if step % self.every:
+            return {}
+        if self._risk is None:
+            risk = self._risk = self._begin(module, lr)
+        else:
+            risk = self._risk
+            risk.update_from(module)
+        counter = WorkCounter()
+        theta = risk.params()
+        whole = self._measure(risk, theta, "whole", lr=lr, counter=counter)
+        parts = [
+            self._measure(part, theta, f"part {i}", lr=lr, counter=counter)
+            for i, part in enumerate(self._parts)
+        ]
+        row: dict[str, Any] = {"step": step}
+        share = risk.n_examples / self._n_examples
+        for name, (value, stderr) in whole.items():
+            row[name] = value
+            others = [part[name][0] for part in parts]
+            row[f"{name}_stderr"] = _error(value, stderr, others, share)
+        row["n_examples"] = risk.n_examples
+        row["cost"] = counter.n_gradients / self._n_examples
+        self._rows.append(row)
+        return dict(row)
+
+    @property
+    def history_(self) -> pd.DataFrame:
+        """One row a measurement."""
+        return pd.DataFrame(self._rows)
+
+    @property
+    def n_examples_(self) -> int:
+        """How many examples the subset has."""
+        if self._risk is None:
+            raise AttributeError("n_examples_ is known after the first measurement.")
+        return self._risk.n_examples
+
+    def _begin(self, module: nn.Module, lr: float | None) -> EmpiricalRisk:
+        """Count what the quantities cost, and return the risk of the subset."""
+        loss, X, y = self._arguments
+        risk = EmpiricalRisk(module, loss, X, y, **self._options)
+        n_all = self._n_examples = risk.n_examples
+        rng = make_generator(self._seeds["subset"])
+        order = torch.randperm(n_all, generator=rng).to(risk.device)
+        least = min(_N_PARTS * _LEAST, n_all)
+        counter = WorkCounter()
+        pilot = risk.subset(order[:least])
+        self._measure(pilot, risk.params(), "whole", lr=lr, counter=counter)
+        self._starts.clear()
+        cost = counter.n_gradients / least
+        if self.budget >= cost:
+            return risk
+        # Once more in four parts.
+        n = min(int(self.budget * n_all / (2 * cost)), n_all - 1)
+        if n < least:
+            needed = min(cost, 2 * cost * least / n_all)
+            raise ValueError(
+                f"The budget must reach for {least} examples. Got {self.budget:g} "
+                f"passes over {n_all} examples for quantities that cost {cost:.3g} "
+                f"gradients of each example; pass budget={needed * 1.05:.2g} or more, "
+                "or fewer quantities."
+            )
+        chosen = order[:n]
+        self._parts = [risk.subset(part) for part in chosen.tensor_split(_N_PARTS)]
+        return risk.subset(chosen)
+
+    def _measure(
+        self,
+        risk: EmpiricalRisk,
+        theta: Tensor,
+        which: str,
+        *,
+        lr: float | None,
+        counter: WorkCounter,
+    ) -> dict[str, tuple[float, float]]:
+        """Return value and standard error of every number of some examples."""
+        point = Point(
+            counted(risk, counter),
+            theta,
+            n_examples=self._n_examples,
+            seed=self._seeds[which],
+            lr=lr,
+            v0=self._starts.get(which),
+            **self._accuracy,
+        )
+        found: dict[str, tuple[float, float]] = {}
+        for name, quantity in self._quantities.items():
+            found |= _numbers(name, quantity(point))
+        if "top" in vars(point):
+            self._starts[which] = point.top.eigenvectors[:, 0]
+        return found
+
+
+def _named(quantities: Any) -> dict[str, Quantity]:
+    """Return the quantities by the names of their columns, or raise."""
+    if isinstance(quantities, str) or not isinstance(quantities, Iterable):
+        raise TypeError(
+            "quantities must be names or functions, such as ['max_eigenvalue'], or a "
+            f"dict of them. Got {quantities!r}."
+        )
+    known = (*QUANTITIES, *(n for n in SHARPNESS_MEASURES if n not in QUANTITIES))
+    if isinstance(quantities, Mapping):
+        pairs = list(quantities.items())
+    else:
+        pairs = [(getattr(q, "__name__", q), q) for q in quantities]
+    named: dict[str, Quantity] = {}
+    for name, quantity in pairs:
+        if isinstance(quantity, str):
+            check_known("quantity", quantity, known)
+            measure = find_quantity(quantity)
+        else:
+            check_callable(f"The quantity {name!r}", quantity, "risk", "theta")
+            measure = _of_user(quantity)
+        if not isinstance(name, str):
+            raise TypeError(
+                f"A quantity must have a name. Got {quantity!r}; pass a dict of names."
+            )
+        if name in named or name in ("step", "n_examples", "cost"):
+            raise ValueError(
+                f"quantities must have names of their own. Got {name!r} twice, or "
+                "for a column of the monitor's; pass a dict of other names."
+            )
+        named[name] = measure
+    if not named:
+        raise ValueError("quantities must name at least one. Got none.")
+    return named
+
+
+def _of_user(function: Callable[..., Any]) -> Quantity:
+    return lambda point: function(point.risk, point.theta)
+
+
+def _numbers(name: str, found: Any) -> dict[str, tuple[float, float]]:
+    """Return value and standard error of each number that a quantity has given."""
+    if isinstance(found, Mapping):
+        numbers: dict[str, tuple[float, float]] = {}
+        for key, value in found.items():
+            numbers |= _numbers(f"{name}_{key}", value)
+        return numbers
+    if isinstance(found, Tensor | np.ndarray) and found.ndim == 0:
+        found = found.item()
+    is_real = isinstance(found, Real) and not isinstance(found, bool)
+    if not (is_real or isinstance(found, Estimate)):
+        raise TypeError(
+            f"The quantity {name!r} must return a number, an Estimate, or a dict of "
+            f"these. Got {type(found).__name__}."
+        )
+    return {name: (float(found), float(getattr(found, "stderr", 0.0)))}
+
+
+def _error(value: float, stderr: float, parts: list[float], share: float) -> float:
+    """Return the standard error of a subset's number as an estimate of the whole.
+
+    Parameters
+    ----------
+    value : float
+        Of the n examples of the subset.
+    stderr : float
+        Of what was drawn for it.
+    parts : list of float
+        Of J equal parts of the subset; empty where that is everything.
+    share : float
+        n / N.
+
+    Returns
+    -------
+    float
+    """
+    if not parts:
+        return stderr
+    if not math.isfinite(value) or not np.isfinite(parts).all():
+        return math.nan
+    # Parts drawn without replacement: a mean of n of N has (1 - n/N) of the variance.
+    variance = (1 - share) * float(np.var(parts, ddof=1)) / len(parts)
+    # With a bias of b/n, a part of n/J examples is off by J b/n, and all N by b/N.
+    bias = (1 - share) * (float(np.mean(parts)) - value) / (len(parts) - 1)
+    return math.sqrt(variance + bias**2 + stderr**2)

@@ -1,0 +1,80 @@
+"""The cross-entropy of each token given those before it, as language models take it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flatmin.risk.losses.cross_entropy import CrossEntropy
+from flatmin.risk.losses.example_loss import ExampleLoss
+
+__all__ = ["NextToken"]
+
+
+class NextToken(ExampleLoss):
+    """-log softmax(f_t)_{y_{t+1}}: the logits at t are of the token at t + 1.
+
+    Outputs ``(n, T, V)`` and labels ``(n, T)``, as the causal language models of
+    Hugging Face have them: the loss shifts the labels itself, and those equal to -100
+    are left out. The first label of an example, and the last logits, are of no effect.
+    """
+
+    name = "next_token"
+    is_likelihood = True
+
+    def __init__(self) -> None:
+        self._of_shifted = CrossEntropy()
+
+    def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.prepare_targets`."""
+        shape = ("n", *outputs.shape[1:])
+        if outputs.ndim != 3 or outputs.shape[1] < 2:
+            raise ValueError(
+                "next_token needs logits of shape (n, T, V), T tokens of at least 2 "
+                f"and a vocabulary of V. Got outputs {shape}; pass output_transform, "
+                "or loss='cross_entropy' for one label an example."
+            )
+        if y.shape[1:] != outputs.shape[1:2]:
+            raise ValueError(
+                f"next_token with outputs {shape} needs labels of shape "
+                f"{('n', outputs.shape[1])}, not shifted. Got {('n', *y.shape[1:])}."
+            )
+        shifted = self._of_shifted.prepare_targets(y[:, 1:], _classes_second(outputs))
+        first = torch.full_like(shifted[:, :1], self._of_shifted.classes.ignore_index)
+        return torch.cat([first, shifted], 1)
+
+    def target_weights(self, targets: Tensor) -> Tensor | None:
+        """See :meth:`ExampleLoss.target_weights`."""
+        return self._of_shifted.target_weights(targets[:, 1:])
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.per_example`."""
+        return self._of_shifted.per_example(_classes_second(outputs), targets[:, 1:])
+
+    def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+        """S as for cross-entropy; 0 at the last token."""
+        shifted = _classes_second(outputs), targets[:, 1:], _classes_second(z)
+        return _with_last(self._of_shifted.root_product(*shifted))
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        """H as for cross-entropy; 0 at the last token."""
+        shifted = _classes_second(outputs), targets[:, 1:], _classes_second(u)
+        return _with_last(self._of_shifted.hessian_product(*shifted))
+
+    def model_slope(
+        self, outputs: Tensor, targets: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        """See :meth:`ExampleLoss.model_slope`; 0 at the last token."""
+        shifted = _classes_second(outputs), targets[:, 1:]
+        return _with_last(self._of_shifted.model_slope(*shifted, rng))
+
+
+def _classes_second(logits: Tensor) -> Tensor:
+    """Return all but the last token's numbers, (n, T, V) as (n, V, T - 1)."""
+    return logits[:, :-1].transpose(1, 2)
+
+
+def _with_last(numbers: Tensor) -> Tensor:
+    """Return (n, V, T - 1) as (n, T, V), with zeros for the last token."""
+    rows = numbers.transpose(1, 2)
+    return torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)

@@ -1,0 +1,293 @@
+"""A monitor in somebody else's training loop."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatmin.analysis import FlatnessMonitor
+from flatmin.analysis._counted_risk import WorkCounter, _CountedRisk, counted
+from flatmin.analysis._monitored import QUANTITIES, Point
+from flatmin.measures import max_eigenvalue
+from flatmin.risk import EmpiricalRisk
+
+N = 64
+X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0)).double()
+y = (X @ torch.tensor([1.0, -1.0, 0.5, 2.0]).double() > 0).long()
+EVERYTHING = 1e6  # a budget
+
+
+@pytest.fixture
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+
+def dense(net, X=X, y=y):
+    """Return per-example gradients (N, D) and H by autograd of the plain module."""
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    sizes = [p.numel() for p in params.values()]
+    theta = torch.cat([p.reshape(-1) for p in params.values()])
+
+    def losses(theta):
+        views = zip(params.items(), theta.split(sizes), strict=True)
+        named = {name: part.view(p.shape) for (name, p), part in views}
+        outputs = torch.func.functional_call(net, named, (X,))
+        return F.cross_entropy(outputs, y, reduction="none")
+
+    gradients = torch.autograd.functional.jacobian(losses, theta)
+    hessian = torch.autograd.functional.hessian(lambda t: losses(t).mean(), theta)
+    return losses(theta).detach(), gradients, hessian
+
+
+def step(net, lr=0.5):
+    loss = F.cross_entropy(net(X), y)
+    for p, g in zip(
+        net.parameters(), torch.autograd.grad(loss, list(net.parameters())), strict=True
+    ):
+        p.data -= lr * g
+
+
+def test_with_all_examples_the_numbers_are_those_of_dense_matrices(net):
+    monitor = FlatnessMonitor(
+        X,
+        y,
+        loss="cross_entropy",
+        quantities=["loss", *list(QUANTITIES)[1:-1]],
+        budget=EVERYTHING,
+        tol=1e-6,
+    )
+    for at in range(2):
+        row = monitor(net, at, lr=0.3)
+        losses, rows, hessian = dense(net)
+        mean = rows.mean(0)
+        sigma = (rows - mean).T @ (rows - mean) / N
+        top = torch.linalg.eigvalsh(hessian)[-1]
+        wanted = {
+            "loss": losses.mean(),
+            "gradient_norm": mean.norm(),
+            "max_eigenvalue": top,
+            "edge_of_stability": top * 0.15,
+            "hessian_trace": hessian.trace(),
+            "covariance_trace": sigma.trace(),
+            "simple_noise_scale": sigma.trace() / mean.square().sum(),
+            "curvature_noise_scale": (hessian @ sigma).trace()
+            / (mean @ hessian @ mean),
+        }
+        for name, value in wanted.items():
+            error = max(1e-6 * abs(float(value)), 4 * row[f"{name}_stderr"])
+            assert row[name] == pytest.approx(float(value), abs=error), name
+        assert row["n_examples"] == N
+        step(net)
+    assert monitor.history_["step"].tolist() == [0, 1]
+    assert monitor.n_examples_ == N
+
+
+@pytest.mark.parametrize("name", ["squared", "covariance_trace"])
+def test_estimates_of_a_subset_are_unbiased(net, name):
+    """Over all subsets of 3 of 6 examples, with the divisor N of the whole."""
+    from flatmin.analysis._monitored import _squared_gradient_norm
+
+    few = 6
+    quantity = {**QUANTITIES, "squared": _squared_gradient_norm}[name]
+    risk = EmpiricalRisk(net, "cross_entropy", X[:few], y[:few])
+    settings = {"n_examples": few, "seed": 0, "lr": None, "v0": None}
+    settings |= {"tol": 1e-2, "rtol": 0.1, "max_matvecs": 30}
+    found = [
+        float(
+            quantity(
+                Point(risk.subset(torch.tensor(chosen)), risk.params(), **settings)
+            )
+        )
+        for chosen in itertools.combinations(range(few), 3)
+    ]
+    _, rows, _ = dense(net, X[:few], y[:few])
+    mean = rows.mean(0)
+    wanted = mean.square().sum() if name == "squared" else rows.var(0, False).sum()
+    assert np.mean(found) == pytest.approx(float(wanted), rel=1e-8)
+
+
+def test_the_error_that_is_told_is_the_error_that_is_made(net):
+    for _at in range(30):
+        step(net)
+    many = torch.randn(2000, 4, generator=torch.Generator().manual_seed(1)).double()
+    labels = (many[:, 0] + many[:, 1] * many[:, 2] > 0).long()
+    names = ["loss", "max_eigenvalue", "covariance_trace", "gradient_norm"]
+    options = {"loss": "cross_entropy", "quantities": names}
+    truth = FlatnessMonitor(many, labels, budget=EVERYTHING, **options)(net, 0)
+    rows = [
+        FlatnessMonitor(many, labels, budget=8, random_state=seed, **options)(net, 0)
+        for seed in range(16)
+    ]
+    for name in names:
+        made = np.sqrt(np.mean([(row[name] - truth[name]) ** 2 for row in rows]))
+        told = np.sqrt(np.mean([row[f"{name}_stderr"] ** 2 for row in rows]))
+        assert truth[f"{name}_stderr"] == 0
+        assert 0.6 < told / made < 1.7, name
+    assert {row["n_examples"] for row in rows} == {rows[0]["n_examples"]}
+    assert max(row["cost"] for row in rows) <= 8.5
+
+
+def test_the_module_and_the_generators_are_as_before(net):
+    net = nn.Sequential(net, nn.Dropout(0.5), nn.BatchNorm1d(2).double()).train()
+    F.cross_entropy(net(X), y).backward()
+    before = copy.deepcopy(net.state_dict())
+    gradients = [p.grad.clone() for p in net.parameters()]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    monitor = FlatnessMonitor(X, y, loss="cross_entropy", budget=EVERYTHING)
+    with pytest.warns(UserWarning, match="active dropout"):
+        row = monitor(net, 0)
+    after = net.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    grads = [p.grad for p in net.parameters()]
+    assert all(map(torch.equal, gradients, grads))
+    assert net.training
+    assert net[1].training
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    # With the running statistics that it has at this step.
+    wanted = F.cross_entropy(copy.deepcopy(net).eval()(X), y)
+    assert row["loss"] == pytest.approx(float(wanted.detach()))
+
+
+def test_the_same_whatever_was_measured_between(net):
+    options = {
+        "loss": "cross_entropy",
+        "quantities": ["hessian_trace"],
+        "budget": EVERYTHING,
+    }
+    often, seldom = (FlatnessMonitor(X, y, every=every, **options) for every in (1, 3))
+    for at in range(7):
+        found = [monitor(net, at) for monitor in (often, seldom)]
+        assert found[1] == (found[0] if at % 3 == 0 else {})
+        step(net)
+    assert seldom.history_["step"].tolist() == [0, 3, 6]
+
+
+def test_what_is_counted(net):
+    risk = EmpiricalRisk(net, "cross_entropy", X, y)
+    theta, counter = risk.params(), WorkCounter()
+    spy = counted(risk, counter)
+
+    def cost(call):
+        before = counter.n_gradients
+        call()
+        return round((counter.n_gradients - before) / N, 9)
+
+    assert cost(lambda: spy.gradient(theta)) == 1
+    assert cost(lambda: spy.value(theta)) == pytest.approx(1 / 3)
+    assert cost(lambda: spy.value_gradient_and_variances(theta)) == 2
+    assert cost(lambda: spy.subset(torch.arange(N // 2)).gradient(theta)) == 0.5
+    point = spy.linearize(theta)
+    assert cost(lambda: point.hvp(theta)) == 2
+    assert cost(lambda: list(spy.per_example_gradients(theta))) == 2
+    found = []
+    spent = cost(lambda: found.append(max_eigenvalue(spy, theta)))
+    assert spent == 1 + 2 * found[0].n_matvecs
+    assert torch.equal(spy.gradient(theta), risk.gradient(theta))
+
+
+def test_every_word_that_looks_at_examples_is_counted():
+    free = {"audit", "check_label_noise", "check_likelihood", "keeps_graph", "layout"}
+    free |= {"n_examples", "n_outputs", "n_params", "params", "paths", "set_params"}
+    free |= {"subset", "to", "update_from", "with_module"}
+    # They ask for another one, which counts.
+    free |= {"batch_gradient"}
+    public = {name for name in dir(EmpiricalRisk) if not name.startswith("_")}
+    assert {n for n in public if n not in vars(_CountedRisk)} == free
+
+
+def twice(risk, theta):
+    return 2 * risk.value(theta)
+
+
+def both(risk, theta):
+    return {"one": 1.0, "top": max_eigenvalue(risk, theta)}
+
+
+def test_functions_of_a_user(net):
+    monitor = FlatnessMonitor(
+        X, y, loss="cross_entropy", quantities=["loss", twice], budget=EVERYTHING
+    )
+    row = monitor(net, 0)
+    assert row["twice"] == pytest.approx(2 * row["loss"])
+    monitor = FlatnessMonitor(
+        X,
+        y,
+        loss="cross_entropy",
+        quantities={"mine": both, "flat": "expected"},
+        budget=EVERYTHING,
+    )
+    row = monitor(net, 0)
+    assert row["mine_one"] == 1
+    top = torch.linalg.eigvalsh(dense(net)[2])[-1]
+    assert row["mine_top"] == pytest.approx(float(top), rel=1e-6)
+    assert row["flat_stderr"] > 0
+
+
+def text(risk, theta):
+    return "flat"
+
+
+def a_list(risk, theta):
+    return [1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"quantities": "loss"}, TypeError, "must be names or functions"),
+        ({"quantities": []}, ValueError, "at least one"),
+        ({"quantities": ["flatness"]}, ValueError, "'flatness'"),
+        ({"quantities": ["loss", "loss"]}, ValueError, "'loss' twice"),
+        ({"quantities": {"step": "loss"}}, ValueError, "'step'"),
+        ({"quantities": [3]}, TypeError, "must be callable|can be called|function"),
+        ({"every": 0}, ValueError, "every"),
+        ({"budget": 0}, ValueError, "budget"),
+        ({"budget": math.nan}, ValueError, "budget"),
+        ({"tol": -1}, ValueError, "tol"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(options, error, match):
+    with pytest.raises(error, match=match):
+        FlatnessMonitor(X, y, loss="cross_entropy", **options)
+
+
+@pytest.mark.parametrize("function", [text, a_list])
+def test_a_measure_that_returns_no_number(net, function):
+    monitor = FlatnessMonitor(X, y, loss="cross_entropy", quantities=[function])
+    with pytest.raises(TypeError, match=rf"'{function.__name__}' must return a number"):
+        monitor(net, 0)
+
+
+def test_other_calls_that_are_refused(net):
+    monitor = FlatnessMonitor(X, y, loss="cross_entropy", budget=0.1)
+    with pytest.raises(ValueError, match=r"must reach for 32 examples.*budget="):
+        monitor(net, 0)
+    monitor = FlatnessMonitor(X, y, loss="cross_entropy", budget=EVERYTHING)
+    monitor(net, 0)
+    wider = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 2)).double()
+    with pytest.raises(ValueError, match=r"0.weight of shape \(7, 4\) and not"):
+        monitor(wider, 1)
+    assert len(monitor.history_) == 1
+    with pytest.raises(ValueError, match="step"):
+        monitor(net, -1)
+    edge = FlatnessMonitor(
+        X, y, loss="cross_entropy", quantities=["edge_of_stability"], budget=EVERYTHING
+    )
+    with pytest.raises(ValueError, match="lr="):
+        edge(net, 0)
+
+
+def test_the_budget_that_is_named_is_enough(net):
+    options = {"loss": "cross_entropy", "quantities": ["max_eigenvalue"]}
+    with pytest.raises(ValueError, match="budget=") as caught:
+        FlatnessMonitor(X, y, budget=0.1, **options)(net, 0)
+    named = float(str(caught.value).split("pass budget=")[1].split()[0])
+    assert FlatnessMonitor(X, y, budget=named, **options)(net, 0)["n_examples"] >= 32
