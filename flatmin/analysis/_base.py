@@ -330,7 +330,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         known = {
             name: parameter.default
             for name, parameter in parameters.items()
-            if name not in ("self", "X", "y", "v", "sample_weight")
+            if name not in ("self", "X", "y", "v", "sample_weight", "by_layer")
         }
         for name, value in options.items():
             check_known(f"argument of {call}", name, known)

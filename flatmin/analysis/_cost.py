@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from flatmin._utils.results import HtmlTable
-from flatmin.curvature._eigenpairs import _GRAM_LIMIT
+from flatmin.curvature._eigenpairs import GRAM_LIMIT
 from flatmin.linalg._density import _MAX_DENSE
 from flatmin.linalg._eigsh import basis_size, is_dense
 from flatmin.measures._deflation import PILOT
@@ -156,7 +156,7 @@ def _hessian(p: Problem) -> Problem:
 
 def _basis(p: Problem, k: int) -> Work:
     """Return the work of the leading eigenpairs."""
-    if p.matrix != "covariance" or p.n_examples * p.size > _GRAM_LIMIT:
+    if p.matrix != "covariance" or p.n_examples * p.size > GRAM_LIMIT:
         return _lanczos(p, k)
     rows = 2 * p.n_examples * p.size * p.itemsize
     return Work.of(_PREPARE + _SWEEP, rows + p.n_examples**2 * _DOUBLE)

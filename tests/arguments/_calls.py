@@ -43,7 +43,12 @@ LEFT_OUT = {
     "results, which others fill": [
         *("Alignment", "Audit", "ComparisonResult", "Cost", "CurveProfile", "Diagonal"),
         *("Eigenpairs", "Estimate", "Gaussianity", "GradientNoise", "LabelDraw"),
-        *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
+        *(
+            "LayerAlignments",
+            "LossScaledAlignment",
+            "NoiseSpectrum",
+            "PairedDifference",
+        ),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
         *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
         "Trajectory",
@@ -278,6 +283,7 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "random_projection_residual": {"k": lambda: 2},
     "corrupt_labels": {"random_state": lambda: 0, "n": lambda: 3},
     "alignment": {"k": lambda: 2},
+    "alignment_by_layer": {"k": lambda: 2},
     "noise_spectrum": {"k": lambda: 2},
     "trace_hessian_covariance": {"k": lambda: 2},
     "EmpiricalRisk": {"y": lambda: world().y},
