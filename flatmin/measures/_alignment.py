@@ -241,7 +241,10 @@ def align(
         low_rank=low_rank,
         first_variance=variance,
         decay=unless("d", lambda: _decay(more.eigenvalues, k, size)),
-        n_matvecs=hessian.n_matvecs + covariance.n_matvecs + product.n_matvecs,
+        # From rows the product is of the same H, which has counted it.
+        n_matvecs=hessian.n_matvecs
+        + covariance.n_matvecs
+        + (product.n_matvecs if rows is None else 0),
         undefined=undefined,
         noise="Σ" if preconditioner is None else "PΣP",
     )

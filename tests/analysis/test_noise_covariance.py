@@ -161,6 +161,7 @@ def test_the_layers_in_one_table():
         u, v = (np.linalg.eigh(matrix)[1][:, -3:] for matrix in (H, S))
         close(values["overlap"], np.square(u.T @ v).sum() / 3, rtol=1e-6)
         alone = analyzer(select=layer).alignment(3)
+        assert found.layers[layer].n_matvecs <= alone.n_matvecs
         close(values, alone.to_frame()["value"], rtol=1e-6)
     with pytest.raises(ValueError, match=r"of all layers\. Got select='2'"):
         analyzer(select="2").alignment(by_layer=True)
