@@ -132,6 +132,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
     trace of the hessian: 10 (exact)
     """
 
+    _calls = ("eigen", "trace", "diagonal", "density", "matvec", "transform", "score")
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAnalyzer._parameter_constraints,
         "matrix": [StrOptions(set(_MATRICES))],

@@ -84,8 +84,7 @@ def compare_dynamics(
         A mapping goes from labels to the same, or to dicts of settings of the
         estimator, such as ``{"lr": 0.1, "batch_size": 10}``; its label is the method
         unless they name one. Elsewhere labels are the names.
-    X : array-like of shape (n_samples, n_features, ...), mapping, tuple, a data set, \
-            or callable
+    X : array-like, mapping, tuple, data set or callable
         Training data, as ``fit`` of the estimator takes them. A
         ``torch.utils.data.Dataset`` or ``DataLoader`` is pickled for several processes,
         and one pass before the first unit tells them what they must read. A function of
@@ -93,7 +92,7 @@ def compare_dynamics(
         of a data set: then the seed decides the data too. It is called in the workers,
         several times a seed.
     y : array-like of shape (n_samples,), default=None
-        Targets; None with a data set or a function, or where the estimator's ``target``
+        Targets; None with a data set, a function, or where the estimator's ``target``
         names them.
     estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor
         Everything else: network, warm-up, lr, iterations, device. With a GPU each

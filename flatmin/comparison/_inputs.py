@@ -67,8 +67,9 @@ def resolve_data(
                 "at None, or pass arrays."
             )
         return X
-    X, y = split_targets(X, y, target)
-    if X_test is not None:
+    if not is_data_set(X):
+        X, y = split_targets(X, y, target)
+    if X_test is not None and not is_data_set(X_test):
         X_test, y_test = split_targets(X_test, y_test, target)
     if y is None and not is_data_set(X):
         raise ValueError(

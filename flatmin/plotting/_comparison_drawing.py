@@ -90,6 +90,7 @@ def draw_ends(
     x, y = points.columns
     ax.set(xlabel=label_of(x), ylabel=label_of(y))
     legend(ax, title=title)
+    _space_ticks(ax)
     tidy_axes(ax)
     return marks, unit_marks
 
@@ -148,9 +149,7 @@ def draw_differences(
             )
             marks[phase, row["method"]] = mark
             label = None
-    # Numbers of many digits would run into each other.
-    width = panel_size(ax)[0]
-    ax.locator_params(axis="x", nbins=int(np.clip(2 * width, 2, 7)))
+    _space_ticks(ax)
     ax.axvline(0, color="0.5", linewidth=0.8, zorder=0)
     ax.set(
         yticks=range(len(methods), 0, -1),
@@ -169,3 +168,8 @@ def draw_differences(
             ax.set_ylabel(text)
     tidy_axes(ax)
     return marks
+
+
+def _space_ticks(ax: Any) -> None:
+    """Take few ticks: numbers of many digits would run into each other."""
+    ax.locator_params(axis="x", nbins=int(np.clip(1.2 * panel_size(ax)[0], 2, 6)))

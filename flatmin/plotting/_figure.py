@@ -16,6 +16,7 @@ __all__ = [
     "legend",
     "line_styles",
     "make_axes",
+    "make_solid_axes",
     "panel_size",
     "scaled",
     "tidy_axes",
@@ -124,6 +125,38 @@ def make_axes(ax: Any, n: int, *, vertical: bool = False) -> np.ndarray:
         for upper in axes[:-1]:
             upper.tick_params(labelbottom=False)
     return np.array(axes, dtype=object)
+
+
+def make_solid_axes(ax: Any) -> np.ndarray:
+    """Return one axes of three dimensions.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes3D, array-like of one of them, or None
+        None makes a figure.
+
+    Returns
+    -------
+    ndarray of shape (1,) of matplotlib Axes3D
+
+    Raises
+    ------
+    ValueError
+        If it has two dimensions.
+    """
+    import matplotlib.pyplot as plt
+
+    check_axes(ax, 1)
+    if ax is None:
+        # A layout leaves no room for the labels of the upright axis.
+        ax = plt.figure().add_subplot(projection="3d")
+    given = np.array(ax, dtype=object, ndmin=1).ravel()
+    if given[0].name != "3d":
+        raise ValueError(
+            "ax must have three dimensions for a surface. Got one with two; make it "
+            "with plt.subplots(subplot_kw={'projection': '3d'})."
+        )
+    return given
 
 
 def line_styles(n: int) -> list[dict[str, Any]]:

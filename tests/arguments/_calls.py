@@ -42,9 +42,14 @@ LEFT_OUT = {
         *("MatchedState", "order_eigenvalues"),
     ],
     "results, which others fill": [
-        *("Alignment", "Audit", "ComparisonResult", "CurveProfile", "Diagonal"),
+        *("Alignment", "Audit", "ComparisonResult", "Cost", "CurveProfile", "Diagonal"),
         *("Eigenpairs", "Estimate", "Gaussianity", "GradientNoise", "LabelDraw"),
-        *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
+        *(
+            "LayerAlignments",
+            "LossScaledAlignment",
+            "NoiseSpectrum",
+            "PairedDifference",
+        ),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
         *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
         "Trajectory",
@@ -285,6 +290,7 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "random_projection_residual": {"k": lambda: 2},
     "corrupt_labels": {"random_state": lambda: 0, "n": lambda: 3},
     "alignment": {"k": lambda: 2},
+    "alignment_by_layer": {"k": lambda: 2},
     "noise_spectrum": {"k": lambda: 2},
     "trace_hessian_covariance": {"k": lambda: 2},
     "EmpiricalRisk": {"y": lambda: world().y},
@@ -387,11 +393,16 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
                 "y": lambda: world().y,
                 "v": lambda: np.ones(8),
                 "n_steps": lambda: 4,
+                "call": lambda: "eigen",
             },
         ),
         "NoiseCovarianceAnalyzer": (
             w.noise,
-            {"X": lambda: world().X, "y": lambda: world().y},
+            {
+                "X": lambda: world().X,
+                "y": lambda: world().y,
+                "call": lambda: "sample",
+            },
         ),
         "SharpnessScorer": (
             flatmin.SharpnessScorer(w.classifier, n_draws=2),
