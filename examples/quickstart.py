@@ -19,6 +19,7 @@ from flatmin import METHODS, NoisyDiffusionClassifier, expected_sharpness
 from flatmin.comparison import compare_dynamics
 from flatmin.curvature import hessian_eigenpairs
 from flatmin.datasets import corrupt_labels
+from flatmin.plotting import ComparisonDisplay, TrajectoryDisplay
 
 # Chosen on seeds 10 and 11, before seeds 0 and 1 were looked at, so that every method
 # ends trained and the methods differ by more than the seeds. With less noise (lr=0.07,
@@ -52,9 +53,6 @@ OTHERS = {name: {} for name in METHODS if name not in PAPER} | {
     "gld_random_subspace": {"n_components": 10},
     "gld_shuffled": {"n_components": 10},
 }
-# Cool colours for the first four, warm ones for the rest, from seaborn's "colorblind".
-LOOKS = [("black", "o"), ("#0173b2", "s"), ("#56b4e9", "D"), ("#029e73", "^")]
-LOOKS += [("#d55e00", "v"), ("#de8f05", "P"), ("#cc78bc", "X")]
 
 
 def load(seed):
@@ -144,64 +142,19 @@ def make_table(results, methods):
     return table.drop(columns=without_noise).to_string()
 
 
-def draw(history, results, methods):
+def draw(result):
     """Return the figure: the runs on the left, where they led to on the right."""
-    looks = dict(zip(methods, LOOKS * 2, strict=False))
-    curves = history.groupby(["phase", "method", "iteration"]).mean()
-    with sns.axes_style("ticks"), sns.plotting_context("notebook", font_scale=1.15):
+    with sns.axes_style("ticks"):
         figure = plt.figure(figsize=(12, 6.4), layout="constrained")
-        mosaic = [["sharpness", "ends"], ["accuracy", "ends"]]
+        mosaic = [["sharpness", "ends"], ["test_score", "ends"]]
         axes = figure.subplot_mosaic(mosaic, width_ratios=[6, 5])
-        draw_runs(axes["sharpness"], 1000 * curves["sharpness"], looks)
-        draw_runs(axes["accuracy"], 100 * curves["test_score"], looks)
-        draw_ends(axes["ends"], center(results)["quenched"], looks)
-        axes["sharpness"].set(ylabel="sharpness × 1000", xticklabels=[])
-        axes["sharpness"].set_title("with the noise", loc="left")
-        axes["sharpness"].set_title("without", loc="right")
-        axes["accuracy"].set(ylabel="test accuracy (%)", xlabel="iterations")
-        axes["ends"].set(xlabel="sharpness × 1000", ylabel="test accuracy (%)")
-        axes["ends"].set_title("at the end: mean, and lines to the seeds")
-        sns.despine(figure)
+        quantities = ["sharpness", "test_score"]
+        rows = result.table[result.table["phase"] != "warmup"]
+        TrajectoryDisplay.from_results(rows).plot(
+            [axes[name] for name in quantities], quantities=quantities
+        )
+        ComparisonDisplay.from_results(result, baseline="gd").plot(axes["ends"])
     return figure
-
-
-def draw_runs(ax, curves, looks):
-    """Draw the mean over seeds; while there is noise, with its running median."""
-    for name, (color, marker) in looks.items():
-        style = {"color": color, "ls": "-" if name in PAPER else "--", "lw": 2}
-        median = curves["noise", name].rolling(9, center=True, min_periods=1).median()
-        ax.plot(median, **style)
-        ax.plot(curves["quench", name], **style, marker=marker, ms=8, markevery=[-1])
-    limits = ax.get_ylim()  # the highest kicks would flatten all the rest
-    for name, (color, _) in looks.items():
-        ax.plot(curves["noise", name], color=color, lw=0.8, alpha=0.35, zorder=1)
-    ax.set(ylim=limits, xlim=(-0.01 * N_ITER, 1.04 * (N_ITER + N_QUENCH)))
-    ax.axvspan(N_ITER, N_ITER + N_QUENCH, color="0.92", lw=0, zorder=0)
-
-
-def draw_ends(ax, points, looks):
-    """Draw the mean of every method, lines from it to the seeds, and the name."""
-    means = points.groupby("method")[["sharpness", "test"]].mean()
-    for name, (color, marker) in looks.items():
-        x, y = means.loc[name]
-        for _, seed in points.loc[name].iterrows():
-            ax.plot([x, seed["sharpness"]], [y, seed["test"]], color=color, lw=1.5)
-        fill = color if name in PAPER else "white"
-        ax.plot(x, y, marker, color=color, mfc=fill, mew=1.5, ms=10)
-    ax.margins(0.12)
-    # Names stand in two columns, to the right of the points in each half.
-    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    line = {"arrowstyle": "-", "color": "0.7", "shrinkB": 7, "relpos": (0, 0.5)}
-    paper = {"color": "white", "alpha": 0.8, "pad": 1}
-    on_left = means["sharpness"] < (left + right) / 2
-    for group in means[on_left], means[~on_left]:
-        column = group["sharpness"].max() + 0.07 * (right - left)
-        height = low
-        for name, *point in group.sort_values("test").itertuples():
-            height = max(point[1], height + 0.05 * (high - low))
-            place = {"xytext": (column, height), "va": "center", "bbox": paper}
-            ax.annotate(name, point, **place, arrowprops=line)
-    ax.set_xlim(left, right + 0.25 * (right - left))
 
 
 def main():
@@ -226,7 +179,7 @@ def main():
     print(make_table(results, methods))
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "quickstart.png"
-    draw(history, results, methods).savefig(path, dpi=120)
+    draw(result).savefig(path, dpi=120)
     print(f"\nThe picture: {path}")
 
 

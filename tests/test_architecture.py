@@ -50,6 +50,7 @@ ROOMS = (
     "example_sums",
     "label_noise",
     "module_state",
+    "independence",
     "probe",
     "products",
     "quantities",

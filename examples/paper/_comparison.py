@@ -18,6 +18,7 @@ from flatmin.measures import (
     trace_hessian_covariance,
     trace_sharpness,
 )
+from flatmin.plotting import ComparisonDisplay
 
 # What is claimed to differ from GD: in which direction, and by how much at least.
 CLAIMS = {"test_score": (1, 0.005), "end_sharpness": (-1, 0.2)}
@@ -244,9 +245,7 @@ def draw(result):
         for ax in axes[1, :2]:
             ax.set_xlabel(r"iterations from $\theta_{GD}$")
         if "gd" in methods and len(methods) > 1:
-            for ax, column in zip(axes[:, 2], CLAIMS, strict=True):
-                draw_differences(ax, judge(result), column, methods, colors)
-            axes[0, 2].set_title("○ with noise  ● quenched  ◆ at one loss", loc="left")
+            draw_differences(axes[:, 2], result, methods)
         shown = {name: color for name, color in colors.items() if name in methods}
         handles = [plt.Line2D([], [], color=c, lw=2, label=n) for n, c in shown.items()]
         figure.legend(
@@ -282,25 +281,15 @@ def draw_curves(ax, result, column, methods, colors):
     ax.annotate("quench", (switch_off, 0.02), xytext=(3, 0), color="0.4", **place)
 
 
-def draw_differences(ax, summary, column, methods, colors):
-    """Draw the paired differences from GD: with the noise, after it, at one loss."""
-    part = summary[summary["column"] == column].set_index(["phase", "method"])
-    names = [name for name in methods if name != "gd"]
-    for i, name in enumerate(names):
-        color = colors.get(name, "0.45")
-        marks = (("noise", "o", "white"), ("quench", "o", color))
-        for shift, (phase, mark, fill) in zip(
-            (0.25, 0, -0.25), (*marks, ("quench_loss", "D", color)), strict=True
-        ):
-            if (phase, name) in part.index:
-                row = part.loc[(phase, name)]
-                y = len(names) - i + shift
-                ax.plot([row["low"], row["high"]], [y, y], color=color, lw=1.5)
-                ax.plot(row["difference"], y, mark, color=color, mfc=fill, ms=4.5)
-    ax.axvline(0, color="0.5", lw=1, zorder=0)
-    direction, least = CLAIMS[column]
-    if column == "end_sharpness":
-        least *= part.loc["quench", "mean of gd"].mean()
-    ax.axvline(direction * least, color="0.5", lw=1, ls=":", zorder=0)
-    ax.set(yticks=range(len(names), 0, -1), yticklabels=names)
-    ax.set_xlabel(f"{TITLES[column]} less that of gd")
+def draw_differences(axes, result, methods):
+    """Draw the paired differences from GD, and how large one must be."""
+    display = ComparisonDisplay.from_results(
+        result, baseline="gd", columns=list(CLAIMS), methods=methods
+    )
+    display.plot(axes, kind="differences")
+    for ax, (column, (direction, least)) in zip(axes, CLAIMS.items(), strict=True):
+        if column == "end_sharpness":
+            rows = judge(result).query("column == @column and phase == 'quench'")
+            least *= rows["mean of gd"].mean()
+        ax.axvline(direction * least, color="0.5", lw=1, ls=":", zorder=0)
+        ax.set_xlabel(f"{TITLES[column]} less that of gd")

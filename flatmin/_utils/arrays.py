@@ -90,12 +90,12 @@ def check_one_shape(name: str, data: Any) -> None:
     --------
     >>> check_one_shape("X", [[1, 2], [3]])
     Traceback (most recent call last):
-    TypeError: X must hold examples of one shape. Got lengths from 1 to 2; pad ...
+    TypeError: X must be an array of numbers, its examples of one shape. Got lengths ...
     """
-    if isinstance(data, np.ndarray):
-        parts = data if data.dtype.kind == "O" and data.ndim == 1 else ()
-    else:
-        parts = data if isinstance(data, list) else ()
+    parts = data if isinstance(data, list) else ()
+    kind = getattr(getattr(data, "dtype", None), "kind", "")
+    if kind == "O" and getattr(data, "ndim", 0) == 1:  # also a column of pandas
+        parts = list(data)
     lengths = {
         len(part) if getattr(part, "shape", None) != () else 0
         for part in parts
@@ -103,8 +103,8 @@ def check_one_shape(name: str, data: Any) -> None:
     }
     if len(lengths) > 1:
         raise TypeError(
-            f"{name} must hold examples of one shape. Got lengths from {min(lengths)} "
-            f"to {max(lengths)}; pad them, for example by "
+            f"{name} must be an array of numbers, its examples of one shape. Got "
+            f"lengths from {min(lengths)} to {max(lengths)}; pad them, for example by "
             "torch.nn.utils.rnn.pad_sequence(..., batch_first=True), and pass a mask, "
             "or the lengths, beside: X={'x': padded, 'mask': mask}, with the names of "
             "the module's arguments."

@@ -167,7 +167,8 @@ def check_one_length(tree: Tree, name: str = "X") -> None:
         if len(leaf) != n:
             raise ValueError(
                 f"Each array in {name} must hold all examples on its first axis. Got "
-                f"{n} in {first} and {len(leaf)} in {other}."
+                f"{n} in {first} and {len(leaf)} in {other}; what belongs to all "
+                "examples alike is a buffer of the module."
             )
 
 

@@ -1,5 +1,6 @@
 """What users analyse a fitted model with: curvature, gradient noise, sharpness."""
 
+from flatmin.analysis._cost import Cost
 from flatmin.analysis._curvature import CurvatureAnalyzer
 from flatmin.analysis._monitor import FlatnessMonitor
 from flatmin.analysis._noise_covariance import NoiseCovarianceAnalyzer
@@ -14,6 +15,7 @@ from flatmin.analysis._sharpness_scorer import SharpnessScorer
 
 __all__ = [
     "Alignment",
+    "Cost",
     "CurvatureAnalyzer",
     "Diagonal",
     "Eigenpairs",

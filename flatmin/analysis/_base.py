@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import time
 from abc import abstractmethod
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -27,6 +29,7 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.trees import as_tree, is_nested
 from flatmin._utils.validation import Interval, StrOptions
+from flatmin.analysis._cost import Cost, Problem, work_of
 from flatmin.analysis._results import Eigenpairs
 from flatmin.analysis._risk import risk_of_model, training_risk
 from flatmin.linalg import LinearOperator
@@ -43,6 +46,8 @@ class ModelByReference(BaseEstimator):
     loss: Any
     output_transform: Any
     target: Any
+    positions: Any
+    l2: Any
     hvp: Any
     device: Any
     dtype: Any
@@ -112,6 +117,8 @@ class ModelByReference(BaseEstimator):
             "loss": self.loss,
             "output_transform": self.output_transform,
             "target": self.target,
+            "positions": self.positions,
+            "l2": self.l2,
             "hvp": self.hvp,
             "device": self.device,
             "dtype": self.dtype,
@@ -163,10 +170,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "select": [None, str, list],
         "output_transform": [None, callable],
         "target": [None, str],
+        "positions": [None, StrOptions({"all", "example"})],
+        "l2": [None, Interval(Real, 0, None, closed="left")],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    _calls: ClassVar[tuple[str, ...]]
 
     n_components: int
     tol: float
@@ -289,6 +300,73 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             return self._basis()
         risk = self._risk()
         return self._eigenpairs(risk, self._basis_size(risk) if k is None else k, which)
+
+    @one_at_a_time
+    def cost(self, call: str, **options: Any) -> Cost:
+        """Return what a call takes, before it is made.
+
+        It costs two gradients: one is timed. What an earlier call has kept is counted
+        as if it had not, and data that are handed to ``transform`` or ``score`` as if
+        they were as many as the fixed ones.
+
+        Parameters
+        ----------
+        call : str
+            A method: "eigen", "trace", "diagonal", "transform", "score", and of
+            :class:`CurvatureAnalyzer` "density" and "matvec", of
+            :class:`NoiseCovarianceAnalyzer` "sample" and "alignment".
+        **options
+            Its arguments, without the data.
+
+        Returns
+        -------
+        Cost
+            Gradients of all examples as expected and at most, seconds, and the bytes
+            that the call holds.
+
+        Raises
+        ------
+        ValueError
+            If there is no such method, or it has no such argument.
+        NotFittedError
+            If there are no data.
+        """
+        check_known("call", call, self._calls)
+        parameters = inspect.signature(getattr(type(self), call)).parameters
+        known = {
+            name: parameter.default
+            for name, parameter in parameters.items()
+            if name not in ("self", "X", "y", "v", "sample_weight", "by_layer")
+        }
+        for name, value in options.items():
+            check_known(f"argument of {call}", name, known)
+            if name != "which" and name != "rtol" and value is not None:
+                check_count(name, value)
+        risk = self._risk()
+        theta = risk.params()
+        problem = Problem(
+            matrix=getattr(self, "matrix", "covariance"),
+            size=self._n_selected(risk),
+            whole=self.select is None,
+            n_examples=risk.n_examples,
+            n_outputs=risk.n_outputs,
+            itemsize=theta.element_size(),
+            n_components=self._basis_size(risk),
+        )
+        work = work_of(call, problem, known | options)
+        float(risk.gradient(theta).sum())  # which prepares what the next one uses
+        began = time.perf_counter()
+        float(risk.gradient(theta).sum())  # a host read waits for the device
+        seconds = time.perf_counter() - began
+        shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return Cost(
+            f"{call}({shown})",
+            work.expected,
+            work.at_most,
+            risk.n_examples,
+            seconds,
+            work.memory,
+        )
 
     def _risk(self) -> EmpiricalRisk:
         """Return the risk that fit has fixed, else that of the training."""

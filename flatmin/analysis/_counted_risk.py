@@ -40,6 +40,7 @@ _COSTS = {
 _PREPARE = 1.0
 _PRODUCTS = {
     "directional_derivatives": 1.0,
+    "fisher": 1.0,
     "ggn": 1.0,
     "hvp": 2.0,
     "jvp": 1.0,

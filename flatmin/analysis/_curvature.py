@@ -70,6 +70,12 @@ class CurvatureAnalyzer(BaseAnalyzer):
     target : str, default=None
         The name of the targets, where X is a mapping that holds them, or a data set of
         such. A flatmin estimator has its own.
+    positions : {"all", "example"}, default=None
+        What an example with several targets counts, None is "all"; see
+        :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+    l2 : float, default=None
+        λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its
+        own. The ``weight_decay`` of an optimizer is none.
     matrix : {"hessian", "ggn", "fisher", "empirical_fisher"}, default="hessian"
         H = ∇²L; the generalised Gauss-Newton matrix; the Fisher matrix, with the
         expectation over labels that the model draws, which equals it; the second moment
@@ -126,6 +132,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
     trace of the hessian: 10 (exact)
     """
 
+    _calls = ("eigen", "trace", "diagonal", "density", "matvec", "transform", "score")
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseAnalyzer._parameter_constraints,
         "matrix": [StrOptions(set(_MATRICES))],
@@ -138,6 +145,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         loss=None,
         output_transform=None,
         target=None,
+        positions=None,
+        l2=None,
         matrix="hessian",
         n_components=20,
         select=None,
@@ -152,6 +161,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.loss = loss
         self.output_transform = output_transform
         self.target = target
+        self.positions = positions
+        self.l2 = l2
         self.matrix = matrix
         self.n_components = n_components
         self.select = select

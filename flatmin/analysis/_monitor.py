@@ -53,7 +53,7 @@ class FlatnessMonitor:
         Of the training, as :class:`~flatmin.EmpiricalRisk` takes it.
     y : array-like of shape (n_samples,), default=None
         In the loss's form; None with a data set.
-    loss : str, loss module or callable
+    loss : str, loss module, callable or ModuleLoss
         As in :class:`~flatmin.EmpiricalRisk`.
     quantities : iterable of str or callable, or dict of str to either
         Of "loss", "gradient_norm" (‖g₀‖), "max_eigenvalue" (λ₁), "edge_of_stability"
@@ -74,11 +74,15 @@ class FlatnessMonitor:
         Relative standard error of traces to reach.
     max_matvecs : int, default=30
         Products for each trace at most.
+    target : str, default=None
     output_transform : callable, default=None
+    positions : {"all", "example"}, default="all"
+    l2 : float, default=0.0
+        These four as in :class:`~flatmin.EmpiricalRisk`.
     batch_norm : {"frozen", "error"}, default="frozen"
         "frozen" uses the running statistics that BatchNorm has at the step.
     hvp : {"exact", "finite_difference"}, default="exact"
-        These three as in :class:`~flatmin.EmpiricalRisk`.
+        These two as in :class:`~flatmin.EmpiricalRisk`.
     device : str or torch.device, default=None
         None is the module's.
     dtype : {"float32", "float64"}, default=None
@@ -126,7 +130,10 @@ class FlatnessMonitor:
         tol: float = 1e-2,
         rtol: float = 0.1,
         max_matvecs: int = 30,
+        target: str | None = None,
         output_transform: Callable[[Any], Tensor] | None = None,
+        positions: Literal["all", "example"] = "all",
+        l2: float = 0.0,
         batch_norm: Literal["frozen", "error"] = "frozen",
         hvp: Literal["exact", "finite_difference"] = "exact",
         device: torch.device | str | None = None,
@@ -146,7 +153,10 @@ class FlatnessMonitor:
         self._seeds = spawn_seeds(random_state, names)
         self._arguments = (loss, X, y)
         self._options: dict[str, Any] = {
+            "target": target,
             "output_transform": output_transform,
+            "positions": positions,
+            "l2": l2,
             "batch_norm": batch_norm,
             "hvp": hvp,
             "device": device,

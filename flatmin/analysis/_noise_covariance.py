@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flatmin._utils.locks import one_at_a_time
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._results import (
@@ -25,7 +25,7 @@ from flatmin.curvature import (
 )
 from flatmin.curvature._finite import check_finite
 from flatmin.linalg import eigsh
-from flatmin.measures import alignment, overlap
+from flatmin.measures import LayerAlignments, alignment, alignment_by_layer, overlap
 from flatmin.measures._rounding import gradient_moments
 from flatmin.risk import EmpiricalRisk
 
@@ -52,6 +52,12 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     target : str, default=None
         The name of the targets, where X is a mapping that holds them, or a data set of
         such. A flatmin estimator has its own.
+    positions : {"all", "example"}, default=None
+        What an example with several targets counts, None is "all"; see
+        :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+    l2 : float, default=None
+        λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its
+        own. The ``weight_decay`` of an optimizer is none.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1).
     select : str or list of str, default=None
@@ -99,6 +105,10 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     """
 
     _name = "gradient covariance"
+    _calls = (
+        *("eigen", "trace", "diagonal", "sample", "alignment"),
+        *("transform", "score"),
+    )
 
     def __init__(
         self,
@@ -107,6 +117,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         loss=None,
         output_transform=None,
         target=None,
+        positions=None,
+        l2=None,
         n_components=20,
         select=None,
         tol=1e-4,
@@ -120,6 +132,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.loss = loss
         self.output_transform = output_transform
         self.target = target
+        self.positions = positions
+        self.l2 = l2
         self.n_components = n_components
         self.select = select
         self.tol = tol
@@ -191,16 +205,44 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 bar.update()
         return torch.stack(draws).cpu().numpy()
 
+    @overload
+    def alignment(
+        self,
+        k: int | None = None,
+        *,
+        by_layer: Literal[False] = False,
+        rtol: float = 0.02,
+        max_matvecs: int = 200,
+    ) -> Alignment: ...
+
+    @overload
+    def alignment(
+        self,
+        k: int | None = None,
+        *,
+        by_layer: Literal[True],
+        rtol: float = 0.02,
+        max_matvecs: int = 200,
+    ) -> LayerAlignments: ...
+
     @one_at_a_time
     def alignment(
-        self, k: int | None = None, *, rtol: float = 0.02, max_matvecs: int = 200
-    ) -> Alignment:
+        self,
+        k: int | None = None,
+        *,
+        by_layer: bool = False,
+        rtol: float = 0.02,
+        max_matvecs: int = 200,
+    ) -> Alignment | LayerAlignments:
         """Return how Σ lies to the Hessian H, as a table.
 
         Parameters
         ----------
         k : int, default=None
             Eigenpairs of either; None is ``n_components``, or all there are.
+        by_layer : bool, default=False
+            One table of all layers, the parameters that one module holds. One sweep
+            gives the gradients of all. Products with H are taken layer by layer.
         rtol : float, default=0.02
             Relative standard error of traces and norms to reach.
         max_matvecs : int, default=200
@@ -208,10 +250,31 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        Alignment
+        Alignment, or with ``by_layer`` LayerAlignments
             See :func:`flatmin.measures.alignment` for the quantities.
+
+        Raises
+        ------
+        ValueError
+            If ``select`` and ``by_layer`` come together.
         """
+        by_layer = check_flag("by_layer", by_layer)
+        if by_layer and self.select is not None:
+            raise ValueError(
+                f"by_layer is of all layers. Got select={self.select!r}; leave one out."
+            )
         risk = self._risk()
+        if by_layer:
+            return alignment_by_layer(
+                risk,
+                risk.params(),
+                self.n_components if k is None else k,
+                tol=self.tol,
+                rtol=rtol,
+                max_matvecs=max_matvecs,
+                rng=self._generator(risk.device),
+                verbose=bool(self.verbose),
+            )
         result = alignment(
             risk,
             risk.params(),

@@ -16,7 +16,7 @@ from flatmin._utils.arrays import check_readable
 from flatmin._utils.messages import naming
 from flatmin._utils.trees import is_nested
 from flatmin.analysis._skorch_loss import skorch_loss
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.losses.resolve_loss import LossLike
 from flatmin.risk.network.module_copy import copy_module
@@ -36,6 +36,8 @@ def risk_of_model(
     loss: LossLike | None = None,
     output_transform: OutputTransform | None = None,
     target: str | None = None,
+    positions: Literal["all", "example"] | None = None,
+    l2: float | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -59,6 +61,10 @@ def risk_of_model(
         As in :class:`~flatmin.EmpiricalRisk`; a flatmin estimator has its own.
     target : str, default=None
         The same.
+    positions : {"all", "example"}, default=None
+        The same; None is "all" where the model has none of its own.
+    l2 : float, default=None
+        The same; None is 0.
     hvp : {"exact", "finite_difference"}, default="exact"
         As in :class:`~flatmin.EmpiricalRisk`.
     device : torch.device or str, default=None
@@ -82,10 +88,19 @@ def risk_of_model(
     """
     model, X = _unwrap(estimator, X)
     if _is_flatmin(model):
-        _refuse_own(model, loss, output_transform, target)
+        _refuse_own(
+            model,
+            loss,
+            output_transform=output_transform,
+            target=target,
+            positions=positions,
+            l2=l2,
+        )
         target = getattr(model, "reader_", model).target  # of a net, its reader's
     X, y = split_targets(X, y, target)
-    if y is None and not is_data_set(X):
+    trained = getattr(getattr(model, "reader_", model), "loss", None)
+    needs_y = not isinstance(trained if loss is None else loss, ModuleLoss)
+    if y is None and needs_y and not is_data_set(X):
         raise ValueError(
             "A gradient requires y to be passed, but the target y is None: the loss "
             "compares outputs with targets."
@@ -132,6 +147,8 @@ def risk_of_model(
         sample_weight=sample_weight,
         output_transform=output_transform,
         target=target,
+        positions=positions or "all",
+        l2=0.0 if l2 is None else l2,
         hvp=hvp,
         device=device,
         dtype=dtype,
@@ -145,6 +162,8 @@ def training_risk(
     loss: LossLike | None = None,
     output_transform: OutputTransform | None = None,
     target: str | None = None,
+    positions: Literal["all", "example"] | None = None,
+    l2: float | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -157,7 +176,7 @@ def training_risk(
         Also wrapped as in :func:`risk_of_model`.
     caller : str
         Who asks, for the message.
-    loss, output_transform, target : None
+    loss, output_transform, target, positions, l2 : None
         The estimator has its own.
     hvp : {"exact", "finite_difference"}, default="exact"
         As in :class:`~flatmin.EmpiricalRisk`.
@@ -185,7 +204,14 @@ def training_risk(
         raise TypeError(_NO_MODEL.format(model))
     why = f"a {type(model).__name__} holds no training data"
     if _is_flatmin(model):
-        _refuse_own(model, loss, output_transform, target)
+        _refuse_own(
+            model,
+            loss,
+            output_transform=output_transform,
+            target=target,
+            positions=positions,
+            l2=l2,
+        )
         check_is_fitted(model)
         # The net of an estimator reads data as it does, and holds none.
         if hasattr(model, "risk_"):
@@ -233,8 +259,8 @@ def _is_skorch(model: Any) -> bool:
     return hasattr(model, "module") and hasattr(model, "criterion")
 
 
-def _refuse_own(model: Any, loss: Any, output_transform: Any, target: Any) -> None:
-    for name, given in (("output_transform", output_transform), ("target", target)):
+def _refuse_own(model: Any, loss: Any, **settings: Any) -> None:
+    for name, given in settings.items():
         if given is not None:
             raise ValueError(
                 f"A {type(model).__name__} is analysed as it was trained, with its own "

@@ -57,6 +57,12 @@ class SharpnessScorer(ModelByReference):
     target : str, default=None
         The name of the targets, where X is a mapping that holds them, or a data set of
         such. A flatmin estimator has its own.
+    positions : {"all", "example"}, default=None
+        What an example with several targets counts, None is "all"; see
+        :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+    l2 : float, default=None
+        λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its
+        own. The ``weight_decay`` of an optimizer is none.
     hvp : {"exact", "finite_difference"}, default="exact"
         How products with the Hessian are computed; the second is for networks of which
         PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
@@ -104,6 +110,8 @@ class SharpnessScorer(ModelByReference):
         "on": [StrOptions({"given", "training"})],
         "output_transform": [None, callable],
         "target": [None, str],
+        "positions": [None, StrOptions({"all", "example"})],
+        "l2": [None, Interval(Real, 0, None, closed="left")],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
     }
@@ -120,6 +128,8 @@ class SharpnessScorer(ModelByReference):
         loss=None,
         output_transform=None,
         target=None,
+        positions=None,
+        l2=None,
         hvp="exact",
         device=None,
         dtype=None,
@@ -134,6 +144,8 @@ class SharpnessScorer(ModelByReference):
         self.loss = loss
         self.output_transform = output_transform
         self.target = target
+        self.positions = positions
+        self.l2 = l2
         self.hvp = hvp
         self.device = device
         self.dtype = dtype

@@ -2,6 +2,7 @@
 
 from flatmin.comparison._compare import compare_dynamics
 from flatmin.comparison._merge import merge_comparisons
+from flatmin.comparison._merge_folders import merge_checkpoints
 from flatmin.comparison._result import ComparisonResult
 from flatmin.comparison._statistics import PairedDifference, holm, paired_difference
 
@@ -10,6 +11,7 @@ __all__ = [
     "PairedDifference",
     "compare_dynamics",
     "holm",
+    "merge_checkpoints",
     "merge_comparisons",
     "paired_difference",
 ]

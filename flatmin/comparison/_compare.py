@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,11 +20,14 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import resolve_random_state
 from flatmin.comparison._checkpoints import ComparisonFolder
 from flatmin.comparison._inputs import (
+    check_backend,
+    check_pickles,
     check_quench,
     check_threads,
     resolve_data,
     resolve_seeds,
 )
+from flatmin.comparison._machines import describe_mixture
 from flatmin.comparison._methods import check_estimator, resolve_methods
 from flatmin.comparison._plan import Plan, Source, check_metrics
 from flatmin.comparison._protocol import array_values, make_protocol
@@ -80,16 +84,20 @@ def compare_dynamics(
         A mapping goes from labels to the same, or to dicts of settings of the
         estimator, such as ``{"lr": 0.1, "batch_size": 10}``; its label is the method
         unless they name one. Elsewhere labels are the names.
-    X : array-like of shape (n_samples, n_features, ...), mapping, tuple or callable
-        Training data, as ``fit`` of the estimator takes them. A function of the seed
-        returns ``(X, y)`` or ``(X, y, X_test, y_test)``: then the seed decides the data
-        too. It is called in the workers, several times a seed.
+    X : array-like, mapping, tuple, data set or callable
+        Training data, as ``fit`` of the estimator takes them. A
+        ``torch.utils.data.Dataset`` or ``DataLoader`` is pickled for several processes,
+        and one pass before the first unit tells them what they must read. A function of
+        the seed returns ``(X, y)`` or ``(X, y, X_test, y_test)``, with None as targets
+        of a data set: then the seed decides the data too. It is called in the workers,
+        several times a seed.
     y : array-like of shape (n_samples,), default=None
-        Targets; None with a function, or where the estimator's ``target`` names them.
+        Targets; None with a data set, a function, or where the estimator's ``target``
+        names them.
     estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor
         Everything else: network, warm-up, lr, iterations, device. With a GPU each
         worker has a context of its own on it.
-    X_test, y_test : array-like, default=None
+    X_test, y_test : array-like, or a data set and None, default=None
         Looked at only: the columns ``test_loss`` and ``test_score`` are of these.
         Callbacks see them as ``valid_loss`` and ``valid_score``.
     n_seeds : int or iterable of int, default=5
@@ -114,7 +122,8 @@ def compare_dynamics(
         Keep θ where the phases ended, for ``params`` and ``measure`` of the result.
     n_jobs : int, default=None
         Units at a time, through joblib, whose ``parallel_config`` chooses the back
-        end: "loky" processes unless told otherwise; "threading" works too.
+        end: "loky" processes unless told otherwise; "threading" works too, and
+        "multiprocessing" does not, since it hands over no unit before the last.
     n_threads : int, default=1
         Of PyTorch in each worker. Sums depend, in the last bits, on the number of
         threads and on nothing else here: not on ``n_jobs``, the back end or the order.
@@ -125,7 +134,8 @@ def compare_dynamics(
         the calling process; to keep what is done should the rest be lost.
     checkpoint_dir : path-like, default=None
         A folder in which warm-ups and units are kept when they have ended, and the
-        fits of the others on their way. The same call, also in another process and
+        fits of the others on their way; see also :func:`merge_checkpoints`. The same
+        call, also in another process and
         after a kill, takes from it what is there, and comes to the same table. Other
         methods, seeds and ``n_jobs`` may be asked for; with other settings, data or
         code, of metrics too, a unit is refused. Several calls, such as the jobs of a
@@ -140,6 +150,12 @@ def compare_dynamics(
         Where seeds are drawn from. The first seeds are the same if there are more.
     verbose : bool or int, default=False
         Show a progress bar over warm-ups and units.
+
+    Warns
+    -----
+    UserWarning
+        If units of one seed, some of them from the folder, were run on several kinds of
+        machine: their differences are paired no longer.
 
     Returns
     -------
@@ -197,6 +213,7 @@ def compare_dynamics(
         check_path("memory", memory)
     memory = estimator.memory if memory is None else memory
     device = resolve_device(estimator.device)  # an error here, and not in each unit
+    check_backend()
     check_threads(n_threads, n_jobs)
     estimators = resolve_methods(methods, estimator)
     resolve_random_state(random_state)
@@ -214,10 +231,12 @@ def compare_dynamics(
         n_threads=n_threads,
         provenance=provenance(device),
     )
+    check_pickles(plan.source.data, n_jobs)
     protocol = make_protocol(estimators, plan)
     folders = _folders(checkpoint_dir, checkpoint_every, plan, estimators)
     done: dict[tuple[str, int], Unit] = {}
     origin: list[dict[str, Any]] = []
+    machines: list[tuple[int, dict[str, Any]]] = []
     total = len(seeds) * (1 + len(estimators))
     before = torch.get_num_threads()
     try:
@@ -233,6 +252,7 @@ def compare_dynamics(
             ):
                 label, seed = unit.record["method"], unit.record["seed"]
                 done[label, seed] = unit
+                machines.append((seed, place))
                 if place not in origin:
                     origin.append(place)
                 if on_unit is not None:
@@ -240,6 +260,9 @@ def compare_dynamics(
                     on_unit(_collect([unit], own, [place], plan.source))
     finally:
         torch.set_num_threads(before)
+    mixed = describe_mixture(machines)
+    if mixed is not None:
+        warnings.warn(f"{mixed}: its methods are not paired.", stacklevel=2)
     ordered = [done[label, seed] for label in estimators for seed in seeds]
     return _collect(ordered, protocol, origin, plan.source)
 

@@ -8,16 +8,31 @@ from typing import Any
 
 import numpy as np
 from joblib import cpu_count, effective_n_jobs
+from joblib.externals.loky.backend.reduction import (  # type: ignore[import-untyped]
+    dumps,
+)
+from joblib.parallel import SequentialBackend, get_active_backend
 from sklearn.utils import check_array
 
 from flatmin._utils.arrays import check_one_shape, to_numpy
-from flatmin._utils.messages import naming
+from flatmin._utils.messages import message, naming
 from flatmin._utils.numbers import check_count, check_positive, is_count, is_number
 from flatmin._utils.random import spawn_seeds
 from flatmin._utils.trees import as_tree, check_one_length, is_nested
-from flatmin.risk.data.source import split_targets
+from flatmin.estimators._inputs import as_source
+from flatmin.risk.data.source import Source, is_data_set, split_targets
 
-__all__ = ["check_quench", "check_threads", "resolve_data", "resolve_seeds"]
+__all__ = [
+    "check_backend",
+    "check_pickles",
+    "check_quench",
+    "check_threads",
+    "resolve_data",
+    "resolve_seeds",
+]
+
+# Examples that are in memory at a time while a data set is looked through.
+_N_LOOKED_AT = 256
 
 
 def check_quench(
@@ -45,24 +60,72 @@ def resolve_data(
     X: Any, y: Any, X_test: Any, y_test: Any, *, target: str | None
 ) -> Any:
     """Return (X, y), (X, y, X_test, y_test) or the function of the seed."""
-    if callable(X):
+    if callable(X) and not is_data_set(X):
         if any(part is not None for part in (y, X_test, y_test)):
             raise ValueError(
                 "A function of the seed returns all data: leave y, X_test and y_test "
                 "at None, or pass arrays."
             )
         return X
-    X, y = split_targets(X, y, target)
-    if X_test is not None:
+    if not is_data_set(X):
+        X, y = split_targets(X, y, target)
+    if X_test is not None and not is_data_set(X_test):
         X_test, y_test = split_targets(X_test, y_test, target)
-    if y is None:
-        raise ValueError("y must be given, unless X is a function of the seed.")
-    if (X_test is None) != (y_test is None):
+    if y is None and not is_data_set(X):
+        raise ValueError(
+            "y must be given, unless X is a data set or a function of the seed."
+        )
+    if (X_test is None) != (y_test is None) and not is_data_set(X_test):
         missing = "X_test" if X_test is None else "y_test"
         raise ValueError(f"X_test and y_test come together. Got {missing}=None.")
     parts = (X, y) if X_test is None else (X, y, X_test, y_test)
     names = ("X", "y", "X_test", "y_test")
-    return tuple(_read(name, part) for name, part in zip(names, parts, strict=False))
+    found: list[Any] = []
+    for place in range(0, len(parts), 2):
+        inputs, targets = parts[place : place + 2]
+        source = as_source(inputs, targets, target)
+        # Read once, a source knows each example, here and in every worker.
+        if source is None:
+            pairs = zip(names[place:], (inputs, targets), strict=False)
+            found += [_read(name, part) for name, part in pairs]
+        else:
+            for _ in source.batches(_N_LOOKED_AT):
+                pass
+            found += [source, None]
+    return tuple(found)
+
+
+def check_backend() -> None:
+    """Raise unless joblib's back end hands over results as they come."""
+    backend, _ = get_active_backend()
+    one_by_one = isinstance(backend, SequentialBackend)
+    if not (one_by_one or backend.supports_return_generator):
+        name = type(backend).__name__.removesuffix("Backend").lower()
+        raise ValueError(
+            "The back end of joblib must hand over units as they end, as 'loky' and "
+            f"'threading' do. Got {name!r}; choose one of them by "
+            "joblib.parallel_config(backend=...)."
+        )
+
+
+def check_pickles(held: Any, n_jobs: int | None) -> None:
+    """Raise if a data set cannot travel to the processes that are to read it."""
+    backend, _ = get_active_backend()
+    shares = getattr(backend, "supports_sharedmem", False)
+    n_workers = effective_n_jobs(n_jobs)  # type: ignore[arg-type]
+    if n_workers == 1 or shares or callable(held):
+        return
+    for name, part in zip(("X", "y", "X_test", "y_test"), held, strict=False):
+        if isinstance(part, Source):
+            try:
+                dumps(part)
+            except Exception as error:
+                raise TypeError(
+                    f"{name} must be a data set that can be pickled, for n_jobs="
+                    f"{n_jobs} processes. Got {type(part.dataset).__name__}: "
+                    f"{message(error)}. Let it open files when it is read, or use "
+                    "joblib.parallel_config(backend='threading')."
+                ) from error
 
 
 def _read(name: str, data: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flatmin._utils.messages import naming
+from flatmin.comparison._machines import describe_mixture
 from flatmin.comparison._result import ComparisonResult
 
 __all__ = ["merge_comparisons"]
@@ -29,6 +31,12 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
     -------
     ComparisonResult
         Methods and seeds in order of their first appearance.
+
+    Warns
+    -----
+    UserWarning
+        If the units of a seed were run on several kinds of machine: their differences
+        are paired no longer.
 
     Raises
     ------
@@ -77,6 +85,15 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
         )
     table = pd.concat([result.table for result in results], ignore_index=True)
     _check_starts(table)
+    # Of a result of several machines it is not known which unit was run where.
+    mixed = describe_mixture(
+        (seed, result.provenance[0])
+        for result in results
+        if len(result.provenance) == 1
+        for seed in result.seeds
+    )
+    if mixed is not None:
+        warnings.warn(f"{mixed}: its methods are not paired.", stacklevel=2)
     return ComparisonResult(
         table,
         units,

@@ -16,6 +16,7 @@ from flatmin._utils.messages import shown
 from flatmin._utils.trees import as_tree, is_nested
 from flatmin.comparison._plan import Plan
 from flatmin.estimators._parameter_roles import PARAMETERS
+from flatmin.risk.data.source import Source
 
 # Parameters that results of earlier versions do not have.
 _LATER = {"training", "keep_params_every"}
@@ -66,6 +67,8 @@ def make_protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 def array_values(data: Any) -> Any:
     """Return data such that a data frame and its values are alike.
 
+    A data set counts by the checksums of its examples.
+
     Parameters
     ----------
     data : callable or tuple of array-likes
@@ -80,6 +83,8 @@ def array_values(data: Any) -> Any:
 
 
 def _values(data: Any) -> Any:
+    if isinstance(data, Source):
+        return ["data set", data.checksums]
     if is_nested(data):
         return as_tree(data).map(_values).unpacked()
     return np.asarray(data) if hasattr(data, "__array__") else data

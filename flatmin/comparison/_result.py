@@ -19,12 +19,14 @@ from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device
 from flatmin.comparison._ends import PHASES, end_rows, failed_units, is_after
 from flatmin.comparison._files import read_comparison, write_comparison
+from flatmin.comparison._inputs import check_backend, resolve_data
 from flatmin.comparison._measure import MeasureTask, check_settings, measure_seed
 from flatmin.comparison._methods import check_estimator
 from flatmin.comparison._plan import Source, check_metrics
 from flatmin.comparison._provenance import provenance
 from flatmin.comparison._summary import summarize
 from flatmin.comparison._workers import work
+from flatmin.risk.data.source import is_data_set
 
 __all__ = ["ComparisonResult"]
 
@@ -187,12 +189,12 @@ class ComparisonResult:
         measures : dict of str to callable
             ``measure(risk, theta)`` returns a number. One with a ``stderr`` gets a
             column for that too.
-        X : array-like of shape (n_samples, n_features, ...) or callable, default=None
+        X : array-like, data set or callable, default=None
             Training data, or the function of the seed, as in
             :func:`compare_dynamics`; None are those that the comparison was run with,
             which a result from a file does not hold.
         y : array-like of shape (n_samples,), default=None
-            Targets; None with a function.
+            Targets; None with a data set or a function.
         estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor, default=None
             With the settings of the comparison, but it may be on another device; None
             is the one that it was run with.
@@ -243,6 +245,7 @@ class ComparisonResult:
             for phase in wanted:
                 check_known("phase", phase, self._phases())
             ends = ends[ends.index.isin(wanted, level="phase")]
+        check_backend()
         if X is None and y is not None:
             raise ValueError("y comes with X. Got X=None.")
         source = self._source(X, y, estimator)
@@ -332,10 +335,14 @@ class ComparisonResult:
             check_settings(estimator, self.protocol["estimator"])
         elif self.source is not None:
             estimator = self.source.estimator
-        if X is not None and (y is None) != callable(X):
-            raise ValueError("Pass X and y, or a function of the seed alone.")
+        target = None if estimator is None else estimator.target
+        holds_targets = callable(X) or is_data_set(X)
+        if X is not None and (y is None) != holds_targets and target is None:
+            raise ValueError(
+                "Pass X and y, or a function of the seed or a data set alone."
+            )
         if X is not None:
-            data = X if callable(X) else (X, y)
+            data = resolve_data(X, y, None, None, target=target)
         else:
             data = None if self.source is None else self.source.data
         if data is None or estimator is None:

@@ -21,7 +21,7 @@ __all__ = ["covariance_eigenpairs", "hessian_eigenpairs", "minibatch_eigenpairs"
 # Numbers in a matrix of gradients up to which the Gram matrix is used; above, Lanczos
 # on products with Σ. In float32 the matrix is 512 MiB, and its copies on the way four
 # times that.
-_GRAM_LIMIT = 1 << 27
+GRAM_LIMIT = 1 << 27
 
 
 def hessian_eigenpairs(
@@ -126,7 +126,7 @@ def covariance_eigenpairs(
     size = operator.shape[-1]
     largest = min(size, risk.n_examples - 1)
     k = check_count("k", k, at_most=largest, limit="min(D, N - 1)")
-    if risk.n_examples * size > _GRAM_LIMIT:
+    if risk.n_examples * size > GRAM_LIMIT:
         return eigsh(operator, k, which="LA", tol=tol, rng=rng, verbose=verbose)
     chunks = risk.per_example_gradients(theta)
     if preconditioner is not None:
@@ -136,7 +136,7 @@ def covariance_eigenpairs(
         chunks = (rows[..., operator.indices] for rows in chunks)
     rows = torch.cat(list(chunks), dim=-2)
     rows = rows - rows.mean(-2, keepdim=True)
-    return _gram_eigenpairs(rows, 1 / risk.n_examples, k, tol)
+    return gram_eigenpairs(rows, 1 / risk.n_examples, k, tol)
 
 
 def minibatch_eigenpairs(
@@ -176,10 +176,10 @@ def minibatch_eigenpairs(
     k = check_count("k", k, at_most=largest, limit="min(D, b - 1)")
     rows = risk.batch_gradients(theta, batches)
     rows = rows - rows.mean(-2, keepdim=True)
-    return _gram_eigenpairs(rows, batch_size / (n_batches - 1), k, tol)
+    return gram_eigenpairs(rows, batch_size / (n_batches - 1), k, tol)
 
 
-def _gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> Eigenpairs:
+def gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> Eigenpairs:
     """Return the top pairs of c RᵀR from those of c RRᵀ, in float64."""
     if rows.shape[-1] <= rows.shape[-2]:
         wide = rows.double()

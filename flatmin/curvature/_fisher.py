@@ -84,7 +84,7 @@ class FisherOperator(RiskOperator):
         Jv = self._point.jvp(v)
         pulled = torch.zeros_like(Jv)
         for slopes in self._slopes:
-            along = (slopes * Jv).flatten(1).sum(1)
+            along = (slopes * Jv).reshape(len(Jv), -1).sum(1)
             pulled += slopes * along.view(-1, *(1 for _ in Jv.shape[1:]))
         return self._point.vjp(pulled) / (self.risk.n_examples * self.n_samples)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flatmin.risk import resolve_loss
+from flatmin.risk import ModuleLoss, resolve_loss
 from flatmin.risk.losses.resolve_loss import LossLike
 from flatmin.risk.network.outputs import OutputTransform, read_output
 
@@ -41,7 +41,8 @@ class MeanLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.output_transform = output_transform
-        self.example_loss = resolve_loss(loss)
+        # None: such a loss is of the module and X, which a criterion does not meet.
+        self.example_loss = None if isinstance(loss, ModuleLoss) else resolve_loss(loss)
 
     def forward(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the mean loss.
@@ -55,7 +56,18 @@ class MeanLoss(nn.Module):
         Returns
         -------
         Tensor of shape ()
+
+        Raises
+        ------
+        TypeError
+            If the loss is a ``ModuleLoss``.
         """
+        if self.example_loss is None:
+            raise TypeError(
+                "A ModuleLoss is of the module and X, and skorch hands outputs and y "
+                "to a criterion. Use history_, or make_risk(X, y).value(theta) of the "
+                "estimator."
+            )
         outputs = read_output(outputs, self.output_transform)
         loss = self.example_loss.to(outputs.device, outputs.dtype)
         targets = loss.prepare_targets(targets, outputs[:1])
@@ -69,4 +81,4 @@ class MeanLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the loss's name, for ``repr``."""
-        return self.example_loss.name
+        return "ModuleLoss" if self.example_loss is None else self.example_loss.name

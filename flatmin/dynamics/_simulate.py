@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from flatmin._utils.arrays import check_floating
+from flatmin._utils.arrays import check_floating, to_array
 from flatmin._utils.callables import check_callable
 from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
@@ -109,7 +109,7 @@ class Simulation:
 def simulate(
     risk: AnalyticRisk,
     methods: Method | Iterable[Method] | Mapping[str, Method],
-    start: Tensor,
+    start: Any,
     *,
     lr: float,
     n_iter: int,
@@ -128,7 +128,7 @@ def simulate(
     risk : AnalyticRisk
     methods : str, NoiseLaw, its class, iterable or mapping of these
         Names, or laws for other settings than a law's own; a mapping gives labels.
-    start : Tensor of shape (D,) or (n_chains, D)
+    start : array-like or Tensor of shape (D,) or (n_chains, D)
         θ before the first step.
     lr : float
         η.
@@ -326,7 +326,9 @@ def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
     return laws
 
 
-def _start(risk: AnalyticRisk, start: Tensor, n_chains: int) -> Tensor:
+def _start(risk: AnalyticRisk, start: Any, n_chains: int) -> Tensor:
+    if not isinstance(start, Tensor):
+        start = torch.as_tensor(to_array("start", start))
     check_floating("start", start, 1)
     shapes = [(risk.n_params,), (n_chains, risk.n_params)]
     if tuple(start.shape) not in shapes:

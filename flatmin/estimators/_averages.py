@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import to_array
+from flatmin.estimators._outputs import outputs_and_targets
 from flatmin.estimators._trajectory import Trajectory
 from flatmin.risk.data.inputs import check_held
 from flatmin.risk.network.module_copy import copy_module
@@ -43,7 +44,7 @@ def mean_over(
     total: Any = 0.0
     for point in points:
         _write(held, point)
-        outputs, _ = estimator._outputs_and_targets(X, module)
+        outputs, _ = outputs_and_targets(estimator, X, module)
         total = total + of(outputs.astype(np.float64))
     mean: np.ndarray = total / len(points)
     return mean

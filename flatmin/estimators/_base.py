@@ -6,7 +6,6 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,12 +16,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from flatmin._runs.folder_lock import locked_folder
-from flatmin._utils.arrays import to_array, to_numpy
+from flatmin._utils.arrays import to_array
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
 from flatmin._utils.registry import pack, unpack
-from flatmin._utils.trees import call_with, leaves_of, map_inputs
 from flatmin.dynamics import (
     FlatBinding,
 )
@@ -32,10 +30,10 @@ from flatmin.estimators._inputs import (
     as_source,
     check_inputs,
     check_lengths,
-    iterate_inputs,
     read_targets,
 )
 from flatmin.estimators._laws import resolve_law
+from flatmin.estimators._outputs import outputs_and_targets, try_first
 from flatmin.estimators._parameters import CONSTRAINTS
 from flatmin.estimators._prepare import prepare, start_of
 from flatmin.estimators._routing import RoutedParamsMixin
@@ -45,12 +43,10 @@ from flatmin.estimators._trajectory import read_kept
 from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.noise._registry import BUILT_IN
-from flatmin.risk import EmpiricalRisk
-from flatmin.risk.autodiff.surroundings import as_differentiated, modes_put_back
-from flatmin.risk.data.inputs import as_input
+from flatmin.risk import EmpiricalRisk, ModuleLoss
+from flatmin.risk.autodiff.surroundings import modes_put_back
 from flatmin.risk.data.source import is_data_set, split_targets
-from flatmin.risk.network.module_copy import copy_module, graphs_left_out
-from flatmin.risk.network.outputs import read_output
+from flatmin.risk.network.module_copy import graphs_left_out
 from flatmin.risk.network.prepared_module import evaluation_mode
 
 __all__ = ["BaseNoisyDiffusion"]
@@ -112,7 +108,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             pass before training checks it and collects its targets.
         y : array-like of shape (n_samples,), default=None
             Targets; for a regressor also of shape (n_samples, n_targets). None with a
-            data set, or a mapping with a ``target``, which hold their own.
+            data set, or a mapping with a ``target``, which hold their own, and with a
+            ``ModuleLoss`` that needs none.
         sample_weight : array-like of shape (n_samples,), default=None
             wᵢ ≥ 0; only their ratios matter.
         X_val : array-like or a data set, default=None
@@ -324,7 +321,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             self._probe_loss(module, examples, first.dtype, first.device),
             *examples.for_risk(),
             sample_weight=weights,
-            output_transform=self.output_transform,
+            **self._risk_options(),
             device=device,
             dtype=dtype,
         )
@@ -340,16 +337,35 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             y = read_targets(self, source, reset=reset)
             return Examples(source, self._encode(y, reset=reset))
         X = check_inputs(self, X, reset=reset)
+        if y is None and self._takes_no_y():
+            return Examples(X, np.zeros(len(X)), has_y=False)
         y = self._encode(y, reset=reset)
         check_lengths(X, y, names)
         return Examples(X, y)
+
+    def _takes_no_y(self) -> bool:
+        """Say whether the loss may do without targets."""
+        return False
+
+    def _risk_options(self) -> dict[str, Any]:
+        """Return the settings of a risk that this estimator has by the same names."""
+        # The f of a ModuleLoss takes what it needs; predictions are transformed.
+        transform = self.output_transform
+        return {
+            "output_transform": None
+            if isinstance(self.loss, ModuleLoss)
+            else transform,
+            "positions": self.positions,
+            "l2": self.l2,
+        }
 
     def _check_validation(self, X_val: Any, y_val: Any) -> Examples | None:
         if X_val is None and y_val is None:
             return None
         if X_val is not None:
             X_val, y_val = split_targets(X_val, y_val, self.target)
-        if X_val is None or (y_val is None and not is_data_set(X_val)):
+        held = is_data_set(X_val) or self._takes_no_y()
+        if X_val is None or (y_val is None and not held):
             missing = "X_val" if X_val is None else "y_val"
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         return self._check_examples(X_val, y_val, "X_val and y_val", reset=False)
@@ -363,39 +379,12 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> Any:
         if not (isinstance(self.loss, str) and self.loss == "auto"):
             return self.loss
-        first = map_inputs(lambda leaf: leaf.to(device), examples.first_input())
-        first = as_input(first, module, dtype)
-        outputs: Any = None
-        # What the module cannot take, or does not return, the risk will say.
-        with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
-            returned = call_with(evaluation_mode(copy_module(module)), first)
-            outputs = read_output(returned, self.output_transform)
-        return self._resolve_loss(leaves_of(first)[0] if outputs is None else outputs)
+        outputs = try_first(module, examples, dtype, device, self.output_transform)
+        return self._resolve_loss(outputs)
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the network's outputs, around the data loader and its seeds."""
-        return self._outputs_and_targets(X)[0]
-
-    @modes_put_back
-    def _outputs_and_targets(
-        self, X: Any, module: nn.Module | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the outputs, and the targets that a data set has, by one pass."""
-        check_is_fitted(self)
-        module = self.module_ if module is None else module
-        first = next(module.parameters())
-        outputs, targets = [], []
-        with as_differentiated(module, keeps_graph=self._keeps_graph):
-            for rows, y in iterate_inputs(self, X, self._chunk_size):
-                part = map_inputs(
-                    lambda leaf: torch.as_tensor(leaf.copy(), device=first.device), rows
-                )
-                part = as_input(part, module, first.dtype)
-                output = read_output(call_with(module, part), self.output_transform)
-                outputs.append(output.detach().cpu().numpy())
-                if y is not None:
-                    targets.append(to_numpy("y", y))
-        return np.concatenate(outputs), np.concatenate(targets) if targets else None
+        return outputs_and_targets(self, X)[0]
 
     @modes_put_back
     def __getstate__(self) -> dict[str, Any]:

@@ -26,7 +26,9 @@ from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetClassifier
+from flatmin.estimators._outputs import outputs_and_targets
 from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
+from flatmin.risk import ModuleLoss
 from flatmin.risk.data.source import split_targets
 
 __all__ = ["NoisyDiffusionClassifier"]
@@ -45,7 +47,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     loss : str, loss module or callable, default="auto"
         "auto" is "cross_entropy" on logits, and "binary_cross_entropy" for a module
         with one output and two classes; else as in :class:`flatmin.EmpiricalRisk`.
-        Probabilities are softmax, or for one output sigmoid, of the outputs.
+        Probabilities are softmax, or for one output sigmoid, of the outputs. A
+        :class:`~flatmin.risk.ModuleLoss` is given the labels as 0, 1, ...; then
+        ``train_score`` and ``valid_score`` are NaN.
     lr : float, default=0.02
         η.
     class_weight : dict, "balanced" or None, default=None
@@ -93,6 +97,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         loss="auto",
         output_transform=None,
         target=None,
+        positions="all",
+        l2=0.0,
         lr=0.02,
         max_iter=2000,
         batch_size=None,
@@ -128,6 +134,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.loss = loss
         self.output_transform = output_transform
         self.target = target
+        self.positions = positions
+        self.l2 = l2
         self.lr = lr
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -226,7 +234,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
             return super().score(X, y, sample_weight)
-        outputs, y = self._outputs_and_targets(source)
+        outputs, y = outputs_and_targets(self, source)
         return accuracy_score(y, self._labels(outputs), sample_weight=sample_weight)
 
     def _scores(self, outputs: np.ndarray) -> np.ndarray:
@@ -337,6 +345,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         n_classes = len(self.classes_)
         target: Tensor | None = None
+        if isinstance(self.loss, ModuleLoss):  # whose outputs are the losses
+            return lambda losses: float("nan")
 
         def accuracy(outputs: Tensor) -> float:
             nonlocal target

@@ -23,6 +23,7 @@ class Examples:
 
     X: np.ndarray | Tree | Source  # (n, ...)
     y: np.ndarray  # (n, ...)
+    has_y: bool = True  # False: y is 0, and the loss is given none
 
     @property
     def streamed(self) -> bool:
@@ -53,14 +54,14 @@ class Examples:
         """Return X and y as :class:`flatmin.EmpiricalRisk` takes them."""
         if isinstance(self.X, Source):
             return self.X.with_targets(torch.as_tensor(self.y)), None
-        return self.X, self.y
+        return self.X, self.y if self.has_y else None
 
     def for_skorch(self, module: nn.Module, dtype: torch.dtype) -> Dataset:
         """Return the skorch data set, whose ``X`` and ``y`` callbacks see."""
         if isinstance(self.X, Source):
             return _Streamed(self.X, self.y, module, dtype)
-        X = network_input(self.X, module, dtype)
-        return NestedDataset(X, self.y) if isinstance(X, Tree) else Dataset(X, self.y)
+        X, y = network_input(self.X, module, dtype), self.y if self.has_y else None
+        return NestedDataset(X, y) if isinstance(X, Tree) else Dataset(X, y)
 
     def first_input(self) -> Inputs:
         """Return X of one example, shape (1, ...)."""
@@ -72,7 +73,8 @@ class Examples:
         """Return what tells these data from others: for a data set, its checksums."""
         streamed = isinstance(self.X, Source)
         X = self.first_input() if streamed else self.X
-        known = [X.unpacked() if isinstance(X, Tree) else X, self.y]
+        y = self.y if self.has_y else None
+        known = [X.unpacked() if isinstance(X, Tree) else X, y]
         return [*known, self.X.checksums] if isinstance(self.X, Source) else known
 
 

@@ -86,8 +86,9 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray | Tree:
     Parameters
     ----------
     estimator : estimator
-        Gets, or has, ``_input_shape``, a dict by leaf for a mapping or a tuple; for an
-        array also ``n_features_in_`` and ``feature_names_in_``.
+        Gets, or has, ``_input_shape``, a dict by leaf for a mapping or a tuple, which
+        has ``_input_kinds`` of its numbers too; for an array also ``n_features_in_``
+        and ``feature_names_in_``.
     X : array-like of shape (n_samples, n_features, ...), or a mapping or tuple of them
     reset : bool
         Whether X is to be trained on.
@@ -159,6 +160,7 @@ def _check_tree(estimator: Any, X: Any, *, reset: bool) -> Tree:
     shapes = {name: leaf.shape[1:] for name, leaf in tree.named()}
     if reset:
         estimator._input_shape = shapes
+        estimator._input_kinds = {n: _kind(leaf) for n, leaf in tree.named()}
         for learnt in ("n_features_in_", "feature_names_in_"):  # of an earlier fit
             vars(estimator).pop(learnt, None)
         return tree
@@ -180,7 +182,27 @@ def _check_tree(estimator: Any, X: Any, *, reset: bool) -> Tree:
                 f"{('n', *expected[name])}. Got {('n', *shape)}; pad, or cut, the "
                 "examples to the length of those."
             )
-    return tree
+    kinds = estimator._input_kinds
+    return tree.with_leaves(
+        _of_kind(name, leaf, kinds[name]) for name, leaf in tree.named()
+    )
+
+
+def _kind(leaf: np.ndarray) -> str:
+    return {"b": "truth values", "f": "floating numbers"}.get(
+        leaf.dtype.kind, "integers"
+    )
+
+
+def _of_kind(name: str, leaf: np.ndarray, kind: str) -> np.ndarray:
+    """Return numbers in the kind of the training data, or raise: ~mask of 1 is -2."""
+    if _kind(leaf) == kind:
+        return leaf
+    if kind == "floating numbers":
+        return leaf.astype(np.float64)
+    raise ValueError(
+        f"{name} must hold {kind}, as in the training data. Got {leaf.dtype}."
+    )
 
 
 def read_targets(estimator: Any, source: Source, *, reset: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 from flatmin._utils.trees import as_tree, call_with, lists_as_tuples
 from flatmin.dynamics import NoisyNetClassifier, NoisyNetRegressor
 from flatmin.estimators._examples import NestedDataset
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.outputs import read_output
 from flatmin.risk.network.prepared_module import evaluation_mode
@@ -22,9 +22,9 @@ __all__ = ["EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
 
 # What an estimator has learnt of the data besides θ, and the loss.
 _READS = {
-    *("loss", "output_transform", "target"),
+    *("loss", "output_transform", "target", "positions", "l2"),
     *("classes_", "n_features_in_", "feature_names_in_"),
-    *("_encoder", "_by_class", "_input_shape", "_target_shape"),
+    *("_encoder", "_by_class", "_input_shape", "_input_kinds", "_target_shape"),
 }
 
 
@@ -67,9 +67,12 @@ class _EstimatorNet:
         -------
         Tensor of shape ()
         """
-        targets = torch.as_tensor(self.reader_._encode(y_true, reset=False))
         device = next(self.module_.parameters()).device
-        loss: Tensor = self.criterion_(y_pred, targets.to(device))  # type: ignore[attr-defined]
+        targets = y_true  # of a ModuleLoss, for which the criterion raises
+        if not isinstance(self.reader_.loss, ModuleLoss):
+            encoded = self.reader_._encode(y_true, reset=False)
+            targets = torch.as_tensor(encoded).to(device)
+        loss: Tensor = self.criterion_(y_pred, targets)  # type: ignore[attr-defined]
         return loss
 
     def get_dataset(self, X: Any, y: Any = None) -> Any:
@@ -99,6 +102,22 @@ class _EstimatorNet:
                 self.module_, tree.map(lambda leaf: to_tensor(leaf, device))
             )
         return super().infer(x, **fit_params)  # type: ignore[misc]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return probabilities of a classifier's labels, or a regressor's outputs.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            As the module takes it.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, ...)
+        """
+        turned = self._get_predict_nonlinearity()(torch.as_tensor(self._raw(X)))  # type: ignore[attr-defined]
+        probabilities: np.ndarray = turned.numpy()
+        return probabilities
 
     def _raw(self, X: Any) -> np.ndarray:
         transform = self.reader_.output_transform

@@ -8,7 +8,15 @@ _BY_ROLE = {
     # Where a run begins, and on which loss.
     "start": (
         *("module", "module_params", "loss", "output_transform", "target"),
-        *("class_weight", "dtype", "batch_norm", "params_init", "warmup"),
+        *(
+            "positions",
+            "l2",
+            "class_weight",
+            "dtype",
+            "batch_norm",
+            "params_init",
+            "warmup",
+        ),
     ),
     # How it goes on from there, and how often that is recorded.
     "run": (

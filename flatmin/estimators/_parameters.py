@@ -22,6 +22,8 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "module_params": [None, dict],
     "output_transform": [None, callable],
     "target": [None, str],
+    "positions": [StrOptions({"all", "example"})],
+    "l2": [Interval(Real, 0, None, closed="left")],
     "method": [str, NoiseLaw, type],
     "method_params": [None, dict],
     "lr": [Interval(Real, 0, None, closed="neither")],
@@ -67,6 +69,14 @@ output_transform : callable, default=None
 target : str, default=None
     The name of the targets, where X, or an example of a data set, is a mapping that
     holds them: then y is None.
+positions : {"all", "example"}, default="all"
+    What an example with several targets counts: L is the mean over all targets, or over
+    examples of each one's mean; see :class:`flatmin.EmpiricalRisk`.
+l2 : float, default=0.0
+    λ of a penalty (λ/2)‖θ‖², which is a part of L, of g₀ and of H: so it is in
+    ``loss``, ``valid_loss`` and ``risk_``, and not in the noise, nor in what
+    ``net_.get_loss`` returns. A ``weight_decay`` of the optimizer is a part of the step
+    alone.
 method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
     A name from :data:`flatmin.noise.METHODS`, which
     :func:`flatmin.noise.register_law` adds to, an instance, or a class.

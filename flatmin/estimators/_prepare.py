@@ -82,7 +82,7 @@ def prepare(
         module = _build(estimator, examples, seeds["init"], dtype=dtype, device=device)
     loss = estimator._probe_loss(module, examples, dtype, device)
     options = {
-        "output_transform": estimator.output_transform,
+        **estimator._risk_options(),
         "batch_norm": estimator.batch_norm,
         "device": device,
         "dtype": dtype,

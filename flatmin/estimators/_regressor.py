@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ from flatmin.estimators._averages import mean_over
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetRegressor
+from flatmin.estimators._outputs import outputs_and_targets
 from flatmin.estimators._parameters import with_shared_entries
+from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.data.source import is_data_set, split_targets
 
 __all__ = ["NoisyDiffusionRegressor"]
@@ -34,9 +37,11 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
 
     Parameters
     ----------
-    loss : str, loss module or callable, default="auto"
+    loss : str, loss module, callable or ModuleLoss, default="auto"
         "auto" is "squared_error", the mean over targets of (f - y)²; else as in
-        :class:`flatmin.EmpiricalRisk`.
+        :class:`flatmin.EmpiricalRisk`. With a :class:`~flatmin.risk.ModuleLoss` y may
+        be None, scores are minus the mean loss, and predictions what the module
+        returns, in the shape of y if they have as many numbers.
     lr : float, default=0.001
         η. Small, so that targets far from unit scale do not make it diverge; with
         standardised y use more.
@@ -72,6 +77,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         loss="auto",
         output_transform=None,
         target=None,
+        positions="all",
+        l2=0.0,
         lr=0.001,
         max_iter=2000,
         batch_size=None,
@@ -106,6 +113,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.loss = loss
         self.output_transform = output_transform
         self.target = target
+        self.positions = positions
+        self.l2 = l2
         self.lr = lr
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -161,6 +170,9 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R².
 
+        With a ``ModuleLoss``, of which nobody knows what is compared with y, minus the
+        mean of its losses, without a penalty.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features, ...), or a data set
@@ -172,16 +184,30 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         -------
         float
         """
+        if isinstance(self.loss, ModuleLoss):
+            return self._minus_loss(self.make_risk(X, y, sample_weight))
         X, y = split_targets(X, y, self.target)
         source = as_source(X, y, self.target)
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
             return super().score(X, y, sample_weight)
-        outputs, y = self._outputs_and_targets(source)
+        outputs, y = outputs_and_targets(self, source)
         predicted = self._in_target_shape(outputs)
         return r2_score(y, predicted, sample_weight=sample_weight)
 
+    def _minus_loss(self, risk: EmpiricalRisk) -> float:
+        theta = risk.params()
+        penalty = risk.l2 / 2 * theta.double().square().sum()
+        return float(penalty - risk.value(theta).double())
+
+    def _takes_no_y(self) -> bool:
+        return isinstance(self.loss, ModuleLoss)
+
     def _in_target_shape(self, outputs: np.ndarray) -> np.ndarray:
+        shape = getattr(self, "_target_shape", None)
+        fits = shape is not None and outputs[0].size == math.prod(shape)
+        if isinstance(self.loss, ModuleLoss) and not fits:
+            return outputs
         return outputs.reshape(-1, *self._target_shape)
 
     def _encode(self, y: Any, *, reset: bool) -> np.ndarray:
@@ -215,6 +241,8 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
 
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         flat = y.reshape(len(y), -1)
+        if isinstance(self.loss, ModuleLoss):  # whose outputs are the losses
+            return lambda losses: -float(losses.double().mean())
 
         def determination(outputs: Tensor) -> float:
             predicted = outputs.cpu().numpy().reshape(len(y), -1)

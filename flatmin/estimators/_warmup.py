@@ -128,6 +128,8 @@ def _describe(estimator: Any, run: Run, descent: NoisyDescent) -> dict[str, str]
             ],
             "loss": estimator.loss,
             "output_transform": estimator.output_transform,
+            "positions": estimator.positions,
+            "l2": float(estimator.l2),
             "law": descent.law,
             "optimizer": type(descent.optimizer),
             "lr": float(descent.optimizer.param_groups[0]["lr"]),

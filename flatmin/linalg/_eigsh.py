@@ -131,12 +131,9 @@ def eigsh(
         max_matvecs = check_count("max_matvecs", max_matvecs, at_least=k)
     start = None if v0 is None else _normalised(operator, v0)
 
-    n_basis = max(20, 2 * k + 10)
-    if (4 * k + 40) * size <= _ROOMY:
-        n_basis = 4 * k + 40
-    # A basis of nearly D vectors is the whole space: then D products give all pairs.
+    n_basis = basis_size(size, k)
     unit = UnitScaled(operator)
-    if size <= max(64, n_basis + k + 2):
+    if is_dense(size, k):
         return _rescaled(_dense(unit, k, which, tol), unit)
     limit = 20 * (k + 20) if max_matvecs is None else max_matvecs
     generator = make_generator(rng, operator.device)
@@ -156,6 +153,18 @@ def eigsh(
             bar=bar,
         )
     return _rescaled(result, unit)
+
+
+def basis_size(size: int, k: int) -> int:
+    """Return how many vectors a basis for k of ``size`` eigenpairs may hold."""
+    roomy = 4 * k + 40
+    return roomy if roomy * size <= _ROOMY else max(20, 2 * k + 10)
+
+
+def is_dense(size: int, k: int) -> bool:
+    """Return whether all pairs are taken from the whole matrix, by D products."""
+    # A basis of nearly D vectors is the whole space.
+    return size <= max(64, basis_size(size, k) + k + 2)
 
 
 def _rescaled(result: Eigenpairs, unit: UnitScaled) -> Eigenpairs:

@@ -1,6 +1,7 @@
 """Alignment, gradient noise, sharpness and stability: pure functions of (risk, θ)."""
 
 from flatmin.measures._alignment import alignment
+from flatmin.measures._alignment_by_layer import LayerAlignments, alignment_by_layer
 from flatmin.measures._alignment_result import Alignment
 from flatmin.measures._ascent_sharpness import asam_sharpness, sam_sharpness
 from flatmin.measures._curvature_sharpness import max_eigenvalue, trace_sharpness
@@ -46,6 +47,7 @@ __all__ = [
     "CurveProfile",
     "Gaussianity",
     "GradientNoise",
+    "LayerAlignments",
     "LossScaledAlignment",
     "NoiseSpectrum",
     "PowerLaw",
@@ -54,6 +56,7 @@ __all__ = [
     "TraceProduct",
     "adaptive_expected_sharpness",
     "alignment",
+    "alignment_by_layer",
     "asam_sharpness",
     "bezier_profile",
     "cosines",

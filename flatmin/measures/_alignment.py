@@ -17,6 +17,7 @@ from flatmin.curvature import (
     covariance_eigenpairs,
 )
 from flatmin.curvature._covariance import covariance_operator
+from flatmin.curvature._eigenpairs import gram_eigenpairs
 from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Estimate, eigsh
@@ -34,10 +35,11 @@ from flatmin.measures._subspaces import (
 from flatmin.measures._trace_product import (
     low_rank_trace_product,
     trace_hessian_covariance,
+    trace_product_of_rows,
 )
 from flatmin.risk import Risk
 
-__all__ = ["alignment"]
+__all__ = ["align", "alignment", "alignment_moments"]
 
 
 def alignment(
@@ -125,17 +127,61 @@ def alignment(
         raise ValueError(
             f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
         )
-    generator = make_generator(rng, risk.device)
+    return align(
+        risk,
+        theta,
+        k,
+        select=select,
+        preconditioner=preconditioner,
+        tol=tol,
+        rtol=rtol,
+        max_matvecs=max_matvecs,
+        rng=make_generator(rng, risk.device),
+        verbose=bool(verbose),
+    )
+
+
+def alignment_moments(
+    risk: Risk, theta: Tensor, indices: Tensor | None, preconditioner: Tensor | None
+) -> GradientMoments:
+    """Return g₀ and diag(Σ), or with a preconditioner diag(PΣP)."""
+    moments = gradient_moments(risk, theta, indices)
+    if preconditioner is None:
+        return moments
+    return _preconditioned(moments, preconditioner, risk, indices)
+
+
+def align(
+    risk: Risk,
+    theta: Tensor,
+    k: int,
+    *,
+    select: str | list[str] | None,
+    preconditioner: Tensor | None,
+    tol: float,
+    rtol: float,
+    max_matvecs: int,
+    rng: torch.Generator,
+    verbose: bool,
+    moments: GradientMoments | None = None,
+    rows: Tensor | None = None,
+) -> Alignment:
+    """Return what :func:`alignment` does."""
+    # moments, and rows, the centred gradients of the block, of shape (N, d), are there
+    # if one sweep has given those of all blocks. Then Σ costs no further pass.
+    generator = rng
     hessian = HessianOperator(risk, theta, select=select)
     covariance = covariance_operator(risk, theta, preconditioner, select)
     size = hessian.shape[-1]
-    moments = gradient_moments(risk, theta, hessian.indices)
-    if preconditioner is not None:
-        moments = _preconditioned(moments, preconditioner, risk, hessian.indices)
+    if moments is None:
+        moments = alignment_moments(risk, theta, hessian.indices, preconditioner)
     moments.check_noise("The alignment of Σ with H")
     noise: Any = {"select": select, "preconditioner": preconditioner}
-    look: Any = {"rng": generator, "verbose": bool(verbose)}
-    V = covariance_eigenpairs(risk, theta, k, tol=tol, **noise, **look)
+    look: Any = {"rng": generator, "verbose": verbose}
+    if rows is None:
+        V = covariance_eigenpairs(risk, theta, k, tol=tol, **noise, **look)
+    else:
+        V = gram_eigenpairs(rows, 1 / risk.n_examples, k, tol)
     more = eigsh(hessian, min(k + 1, size), tol=tol, **look)
     U = _first(more, k)
     if not bool(more.eigenvalues.any()):
@@ -146,11 +192,18 @@ def alignment(
     accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, **look}
     first = U.eigenvectors[:, 0]
     variance = (first.double() * covariance.matvec(first).double()).sum()
-    product = trace_hessian_covariance(risk, theta, **noise, **accuracy)
+    if rows is None:
+        product = trace_hessian_covariance(risk, theta, **noise, **accuracy)
+    else:
+        product = trace_product_of_rows(hessian, rows, **accuracy)
     low_rank = low_rank_trace_product(hessian, covariance, V, generator)
     hessian_trace = deflated_trace(hessian, U, **accuracy)
     hessian_norm = deflated_norm(hessian, U, **accuracy)
-    covariance_norm = deflated_norm(covariance, V, **accuracy)
+    if rows is None:
+        covariance_norm = deflated_norm(covariance, V, **accuracy)
+    else:  # ‖RᵀR‖ is ‖RRᵀ‖
+        gram = rows.double() @ rows.double().mT / risk.n_examples
+        covariance_norm = exact(torch.linalg.matrix_norm(gram))
     eps = CLEAR * torch.finfo(risk.dtype).eps
     rounding = eps * hessian_norm.value
     clear_hessian = U.eigenvalues.abs() > rounding
@@ -188,7 +241,10 @@ def alignment(
         low_rank=low_rank,
         first_variance=variance,
         decay=unless("d", lambda: _decay(more.eigenvalues, k, size)),
-        n_matvecs=hessian.n_matvecs + covariance.n_matvecs + product.n_matvecs,
+        # From rows the product is of the same H, which has counted it.
+        n_matvecs=hessian.n_matvecs
+        + covariance.n_matvecs
+        + (product.n_matvecs if rows is None else 0),
         undefined=undefined,
         noise="Σ" if preconditioner is None else "PΣP",
     )

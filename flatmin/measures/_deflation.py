@@ -23,7 +23,7 @@ from flatmin.linalg import (
 __all__ = ["deflated_norm", "deflated_trace"]
 
 # Products after which the error is looked at: the rest may be small beside the pairs.
-_PILOT = 20
+PILOT = 20
 
 
 def deflated_trace(
@@ -108,9 +108,9 @@ def _after_a_pilot(
     total: Callable[[int], Estimate], size: int, rtol: float, max_matvecs: int
 ) -> Estimate:
     """Return the estimate of few products if that will do, else of all."""
-    if not size > max_matvecs > _PILOT:
+    if not size > max_matvecs > PILOT:
         return total(max_matvecs)
-    first = total(_PILOT)
+    first = total(PILOT)
     if bool(first.stderr <= rtol * first.value.abs()):
         return first
     second = total(max_matvecs)

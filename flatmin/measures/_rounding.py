@@ -20,7 +20,7 @@ CLEAR = 30.0
 _PROBED = 256
 
 # Below this many a single second look can agree with the first by luck.
-_FEW = 16
+FEW = 16
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def gradient_moments(
     mean_moved: list[Tensor] = []
     value_moved: list[Tensor] = []
     theta = theta.to(risk.dtype)
-    for seed in range(1 if risk.n_examples >= _FEW else 4):
+    for seed in range(1 if risk.n_examples >= FEW else 4):
         at = nearby(theta, seed)
         other, gradient = risk.value_and_gradient(at)
         value_moved.append((other.double() - value).abs())

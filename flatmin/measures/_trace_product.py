@@ -208,6 +208,50 @@ def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
     return TraceProduct(value, zero, operator.n_matvecs, bound=zero)
 
 
+def trace_product_of_rows(
+    operator: RiskOperator,
+    rows: Tensor,
+    *,
+    rtol: float,
+    max_matvecs: int,
+    rng: torch.Generator,
+    verbose: bool,
+) -> TraceProduct:
+    """Return Tr(HΣ) for Σ = RᵀR / N, by a product with H a row or a sample.
+
+    Parameters
+    ----------
+    operator : RiskOperator
+        H.
+    rows : Tensor of shape (N, d)
+        R, the centred gradients.
+    rtol : float
+    max_matvecs : int
+    rng : torch.Generator
+    verbose : bool
+
+    Returns
+    -------
+    TraceProduct
+    """
+    before, n = operator.n_matvecs, len(rows)
+    if rows.shape[1] <= min(n, max_matvecs):
+        H, R = operator.to_dense().double(), rows.double()
+        value = ((R @ H) * R).sum() / n
+        zero = torch.zeros_like(value)
+        return TraceProduct(value, zero, operator.n_matvecs - before, bound=zero)
+
+    def product(z: Tensor) -> Tensor:
+        return rows @ operator.matvec(rows.mT @ z) / n
+
+    inner = FunctionOperator(product, n, dtype=rows.dtype, device=rows.device)
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": rng}
+    result = trace(inner, **accuracy, verbose=verbose)  # exact for N ≤ max_matvecs
+    value, stderr = result.value.double(), result.stderr.double()
+    n_matvecs = operator.n_matvecs - before
+    return TraceProduct(value, stderr, n_matvecs, bound=torch.zeros_like(value))
+
+
 def _sampled(
     operator: RiskOperator,
     P: Tensor | float,

@@ -65,6 +65,13 @@ class GLDGGN(MatchedLaw):
         self.match_every = match_every
         self.refresh_every = refresh_every
 
+    def check(self, risk: Risk) -> None:
+        """See :meth:`NoiseLaw.check`."""
+        super().check(risk)
+        examine = getattr(risk, "check_gauss_newton", None)
+        if examine is not None:
+            examine()
+
     def _refresh(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> GGNState:

@@ -10,7 +10,32 @@ import numpy as np
 
 from flatmin._utils.messages import naming
 
-__all__ = ["check_axes", "legend", "line_styles", "make_axes", "scaled", "tidy_axes"]
+__all__ = [
+    "LABELS",
+    "check_axes",
+    "legend",
+    "line_styles",
+    "make_axes",
+    "make_solid_axes",
+    "panel_size",
+    "scaled",
+    "tidy_axes",
+]
+
+# What axes call the columns of a run.
+LABELS = {
+    "loss": r"loss $L(\theta)$",
+    "valid_loss": "validation loss",
+    "test_loss": "test loss",
+    "train_score": "training score",
+    "valid_score": "validation score",
+    "test_score": "test score",
+    "sharpness": r"sharpness $\mathbb{E}\Delta{}L$",
+    "end_sharpness": r"sharpness $\mathbb{E}\Delta{}L$",
+    "max_eigenvalue": r"$\lambda_1$ of $H$",
+    "gradient_norm": r"$\|g_0\|$",
+    "noise_norm": r"$\sqrt{\mathrm{Tr}\,C}$",
+}
 
 # Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
 _STRONG = (0, 1, 2, 3, 4, 9, 5)
@@ -102,6 +127,38 @@ def make_axes(ax: Any, n: int, *, vertical: bool = False) -> np.ndarray:
     return np.array(axes, dtype=object)
 
 
+def make_solid_axes(ax: Any) -> np.ndarray:
+    """Return one axes of three dimensions.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes3D, array-like of one of them, or None
+        None makes a figure.
+
+    Returns
+    -------
+    ndarray of shape (1,) of matplotlib Axes3D
+
+    Raises
+    ------
+    ValueError
+        If it has two dimensions.
+    """
+    import matplotlib.pyplot as plt
+
+    check_axes(ax, 1)
+    if ax is None:
+        # A layout leaves no room for the labels of the upright axis.
+        ax = plt.figure().add_subplot(projection="3d")
+    given = np.array(ax, dtype=object, ndmin=1).ravel()
+    if given[0].name != "3d":
+        raise ValueError(
+            "ax must have three dimensions for a surface. Got one with two; make it "
+            "with plt.subplots(subplot_kw={'projection': '3d'})."
+        )
+    return given
+
+
 def line_styles(n: int) -> list[dict[str, Any]]:
     """Return colour and dashes of n lines: safe for the colour-blind, all different.
 
@@ -155,7 +212,7 @@ def legend(ax: Any, *, title: str | None = None, inside: bool = False) -> Any:
     handles, labels = ax.get_legend_handles_labels()
     figure = ax.get_figure(root=True)
     above = not inside and figure.get_layout_engine() is not None
-    width, height = _panel_size(ax)
+    width, height = panel_size(ax)
     room = _ABOVE * figure.get_size_inches()[1] if above else _INSIDE * height
     full = scaled(ax, _points("legend.fontsize"))
     for shrink in (1.0, 0.9, 0.8, 0.7, 0.6):
@@ -207,7 +264,7 @@ def tidy_axes(ax: Any, *, spines: bool = False, colorbar: Any = None) -> None:
         sns.despine(ax=ax)
     size, ticks = _points("axes.labelsize"), scaled(ax, _points("xtick.labelsize"))
     dpi = ax.get_figure(root=True).dpi
-    for axis, room in zip((ax.xaxis, ax.yaxis), _panel_size(ax), strict=True):
+    for axis, room in zip((ax.xaxis, ax.yaxis), panel_size(ax), strict=True):
         axis.label.set_size(scaled(ax, size))
         _wrap(axis.label, room * dpi)
         axis.get_offset_text().set_size(ticks)
@@ -230,7 +287,7 @@ def scaled(ax: Any, points: float) -> float:
     -------
     float
     """
-    width, height = _panel_size(ax)
+    width, height = panel_size(ax)
     scale = np.clip(min(width / _FULL_WIDTH, height / _FULL_HEIGHT), _SMALLEST, 1)
     return float(points * scale)
 
@@ -267,9 +324,20 @@ def _wrap(label: Any, room: float) -> None:
         label.set_text(_fold(text, int(_visible_length(text) * room / length)))
 
 
-def _panel_size(ax: Any) -> np.ndarray:
-    """Return width and height in inches, before any layout."""
-    return ax.get_position().size * ax.get_figure(root=True).get_size_inches()
+def panel_size(ax: Any) -> np.ndarray:
+    """Return width and height in inches, before any layout.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+
+    Returns
+    -------
+    ndarray of shape (2,)
+    """
+    figure = ax.get_figure(root=False)  # which may be a part of the whole
+    size: np.ndarray = ax.get_position().size * figure.bbox.size / figure.dpi
+    return size
 
 
 def _points(name: Any) -> float:

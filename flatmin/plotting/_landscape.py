@@ -13,22 +13,27 @@ from flatmin._utils.numbers import check_flag, check_positive, is_count
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._directions import check_trajectory, plane_through, project
-from flatmin.plotting._figure import check_axes, make_axes
-from flatmin.plotting._landscape_drawing import draw_line, draw_plane
+from flatmin.plotting._figure import check_axes, make_axes, make_solid_axes
+from flatmin.plotting._landscape_drawing import draw_line, draw_plane, draw_surface
 from flatmin.plotting._models import fit_analyzer
 from flatmin.plotting._sections import (
     axis_labels,
+    box_around,
     check_grid,
+    check_metric,
     curvatures_along,
-    losses_on,
+    metric_name,
     section_directions,
     section_reach,
+    values_on,
 )
 
 __all__ = ["LandscapeDisplay"]
 
 _DIRECTIONS = ("hessian", "covariance", "random", "trajectory")
 _LOG_FROM = 10  # ratio of the largest to the smallest loss
+# Where the loss falls to 0, all of a logarithmic scale would be spent on rounding.
+_LOG_RANGE = 1e-6
 
 
 class LandscapeDisplay(BaseDisplay):
@@ -42,9 +47,9 @@ class LandscapeDisplay(BaseDisplay):
     ----------
     x : array-like of shape (n,)
         Steps along a, rising.
-    loss : array-like of shape (n,) or (m, n)
-        On the line, or in the plane where y changes from row to row. What is not
-        finite stays white.
+    values : array-like of shape (n,) or (m, n)
+        The loss, or another quantity, on the line, or in the plane where y changes from
+        row to row. What is not finite stays white.
     y : array-like of shape (m,), default=None
         Steps along b; None with a line.
     labels : tuple of str, default=("x", "y")
@@ -58,6 +63,8 @@ class LandscapeDisplay(BaseDisplay):
         Its coordinates, from the start to the end.
     share : float, default=None
         Of the trajectory's variance, the part in the line or plane, from 0 to 1.
+    quantity : str, default="loss"
+        What the values are.
 
     Attributes
     ----------
@@ -68,6 +75,8 @@ class LandscapeDisplay(BaseDisplay):
         The loss, on a line.
     contours_ : matplotlib QuadContourSet
         The loss, in a plane.
+    surface_ : mpl_toolkits.mplot3d.art3d.Poly3DCollection
+        The loss over a plane, with ``kind="surface"``.
     colorbar_ : matplotlib Colorbar
     trajectory_line_ : matplotlib Line2D
         If there is a trajectory.
@@ -93,7 +102,7 @@ class LandscapeDisplay(BaseDisplay):
     >>> display = LandscapeDisplay.from_estimator(
     ...     net, [[1.0]], [1.0], loss="squared_error", n_directions=1, n_points=5
     ... )
-    >>> display.x, display.loss
+    >>> display.x, display.values
     (array([-1. , -0.5,  0. ,  0.5,  1. ]), array([1.  , 0.25, 0.  , 0.25, 1.  ]))
     >>> plt.close(display.figure_)
     """
@@ -101,7 +110,7 @@ class LandscapeDisplay(BaseDisplay):
     def __init__(
         self,
         x,
-        loss,
+        values,
         *,
         y=None,
         labels=("x", "y"),
@@ -109,15 +118,17 @@ class LandscapeDisplay(BaseDisplay):
         points=None,
         trajectory=None,
         share=None,
+        quantity="loss",
     ):
         self.x = x
-        self.loss = loss
+        self.values = values
         self.y = y
         self.labels = labels
         self.equal = equal
         self.points = points
         self.trajectory = trajectory
         self.share = share
+        self.quantity = quantity
 
     @classmethod
     def from_estimator(
@@ -133,6 +144,8 @@ class LandscapeDisplay(BaseDisplay):
         span: float | None = None,
         n_points: int = 25,
         trajectory: Any = None,
+        margin: float = 0.15,
+        metric: Any = "loss",
         device: Any = None,
         dtype: Any = None,
         random_state: Any = None,
@@ -161,12 +174,18 @@ class LandscapeDisplay(BaseDisplay):
             A line or a plane; of an array, its columns.
         span : float, default=None
             The section reaches from -span to span, in multiples of the directions.
-            None is 1 for "random", else where the second order of the more curved
-            direction has raised the loss by 1; more where a trajectory lies outside.
+            None is the box of the trajectory, and of the model, with a margin. Without
+            a trajectory it is 1 for "random", else where the second order of the more
+            curved direction has raised the loss by 1.
         n_points : int, default=25
             Along each direction; the loss is computed at all n_points ** n_directions.
         trajectory : array-like of shape (n_steps, D), default=None
             Flat parameter vectors of a run, in the order of ``params_``.
+        margin : float, default=0.15
+            Around that box, in parts of its longer side.
+        metric : {"loss", "accuracy"} or callable, default="loss"
+            What is drawn. "accuracy" is the share of right classes among the examples,
+            which count alike; a function of (risk, θ) returns a number.
         device, dtype : default=None
             Of the analysis; None is the model's.
         random_state : int, RandomState instance or None, default=None
@@ -194,6 +213,8 @@ class LandscapeDisplay(BaseDisplay):
             raise ValueError("directions='trajectory' needs a trajectory. Got None.")
         check_grid(n_points, span)
         check_axes(ax, 1)
+        margin = check_positive("margin", margin, or_zero=True)
+        check_metric(metric)
         settings = {
             "loss": loss,
             "n_components": n_directions,
@@ -215,17 +236,23 @@ class LandscapeDisplay(BaseDisplay):
         if path is not None:
             coordinates, share = project(path, theta.double().cpu().numpy(), A)
         curvatures = None if kind == "random" else curvatures_along(risk, theta, A)
-        reach = section_reach(span, curvatures, coordinates)
-        grids = [np.linspace(-reach, reach, n_points)] * A.shape[1]
+        if span is None and coordinates is not None:
+            shown = np.concatenate([coordinates, np.zeros((1, A.shape[1]))])
+            low, high = box_around(shown, margin)
+        else:
+            high = np.full(A.shape[1], section_reach(span, curvatures))
+            low = -high
+        grids = list(np.linspace(low, high, n_points, axis=1))
         display = cls(
             grids[0],
-            losses_on(risk, theta, A, grids, verbose),
+            values_on(risk, theta, A, grids, metric=metric, verbose=verbose),
             y=grids[1] if len(grids) == 2 else None,
             labels=axis_labels(kind, curvatures, A.shape[1]),
             equal=kind not in (None, "random"),
             points=np.zeros((1, A.shape[1])),
             trajectory=coordinates,
             share=share,
+            quantity=metric_name(metric),
         )
         return display.plot(ax)
 
@@ -242,6 +269,7 @@ class LandscapeDisplay(BaseDisplay):
         margin: float = 0.3,
         n_points: int = 25,
         trajectory: Any = None,
+        metric: Any = "loss",
         device: Any = None,
         dtype: Any = None,
         verbose: bool | int = False,
@@ -270,6 +298,8 @@ class LandscapeDisplay(BaseDisplay):
             Along either axis.
         trajectory : array-like of shape (n_steps, D), default=None
             Flat parameter vectors of a run.
+        metric : {"loss", "accuracy"} or callable, default="loss"
+            As in :meth:`from_estimator`.
         device, dtype : default=None
             Of the analysis; None is the model's.
         verbose : bool or int, default=False
@@ -289,6 +319,7 @@ class LandscapeDisplay(BaseDisplay):
         check_grid(n_points, None)
         check_axes(ax, 1)
         margin = check_positive("margin", margin, or_zero=True)
+        check_metric(metric)
         thetas = to_array("solutions", solutions, (None, None))
         analyzer = CurvatureAnalyzer(estimator, loss=loss, device=device, dtype=dtype)
         risk = fit_analyzer(analyzer, X, y, sample_weight).risk_
@@ -313,7 +344,7 @@ class LandscapeDisplay(BaseDisplay):
         theta = torch.as_tensor(thetas[0], dtype=risk.dtype, device=risk.device)
         display = cls(
             grids[0],
-            losses_on(risk, theta, A, grids, verbose),
+            values_on(risk, theta, A, grids, metric=metric, verbose=verbose),
             y=grids[1],
             labels=(
                 r"along $\theta_2-\theta_1$, units of $\theta$",
@@ -323,19 +354,25 @@ class LandscapeDisplay(BaseDisplay):
             points=points,
             trajectory=coordinates,
             share=share,
+            quantity=metric_name(metric),
         )
         return display.plot(ax)
 
-    def plot(self, ax: Any = None, *, log: bool | None = None) -> LandscapeDisplay:
+    def plot(
+        self, ax: Any = None, *, log: bool | None = None, kind: str = "contours"
+    ) -> LandscapeDisplay:
         """Draw.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            None makes a figure.
+            None makes a figure. A surface needs one with ``projection="3d"``.
         log : bool, default=None
-            The loss of a plane on a logarithmic scale. None is True where it is
-            positive and spans more than a factor of 10.
+            The loss of a plane on a logarithmic scale, which ends a millionth below the
+            largest: what is lower, also 0, has the colour of that. None is True for a
+            loss that is nowhere negative and spans more than a factor of 10.
+        kind : {"contours", "surface"}, default="contours"
+            Of a plane.
 
         Returns
         -------
@@ -346,22 +383,43 @@ class LandscapeDisplay(BaseDisplay):
         ValueError
             If the arrays do not fit together, or no loss is finite.
         """
+        check_known("kind", kind, ("contours", "surface"))
         if log is not None:
             log = check_flag("log", log)
-        loss = np.asarray(self.loss, dtype=np.float64)
+        if kind == "surface" and self.y is None:
+            raise ValueError(
+                "kind='surface' is for a plane. Got a section along one direction; "
+                "compute one with n_directions=2."
+            )
+        loss = np.asarray(self.values, dtype=np.float64)
         shape = (len(self.x),) if self.y is None else (len(self.y), len(self.x))
         if loss.shape != shape:
-            raise ValueError(f"loss must have the shape {shape}. Got {loss.shape}.")
+            raise ValueError(f"values must have the shape {shape}. Got {loss.shape}.")
         finite = loss[np.isfinite(loss)]
         if not len(finite):
             raise ValueError("No loss of the section is finite; take a smaller span.")
+        low, high = finite.min(), finite.max()
         if log is None:
-            log = bool(finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
-        self.axes_ = make_axes(ax, 1)
+            wide = bool(low >= 0 and high > _LOG_FROM * low)
+            log = wide and self.quantity == "loss"
+        elif log and not high > 0:
+            raise ValueError(
+                f"A logarithmic scale needs a value above 0. Got none above {high:g}; "
+                "pass log=False."
+            )
+        if kind == "surface":
+            self.axes_ = make_solid_axes(ax)
+        else:
+            self.axes_ = make_axes(ax, 1)
         self.figure_ = self.axes_[0].figure
+        shown = np.ma.masked_invalid(
+            np.maximum(loss, _LOG_RANGE * high) if log else loss
+        )
         if self.y is None:
             artists = draw_line(self.ax_, self, loss)
+        elif kind == "surface":
+            artists = draw_surface(self.ax_, self, shown, log)
         else:
-            artists = draw_plane(self.ax_, self, np.ma.masked_invalid(loss), log)
+            artists = draw_plane(self.ax_, self, shown, log)
         vars(self).update(artists)
         return self

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import to_array
+from flatmin._utils.callables import check_callable
+from flatmin._utils.messages import shown
+from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
@@ -17,11 +20,14 @@ from flatmin.risk import EmpiricalRisk
 
 __all__ = [
     "axis_labels",
+    "box_around",
     "check_grid",
+    "check_metric",
     "curvatures_along",
-    "losses_on",
+    "metric_name",
     "section_directions",
     "section_reach",
+    "values_on",
 ]
 
 
@@ -132,35 +138,110 @@ def curvatures_along(risk: EmpiricalRisk, theta: Tensor, A: np.ndarray) -> np.nd
     return np.array([float(a @ point.hvp(a)) for a in columns.unbind(1)])
 
 
-def section_reach(
-    span: float | None, curvatures: np.ndarray | None, coordinates: np.ndarray | None
-) -> float:
+def box_around(points: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners of a box around points, not much longer than it is wide.
+
+    Parameters
+    ----------
+    points : ndarray of shape (n_points, n)
+    margin : float
+        In parts of the longest side.
+
+    Returns
+    -------
+    low, high : ndarray of shape (n,)
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    longest = (high - low).max()
+    # A path that stands still, or goes along one axis, still lies in a picture.
+    longest = longest if longest > 0 else 1.0
+    half = np.maximum(high - low, longest / 2) / 2 + margin * longest
+    middle = (low + high) / 2
+    return middle - half, middle + half
+
+
+def section_reach(span: float | None, curvatures: np.ndarray | None) -> float:
     """Return how far a section reaches to either side."""
     if span is not None:
         return float(span)
     reach, steepest = 1.0, 0.0 if curvatures is None else np.abs(curvatures).max()
     if steepest > 0:
         reach = float(np.sqrt(2 / steepest))
-    if coordinates is not None:
-        reach = max(reach, 1.1 * float(np.abs(coordinates).max()))
     return reach
 
 
-def losses_on(
+def check_metric(metric: Any) -> None:
+    """Raise unless something can be drawn over a section."""
+    if isinstance(metric, str):
+        check_known("metric", metric, ("loss", "accuracy"))
+    else:
+        check_callable("metric", metric, "risk", "theta")
+
+
+def metric_name(metric: Any) -> str:
+    """Return what labels call a metric."""
+    if isinstance(metric, str):
+        return metric
+    return str(getattr(metric, "__name__", type(metric).__name__)).replace("_", " ")
+
+
+def accuracy(risk: EmpiricalRisk, theta: Tensor) -> float:
+    """Return the share of examples, or of positions, whose class is predicted.
+
+    Parameters
+    ----------
+    risk : EmpiricalRisk
+    theta : Tensor of shape (D,)
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the targets are no classes.
+    """
+    targets, outputs = risk._targets(), risk.outputs(theta)
+    if not targets.is_floating_point():
+        counted = targets >= 0  # -100 is left out
+        right = (outputs.argmax(1) == targets)[counted]
+    elif risk._loss.name == "binary_cross_entropy":
+        right = (outputs > 0) == (targets.reshape(outputs.shape) > 0.5)
+    else:
+        raise ValueError(
+            "metric='accuracy' needs classes as targets. Got numbers under the loss "
+            f"{risk._loss.name!r}; pass a function of (risk, theta)."
+        )
+    return float(right.double().mean())
+
+
+def values_on(
     risk: EmpiricalRisk,
     theta: Tensor,
     A: np.ndarray,
     grids: list[np.ndarray],
+    *,
+    metric: Any,
     verbose: bool | int,
 ) -> np.ndarray:
-    """Return L on the grid, (n,) or (m, n): the first direction runs along the rows."""
+    """Return a metric on the grid, (n,) or (m, n): the first direction along rows."""
+    measure = {"loss": EmpiricalRisk.value, "accuracy": accuracy}.get(
+        metric if isinstance(metric, str) else "", metric
+    )
     columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)
     mesh = np.meshgrid(*grids)  # for two, y changes from row to row
     steps = np.stack([part.ravel() for part in mesh], axis=1)
-    losses = []
-    with progress_bar(len(steps), "losses", verbose=verbose) as bar:
+    found = []
+    with progress_bar(len(steps), metric_name(metric), verbose=verbose) as bar:
         for step in torch.as_tensor(steps, dtype=risk.dtype, device=risk.device):
-            losses.append(risk.value(theta + columns @ step))
+            value = measure(risk, theta + columns @ step)
+            try:
+                found.append(float(value))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(
+                    f"metric must return a number. Got {shown(value)} from "
+                    f"{metric_name(metric)!r}."
+                ) from error
             bar.update()
-    values: np.ndarray = torch.stack(losses).double().cpu().numpy()
-    return values.reshape(mesh[0].shape)
+    return np.array(found).reshape(mesh[0].shape)

@@ -13,21 +13,10 @@ from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known
 from flatmin.plotting._bands import SPREADS, band, check_band
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._figure import legend, line_styles, make_axes, tidy_axes
+from flatmin.plotting._figure import LABELS, legend, line_styles, make_axes, tidy_axes
 
 __all__ = ["TrajectoryDisplay"]
 
-_LABELS = {
-    "loss": r"loss $L(\theta)$",
-    "valid_loss": "validation loss",
-    "test_loss": "test loss",
-    "train_score": "training score",
-    "valid_score": "validation score",
-    "test_score": "test score",
-    "sharpness": r"sharpness $\mathbb{E}\Delta{}L$",
-    "gradient_norm": r"$\|g_0\|$",
-    "noise_norm": r"$\sqrt{\mathrm{Tr}\,C}$",
-}
 # The first of each group that there is, and that says something.
 _DEFAULTS = (
     ("test_score", "test_accuracy", "valid_score", "train_score"),
@@ -380,4 +369,4 @@ class TrajectoryDisplay(BaseDisplay):
                     zorder=0,
                     label=marker if i == 0 else None,
                 )
-        ax.set_ylabel(_LABELS.get(name, name.replace("_", " ")))
+        ax.set_ylabel(LABELS.get(name, name.replace("_", " ")))

@@ -2,6 +2,7 @@
 
 from flatmin.risk.analytic.analytic_risk import AnalyticRisk
 from flatmin.risk.analytic.basins import TwoBasinsRisk
+from flatmin.risk.analytic.function import FunctionRisk
 from flatmin.risk.analytic.linear_regression import LinearRegressionRisk
 from flatmin.risk.analytic.quadratic import QuadraticRisk
 from flatmin.risk.audit import Audit
@@ -9,6 +10,7 @@ from flatmin.risk.empirical import EmpiricalRisk
 from flatmin.risk.interface import LinearizedRisk, Risk
 from flatmin.risk.label_noise import LabelDraw
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.losses.module_loss import ModuleLoss
 from flatmin.risk.losses.resolve_loss import LOSSES, resolve_loss
 from flatmin.risk.network.layout import ParameterLayout
 
@@ -18,9 +20,11 @@ __all__ = [
     "Audit",
     "EmpiricalRisk",
     "ExampleLoss",
+    "FunctionRisk",
     "LabelDraw",
     "LinearRegressionRisk",
     "LinearizedRisk",
+    "ModuleLoss",
     "ParameterLayout",
     "QuadraticRisk",
     "Risk",

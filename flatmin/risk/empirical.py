@@ -18,6 +18,7 @@ from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.trees import Inputs
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
+from flatmin.risk.data.beside_targets import beside_targets
 from flatmin.risk.data.chunks import Chunk, choose_chunk_size
 from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, check_held
@@ -30,9 +31,17 @@ from flatmin.risk.example_sums.scalars import (
     inner_products,
 )
 from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.independence import check_independence
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.losses.module_loss import GivenLosses, ModuleLoss
 from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.module_state import check_state
+from flatmin.risk.network.loss_module import (
+    LossModule,
+    as_held,
+    check_losses,
+    check_untransformed,
+)
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
@@ -44,7 +53,6 @@ from flatmin.risk.network.prepared_module import (
 )
 from flatmin.risk.probe import (
     check_dependence,
-    check_independence,
     choose_strides,
     probe_example,
     trial_indices,
@@ -77,9 +85,10 @@ class EmpiricalRisk(LabelNoiseRisk):
     module : torch.nn.Module
         Maps X of shape (n, ...) to outputs of shape (n, ...). It may return a tensor, a
         tuple, a mapping or an object with ``logits``: see ``output_transform``.
-    loss : str, loss module or callable
+    loss : str, loss module, callable or ModuleLoss
         "cross_entropy", "squared_error", "binary_cross_entropy", "next_token", or
         anything that gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
+        A :class:`~flatmin.risk.ModuleLoss` is given the module, X and y.
     X : array-like or Tensor of shape (N, ...), a mapping, a tuple, or a data set
         Not copied if it is a tensor of the right dtype, device and strides. A mapping
         from names to arrays gives the module's keywords, as ``{"input_ids": ...,
@@ -91,7 +100,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         a mask for the module.
     y : array-like or Tensor of shape (N, ...), default=None
         Class indices or numbers, as the loss needs; None with a data set or a
-        ``target``.
+        ``target``, and with a ``ModuleLoss`` that needs none.
     sample_weight : array-like of shape (N,), default=None
         wᵢ ≥ 0.
     positions : {"all", "example"}, default="all"
@@ -192,12 +201,19 @@ class EmpiricalRisk(LabelNoiseRisk):
             check_callable("output_transform", output_transform, "outputs")
         self._hvp = hvp
         self.l2 = check_positive("l2", l2, or_zero=True)
+        joins = isinstance(loss, ModuleLoss)
+        if isinstance(loss, ModuleLoss):
+            check_untransformed(output_transform)
+            module, loss = LossModule(module, loss.f), GivenLosses()
         original, module = module, prepare_module(module, batch_norm, device, dtype)
         first = trainable(module)[0]
         self.device, self.dtype = first.device, first.dtype
         check_held_by("l2", self.l2, self.dtype)
 
         X, y = split_targets(X, y, target)
+        if joins and isinstance(module, LossModule):
+            place = self.device, self.dtype
+            X, y = beside_targets(X, y, target, module.module, *place)
         source = find_source(X, y, target)
         if source is not None:  # some examples stand for the rest
             X, y = source.read(trial_indices(len(source)).tolist())
@@ -207,6 +223,9 @@ class EmpiricalRisk(LabelNoiseRisk):
             sample_weight = as_weights(sample_weight, n_examples, self.device)
         self._loss = resolve_loss(loss).to(self.device, self.dtype)
         self._model = FlatModel(module, output_transform)
+        if isinstance(module, LossModule) and isinstance(original, LossModule):
+            check_losses(module, X)
+            original.differentiates = module.differentiates
         X, by_rows = choose_strides(self._model, X)
         probe = probe_example(self._model, X)
         self.output_shape = tuple(probe.output.shape[1:])
@@ -221,20 +240,23 @@ class EmpiricalRisk(LabelNoiseRisk):
             examples = StreamedData(
                 source, None, self._model, self._loss, probe.output, by_rows=by_rows
             )
-
         weights = self._all_weights(sample_weight, positions, examples, chunk_size)
         if weights is not None:
             examples.weights = weights.to(self.device, self.dtype)
-        self._few = examples.select(_trial_examples(examples).to(self.device))
-        self._few = replace(self._few, weights=None)  # 0 would hide an example
-        check_state(self._model, self._loss, self._few, original)
-        check_independence(self._model, self._loss, self._few)
+        self._try(examples, original)
         self._make_kernels(probe.n_numbers, min(chunk_size, n_examples))
         self._hold(examples, min(chunk_size, n_examples))
         check_dependence(
             self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
         )
         self._theta = self._model.theta()
+
+    def _try(self, examples: ExampleData, original: nn.Module) -> None:
+        """Try module and loss on a few of the examples."""
+        self._few = examples.select(_trial_examples(examples).to(self.device))
+        self._few = replace(self._few, weights=None)  # 0 would hide an example
+        check_state(self._model, self._loss, self._few, original)
+        check_independence(self._model, self._loss, self._few)
 
     def _trial_arrays(self, module: nn.Module, X: Any, y: Any) -> tuple[Inputs, Tensor]:
         """Return X and y as the module takes them, or raise."""
@@ -364,6 +386,7 @@ class EmpiricalRisk(LabelNoiseRisk):
             else another one.
         """
         self._model.bind(self._theta)
+        module = as_held(self._model.module, module)
         if alike(self._model.module, comparable(module)):
             return self
         module = evaluation_mode(copy_module(module))

@@ -127,9 +127,13 @@ class _Reads(TorchDispatchMode):
 
 
 def _address(tensor: Tensor) -> int:
-    # A sparse tensor has no storage of its own.
-    dense = tensor.layout == torch.strided
-    return tensor.untyped_storage().data_ptr() if dense else 0
+    # A sparse tensor has no storage of its own, one inside of vmap no address.
+    if tensor.layout != torch.strided:
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _check_kept(model: FlatModel, theta: Tensor) -> None:

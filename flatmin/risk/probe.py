@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flatmin._utils.messages import first_line, message
+from flatmin._utils.messages import message
 from flatmin._utils.trees import Inputs, Tree, describe_inputs, leaves_of, map_inputs
-from flatmin.risk.data.chunks import Chunk, iterate_chunks
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.inputs import channels_last
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
@@ -23,7 +23,6 @@ from flatmin.risk.trials import difference, tolerance
 __all__ = [
     "ProbeResult",
     "check_dependence",
-    "check_independence",
     "choose_strides",
     "probe_example",
     "trial_indices",
@@ -89,6 +88,11 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
         If the module cannot take X, gives no output per example, or draws at random.
     TypeError
         If it returns no tensor.
+
+    Warns
+    -----
+    UserWarning
+        If it takes a name of X among any others, and does nothing with it.
     """
     first = map_inputs(Tensor.clone, X[:1])
     versions = [leaf._version for leaf in leaves_of(first)]
@@ -132,6 +136,8 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             "draws at random, for example F.dropout(x, training=self.training) in "
             "place of F.dropout(x)."
         )
+    if isinstance(X, Tree):
+        _warn_ignored_names(model, X[:_N_TRIED], once)
     return ProbeResult(outputs, n_activations + sum(x[0].numel() for x in leaves_of(X)))
 
 
@@ -149,7 +155,7 @@ def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
 
 def _wrong_arguments(module: nn.Module, X: Inputs) -> str | None:
     """Return what is said where X are not the arguments of ``forward``, else None."""
-    signature = inspect.signature(module.forward)
+    signature = _signature(module)
     args, kwargs = X.arguments() if isinstance(X, Tree) else ((X,), {})
     try:
         signature.bind(*args, **kwargs)
@@ -159,9 +165,32 @@ def _wrong_arguments(module: nn.Module, X: Inputs) -> str | None:
         return (
             f"The module takes the arguments {', '.join(signature.parameters)}. Got "
             f"{given}: {message(error)}; pass X as a mapping with those names, as a "
-            "tuple in their order, or as one array for a module of one argument."
+            "tuple in their order, or as one array for a module of one argument. One "
+            "that takes a mapping, or a tuple, itself gets X=(mapping,)."
         )
     return None
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    try:
+        return inspect.signature(module.forward)
+    except ValueError:  # of a function in C: anything may fit
+        return inspect.signature(lambda *_args, **_kwargs: None)
+
+
+def _warn_ignored_names(model: FlatModel, X: Tree, outputs: Tensor) -> None:
+    """Say which names ``forward`` takes by ``**kwargs`` and does nothing with."""
+    known, given = _signature(model.module).parameters, X.arguments()[1]
+    names = [name for name in given if name not in known]
+    for name in names if len(names) < len(given) else ():
+        if torch.equal(model.evaluate(X.without(name)), outputs):
+            warnings.warn(
+                f"X[{name!r}] has no effect on the outputs, and {name} is none of the "
+                f"arguments of the module: {', '.join(known)}. Leave it out, or give "
+                "it the name that it has there.",
+                UserWarning,
+                stacklevel=6,
+            )
 
 
 def trial_indices(n_examples: int) -> Tensor:
@@ -181,155 +210,6 @@ def trial_indices(n_examples: int) -> Tensor:
     ).long()
     rng = torch.Generator().manual_seed(0)
     return spread[torch.randperm(len(spread), generator=rng, device="cpu")]
-
-
-def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> None:
-    """Check that examples are computed by themselves, and one function throughout.
-
-    Outputs of the examples together, of two of them, and of each alone are compared;
-    so are the losses, and the gradient of all with the sum of those alone. Outputs
-    with a graph are compared with those without one.
-
-    Parameters
-    ----------
-    model : FlatModel
-        Learns whether it computes something else where gradients are switched off.
-    loss : ExampleLoss
-    chunk : Chunk
-        The examples of :func:`trial_indices`.
-
-    Raises
-    ------
-    ValueError
-        If the output, the loss or the gradient of an example depends on the others.
-    """
-    limit = tolerance(model.params[0].dtype, 0)
-    outputs = model.evaluate(chunk.X)
-    with torch.enable_grad():
-        with_graph = model(chunk.X).detach()
-    if difference(outputs, with_graph) > limit:
-        model.keeps_graph, outputs = True, with_graph
-    if len(chunk.X) == 1:
-        return
-    alone = [model.evaluate(chunk.X[i : i + 1]) for i in range(len(chunk.X))]
-    for output in alone:
-        if output.shape != (1, *outputs.shape[1:]):
-            raise ValueError(
-                "The module must return as much for one example as for each of "
-                f"several. Got shape {tuple(outputs.shape)} for {len(outputs)} and "
-                f"{tuple(output.shape)} for one; use squeeze(-1) in place of squeeze()."
-            )
-    single = torch.cat(alone)
-    off = max(
-        difference(outputs, single), difference(model.evaluate(chunk.X[:2]), single[:2])
-    )
-    # A deep network in float32 can lose more digits than that.
-    if off > limit and _in_float64(model, loss, chunk, _outputs_off) > limit / 10:
-        raise ValueError(_seeing_each_other(outputs, single, off))
-    with torch.no_grad():
-        losses = loss.per_example(outputs, chunk.y)
-        apart = [
-            loss.per_example(outputs[i : i + 1], chunk.y[i : i + 1])
-            for i in range(len(outputs))
-        ]
-    off = difference(losses, torch.cat(apart))
-    if off > limit:
-        raise ValueError(
-            "The loss of one example must not depend on the others: a risk is a sum "
-            f"over examples. Got losses by {loss.name} that change by {off:.1e}, "
-            "relative to their size, when each example comes alone. Contrastive "
-            "losses and losses that normalise over the batch are none of a risk's."
-        )
-    _check_gradient(model, loss, chunk, 10 * limit)
-
-
-def _check_gradient(
-    model: FlatModel, loss: ExampleLoss, chunk: Chunk, limit: float
-) -> None:
-    """Check that there is a gradient, a sum over examples and linear in slopes."""
-    try:
-        off = _gradient_off(model, loss, chunk)
-    except RuntimeError as error:
-        raise ValueError(
-            "The module must be one that torch.autograd.grad can differentiate, its "
-            "checkpoints with use_reentrant=False. Got: "
-            f"{first_line(error)}."
-        ) from error
-    if off > limit:
-        off = _in_float64(model, loss, chunk, _gradient_off)
-        if off > limit / 10:
-            raise ValueError(
-                "The gradient over several examples must be the sum of theirs, at any "
-                f"weights. Got a difference of {off:.1e}, relative to its size: a "
-                "function in the module has another derivative for one example than "
-                "for several, or a hook changes or clips the gradient."
-            )
-
-
-def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
-    """Return how far the gradient of several is from the sum of theirs, at worst."""
-
-    @torch.enable_grad()
-    def gradient(part: Chunk, weight: float = 1.0) -> Tensor:
-        losses = example_losses(model, loss, part)
-        if not losses.requires_grad:
-            return torch.zeros_like(model.theta())
-        return model.gradient(losses, torch.full_like(losses, weight)) / weight
-
-    alone = torch.zeros_like(model.theta())
-    for one in iterate_chunks(chunk.X, chunk.y, None, 1):
-        alone += gradient(one)
-    sizes = model.layout.sizes
-    # A hook that clips is not linear.
-    return max(
-        difference(gradient(chunk), alone, sizes),
-        difference(gradient(chunk, 1024.0), alone, sizes),
-    )
-
-
-def _outputs_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
-    """Return how far outputs together are from those alone."""
-    X = chunk.X
-    alone = [model.evaluate(X[i : i + 1]) for i in range(len(X))]
-    return difference(model.evaluate(X), torch.cat(alone))
-
-
-def _in_float64(
-    model: FlatModel,
-    loss: ExampleLoss,
-    chunk: Chunk,
-    off: Callable[[FlatModel, ExampleLoss, Chunk], float],
-) -> float:
-    """Return a difference in float64; infinite where the module does not allow it."""
-    try:
-        twin = model.to(torch.float64)
-        return off(twin, loss.to(dtype=torch.float64), chunk.double())
-    except RuntimeError:
-        return float("inf")
-
-
-def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
-    """Return what is said of outputs that differ when the examples come alone."""
-    rows, others = outputs.flatten(1).double(), single.flatten(1).double()
-    nearest = torch.cdist(rows, others).argmin(1)
-    ordered = nearest.sort().values
-    moved = len(nearest.unique()) == len(rows) and not nearest.equal(ordered)
-    if moved and difference(rows, others[nearest]) < off / 100:
-        return (
-            "The module must return its outputs in the order of X. Got those of "
-            f"{len(rows)} examples in another order."
-        )
-    return (
-        "The output for one example must not depend on the others: per-example "
-        "gradients and their covariance would not be defined, and the loss would "
-        "depend on how the data are cut. Got outputs that change by "
-        f"{off:.1e}, relative to their size, when each example comes alone. Look for "
-        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), for "
-        "recurrent and transformer layers that need batch_first=True, for a capacity "
-        "that examples share, and for the nodes of a graph as examples: there an "
-        "example is a whole graph, in dense batches of features (N, nodes, f) and "
-        "adjacency matrices (N, nodes, nodes)."
-    )
 
 
 def check_dependence(
@@ -404,7 +284,8 @@ def _warn_unused_parameters(names: list[str]) -> None:
     if names:
         warnings.warn(
             f"The loss does not depend on the parameters {names}: their gᵢ are "
-            "zero. Freeze them (requires_grad=False) to leave them out of θ.",
+            "zero. Freeze them (requires_grad=False) to leave them out of θ; or, where "
+            "the module returns several tensors, say by output_transform which it is.",
             UserWarning,
             stacklevel=6,
         )

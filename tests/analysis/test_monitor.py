@@ -194,7 +194,8 @@ def test_what_is_counted(net):
 
 
 def test_every_word_that_looks_at_examples_is_counted():
-    free = {"audit", "check_label_noise", "check_likelihood", "keeps_graph", "layout"}
+    free = {"audit", "check_gauss_newton", "check_label_noise", "check_likelihood"}
+    free |= {"keeps_graph", "layout"}
     free |= {"n_examples", "n_outputs", "n_params", "params", "paths", "set_params"}
     free |= {"subset", "to", "update_from", "with_module"}
     # They ask for another one, which counts.
@@ -291,3 +292,40 @@ def test_the_budget_that_is_named_is_enough(net):
         FlatnessMonitor(X, y, budget=0.1, **options)(net, 0)
     named = float(str(caught.value).split("pass budget=")[1].split()[0])
     assert FlatnessMonitor(X, y, budget=named, **options)(net, 0)["n_examples"] >= 32
+
+
+def test_several_arrays_and_targets_by_name():
+    class Parts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(X.shape[1], int(y.max()) + 1)
+
+        def forward(self, left, right):
+            return {"logits": self.linear(torch.cat([left, right], 1))}
+
+    module, half = Parts(), X.shape[1] // 2
+    held = {"left": X[:, :half], "labels": y, "right": X[:, half:]}
+    options = {"loss": "cross_entropy", "budget": EVERYTHING}
+    found = FlatnessMonitor(held, target="labels", **options)(module, 0)
+    assert found == pytest.approx(FlatnessMonitor(X, y, **options)(module.linear, 0))
+
+
+def test_a_penalty_is_in_what_is_measured(net):
+    losses, gradients, hessian = dense(net)
+    theta = torch.cat([p.detach().flatten() for p in net.parameters()])
+    monitor = FlatnessMonitor(
+        X,
+        y,
+        loss="cross_entropy",
+        l2=0.5,
+        quantities=["loss", "gradient_norm", "max_eigenvalue", "covariance_trace"],
+        budget=EVERYTHING,
+    )
+    row = monitor(net, 0)
+    assert row["loss"] == pytest.approx(float(losses.mean() + theta @ theta / 4))
+    gradient = gradients.mean(0) + theta / 2
+    assert row["gradient_norm"] == pytest.approx(float(gradient.norm()))
+    largest = float(torch.linalg.eigvalsh(hessian)[-1]) + 0.5
+    assert row["max_eigenvalue"] == pytest.approx(largest, rel=1e-2)
+    right = float(gradients.var(0, correction=0).sum())
+    assert row["covariance_trace"] == pytest.approx(right)

@@ -145,3 +145,34 @@ def test_verbose_shows_what_is_at_work_and_changes_nothing(capsys):
         assert capsys.readouterr().err == ""
         close(call(analyzer(n_components=2, verbose=True)), quiet, rtol=1e-12)
         assert title in capsys.readouterr().err
+
+
+def test_the_layers_in_one_table():
+    found = analyzer().alignment(3, by_layer=True)
+    assert list(found.layers) == ["0", "2"]
+    for layer, part in (("0", slice(0, 16)), ("2", slice(16, None))):
+        H, S = TRUTH.hessian.numpy()[part, part], SIGMA[part, part]
+        values = found.to_frame()["value"][layer]
+        close(values["Tr(H)"], np.trace(H), rtol=1e-8)
+        close(values["Tr(Σ)"], np.trace(S), rtol=1e-8)
+        close(values["‖H‖_F"], np.linalg.norm(H), rtol=1e-8)
+        close(values["‖Σ‖_F"], np.linalg.norm(S), rtol=1e-8)
+        close(values["Tr(HΣ)"], np.trace(H @ S), rtol=1e-8)
+        u, v = (np.linalg.eigh(matrix)[1][:, -3:] for matrix in (H, S))
+        close(values["overlap"], np.square(u.T @ v).sum() / 3, rtol=1e-6)
+        alone = analyzer(select=layer).alignment(3)
+        assert found.layers[layer].n_matvecs <= alone.n_matvecs
+        close(values, alone.to_frame()["value"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"of all layers\. Got select='2'"):
+        analyzer(select="2").alignment(by_layer=True)
+
+
+def test_the_layers_within_the_errors_of_estimates():
+    found = analyzer().alignment(2, by_layer=True, max_matvecs=10, rtol=0.3)
+    frame = found.to_frame()
+    assert frame["stderr"].max() > 0
+    S, H = SIGMA[16:, 16:], TRUTH.hessian.numpy()[16:, 16:]
+    for name, wanted in [("Tr(HΣ)", np.trace(H @ S)), ("Tr(H)", np.trace(H))]:
+        value, stderr = frame.loc[("2", name)]
+        assert abs(value - wanted) <= 4 * stderr + 1e-9 * abs(wanted)
+    assert frame.loc[("2", "‖Σ‖_F"), "value"] == pytest.approx(np.linalg.norm(S))

@@ -20,6 +20,7 @@ from flatmin import linalg, measures, plotting
 from flatmin.curvature import GGNOperator, HessianOperator
 from flatmin.risk import (
     EmpiricalRisk,
+    FunctionRisk,
     LabelDraw,
     LinearRegressionRisk,
     ParameterLayout,
@@ -41,9 +42,14 @@ LEFT_OUT = {
         *("MatchedState", "order_eigenvalues"),
     ],
     "results, which others fill": [
-        *("Alignment", "Audit", "ComparisonResult", "CurveProfile", "Diagonal"),
+        *("Alignment", "Audit", "ComparisonResult", "Cost", "CurveProfile", "Diagonal"),
         *("Eigenpairs", "Estimate", "Gaussianity", "GradientNoise", "LabelDraw"),
-        *("LossScaledAlignment", "NoiseSpectrum", "PairedDifference"),
+        *(
+            "LayerAlignments",
+            "LossScaledAlignment",
+            "NoiseSpectrum",
+            "PairedDifference",
+        ),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
         *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
         "Trajectory",
@@ -60,6 +66,7 @@ LEFT_OUT = {
     "no arguments": ["GD", "show_versions"],
     "changes a table": ["register_law", "register_measure"],
     "reads 170 MB": ["fetch_cifar10"],
+    "of folders: see tests/comparison": ["merge_checkpoints"],
 }
 
 # Parameters that have no wrong value here, or reach the network.
@@ -272,12 +279,18 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
         "risk": lambda: world().quadratic,
         "n_chains": lambda: 3,
     },
+    "ModuleLoss": {"f": lambda: lambda module, X, y: module(X).square().sum(1)},
+    "FunctionRisk": {
+        "f": lambda: lambda theta: (theta**2).sum(-1),
+        "start": lambda: [1.0, 2.0],
+    },
     "LinearRegressionRisk": {"X": lambda: torch.eye(3), "y": lambda: torch.ones(3)},
     "spectral_density": {"n_steps": lambda: 3},
     "subspace_share": {"v": lambda: torch.ones(3)},
     "random_projection_residual": {"k": lambda: 2},
     "corrupt_labels": {"random_state": lambda: 0, "n": lambda: 3},
     "alignment": {"k": lambda: 2},
+    "alignment_by_layer": {"k": lambda: 2},
     "noise_spectrum": {"k": lambda: 2},
     "trace_hessian_covariance": {"k": lambda: 2},
     "EmpiricalRisk": {"y": lambda: world().y},
@@ -322,6 +335,12 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
             {**_ANALYTIC, "point": lambda: linear.linearize(torch.ones(2).double())},
         ),
         "TwoBasinsRisk": (basins, _ANALYTIC),
+        "FunctionRisk": (
+            FunctionRisk(
+                lambda theta: (theta**4).sum(-1), torch.ones(2, dtype=torch.float64)
+            ),
+            _ANALYTIC,
+        ),
         "ParameterLayout": (
             ParameterLayout.of(w.module),
             {
@@ -374,11 +393,16 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
                 "y": lambda: world().y,
                 "v": lambda: np.ones(8),
                 "n_steps": lambda: 4,
+                "call": lambda: "eigen",
             },
         ),
         "NoiseCovarianceAnalyzer": (
             w.noise,
-            {"X": lambda: world().X, "y": lambda: world().y},
+            {
+                "X": lambda: world().X,
+                "y": lambda: world().y,
+                "call": lambda: "sample",
+            },
         ),
         "SharpnessScorer": (
             flatmin.SharpnessScorer(w.classifier, n_draws=2),
@@ -402,6 +426,10 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
             },
         ),
         "AlignmentDisplay": (w.alignment_display, {"k": lambda: 2}),
+        "ComparisonDisplay": (
+            plotting.ComparisonDisplay.from_results(w.comparison, columns="loss"),
+            {"result": lambda: world().comparison, "x": lambda: "loss"},
+        ),
         "SpectrumDisplay": (
             plotting.SpectrumDisplay.from_results(w.table, w.curvature.density()),
             {"k": lambda: 2},

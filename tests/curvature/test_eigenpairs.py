@@ -84,7 +84,7 @@ def test_hessian_of_chains(analytic, chains, which):
 @pytest.mark.parametrize("width", [1, 3, 12])  # D = 11 < N, 27 and 99 > N
 def test_covariance(width, weights, limit, monkeypatch):
     if limit is not None:
-        monkeypatch.setattr(_eigenpairs, "_GRAM_LIMIT", limit)
+        monkeypatch.setattr(_eigenpairs, "GRAM_LIMIT", limit)
     risk, theta = empirical(width, weights=weights)
     expected = oracle(width, weighted=weights is not None).covariance
     result = covariance_eigenpairs(risk, theta, 5, tol=1e-7, rng=rng())

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from flatmin.curvature import (
+    FisherOperator,
     GGNOperator,
     GradientCovarianceOperator,
     HessianOperator,
@@ -249,3 +250,21 @@ def test_ggn_trace_needs_two_sweeps_for_an_error():
         ValueError, match=r"max_sweeps must be an integer of at least 2. Got 1"
     ):
         ggn_trace(regression(), torch.zeros(4).double(), rng=rng(), max_sweeps=1)
+
+
+def test_a_fisher_matrix_of_drawn_labels_where_an_output_is_one_number():
+    """Outputs of shape (n,), and no axis of outputs: F = (2/N) XᵀX on average."""
+
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self, X):
+            return X @ self.weight
+
+    X = torch.tensor([[1.0, 0.0], [1.0, 2.0], [0.0, 3.0]], dtype=torch.float64)
+    risk = EmpiricalRisk(Flat(), "squared_error", X, torch.zeros(3))
+    drawn = FisherOperator(risk, risk.params(), n_samples=4000, rng=0).to_dense()
+    right = 2 * X.T @ X / 3
+    torch.testing.assert_close(drawn, right, rtol=0.1, atol=0.1)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import OrderedDict
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -72,6 +73,12 @@ def make(module, **settings):
     return NoisyDiffusionClassifier(module, dtype="float64", random_state=0, **settings)
 
 
+@cache
+def one(**settings):
+    """The same of one array; read only."""
+    return make(One, **settings).fit(ONE, Y, X_val=ONE, y_val=Y)
+
+
 NOISE = {"method": "gld_hessian", "gradient_batch_size": 9}
 
 
@@ -81,7 +88,7 @@ NOISE = {"method": "gld_hessian", "gradient_batch_size": 9}
 def test_the_same_fit_as_of_one_array(name, settings):
     module, X = TREES[name]
     found = make(module, **settings).fit(X, Y, X_val=X, y_val=Y)
-    expected = make(One, **settings).fit(ONE, Y, X_val=ONE, y_val=Y)
+    expected = one(**settings)
     np.testing.assert_allclose(found.params_, expected.params_, rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(found.predict_proba(X), expected.predict_proba(ONE))
     np.testing.assert_allclose(
@@ -100,6 +107,7 @@ def test_the_same_fit_as_of_one_array(name, settings):
     net = pickle.loads(pickle.dumps(found)).net_
     if name != "pandas":
         assert (net.predict(X) == found.predict(X)).all()
+        np.testing.assert_allclose(net.predict_proba(X), found.predict_proba(X))
 
 
 @pytest.mark.parametrize("name", ["mapping", "tuple", "nested"])
@@ -219,10 +227,10 @@ def test_a_memory_knows_leaves_names_and_transform(tmp_path):
 
 def test_analyzers():
     X = {"a": A, "b": B, "mask": MASK}
-    clf, one = make(Parts).fit(X, Y), make(One).fit(ONE, Y)
+    clf, plain = make(Parts).fit(X, Y), one()
     for analyzer in (CurvatureAnalyzer, NoiseCovarianceAnalyzer):
         for found in (analyzer(clf), analyzer(clf).fit(X, Y)):
-            assert found.trace() == pytest.approx(analyzer(one).trace())
+            assert found.trace() == pytest.approx(analyzer(plain).trace())
         coordinates = (
             analyzer(clf, n_components=2, random_state=0).fit(X, Y).transform(X, Y)
         )
@@ -237,10 +245,10 @@ def test_analyzers():
         (Items(), None, {"target": "labels"}),
     ):
         found = CurvatureAnalyzer(module, **options, **more).fit(given, y)
-        assert found.trace() == pytest.approx(CurvatureAnalyzer(one).trace())
+        assert found.trace() == pytest.approx(CurvatureAnalyzer(plain).trace())
         scorer = SharpnessScorer(measure="trace", loss="cross_entropy", **more)
         assert scorer(module, given, y) == pytest.approx(
-            SharpnessScorer(measure="trace")(one, ONE, Y)
+            SharpnessScorer(measure="trace")(plain, ONE, Y)
         )
     analyzer = CurvatureAnalyzer(clf).fit(X, Y)
     with pytest.raises(ValueError, match="the parts of the X of fit"):
@@ -262,14 +270,15 @@ def test_output_transform_decides_everywhere():
         return outputs["right"]
 
     clf = make(Several, output_transform=right).fit(ONE, Y)
-    one = make(One).fit(ONE, Y)
-    np.testing.assert_allclose(clf.params_, one.params_)
-    np.testing.assert_allclose(clf.predict_proba(ONE), one.predict_proba(ONE))
-    assert clf.score(ONE, Y) == one.score(ONE, Y)
+    plain = one()
+    np.testing.assert_allclose(clf.params_, plain.params_)
+    np.testing.assert_allclose(clf.predict_proba(ONE), plain.predict_proba(ONE))
+    assert clf.score(ONE, Y) == plain.score(ONE, Y)
     assert clone(clf).output_transform is right
-    assert (clf.net_.predict(ONE) == one.predict(ONE)).all()
+    assert (clf.net_.predict(ONE) == plain.predict(ONE)).all()
+    np.testing.assert_allclose(clf.net_.predict_proba(ONE), plain.predict_proba(ONE))
     trace = SharpnessScorer(measure="trace")
-    assert trace(clf.net_, ONE, Y) == pytest.approx(trace(one, ONE, Y))
+    assert trace(clf.net_, ONE, Y) == pytest.approx(trace(plain, ONE, Y))
 
 
 def test_loss_auto_looks_at_the_right_output():
@@ -329,6 +338,10 @@ BAD = {
         {"a": A[1:], "b": B, "mask": MASK},
         "all examples on its first axis",
     ),
+    "other numbers": (
+        {"a": A, "b": B, "mask": MASK.astype(int)},
+        r"X\['mask'\] must hold truth values, as in the training data. Got int64",
+    ),
     "NaN": ({"a": A * np.nan, "b": B, "mask": MASK}, r"X\['a'\] contains NaN"),
 }
 
@@ -339,6 +352,16 @@ def test_what_is_refused_at_predict(name):
     X, text = BAD[name]
     with pytest.raises(ValueError, match=text):
         clf.predict(X)
+
+
+def test_integers_are_floating_numbers_where_the_training_data_were():
+    clf = make(Parts, max_iter=1).fit({"a": A, "b": B, "mask": MASK}, Y)
+    a = A.round()
+    found, expected = (
+        clf.predict_proba({"a": part, "b": B, "mask": MASK})
+        for part in (a.astype(int), a)
+    )
+    assert (found == expected).all()
 
 
 def test_what_is_refused_at_fit():

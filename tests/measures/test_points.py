@@ -34,7 +34,7 @@ OWN = {
 }
 # Of networks alone.
 NETWORKS = {"GGNOperator", "FisherOperator", "ggn_trace", "fisher_rao_norm"}
-NETWORKS |= {"RiskOperator", "covariance_exponents"}
+NETWORKS |= {"RiskOperator", "covariance_exponents", "alignment_by_layer"}
 
 
 def takers():

@@ -8,6 +8,7 @@ from torch import nn
 from flatmin.analysis import Alignment
 from flatmin.plotting import (
     AlignmentDisplay,
+    ComparisonDisplay,
     LandscapeDisplay,
     SharpnessDisplay,
     SpectrumDisplay,
@@ -73,6 +74,25 @@ def runs(methods=("gd", "sgd"), seeds=(0, 1, 2), quench=True):
     return pd.DataFrame(rows)
 
 
+def ends(methods=("gd", "sgd", "gld_full"), seeds=(0, 1, 2)):
+    """Return end points: a seed shifts all methods, a method all seeds."""
+    rows = []
+    for phase in ("noise", "quench"):
+        for i, method in enumerate(methods):
+            for seed in seeds:
+                own = i * (1 + 0.1 * seed)
+                rows.append(
+                    {
+                        "phase": phase,
+                        "method": method,
+                        "seed": seed,
+                        "sharpness": 5.0 + 3 * seed - own,
+                        "test_score": 0.5 + 0.1 * seed + 0.01 * own,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
 def displays():
     """Return one Display of every kind, not drawn yet, by name."""
     grid = np.linspace(-1, 4, 101)
@@ -98,6 +118,7 @@ def displays():
             [table(3), table(3, 1.0)], iterations=[0, 10]
         ),
         "trajectory": TrajectoryDisplay(runs()),
+        "ends": ComparisonDisplay(ends()),
         "sharpness": SharpnessDisplay(
             [0.1, 0.2], {"a": [[1.0, 4.0], [3.0, 8.0]]}, traces={"a": 400.0}
         ),

@@ -1,5 +1,6 @@
 """Sections against closed forms, filter normalisation, projected trajectories."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_plane_of_eigenvectors_of_a_quadratic():
     np.testing.assert_allclose(display.x, np.linspace(-reach, reach, 5))
     np.testing.assert_allclose(display.y, display.x)
     grid = np.stack(np.meshgrid(display.x, display.y), -1)  # x along the rows
-    np.testing.assert_allclose(display.loss, risk(W + grid @ U.T), rtol=1e-6)
+    np.testing.assert_allclose(display.values, risk(W + grid @ U.T), rtol=1e-6)
     assert f"{values[1]:.3g}" in display.ax_.get_ylabel()
     assert display.ax_.get_aspect() == 1
 
@@ -55,12 +56,12 @@ def test_covariance_and_own_directions():
     gradients = 2 * (X @ W - Y)[:, None] * X
     v = np.linalg.eigh(np.cov(gradients.T, ddof=0))[1][:, -1]
     ends = sorted([risk(W - v), risk(W + v)])
-    np.testing.assert_allclose(sorted(display.loss[[0, 2]]), ends, rtol=1e-6)
+    np.testing.assert_allclose(sorted(display.values[[0, 2]]), ends, rtol=1e-6)
     own = LandscapeDisplay.from_estimator(
         line(), **ON, directions=[2.0, 1.0], n_points=3, span=1.0
     )
     expected = [risk(W - [2, 1]), risk(W), risk(W + np.array([2, 1]))]
-    np.testing.assert_allclose(own.loss, expected)
+    np.testing.assert_allclose(own.values, expected)
 
 
 def test_random_directions_are_normalised_by_filter():
@@ -92,7 +93,7 @@ def test_a_rescaled_relu_network_has_the_same_section():
     sections = [
         LandscapeDisplay.from_estimator(
             one, **ON, directions="random", n_points=3, random_state=0
-        ).loss
+        ).values
         for one in (net, other)
     ]
     np.testing.assert_allclose(sections[0], sections[1])
@@ -103,7 +104,7 @@ def test_random_sections_follow_the_seed():
     losses = [
         LandscapeDisplay.from_estimator(
             line(), **ON, directions="random", n_points=3, random_state=seed
-        ).loss
+        ).values
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(losses[0], losses[1])
@@ -119,7 +120,7 @@ def test_plane_through_three_solutions():
     np.testing.assert_allclose(display.x[[0, -1]], [-1, 3])
     np.testing.assert_allclose(display.y[[0, -1]], [-1.5, 4.5])
     grid = np.stack(np.meshgrid(display.x, display.y), -1) + solutions[0]
-    np.testing.assert_allclose(display.loss, risk(grid))
+    np.testing.assert_allclose(display.values, risk(grid))
     names = [text.get_text() for text in display.ax_.texts]
     assert names == [r"$\theta_1$", r"$\theta_2$", r"$\theta_3$"]
 
@@ -150,7 +151,15 @@ def test_a_trajectory_is_drawn_with_its_share():
     drawn = np.stack(display.trajectory_line_.get_data(), 1)
     np.testing.assert_allclose(drawn, (path - W) @ U, atol=1e-6)
     assert display.share == pytest.approx(1)
-    assert display.x[-1] == pytest.approx(1.1 * abs(drawn).max(), rel=1e-6)
+    # The box of path and model, with 0.15 of the longer side around it.
+    shown = np.concatenate([drawn, np.zeros((1, 2))])
+    longest = np.ptp(shown, axis=0).max()
+    for grid, points in zip((display.x, display.y), shown.T, strict=True):
+        half = max(np.ptp(points), longest / 2) / 2 + 0.15 * longest
+        middle = (points.max() + points.min()) / 2
+        assert grid[[0, -1]] == pytest.approx([middle - half, middle + half], rel=1e-6)
+    wide = LandscapeDisplay.from_estimator(line(), **ON, trajectory=path, span=3.0)
+    assert (wide.x[0], wide.x[-1]) == (-3, 3)
     (text,) = display.ax_.get_legend().get_texts()
     assert text.get_text() == "trajectory, 100% of its variance in the plane"
 
@@ -190,17 +199,107 @@ def test_wide_ranges_have_logarithmic_levels():
     np.testing.assert_allclose(gaps, gaps[0])
 
 
+def test_a_loss_that_falls_to_zero_does_not_blacken_the_picture():
+    step = np.linspace(-1, 1, 5)
+    loss = step**2 + step[:, None] ** 2
+    loss[2, 2] = 0.0
+    loss[2, 3] = 1e-30
+    display = LandscapeDisplay(step, loss, y=step).plot()
+    levels = display.contours_.levels
+    np.testing.assert_allclose(levels[[0, -1]], [2e-6, 2])
+    np.testing.assert_allclose(levels[1:] / levels[:-1], levels[1] / levels[0])
+    assert not display.contours_.get_array().mask.any()
+    assert display.values[2, 2] == 0.0  # the numbers stay
+    with pytest.raises(ValueError, match=r"a value above 0\. Got none above 0"):
+        LandscapeDisplay(step, 0 * loss, y=step).plot(log=True)
+
+
+def test_a_step_has_a_mark_and_thousands_have_some():
+    step = np.linspace(-1, 1, 5)
+    for n, every in [(5, 1), (900, 30)]:
+        path = np.linspace([-0.5, -0.5], [0.5, 0.5], n)
+        display = LandscapeDisplay(step, np.ones((5, 5)), y=step, trajectory=path)
+        assert display.plot().trajectory_line_.get_markevery() == every
+
+
+def test_another_quantity():
+    X_blobs, y_blobs = make_blobs(30, random_state=0)
+    clf = NoisyDiffusionClassifier(max_iter=5, random_state=0).fit(X_blobs, y_blobs)
+    data = {"directions": "random", "random_state": 0, "n_points": 3, "span": 2.0}
+    display = LandscapeDisplay.from_estimator(clf, metric="accuracy", **data)
+    assert display.values[1, 1] == clf.score(X_blobs, y_blobs)
+    assert 0 <= display.values.min() < display.values.max() <= 1
+    assert display.colorbar_.ax.get_ylabel() == "accuracy"
+
+    def size(risk, theta):
+        return theta.norm()
+
+    own = LandscapeDisplay.from_estimator(clf, metric=size, **data)
+    assert own.values[1, 1] == pytest.approx(np.linalg.norm(clf.params_), rel=1e-6)
+    assert own.colorbar_.ax.get_ylabel() == "size"
+    binary = nn.Linear(2, 1, bias=False)
+    found = LandscapeDisplay.from_estimator(
+        binary,
+        X,
+        np.array([[1.0], [0.0], [1.0], [0.0]]),
+        loss="binary_cross_entropy",
+        metric="accuracy",
+        **data,
+    )
+    said = (binary(torch.tensor(X).float()) > 0).numpy().ravel()
+    wanted = np.mean(said == np.array([True, False, True, False]))
+    assert found.values[1, 1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("metric", "error", "match"),
+    [
+        ("accuracy", ValueError, "needs classes as targets.* 'squared_error'"),
+        ("acuracy", ValueError, "did you mean 'accuracy'"),
+        (3, TypeError, r"metric must be a function of \(risk, theta\). Got 3"),
+        (lambda risk, theta: None, TypeError, "must return a number. Got None"),
+    ],
+)
+def test_what_is_no_metric(metric, error, match):
+    with pytest.raises(error, match=match):
+        LandscapeDisplay.from_estimator(line(), **ON, metric=metric)
+
+
+def test_a_surface():
+    step = np.linspace(-1, 1, 5)
+    loss = step**2 + step[:, None] ** 2
+    path = np.array([[-1.0, 0.5], [0.0, 0.0]])
+    display = LandscapeDisplay(step, loss, y=step, trajectory=path)
+    display.plot(kind="surface", log=False)
+    assert display.ax_.name == "3d"
+    # The path lies on the surface.
+    x, y, z = display.trajectory_line_.get_data_3d()
+    np.testing.assert_allclose(z, x**2 + y**2)
+    display.figure_.canvas.draw()
+    ax = plt.figure().add_subplot(projection="3d")
+    assert display.plot(ax, kind="surface").ax_ is ax
+    assert "log" in ax.get_zlabel()
+    with pytest.raises(ValueError, match="three dimensions for a surface"):
+        display.plot(plt.figure().add_subplot(), kind="surface")
+    with pytest.raises(ValueError, match="is for a plane"):
+        LandscapeDisplay(step, step**2).plot(kind="surface")
+    with pytest.raises(ValueError, match="did you mean 'surface'"):
+        display.plot(kind="surfaces")
+
+
 def test_every_kind_of_model():
     X_blobs, y_blobs = make_blobs(20, random_state=0)
     clf = NoisyDiffusionClassifier(max_iter=2, random_state=0).fit(X_blobs, y_blobs)
     display = LandscapeDisplay.from_estimator(clf, n_points=3)
-    assert display.loss[1, 1] == pytest.approx(clf.history_["loss"].iloc[-1], rel=1e-5)
+    assert display.values[1, 1] == pytest.approx(
+        clf.history_["loss"].iloc[-1], rel=1e-5
+    )
     X32, y32 = X.astype("float32"), Y[:, None].astype("float32")
     net = NeuralNetRegressor(nn.Linear(2, 1), train_split=None, max_epochs=1, verbose=0)
     net.fit(X32, y32)
     display = LandscapeDisplay.from_estimator(net, X32, y32, n_points=3)
     expected = np.square(net.predict(X32) - y32).mean()
-    assert display.loss[1, 1] == pytest.approx(expected, rel=1e-5)
+    assert display.values[1, 1] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

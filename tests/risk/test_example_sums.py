@@ -508,6 +508,23 @@ class Overwritten(nn.Module):
         return self.a(X).tanh() @ self.b + torch.addmm(self.b[0], room, self.b)
 
 
+class Positions(nn.Module):
+    """Positions of sequences as the rows of one product, in either order."""
+
+    def __init__(self, by_example):
+        super().__init__()
+        self.by_example = by_example
+        self.bias, self.weight = (
+            nn.Parameter(torch.randn(shape)) for shape in ((3,), (4, 3))
+        )
+
+    def forward(self, X):
+        sequence = torch.stack([X, X.sin(), X.cos()], 1 if self.by_example else 0)
+        hidden = torch.addmm(self.bias, sequence.reshape(-1, 4), self.weight)
+        shape = (len(X), 3, 3) if self.by_example else (3, len(X), 3)
+        return hidden.view(shape).relu_().mean(1 if self.by_example else 0)
+
+
 def rolled(parts, X):
     hidden = parts["a"](X.roll(4)).tanh()
     return parts["b"](hidden.roll(-4))
@@ -634,6 +651,8 @@ def test_where_no_example_tells_the_next_does():
         (two_layers(teacher), "by layer"),
         (two_layers(rolled), "reference: roll changes the order"),
         (Overwritten, "reference: a parameter in addmm"),
+        (lambda: Positions(by_example=True), "by layer"),
+        (lambda: Positions(by_example=False), "reference: by layer is off by"),
         (Filled, "reference: __setitem__ picks examples by their values"),
         (LearnedStart, "reference: a parameter in lstm that is no weight"),
         (Residual, "by layer"),

@@ -771,15 +771,10 @@ def test_next_token_is_the_loss_of_a_hugging_face_model():
     )
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config).double().eval()
-    right = model(input_ids=TEXT, labels=TEXT_LABELS).loss
-    risk = EmpiricalRisk(
-        model,
-        "next_token",
-        TEXT,
-        TEXT_LABELS,
-        chunk_size=5,
-        output_transform=lambda outputs: outputs.logits,
-    )
+    # Padded on the right, and without a label there.
+    X = {"input_ids": TEXT, "attention_mask": (TEXT_LABELS != -100).long()}
+    right = model(**X, labels=TEXT_LABELS).loss
+    risk = EmpiricalRisk(model, "next_token", X, TEXT_LABELS, chunk_size=5)
     theta = risk.params()
     # Its own loss takes the logits in float32.
     close(risk.value(theta), right.detach(), 1e-6)

@@ -115,6 +115,21 @@ def test_a_transform_must_return_a_tensor():
         make(FORMS["a tuple"], output_transform=lambda outputs: outputs)
 
 
+def test_where_the_first_is_not_meant_the_head_is_not_seen():
+    class Features(Returns):
+        def __init__(self):
+            super().__init__(None)
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, x):
+            features = self.linear(x)
+            return features, self.head(features)
+
+    module = Features().double()
+    with pytest.warns(UserWarning, match=r"'head.weight', .*say by output_tr"):
+        EmpiricalRisk(module, "cross_entropy", X, Y)
+
+
 def test_one_number_for_all_examples():
     with pytest.raises(ValueError, match="one output for each example"):
         make(lambda f, x: f.sum())

@@ -104,6 +104,7 @@ def calls(risk, theta, seed=0):
         "batch_gradient": lambda: risk.batch_gradient(theta, few),
         "batch_gradients": lambda: risk.batch_gradients(theta, batches),
         "check_label_noise": risk.check_label_noise,
+        "check_gauss_newton": risk.check_gauss_newton,
         "check_likelihood": risk.check_likelihood,
         "gauss_newton_traces": lambda: [
             risk.gauss_newton_traces(theta),

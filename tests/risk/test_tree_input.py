@@ -1,6 +1,7 @@
 """X of several arrays: where it comes from, and what is refused."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -194,12 +195,17 @@ BAD = {
     "a ragged list": (
         {"X": [[1], [1, 2], [3]], "y": Y[:3], "module": WORDS},
         TypeError,
-        "X must hold examples of one shape. Got lengths from 1 to 2; pad",
+        "X must be an array of numbers.*lengths from 1 to 2; pad",
     ),
     "ragged tensors": (
         {"X": {"ids": RAGGED, "mask": MASK}, "module": WORDS},
         TypeError,
-        r"X\['ids'\] must hold examples of one shape. Got lengths from 1 to 3; pad",
+        r"X\['ids'\] must be an array of numbers.*lengths from 1 to 3; pad",
+    ),
+    "a ragged column": (
+        {"X": {"ids": pd.Series([[1], [1, 2]]), "mask": MASK}, "module": WORDS},
+        TypeError,
+        r"X\['ids'\] must be an array of numbers.*lengths from 1 to 2; pad",
     ),
     "ragged objects": (
         {"X": np.array([np.ones(2), np.ones(3)], dtype=object), "y": Y[:2]},
@@ -209,7 +215,7 @@ BAD = {
     "ragged targets": (
         {"X": (A, B), "y": RAGGED},
         TypeError,
-        "y must hold",
+        "y must be an array of numbers.*pad",
     ),
     "packed": (
         {"X": pack_sequence(RAGGED, enforce_sorted=False), "module": WORDS},
@@ -293,6 +299,42 @@ def test_examples_of_a_leaf_may_see_each_other_in_no_way():
 
     with pytest.raises(ValueError, match="must not depend on the others"):
         make((A, B), module=Mixing().double())
+
+
+def test_a_forward_that_does_not_tell_its_arguments():
+    class Written(Two):
+        forward = property(lambda self: Hidden(super().forward))
+
+    class Hidden:
+        def __init__(self, function):
+            self.function = function
+
+        def __call__(self, *args):
+            return self.function(*args)
+
+        @property
+        def __signature__(self):
+            raise ValueError("no signature found")
+
+    net = Written().double()
+    net.load_state_dict(NET.state_dict())
+    theta = make((A, B)).params()
+    assert make((A, B), module=net).value(theta) == make((A, B)).value(theta)
+    with pytest.raises(TypeError, match="missing 1 required"):
+        make((A,), module=net)
+
+
+def test_a_module_of_one_mapping_gets_a_tuple_of_it():
+    class Batch(Two):
+        def forward(self, batch):
+            return super().forward(batch["first"], batch["second"])
+
+    net, batch = Batch().double(), {"first": A, "second": B}
+    net.load_state_dict(NET.state_dict())
+    theta = make((A, B)).params()
+    assert make((batch,), module=net).value(theta) == make((A, B)).value(theta)
+    with pytest.raises(ValueError, match=r"takes a mapping.* X=\(mapping,\)"):
+        make(batch, module=net)
 
 
 def test_lists_are_one_array():

@@ -169,3 +169,20 @@ def test_a_module_of_another_form_is_refused(net, alter, what):
         risk.update_from(net)
     assert torch.equal(risk.params(), before)
     assert torch.equal(risk.value(before), value)
+
+
+def test_a_module_that_writes_into_its_input_leaves_the_data():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.step = nn.Linear(2, 2), 0
+
+        def forward(self, x):
+            return self.linear(x.mul_(2))
+
+    module, inputs = Writes(), torch.ones(3, 2)
+    risk = EmpiricalRisk(module, "cross_entropy", inputs, torch.tensor([0, 1, 0]))
+    module.step = 7  # another setting: both are run on the examples of the trials
+    risk.update_from(module)
+    assert torch.equal(inputs, torch.ones(3, 2))
+    assert torch.equal(risk._few.X, torch.ones(3, 2))

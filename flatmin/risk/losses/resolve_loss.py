@@ -14,6 +14,7 @@ from flatmin.risk.losses.class_targets import ClassTargets
 from flatmin.risk.losses.cross_entropy import CrossEntropy
 from flatmin.risk.losses.elementwise import BinaryCrossEntropy, SquaredError
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.losses.module_loss import ModuleLoss
 from flatmin.risk.losses.next_token import NextToken
 
 __all__ = ["LOSSES", "LossLike", "resolve_loss"]
@@ -24,7 +25,12 @@ LOSSES: dict[str, type[ExampleLoss]] = {
 }
 
 LossLike = (
-    str | ExampleLoss | nn.Module | type[nn.Module] | Callable[[Tensor, Tensor], Tensor]
+    str
+    | ExampleLoss
+    | ModuleLoss
+    | nn.Module
+    | type[nn.Module]
+    | Callable[[Tensor, Tensor], Tensor]
 )
 
 # Loss modules whose outputs and targets are compared one by one.
@@ -88,7 +94,7 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
     ValueError
         If the name is unknown, or a loss module has parameters to train.
     TypeError
-        If it is none of these.
+        If it is none of these, or a :class:`ModuleLoss`, which belongs to a risk.
 
     Examples
     --------
@@ -97,6 +103,12 @@ def resolve_loss(loss: LossLike) -> ExampleLoss:
     """
     if isinstance(loss, ExampleLoss):
         return loss
+    if isinstance(loss, ModuleLoss):
+        raise TypeError(
+            "A ModuleLoss is no function of outputs and targets: it is given the "
+            "module. Pass it to EmpiricalRisk, or as loss= of an estimator or an "
+            "analyzer."
+        )
     if isinstance(loss, str):
         check_known("loss", loss, LOSSES)
         return LOSSES[loss]()

@@ -183,6 +183,7 @@ class FlatModel:
                 copy_module(module, device=self._theta.device, dtype=self._theta.dtype),
                 self.output_transform,
             )
+            twin.copies_input = self.copies_input
             ours, theirs = self.evaluate(few), twin.evaluate(few)
             if not torch.equal(ours, theirs):
                 copy_tensors(self.module, before)

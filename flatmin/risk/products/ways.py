@@ -64,7 +64,7 @@ def _jvp_by_rows(sums: ExampleSums, point: DoubleBackward, v: Tensor) -> Tensor:
 
 
 def _ith_number(i: int, outputs: Tensor) -> Tensor:
-    return outputs.flatten(1)[:, i]
+    return outputs.reshape(len(outputs), -1)[:, i]
 
 
 def _jvp_by_pullback(_sums: ExampleSums, point: DoubleBackward, v: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from flatmin.risk.example_sums.scalars import (
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.layout import ParameterLayout
+from flatmin.risk.network.loss_module import as_held
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.network.module_update import comparable
 from flatmin.risk.products.example_hessians import ExampleHessians
@@ -152,6 +153,7 @@ class ExamplesRisk:
         >>> risk.value(risk.params())
         tensor(9.)
         """
+        module = as_held(self._model.module, module)
         self._model.take_over(comparable(module), self._few.X)
         self._theta = self._model.theta()
 

@@ -143,6 +143,10 @@ class SecondOrderRisk(PerExampleRisk):
             ]
         )
 
+    def check_gauss_newton(self) -> None:
+        """Raise ValueError if the loss has no Hessian in the outputs, which G needs."""
+        self._loss.check_output_hessian()
+
     def check_likelihood(self) -> None:
         """Raise TypeError if the loss is no likelihood, which F needs."""
         self._loss.check_likelihood()

@@ -1,0 +1,239 @@
+"""What a call of an analyzer takes: gradients, seconds and memory, before it is made.
+
+In gradients of the loss of all examples. A product with H, G or Σ counts two, its two
+passes; what is prepared at θ and a directional derivative of all examples one; a sweep
+of per-example gradients two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from flatmin._utils.results import HtmlTable
+from flatmin.curvature._eigenpairs import GRAM_LIMIT
+from flatmin.linalg._density import _MAX_DENSE
+from flatmin.linalg._eigsh import basis_size, is_dense
+from flatmin.measures._deflation import PILOT
+from flatmin.measures._rounding import FEW
+
+__all__ = ["Cost", "Problem", "Work", "work_of"]
+
+_PRODUCT, _PREPARE, _ALONG, _SWEEP = 2.0, 1.0, 1.0, 2.0
+_DOUBLE = 8  # bytes
+
+
+@dataclass(frozen=True)
+class Work:
+    """Gradients that are expected, gradients at most, and bytes that are held."""
+
+    expected: float = 0.0
+    at_most: float = 0.0
+    memory: int = 0
+
+    @classmethod
+    def of(cls, gradients: float, memory: int = 0) -> Work:
+        """Return work that is known."""
+        return cls(gradients, gradients, memory)
+
+    def __add__(self, other: Work) -> Work:
+        # One part follows the other, and lets go of what it held.
+        return Work(
+            self.expected + other.expected,
+            self.at_most + other.at_most,
+            max(self.memory, other.memory),
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the work depends on."""
+
+    matrix: str  # as of CurvatureAnalyzer, or "covariance"
+    size: int  # d, the parameters that are selected
+    whole: bool  # all of them are
+    n_examples: int
+    n_outputs: int
+    itemsize: int  # bytes of a number
+    n_components: int
+
+
+@dataclass(frozen=True)
+class Cost(HtmlTable):
+    """What a call takes that nothing has been kept for."""
+
+    call: str
+    gradients: float  # of all examples, as expected
+    at_most: float  # where a solver goes to its limit; the same if it is known
+    n_examples: int
+    seconds_per_gradient: float  # as timed
+    memory: int  # bytes of what the call holds, beside what a gradient takes
+
+    @property
+    def example_gradients(self) -> float:
+        """The same in gradients of one example."""
+        return self.gradients * self.n_examples
+
+    @property
+    def seconds(self) -> float:
+        """As expected, from one timed gradient."""
+        return self.gradients * self.seconds_per_gradient
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns gradients, at_most, seconds and memory.
+        """
+        names = ("gradients", "at_most", "seconds", "memory")
+        row = {name: getattr(self, name) for name in names}
+        return pd.DataFrame(row, pd.Index([self.call], name="call"))
+
+    def __repr__(self) -> str:
+        limit = "" if self.at_most == self.gradients else f" (at most {self.at_most:g})"
+        return (
+            f"{self.call}: {self.gradients:g} gradients of {self.n_examples} examples"
+            f"{limit}, {self.seconds:.2g} s, {self.memory / 2**20:.2g} MiB"
+        )
+
+
+def work_of(quantity: str, problem: Problem, options: Mapping[str, Any]) -> Work:
+    """Return the work of a method of an analyzer.
+
+    Parameters
+    ----------
+    quantity : str
+        Its name.
+    problem : Problem
+    options : mapping of str to object
+        All its arguments.
+
+    Returns
+    -------
+    Work
+    """
+    p = problem
+    basis = _basis(p, p.n_components)
+    # Another risk, on data of the same size, and k directional derivatives.
+    coordinates = Work.of(_PREPARE + _ALONG * p.n_components)
+    if quantity == "eigen":
+        k = options["k"] or p.n_components
+        return _basis(p, k) if options["which"] == "LA" else _lanczos(p, k)
+    if quantity == "transform":
+        mean = Work.of(1.0 if p.matrix == "covariance" else 0.0)
+        return basis + mean + coordinates
+    if quantity == "score":
+        if p.matrix != "covariance":
+            return basis + _moments(p) + coordinates
+        hessian = _lanczos(_hessian(p), p.n_components)
+        return basis + _moments(p) + hessian
+    if quantity == "matvec":
+        return Work.of(_PREPARE + _PRODUCT, 2 * p.size * p.itemsize)
+    if quantity == "sample":
+        return Work.of(options["n"], options["n"] * p.size * p.itemsize)
+    if quantity == "density":
+        return _density(p, options["n_probes"], options["n_steps"])
+    if quantity == "alignment":
+        k = options["k"] or p.n_components
+        return _alignment(p, k, options["max_matvecs"])
+    by_a_sweep = p.matrix in ("covariance", "empirical_fisher")
+    if by_a_sweep:
+        prepared = quantity == "trace" and p.matrix == "empirical_fisher"
+        return Work.of(_SWEEP + _PREPARE * prepared, p.size * _DOUBLE)
+    if quantity == "trace" and p.matrix in ("ggn", "fisher") and p.whole:
+        return _gauss_newton_trace(p)
+    return Work.of(_PREPARE) + _estimated(p, options["max_matvecs"])
+
+
+def _hessian(p: Problem) -> Problem:
+    return Problem(**{**vars(p), "matrix": "hessian"})
+
+
+def _basis(p: Problem, k: int) -> Work:
+    """Return the work of the leading eigenpairs."""
+    if p.matrix != "covariance" or p.n_examples * p.size > GRAM_LIMIT:
+        return _lanczos(p, k)
+    rows = 2 * p.n_examples * p.size * p.itemsize
+    return Work.of(_PREPARE + _SWEEP, rows + p.n_examples**2 * _DOUBLE)
+
+
+def _lanczos(p: Problem, k: int) -> Work:
+    return Work.of(_PREPARE) + _products_of_eigsh(p, k)
+
+
+def _products_of_eigsh(p: Problem, k: int) -> Work:
+    if is_dense(p.size, k):
+        return _dense(p)
+    # To 1e-4; 20 pairs of a network of 11,330 parameters took 46.
+    expected, limit = 2 * k + 25, 20 * (k + 20)
+    memory = (basis_size(p.size, k) + k) * p.size * p.itemsize
+    return Work(_PRODUCT * expected, _PRODUCT * limit, memory)
+
+
+def _dense(p: Problem) -> Work:
+    """Return the work of the whole matrix: d products, or of Σ a sweep."""
+    memory = 3 * p.size**2 * _DOUBLE
+    if p.matrix in ("covariance", "empirical_fisher"):
+        return Work.of(_SWEEP, memory + p.n_examples * p.size * _DOUBLE)
+    return Work.of(_PRODUCT * p.size, memory)
+
+
+def _estimated(p: Problem, max_matvecs: int) -> Work:
+    """Return the work of a trace or a diagonal, whose probes stop at an error."""
+    if p.size <= max_matvecs:
+        return _dense(p)
+    most = _PRODUCT * max_matvecs
+    return Work(0.6 * most, most, max_matvecs * p.size * _DOUBLE)
+
+
+def _gauss_newton_trace(p: Problem) -> Work:
+    prepared = _PREPARE if p.matrix == "fisher" else 0.0
+    if p.n_outputs <= 2:
+        return Work.of(prepared + _SWEEP)
+    # Two sweeps, and then one that is exact where a random one says less.
+    return Work(prepared + 3 * _SWEEP, prepared + 32 * _SWEEP, p.n_examples * _DOUBLE)
+
+
+def _density(p: Problem, n_probes: int, n_steps: int) -> Work:
+    if p.size <= min(n_probes * n_steps, _MAX_DENSE):
+        return Work.of(_PREPARE) + _dense(p)
+    steps = min(n_steps, p.size)
+    memory = (steps + 1) * p.size * p.itemsize
+    return Work.of(_PREPARE + _PRODUCT * n_probes * steps, memory)
+
+
+def _moments(p: Problem) -> Work:
+    """Return the work of g₀, diag(Σ) and the rounding in them, at points nearby."""
+    n_nearby = 1 if p.n_examples >= FEW else 4
+    return Work.of(_SWEEP + n_nearby * (1 + 2 * _SWEEP), 4 * p.size * _DOUBLE)
+
+
+def _alignment(p: Problem, k: int, max_matvecs: int) -> Work:
+    """Return the work of the parts of :func:`flatmin.measures.alignment`."""
+    H, sigma = _hessian(p), p
+    found = _moments(p) + _basis(sigma, k) + _lanczos(H, min(k + 1, p.size))
+    found += Work.of(_PREPARE + _PRODUCT + _SWEEP)  # Σ, u₁ᵀΣu₁ and Tr(Σ)
+    # Tr(HΣ).
+    if min(p.size, p.n_examples) <= max_matvecs:
+        n = min(p.size, p.n_examples)
+        found += Work.of(_PREPARE + 1 + _SWEEP + _PRODUCT * n)
+    else:
+        most = (1 + _PRODUCT + _ALONG) * max_matvecs
+        found += Work(2 * _PREPARE + most / 4, 2 * _PREPARE + most)
+    # What the leading pairs of Σ leave out, and its bound.
+    found += Work.of(_PRODUCT * k) + _products_of_eigsh(H, 1)
+    # Tr(H), ‖H‖_F and ‖Σ‖_F, beside their leading pairs.
+    for one in (H, H, sigma):
+        if p.size <= max_matvecs:
+            found += _dense(one)
+        else:
+            pilot = min(PILOT, max_matvecs)
+            most = max_matvecs + (pilot if max_matvecs > pilot else 0)
+            memory = max_matvecs * p.size * _DOUBLE
+            found += Work(_PRODUCT * most / 2, _PRODUCT * most, memory)
+    return found

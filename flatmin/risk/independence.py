@@ -1,0 +1,172 @@
+"""Whether each example is computed by itself, and one function throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.messages import first_line
+from flatmin.risk.data.chunks import Chunk, iterate_chunks
+from flatmin.risk.example_sums.scalars import example_losses
+from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.trials import difference, random_like, tolerance
+
+__all__ = ["check_independence"]
+
+
+def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> None:
+    """Check that examples are computed by themselves, and one function throughout.
+
+    Outputs of the examples together, of two of them, and of each alone are compared;
+    so are the losses, and the gradient of all with the sum of those alone. Outputs
+    with a graph are compared with those without one.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Learns whether it computes something else where gradients are switched off.
+    loss : ExampleLoss
+    chunk : Chunk
+        The examples of :func:`trial_indices`.
+
+    Raises
+    ------
+    ValueError
+        If the output, the loss or the gradient of an example depends on the others.
+    """
+    limit = tolerance(model.params[0].dtype, 0)
+    outputs = model.evaluate(chunk.X)
+    with torch.enable_grad():
+        with_graph = model(chunk.X).detach()
+    if difference(outputs, with_graph) > limit:
+        model.keeps_graph, outputs = True, with_graph
+    if len(chunk.X) == 1:
+        return
+    alone = [model.evaluate(chunk.X[i : i + 1]) for i in range(len(chunk.X))]
+    for output in alone:
+        if output.shape != (1, *outputs.shape[1:]):
+            raise ValueError(
+                "The module must return as much for one example as for each of "
+                f"several. Got shape {tuple(outputs.shape)} for {len(outputs)} and "
+                f"{tuple(output.shape)} for one; use squeeze(-1) in place of squeeze()."
+            )
+    single = torch.cat(alone)
+    off = max(
+        difference(outputs, single), difference(model.evaluate(chunk.X[:2]), single[:2])
+    )
+    # A deep network in float32 can lose more digits than that.
+    if off > limit and _in_float64(model, loss, chunk, _outputs_off) > limit / 10:
+        raise ValueError(_seeing_each_other(outputs, single, off))
+    with torch.no_grad():
+        losses = loss.per_example(outputs, chunk.y)
+        apart = [
+            loss.per_example(outputs[i : i + 1], chunk.y[i : i + 1])
+            for i in range(len(outputs))
+        ]
+    off = difference(losses, torch.cat(apart))
+    if off > limit:
+        raise ValueError(
+            "The loss of one example must not depend on the others: a risk is a sum "
+            f"over examples. Got losses by {loss.name} that change by {off:.1e}, "
+            "relative to their size, when each example comes alone. Contrastive "
+            "losses and losses that normalise over the batch are none of a risk's."
+        )
+    _check_gradient(model, loss, chunk, 10 * limit)
+
+
+def _check_gradient(
+    model: FlatModel, loss: ExampleLoss, chunk: Chunk, limit: float
+) -> None:
+    """Check that there is a gradient, a sum over examples and linear in slopes."""
+    try:
+        off = _gradient_off(model, loss, chunk)
+    except RuntimeError as error:
+        raise ValueError(
+            "The module must be one that torch.autograd.grad can differentiate, its "
+            "checkpoints with use_reentrant=False. Got: "
+            f"{first_line(error)}."
+        ) from error
+    if off > limit:
+        off = _in_float64(model, loss, chunk, _gradient_off)
+        if off > limit / 10:
+            raise ValueError(
+                "The gradient over several examples must be the sum of theirs, at any "
+                f"weights. Got a difference of {off:.1e}, relative to its size: a "
+                "function in the module has another derivative for one example than "
+                "for several, or a hook changes or clips the gradient."
+            )
+
+
+def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
+    """Return how far the gradient of several is from the sum of theirs, at worst."""
+    # At random weights: at a minimum the plain sum is rounding.
+    weights = 1 + random_like(model.theta().new_empty(len(chunk.X)), 0)
+
+    @torch.enable_grad()
+    def gradient(part: Chunk, factor: float = 1.0) -> Tensor:
+        losses = example_losses(model, loss, part)
+        if not losses.requires_grad:
+            return torch.zeros_like(model.theta())
+        slopes = (factor * weights[part.rows]).to(losses)
+        return model.gradient(losses, slopes) / factor
+
+    alone = torch.zeros_like(model.theta())
+    for one in iterate_chunks(chunk.X, chunk.y, None, 1):
+        alone += gradient(one)
+    whole = replace(chunk, rows=slice(0, len(chunk.X)))
+    sizes = model.layout.sizes
+    # A hook that clips is not linear.
+    return max(
+        difference(gradient(whole), alone, sizes),
+        difference(gradient(whole, 1024.0), alone, sizes),
+    )
+
+
+def _outputs_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
+    """Return how far outputs together are from those alone."""
+    X = chunk.X
+    alone = [model.evaluate(X[i : i + 1]) for i in range(len(X))]
+    return difference(model.evaluate(X), torch.cat(alone))
+
+
+def _in_float64(
+    model: FlatModel,
+    loss: ExampleLoss,
+    chunk: Chunk,
+    off: Callable[[FlatModel, ExampleLoss, Chunk], float],
+) -> float:
+    """Return a difference in float64; infinite where the module does not allow it."""
+    try:
+        twin = model.to(torch.float64)
+        return off(twin, loss.to(dtype=torch.float64), chunk.double())
+    except RuntimeError:
+        return float("inf")
+
+
+def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
+    """Return what is said of outputs that differ when the examples come alone."""
+    n = len(outputs)
+    rows, others = (part.reshape(n, -1).double() for part in (outputs, single))
+    nearest = torch.cdist(rows, others).argmin(1)
+    ordered = nearest.sort().values
+    moved = len(nearest.unique()) == len(rows) and not nearest.equal(ordered)
+    if moved and difference(rows, others[nearest]) < off / 100:
+        return (
+            "The module must return its outputs in the order of X. Got those of "
+            f"{len(rows)} examples in another order."
+        )
+    return (
+        "The output for one example must not depend on the others: per-example "
+        "gradients and their covariance would not be defined, and the loss would "
+        "depend on how the data are cut. Got outputs that change by "
+        f"{off:.1e}, relative to their size, when each example comes alone. Look for "
+        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), for "
+        "recurrent and transformer layers that need batch_first=True, for a capacity "
+        "that examples share, and for the nodes of a graph as examples: there an "
+        "example is a whole graph, in dense batches of features (N, nodes, f) and "
+        "adjacency matrices (N, nodes, nodes)."
+    )

@@ -1,0 +1,130 @@
+"""What a call is said to cost, against the passes that it makes."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+from torch import nn
+
+from flatmin import CurvatureAnalyzer, NoiseCovarianceAnalyzer
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.products.linearize import Linearization
+
+# In gradients: two passes for a product, one for what is prepared, two for a sweep.
+WEIGHTS = {
+    EmpiricalRisk: {
+        **dict.fromkeys(("gradient", "value_and_gradient", "weighted_gradient"), 1),
+        **dict.fromkeys(("gradient_variances", "value_gradient_and_variances"), 2),
+        **dict.fromkeys(("per_example_gradients", "squared_gradient_sum"), 2),
+        **{"gauss_newton_traces": 2, "linearize": 1},
+    },
+    Linearization: {"hvp": 2, "ggn": 2, "fisher": 2, "directional_derivatives": 1},
+}
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Return a list of the gradients that what is called adds up to."""
+    done, inside = [], []
+
+    def counted(function, weight):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            if not inside:  # not what one of them calls
+                done.append(weight)
+            inside.append(function)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside.pop()
+
+        return call
+
+    for kind, weights in WEIGHTS.items():
+        for name, weight in weights.items():
+            monkeypatch.setattr(kind, name, counted(getattr(kind, name), weight))
+    return done
+
+
+def problem(width, n=40):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, 4))
+        return net, torch.randn(n, 8).numpy(), np.arange(n) % 4
+
+
+SMALL, LARGE = problem(3), problem(60)  # 43 and 784 parameters
+
+
+def calls(X, y):
+    d = 43 if X is SMALL[1] else 784
+    curvature = {
+        "eigen": ({"k": 3}, lambda a, o: a.eigen(**o)),
+        "trace": ({}, lambda a, o: a.trace(**o)),
+        "diagonal": ({}, lambda a, o: a.diagonal(**o)),
+        "density": ({"n_probes": 3, "n_steps": 20}, lambda a, o: a.density(**o)),
+        "matvec": ({}, lambda a, o: a.matvec(np.ones(d))),
+        "transform": ({}, lambda a, o: a.transform(X, y)),
+        "score": ({}, lambda a, o: a.score(X, y)),
+    }
+    noise = {name: curvature[name] for name in ("eigen", "trace", "diagonal")}
+    noise |= {name: curvature[name] for name in ("transform", "score")}
+    noise["sample"] = ({"n": 3}, lambda a, o: a.sample(**o))
+    noise["alignment"] = ({"k": 3}, lambda a, o: a.alignment(**o))
+    return curvature, noise
+
+
+MATRICES = ("hessian", "ggn", "fisher", "empirical_fisher")
+CASES = [(m, name) for m in MATRICES for name in calls(*SMALL[1:])[0]]
+CASES += [("covariance", name) for name in calls(*SMALL[1:])[1]]
+
+
+def analyzer(matrix, data):
+    net, X, y = data
+    settings = {"loss": "cross_entropy", "n_components": 4, "random_state": 0}
+    if matrix == "covariance":
+        return NoiseCovarianceAnalyzer(net, **settings).fit(X, y)
+    return CurvatureAnalyzer(net, matrix=matrix, **settings).fit(X, y)
+
+
+@pytest.mark.parametrize(("matrix", "name"), CASES)
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+def test_it_is_what_the_call_does(passes, matrix, name, data):
+    model = analyzer(matrix, data)
+    options, call = calls(*data[1:])[matrix == "covariance"][name]
+    cost = model.cost(name, **options)
+    passes.clear()
+    call(model, options)
+    done = sum(passes)
+    if cost.at_most == cost.gradients:
+        assert cost.gradients == done
+    else:
+        assert done <= cost.at_most
+        assert 1 / 3 < cost.gradients / done < 3
+
+
+def test_seconds_and_memory():
+    model = analyzer("hessian", SMALL)
+    cost = model.cost("eigen", k=3)
+    assert cost.seconds == cost.gradients * cost.seconds_per_gradient > 0
+    assert cost.example_gradients == 40 * cost.gradients == 40 * (1 + 2 * 43)
+    # The matrix, what is symmetrised, and its eigenvectors, in float64.
+    assert cost.memory == 3 * 43**2 * 8
+    text = repr(cost)
+    assert text.startswith("eigen(k=3): 87 gradients of 40 examples, ")
+    assert cost.to_frame().loc["eigen(k=3)", "gradients"] == 87
+
+
+def test_a_call_that_is_not_there():
+    model = analyzer("hessian", SMALL)
+    with pytest.raises(ValueError, match="Unknown call 'eigne'; did you mean 'eigen'"):
+        model.cost("eigne")
+    with pytest.raises(ValueError, match="Unknown argument of eigen 'n'"):
+        model.cost("eigen", n=3)
+    with pytest.raises(ValueError, match=r"k must be an integer of at least 1\. Got 0"):
+        model.cost("eigen", k=0)
+    bare = CurvatureAnalyzer(SMALL[0], loss="cross_entropy")
+    with pytest.raises(NotFittedError):
+        bare.cost("eigen")
