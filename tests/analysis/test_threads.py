@@ -35,6 +35,7 @@ def calls(analyzer, seed):
         "transform": lambda: analyzer.transform(X, y),
         "get_params": lambda: type(analyzer.get_params()),
         "set_params": lambda: type(analyzer.set_params(verbose=False)),
+        "cost": lambda: analyzer.cost("eigen").gradients,
         "audit": lambda: [c.verdict for c in analyzer.audit().checks],
         "fit": lambda: type(analyzer.fit()),
         "fit_transform": lambda: analyzer.fit_transform(X, y),
