@@ -87,6 +87,14 @@ class Tree:
     def in_order_of(self, other: Tree) -> Tree:
         """Return the leaves in another tree's order and containers.
 
+        Parameters
+        ----------
+        other : Tree
+
+        Returns
+        -------
+        Tree
+
         Raises
         ------
         ValueError
