@@ -84,6 +84,33 @@ class Tree:
         args, kwargs = self.arguments()
         return kwargs or args
 
+    def in_order_of(self, other: Tree) -> Tree:
+        """Return the leaves in another tree's order and containers.
+
+        Parameters
+        ----------
+        other : Tree
+
+        Returns
+        -------
+        Tree
+
+        Raises
+        ------
+        ValueError
+            If that has leaves of other names.
+        """
+        if self.names == other.names:
+            return self
+        if sorted(self.names) != sorted(other.names):
+            raise ValueError(
+                "X must have the same parts everywhere. Got "
+                f"{', '.join(self.names)} in one place and "
+                f"{', '.join(other.names)} in another."
+            )
+        leaves = dict(zip(self.names, self.leaves, strict=True))
+        return other.with_leaves(leaves[name] for name in other.names)
+
     def without(self, name: str) -> Tree:
         """Return the tree without an entry of its outermost mapping."""
         rest = {k: v for k, v in self.arguments()[1].items() if k != name}

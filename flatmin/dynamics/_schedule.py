@@ -102,8 +102,8 @@ def make_schedule(
     TypeError
         If it is no scheduler.
     ValueError
-        If a parameter does not fit, the scheduler ends before the iterations do, or a
-        learning rate is negative or not finite.
+        If a parameter does not fit, the scheduler ends before the iterations do, it
+        changes something else, or a learning rate is negative or not finite.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def make_schedule(
     for name in params:
         check_text("a name in schedule_params", name)
     twin = _twin(optimizer)
-    before = _numbers(twin)
+    before, rest = _numbers(twin), _rest(twin)
     with ignored(UserWarning):  # that no step of the optimizer came before
         try:
             scheduler = make(twin, **{**filled, **params})
@@ -136,7 +136,21 @@ def make_schedule(
                 f"function of the optimizer that returns one. Got {scheduler!r} from "
                 f"{_name(make)}."
             )
-        return Schedule(_tabulate(scheduler, twin, before, n_iter))
+        tables = _tabulate(scheduler, twin, before, n_iter)
+    changed = sorted(
+        {
+            name
+            for was, now in zip(rest, _rest(twin), strict=True)
+            for name, value in was.items()
+            if now.get(name) is not value and now.get(name) != value
+        }
+    )
+    if changed:
+        raise ValueError(
+            f"A schedule may change {', '.join(_NAMES)} of the optimizer. Got "
+            f"{_name(make)}, which changes {', '.join(changed)} too."
+        )
+    return Schedule(tables)
 
 
 def _resolve(schedule: Any, n_iter: int) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -204,6 +218,15 @@ def _numbers(optimizer: torch.optim.Optimizer) -> dict[str, list[Any]]:
     groups = optimizer.param_groups
     names = [name for name in _NAMES if name in groups[0]]
     return {name: [_number(group[name]) for group in groups] for name in names}
+
+
+def _rest(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return what a group holds besides, such as its weight decay."""
+    known = ("params", "initial_lr", *_NAMES)
+    return [
+        {name: value for name, value in group.items() if name not in known}
+        for group in optimizer.param_groups
+    ]
 
 
 def _number(value: Any) -> Any:

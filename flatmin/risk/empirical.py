@@ -387,7 +387,10 @@ class EmpiricalRisk(LabelNoiseRisk):
         """
         self._model.bind(self._theta)
         module = as_held(self._model.module, module)
-        if alike(self._model.module, comparable(module)):
+        other = comparable(module)
+        if alike(self._model.module, other) and self._model.computes_as(
+            other, self._few.X
+        ):
             return self
         module = evaluation_mode(copy_module(module))
         first = trainable(module)[0]

@@ -10,6 +10,7 @@ from torch.utils import data
 
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.source import find_source
+from flatmin.risk.products import graphs
 
 from .test_trees import MASK, A, B, Two, Words, Y
 
@@ -343,3 +344,19 @@ def test_lists_are_one_array():
     found, expected = (EmpiricalRisk(net, "cross_entropy", X, Y) for X in (rows, A))
     theta = found.params()
     assert found.value(theta) == expected.value(theta)
+
+
+def test_names_may_come_in_another_order_from_example_to_example(monkeypatch):
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 1)  # which takes leaves by place
+
+    def item(i):
+        pair = {"first": A[i], "second": B[i], "labels": Y[i]}
+        return pair if i % 2 else dict(reversed(pair.items()))
+
+    found = make(Items(item), None, target="labels", chunk_size=1)
+    expected = make({"first": A, "second": B})
+    theta = found.params()
+    v = torch.linspace(-1, 1, len(theta), dtype=theta.dtype)
+    product = found.linearize(theta).hvp(v)
+    assert found.paths["hvp"] == "graph"
+    torch.testing.assert_close(product, expected.linearize(theta).hvp(v))

@@ -186,3 +186,43 @@ def test_a_module_that_writes_into_its_input_leaves_the_data():
     risk.update_from(module)
     assert torch.equal(inputs, torch.ones(3, 2))
     assert torch.equal(risk._few.X, torch.ones(3, 2))
+
+
+class Hidden(Net):
+    """With numbers that are neither buffers nor plain settings."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.ones(())
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        return super().forward(x) * self.factor * (1 + int(self.n_steps))
+
+
+def hook(net):
+    net.head.register_forward_hook(lambda module, args, outputs: 2 * outputs)
+
+
+@pytest.mark.parametrize("alter", [lambda net: net.factor.fill_(2), hook])
+def test_what_is_no_setting_is_seen_in_the_outputs(alter):
+    net = Hidden().double()
+    risk = EmpiricalRisk(net, "cross_entropy", X, y, batch_norm="frozen")
+    alter(net)
+    with pytest.raises(ValueError, match="other settings, which gives other outputs"):
+        risk.update_from(net)
+    other = risk.with_module(net)
+    loss, _, _ = by_hand(net, torch.zeros(risk.n_params, dtype=torch.float64))
+    torch.testing.assert_close(other.value(other.params()), loss)
+
+
+def test_a_number_that_python_reads_is_no_constant_of_the_graph(monkeypatch):
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 1)
+    net = Hidden().double()
+    risk = EmpiricalRisk(net, "cross_entropy", X, y, batch_norm="frozen")
+    v = torch.linspace(-1, 1, risk.n_params, dtype=torch.float64)
+    risk.linearize(risk.params()).hvp(v)
+    net.n_steps += 1
+    risk.update_from(net)
+    found = risk.linearize(risk.params()).hvp(v)
+    torch.testing.assert_close(found, by_hand(net, v)[2])

@@ -69,6 +69,7 @@ class Source:
         self.n_workers = n_workers
         self.targets: Tensor | None = None  # (N, ...) in place of the data set's
         self.joins = False
+        self._like: Tree | None = None  # what came first, with the order of its names
         n = len(dataset)
         if n == 0:
             raise ValueError("The data set must hold at least one example. Got none.")
@@ -134,7 +135,7 @@ class Source:
         """
         with _one_reader(self.dataset):
             batch = _collated(self.collate, [self.dataset[i] for i in indices])
-        X, y = _as_pair(batch, self.target)
+        X, y = self._pair(batch)
         self._compare(np.asarray(indices), X, y, "when some are read by their index")
         return self._out(X, y, indices)
 
@@ -179,7 +180,7 @@ class Source:
                 batch = next(batches, None)
             if batch is None:
                 return
-            X, y = _as_pair(batch, self.target)
+            X, y = self._pair(batch)
             rows = np.arange(start, min(start + size, n))
             self._compare(rows, X, y, when)
             start += len(rows)
@@ -202,6 +203,15 @@ class Source:
             return
         for _, y in self.batches(size):
             yield y
+
+    def _pair(self, batch: Any) -> tuple[Inputs, Tensor]:
+        """Return X, its leaves in the order of what came first, and y."""
+        X, y = _as_pair(batch, self.target)
+        if isinstance(X, Tree):
+            if self._like is None:
+                self._like = X.map(lambda leaf: leaf[:0])
+            X = X.in_order_of(self._like)
+        return X, y
 
     def _compare(self, indices: np.ndarray, X: Inputs, y: Tensor, when: str) -> None:
         """Raise if these are not the examples that were asked for, or not as before."""

@@ -22,6 +22,7 @@ from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.module_update import check_form, copy_tensors, reads_alike
 from flatmin.risk.network.outputs import OutputTransform, read_output
+from flatmin.risk.trials import difference, tolerance
 
 __all__ = ["FlatModel"]
 
@@ -166,8 +167,7 @@ class FlatModel:
         module : torch.nn.Module
             In the form that a risk holds.
         few : Tensor of shape (n, ...) or Tree
-            Examples. Where a setting has changed, such as a counter, both must give the
-            same outputs for them.
+            Examples, for which both must give the same outputs.
 
         Raises
         ------
@@ -178,22 +178,48 @@ class FlatModel:
         before = copy_module(self.module)
         copy_tensors(self.module, module)
         self.bind(self.layout.flatten(dict(module.named_parameters())))
-        if not reads_alike(before, module):
-            twin = FlatModel(
-                copy_module(module, device=self._theta.device, dtype=self._theta.dtype),
-                self.output_transform,
+        exactly = not reads_alike(before, module)
+        if not self.computes_as(module, few, exactly=exactly):
+            copy_tensors(self.module, before)
+            self.bind(self.layout.flatten(dict(before.named_parameters())))
+            raise ValueError(
+                "The module must compute what the one that the risk was made with "
+                "computes. Got one with other settings, which gives other outputs "
+                "at the same parameters. Make a new risk."
             )
-            twin.copies_input = self.copies_input
-            ours, theirs = self.evaluate(few), twin.evaluate(few)
-            if not torch.equal(ours, theirs):
-                copy_tensors(self.module, before)
-                self.bind(self.layout.flatten(dict(before.named_parameters())))
-                raise ValueError(
-                    "The module must compute what the one that the risk was made with "
-                    "computes. Got one with other settings, which gives other outputs "
-                    "at the same parameters. Make a new risk."
-                )
         self.n_updates += 1
+
+    def computes_as(
+        self, module: nn.Module, few: Inputs, *, exactly: bool = False
+    ) -> bool:
+        """Say whether another module of the same numbers gives the same outputs.
+
+        What it computes may depend on more than its numbers and plain settings: on
+        tensors that are no buffers, on hooks, on an object with settings.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            In the form that a risk holds, with the bound parameters and the buffers.
+        few : Tensor of shape (n, ...) or Tree
+            Examples.
+        exactly : bool, default=False
+            Whether rounding counts.
+
+        Returns
+        -------
+        bool
+        """
+        twin = FlatModel(
+            copy_module(module, device=self._theta.device, dtype=self._theta.dtype),
+            self.output_transform,
+        )
+        twin.copies_input = self.copies_input
+        twin.keeps_graph = self.keeps_graph
+        ours, theirs = self.evaluate(few), twin.evaluate(few)
+        if exactly or ours.shape != theirs.shape:
+            return torch.equal(ours, theirs)
+        return difference(theirs, ours) <= tolerance(self._theta.dtype, 0)
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a part of the bound θ."""

@@ -66,6 +66,7 @@ class ProductGraphs:
         self.work = work
         self.paths: dict[str, str] = {}
         self.graphs: dict[str, TwoStage] = {}
+        self._tried_at: dict[str, int] = {}  # number of updates of the module then
 
     def describe(self) -> dict[str, str]:
         """Return :attr:`paths`, with how the reference products come about."""
@@ -90,11 +91,18 @@ class ProductGraphs:
         -------
         TwoStage or None
         """
+        n_updates = self.model.n_updates
+        if quantity in self.graphs and self._tried_at[quantity] != n_updates:
+            # Numbers of buffers that Python has read are constants of the graph.
+            if not self._still_holds(quantity, theta, chunk):
+                del self.graphs[quantity], self.paths[quantity]
+            self._tried_at[quantity] = n_updates
         if quantity not in self.paths:
             path = self._try(quantity, theta, chunk)
             if path != "graph":
                 self.graphs.pop(quantity, None)
             self.paths[quantity] = path
+            self._tried_at[quantity] = n_updates
         return self.graphs.get(quantity)
 
     def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str:
@@ -136,11 +144,33 @@ class ProductGraphs:
             raise NotTaken(
                 "the module reads its parameters past θ, as a checkpoint does"
             )
-        kept = graph.prepare(theta, *padded)
-        found = unpad(quantity, graph.use(*kept, direction), len(chunk.X))
         self.graphs[quantity] = graph
+        return self._distance(quantity, theta, chunk, probe, expected)
+
+    def _distance(
+        self,
+        quantity: str,
+        theta: Tensor,
+        chunk: Chunk,
+        probe: Tensor,
+        expected: Tensor,
+    ) -> float:
+        """Return how far the graph's product is from what is expected."""
+        graph = self.graphs[quantity]
+        kept = graph.prepare(theta, *pad_chunk(chunk, self.chunk_size))
+        direction = pad_direction(quantity, probe, self.chunk_size)
+        found = unpad(quantity, graph.use(*kept, direction), len(chunk.X))
         sizes = self.model.layout.sizes if quantity in _OF_THETA else None
         return difference(found, expected, sizes)
+
+    def _still_holds(self, quantity: str, theta: Tensor, chunk: Chunk) -> bool:
+        """Try the graph again, on a module that was updated."""
+        chunk = replace(chunk, weights=None)
+        probe = self._probe(quantity, chunk)
+        expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
+        compare = partial(self._distance, quantity, theta, chunk, probe, expected)
+        name = "the product by a graph after an update"
+        return attempt(name, compare, tolerance(theta.dtype, 2)) is None
 
     def _product(
         self, quantity: str, X: Inputs, theta: Tensor, v: Tensor, *data: Tensor
@@ -171,7 +201,7 @@ class ProductGraphs:
 
     # A copy of the risk has a model of its own, and a graph does not pickle.
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "paths": {}, "graphs": {}}
+        return {**self.__dict__, "paths": {}, "graphs": {}, "_tried_at": {}}
 
 
 def pad_direction(quantity: str, direction: Tensor, size: int) -> Tensor:
