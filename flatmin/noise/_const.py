@@ -43,8 +43,8 @@ class GLDConst(MatchedGaussianLaw):
     - Weights count relative to their mean: with weights that are numbers of copies
       T = N/Σw.
 
-    A ``weight_decay`` λ of ``optimizer="sgd"`` is a prior N(0, T/(Nλ) I). A T below 1
-    times these values is a "cold posterior".
+    ``l2=λ`` of a risk, or a ``weight_decay`` λ of ``optimizer="sgd"``, is a prior
+    N(0, T/(Nλ) I). A T below 1 times these values is a "cold posterior".
 
     The noise has that size by plain steps θ - η g on all examples only. Estimators
     refuse momentum, other optimizers, clipping and ``gradient_batch_size`` with it.
