@@ -146,7 +146,12 @@ class Finder(ast.NodeVisitor):
 
     def visit_UnaryOp(self, node):
         if isinstance(node.op, ast.Not | ast.USub):
-            self._add(self._start(node), self._start(node.operand), b"")
+            # Not to where the operand starts: a bracket may open before it.
+            start = self._start(node)
+            stop = start + len("not" if isinstance(node.op, ast.Not) else "-")
+            while self.source[stop : stop + 1] == b" ":
+                stop += 1
+            self._add(start, stop, b"")
         self.generic_visit(node)
 
     def visit_Constant(self, node):

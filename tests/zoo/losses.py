@@ -170,10 +170,7 @@ def _ignored(name, loss, ignored, refused=None):
 
 _ignored("CrossEntropyLoss with ignore_index", nn.CrossEntropyLoss(ignore_index=2), 2)
 _ignored("CrossEntropyLoss, -100 left out", nn.CrossEntropyLoss(), -100)
-# The word alone takes -100 for a slip.
-_ignored(
-    "cross_entropy, -100 left out", "cross_entropy", -100, "can have labels 0 to 2"
-)
+_ignored("cross_entropy, -100 left out", "cross_entropy", -100)
 
 
 # Losses of more than outputs and targets, as a user writes them.
