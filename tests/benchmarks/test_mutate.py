@@ -32,7 +32,7 @@ def mutate():
         ("not a and b", ["not a or b", "a and b"]),
         ("x.abs() + max(y, 2)", ["x.abs() - max(y, 2)", "x + max(y, 2)",
                                  "x.abs() + min(y, 2)", "x.abs() + max(y, 3)"]),
-        ("not (a or b)", ["(a or b)"]),
+        ("not (a or b)", ["(a or b)", "not (a and b)"]),
         ("f(x, keepdim=True)", ["f(x, keepdim=False)"]),
         ("f'{1 + 1}'", []),
     ],

@@ -150,7 +150,7 @@ _weighted_classes("CrossEntropyLoss with class weights", nn.CrossEntropyLoss)
 _weighted_classes("NLLLoss with class weights", nn.NLLLoss, last=nn.LogSoftmax(1))
 
 
-def _ignored(name, loss, ignored, refused=None):
+def _ignored(name, loss, ignored):
     def build():
         y = labels()
         y[1], y[4] = ignored, ignored
@@ -163,7 +163,7 @@ def _ignored(name, loss, ignored, refused=None):
             return losses / counted
 
         module, X = _net(), torch.randn(N, 4)
-        return Kind(module, X, y, loss=loss, per_example=per_example, refused=refused)
+        return Kind(module, X, y, loss=loss, per_example=per_example)
 
     KINDS[name] = build
 
