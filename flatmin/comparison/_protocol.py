@@ -18,8 +18,15 @@ from flatmin.comparison._plan import Plan
 from flatmin.estimators._parameter_roles import PARAMETERS
 from flatmin.risk.data.source import Source
 
-# Parameters that results of earlier versions do not have.
-_LATER = {"training", "keep_params_every"}
+# Parameters that results of earlier versions do not have, and what those did.
+_LATER = {
+    "keep_params_every": None,
+    "l2": 0.0,
+    "output_transform": None,
+    "positions": "all",
+    "target": None,
+    "training": None,
+}
 
 __all__ = ["array_values", "describe", "describe_settings", "make_protocol"]
 
@@ -135,6 +142,6 @@ def describe_settings(estimator: Any) -> dict[str, Any]:
         k: v
         for k, v in settings.items()
         # Without what came later, results can be merged with those of before.
-        if PARAMETERS.get(k) != "folder" and not (k in _LATER and v is None)
+        if PARAMETERS.get(k) != "folder" and not (k in _LATER and v == _LATER[k])
     }
     return {"class": type(estimator).__name__, **kept}

@@ -3,12 +3,14 @@
 import functools
 import json
 import platform
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flatmin.comparison._protocol import describe
+from flatmin import NoisyDiffusionClassifier
+from flatmin.comparison._protocol import describe, describe_settings
 from flatmin.comparison._provenance import provenance
 from flatmin.modules import LeNet
 from flatmin.noise import GLDConst
@@ -34,6 +36,22 @@ from ._problems import norm
 )
 def test_settings(value, expected):
     assert describe(value) == expected
+
+
+def test_stored_results_have_the_settings_of_today():
+    """So that they can be merged with new ones, and measured again."""
+    folder = Path(__file__).parents[2] / "benchmarks/results"
+    if not folder.is_dir():
+        pytest.skip("a source distribution has no results")
+    path = folder / "comparison_on_fashion_mnist/full/gd_seed0.json"
+    stored = json.loads(path.read_text())["protocol"]["estimator"]
+    assert describe_settings(NoisyDiffusionClassifier()).keys() == stored.keys()
+
+
+@pytest.mark.parametrize("changed", [{"l2": 0.1}, {"positions": "example"}])
+def test_a_later_setting_is_there_once_it_says_something(changed):
+    settings = describe_settings(NoisyDiffusionClassifier(**changed))
+    assert settings | changed == settings
 
 
 def test_no_address_is_written():
