@@ -11,7 +11,7 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.registry import pack, unpack
 from flatmin._utils.validation import Interval, StrOptions
-from flatmin.analysis._base import ModelByReference
+from flatmin.analysis._model_by_reference import ModelByReference
 from flatmin.linalg import Estimate
 from flatmin.measures import SHARPNESS_MEASURES
 from flatmin.measures._registry import BUILT_IN, as_estimate

@@ -1,0 +1,138 @@
+"""An estimator around a fitted model that clones and searches leave as it is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import validate_data
+
+from flatmin._utils.arrays import check_readable
+from flatmin._utils.random import make_generator, make_seed
+from flatmin._utils.trees import as_tree, is_nested
+from flatmin.analysis._risk import risk_of_model, training_risk
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.data.source import is_data_set
+
+__all__ = ["ModelByReference"]
+
+
+class ModelByReference(BaseEstimator):
+    """An estimator around a fitted model that clones and searches leave as it is."""
+
+    estimator: Any
+    loss: Any
+    output_transform: Any
+    target: Any
+    positions: Any
+    l2: Any
+    hvp: Any
+    device: Any
+    dtype: Any
+    random_state: Any
+
+    def __sklearn_clone__(self) -> Self:
+        # clone() hands a FrozenEstimator on as it is, so its own checks hold.
+        shell = copy.copy(self)
+        shell.estimator = FrozenEstimator(self.estimator)
+        cloned = super(ModelByReference, shell).__sklearn_clone__()
+        cloned.estimator = self.estimator
+        return cloned
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters, without those of the model.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Without effect: the model is not searched.
+
+        Returns
+        -------
+        dict
+        """
+        return super().get_params(deep=False)
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, but none of the model's.
+
+        Parameters
+        ----------
+        **params
+            Names and values.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If one is the model's, which is fitted and shared with all clones.
+        """
+        inner = [name for name in params if name.startswith("estimator__")]
+        if inner:
+            raise ValueError(
+                f"{type(self).__name__} analyses a fitted model, which all its clones "
+                f"share, and does not set its parameters. Got {', '.join(inner)}; "
+                "fit another model, or search over the model with a SharpnessScorer "
+                "in scoring=."
+            )
+        return super().set_params(**params)
+
+    def _risk_on(
+        self, estimator: Any, X: Any, y: Any, sample_weight: Any = None, **options: Any
+    ) -> EmpiricalRisk:
+        return risk_of_model(
+            estimator, X, y, sample_weight, **options, **self._settings()
+        )
+
+    def _training_risk(self, estimator: Any) -> EmpiricalRisk:
+        return training_risk(estimator, type(self).__name__, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss,
+            "output_transform": self.output_transform,
+            "target": self.target,
+            "positions": self.positions,
+            "l2": self.l2,
+            "hvp": self.hvp,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+    def _check_features(self, X: Any, *, reset: bool) -> None:
+        if is_nested(X):
+            names = set(as_tree(X).names)
+            if reset:
+                self._leaves = names
+                for learnt in ("n_features_in_", "feature_names_in_"):
+                    self.__dict__.pop(learnt, None)
+            elif getattr(self, "_leaves", None) != names:
+                raise ValueError(
+                    f"X must have the form of the X of fit. Got the parts "
+                    f"{', '.join(sorted(names))}."
+                )
+        elif not is_data_set(X):
+            if reset:
+                self.__dict__.pop("_leaves", None)
+            elif hasattr(self, "_leaves"):
+                raise ValueError(
+                    "X must have the parts of the X of fit, "
+                    f"{', '.join(sorted(self._leaves))}. Got one {type(X).__name__}."
+                )
+            check_readable("X", X)
+            try:
+                validate_data(self, X, reset=reset, skip_check_array=True)
+            except (AttributeError, IndexError, KeyError) as error:
+                raise TypeError(
+                    "X must be an array, a tensor, a data frame or a data set. Got "
+                    f"{type(X).__name__}."
+                ) from error
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        return make_generator(make_seed(self.random_state), device)
