@@ -13,13 +13,14 @@ from torch import Tensor
 from flatmin._runs.storable import move_storable
 from flatmin.dynamics._batches import GradientBatches
 from flatmin.dynamics._binding import FlatBinding, check_outputs
-from flatmin.dynamics._descent_state import Ahead, check_descent_state, check_groups
+from flatmin.dynamics._descent_state import check_descent_state, check_groups
 from flatmin.dynamics._divergence import DivergenceGuard, Place
+from flatmin.dynamics._draws import LawDraws
 from flatmin.dynamics._kept_params import KeptParams
 from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._schedule import Schedule
-from flatmin.dynamics._steps import Stepper, step_to_tell
-from flatmin.noise import NoiseLaw, Step, UndefinedNoiseError, step_for
+from flatmin.dynamics._steps import Stepper
+from flatmin.noise import NoiseLaw, UndefinedNoiseError
 from flatmin.risk import Risk
 
 __all__ = ["NoisyDescent"]
@@ -51,12 +52,8 @@ class NoisyDescent:
 
     Attributes
     ----------
-    batch : Risk
-        What the law saw last: the iteration's batch, or the risk.
     iteration : int
         Steps that led to θ.
-    state : object
-        The law's.
     kept : KeptParams or None
         As given.
     """
@@ -77,16 +74,12 @@ class NoisyDescent:
         schedule: Schedule | None = None,
     ) -> None:
         self.risk = risk
-        self.batch: Risk = risk
         self.law = law
         self.binding = binding
         self.optimizer = optimizer
-        self.rng = rng
         self.iteration = 0
-        self.state: Any = None
         self.kept = kept
-        self._batches = batches
-        self._asks = law.takes_step
+        self._draws = LawDraws(risk, law, optimizer, rng, batches)
         momenta = [group.get("momentum", 0) for group in optimizer.param_groups]
         settings = {**optimizer.defaults, "momentum": max(momenta)}
         check_plain_steps(
@@ -99,14 +92,7 @@ class NoisyDescent:
             clip_norm=clip_norm,
             schedule=schedule,
         )
-        self._drawn_at = -1
-        self._refreshed_at = -1
-        self._refreshed_on: Tensor | None = None  # the batch's examples
-        self._ahead: Ahead | None = None
-        # What was there before it, should the step turn out to be another one.
-        self._before: dict[str, Any] | None = None
         self._left: Tensor | None = None  # θ after the last step
-        self._stale = False  # the law's state is of a θ that was here before
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
         self._guard = DivergenceGuard(
@@ -117,6 +103,21 @@ class NoisyDescent:
     def theta(self) -> Tensor:
         """θ, shape (D,); moves in place."""
         return self.binding.theta
+
+    @property
+    def rng(self) -> torch.Generator:
+        """Of what the law draws."""
+        return self._draws.rng
+
+    @property
+    def batch(self) -> Risk:
+        """What the law saw last: the iteration's batch, or the risk."""
+        return self._draws.batch
+
+    @property
+    def state(self) -> Any:
+        """The law's."""
+        return self._draws.state
 
     @property
     def diverged(self) -> str | None:
@@ -157,20 +158,10 @@ class NoisyDescent:
         RuntimeError
             The law's own, at a θ with a finite loss.
         """
-        self._draw()
-        if self._is_due:
-            before = self.rng.get_state()
-            kept = self._keep_state()
-            try:
-                with self._judging_errors():
-                    loss, gradient = self._refreshed_gradient()
-                    drawn = self.rng.get_state()
-                    self._ahead = Ahead(self.theta.clone(), loss, gradient, drawn)
-                    self._before = kept
-            finally:
-                # A run that is interrupted before the step draws the same in its next
-                # fit.
-                self.rng.set_state(before)
+        self._draws.draw_batch(self.iteration)
+        if self._draws.is_due(self.iteration):
+            with self._judging_errors():
+                self._draws.look_ahead(self.theta, self.iteration)
         return self.diverged is None
 
     def follow(self) -> None:
@@ -193,8 +184,8 @@ class NoisyDescent:
         if self._guard.stops:
             self._guard.step_start = Place(self.iteration, self._left, self.n_clipped)
         self._left = self.theta.clone()
-        self._take_back()
-        self._stale = True
+        self._draws.take_back()
+        self._draws.stale = True
         self._guard.moved_at = self.iteration
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
@@ -217,7 +208,9 @@ class NoisyDescent:
         for _ in range(n_iter):
             for substep in range(int(self.law.n_substeps)):
                 with self._judging_errors():
-                    loss, gradient = self._noisy_gradient()
+                    loss, gradient = self._draws.noisy_gradient(
+                        self.theta, self.iteration
+                    )
                 if self.diverged is not None:
                     return
                 if self._reads_every_loss:
@@ -274,21 +267,12 @@ class NoisyDescent:
         TypeError
             If the law's state cannot be stored.
         """
-        batches, start = self._batches, self._guard.step_start
+        start = self._guard.step_start
         return {
             "theta": self.theta,
             "iteration": self.iteration,
             "optimizer": self.optimizer.state_dict(),
-            "law": self.law.store_state(self.state),
-            "refreshed_at": self._refreshed_at,
-            "refreshed_on": self._refreshed_on,
-            "ahead": None if self._ahead is None else tuple(self._ahead),
-            "before": self._before,
-            "stale": self._stale,
-            "rng": self.rng.get_state(),
-            "batches_rng": None if batches is None else batches.rng.get_state(),
-            "batch": None if batches is None else batches.indices,
-            "drawn_at": self._drawn_at,
+            **self._draws.state_dict(),
             "n_clipped": self.n_clipped,
             "last_loss": self._guard.last_loss,
             "step_start": None if start is None else tuple(start),
@@ -311,7 +295,7 @@ class NoisyDescent:
         ValueError
             If it is the state of another descent.
         """
-        check_descent_state(state, self.theta, self._batches)
+        check_descent_state(state, self.theta, self._draws.batches)
         groups = state["optimizer"]["param_groups"]
         may_change = has_callbacks or self._stepper.has_schedule
         check_groups(groups, self.optimizer.param_groups, may_change=may_change)
@@ -320,22 +304,9 @@ class NoisyDescent:
         self._stepper.begin(self.iteration)
         self.binding.assign(state["theta"])
         self._left = self.theta.clone()
-        self.rng.set_state(state["rng"])
+        self._draws.load_state_dict(state)
         state = move_storable(state, self.risk.device)
-        if self._batches is not None:
-            self._batches.rng.set_state(state["batches_rng"].cpu())
-            self._batches.indices = state["batch"]
-        self.batch = self._risk_of(state["batch"])
         self._stepper.n_clipped = state["n_clipped"]
-        self._drawn_at = state["drawn_at"]
-        self._refreshed_at = state["refreshed_at"]
-        self._refreshed_on = state["refreshed_on"]
-        ahead = state["ahead"]
-        self._ahead = None if ahead is None else Ahead(*ahead)
-        self._before = state.get("before")  # which earlier versions did not have
-        self._stale = state["stale"]
-        seen = self._risk_of(self._refreshed_on)
-        self.state = self.law.restore_state(state["law"], seen)
         self._guard.last_loss = state["last_loss"]
         start = state["step_start"]
         self._guard.step_start = None if start is None else Place(*start)
@@ -345,84 +316,6 @@ class NoisyDescent:
         if not self._guard.stops:
             return None
         return Place(self.iteration, self.theta.clone(), self.n_clipped)
-
-    def _risk_of(self, indices: Tensor | None) -> Risk:
-        if self._batches is None or indices is None:
-            return self.risk
-        return self._batches.risk.subset(indices)
-
-    @property
-    def _is_due(self) -> bool:
-        due = self.iteration % int(self.law.refresh_every) == 0
-        return self._stale or (due and self._refreshed_at != self.iteration)
-
-    def _draw(self) -> None:
-        """Draw the iteration's batch, unless that has been done."""
-        if self._batches is not None and self._drawn_at != self.iteration:
-            self.batch = self._batches.draw()
-            self._drawn_at = self.iteration
-
-    def _noisy_gradient(self) -> tuple[Tensor, Tensor]:
-        self._draw()
-        if self._ahead is not None:
-            ahead = self._ahead
-            if torch.equal(ahead.theta, self.theta) and not self._has_another_rate():
-                self._ahead = self._before = None
-                self.rng.set_state(ahead.rng_state.cpu())
-                return ahead.loss, ahead.gradient
-            self._take_back()
-        if self._is_due:
-            return self._refreshed_gradient()
-        draw = self.law.noisy_gradient
-        told = step_for(draw, self._step)
-        return draw(self.batch, self.theta, self.state, self.rng, **told)
-
-    def _keep_state(self) -> dict[str, Any]:
-        """Return what :meth:`_take_back` needs; a draw may advance a state in place."""
-        step = self._step
-        kept = {
-            "lr": None if step is None else step.lr,
-            "refreshed_on": self._refreshed_on,
-        }
-        # Somebody's law may have no storable state; then its draws are not taken back.
-        with contextlib.suppress(TypeError):
-            kept["law"] = self.law.store_state(self.state)
-        return kept
-
-    def _has_another_rate(self) -> bool:
-        """Say whether η was another one when the law was asked ahead of the step."""
-        step, before = self._step, self._before
-        if step is None or before is None:
-            return False
-        return bool(before["lr"] != step.lr)
-
-    def _take_back(self) -> None:
-        """Forget the refresh that came before the step, if one did."""
-        if self._ahead is None:
-            return
-        before, self._ahead, self._before = self._before, None, None
-        self._stale = True
-        if before is not None and "law" in before:
-            self._refreshed_on = before["refreshed_on"]
-            seen = self._risk_of(self._refreshed_on)
-            self.state = self.law.restore_state(before["law"], seen)
-
-    def _refreshed_gradient(self) -> tuple[Tensor, Tensor]:
-        refreshed = self.law.refreshed_gradient
-        told = step_for(refreshed, self._step)
-        self.state, loss, gradient = refreshed(
-            self.batch, self.theta, self.rng, self.state, **told
-        )
-        self._refreshed_at, self._stale = self.iteration, False
-        self._refreshed_on = None if self._batches is None else self._batches.indices
-        return loss, gradient
-
-    @property
-    def _step(self) -> Step | None:
-        """What the law is told; nothing is read for a law that does not ask."""
-        if not self._asks:
-            return None
-        return step_to_tell(self.law, self.optimizer, self.iteration)
 
     @contextlib.contextmanager
     def _judging_errors(self) -> Iterator[None]:
