@@ -12,6 +12,7 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin._utils.validation import StrOptions
 from flatmin.analysis._base import BaseAnalyzer
+from flatmin.analysis._model_by_reference import with_risk_entries
 from flatmin.analysis._results import (
     Diagonal,
     Eigenpairs,
@@ -41,6 +42,7 @@ _MATRICES: dict[str, type[RiskOperator]] = {
 }
 
 
+@with_risk_entries
 class CurvatureAnalyzer(BaseAnalyzer):
     """Eigenpairs, trace, diagonal and spectrum of the curvature of a fitted model.
 
@@ -64,18 +66,6 @@ class CurvatureAnalyzer(BaseAnalyzer):
         skorch classifier that is -log(p_y + ε) of its probabilities p, for which "ggn"
         is the empirical Fisher matrix and "fisher" is refused; logits with
         ``CrossEntropyLoss`` have both.
-    output_transform : callable, default=None
-        Takes what the module returns, and returns the tensor that the loss compares;
-        see :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
-    target : str, default=None
-        The name of the targets, where X is a mapping that holds them, or a data set of
-        such. A flatmin estimator has its own.
-    positions : {"all", "example"}, default=None
-        What an example with several targets counts, None is "all"; see
-        :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
-    l2 : float, default=None
-        λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its
-        own. The ``weight_decay`` of an optimizer is none.
     matrix : {"hessian", "ggn", "fisher", "empirical_fisher"}, default="hessian"
         H = ∇²L; the generalised Gauss-Newton matrix; the Fisher matrix, with the
         expectation over labels that the model draws, which equals it; the second moment
@@ -87,13 +77,6 @@ class CurvatureAnalyzer(BaseAnalyzer):
         these. None takes all.
     tol : float, default=1e-4
         An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
-    hvp : {"exact", "finite_difference"}, default="exact"
-        How products with the Hessian are computed; the second is for networks of which
-        PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
-    device : str or torch.device, default=None
-        Of the analysis; None is the model's, "auto" CUDA where there is any.
-    dtype : {"float32", "float64"}, default=None
-        Of the analysis; None is the model's.
     random_state : int, RandomState instance or None, default=None
         Of start vectors and probes. A number makes every call repeatable.
     verbose : bool or int, default=False

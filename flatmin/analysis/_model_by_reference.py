@@ -11,13 +11,39 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import validate_data
 
 from flatmin._utils.arrays import check_readable
+from flatmin._utils.docstrings import with_entries
 from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.trees import as_tree, is_nested
 from flatmin.analysis._risk import risk_of_model, training_risk
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.source import is_data_set
 
-__all__ = ["ModelByReference"]
+__all__ = ["ModelByReference", "with_risk_entries"]
+
+# How the risk of the model is made, the same for every class.
+with_risk_entries = with_entries(
+    parameters="""
+output_transform : callable, default=None
+    Takes what the module returns, and returns the tensor that the loss compares; see
+    :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+target : str, default=None
+    The name of the targets, where X is a mapping that holds them, or a data set of
+    such. A flatmin estimator has its own.
+positions : {"all", "example"}, default=None
+    What an example with several targets counts, None is "all"; see
+    :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
+l2 : float, default=None
+    λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its own.
+    The ``weight_decay`` of an optimizer is none.
+hvp : {"exact", "finite_difference"}, default="exact"
+    How products with the Hessian are computed; the second is for networks of which
+    PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
+device : str or torch.device, default=None
+    Of the analysis; None is the model's, "auto" CUDA where there is any.
+dtype : {"float32", "float64"}, default=None
+    Of the analysis; None is the model's.
+"""
+)
 
 
 class ModelByReference(BaseEstimator):

@@ -12,6 +12,7 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
 from flatmin.analysis._base import BaseAnalyzer
+from flatmin.analysis._model_by_reference import with_risk_entries
 from flatmin.analysis._results import (
     Alignment,
     Diagonal,
@@ -32,6 +33,7 @@ from flatmin.risk import EmpiricalRisk
 __all__ = ["NoiseCovarianceAnalyzer"]
 
 
+@with_risk_entries
 class NoiseCovarianceAnalyzer(BaseAnalyzer):
     """Σ = (1/N) Σᵢ (gᵢ - g₀)(gᵢ - g₀)ᵀ of a fitted model, and how it lies to H.
 
@@ -46,31 +48,12 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         As in :class:`CurvatureAnalyzer`.
     loss : str, loss module or callable, default=None
         As there: for a module, the loss it was trained with.
-    output_transform : callable, default=None
-        Takes what the module returns, and returns the tensor that the loss compares;
-        see :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
-    target : str, default=None
-        The name of the targets, where X is a mapping that holds them, or a data set of
-        such. A flatmin estimator has its own.
-    positions : {"all", "example"}, default=None
-        What an example with several targets counts, None is "all"; see
-        :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
-    l2 : float, default=None
-        λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its
-        own. The ``weight_decay`` of an optimizer is none.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1).
     select : str or list of str, default=None
         Names of parameters or modules, with wildcards: blocks of the matrices.
     tol : float, default=1e-4
         An eigenpair has converged when its residual is at most ``tol`` · max \\|λ\\|.
-    hvp : {"exact", "finite_difference"}, default="exact"
-        How products with the Hessian are computed; the second is for networks of which
-        PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
-    device : str or torch.device, default=None
-        Of the analysis; None is the model's, "auto" CUDA where there is any.
-    dtype : {"float32", "float64"}, default=None
-        Of the analysis; None is the model's.
     random_state : int, RandomState instance or None, default=None
         Of start vectors, probes and samples. A number makes every call repeatable.
     verbose : bool or int, default=False

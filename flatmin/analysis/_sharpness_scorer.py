@@ -11,7 +11,10 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.registry import pack, unpack
 from flatmin._utils.validation import Interval, StrOptions
-from flatmin.analysis._model_by_reference import ModelByReference
+from flatmin.analysis._model_by_reference import (
+    ModelByReference,
+    with_risk_entries,
+)
 from flatmin.linalg import Estimate
 from flatmin.measures import SHARPNESS_MEASURES
 from flatmin.measures._registry import BUILT_IN, as_estimate
@@ -19,6 +22,7 @@ from flatmin.measures._registry import BUILT_IN, as_estimate
 __all__ = ["SharpnessScorer"]
 
 
+@with_risk_entries
 class SharpnessScorer(ModelByReference):
     """Minus the sharpness of a model: flat is high, as a scorer has to be.
 
@@ -51,25 +55,6 @@ class SharpnessScorer(ModelByReference):
         flatmin estimator, whatever it is handed: the quantity of the paper.
     loss : str, loss module or callable, default=None
         As in :class:`CurvatureAnalyzer`.
-    output_transform : callable, default=None
-        Takes what the module returns, and returns the tensor that the loss compares;
-        see :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
-    target : str, default=None
-        The name of the targets, where X is a mapping that holds them, or a data set of
-        such. A flatmin estimator has its own.
-    positions : {"all", "example"}, default=None
-        What an example with several targets counts, None is "all"; see
-        :class:`~flatmin.EmpiricalRisk`. A flatmin estimator has its own.
-    l2 : float, default=None
-        λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its
-        own. The ``weight_decay`` of an optimizer is none.
-    hvp : {"exact", "finite_difference"}, default="exact"
-        How products with the Hessian are computed; the second is for networks of which
-        PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
-    device : str or torch.device, default=None
-        Of the analysis; None is the model's, "auto" CUDA where there is any.
-    dtype : {"float32", "float64"}, default=None
-        Of the analysis; None is the model's.
     random_state : int, RandomState instance or None, default=0
         A number means common random numbers: models of one size are perturbed alike,
         so that differences between them are known better than each value.

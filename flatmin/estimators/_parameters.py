@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
+from flatmin._utils.docstrings import with_entries
 from flatmin._utils.validation import HasMethods, Interval, StrOptions
 from flatmin.noise import NoiseLaw
 
 __all__ = ["CONSTRAINTS", "with_shared_entries"]
 
-Class = TypeVar("Class", bound=type)
 
 CONSTRAINTS: dict[str, list[Any]] = {
     "module": [None, callable, nn.Module],
@@ -236,36 +234,4 @@ feature_names_in_ : ndarray of shape (n_features_in_,)
 """
 
 
-def with_shared_entries(estimator: Class) -> Class:
-    """Complete the docstring of an estimator, which lists only what it alone has.
-
-    Parameters
-    ----------
-    estimator : type
-        Its parameters are then documented in the order of its constructor.
-
-    Returns
-    -------
-    type
-        The same class.
-    """
-    doc = inspect.cleandoc(estimator.__doc__ or "")  # none with python -OO
-    order = list(inspect.signature(estimator).parameters)
-    for title, shared in (("Parameters", _PARAMETERS), ("Attributes", _ATTRIBUTES)):
-        heading = f"{title}\n{'-' * len(title)}\n"
-        if heading not in doc:
-            doc = doc.replace("See Also\n", f"{heading}\n\nSee Also\n", 1)
-        before, _, rest = doc.partition(heading)
-        own, _, after = rest.partition("\n\n")
-        entries = _entries(shared) | _entries(own)
-        if title == "Parameters":
-            entries = {name: entries[name] for name in order if name in entries}
-        doc = f"{before}{heading}{''.join(entries.values())}\n{after}"
-    estimator.__doc__ = doc
-    return estimator
-
-
-def _entries(section: str) -> dict[str, str]:
-    """Split a section of numpydoc at its names."""
-    parts = re.split(r"(?m)^(?=\w+ : )", section)
-    return {part.partition(" : ")[0]: f"{part.strip()}\n" for part in parts[1:]}
+with_shared_entries = with_entries(parameters=_PARAMETERS, attributes=_ATTRIBUTES)
