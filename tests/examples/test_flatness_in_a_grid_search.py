@@ -1,19 +1,12 @@
 """The example on fewer digits and iterations: its claims are asserted in it."""
 
-import importlib.util
-from pathlib import Path
-
 import joblib
 import pytest
 
-PATH = Path(__file__).parents[2] / "examples" / "flatness_in_a_grid_search.py"
-
 
 @pytest.mark.slow
-def test_the_table_holds_both_scores(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("flatness_in_a_grid_search", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_the_table_holds_both_scores(load_example, monkeypatch, capsys):
+    module = load_example("flatness_in_a_grid_search")
     monkeypatch.setattr(module, "N", 300)
     monkeypatch.setattr(module, "WARMUP", 500)
     monkeypatch.setattr(module, "N_ITER", 50)

@@ -1,23 +1,17 @@
 """The Langevin example, short; and what its stored result says."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PATH = ROOT / "examples" / "langevin_samples.py"
 RESULT = ROOT / "benchmarks" / "results" / "langevin" / "langevin.json"
 
 
 @pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(str(PATH.parent / "paper"))
-    spec = importlib.util.spec_from_file_location("langevin_samples", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(load_example):
+    return load_example("langevin_samples")
 
 
 def test_chains_are_compared_with_the_formula(example, tmp_path, capsys):

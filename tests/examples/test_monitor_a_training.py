@@ -1,6 +1,5 @@
 """The monitored loop, short; and what its stored result says."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,17 +8,12 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PATH = ROOT / "examples" / "monitor_a_training.py"
 RESULT = ROOT / "benchmarks" / "results" / "monitor" / "edge_of_stability.json"
 
 
 @pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(str(PATH.parent / "paper"))
-    spec = importlib.util.spec_from_file_location("monitor_a_training", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(load_example):
+    return load_example("monitor_a_training")
 
 
 def test_two_runs_are_watched(example, tmp_path, capsys):

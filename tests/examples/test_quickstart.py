@@ -1,21 +1,14 @@
 """The quickstart, on few iterations and in this process."""
 
-import importlib.util
-from pathlib import Path
-
 import joblib
 import matplotlib as mpl
 import pytest
 
-PATH = Path(__file__).parents[2] / "examples" / "quickstart.py"
-
 
 @pytest.fixture
-def quickstart(monkeypatch):
+def quickstart(load_example, monkeypatch):
     mpl.use("Agg")
-    spec = importlib.util.spec_from_file_location("quickstart", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_example("quickstart")
     monkeypatch.setattr(module, "N_ITER", 50)
     monkeypatch.setattr(module, "N_QUENCH", 25)
     monkeypatch.setitem(module.WARMUP, "max_iter", 25)

@@ -1,22 +1,10 @@
 """The tutorial on one's own data and network, on few iterations."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 
-PATH = Path(__file__).parents[2] / "examples" / "your_own_question.py"
 
-
-def load():
-    spec = importlib.util.spec_from_file_location("your_own_question", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_comparison_ends_in_a_table(capsys):
-    table = load().main(max_iter=20, n_seeds=2)
+def test_the_comparison_ends_in_a_table(load_example, capsys):
+    table = load_example("your_own_question").main(max_iter=20, n_seeds=2)
     assert "max_eigenvalue" in capsys.readouterr().out
     table = table.reset_index()
     of_noise = (table["column"] == "max_eigenvalue") & (table["phase"] == "noise")
@@ -25,8 +13,8 @@ def test_the_comparison_ends_in_a_table(capsys):
     assert (noise["n"].drop("gd") == 2).all()
 
 
-def test_a_fifth_of_the_training_labels_are_wrong():
-    module = load()
+def test_a_fifth_of_the_training_labels_are_wrong(load_example):
+    module = load_example("your_own_question")
     X, y, X_test, y_test = module.data(0)
     assert len(X) == len(y) == 426
     assert len(X_test) == len(y_test) == 143
