@@ -66,8 +66,8 @@ class FlatnessMonitor:
         Steps between two measurements; at others a call returns an empty dict at once.
     budget : float, default=0.1
         What a call may cost, as a share of the N gradients of one pass over the
-        examples. A loss counts 1/3 of a gradient, a product with H two. λ₁ takes about
-        15 products.
+        examples, by the counts of the first call; ``cost`` tells what each took. A loss
+        counts 1/3 of a gradient, a product with H two. λ₁ takes about 15 products.
     tol : float, default=1e-2
         Residual of eigenpairs, relative to max |λ|; the error of λ₁ is smaller.
     rtol : float, default=0.1
