@@ -17,7 +17,12 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import make_generator, spawn_seeds
 from flatmin.analysis._counted_risk import WorkCounter, counted
-from flatmin.analysis._monitored import QUANTITIES, Point, Quantity, find_quantity
+from flatmin.analysis._monitored import (
+    QUANTITIES,
+    MeasuredPoint,
+    Quantity,
+    find_quantity,
+)
 from flatmin.linalg import Estimate
 from flatmin.measures import SHARPNESS_MEASURES
 from flatmin.risk import EmpiricalRisk
@@ -270,7 +275,7 @@ class FlatnessMonitor:
         counter: WorkCounter,
     ) -> dict[str, tuple[float, float]]:
         """Return value and standard error of every number of some examples."""
-        point = Point(
+        point = MeasuredPoint(
             counted(risk, counter),
             theta,
             n_examples=self._n_examples,

@@ -22,11 +22,11 @@ from flatmin.measures import (
 from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import EmpiricalRisk
 
-__all__ = ["QUANTITIES", "Point", "Quantity", "find_quantity"]
+__all__ = ["QUANTITIES", "MeasuredPoint", "Quantity", "find_quantity"]
 
 
 @dataclass
-class Point:
+class MeasuredPoint:
     """Some of the examples at one θ, and what several quantities need there.
 
     Parameters
@@ -89,20 +89,20 @@ class Point:
         return make_generator(self.seed, self.risk.device)
 
 
-Quantity = Callable[[Point], Any]
+Quantity = Callable[[MeasuredPoint], Any]
 
 
-def _loss(point: Point) -> Tensor:
+def _loss(point: MeasuredPoint) -> Tensor:
     return point.risk.value(point.theta)
 
 
-def _max_eigenvalue(point: Point) -> float:
+def _max_eigenvalue(point: MeasuredPoint) -> float:
     # The value of a solver that has not converged is no eigenvalue.
     top = point.top
     return float(top.eigenvalues[0]) if bool(top.converged.all()) else math.nan
 
 
-def _edge_of_stability(point: Point) -> float:
+def _edge_of_stability(point: MeasuredPoint) -> float:
     if point.lr is None:
         raise ValueError(
             "edge_of_stability is λ₁η/2. Got no η; call monitor(module, step, lr=lr)."
@@ -110,14 +110,14 @@ def _edge_of_stability(point: Point) -> float:
     return _max_eigenvalue(point) * point.lr / 2
 
 
-def _covariance_trace(point: Point) -> float:
+def _covariance_trace(point: MeasuredPoint) -> float:
     """Return the unbiased estimate of Tr(Σ) of all N, which has the divisor N."""
     n, n_all = point.risk.n_examples, point.n_examples
     trace = float(point.moments.variances.sum())
     return trace if n == n_all else trace * n / (n - 1) * (n_all - 1) / n_all
 
 
-def _squared_gradient_norm(point: Point) -> float:
+def _squared_gradient_norm(point: MeasuredPoint) -> float:
     """Return the unbiased estimate of ‖g₀‖² of all N examples."""
     # The gradient of n of them has the mean squared norm ‖g₀‖² + (1/n - 1/N) Tr(S), S
     # the covariance of divisor N - 1. Late in a training that is nearly all of it.
@@ -129,11 +129,11 @@ def _squared_gradient_norm(point: Point) -> float:
     return squared - (1 / n - 1 / n_all) * trace
 
 
-def _gradient_norm(point: Point) -> float:
+def _gradient_norm(point: MeasuredPoint) -> float:
     return math.sqrt(max(_squared_gradient_norm(point), 0.0))
 
 
-def _simple_noise_scale(point: Point) -> float:
+def _simple_noise_scale(point: MeasuredPoint) -> float:
     squared = _squared_gradient_norm(point)
     # Not clear of 0: the examples do not tell the gradient from no gradient.
     if squared <= 0 or not bool(point.moments.has_gradient):
@@ -141,15 +141,15 @@ def _simple_noise_scale(point: Point) -> float:
     return _covariance_trace(point) / squared
 
 
-def _hessian_trace(point: Point) -> Estimate:
+def _hessian_trace(point: MeasuredPoint) -> Estimate:
     return hessian_trace(point.risk, point.theta, **point.accuracy)
 
 
-def _curvature_noise_scale(point: Point) -> Estimate:
+def _curvature_noise_scale(point: MeasuredPoint) -> Estimate:
     return curvature_noise_scale(point.risk, point.theta, **point.accuracy)
 
 
-def _alignment(point: Point) -> Mapping[str, Any]:
+def _alignment(point: MeasuredPoint) -> Mapping[str, Any]:
     k = min(5, point.risk.n_params, point.risk.n_examples - 1)
     found = alignment(point.risk, point.theta, k, tol=point.tol, **point.accuracy)
     return {
@@ -159,7 +159,7 @@ def _alignment(point: Point) -> Mapping[str, Any]:
     }
 
 
-def _sharpness(measure: Callable[..., Estimate], point: Point) -> Estimate:
+def _sharpness(measure: Callable[..., Estimate], point: MeasuredPoint) -> Estimate:
     return measure(point.risk, point.theta)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from flatmin.analysis import FlatnessMonitor
 from flatmin.analysis._counted_risk import WorkCounter, _CountedRisk, counted
-from flatmin.analysis._monitored import QUANTITIES, Point
+from flatmin.analysis._monitored import QUANTITIES, MeasuredPoint
 from flatmin.measures import max_eigenvalue
 from flatmin.risk import EmpiricalRisk
 
@@ -102,7 +102,9 @@ def test_estimates_of_a_subset_are_unbiased(net, name):
     found = [
         float(
             quantity(
-                Point(risk.subset(torch.tensor(chosen)), risk.params(), **settings)
+                MeasuredPoint(
+                    risk.subset(torch.tensor(chosen)), risk.params(), **settings
+                )
             )
         )
         for chosen in itertools.combinations(range(few), 3)
