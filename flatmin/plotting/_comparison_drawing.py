@@ -162,6 +162,8 @@ def draw_differences(
         n = table["n"].min(), table["n"].max()
         pairs = f"{n[0]}" if n[0] == n[1] else f"{n[0]} to {n[1]}"
         text = f"{confidence:.0%} intervals, {pairs} pairs"
+        if n[1] < 2:
+            text = "one pair, no interval"
         if len(phases) > 1:
             legend(ax, title=text)
         else:

@@ -118,6 +118,8 @@ def test_a_single_pair_has_a_mark_and_no_interval(result):
     display = ComparisonDisplay.from_results(one, columns="loss")
     display.plot(kind="differences")
     assert len(display.marks_) == 4
+    title = display.ax_.get_legend().get_title().get_text()
+    assert title == "one pair, no interval"
     assert display.plot().ax_.get_legend().get_title().get_text() == "one seed"
 
 
