@@ -9,7 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "mean_and_squares", "merge_moments"]
+__all__ = [
+    "Moments",
+    "centred_moments",
+    "mean_and_squares",
+    "merge_moments",
+    "squared_row_norms",
+]
+
+# Numbers in float64 at a time: on a CPU they stay within the caches, and no memory is
+# asked for that the system must first clear. That took longer than the sums.
+_AT_A_TIME = 1 << 16
 
 
 class Moments(NamedTuple):
@@ -37,6 +47,54 @@ def mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
     mean = rows.mean(-2, keepdim=True, dtype=torch.float64)
     squares = (rows - mean.to(rows.dtype)).square().sum(-2, dtype=torch.float64)
     return mean.squeeze(-2), squares
+
+
+def centred_moments(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the mean and the centred squares of n rows from sums in float64.
+
+    Squares less the square of the mean keep their digits in float64 even where the mean
+    is a hundred thousand times the spread.
+
+    Parameters
+    ----------
+    sums : Tensor of shape (D,)
+        Σᵢ gᵢ.
+    squares : Tensor of shape (D,)
+        Σᵢ gᵢ².
+    n : int
+
+    Returns
+    -------
+    mean : Tensor of shape (D,)
+    centred_squares : Tensor of shape (D,)
+    """
+    mean = sums / n
+    return mean, (squares - n * mean.square()).clamp(min=0)
+
+
+def squared_row_norms(rows: Tensor) -> Tensor:
+    """Return the squared norm of each row, in float64 throughout.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n, p)
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        In float64.
+    """
+    n, p = rows.shape
+    norms = torch.empty(n, dtype=torch.float64, device=rows.device)
+    if rows.device.type != "cpu" or rows.dtype == torch.float64:
+        torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64, out=norms)
+        return norms.square_()
+    step = max(1, _AT_A_TIME // max(p, 1))
+    buffer = torch.empty(min(step, n), p, dtype=torch.float64)
+    for block, out in zip(rows.split(step), norms.split(step), strict=True):
+        held = buffer[: len(block)].copy_(block)
+        torch.linalg.vector_norm(held, dim=1, out=out)
+    return norms.square_()
 
 
 def merge_moments(parts: Iterator[Moments]) -> Moments:

@@ -11,7 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flatmin.risk.example_sums.moments import Moments
+from flatmin.risk.example_sums.moments import (
+    Moments,
+    centred_moments,
+    squared_row_norms,
+)
+from flatmin.risk.example_sums.outer_moments import outer_moments
 from flatmin.risk.example_sums.parameter_uses import ParameterUse, record_uses
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.network.model import FlatModel
@@ -117,41 +122,24 @@ class SumsByLayer:
 def _squared_norms(uses: list[ParameterUse], n: int, size: int) -> Tensor:
     use = uses[0]
     if len(uses) == 1 and use.is_outer:
-        slopes, inputs = use.slope.double(), use.input.double()
-        return slopes.square().sum(1) * inputs.square().sum(1)
+        return squared_row_norms(use.slope) * squared_row_norms(use.input)
     if len(uses) == 1 and use.rule.nonzero_blocks is not None:
         _, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
         return combined.square().sum((1, 2))
-    norms = [
-        torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
-        for rows in _blocks(uses, n, size)
-    ]
-    return torch.cat(norms)
+    return torch.cat([squared_row_norms(rows) for rows in _blocks(uses, n, size)])
 
 
 def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tensor]:
-    # Squares less the square of the mean keep their digits in float64 even where the
-    # mean is a hundred thousand times the spread.
     use = uses[0]
     if len(uses) == 1 and use.is_outer:
-        slopes, inputs = use.slope, use.input
-        shape = slopes.shape[1], inputs.shape[1]
-        sums = torch.zeros(shape, dtype=torch.float64, device=slopes.device)
-        squares = torch.zeros_like(sums)
-        # A wide input is three times as fast in blocks that stay within the caches.
-        step = max(64, _at_a_time(slopes) // 4 // sum(shape))
-        for s, x in zip(slopes.split(step), inputs.split(step), strict=True):
-            s, x = s.double(), x.double()
-            sums.addmm_(s.mT, x)
-            squares.addmm_(s.square().mT, x.square())
-        return _centre(sums.flatten(), squares.flatten(), n)
+        return outer_moments(use.slope, use.input, _at_a_time(use.slope) // 4)
     if len(uses) == 1 and use.rule.nonzero_blocks is not None:
         tokens, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
         flat = combined.flatten(0, 1)
         rows = flat.new_zeros(2, size // flat.shape[1], flat.shape[1])
         rows[0].index_add_(0, tokens.flatten(), flat)
         rows[1].index_add_(0, tokens.flatten(), flat.square())
-        return _centre(rows[0].flatten(), rows[1].flatten(), n)
+        return centred_moments(rows[0].flatten(), rows[1].flatten(), n)
     # What is left of the first block's mean has the digits that the rows have.
     sums = torch.zeros(size, dtype=torch.float64, device=use.slope.device)
     squares = torch.zeros_like(sums)
@@ -161,13 +149,8 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
         rest = rows - centre
         sums += rest.sum(0)
         squares += rest.square().sum(0)
-    mean, squares = _centre(sums, squares, n)
+    mean, squares = centred_moments(sums, squares, n)
     return mean if centre is None else mean + centre, squares
-
-
-def _centre(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    mean = sums / n
-    return mean, (squares - n * mean.square()).clamp(min=0)
 
 
 def _at_a_time(tensor: Tensor) -> int:
