@@ -20,6 +20,7 @@ __all__ = [
 # Numbers in float64 at a time: on a CPU they stay within the caches, and no memory is
 # asked for that the system must first clear. That took longer than the sums.
 _AT_A_TIME = 1 << 16
+_LEAST_SQUARE = 2.0**-100
 
 
 class Moments(NamedTuple):
@@ -45,8 +46,37 @@ def mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
     squares : Tensor of shape (\\*chains, D)
     """
     mean = rows.mean(-2, keepdim=True, dtype=torch.float64)
-    squares = (rows - mean.to(rows.dtype)).square().sum(-2, dtype=torch.float64)
-    return mean.squeeze(-2), squares
+    return mean.squeeze(-2), squared_sums(rows - mean.to(rows.dtype))
+
+
+def squared_sums(rows: Tensor) -> Tensor:
+    """Return the sum of the squares of each coordinate, right at every scale.
+
+    A square in float32 has no digits below 1e-38, where a gradient of 1e-20 has all:
+    what comes near is summed in float64.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (\\*chains, n, D)
+
+    Returns
+    -------
+    Tensor of shape (\\*chains, D)
+        In float64.
+    """
+    if rows.device.type != "cpu":  # in one pass, without a copy, and without waiting
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=-2, dtype=torch.float64)
+        return norms.square_()
+    squares = rows.square().sum(-2).double()
+    if rows.dtype == torch.float64:
+        return squares
+    # Each of the n may miss a number of 2⁻¹²⁶.
+    held = (squares >= rows.shape[-2] * _LEAST_SQUARE) & (squares < torch.inf)
+    if not bool(held.all()):
+        doubtful = ~held.flatten(0, -2).all(0) if held.ndim > 1 else ~held
+        some = rows[..., doubtful].double()
+        squares[..., doubtful] = some.square_().sum(-2)
+    return squares
 
 
 def centred_moments(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:

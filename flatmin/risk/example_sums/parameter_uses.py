@@ -40,6 +40,13 @@ class ParameterUse:
         part = slice(start, stop)
         return self.rule.sums(self.input[part], self.slope[part], m)
 
+    def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return the factors X, (n, t, p), and S, (n, t, o), of some examples' rows."""
+        if self.rule.factors is None:
+            raise UnsupportedLayers("a function whose rows are no products")
+        part = slice(start, stop)
+        return self.rule.factors(self.input[part], self.slope[part])
+
     @property
     def n_numbers(self) -> int:
         """How many numbers of one example go into its row."""
@@ -52,7 +59,7 @@ class ParameterUse:
     @property
     def is_outer(self) -> bool:
         """Whether a row is the outer product of an example's slope and input."""
-        return self.rule.is_outer and self.input.ndim == 2
+        return self.rule.factors is not None and self.input.ndim == 2
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from flatmin.risk.example_sums.factors import moments_by_outputs, norms_by_positions
 from flatmin.risk.example_sums.moments import (
     Moments,
     centred_moments,
     squared_row_norms,
+    squared_sums,
 )
 from flatmin.risk.example_sums.outer_moments import outer_moments
 from flatmin.risk.example_sums.parameter_uses import ParameterUse, record_uses
@@ -28,6 +30,13 @@ __all__ = ["SumsByLayer"]
 # took as long as 37 gradients).
 _AT_A_TIME_CPU = 1 << 19
 _AT_A_TIME_GPU = 1 << 26
+# How many times as long as in float32 a product takes: on a CPU, on the worst GPU.
+_FLOAT64_TIMES = 2
+_FLOAT64_TIMES_GPU = 64
+# Rows in a block, below which sums go output by output, and the numbers that this may
+# hold: patches of a whole chunk.
+_FEW = 16
+_MOST = 1 << 25
 
 
 class SumsByLayer:
@@ -126,6 +135,11 @@ def _squared_norms(uses: list[ParameterUse], n: int, size: int) -> Tensor:
     if len(uses) == 1 and use.rule.nonzero_blocks is not None:
         _, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
         return combined.square().sum((1, 2))
+    # t positions: pairs of them cost t² (i + o), rows t i o.
+    if _has_factors(uses) and _float64_times(use.slope) * use.n_numbers < size:
+        step = max(1, _at_a_time(use.slope) // use.n_numbers)
+        parts = (use.factors(start, start + step) for start in range(0, n, step))
+        return torch.cat([norms_by_positions(*part) for part in parts])
     return torch.cat([squared_row_norms(rows) for rows in _blocks(uses, n, size)])
 
 
@@ -140,6 +154,10 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
         rows[0].index_add_(0, tokens.flatten(), flat)
         rows[1].index_add_(0, tokens.flatten(), flat.square())
         return centred_moments(rows[0].flatten(), rows[1].flatten(), n)
+    at_a_time = _at_a_time(use.slope)
+    # Where few rows make a block, the sums of length D take longer than the rows.
+    if _has_factors(uses) and _FEW * size > at_a_time and n * use.n_numbers < _MOST:
+        return moments_by_outputs(*use.factors(0, n), at_a_time)
     # What is left of the first block's mean has the digits that the rows have.
     sums = torch.zeros(size, dtype=torch.float64, device=use.slope.device)
     squares = torch.zeros_like(sums)
@@ -148,9 +166,17 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
         centre = rows.mean(0) if centre is None else centre
         rest = rows - centre
         sums += rest.sum(0)
-        squares += rest.square().sum(0)
+        squares += squared_sums(rest)
     mean, squares = centred_moments(sums, squares, n)
     return mean if centre is None else mean + centre, squares
+
+
+def _has_factors(uses: list[ParameterUse]) -> bool:
+    return len(uses) == 1 and uses[0].rule.factors is not None
+
+
+def _float64_times(tensor: Tensor) -> int:
+    return _FLOAT64_TIMES if tensor.device.type == "cpu" else _FLOAT64_TIMES_GPU
 
 
 def _at_a_time(tensor: Tensor) -> int:

@@ -1,0 +1,142 @@
+"""Sums over rows that are products of factors, beside the rows in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from flatmin.risk import EmpiricalRisk
+from flatmin.risk.example_sums import sums_by_layer
+from flatmin.risk.example_sums.factors import moments_by_outputs, norms_by_positions
+
+
+def factors(scale=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(11, 4, 6, generator=generator) * scale
+    return inputs, torch.randn(11, 4, 5, generator=generator) / scale**0.5
+
+
+def rows_of(inputs, slopes):
+    return (slopes.double().mT @ inputs.double()).flatten(1)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_norms_by_positions(scale):
+    inputs, slopes = factors(scale)
+    right = rows_of(inputs, slopes).square().sum(1)
+    found = norms_by_positions(inputs, slopes)
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=0)
+
+
+def test_norms_keep_their_digits_where_positions_cancel():
+    inputs, slopes = factors()
+    inputs[:, 1], slopes[:, 1] = inputs[:, 0], -slopes[:, 0] * (1 + 2.0**-12)
+    inputs[:, 2:] = 0.0  # what is left is 1 / 4096 of either
+    right = rows_of(inputs, slopes).square().sum(1)
+    found = norms_by_positions(inputs, slopes)
+    torch.testing.assert_close(found, right, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("n_numbers", [1, 150, 10**6])
+def test_moments_by_outputs(scale, n_numbers):
+    inputs, slopes = factors()
+    inputs = inputs * scale * torch.tensor([1.0, 1.0, 0.0, 1e-15, 1e15, 1.0])
+    rows = rows_of(inputs, slopes)
+    mean, squares = moments_by_outputs(inputs, slopes, n_numbers)
+    spread = rows.std(0, correction=0)
+    assert ((mean - rows.mean(0)).abs() <= 1e-6 * spread).all()
+    right = (rows - rows.mean(0)).square().sum(0)
+    torch.testing.assert_close(squares, right, rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e-20, 1.0, 1e15])
+@pytest.mark.parametrize("bias", [True, False])
+def test_variances_at_every_scale(scale, bias):
+    # Squares of these in float32 have no digits, or none left above.
+    torch.manual_seed(1)
+    X = torch.randn(13, 4, 6) * scale
+    net = nn.Sequential(nn.Conv1d(4, 3, 3, bias=bias), nn.Flatten())
+    for module in (net, _SeenByVmap(net)):
+        risk = EmpiricalRisk(module, "squared_error", X, torch.ones(13, 12))
+        found = risk.gradient_variances(risk.params())
+        rows = torch.cat(list(risk.per_example_gradients(risk.params()))).double()
+        right = rows.var(0, correction=0)
+        torch.testing.assert_close(found, right, rtol=3e-6, atol=0)
+
+
+class _SeenByVmap(nn.Module):
+    """Has no rule by layer."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x) + 0 * self.net[0].weight.sum() * x.flatten(1)[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (
+            nn.Sequential(
+                nn.Conv2d(3, 24, 3, stride=2, padding=1),
+                nn.Tanh(),
+                nn.AdaptiveAvgPool2d(2),
+                nn.Conv2d(24, 32, (3, 2), padding=1, bias=False),
+                nn.Tanh(),
+                nn.Flatten(),
+                nn.LazyLinear(3),
+            ),
+            (3, 9, 9),
+        ),
+        (
+            nn.Sequential(nn.Linear(48, 64), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)),
+            (3, 48),
+        ),
+        (
+            nn.Sequential(
+                nn.Conv1d(20, 40, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)
+            ),
+            (20, 5),
+        ),
+    ],
+    ids=["conv2d", "sequence", "conv1d"],
+)
+@pytest.mark.parametrize("at_a_time", [64, 1 << 19])
+def test_few_positions_take_the_factors(net, shape, at_a_time, monkeypatch):
+    monkeypatch.setattr(sums_by_layer, "_AT_A_TIME_CPU", at_a_time)
+    taken = set()
+
+    def watch(name):
+        true = getattr(sums_by_layer, name)
+
+        def watched(*given):
+            taken.add(name)
+            return true(*given)
+
+        monkeypatch.setattr(sums_by_layer, name, watched)
+
+    watch("norms_by_positions")
+    watch("moments_by_outputs")
+    torch.manual_seed(0)
+    X, y = torch.randn(9, *shape), torch.randint(3, (9,))
+    net(X)
+    risk = EmpiricalRisk(net, "cross_entropy", X, y)
+    theta = risk.params()
+    norms, variances = risk.squared_norms(theta), risk.gradient_variances(theta)
+    assert "norms_by_positions" in taken
+    assert ("moments_by_outputs" in taken) == (at_a_time == 64)
+    assert risk.paths["per-example sums"] == "by layer"
+
+    net = net.double()
+    rows = []
+    for x, target in zip(X.double(), y, strict=True):
+        loss = nn.functional.cross_entropy(net(x[None]), target[None])
+        grads = torch.autograd.grad(loss, list(net.parameters()))
+        rows.append(torch.cat([grad.flatten() for grad in grads]))
+    rows = torch.stack(rows)
+    net.float()
+    torch.testing.assert_close(norms, rows.square().sum(1), rtol=1e-5, atol=0)
+    right = rows.var(0, correction=0)
+    assert (variances - right).norm() <= 1e-5 * right.norm()
