@@ -104,10 +104,12 @@ class _CountedRisk(EmpiricalRisk):
         with self._counter.adding(_FORWARD * self.n_examples * len(thetas)):
             return super().losses_at(thetas)
 
-    def gauss_newton_traces(self, theta: Any, rng: Any = None) -> Any:
-        n_sweeps = self.n_outputs if rng is None else 1
-        with self._counter.adding(2 * n_sweeps * self.n_examples):
-            return super().gauss_newton_traces(theta, rng)
+    def gauss_newton_traces(
+        self, theta: Any, rng: Any = None, *, n_sweeps: int | None = None
+    ) -> Any:
+        made = self.n_outputs if rng is None else n_sweeps or 1
+        with self._counter.adding(2 * made * self.n_examples):
+            return super().gauss_newton_traces(theta, rng, n_sweeps=n_sweeps)
 
     def value_and_batch_gradient(self, theta: Any, indices: Any) -> Any:
         with self._counter.adding(indices.numel()):

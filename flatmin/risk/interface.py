@@ -130,11 +130,16 @@ class Risk(Protocol):
         ...
 
     def gauss_newton_traces(
-        self, theta: Tensor, rng: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
     ) -> Tensor:
         """Return an unbiased estimate of Tr(Gᵢ) an example, shape (\\*chains, N).
 
-        Without ``rng`` it is exact and takes ``n_outputs`` times as long.
+        Without ``rng`` it is exact and takes ``n_outputs`` times as long. With
+        ``n_sweeps`` it is one estimate a row, shape (n_sweeps, \\*chains, N).
         """
         ...
 

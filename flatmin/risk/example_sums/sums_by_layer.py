@@ -19,7 +19,11 @@ from flatmin.risk.example_sums.moments import (
     squared_sums,
 )
 from flatmin.risk.example_sums.outer_moments import outer_moments
-from flatmin.risk.example_sums.parameter_uses import ParameterUse, record_uses
+from flatmin.risk.example_sums.parameter_uses import (
+    ParameterUse,
+    Recording,
+    record_uses,
+)
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.network.model import FlatModel
 
@@ -46,12 +50,7 @@ class SumsByLayer:
     ----------
     model : FlatModel
         Bound to θ.
-    examples : ExampleScalars
-
-    Raises
-    ------
-    UnsupportedLayers
-        If a parameter is used by a function whose rows are not known.
+    recording : Recording
 
     Attributes
     ----------
@@ -61,12 +60,33 @@ class SumsByLayer:
         See :class:`~flatmin.risk.example_sums.parameter_watch.ParameterWatch`.
     """
 
-    def __init__(self, model: FlatModel, examples: ExampleScalars) -> None:
+    def __init__(self, model: FlatModel, recording: Recording) -> None:
         self.model = model
-        self.n = len(examples)
-        recording = record_uses(model, examples)
+        self.n = len(recording.values)
         self.values, self._uses = recording.values, recording.uses
         self.signature = recording.signature
+
+    @classmethod
+    def of(cls, model: FlatModel, *several: ExampleScalars) -> Iterator[SumsByLayer]:
+        """Yield the sums of each kind of scalar of the same examples.
+
+        Parameters
+        ----------
+        model : FlatModel
+            Bound to θ.
+        *several : ExampleScalars
+
+        Yields
+        ------
+        SumsByLayer
+
+        Raises
+        ------
+        UnsupportedLayers
+            If a parameter is used by a function whose rows are not known.
+        """
+        for recording in record_uses(model, several):
+            yield cls(model, recording)
 
     def squared_norms(self) -> Tensor:
         """Return ‖gᵢ‖².

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_scalar_tensor
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_rng
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
@@ -17,6 +18,9 @@ from flatmin.risk.products.gauss_newton import (
 from flatmin.risk.quantities.per_example import PerExampleRisk
 
 __all__ = ["SecondOrderRisk"]
+
+# Sweeps that share a run forward: their cotangents are held.
+_UNITS_AT_ONCE = 16
 
 
 class SecondOrderRisk(PerExampleRisk):
@@ -101,7 +105,11 @@ class SecondOrderRisk(PerExampleRisk):
         return self._penalised(value, gradient)
 
     def gauss_newton_traces(
-        self, theta: Tensor, rng: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
     ) -> Tensor:
         """Return Tr(Gᵢ) of each example, or an unbiased estimate.
 
@@ -113,34 +121,52 @@ class SecondOrderRisk(PerExampleRisk):
         rng : torch.Generator, default=None
             On the risk's device: draws random signs for an estimate by one sweep.
             None takes ``n_outputs`` sweeps, one for each output, and is exact.
+        n_sweeps : int, default=None
+            Estimates by as many sweeps, one a row. They share one run forward.
 
         Returns
         -------
-        Tensor of shape (N,)
+        Tensor of shape (N,), or (n_sweeps, N)
             In float64.
+
+        Raises
+        ------
+        ValueError
+            If there are ``n_sweeps`` without ``rng``.
         """
         check_rng(rng, self.device, optional=True)
         shape = (self.n_examples, *self.output_shape)
         if rng is not None:
-            bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
-            return self._gauss_newton_sweep(theta, (2 * bits - 1).to(self.dtype))
+            k = 1 if n_sweeps is None else check_count("n_sweeps", n_sweeps)
+            signs = [
+                torch.randint(0, 2, shape, generator=rng, device=self.device)
+                for _ in range(k)
+            ]
+            z = [(2 * bits - 1).to(self.dtype) for bits in signs]
+            traces = self._gauss_newton_sweeps(theta, torch.stack(z))
+            return traces[0] if n_sweeps is None else traces
+        if n_sweeps is not None:
+            raise ValueError(
+                "n_sweeps counts draws of signs. Pass rng, or leave it out."
+            )
+        total = torch.zeros(self.n_examples, dtype=torch.float64, device=self.device)
         units = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
-        sweeps = [
-            self._gauss_newton_sweep(theta, unit.view(self.output_shape).expand(shape))
-            for unit in units
-        ]
-        return torch.stack(sweeps).sum(0)
+        for some in units.split(_UNITS_AT_ONCE):
+            z = some.view(-1, 1, *self.output_shape).expand(-1, *shape)
+            total += self._gauss_newton_sweeps(theta, z).sum(0)
+        return total
 
     @in_full_float32
-    def _gauss_newton_sweep(self, theta: Tensor, z: Tensor) -> Tensor:
+    def _gauss_newton_sweeps(self, theta: Tensor, z: Tensor) -> Tensor:
         self._model.bind(theta)
         return torch.cat(
             [
                 gauss_newton_example_traces(
-                    self._model, self._loss, self._sums, chunk, z[chunk.rows]
+                    self._model, self._loss, self._sums, chunk, z[:, chunk.rows]
                 )
                 for chunk in self._chunks()
-            ]
+            ],
+            dim=1,
         )
 
     def check_gauss_newton(self) -> None:
