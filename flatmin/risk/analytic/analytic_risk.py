@@ -247,7 +247,7 @@ class AnalyticRisk(ABC):
         *,
         n_sweeps: int | None = None,
     ) -> Tensor:
-        """Return Tr(G) for every example, exactly, (\\*chains, N), or n_sweeps times."""
+        """Return Tr(G) for every example, exactly; n_sweeps times where given."""
         self._check(theta)
         check_rng(rng, self.device, optional=True)  # the closed form needs no draw
         trace = self.gauss_newton(theta).diagonal(dim1=-2, dim2=-1).sum(-1)
