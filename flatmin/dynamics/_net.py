@@ -83,7 +83,9 @@ class _NoisyNet(AttachedNet):
             self.descent_.refresh()
             self.descent_.accepts(self.record_row()["loss"])
             if self.descent_.kept is not None:
-                self.descent_.kept.look(self.descent_.iteration, self.descent_.theta)
+                self.descent_.kept.keep_if_due(
+                    self.descent_.iteration, self.descent_.theta
+                )
 
     def record_row(self) -> dict[str, Any]:
         """Measure where the descent stands, and keep the row."""
@@ -171,7 +173,7 @@ class _NoisyNet(AttachedNet):
             self.history.pop()  # skorch's begin of this block, which has no end
             raise StopTraining
         if plan.stopping is not None:
-            plan.stopping.look(row, descent.theta)
+            plan.stopping.judge(row, descent.theta)
         for name, value in row.items():
             if name not in ("phase", "loss", "valid_loss"):
                 self.history.record(name, value)

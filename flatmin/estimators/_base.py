@@ -193,8 +193,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     @property
     def params_(self) -> np.ndarray:
         """θ of ``module_``, shape (n_params,); a copy."""
-        held = dict(self.module_.named_parameters())
-        parts = [held[name].detach().reshape(-1) for name in self._names]
+        named = dict(self.module_.named_parameters())
+        parts = [named[name].detach().reshape(-1) for name in self._names]
         return torch.cat(parts).cpu().numpy()
 
     @property
@@ -332,8 +332,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             return None
         if X_val is not None:
             X_val, y_val = split_targets(X_val, y_val, self.target)
-        held = is_data_set(X_val) or self._takes_no_y()
-        if X_val is None or (y_val is None and not held):
+        has_y = is_data_set(X_val) or self._takes_no_y()
+        if X_val is None or (y_val is None and not has_y):
             missing = "X_val" if X_val is None else "y_val"
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         return self._check_examples(X_val, y_val, "X_val and y_val", reset=False)
