@@ -287,7 +287,7 @@ class Description:
         settings = {}
         for path, part in module.named_modules():
             of_torch = type(part).__module__.startswith("torch.")
-            code = getattr(part, "code", None)  # of a graph, or of TorchScript
+            code = getattr(part, "code", None)  # graphs and TorchScript have it
             settings[path] = {
                 "the class": self.of(type(part)),
                 "the code": code if isinstance(code, str) else None,

@@ -59,7 +59,9 @@ class Lock:
         return Lock, (self._guarded,)
 
     def _after_fork(self) -> None:
-        if self._lock.acquire(blocking=False):  # free, or of the thread that lives on
+        # Only the thread that forked lives on in the child. A lock still works if it
+        # was free, or was held by that thread.
+        if self._lock.acquire(blocking=False):
             self._lock.release()
             return
         self._lock = threading.RLock()

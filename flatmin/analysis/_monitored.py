@@ -111,7 +111,9 @@ def _edge_of_stability(point: MeasuredPoint) -> float:
 
 
 def _covariance_trace(point: MeasuredPoint) -> float:
-    """Return the unbiased estimate of Tr(Σ) of all N, which has the divisor N."""
+    """Return the unbiased estimate of Tr(Σ) over all N examples, of divisor N."""
+    # On average the covariance of a subset, with divisor n - 1, is that of all examples
+    # with divisor N - 1.
     n, n_all = point.risk.n_examples, point.n_examples
     trace = float(point.moments.variances.sum())
     return trace if n == n_all else trace * n / (n - 1) * (n_all - 1) / n_all

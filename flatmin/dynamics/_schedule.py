@@ -221,7 +221,7 @@ def _numbers(optimizer: torch.optim.Optimizer) -> dict[str, list[Any]]:
 
 
 def _rest(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Return what a group holds besides, such as its weight decay."""
+    """Return what no scheduler may change in a group, such as its weight decay."""
     known = ("params", "initial_lr", *_NAMES)
     return [
         {name: value for name, value in group.items() if name not in known}

@@ -279,7 +279,7 @@ def _refreshed(risk, law, theta, rng, before) -> tuple[Any, Tensor]:
         told = step_for(refreshed, step)
         state, _, gradient = refreshed(risk, theta, rng, previous, **told)
         return state, gradient
-    except RuntimeError as error:  # of an eigensolver
+    except RuntimeError as error:  # an eigensolver raises it at a θ that is not finite
         n_lost = int((~theta.isfinite().all(-1)).sum())
         if not n_lost:
             raise

@@ -351,7 +351,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         return self._resolve_loss(outputs)
 
     def _outputs(self, X: Any) -> np.ndarray:
-        """Return the network's outputs, around the data loader and its seeds."""
+        """Return the network's outputs; skorch's data loader would draw a seed."""
         return outputs_and_targets(self, X)[0]
 
     @modes_put_back

@@ -288,5 +288,5 @@ def _orthonormal(basis: Tensor, name: str) -> Tensor:
 
 
 def _eps(basis: Tensor) -> float:
-    exact = torch.float64  # integers have no rounding of their own
+    exact = torch.float64  # of integers, which are converted to it
     return torch.finfo(basis.dtype if basis.is_floating_point() else exact).eps

@@ -274,7 +274,7 @@ class MatchedLaw(NoiseLaw):
         covariance: Any = self._covariance(risk, theta, inner)
         state = None
         if not hasattr(covariance, "sample"):
-            state = copy.deepcopy(inner)  # a draw may advance it
+            state = copy.deepcopy(inner)  # because a draw may change the state
 
         def sgd() -> Tensor:
             z = torch.randn(n, generator=rng, dtype=risk.dtype, device=risk.device)

@@ -204,7 +204,8 @@ def _is(one: object, other: object) -> bool:
 def _agree(used: Tensor, unused: Tensor) -> bool:
     if used.shape != unused.shape:
         return False
-    # To half of the digits: a layer may be merged in one of the two.
+    # Half of the digits must agree. All of them need not, because one of the two may
+    # have its layers merged, which rounds differently.
     close = torch.finfo(used.dtype).eps ** 0.5 * used.abs().nan_to_num().max()
     return torch.allclose(used, unused, rtol=0.0, atol=float(close), equal_nan=True)
 

@@ -174,7 +174,7 @@ def _wrong_arguments(module: nn.Module, X: Inputs) -> str | None:
 def _signature(module: nn.Module) -> inspect.Signature:
     try:
         return inspect.signature(module.forward)
-    except ValueError:  # of a function in C: anything may fit
+    except ValueError:  # a function in C does not tell: let any arguments pass
         return inspect.signature(lambda *_args, **_kwargs: None)
 
 

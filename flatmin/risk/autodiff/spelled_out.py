@@ -24,7 +24,7 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    # The second derivative of the fused one is wrong: w = g v/‖v‖.
+    # w = g v/‖v‖. The second derivative of PyTorch's fused kernel is wrong.
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
@@ -259,7 +259,8 @@ def _instance_norm(
 
 
 def _view_as_complex(input: Tensor) -> Tensor:
-    # Fails for a slope that begins at an odd place of its memory.
+    # PyTorch's own fails in the backward pass where a slope starts at an odd offset in
+    # its memory.
     return torch.complex(input[..., 0], input[..., 1])
 
 

@@ -21,12 +21,13 @@ from flatmin.risk.data.pairs import as_pair, collated, take_targets_out
 
 __all__ = ["Source", "find_source", "is_data_set", "split_targets"]
 
-# That are read twice before anything is computed, a few at a time. Of flips with
-# probability 0.1 they miss one in 300,000.
+# So many examples are read twice before anything is computed, a few at a time. Images
+# that are flipped with probability 0.1 at each read agree in all 64 pairs once in
+# 300,000 times.
 _N_TRIED, _AT_A_TIME = 64, 4
 
-# By the id of the data set that is read: several risks may read one, and what it reads
-# from, such as an open file, has one place at a time.
+# The locks by the id of the data set. Several risks may read one data set, and what it
+# reads from, such as an open file, is at one position at a time.
 _READING: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
 _FINDING = Lock()
 

@@ -196,7 +196,7 @@ class ParameterWatch(TorchFunctionMode):
         return output
 
     def _aliases(self, values: Any) -> Any:
-        """Return arguments with an alias, a leaf of the same values, a parameter."""
+        """Return arguments with aliases, leaves of the same values, for parameters."""
         # The backward pass ends at an alias. So a parameter itself gets a gradient only
         # from a use that this watch has not seen, and that is an error.
         if isinstance(values, dict):

@@ -132,7 +132,8 @@ class CrossEntropy(ExampleLoss):
     def _smoothed(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of class indices with label smoothing."""
         return F.cross_entropy(
-            # About the largest logit PyTorch's derivatives keep their digits.
+            # PyTorch's derivatives lose digits where logits are large. The loss is the
+            # same for logits less their largest.
             outputs - outputs.max(1, keepdim=True).values,
             targets,
             weight=self.classes.weight,
