@@ -126,13 +126,13 @@ def check_rows(rows: Any) -> None:
     ValueError
         If it is something else.
     """
-    plain = (type(None), str, bool, int, float)
+    storable = (type(None), str, bool, int, float)
     _require(
         isinstance(rows, list)
         and all(
             isinstance(row, dict)
             and all(isinstance(key, str) for key in row)
-            and all(isinstance(value, plain) for value in row.values())
+            and all(isinstance(value, storable) for value in row.values())
             for row in rows
         ),
         "the rows of the history",
