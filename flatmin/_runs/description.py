@@ -204,7 +204,7 @@ class Description:
                 if not isinstance(value, types.MemberDescriptorType)
                 if isinstance(value, _METHODS)
                 or not _MADE_BY_PYTHON.fullmatch(key)
-                # Such as an object that is called as a method.
+                # An object can be called as a method, too.
                 or (callable(value) and type(value).__module__ not in _OF_TYPES)
             }
             bases = [self.of(base) for base in (*kind.__bases__, type(kind))]
@@ -220,7 +220,8 @@ class Description:
             return [*name, self.of(registry)]  # it also holds a cache
         package = self._add_package(*origin_of(function))
         described: list[Any] = [*name]
-        # Of a package the version tells, unless the name does not tell which it is.
+        # The version of a package tells what its functions do. A lambda or an inner
+        # function has no name that tells which one it is.
         if package is None or "<" in function.__qualname__:
             described.append(summarize(code))
         described += [

@@ -171,7 +171,7 @@ def _decode_tensor(node: Any, rest: memoryview) -> tuple[Tensor, memoryview]:
         raise TypeError(f"a tensor of shape {shape} and strides {strides}")
     span = _span(shape, strides)
     n_bytes = span * dtype.itemsize
-    # Also no more numbers than bytes for them: strides of 0 would make any of one.
+    # With strides of 0 a few bytes could claim to be any number of numbers.
     if n_bytes > len(rest) or math.prod(shape) > span:
         raise TypeError(f"a tensor of shape {shape} in {len(rest)} bytes")
     # In memory of its own, aligned as PyTorch's is: products may depend on it.

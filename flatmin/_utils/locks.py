@@ -91,7 +91,8 @@ def one_at_a_time(method: Method) -> Method:
 
     @functools.wraps(method)
     def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Not made by __init__, which scikit-learn allows nothing but parameters.
+        # The lock is made here, because scikit-learn allows __init__ to set parameters
+        # only.
         with vars(self).get("_lock") or vars(self).setdefault("_lock", Lock()):
             return method(self, *args, **kwargs)
 

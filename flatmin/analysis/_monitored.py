@@ -137,7 +137,7 @@ def _gradient_norm(point: MeasuredPoint) -> float:
 
 def _simple_noise_scale(point: MeasuredPoint) -> float:
     squared = _squared_gradient_norm(point)
-    # Not clear of 0: the examples do not tell the gradient from no gradient.
+    # These examples cannot tell the gradient from 0.
     if squared <= 0 or not bool(point.moments.has_gradient):
         return math.inf
     return _covariance_trace(point) / squared

@@ -276,7 +276,8 @@ def _orthonormal(basis: Tensor, name: str) -> Tensor:
     """Return an orthonormal basis of the span, in float64."""
     rows, columns = basis.shape[-2:]
     Q, R = torch.linalg.qr(_unit_columns(basis, name))
-    # Of columns of length 1: how far each lies from the span of those before it.
+    # The columns have length 1, so the diagonal of R says how far each lies from the
+    # span of those before it.
     sizes = R.diagonal(dim1=-2, dim2=-1).abs()
     if columns > rows or bool((sizes <= CLEAR * _eps(basis)).any()):
         raise ValueError(

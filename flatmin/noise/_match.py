@@ -25,8 +25,8 @@ __all__ = ["MatchedGaussianLaw", "MatchedLaw", "MatchedState", "UndefinedNoiseEr
 
 DEFAULT_MATCH_EVERY = 50
 
-# Of each of the two traces. Up to twice as many parameters the products with H that
-# the draws would take give both traces exactly.
+# So many draws for each of the two traces, with a product H ε each. Where D is not
+# larger than both together, as many products give both traces exactly.
 _N_DRAWS = 30
 
 

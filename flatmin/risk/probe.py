@@ -116,7 +116,7 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             "The module must return one output for each example along the first axis. "
             f"Got shape {tuple(outputs.shape)} for one example{remedy}."
         )
-    # Of several examples: a mask drawn for one may come out the same twice.
+    # Several examples, because a random mask of one may come out the same twice.
     try:
         once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
     except IndexError as error:

@@ -237,8 +237,8 @@ class ParameterWatch(TorchFunctionMode):
 
     def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
         """Return bias + input @ weight, where the positions of examples are rows."""
-        # As GPT-2 of Hugging Face has it: (n, t, i) seen as (n t, i). That the rows of
-        # an example are beside each other, the trial tells.
+        # GPT-2 of Hugging Face calls it with (n, t, i) seen as (n t, i). The trial
+        # tells whether the rows of an example lie beside each other.
         own = isinstance(bias, nn.Parameter) and isinstance(weight, nn.Parameter)
         n = self.n_examples
         if not own or id(input) in self._parameters or len(input) % n:

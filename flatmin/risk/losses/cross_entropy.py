@@ -99,7 +99,8 @@ class CrossEntropy(ExampleLoss):
         a = outputs.argmax(1, keepdim=True)
         others = (p.sqrt() * z).scatter(1, a, 0)
         product = others - p * (p.sqrt() * z).sum(1, keepdim=True)
-        # Of the largest class, minus the sum of the others.
+        # The entry of the largest class is minus the sum of the others: by itself it
+        # would be a difference of numbers near 1.
         product = product.scatter(1, a, -product.scatter(1, a, 0).sum(1, keepdim=True))
         return product * self._scale(outputs, targets).sqrt()
 

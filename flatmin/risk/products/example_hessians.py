@@ -112,7 +112,7 @@ class ExampleHessians:
 
             return product(product(v))
 
-        # Of PyTorch's own use of its old parts, when forward mode first loads.
+        # PyTorch warns of a deprecated part of its own when forward mode first loads.
         with twice_differentiable(self.model.module), ignored(DeprecationWarning):
             mapped = vectorize(single)
             rows = isolated(lambda: mapped(chunk.y, weights, *leaves))
