@@ -257,7 +257,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             return self._risk_on(self.estimator, X, y, sample_weight, **options)
         self._check_features(X, reset=False)
         risk = self._risk_on(self.estimator, X, y, sample_weight, **options)
-        risk.set_params(self.risk_.params())  # the model may have moved on
+        # The model may have been trained since fit.
+        risk.set_params(self.risk_.params())
         return risk
 
     def _keep(self, name: str, compute: Any) -> Any:

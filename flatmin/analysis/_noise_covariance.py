@@ -345,7 +345,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
         risk = self._risk()
         ones = torch.ones(risk.n_examples, dtype=risk.dtype, device=risk.device)
-        mean = risk.weighted_gradient(risk.params(), ones)  # a penalty is not in it
+        # The mean of the gᵢ. It is not g₀, to which a penalty adds.
+        mean = risk.weighted_gradient(risk.params(), ones)
         gradient = self._selected(risk, mean)
         return gradient.double().cpu().numpy() @ basis.eigenvectors.astype(np.float64)
 

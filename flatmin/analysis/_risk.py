@@ -98,13 +98,7 @@ def risk_of_model(
         )
         target = getattr(model, "reader_", model).target  # of a net, its reader's
     X, y = split_targets(X, y, target)
-    trained = getattr(getattr(model, "reader_", model), "loss", None)
-    needs_y = not isinstance(trained if loss is None else loss, ModuleLoss)
-    if y is None and needs_y and not is_data_set(X):
-        raise ValueError(
-            "A gradient requires y to be passed, but the target y is None: the loss "
-            "compares outputs with targets."
-        )
+    _check_targets(model, loss, X, y)
     if _is_flatmin(model):
         return model.make_risk(
             X,
@@ -114,27 +108,8 @@ def risk_of_model(
             device=device,
             dtype=dtype,
         ).to(hvp=hvp)
-    if isinstance(model, nn.Module):
-        module = model
-        if loss is None:
-            raise ValueError(
-                f"The module {type(model).__name__} has no loss of its own. Pass the "
-                "one it was trained with, such as loss='cross_entropy' or "
-                "loss='squared_error'."
-            )
-    elif _is_skorch(model):
-        if not hasattr(model, "module_"):
-            raise NotFittedError(
-                f"This {type(model).__name__} is not fitted yet. Call its fit first, "
-                "or initialize to analyse it untrained."
-            )
-        module, loss = model.module_, skorch_loss(model) if loss is None else loss
-    else:
-        raise TypeError(_NO_MODEL.format(model))
-    if not (isinstance(X, Tensor) or is_data_set(X) or is_nested(X)):
-        check_readable("X", X)
-        with naming("X"):
-            X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
+    module, loss = _module_and_loss(model, loss)
+    X = _checked_inputs(X)
     if any(part.training for part in module.modules()):
         # A skorch net evaluates InstanceNorm by running statistics, in any mode.
         own_statistics = isinstance(model, nn.Module)
@@ -257,6 +232,46 @@ def _is_flatmin(model: Any) -> bool:
 
 def _is_skorch(model: Any) -> bool:
     return hasattr(model, "module") and hasattr(model, "criterion")
+
+
+def _check_targets(model: Any, loss: LossLike | None, X: Any, y: Any) -> None:
+    """Raise if there are no targets, and the loss needs some."""
+    trained = getattr(getattr(model, "reader_", model), "loss", None)
+    needs_y = not isinstance(trained if loss is None else loss, ModuleLoss)
+    if y is None and needs_y and not is_data_set(X):
+        raise ValueError(
+            "A gradient requires y to be passed, but the target y is None: the loss "
+            "compares outputs with targets."
+        )
+
+
+def _module_and_loss(model: Any, loss: LossLike | None) -> tuple[nn.Module, LossLike]:
+    """Return the network of a module or a skorch net, and the loss."""
+    if isinstance(model, nn.Module):
+        if loss is None:
+            raise ValueError(
+                f"The module {type(model).__name__} has no loss of its own. Pass the "
+                "one it was trained with, such as loss='cross_entropy' or "
+                "loss='squared_error'."
+            )
+        return model, loss
+    if _is_skorch(model):
+        if not hasattr(model, "module_"):
+            raise NotFittedError(
+                f"This {type(model).__name__} is not fitted yet. Call its fit first, "
+                "or initialize to analyse it untrained."
+            )
+        return model.module_, skorch_loss(model) if loss is None else loss
+    raise TypeError(_NO_MODEL.format(model))
+
+
+def _checked_inputs(X: Any) -> Any:
+    """Return what is array-like as an array; the risk checks anything else."""
+    if isinstance(X, Tensor) or is_data_set(X) or is_nested(X):
+        return X
+    check_readable("X", X)
+    with naming("X"):
+        return check_array(X, allow_nd=True, dtype="numeric", input_name="X")
 
 
 def _refuse_own(model: Any, loss: Any, **settings: Any) -> None:

@@ -248,7 +248,7 @@ class SharpnessScorer(ModelByReference):
         options |= self.measure_params or {}
         try:
             signature = inspect.signature(measure)
-        except (TypeError, ValueError):  # of a builtin
+        except (TypeError, ValueError):  # a builtin does not tell its arguments
             return options, False
         known = [name for name in list(signature.parameters)[2:] if name != "rng"]
         takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -275,7 +275,7 @@ class SharpnessScorer(ModelByReference):
         super().__setstate__(state)
 
     def _accept_sample_weight(self) -> bool:
-        # Asked by scikit-learn's searches with several scorers.
+        # scikit-learn asks this in a search with several scorers.
         return True
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -70,7 +70,7 @@ class UnitFolder:
         """Write down what the folder, which is held, is for."""
         if self.path is None:
             return
-        # Of another identity, if the file that said so was damaged.
+        # An end that is there may be of another run, whose "begin" was damaged.
         (self.path / "end.flatmin").unlink(missing_ok=True)
         write_file(self.path / "begin.flatmin", self.identity)
 

@@ -18,7 +18,8 @@ __all__ = ["MeasureTask", "check_settings", "measure_seed"]
 
 Key = tuple[str, str, int]  # phase, method, seed
 
-# Of the estimator: where a stored point is measured, and what no measure sees.
+# Parameters of the estimator that may differ from the stored ones: they decide where a
+# point is measured, or nothing that a measure sees.
 _FREE = parameters_for("device", "fit", "folder", "bookkeeping")
 
 # How far a loss that is computed again, on another device too, may be from the stored

@@ -82,8 +82,10 @@ class FlatBinding:
 
     def _rest(self) -> dict[str, Tensor]:
         """Return what the module holds besides θ."""
-        held = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in held if name not in self._layout.names}
+        tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {
+            name: t.detach() for name, t in tensors if name not in self._layout.names
+        }
 
     def follow(self) -> None:
         """Take over what others have written into the module.

@@ -224,7 +224,7 @@ class NoisyDescent:
             self.iteration += 1
             self._stepper.begin(self.iteration)
             if self.kept is not None:
-                self.kept.look(self.iteration, self.theta)
+                self.kept.keep_if_due(self.iteration, self.theta)
             if progress is not None:
                 progress(1)
         self._left = self.theta.clone()

@@ -50,7 +50,7 @@ class EarlyStopping:
         self._best = -math.inf
         self._n_without = 0
 
-    def look(self, row: Mapping[str, Any], theta: Tensor) -> None:
+    def judge(self, row: Mapping[str, Any], theta: Tensor) -> None:
         """Judge a block.
 
         Parameters

@@ -240,7 +240,7 @@ def _run(
                 _, gradient = law.noisy_gradient(risk, theta, state, rng, **told)
             theta = theta - step.lr * gradient
         if exits is not None:
-            exits.look(theta, t + 1)
+            exits.update(theta, t + 1)
         bar.update(1)
     return Simulation(
         law,
@@ -263,7 +263,7 @@ class _Exits:
         self.censored = ~self.inside
         self.times = torch.where(self.inside, 0, n_iter)
 
-    def look(self, theta: Tensor, t: int) -> None:
+    def update(self, theta: Tensor, t: int) -> None:
         # -∞ lies below everything.
         self.inside = self.reached(theta) & theta.isfinite().all(-1)
         first = self.inside & self.censored
@@ -279,7 +279,7 @@ def _refreshed(risk, law, theta, rng, before) -> tuple[Any, Tensor]:
         told = step_for(refreshed, step)
         state, _, gradient = refreshed(risk, theta, rng, previous, **told)
         return state, gradient
-    except RuntimeError as error:  # of an eigensolver
+    except RuntimeError as error:  # an eigensolver raises it at a θ that is not finite
         n_lost = int((~theta.isfinite().all(-1)).sum())
         if not n_lost:
             raise

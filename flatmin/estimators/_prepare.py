@@ -76,16 +76,13 @@ def prepare(
             estimator, fraction, examples, sample_weight, seeds.pop("validation")
         )
     weights = estimator._combine_weights(sample_weight, examples.y, reset=True)
-    if warm:
-        module = copy_module(estimator.module_, device=device, dtype=dtype)
-    else:
-        module = _build(estimator, examples, seeds["init"], dtype=dtype, device=device)
+    placed: dict[str, Any] = {"device": device, "dtype": dtype}
+    module = _make_module(estimator, examples, seeds["init"], **placed, warm=warm)
     loss = estimator._probe_loss(module, examples, dtype, device)
     options = {
         **estimator._risk_options(),
         "batch_norm": estimator.batch_norm,
-        "device": device,
-        "dtype": dtype,
+        **placed,
     }
     risk = EmpiricalRisk(
         module, loss, *examples.for_risk(), sample_weight=weights, **options
@@ -186,14 +183,18 @@ def _check_settings(estimator: Any, dtype: torch.dtype) -> None:
     resolve_optimizer(estimator.optimizer, estimator.optimizer_params or {})
 
 
-def _build(
+def _make_module(
     estimator: Any,
     examples: Any,
     seed: int,
     *,
+    warm: bool,
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
+    """Return a new module, or a copy of the fitted one if ``warm``."""
+    if warm:
+        return copy_module(estimator.module_, device=device, dtype=dtype)
     n_features = 1
     if not isinstance(estimator._input_shape, dict):
         n_features = math.prod(estimator._input_shape)

@@ -186,7 +186,7 @@ def low_rank_trace_product(
 def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
     ones = theta.new_ones((*theta.shape[:-1], risk.n_examples))
-    # Of the rows, which hold no penalty.
+    # The mean of the gᵢ. It is not g₀, to which a penalty adds.
     mean = risk.weighted_gradient(theta, ones)
     mean = check_finite("The mean of the gᵢ", mean, risk).double().unsqueeze(-2)
     small = operator.shape[-1] <= risk.n_examples or len(operator.shape) > 2

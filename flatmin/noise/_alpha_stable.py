@@ -19,7 +19,7 @@ from flatmin.risk import Risk
 
 __all__ = ["AlphaStable"]
 
-# Of N(0, 1).
+# The upper quartile of N(0, 1).
 _NORMAL_QUARTILE = 0.6744897501960817
 
 

@@ -58,7 +58,7 @@ class GLDDiagonal(MatchedGaussianLaw):
     def _refresh(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> DiagonalOperator:
-        # Not by covariance_diagonal, which waits for the device to look for NaN.
+        # covariance_diagonal would look for NaN, and so wait for the device.
         return self._noise(risk, risk.gradient_variances(theta))
 
     def refreshed_gradient(

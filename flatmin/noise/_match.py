@@ -25,8 +25,8 @@ __all__ = ["MatchedGaussianLaw", "MatchedLaw", "MatchedState", "UndefinedNoiseEr
 
 DEFAULT_MATCH_EVERY = 50
 
-# Of each of the two traces. Up to twice as many parameters the products with H that
-# the draws would take give both traces exactly.
+# So many draws for each of the two traces, with a product H ε each. Where D is not
+# larger than both together, as many products give both traces exactly.
 _N_DRAWS = 30
 
 
@@ -274,7 +274,7 @@ class MatchedLaw(NoiseLaw):
         covariance: Any = self._covariance(risk, theta, inner)
         state = None
         if not hasattr(covariance, "sample"):
-            state = copy.deepcopy(inner)  # a draw may advance it
+            state = copy.deepcopy(inner)  # because a draw may change the state
 
         def sgd() -> Tensor:
             z = torch.randn(n, generator=rng, dtype=risk.dtype, device=risk.device)

@@ -207,7 +207,8 @@ class Projected(MatchedLaw):
         law = self._inner_law()
         if law.has_covariance:
             return super()._trace(risk, theta, state)
-        # Infinite: a projection of independent heavy tails has them too.
+        # The inner trace is infinite. So is that of the projection, because a sum of
+        # independent numbers with heavy tails has heavy tails.
         return law.trace(risk, theta, state.inner)
 
     def _projected_trace(

@@ -37,7 +37,8 @@ LABELS = {
     "noise_norm": r"$\sqrt{\mathrm{Tr}\,C}$",
 }
 
-# Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
+# Colours of seaborn's "colorblind" without yellow, grey and pink, which are faint on
+# white.
 _STRONG = (0, 1, 2, 3, 4, 9, 5)
 _DASHES = ("-", "--", "-.", ":")
 

@@ -103,7 +103,7 @@ def _check_gradient(
 
 def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
     """Return how far the gradient of several is from the sum of theirs, at worst."""
-    # At random weights: at a minimum the plain sum is rounding.
+    # The examples get random weights, because at a minimum their plain sum is rounding.
     weights = 1 + random_like(model.theta().new_empty(len(chunk.X)), 0)
 
     @torch.enable_grad()
@@ -119,7 +119,7 @@ def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
         alone += gradient(one)
     whole = replace(chunk, rows=slice(0, len(chunk.X)))
     sizes = model.layout.sizes
-    # A hook that clips is not linear.
+    # With slopes 1024 times as large a hook that clips the gradient is seen.
     return max(
         difference(gradient(whole), alone, sizes),
         difference(gradient(whole, 1024.0), alone, sizes),

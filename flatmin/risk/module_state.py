@@ -138,10 +138,10 @@ def _address(tensor: Tensor) -> int:
 
 def _check_kept(model: FlatModel, theta: Tensor) -> None:
     """Raise if a pass has changed the parameters."""
-    held = trainable(model.module)
-    if len(held) == len(model.params) and all(map(_is, held, model.params)):
+    params = trainable(model.module)
+    if len(params) == len(model.params) and all(map(_is, params, model.params)):
         views = model.layout.views(theta)
-        if all(map(torch.equal, (p.detach() for p in held), views)):
+        if all(map(torch.equal, (p.detach() for p in params), views)):
             return
     raise ValueError(
         "A pass must leave the parameters as they are, for L is a function of θ. Got a "
@@ -190,11 +190,11 @@ def _assign(
     keys: list[tuple[nn.Module, str]], values: dict[tuple[nn.Module, str], float]
 ) -> None:
     for part, name in keys:
-        held = getattr(part, name)
-        if isinstance(held, Tensor):
-            held.detach().fill_(values[part, name])
+        current = getattr(part, name)
+        if isinstance(current, Tensor):
+            current.detach().fill_(values[part, name])
         else:
-            setattr(part, name, type(held)(values[part, name]))
+            setattr(part, name, type(current)(values[part, name]))
 
 
 def _is(one: object, other: object) -> bool:
@@ -204,7 +204,8 @@ def _is(one: object, other: object) -> bool:
 def _agree(used: Tensor, unused: Tensor) -> bool:
     if used.shape != unused.shape:
         return False
-    # To half of the digits: a layer may be merged in one of the two.
+    # Half of the digits must agree. All of them need not, because one of the two may
+    # have its layers merged, which rounds differently.
     close = torch.finfo(used.dtype).eps ** 0.5 * used.abs().nan_to_num().max()
     return torch.allclose(used, unused, rtol=0.0, atol=float(close), equal_nan=True)
 

@@ -116,7 +116,7 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             "The module must return one output for each example along the first axis. "
             f"Got shape {tuple(outputs.shape)} for one example{remedy}."
         )
-    # Of several examples: a mask drawn for one may come out the same twice.
+    # Several examples, because a random mask of one may come out the same twice.
     try:
         once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
     except IndexError as error:
@@ -174,7 +174,7 @@ def _wrong_arguments(module: nn.Module, X: Inputs) -> str | None:
 def _signature(module: nn.Module) -> inspect.Signature:
     try:
         return inspect.signature(module.forward)
-    except ValueError:  # of a function in C: anything may fit
+    except ValueError:  # a function in C does not tell: let any arguments pass
         return inspect.signature(lambda *_args, **_kwargs: None)
 
 

@@ -121,7 +121,7 @@ def _wild(values: Tensor) -> Tensor:
 
 
 def _ratio(difference: Tensor, size: Tensor) -> float:
-    # The size of what is compared says nothing where it is zero.
+    # Zero as the right value has no scale: then the difference itself is returned.
     return float(difference / size) if size else float(difference)
 
 

@@ -137,7 +137,8 @@ def disagreement(
     wide, narrow = (
         central_difference(gradient, theta, v, step) for step in STEPS[theta.dtype]
     )
-    # Not relative to the differences themselves: at a kink they are as large as that.
+    # These errors are not divided by the differences: at a kink a difference is as
+    # large as its error.
     far, near = ((product - found).norm() for found in (wide, narrow))
     if not bool(same_at_both(far, near)):
         return 0.0

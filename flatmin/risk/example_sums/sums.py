@@ -224,7 +224,8 @@ class ExampleSums:
             difference(sums.batch_sums(1), rows, sizes),
             difference(sums.squared_norms(), _norms(rows)) / 2,
             difference(moments.mean, mean, sizes),
-            # Where there is one example, or all are alike, there is no spread.
+            # Not the centred squares by themselves: where there is one example, or all
+            # are alike, they are 0, and their relative error says nothing.
             difference(
                 moments.centred_squares + mean.square(), squares + mean.square(), sizes
             ),

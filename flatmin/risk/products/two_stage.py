@@ -151,9 +151,9 @@ def _cut(whole: GraphModule) -> TwoStage:
 
 
 def _compiled(graph: Graph, whole: GraphModule) -> Callable[..., Any]:
-    """Return a graph as a function, of the arguments that it has."""
-    # A GraphModule and its graph hold each other, so its memory, and that of the
-    # constants, would wait for a collection.
+    """Return a graph as a function of its arguments."""
+    # No GraphModule is made: it and its graph refer to each other, so that the garbage
+    # collector alone would free their memory and the constants'.
     code = graph.python_code("self")
     names = [node.target for node in graph.nodes if node.op == "get_attr"]
     constants = SimpleNamespace(**{name: getattr(whole, name) for name in names})

@@ -32,7 +32,7 @@ def _forward(
 
     def along(v: Tensor) -> Tensor:
         point.model.bind(point.theta)
-        # Of PyTorch's own use of its old parts, when forward mode first loads.
+        # PyTorch warns of a deprecated part of its own when forward mode first loads.
         with twice_differentiable(point.model.module), ignored(DeprecationWarning):
             product: Tensor = isolated(lambda: jvp(function, (point.theta,), (v,)))[1]
         # Parameters that are reached past θ leave a graph.

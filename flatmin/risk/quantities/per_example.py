@@ -35,7 +35,8 @@ class PerExampleRisk(FirstOrderRisk):
             theta = self._model.theta()  # the caller may ask for another θ between
         chunks = self._chunks(self._row_chunk_size)
         while True:
-            # Not held between: a caller may stop here, and never come back.
+            # The lock is free between two chunks, because a caller may stop at a yield
+            # and never come back.
             with self._lock:
                 chunk = next(chunks, None)
                 if chunk is None:
