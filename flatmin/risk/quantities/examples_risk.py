@@ -21,6 +21,12 @@ from flatmin.risk.example_sums.scalars import (
 )
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.batch_statistics import (
+    Statistics,
+    needs_examples,
+    refuse_examples,
+    write_statistics,
+)
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.loss_module import as_held
 from flatmin.risk.network.model import FlatModel
@@ -82,6 +88,14 @@ class ExamplesRisk:
         Then they are on for values and outputs, too.
         """
         return self._model.keeps_graph
+
+    @property
+    def batch_norm(self) -> str:
+        """Whose statistics BatchNorm takes: "batch" those of all examples, "frozen".
+
+        It is "frozen" for a network without BatchNorm, too.
+        """
+        return "batch" if self._model.normalises_batch else "frozen"
 
     @property
     def paths(self) -> dict[str, str]:
@@ -154,9 +168,46 @@ class ExamplesRisk:
         tensor(9.)
         """
         module = as_held(self._model.module, module)
-        self._model.take_over(comparable(module), self._few.X)
+        batch = self._model.normalises_batch
+        other = comparable(module, batch_statistics=batch)
+        self._model.take_over(other, self._few.X)
         self._theta = self._model.theta()
 
+    @alone
+    def set_batch_statistics(self, statistics: Statistics) -> None:
+        """Make statistics the running ones of the BatchNorm layers.
+
+        Parameters
+        ----------
+        statistics : dict of str to (mean, variance)
+            From :meth:`batch_statistics` of a risk of the same network.
+
+        Raises
+        ------
+        ValueError
+            If this risk takes the statistics of its own examples.
+        """
+        if self._model.normalises_batch:
+            raise ValueError(
+                "set_batch_statistics needs a risk with running statistics. Got one "
+                "with batch_norm='batch', which takes those of its examples."
+            )
+        write_statistics(self._model.module, statistics)
+        self._model.n_updates += 1
+
+    def check_examples(self, who: str) -> None:
+        """Raise ValueError if no example has a loss of its own.
+
+        It is so under ``batch_norm="batch"``, where all of them share statistics.
+
+        Parameters
+        ----------
+        who : str
+            Needs the losses of examples; begins the message.
+        """
+        refuse_examples(self._model, who)
+
+    @needs_examples
     @alone
     def subset(self, indices: Tensor) -> Self:
         """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.
