@@ -332,6 +332,8 @@ class NoisyDescent:
                     raise
                 self._guard.end_noise(error, self.iteration)
                 return
+            if getattr(self.batch, "batch_norm", None) == "batch":
+                raise  # there are no gᵢ
             squares = self.batch.squared_norms(self.theta).sum()
             if math.isfinite(squares.to(self.risk.dtype)):
                 raise

@@ -119,11 +119,9 @@ class EmpiricalRisk(LabelNoiseRisk):
         first tensor of a mapping.
     batch_norm : {"error", "frozen", "batch"}, default="error"
         BatchNorm in train mode is an error; "frozen" uses its running statistics.
-        "batch" gives every BatchNorm, in whatever mode, the statistics of all N
-        examples at each θ, unweighted: L is then the loss that full-batch training has,
-        and ∇L, H and G those of that function. All examples are one chunk. There are no
-        losses of examples by themselves: what needs a gᵢ is refused. Without a
-        BatchNorm "batch" is as "error".
+        "batch" gives every BatchNorm, in any mode, the statistics of all examples at
+        each θ, unweighted: L, ∇L, H and G are those of full-batch training. All
+        examples are one chunk. None has a loss of its own: what needs a gᵢ is refused.
     hvp : {"exact", "finite_difference"}, default="exact"
         How H v is computed. "finite_difference" is for networks of which PyTorch has no
         second derivative: a central difference of the gradient in float64, at a step
@@ -232,7 +230,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         self.output_shape = tuple(probe.output.shape[1:])
         targets = self._loss.prepare_targets(y, probe.output)
         check_held(targets, y, "y")
-        if self._model.normalises_batch:
+        if together := self._model.normalises_batch:
             check_whole_batch(chunk_size, n_examples, probe.n_numbers, first)
             chunk_size = n_examples
         elif chunk_size is None:
@@ -244,18 +242,15 @@ class EmpiricalRisk(LabelNoiseRisk):
             examples = StreamedData(
                 source, None, self._model, self._loss, probe.output, by_rows=by_rows
             )
-        weights = example_weights(
-            sample_weight, positions, examples, self._loss, chunk_size, self.dtype
+        examples.weights = example_weights(
+            sample_weight, positions, examples, self._loss, chunk_size, first
         )
-        if weights is not None:
-            examples.weights = weights.to(self.device, self.dtype)
         self._try(examples, original)
         self._make_kernels(probe.n_numbers, min(chunk_size, n_examples))
         self._hold(examples, min(chunk_size, n_examples))
-        chunks = self._chunks()
-        if not self._model.normalises_batch:  # the first example may do
-            chunks = chain(islice(self._chunks(1), 1), chunks)
-        check_dependence(self._model, self._loss, chunks)
+        # The first example may do, if it has a loss of its own.
+        first_chunk = islice(self._chunks(None if together else 1), 1)
+        check_dependence(self._model, self._loss, chain(first_chunk, self._chunks()))
         self._theta = self._model.theta()
 
     def _try(self, examples: ExampleData, original: nn.Module) -> None:

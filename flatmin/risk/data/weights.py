@@ -67,7 +67,7 @@ def example_weights(
     examples: ExampleData,
     loss: ExampleLoss,
     chunk_size: int,
-    dtype: torch.dtype,
+    like: Tensor,
 ) -> Tensor | None:
     """Return N wᵢ / Σw, with the weights that the loss gives to targets.
 
@@ -80,18 +80,21 @@ def example_weights(
     loss : ExampleLoss
     chunk_size : int
         Examples to read at a time.
-    dtype : torch.dtype
+    like : Tensor
+        Of the dtype and on the device that are wanted.
 
     Returns
     -------
     Tensor of shape (N,) or None
     """
     if isinstance(sample_weight, KnownWeights):
-        return sample_weight.values
-    counts = examples.target_weights(loss, chunk_size)
-    if counts is not None and positions == "example":
-        counts = counts > 0
-    return normalised_weights(sample_weight, counts, dtype)
+        weights = sample_weight.values
+    else:
+        counts = examples.target_weights(loss, chunk_size)
+        if counts is not None and positions == "example":
+            counts = counts > 0
+        weights = normalised_weights(sample_weight, counts, like.dtype)
+    return None if weights is None else weights.to(like.device, like.dtype)
 
 
 def normalised_weights(
