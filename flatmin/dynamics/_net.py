@@ -386,6 +386,8 @@ class _NoisyNet(NeuralNet):
         KeyboardInterrupt
             For the user's.
         """
+        if self.callbacks:  # which may predict
+            self.descent_.write_statistics()
         try:
             super().notify(method_name, **kwargs)
         except KeyboardInterrupt as interrupt:

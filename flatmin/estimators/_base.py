@@ -195,6 +195,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         done = 0 if descent is None else descent.iteration
         binding.follow()
         run.risk.set_params(binding.theta)
+        self._batch_norm = run.risk.batch_norm
+        if self._batch_norm == "batch":
+            binding.write_statistics(run.risk.batch_statistics(binding.theta))
         binding.release()
         self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
         self.trajectory_ = None if descent is None else read_kept(descent.kept)
@@ -252,6 +255,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         dtype: torch.dtype | str | None = None,
     ) -> EmpiricalRisk:
         """Return the risk of the fitted network on other data, with the same loss.
+
+        The network is in evaluation mode, as in predictions: after
+        ``batch_norm="batch"`` it keeps the statistics of the training set, also on the
+        training set itself and at other θ. :attr:`risk_` takes them anew at each θ.
 
         Parameters
         ----------

@@ -216,6 +216,7 @@ OF_THE_WHOLE = {
     *("params", "set_params", "layout", "n_params", "n_examples", "n_outputs"),
     *("device", "dtype", "output_shape", "chunk_size", "l2", "paths", "keeps_graph"),
     *("batch_norm", "check_gauss_newton", "check_likelihood"),
+    "check_running_statistics",
 }
 REFUSALS = {*EXAMPLES, "check_examples", "set_batch_statistics"}
 

@@ -35,6 +35,7 @@ from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.products.product_ways import ProductWays
+from flatmin.risk.trials import difference
 
 __all__ = ["ExamplesRisk"]
 
@@ -194,6 +195,33 @@ class ExamplesRisk:
             )
         write_statistics(self._model.module, statistics)
         self._model.n_updates += 1
+
+    @alone
+    def check_running_statistics(self) -> None:
+        """Raise if running statistics cannot give what those of a batch give.
+
+        Nothing is asked of a network without ``batch_norm="batch"``. Of another one a
+        few examples are run through with the statistics of their batch, and with these
+        as running statistics.
+
+        Raises
+        ------
+        ValueError
+            If the outputs differ.
+        """
+        if not self._model.normalises_batch:
+            return
+        X = self._few.X
+        outputs = self._model.evaluate(X)
+        off = difference(self._model.frozen_at(X).evaluate(X), outputs)
+        if off > torch.finfo(self.dtype).eps ** 0.5:
+            raise ValueError(
+                "Predictions after batch_norm='batch' need running statistics with "
+                "which the network gives the outputs that it is trained to. Got "
+                f"outputs that change by {off:.1e}, relative to their size. Look for a "
+                "BatchNorm that a pass uses twice, which has two sets of them; make it "
+                "two layers."
+            )
 
     def check_examples(self, who: str) -> None:
         """Raise ValueError if no example has a loss of its own.
