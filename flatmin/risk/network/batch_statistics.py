@@ -20,6 +20,7 @@ __all__ = [
     "normalises_batch",
     "recorded_statistics",
     "refuse_examples",
+    "trains_batch_norm",
     "write_statistics",
 ]
 
@@ -35,6 +36,11 @@ def normalises_batch(module: nn.Module) -> bool:
         part.running_mean is None and part.running_var is None
         for part in _batch_norms(module).values()
     )
+
+
+def trains_batch_norm(module: nn.Module) -> bool:
+    """Return whether a BatchNorm is in train mode."""
+    return any(part.training for part in _batch_norms(module).values())
 
 
 def keep_batch_statistics(module: nn.Module) -> nn.Module:
