@@ -46,6 +46,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "target": [None, str],
         "positions": [None, StrOptions({"all", "example"})],
         "l2": [None, Interval(Real, 0, None, closed="left")],
+        "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -70,6 +71,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     @abstractmethod
     def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
         """Return k eigenpairs of that matrix."""
+
+    def _check_risk(self, risk: EmpiricalRisk) -> None:
+        """Raise if the matrix does not exist for this risk."""
 
     @one_at_a_time
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
@@ -107,6 +111,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         else:
             learner._check_features(X, reset=True)
             learner.risk_ = self._risk_on(self.estimator, X, y, sample_weight)
+        self._check_risk(learner.risk_)
         learner._kept = {}
         self._basis_size(learner.risk_)  # a name in ``select`` that fits nothing
         adopt_attributes(self, learner)
@@ -217,11 +222,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             if name != "which" and name != "rtol" and value is not None:
                 check_count(name, value)
         risk = self._risk()
+        self._check_risk(risk)
+        if self.batch_norm == "batch" and call in ("transform", "score"):
+            risk.check_examples(call)
         theta = risk.params()
         problem = Problem(
             matrix=getattr(self, "matrix", "covariance"),
             size=self._n_selected(risk),
-            whole=self.select is None,
+            whole=self.select is None and risk.batch_norm != "batch",
             n_examples=risk.n_examples,
             n_outputs=risk.n_outputs,
             itemsize=theta.element_size(),
@@ -256,7 +264,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if not hasattr(self, "risk_"):
             return self._risk_on(self.estimator, X, y, sample_weight, **options)
         self._check_features(X, reset=False)
-        risk = self._risk_on(self.estimator, X, y, sample_weight, **options)
+        risk = self._risk_on(
+            self.estimator, X, y, sample_weight, warns=False, **options
+        )
         # The model may have been trained since fit.
         risk.set_params(self.risk_.params())
         return risk

@@ -102,6 +102,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         target=None,
         positions=None,
         l2=None,
+        batch_norm=None,
         n_components=20,
         select=None,
         tol=1e-4,
@@ -117,6 +118,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.target = target
         self.positions = positions
         self.l2 = l2
+        self.batch_norm = batch_norm
         self.n_components = n_components
         self.select = select
         self.tol = tol
@@ -353,6 +355,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     def _variances(self, risk: EmpiricalRisk) -> Tensor:
         variances = self._selected(risk, risk.gradient_variances(risk.params()))
         return check_finite("The diagonal of Σ", variances, risk, self._indices(risk))
+
+    def _check_risk(self, risk: EmpiricalRisk) -> None:
+        risk.check_examples("The covariance of the gradients")
 
     def _make_operator(self, risk: EmpiricalRisk) -> GradientCovarianceOperator:
         return GradientCovarianceOperator(risk, risk.params(), select=self.select)

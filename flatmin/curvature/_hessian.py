@@ -125,7 +125,9 @@ def ggn_trace(
     A sweep over the data gives N independent estimates. After two, sweeps are added
     until the standard error of the mean is at most ``rtol`` times the value, or, where
     that would take more than one for each output, Tr(G) is computed exactly from these.
-    One or two outputs, and an analytic risk, are exact at once.
+    One or two outputs, and an analytic risk, are exact at once. Under
+    ``batch_norm="batch"`` an example has no part of its own in G: the trace is then
+    that of :func:`flatmin.linalg.trace`, by ``max_sweeps`` products with G at most.
 
     Parameters
     ----------
@@ -144,7 +146,7 @@ def ggn_trace(
     Returns
     -------
     Estimate
-        ``n_matvecs`` counts sweeps.
+        ``n_matvecs`` counts sweeps, or products.
 
     Raises
     ------
@@ -158,6 +160,11 @@ def ggn_trace(
     max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     rtol = check_positive("rtol", rtol, or_zero=True)
     added = risk.l2 * risk.n_params if check_flag("penalty", penalty) else 0.0
+    if getattr(risk, "batch_norm", None) == "batch":
+        operator = GGNOperator(risk, theta)
+        found = trace(operator, rtol=rtol, max_matvecs=max_sweeps, rng=generator)
+        prior = risk.l2 * risk.n_params
+        return Estimate(found.value - prior + added, found.stderr, found.n_matvecs)
     exact = risk.n_outputs
     if exact <= 2:
         return _exact_ggn_trace(risk, theta, exact, added)

@@ -221,6 +221,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> EmpiricalRisk:
         """Return the risk of the fitted network on other data, with the same loss.
 
+        The network is in evaluation mode, as in predictions: after
+        ``batch_norm="batch"`` it keeps the statistics of the training set, also on the
+        training set itself and at other θ. :attr:`risk_` takes them anew at each θ.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features, ...), or a data set

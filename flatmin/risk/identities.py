@@ -114,6 +114,7 @@ class _Point:
     @cached_property
     def rows(self) -> Tensor:
         """The gᵢ alone, one after the other, (n, D)."""
+        self.risk.check_examples("gᵢ")
         return looped_rows(self.risk._model, self.scalars)[1]
 
     @cached_property
@@ -219,6 +220,8 @@ class _Point:
     def graph_product_off(self, quantity: str) -> float:
         direction = self.u if quantity == "vjp" else self.a
         chunk = self.chunk
+        if quantity == "directional_derivatives":
+            self.risk.check_examples(quantity)
         graphs = ProductGraphs(self.risk._ways, self.risk.n_examples, work=1 << 60)
         graph = graphs.find(quantity, self.theta, chunk)
         if graph is None:

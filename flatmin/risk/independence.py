@@ -23,7 +23,8 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
 
     Outputs of the examples together, of two of them, and of each alone are compared;
     so are the losses, and the gradient of all with the sum of those alone. Outputs
-    with a graph are compared with those without one.
+    with a graph are compared with those without one. A BatchNorm that takes the
+    statistics of its input is given those of the chunk, once for all.
 
     Parameters
     ----------
@@ -44,6 +45,9 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
         with_graph = model(chunk.X).detach()
     if difference(outputs, with_graph) > limit:
         model.keeps_graph, outputs = True, with_graph
+    if model.normalises_batch:  # and nothing else may let examples see each other
+        model = model.frozen_at(chunk.X)
+        outputs = model.evaluate(chunk.X)
     if len(chunk.X) == 1:
         return
     alone = [model.evaluate(chunk.X[i : i + 1]) for i in range(len(chunk.X))]
@@ -164,7 +168,8 @@ def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
         "gradients and their covariance would not be defined, and the loss would "
         "depend on how the data are cut. Got outputs that change by "
         f"{off:.1e}, relative to their size, when each example comes alone. Look for "
-        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), for "
+        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), which "
+        "only an nn.BatchNorm layer may take, with batch_norm='batch'; for "
         "recurrent and transformer layers that need batch_first=True, for a capacity "
         "that examples share, and for the nodes of a graph as examples: there an "
         "example is a whole graph, in dense batches of features (N, nodes, f) and "

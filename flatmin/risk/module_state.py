@@ -55,7 +55,13 @@ def check_state(
     _check_kept(model, theta)
     values = beside(model.params)
     other = torch.cat([part.reshape(-1) for part in values])
-    module = fresh_copy(original, values, theta.device, theta.dtype)
+    module = fresh_copy(
+        original,
+        values,
+        theta.device,
+        theta.dtype,
+        batch_statistics=model.normalises_batch,
+    )
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     fresh = FlatModel(module, model.output_transform)
     fresh.copies_input = model.copies_input

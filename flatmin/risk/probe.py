@@ -14,18 +14,25 @@ from torch import Tensor, nn
 from flatmin._utils.messages import message
 from flatmin._utils.trees import Inputs, Tree, describe_inputs, leaves_of, map_inputs
 from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.data.example_data import ExampleData
 from flatmin.risk.data.inputs import channels_last
-from flatmin.risk.example_sums.scalars import example_losses
+from flatmin.risk.example_sums.scalars import (
+    ExampleScalars,
+    example_losses,
+    inner_products,
+)
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trials import difference, tolerance
+from flatmin.risk.trials import difference, random_like, tolerance
 
 __all__ = [
     "ProbeResult",
     "check_dependence",
     "choose_strides",
     "probe_example",
+    "trial_examples",
     "trial_indices",
+    "trial_scalars",
 ]
 
 _N_TRIED = 16
@@ -37,7 +44,7 @@ _INTEGERS = (
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the first example told."""
+    """What the first example told, or the first few."""
 
     output: Tensor  # (1, *output_shape)
     n_numbers: int  # input and activations of one example
@@ -64,13 +71,15 @@ def choose_strides(model: FlatModel, X: Inputs) -> tuple[Inputs, bool]:
         model.evaluate(map_inputs(Tensor.clone, fast[:2]))
     except RuntimeError:  # many a module calls view() behind a convolution
         return map_inputs(Tensor.contiguous, X), True
-    except TypeError:  # comes again when one example is looked at
+    except (TypeError, ValueError):  # comes again when one example is looked at
         return X, False
     return fast, False
 
 
 def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
     """Run one example through the module, and check that the two fit.
+
+    Where BatchNorm takes the statistics of its input, it runs the first few.
 
     Parameters
     ----------
@@ -94,7 +103,8 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
     UserWarning
         If it takes a name of X among any others, and does nothing with it.
     """
-    first = map_inputs(Tensor.clone, X[:1])
+    first = map_inputs(Tensor.clone, X[: _N_TRIED if model.normalises_batch else 1])
+    n = len(first)
     versions = [leaf._version for leaf in leaves_of(first)]
     try:
         outputs, n_activations = _count_activations(model, first)
@@ -110,11 +120,12 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             f"{_INTEGERS if isinstance(X, Tree) and 'dtype' in str(error) else ''}"
         ) from error
     model.copies_input = versions != [leaf._version for leaf in leaves_of(first)]
-    if outputs.ndim == 0 or outputs.shape[0] != 1:
+    if outputs.ndim == 0 or outputs.shape[0] != n:
         remedy = "; use squeeze(-1) in place of squeeze()" if outputs.ndim == 0 else ""
+        some = "one example" if n == 1 else f"{n} examples"
         raise ValueError(
             "The module must return one output for each example along the first axis. "
-            f"Got shape {tuple(outputs.shape)} for one example{remedy}."
+            f"Got shape {tuple(outputs.shape)} for {some}{remedy}."
         )
     # Several examples, because a random mask of one may come out the same twice.
     try:
@@ -138,11 +149,18 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
         )
     if isinstance(X, Tree):
         _warn_ignored_names(model, X[:_N_TRIED], once)
-    return ProbeResult(outputs, n_activations + sum(x[0].numel() for x in leaves_of(X)))
+    n_numbers = -(-n_activations // n) + sum(x[0].numel() for x in leaves_of(X))
+    return ProbeResult(outputs[:1], n_numbers)
 
 
 def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
     """Return what is said of a module that refuses one example."""
+    if model.normalises_batch:
+        return (
+            "With batch_norm='batch' a BatchNorm needs more than one number of each "
+            f"channel. Got {describe_inputs(X)}: {message(error)}; give more examples, "
+            "or use batch_norm='frozen'."
+        )
     try:
         model.evaluate(X[:2])
     except ValueError:
@@ -210,6 +228,48 @@ def trial_indices(n_examples: int) -> Tensor:
     ).long()
     rng = torch.Generator().manual_seed(0)
     return spread[torch.randperm(len(spread), generator=rng, device="cpu")]
+
+
+def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:
+    """Return the indices of up to 16 examples, of those that count if there are any.
+
+    Parameters
+    ----------
+    examples : ExampleData
+    model : FlatModel
+        Where it takes the statistics of a batch all examples count.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    weights = None if model.normalises_batch else examples.weights
+    if weights is None or not bool(weights.any()):
+        return trial_indices(len(examples))
+    counting = weights.cpu().nonzero().flatten()
+    return counting[trial_indices(len(counting))]
+
+
+def trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:
+    """Return losses and products of outputs with random numbers, to try rows on.
+
+    Parameters
+    ----------
+    model : FlatModel
+    loss : ExampleLoss
+    few : Chunk
+
+    Returns
+    -------
+    ExampleScalars
+    """
+    outputs = model.evaluate(few.X)
+
+    def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        # The loss alone can have slopes of zero.
+        return loss.per_example(outputs, y) + inner_products(outputs, u)
+
+    return ExampleScalars(few.X, (few.y, random_like(outputs, 0)), scalar)
 
 
 def check_dependence(

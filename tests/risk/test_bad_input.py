@@ -93,7 +93,7 @@ BAD = {
     "option for batch norm": (
         {"batch_norm": "eval"},
         ValueError,
-        "batch_norm must be 'error' or 'frozen'. Got 'eval'",
+        "Unknown batch_norm 'eval'. There are: 'batch', 'error', 'frozen'",
     ),
     "a tuple without a tensor first": (
         {"module": Apply(lambda p, X: (None, p["a"](X)), a=nn.Linear(4, 3))},

@@ -17,6 +17,11 @@ from flatmin._utils.arrays import check_tensor
 from flatmin._utils.locks import Lock
 from flatmin._utils.trees import Inputs, call_with, leaves_of, map_inputs
 from flatmin.risk.autodiff.surroundings import attends, one_attention
+from flatmin.risk.network.batch_statistics import (
+    normalises_batch,
+    recorded_statistics,
+    write_statistics,
+)
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
@@ -46,6 +51,9 @@ class FlatModel:
         The trainable ones; :meth:`bind` sets their values.
     copies_input : bool
         True if the module writes into its input: then it is given copies.
+    normalises_batch : bool
+        True if BatchNorm takes the statistics of its input, so that the outputs for one
+        example depend on all that it comes with.
     pairs_single : bool
         True if one example runs as two: the derivative of BatchNorm in eval mode on a
         single example can be wrong (torch 2.13).
@@ -64,7 +72,10 @@ class FlatModel:
         self.module = module
         self.output_transform = output_transform
         self.copies_input = False
-        self.pairs_single = any(isinstance(p, _BatchNorm) for p in module.modules())
+        self.normalises_batch = normalises_batch(module)
+        self.pairs_single = not self.normalises_batch and any(
+            isinstance(part, _BatchNorm) for part in module.modules()
+        )
         self.keeps_graph = False
         self.n_updates = 0
         self.lock = Lock("A risk")
@@ -128,6 +139,26 @@ class FlatModel:
         twin = copy.copy(self)
         twin.module = copy_module(self.module, dtype=dtype)
         twin._make_views()
+        return twin
+
+    def frozen_at(self, X: Inputs) -> FlatModel:
+        """Return a copy whose BatchNorm keeps the statistics of some examples.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...) or Tree
+
+        Returns
+        -------
+        FlatModel
+            Bound to the same θ.
+        """
+        with recorded_statistics(self.module) as statistics:
+            self.evaluate(X)
+        module = copy_module(self.module)
+        write_statistics(module, statistics)
+        twin = FlatModel(module, self.output_transform)
+        twin.copies_input, twin.keeps_graph = self.copies_input, self.keeps_graph
         return twin
 
     def bind(self, theta: Tensor) -> None:

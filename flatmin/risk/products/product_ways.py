@@ -186,7 +186,7 @@ class ProductWays:
     def _sizes(self) -> list[Chunk]:
         """Return the examples to try on: together, and one alone."""
         chunk = self.examples
-        if len(chunk.X) == 1:
+        if len(chunk.X) == 1 or self.model.normalises_batch:
             return [chunk]
         one = Chunk(chunk.X[-1:], chunk.y[-1:], None, slice(0, 1))
         return [chunk, one]

@@ -21,6 +21,12 @@ from flatmin.risk.example_sums.scalars import (
 )
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.batch_statistics import (
+    Statistics,
+    needs_examples,
+    refuse_examples,
+    write_statistics,
+)
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.loss_module import as_held
 from flatmin.risk.network.model import FlatModel
@@ -29,6 +35,7 @@ from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.products.product_ways import ProductWays
+from flatmin.risk.trials import difference
 
 __all__ = ["ExamplesRisk"]
 
@@ -82,6 +89,14 @@ class ExamplesRisk:
         Then they are on for values and outputs, too.
         """
         return self._model.keeps_graph
+
+    @property
+    def batch_norm(self) -> str:
+        """Whose statistics BatchNorm takes: "batch" those of all examples, "frozen".
+
+        It is "frozen" for a network without BatchNorm, too.
+        """
+        return "batch" if self._model.normalises_batch else "frozen"
 
     @property
     def paths(self) -> dict[str, str]:
@@ -154,9 +169,73 @@ class ExamplesRisk:
         tensor(9.)
         """
         module = as_held(self._model.module, module)
-        self._model.take_over(comparable(module), self._few.X)
+        batch = self._model.normalises_batch
+        other = comparable(module, batch_statistics=batch)
+        self._model.take_over(other, self._few.X)
         self._theta = self._model.theta()
 
+    @alone
+    def set_batch_statistics(self, statistics: Statistics) -> None:
+        """Make statistics the running ones of the BatchNorm layers.
+
+        Parameters
+        ----------
+        statistics : dict of str to (mean, variance)
+            From :meth:`batch_statistics` of a risk of the same network.
+
+        Raises
+        ------
+        ValueError
+            If this risk takes the statistics of its own examples.
+        """
+        if self._model.normalises_batch:
+            raise ValueError(
+                "set_batch_statistics needs a risk with running statistics. Got one "
+                "with batch_norm='batch', which takes those of its examples."
+            )
+        write_statistics(self._model.module, statistics)
+        self._model.n_updates += 1
+
+    @alone
+    def check_running_statistics(self) -> None:
+        """Raise if running statistics cannot give what those of a batch give.
+
+        Nothing is asked of a network without ``batch_norm="batch"``. Of another one a
+        few examples are run through with the statistics of their batch, and with these
+        as running statistics.
+
+        Raises
+        ------
+        ValueError
+            If the outputs differ.
+        """
+        if not self._model.normalises_batch:
+            return
+        X = self._few.X
+        outputs = self._model.evaluate(X)
+        off = difference(self._model.frozen_at(X).evaluate(X), outputs)
+        if off > torch.finfo(self.dtype).eps ** 0.5:
+            raise ValueError(
+                "Predictions after batch_norm='batch' need running statistics with "
+                "which the network gives the outputs that it is trained to. Got "
+                f"outputs that change by {off:.1e}, relative to their size. Look for a "
+                "BatchNorm that a pass uses twice, which has two sets of them; make it "
+                "two layers."
+            )
+
+    def check_examples(self, who: str) -> None:
+        """Raise ValueError if no example has a loss of its own.
+
+        It is so under ``batch_norm="batch"``, where all of them share statistics.
+
+        Parameters
+        ----------
+        who : str
+            Needs the losses of examples; begins the message.
+        """
+        refuse_examples(self._model, who)
+
+    @needs_examples
     @alone
     def subset(self, indices: Tensor) -> Self:
         """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.

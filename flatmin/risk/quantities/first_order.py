@@ -14,6 +14,11 @@ from flatmin.risk.example_sums.scalars import (
     evaluate_losses,
     losses_and_gradient,
 )
+from flatmin.risk.network.batch_statistics import (
+    Statistics,
+    needs_examples,
+    recorded_statistics,
+)
 from flatmin.risk.quantities.examples_risk import ExamplesRisk
 
 __all__ = ["FirstOrderRisk"]
@@ -71,6 +76,39 @@ class FirstOrderRisk(ExamplesRisk):
         return torch.cat([self._model.evaluate(chunk.X) for chunk in self._chunks()])
 
     @in_full_float32
+    def batch_statistics(self, theta: Tensor) -> Statistics:
+        """Return mean and variance of what each BatchNorm takes in, by one pass.
+
+        With them as running statistics, the network in evaluation mode has the outputs
+        on X that it has with the statistics of the batch.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        dict of str to (mean, variance), each of shape (channels,)
+            By the layer's name in the module. The variance has the number of entries
+            of a channel as its divisor, not one less as PyTorch's running variance.
+
+        Raises
+        ------
+        ValueError
+            Unless the risk was made with ``batch_norm="batch"``, and has a BatchNorm.
+        """
+        if not self._model.normalises_batch:
+            raise ValueError(
+                "batch_statistics are those of a BatchNorm under batch_norm='batch'. "
+                "Got a risk without; its running statistics are buffers of the module."
+            )
+        self._model.bind(theta)
+        with recorded_statistics(self._model.module) as statistics:
+            for chunk in self._chunks():
+                self._model.evaluate(chunk.X)
+        return statistics
+
+    @in_full_float32
     def gradient(self, theta: Tensor) -> Tensor:
         """Return g₀ = ∇L(θ).
 
@@ -99,6 +137,7 @@ class FirstOrderRisk(ExamplesRisk):
         """
         return self._penalised(*self._pull_back(theta, self._uniform))
 
+    @needs_examples
     @in_full_float32
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return Σ vᵢ gᵢ / N; v is never normalised, and no penalty is in it.
@@ -116,6 +155,7 @@ class FirstOrderRisk(ExamplesRisk):
         v = as_direction(v, "v", (self.n_examples,), self._uniform)
         return self._pull_back(theta, v / self.n_examples)[1]
 
+    @needs_examples
     @alone
     def value_and_noisy_gradient(
         self, theta: Tensor, v: Tensor
@@ -140,6 +180,7 @@ class FirstOrderRisk(ExamplesRisk):
         v = as_direction(v, "v", (self.n_examples,), self._uniform)
         return self._penalised(*self._pull_back(theta, (v + 1) / self.n_examples))
 
+    @needs_examples
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """Return the plain mean of gᵢ over a minibatch, with the penalty's gradient.
 
@@ -155,6 +196,7 @@ class FirstOrderRisk(ExamplesRisk):
         """
         return self.value_and_batch_gradient(theta, indices)[1]
 
+    @needs_examples
     @alone
     def value_and_batch_gradient(
         self, theta: Tensor, indices: Tensor
@@ -189,6 +231,7 @@ class FirstOrderRisk(ExamplesRisk):
         )
         return self._penalised(value * (self.n_examples / m), gradient)
 
+    @needs_examples
     @in_full_float32
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
         """Return the mean gradient of each of b minibatches.

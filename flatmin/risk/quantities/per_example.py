@@ -11,6 +11,7 @@ from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.moments import Moments, merge_moments
+from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.quantities.first_order import FirstOrderRisk
 
 __all__ = ["PerExampleRisk"]
@@ -19,6 +20,7 @@ __all__ = ["PerExampleRisk"]
 class PerExampleRisk(FirstOrderRisk):
     """gᵢ, their norms, and the diagonal of Σ."""
 
+    @needs_examples
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield gᵢ of all examples, in order, a chunk at a time, without a penalty.
 
@@ -44,6 +46,7 @@ class PerExampleRisk(FirstOrderRisk):
                 rows = self._rows(theta, chunk)
             yield rows
 
+    @needs_examples
     @in_full_float32
     def squared_norms(self, theta: Tensor) -> Tensor:
         """Return ‖gᵢ‖² of each example.
@@ -62,6 +65,7 @@ class PerExampleRisk(FirstOrderRisk):
             [self._sums.squared_norms(self._scalars(chunk)) for chunk in self._chunks()]
         )
 
+    @needs_examples
     @alone
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
         """Return Σᵢ gᵢ² of each coordinate.
@@ -78,6 +82,7 @@ class PerExampleRisk(FirstOrderRisk):
         moments = self._moments(theta)
         return moments.centred_squares + self.n_examples * moments.mean.square()
 
+    @needs_examples
     @alone
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return diag(Σ) = (1/N) Σᵢ (gᵢ - g₀)², whose sum is Tr(Σ).
@@ -93,6 +98,7 @@ class PerExampleRisk(FirstOrderRisk):
         """
         return self._moments(theta).centred_squares / self.n_examples
 
+    @needs_examples
     @alone
     def value_gradient_and_variances(
         self, theta: Tensor

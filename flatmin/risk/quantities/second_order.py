@@ -11,6 +11,7 @@ from flatmin._utils.random import check_rng
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.products.gauss_newton import (
     gauss_newton_draw,
     gauss_newton_example_traces,
@@ -40,6 +41,7 @@ class SecondOrderRisk(PerExampleRisk):
         """
         return self.linearize(theta).vjp(u)
 
+    @needs_examples
     @in_full_float32
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, by two products an example.
@@ -104,6 +106,7 @@ class SecondOrderRisk(PerExampleRisk):
             gradient += scale * self.l2**0.5 * beside
         return self._penalised(value, gradient)
 
+    @needs_examples
     def gauss_newton_traces(
         self,
         theta: Tensor,
