@@ -49,6 +49,7 @@ ROOMS = (
     "data",
     "example_sums",
     "label_noise",
+    "rounding",
     "module_state",
     "independence",
     "probe",

@@ -39,7 +39,7 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
     ValueError
         If the output, the loss or the gradient of an example depends on the others.
     """
-    limit = tolerance(model.params[0].dtype, 0)
+    limit = tolerance(model.precision, 0)
     outputs = model.evaluate(chunk.X)
     with torch.enable_grad():
         with_graph = model(chunk.X).detach()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flatmin.risk.autodiff.casts import LowestDtype, storage_address
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
@@ -37,7 +38,8 @@ def check_state(
     Parameters
     ----------
     model : FlatModel
-        At its first θ, where it has been used already.
+        At its first θ, where it has been used already; learns in which precision it
+        computes.
     loss : ExampleLoss
     chunk : Chunk
         A few examples.
@@ -82,14 +84,16 @@ def _check_reach(
     model: FlatModel, loss: ExampleLoss, chunk: Chunk, original: nn.Module
 ) -> None:
     foreign = {
-        _address(p): name
+        storage_address(p): name
         for source in sources(original)
         for name, p in source.named_parameters()
         if p.requires_grad and p.numel()
     }
     _load_compiler()
-    with torch.enable_grad(), _Reads(foreign) as reads:
+    lowest = LowestDtype(model.params)
+    with torch.enable_grad(), _Reads(foreign) as reads, lowest:
         example_losses(model, loss, chunk)
+    model.lowest_dtype = lowest.found
     if reads.found:
         raise ValueError(
             "A risk works on a copy of the module. Got a pass that reads the parameter "
@@ -128,18 +132,8 @@ class _Reads(TorchDispatchMode):
     ) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.numel():
-                self.found = self.found or self.foreign.get(_address(leaf))
+                self.found = self.found or self.foreign.get(storage_address(leaf))
         return func(*args, **(kwargs or {}))
-
-
-def _address(tensor: Tensor) -> int:
-    # A sparse tensor has no storage of its own, one inside of vmap no address.
-    if tensor.layout != torch.strided:
-        return 0
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except RuntimeError:
-        return 0
 
 
 def _check_kept(model: FlatModel, theta: Tensor) -> None:

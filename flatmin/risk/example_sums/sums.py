@@ -202,7 +202,7 @@ class ExampleSums:
                 "vmap": partial(self._vmap_off, theta, examples, rows),
                 "one by one": None,
             },
-            tolerance(theta.dtype, 1),
+            tolerance(self.model.precision, 1),
         )
 
     def _layers_off(self, examples: ExampleScalars, rows: Tensor) -> float:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flatmin._utils.arrays import check_tensor
 from flatmin._utils.locks import Lock
 from flatmin._utils.trees import Inputs, call_with, leaves_of, map_inputs
+from flatmin.risk.autodiff.casts import InFloat64
 from flatmin.risk.autodiff.surroundings import attends, one_attention
 from flatmin.risk.network.batch_statistics import (
     normalises_batch,
@@ -60,6 +61,11 @@ class FlatModel:
     keeps_graph : bool
         True if the module computes something else where gradients are switched off:
         then they are on for its outputs, too.
+    lowest_dtype : torch.dtype
+        In which the module computes what depends on θ, at its lowest: θ's own, or less
+        where it casts.
+    in_float64 : bool
+        True if casts of the module's are taken for casts to float64.
     n_updates : int
         How often :meth:`take_over` has changed what θ does not hold.
     lock : Lock
@@ -77,10 +83,12 @@ class FlatModel:
             isinstance(part, _BatchNorm) for part in module.modules()
         )
         self.keeps_graph = False
+        self.in_float64 = False
         self.n_updates = 0
         self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
+        self.lowest_dtype = self._theta.dtype
 
     def _make_views(self) -> None:
         self.layout = ParameterLayout.of(self.module)
@@ -139,6 +147,7 @@ class FlatModel:
         twin = copy.copy(self)
         twin.module = copy_module(self.module, dtype=dtype)
         twin._make_views()
+        twin.lowest_dtype = dtype
         return twin
 
     def frozen_at(self, X: Inputs) -> FlatModel:
@@ -160,6 +169,15 @@ class FlatModel:
         twin = FlatModel(module, self.output_transform)
         twin.copies_input, twin.keeps_graph = self.copies_input, self.keeps_graph
         return twin
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Return float64 where every number has its digits, else float32.
+
+        Two ways to one quantity may differ by the rounding of this precision.
+        """
+        in_float64 = self.lowest_dtype == torch.float64
+        return torch.float64 if in_float64 else torch.float32
 
     def bind(self, theta: Tensor) -> None:
         """Give the parameters the values of θ.
@@ -277,7 +295,10 @@ class FlatModel:
             X = map_inputs(lambda leaf: torch.cat([leaf, leaf]), X)
         elif self.copies_input:
             X = map_inputs(Tensor.clone, X)
-        with one_attention() if self._attends else nullcontext():
+        with (
+            one_attention() if self._attends else nullcontext(),
+            InFloat64() if self.in_float64 else nullcontext(),
+        ):
             outputs = self.read_output(call_with(module, X))
         return outputs[:1] if pairs else outputs
 

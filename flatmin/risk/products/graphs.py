@@ -118,7 +118,7 @@ class ProductGraphs:
         reason = attempt(
             "the product by a graph",
             partial(self._difference, quantity, theta, chunk, probe, expected),
-            tolerance(theta.dtype, 2),
+            tolerance(self.model.precision, 2),
         )
         return "graph" if reason is None else f"reference: {reason}"
 
@@ -170,7 +170,7 @@ class ProductGraphs:
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
         compare = partial(self._distance, quantity, theta, chunk, probe, expected)
         name = "the product by a graph after an update"
-        return attempt(name, compare, tolerance(theta.dtype, 2)) is None
+        return attempt(name, compare, tolerance(self.model.precision, 2)) is None
 
     def _product(
         self, quantity: str, X: Inputs, theta: Tensor, v: Tensor, *data: Tensor

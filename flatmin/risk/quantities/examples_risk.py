@@ -100,13 +100,21 @@ class ExamplesRisk:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Which kernels ran: for each quantity the fast one's name, or why not."""
+        """Which kernels ran: for each quantity the fast one's name, or why not.
+
+        "precision" is there where the module computes in less than θ's, as a norm in
+        float32: its numbers have the digits of that.
+        """
         with self._lock:
             tried = {
                 "per-example sums": self._sums.path,
                 "per-example Hessians": self._hessians.path,
             }
             found = {name: path for name, path in tried.items() if path is not None}
+            lowest = self._model.lowest_dtype
+            if lowest != self.dtype:
+                inside = str(lowest).removeprefix("torch.")
+                found["precision"] = f"the module computes in {inside} inside"
             return {**self._graphs.describe(), **found}
 
     @property
