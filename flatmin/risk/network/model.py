@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -53,7 +53,8 @@ class FlatModel:
         True if the module computes something else where gradients are switched off:
         then they are on for its outputs, too.
     n_updates : int
-        How often :meth:`take_over` has changed what θ does not hold.
+        How often :meth:`take_over` has changed what θ does not hold; a block's count
+        is that of the model that it was made of.
     lock : Lock
         Held by who binds θ until he has his numbers.
     """
@@ -66,7 +67,7 @@ class FlatModel:
         self.copies_input = False
         self.pairs_single = any(isinstance(p, _BatchNorm) for p in module.modules())
         self.keeps_graph = False
-        self.n_updates = 0
+        self._updates = [0]  # shared with blocks
         self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
@@ -130,6 +131,31 @@ class FlatModel:
         twin._make_views()
         return twin
 
+    @property
+    def n_updates(self) -> int:
+        """How often what θ does not hold has changed."""
+        return self._updates[0]
+
+    def block(self, names: Collection[str]) -> FlatModel:
+        """Return a copy of which θ is some parameters; the others stay as bound now.
+
+        Parameters
+        ----------
+        names : collection of str
+            Of ``layout.names``.
+
+        Returns
+        -------
+        FlatModel
+            It shares the lock.
+        """
+        twin = copy.copy(self)
+        for name, parameter in twin.module.named_parameters():
+            parameter.requires_grad_(name in names)
+        twin._make_views()
+        twin._updates, twin.lock = self._updates, self.lock
+        return twin
+
     def bind(self, theta: Tensor) -> None:
         """Give the parameters the values of θ.
 
@@ -187,7 +213,7 @@ class FlatModel:
                 "computes. Got one with other settings, which gives other outputs "
                 "at the same parameters. Make a new risk."
             )
-        self.n_updates += 1
+        self._updates[0] += 1
 
     def computes_as(
         self, module: nn.Module, few: Inputs, *, exactly: bool = False
@@ -298,7 +324,11 @@ class FlatModel:
         Returns
         -------
         list of Tensor
+            Zeros of what does not depend on θ, as where an unused layer is the block.
         """
+        several = [tensors] if isinstance(tensors, Tensor) else tensors
+        if not any(tensor.requires_grad for tensor in several):
+            return [torch.zeros_like(parameter) for parameter in self.params]
         return list(
             torch.autograd.grad(
                 tensors,
