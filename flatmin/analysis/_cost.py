@@ -234,7 +234,7 @@ def _alignment_by_layer(p: Problem, k: int, max_matvecs: int) -> Work:
 
 
 def _table(p: Problem, k: int, max_matvecs: int, *, by_rows: bool) -> Work:
-    """Return the work of what moments do not tell; where rows are there, Σ takes none."""
+    """Return the work of what moments do not tell; rows, if there, give all of Σ."""
     H, sigma = _hessian(p), p
     found = _lanczos(H, min(k + 1, p.size))
     if not by_rows:
