@@ -19,7 +19,7 @@ from torch import Tensor
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._cost import Cost, Problem, work_of
@@ -215,11 +215,13 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         known = {
             name: parameter.default
             for name, parameter in parameters.items()
-            if name not in ("self", "X", "y", "v", "sample_weight", "by_layer")
+            if name not in ("self", "X", "y", "v", "sample_weight")
         }
         for name, value in options.items():
             check_known(f"argument of {call}", name, known)
-            if name != "which" and name != "rtol" and value is not None:
+            if name == "by_layer":
+                self._check_by_layer(value)
+            elif name != "which" and name != "rtol" and value is not None:
                 check_count(name, value)
         risk = self._risk()
         self._check_risk(risk)
@@ -230,6 +232,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             matrix=getattr(self, "matrix", "covariance"),
             size=self._n_selected(risk),
             whole=self.select is None and risk.batch_norm != "batch",
+            layers=_layer_sizes(risk) if options.get("by_layer") else (),
             n_examples=risk.n_examples,
             n_outputs=risk.n_outputs,
             itemsize=theta.element_size(),
@@ -249,6 +252,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             seconds,
             work.memory,
         )
+
+    def _check_by_layer(self, by_layer: Any) -> bool:
+        by_layer = check_flag("by_layer", by_layer)
+        if by_layer and self.select is not None:
+            raise ValueError(
+                f"by_layer is of all layers. Got select={self.select!r}; leave one out."
+            )
+        return by_layer
 
     def _risk(self) -> EmpiricalRisk:
         """Return the risk that fit has fixed, else that of the training."""
@@ -352,3 +363,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if "_kept" in state:  # what is prepared at θ is quickly prepared again
             state["_kept"] = {k: v for k, v in self._kept.items() if k != "operator"}
         return state
+
+
+def _layer_sizes(risk: EmpiricalRisk) -> tuple[int, ...]:
+    layers = risk.layout.layers().values()
+    return tuple(part.stop - part.start for part in layers)

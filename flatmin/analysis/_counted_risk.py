@@ -94,9 +94,9 @@ class _CountedLinearization(Linearization):
 class _CountedRisk(EmpiricalRisk):
     _counter: WorkCounter
 
-    def linearize(self, theta: Any) -> Linearization:
+    def linearize(self, theta: Any, *, select: Any = None) -> Linearization:
         with self._counter.adding(_PREPARE * self.n_examples):
-            point: Any = super().linearize(theta)
+            point: Any = super().linearize(theta, select=select)
         point.__class__ = _CountedLinearization
         point._counter = self._counter
         return point

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.locks import one_at_a_time
-from flatmin._utils.numbers import check_count, check_flag
+from flatmin._utils.numbers import check_count
 from flatmin._utils.progress import progress_bar
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._model_by_reference import with_risk_entries
@@ -227,7 +227,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             Eigenpairs of either; None is ``n_components``, or all there are.
         by_layer : bool, default=False
             One table of all layers, the parameters that one module holds. One sweep
-            gives the gradients of all. Products with H are taken layer by layer.
+            gives the gradients of all. Products with H are those of a layer's block,
+            which compute nothing below the layer.
         rtol : float, default=0.02
             Relative standard error of traces and norms to reach.
         max_matvecs : int, default=200
@@ -243,11 +244,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         ValueError
             If ``select`` and ``by_layer`` come together.
         """
-        by_layer = check_flag("by_layer", by_layer)
-        if by_layer and self.select is not None:
-            raise ValueError(
-                f"by_layer is of all layers. Got select={self.select!r}; leave one out."
-            )
+        by_layer = self._check_by_layer(by_layer)
         risk = self._risk()
         if by_layer:
             return alignment_by_layer(

@@ -16,7 +16,7 @@ from flatmin._utils.numbers import (
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._point import Point, as_point
-from flatmin.curvature._risk_operator import RiskOperator
+from flatmin.curvature._risk_operator import LinearizedOperator
 from flatmin.linalg import Estimate, trace
 from flatmin.risk import Risk
 
@@ -26,7 +26,7 @@ _SWEEPS_AT_ONCE = 8  # they share a run forward, and their cotangents are held
 _BEYOND = 1e9  # in place of an infinite ratio of errors
 
 
-class HessianOperator(RiskOperator):
+class HessianOperator(LinearizedOperator):
     """H = ∇²L(θ) at one θ, known by its products.
 
     Parameters
@@ -45,17 +45,12 @@ class HessianOperator(RiskOperator):
     tensor([10.])
     """
 
-    def __init__(
-        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
-    ) -> None:
-        super().__init__(risk, theta, select=select)
-        self._point = risk.linearize(self.theta)
-
     def _product(self, v: Tensor) -> Tensor:
-        return self._point.hvp(v)
+        product: Tensor = self._point.hvp(v)
+        return product
 
 
-class GGNOperator(RiskOperator):
+class GGNOperator(LinearizedOperator):
     """G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ + λI at one θ, known by its products.
 
     Hᵢ is the Hessian of ℓ̃ᵢ in the network's output, λ that of a penalty of the risk.
@@ -69,14 +64,9 @@ class GGNOperator(RiskOperator):
         See :class:`RiskOperator`.
     """
 
-    def __init__(
-        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
-    ) -> None:
-        super().__init__(risk, theta, select=select)
-        self._point = risk.linearize(self.theta)
-
     def _product(self, v: Tensor) -> Tensor:
-        return self._point.ggn(v)
+        product: Tensor = self._point.ggn(v)
+        return product
 
 
 def hessian_trace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "check_dependence",
     "choose_strides",
     "probe_example",
+    "share_of_activations",
     "trial_examples",
     "trial_indices",
     "trial_scalars",
@@ -310,23 +312,51 @@ def check_dependence(
     _warn_unused_parameters(list(unused))
 
 
+@torch.enable_grad()
+def share_of_activations(model: FlatModel, X: Inputs) -> float:
+    """Return the part of the numbers in all layers that depends on θ.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Such as a block of another: of a layer near the outputs it is a small part.
+    X : Tensor of shape (n, ...) or Tree
+
+    Returns
+    -------
+    float
+        1 where no layer tells.
+    """
+    with _activations(model) as found:
+        model(X)
+    total = sum(tensor.numel() for tensor in found)
+    depends = sum(tensor.numel() for tensor in found if tensor.requires_grad)
+    return depends / total if total else 1.0
+
+
 def _count_activations(model: FlatModel, X: Inputs) -> tuple[Tensor, int]:
     """Return the outputs for X, and how many numbers the layers in between hold."""
-    counts: list[int] = []
+    with _activations(model) as found, torch.no_grad():
+        outputs = model(X)
+    return outputs, sum(tensor.numel() for tensor in found)
 
-    def count(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+
+@contextmanager
+def _activations(model: FlatModel) -> Iterator[list[Tensor]]:
+    """Collect what the layers return."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        counts.extend(t.numel() for t in tensors if isinstance(t, Tensor))
+        found.extend(t for t in tensors if isinstance(t, Tensor))
 
     leaves = [part for part in model.module.modules() if not any(part.children())]
-    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    handles = [leaf.register_forward_hook(keep) for leaf in leaves]
     try:
-        with torch.no_grad():
-            outputs = model(X)
+        yield found
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, sum(counts)
 
 
 def _warn_unused_parameters(names: list[str]) -> None:

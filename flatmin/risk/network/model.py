@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -67,7 +67,8 @@ class FlatModel:
     in_float64 : bool
         True if casts of the module's are taken for casts to float64.
     n_updates : int
-        How often :meth:`take_over` has changed what θ does not hold.
+        How often :meth:`take_over` has changed what θ does not hold; a block's count
+        is that of the model that it was made of.
     lock : Lock
         Held by who binds θ until he has his numbers.
     """
@@ -84,7 +85,7 @@ class FlatModel:
         )
         self.keeps_graph = False
         self.in_float64 = False
-        self.n_updates = 0
+        self._updates = [0]  # shared with blocks
         self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
@@ -168,6 +169,7 @@ class FlatModel:
         write_statistics(module, statistics)
         twin = FlatModel(module, self.output_transform)
         twin.copies_input, twin.keeps_graph = self.copies_input, self.keeps_graph
+        twin.lowest_dtype, twin.in_float64 = self.lowest_dtype, self.in_float64
         return twin
 
     @property
@@ -178,6 +180,31 @@ class FlatModel:
         """
         in_float64 = self.lowest_dtype == torch.float64
         return torch.float64 if in_float64 else torch.float32
+
+    @property
+    def n_updates(self) -> int:
+        """How often what θ does not hold has changed."""
+        return self._updates[0]
+
+    def block(self, names: Collection[str]) -> FlatModel:
+        """Return a copy of which θ is some parameters; the others stay as bound now.
+
+        Parameters
+        ----------
+        names : collection of str
+            Of ``layout.names``.
+
+        Returns
+        -------
+        FlatModel
+            It shares the lock.
+        """
+        twin = copy.copy(self)
+        for name, parameter in twin.module.named_parameters():
+            parameter.requires_grad_(name in names)
+        twin._make_views()
+        twin._updates, twin.lock = self._updates, self.lock
+        return twin
 
     def bind(self, theta: Tensor) -> None:
         """Give the parameters the values of θ.
@@ -236,7 +263,7 @@ class FlatModel:
                 "computes. Got one with other settings, which gives other outputs "
                 "at the same parameters. Make a new risk."
             )
-        self.n_updates += 1
+        self._updates[0] += 1
 
     def computes_as(
         self, module: nn.Module, few: Inputs, *, exactly: bool = False
@@ -350,7 +377,11 @@ class FlatModel:
         Returns
         -------
         list of Tensor
+            Zeros of what does not depend on θ, as where an unused layer is the block.
         """
+        several = [tensors] if isinstance(tensors, Tensor) else tensors
+        if not any(tensor.requires_grad for tensor in several):
+            return [torch.zeros_like(parameter) for parameter in self.params]
         return list(
             torch.autograd.grad(
                 tensors,

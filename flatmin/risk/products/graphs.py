@@ -16,6 +16,8 @@ from torch import Tensor
 from flatmin._utils.trees import Inputs, with_leaves
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.data.chunks import Chunk, pad_chunk
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.probe import share_of_activations
 from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
@@ -67,6 +69,12 @@ class ProductGraphs:
         self.paths: dict[str, str] = {}
         self.graphs: dict[str, TwoStage] = {}
         self._tried_at: dict[str, int] = {}  # number of updates of the module then
+
+    def of(self, model: FlatModel) -> ProductGraphs:
+        """Return those of another model with the same outputs, such as a block."""
+        share = share_of_activations(model, self.ways.examples.X[:1])
+        work = int(self.work * share)
+        return ProductGraphs(self.ways.of(model), self.chunk_size, work)
 
     def describe(self) -> dict[str, str]:
         """Return :attr:`paths`, with how the reference products come about."""

@@ -74,6 +74,14 @@ class ProductWays:
         self.hessian = Choice()
         self.difference_error = 0.0
 
+    def of(self, model: FlatModel) -> ProductWays:
+        """Return those of another model with the same outputs, such as a block."""
+        sums = ExampleSums(model, self.sums.row_chunk_size, self.sums.examples)
+        differs = self.finite_difference
+        return ProductWays(
+            model, self.loss, sums, self.examples, finite_difference=differs
+        )
+
     def describe(self, quantity: str) -> str:
         """Return what is to be known of a product besides that no graph serves."""
         if quantity == "hvp" and self.finite_difference:

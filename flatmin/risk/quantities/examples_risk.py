@@ -59,6 +59,7 @@ class ExamplesRisk:
     _ways: ProductWays
     _graphs: ProductGraphs
     _all_graphs: dict[tuple[int, int], ProductGraphs]
+    _block: tuple[tuple[tuple[str, ...], int], Tensor, ProductGraphs] | None
     _row_chunk_size: int
     _work_per_example: int
 
@@ -281,33 +282,67 @@ class ExamplesRisk:
         return part
 
     @alone
-    def linearize(self, theta: Tensor) -> Linearization:
+    def linearize(
+        self, theta: Tensor, *, select: str | list[str] | None = None
+    ) -> Linearization:
         """Prepare θ for many products with H, G and J.
 
         Parameters
         ----------
         theta : Tensor of shape (D,)
             Copied: the prepared point stays where it is.
+        select : str or list of str, default=None
+            Names of parameters or modules, as of :meth:`ParameterLayout.indices`: then
+            v has their d numbers, H and G are the block of these, J their columns.
+            Nothing is computed that no product of the block needs, so that one of a
+            layer near the outputs costs a fraction. None takes all.
 
         Returns
         -------
         Linearization
             With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``;
             its ``paths`` tell how each was computed.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If θ or a name does not fit.
+
+        Examples
+        --------
+        >>> from flatmin import EmpiricalRisk
+        >>> risk = EmpiricalRisk(nn.Linear(1, 1), "squared_error", [[3.0]], [[0.0]])
+        >>> risk.linearize(risk.params(), select="weight").hvp(torch.ones(1))
+        tensor([18.])
         """
         self._model.bind(theta)
+        graphs = self._graphs if select is None else self._graphs_of_block(select)
         return Linearization(
-            self._graphs,
+            graphs,
             self._chunks,
-            self._model.theta(),
+            graphs.model.theta(),
             self.n_examples,
             self.output_shape,
             l2=self.l2,
         )
 
+    def _graphs_of_block(self, select: str | list[str]) -> ProductGraphs:
+        """Return the products of a block at the bound θ, whose rest they hold."""
+        names = self.layout.chosen(select)
+        if names == self.layout.names:
+            return self._graphs
+        # The last one is kept: a table asks for products at one θ several times.
+        key, theta = (names, self._model.n_updates), self._model.theta()
+        kept = self._block
+        if kept is None or kept[0] != key or not torch.equal(kept[1], theta):
+            kept = key, theta, self._graphs.of(self._model.block(names))
+            self._block = kept
+        return kept[2]
+
     def _hold(self, examples: ExampleData, chunk_size: int) -> None:
         n = len(examples)
         self._data = examples
+        self._block = None
         self.chunk_size = chunk_size
         self._uniform = torch.full((n,), 1 / n, dtype=self.dtype, device=self.device)
         if (n, chunk_size) not in self._all_graphs:
