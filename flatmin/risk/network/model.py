@@ -19,6 +19,7 @@ from flatmin._utils.trees import Inputs, call_with, leaves_of, map_inputs
 from flatmin.risk.autodiff.casts import InFloat64
 from flatmin.risk.autodiff.surroundings import attends, one_attention
 from flatmin.risk.network.batch_statistics import (
+    Statistics,
     normalises_batch,
     recorded_statistics,
     write_statistics,
@@ -263,6 +264,11 @@ class FlatModel:
                 "computes. Got one with other settings, which gives other outputs "
                 "at the same parameters. Make a new risk."
             )
+        self._updates[0] += 1
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Give BatchNorm these running statistics."""
+        write_statistics(self.module, statistics)
         self._updates[0] += 1
 
     def computes_as(

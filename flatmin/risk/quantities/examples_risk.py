@@ -25,7 +25,6 @@ from flatmin.risk.network.batch_statistics import (
     Statistics,
     needs_examples,
     refuse_examples,
-    write_statistics,
 )
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.loss_module import as_held
@@ -202,8 +201,7 @@ class ExamplesRisk:
                 "set_batch_statistics needs a risk with running statistics. Got one "
                 "with batch_norm='batch', which takes those of its examples."
             )
-        write_statistics(self._model.module, statistics)
-        self._model.n_updates += 1
+        self._model.set_statistics(statistics)
 
     @alone
     def check_running_statistics(self) -> None:
