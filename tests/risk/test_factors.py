@@ -6,7 +6,11 @@ from torch import nn
 
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.example_sums import sums_by_layer
-from flatmin.risk.example_sums.factors import moments_by_outputs, norms_by_positions
+from flatmin.risk.example_sums.factors import (
+    Factors,
+    moments_by_outputs,
+    norms_by_positions,
+)
 
 
 def factors(scale=1.0, seed=0):
@@ -23,7 +27,7 @@ def rows_of(inputs, slopes):
 def test_norms_by_positions(scale):
     inputs, slopes = factors(scale)
     right = rows_of(inputs, slopes).square().sum(1)
-    found = norms_by_positions(inputs, slopes)
+    found = norms_by_positions([Factors(inputs, slopes)])
     torch.testing.assert_close(found, right, rtol=1e-12, atol=0)
 
 
@@ -32,7 +36,7 @@ def test_norms_keep_their_digits_where_positions_cancel():
     inputs[:, 1], slopes[:, 1] = inputs[:, 0], -slopes[:, 0] * (1 + 2.0**-12)
     inputs[:, 2:] = 0.0  # what is left is 1 / 4096 of either
     right = rows_of(inputs, slopes).square().sum(1)
-    found = norms_by_positions(inputs, slopes)
+    found = norms_by_positions([Factors(inputs, slopes)])
     torch.testing.assert_close(found, right, rtol=1e-7, atol=0)
 
 
@@ -42,7 +46,7 @@ def test_moments_by_outputs(scale, n_numbers):
     inputs, slopes = factors()
     inputs = inputs * scale * torch.tensor([1.0, 1.0, 0.0, 1e-15, 1e15, 1.0])
     rows = rows_of(inputs, slopes)
-    mean, squares = moments_by_outputs(inputs, slopes, n_numbers)
+    mean, squares = moments_by_outputs(Factors(inputs, slopes), n_numbers)
     spread = rows.std(0, correction=0)
     assert ((mean - rows.mean(0)).abs() <= 1e-6 * spread).all()
     right = (rows - rows.mean(0)).square().sum(0)
@@ -140,3 +144,70 @@ def test_few_positions_take_the_factors(net, shape, at_a_time, monkeypatch):
     torch.testing.assert_close(norms, rows.square().sum(1), rtol=1e-5, atol=0)
     right = rows.var(0, correction=0)
     assert (variances - right).norm() <= 1e-5 * right.norm()
+
+
+class _Tied(nn.Module):
+    """Tokens to logits by one matrix, and by its transpose where asked."""
+
+    def __init__(self, n_tokens=60, d=24, padding=None):
+        super().__init__()
+        self.words = nn.Embedding(n_tokens, d, padding_idx=padding)
+        self.head = nn.Linear(d, n_tokens, bias=False)
+        self.head.weight = self.words.weight
+        self.mix = nn.Linear(d, d)
+
+    def forward(self, tokens):
+        hidden = torch.tanh(self.mix(self.words(tokens)))
+        return self.head(hidden).transpose(1, 2)
+
+
+class _Several(nn.Module):
+    """One linear layer three times, and a convolution twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(40, 40)
+        self.conv = nn.Conv1d(24, 24, 3, padding=1)
+        self.out = nn.Linear(40, 3)
+
+    def forward(self, x):
+        x = self.conv(torch.tanh(self.conv(x.reshape(len(x), 24, -1)[:, :, :2])))
+        x = x.flatten(1)[:, :40]
+        for _ in range(3):
+            x = torch.tanh(self.linear(x))
+        return self.out(x)
+
+
+def _case(name):
+    if name == "several":
+        return _Several(), torch.randn(7, 24, 3), torch.randint(3, (7,))
+    X, y = torch.randint(60, (7, 5)), torch.randint(60, (7, 5))
+    X[:, 3] = X[:, 1]  # a token twice
+    X[2] = y[2] = 0
+    return _Tied(padding=0 if name == "padding" else None), X, y
+
+
+@pytest.mark.parametrize("name", ["tied", "padding", "several"])
+def test_uses_of_one_parameter_add_up_before_they_are_squared(name, monkeypatch):
+    n_uses = []
+
+    def watched(uses):
+        n_uses.append(len(uses))
+        return norms_by_positions(uses)
+
+    monkeypatch.setattr(sums_by_layer, "norms_by_positions", watched)
+    torch.manual_seed(2)
+    net, X, y = _case(name)
+    net.double()
+    X = X.double() if X.is_floating_point() else X
+    risk = EmpiricalRisk(net, "cross_entropy", X, y)
+    found = risk.squared_norms(risk.params())
+    assert risk.paths["per-example sums"] == "by layer"
+    assert max(n_uses) == (3 if name == "several" else 2)
+
+    right = []
+    for x, target in zip(X, y, strict=True):
+        loss = nn.functional.cross_entropy(net(x[None]), target[None])
+        grads = torch.autograd.grad(loss, list(net.parameters()))
+        right.append(sum(grad.square().sum() for grad in grads))
+    torch.testing.assert_close(found, torch.stack(right), rtol=1e-11, atol=0)

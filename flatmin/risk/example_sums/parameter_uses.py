@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.example_sums.parameter_watch import ParameterWatch
 from flatmin.risk.example_sums.row_rules import RowRule
 from flatmin.risk.example_sums.scalars import ExampleScalars
@@ -40,8 +41,8 @@ class ParameterUse:
         part = slice(start, stop)
         return self.rule.sums(self.input[part], self.slope[part], m)
 
-    def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return the factors X, (n, t, p), and S, (n, t, o), of some examples' rows."""
+    def factors(self, start: int, stop: int) -> Factors:
+        """Return what some examples' rows are products of."""
         if self.rule.factors is None:
             raise UnsupportedLayers("a function whose rows are no products")
         part = slice(start, stop)
@@ -59,7 +60,8 @@ class ParameterUse:
     @property
     def is_outer(self) -> bool:
         """Whether a row is the outer product of an example's slope and input."""
-        return self.rule.factors is not None and self.input.ndim == 2
+        is_product = self.rule.factors is not None and not self.rule.nonzero_blocks
+        return is_product and self.input.ndim == 2
 
 
 @dataclass(frozen=True)

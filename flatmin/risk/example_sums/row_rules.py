@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.trials import UnsupportedLayers
 
 __all__ = [
@@ -40,8 +41,9 @@ class RowRule:
     restore: Callable[[Tensor], Tensor] = lambda sums: sums  # (..., P) to row-major
     # (input, slope, m) to the sums of m rows each, (n / m, P), without the rows.
     batch_sums: Callable[[Tensor, Tensor, int], Tensor] | None = None
-    # (input, slope) to X, n t p, and S, n t o, where the row is Σ_t s_t x_tᵀ.
-    factors: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    # (input, slope) to what the row is a product of, and the order that makes.
+    factors: Callable[[Tensor, Tensor], Factors] | None = None
+    order: str = "o i"
     patch_size: int = 0  # numbers that are gathered for a position
     n_other_numbers: int = 0  # other numbers that a row comes from
     # Where most of a row is zero (embeddings): the other blocks, and their values.
@@ -116,11 +118,11 @@ def alias(parameter: Any) -> Any:
     return None if parameter is None else parameter.detach().requires_grad_()
 
 
-def _factors(input: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def _factors(input: Tensor, slope: Tensor) -> Factors:
     """Return inputs, n t i, and slopes, n t o, with all positions on one axis."""
     slopes = slope.flatten(1, -2) if slope.ndim > 2 else slope[:, None]
     inputs = input.flatten(1, -2) if input.ndim > 2 else input[:, None]
-    return inputs, slopes
+    return Factors(inputs, slopes)
 
 
 def _outer_products(input: Tensor, slope: Tensor) -> Tensor:
@@ -159,6 +161,7 @@ def _matmul_rules(input: Tensor, other: Tensor) -> InputAndRules:
                 restore,
                 _outer_products_of_batches,
                 factors=_factors,
+                order="i o",
             ),
         )
     ]
@@ -215,6 +218,7 @@ def _convolution_rules(
         restore,
         rows,
         factors=factors if groups == 1 else None,
+        order=f"o {kernel} i",
         patch_size=groups * weight[0].numel(),
     )
     return input, [(weight, rule), (bias, RowRule(_sum_of_channels))]
@@ -249,7 +253,7 @@ def _patches_and_slopes(
     padding: list[int],
     dilation: list[int],
     groups: int,
-) -> tuple[Tensor, Tensor]:
+) -> Factors:
     """Return the patches that m images saw, n/m·g t (kernel i), and n/m·g t o."""
     images = F.pad(input, padding) if any(padding) else input
     slopes = slope
@@ -277,7 +281,7 @@ def _patches_and_slopes(
     # Channels last, as the kernels before have left them: then nothing is copied.
     slopes = slopes.movedim(1, -1).reshape(n // m, t, groups, o // groups)
     slopes = slopes.permute(0, 2, 1, 3).reshape(n // m * groups, t, o // groups)
-    return patches, slopes
+    return Factors(patches, slopes)
 
 
 def _embedding_rules(
@@ -302,7 +306,11 @@ def _embedding_rules(
         where = tokens.unsqueeze(-1).expand_as(slopes)
         return rows.scatter_add_(1, where, slopes).flatten(1)
 
-    return input, [(weight, RowRule(rows, nonzero_blocks=nonzero_blocks))]
+    def factors(input: Tensor, slope: Tensor) -> Factors:
+        return Factors(*reversed(nonzero_blocks(input, slope)))
+
+    rule = RowRule(rows, nonzero_blocks=nonzero_blocks, factors=factors)
+    return input, [(weight, rule)]
 
 
 def _nonzero_blocks(

@@ -156,10 +156,14 @@ def _squared_norms(uses: list[ParameterUse], n: int, size: int) -> Tensor:
         _, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
         return combined.square().sum((1, 2))
     # t positions: pairs of them cost t² (i + o), rows t i o.
-    if _has_factors(uses) and _float64_times(use.slope) * use.n_numbers < size:
-        step = max(1, _at_a_time(use.slope) // use.n_numbers)
-        parts = (use.factors(start, start + step) for start in range(0, n, step))
-        return torch.cat([norms_by_positions(*part) for part in parts])
+    n_numbers = sum(use.n_numbers for use in uses)
+    if _has_factors(uses) and _float64_times(use.slope) * n_numbers < size:
+        step = max(1, _at_a_time(use.slope) // n_numbers)
+        parts = (
+            [use.factors(start, start + step) for use in uses]
+            for start in range(0, n, step)
+        )
+        return torch.cat([norms_by_positions(part) for part in parts])
     return torch.cat([squared_row_norms(rows) for rows in _blocks(uses, n, size)])
 
 
@@ -176,8 +180,9 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
         return centred_moments(rows[0].flatten(), rows[1].flatten(), n)
     at_a_time = _at_a_time(use.slope)
     # Where few rows make a block, the sums of length D take longer than the rows.
-    if _has_factors(uses) and _FEW * size > at_a_time and n * use.n_numbers < _MOST:
-        return moments_by_outputs(*use.factors(0, n), at_a_time)
+    few = _FEW * size > at_a_time and n * use.n_numbers < _MOST
+    if few and len(uses) == 1 and _has_factors(uses):
+        return moments_by_outputs(use.factors(0, n), at_a_time)
     # What is left of the first block's mean has the digits that the rows have.
     sums = torch.zeros(size, dtype=torch.float64, device=use.slope.device)
     squares = torch.zeros_like(sums)
@@ -192,7 +197,9 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
 
 
 def _has_factors(uses: list[ParameterUse]) -> bool:
-    return len(uses) == 1 and uses[0].rule.factors is not None
+    """Whether all uses of a parameter have factors, in the same order."""
+    orders = {use.rule.order for use in uses}
+    return len(orders) == 1 and all(use.rule.factors is not None for use in uses)
 
 
 def _float64_times(tensor: Tensor) -> int:
