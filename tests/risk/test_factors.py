@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flatmin.risk import EmpiricalRisk
-from flatmin.risk.example_sums import sums_by_layer
+from flatmin.risk.example_sums import parameter_sums
 from flatmin.risk.example_sums.factors import (
     Factors,
     moments_by_outputs,
@@ -109,17 +109,17 @@ class _SeenByVmap(nn.Module):
 )
 @pytest.mark.parametrize("at_a_time", [64, 1 << 19])
 def test_few_positions_take_the_factors(net, shape, at_a_time, monkeypatch):
-    monkeypatch.setattr(sums_by_layer, "_AT_A_TIME_CPU", at_a_time)
+    monkeypatch.setattr(parameter_sums, "_AT_A_TIME_CPU", at_a_time)
     taken = set()
 
     def watch(name):
-        true = getattr(sums_by_layer, name)
+        true = getattr(parameter_sums, name)
 
         def watched(*given):
             taken.add(name)
             return true(*given)
 
-        monkeypatch.setattr(sums_by_layer, name, watched)
+        monkeypatch.setattr(parameter_sums, name, watched)
 
     watch("norms_by_positions")
     watch("moments_by_outputs")
@@ -195,7 +195,7 @@ def test_uses_of_one_parameter_add_up_before_they_are_squared(name, monkeypatch)
         n_uses.append(len(uses))
         return norms_by_positions(uses)
 
-    monkeypatch.setattr(sums_by_layer, "norms_by_positions", watched)
+    monkeypatch.setattr(parameter_sums, "norms_by_positions", watched)
     torch.manual_seed(2)
     net, X, y = _case(name)
     net.double()

@@ -23,8 +23,10 @@ from flatmin.risk.trials import (
     Choice,
     UnsupportedLayers,
     difference,
+    difference_and_size,
     explain,
     tolerance,
+    worst_difference,
 )
 
 __all__ = ["ExampleSums"]
@@ -218,18 +220,27 @@ class ExampleSums:
             examples, rows = examples[[0, 0]], rows[[0, 0]]
         (sums,) = SumsByLayer.of(self.model, examples)
         self._signature = sums.signature
-        mean, squares = mean_and_squares(rows)
-        moments, sizes = sums.moments(), self.model.layout.sizes
-        return max(
-            difference(sums.batch_sums(1), rows, sizes),
-            difference(sums.squared_norms(), _norms(rows)) / 2,
-            difference(moments.mean, mean, sizes),
-            # Not the centred squares by themselves: where there is one example, or all
-            # are alike, they are 0, and their relative error says nothing.
-            difference(
-                moments.centred_squares + mean.square(), squares + mean.square(), sizes
-            ),
-        )
+        # Parameter by parameter: the rows of a large network are held only once.
+        norms = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        parts = []
+        own = rows.split(self.model.layout.sizes, 1)
+        for part, right in zip(sums.parts, own, strict=True):
+            norms += part.squared_norms()
+            mean, squares = mean_and_squares(right)
+            moments = part.moments()
+            # Where there is one example, or all are alike, there is no spread.
+            squares += mean.square()
+            parts.append(
+                (
+                    difference_and_size(part.batch_sums(1), right),
+                    difference_and_size(moments[0], mean),
+                    difference_and_size(moments[1] + mean.square(), squares),
+                )
+            )
+        worst = [
+            max(worst_difference(quantity)) for quantity in zip(*parts, strict=True)
+        ]
+        return max(*worst, difference(norms, _norms(rows)) / 2)
 
     def _vmap_off(self, theta: Tensor, examples: ExampleScalars, rows: Tensor) -> float:
         _, found = vectorised_rows(self.model, theta, examples)
