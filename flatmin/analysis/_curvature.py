@@ -182,7 +182,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         risk = self._risk()
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
-            self._operator(risk)  # which refuses a loss that is no likelihood
+            self._operator(risk)  # raises if the loss is no likelihood
         if self.matrix in ("ggn", "fisher") and self.select is None:
             is_ggn = self.matrix == "ggn"
             result = ggn_trace(risk, risk.params(), rtol=rtol, penalty=is_ggn, rng=rng)

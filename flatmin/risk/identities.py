@@ -74,7 +74,7 @@ def check_identities(risk: LabelNoiseRisk, theta: Tensor) -> Iterator[Check]:
     """
     at = _Point(risk, theta)
     for identity, (order, compare) in _IDENTITIES.items():
-        if order is None:  # of a difference in a step
+        if order is None:  # compared with differences of finite steps
             limit = DIFFERENCE_LIMITS[theta.dtype]
         else:
             limit = tolerance(theta.dtype, order)
