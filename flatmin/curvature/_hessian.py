@@ -118,9 +118,10 @@ def ggn_trace(
     """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²] + λD.
 
     A sweep over the data gives N independent estimates. After two, sweeps are added
-    until the standard error of the mean is at most ``rtol`` times the value, or, where
-    that would take more than one for each output, Tr(G) is computed exactly from these.
-    One or two outputs, and an analytic risk, are exact at once.
+    until the standard error of the mean is at most ``rtol`` times the value. Where that
+    would take more than one for each output, and ``max_sweeps`` allows for these, Tr(G)
+    is computed exactly from one for each output. One or two outputs, and an analytic
+    risk, are exact at once.
 
     Parameters
     ----------
@@ -173,7 +174,8 @@ def ggn_trace(
             break
         # A standard error falls with the root of the number of sweeps.
         still = stderr * (n_sweeps / (n_sweeps + exact)) ** 0.5
-        if exact <= max_sweeps and bool((still > wanted).any()):
+        affordable = n_sweeps + exact <= max_sweeps
+        if affordable and bool((still > wanted).any()):
             return _exact_ggn_trace(risk, theta, n_sweeps + exact, added)
     return Estimate(
         in_dtype("Tr(G)", value, risk.dtype), stderr.to(risk.dtype), n_sweeps
