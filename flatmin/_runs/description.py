@@ -172,7 +172,7 @@ class Description:
         if isinstance(value, property):
             return [self.of(part) for part in (value.fget, value.fset, value.fdel)]
         if isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType):
-            return value.__name__  # of a slot
+            return value.__name__  # a slot has nothing but its name
         if isinstance(value, partial | partialmethod):
             return [self.of(part) for part in (value.func, value.args, value.keywords)]
         if isinstance(value, nn.Module):

@@ -239,7 +239,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             n_components=self._basis_size(risk),
         )
         work = work_of(call, problem, known | options)
-        float(risk.gradient(theta).sum())  # which prepares what the next one uses
+        float(risk.gradient(theta).sum())  # sets up what the second one uses
         began = time.perf_counter()
         float(risk.gradient(theta).sum())  # a host read waits for the device
         seconds = time.perf_counter() - began

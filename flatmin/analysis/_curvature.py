@@ -185,7 +185,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         risk = self._risk()
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
-            self._operator(risk)  # which refuses a loss that is no likelihood
+            self._operator(risk)  # raises if the loss is no likelihood
         # An example has a part of G of its own, but not with a batch's statistics.
         by_examples = self.select is None and risk.batch_norm != "batch"
         if self.matrix in ("ggn", "fisher") and by_examples:

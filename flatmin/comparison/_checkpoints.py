@@ -63,7 +63,7 @@ class UnitFolder:
         try:
             with self.held() as free:
                 return not free
-        except OSError:  # for the run to say
+        except OSError:  # the run will meet it, and say so
             return False
 
     def begin(self) -> None:

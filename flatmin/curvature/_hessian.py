@@ -113,11 +113,12 @@ def ggn_trace(
     """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²] + λD.
 
     A sweep over the data gives N independent estimates. After two, sweeps are added
-    until the standard error of the mean is at most ``rtol`` times the value, or, where
-    that would take more than one for each output, Tr(G) is computed exactly from these.
-    One or two outputs, and an analytic risk, are exact at once. Under
-    ``batch_norm="batch"`` an example has no part of its own in G: the trace is then
-    that of :func:`flatmin.linalg.trace`, by ``max_sweeps`` products with G at most.
+    until the standard error of the mean is at most ``rtol`` times the value. Where that
+    would take more than one for each output, and ``max_sweeps`` allows for these, Tr(G)
+    is computed exactly from one for each output. One or two outputs, and an analytic
+    risk, are exact at once. Under ``batch_norm="batch"`` an example has no part of its
+    own in G: the trace is then that of :func:`flatmin.linalg.trace`, by ``max_sweeps``
+    products with G at most.
 
     Parameters
     ----------
@@ -171,7 +172,7 @@ def ggn_trace(
             break
         # A standard error falls with the root of the number of sweeps.
         missing = n_sweeps * (excess**2 - 1)
-        if exact <= max_sweeps and missing > exact:
+        if n_sweeps + exact <= max_sweeps and missing > exact:
             return _exact_ggn_trace(risk, theta, n_sweeps + exact, added)
         if n_sweeps >= max_sweeps:
             break

@@ -115,7 +115,7 @@ class FlatBinding:
         )
         if not tied:
             self.theta.copy_(self._layout.flatten(named))
-        self._tie(self.params)  # which an optimizer may hold
+        self._tie(self.params)  # an optimizer may hold the old ones
         self._tie(params)
 
     def write_statistics(self, statistics: Statistics) -> None:

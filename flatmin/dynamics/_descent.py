@@ -64,8 +64,8 @@ class NoisyDescent:
         law: NoiseLaw,
         binding: FlatBinding,
         optimizer: torch.optim.Optimizer,
-        rng: torch.Generator,
         *,
+        rng: torch.Generator,
         on_divergence: Literal["raise", "stop"] = "raise",
         offset: int = 0,
         batches: GradientBatches | None = None,
@@ -79,7 +79,7 @@ class NoisyDescent:
         self.optimizer = optimizer
         self.iteration = 0
         self.kept = kept
-        self._draws = LawDraws(risk, law, optimizer, rng, batches)
+        self._draws = LawDraws(risk, law, optimizer, rng, batches=batches)
         momenta = [group.get("momentum", 0) for group in optimizer.param_groups]
         settings = {**optimizer.defaults, "momentum": max(momenta)}
         check_plain_steps(

@@ -106,7 +106,7 @@ def check_groups(
         for name in {*stored, *expected} - {"params"}:
             title = f"{name} of the optimizer"
             if name not in stored:
-                continue  # of a version that does not have it yet
+                continue  # an older PyTorch wrote it, without this setting
             value = stored[name]
             if may_change and _are_numbers(value):
                 _require(name not in expected or _are_numbers(expected[name]), title)

@@ -113,4 +113,4 @@ class EarlyStopping:
         self._best, self._n_without = state["best"], state["n_without"]
         self.best_theta = None if theta is None else theta.to(like.device)
         self.best_iteration = iteration
-        self.stops = False  # else nothing would have been saved
+        self.stops = False  # a block that stops the run is not saved

@@ -95,9 +95,9 @@ class _NoisyNet(AttachedNet):
             offset + descent.iteration,
             "noise",
             descent.theta,
-            descent.law,
-            descent.state,
-            descent.batch,
+            law=descent.law,
+            state=descent.state,
+            batch=descent.batch,
             is_first=not self.rows_,
         )
         if not descent.has_noise:

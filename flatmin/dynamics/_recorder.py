@@ -74,10 +74,10 @@ class Recorder:
         iteration: int,
         phase: str,
         theta: Tensor,
+        *,
         law: NoiseLaw,
         state: Any,
         batch: Risk | None = None,
-        *,
         is_first: bool = True,
     ) -> dict[str, Any]:
         """Measure a point.

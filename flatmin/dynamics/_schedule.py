@@ -116,7 +116,8 @@ def make_schedule(
         check_text("a name in schedule_params", name)
     twin = _twin(optimizer)
     before, rest = _numbers(twin), _rest(twin)
-    with ignored(UserWarning):  # that no step of the optimizer came before
+    # PyTorch warns that the optimizer has not stepped before the scheduler.
+    with ignored(UserWarning):
         try:
             scheduler = make(twin, **{**filled, **settings})
         except (TypeError, ValueError, ArithmeticError, KeyError) as error:

@@ -234,7 +234,9 @@ def _run(
         told = step_for(law.noisy_gradient, step)
         for _ in range(int(law.n_substeps)):
             if is_due:
-                state, gradient = _refreshed(risk, law, theta, rng, (state, step))
+                state, gradient = _refreshed(
+                    risk, law, theta, rng, previous=state, step=step
+                )
                 is_due = False
             else:
                 _, gradient = law.noisy_gradient(risk, theta, state, rng, **told)
@@ -271,9 +273,8 @@ class _Exits:
         self.censored = self.censored & ~first
 
 
-def _refreshed(risk, law, theta, rng, before) -> tuple[Any, Tensor]:
+def _refreshed(risk, law, theta, rng, *, previous, step) -> tuple[Any, Tensor]:
     """Return the law's state at θ and the noisy gradient there, which share a sweep."""
-    previous, step = before
     refreshed = law.refreshed_gradient
     try:
         told = step_for(refreshed, step)

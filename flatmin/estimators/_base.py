@@ -351,7 +351,13 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> Any:
         if not (isinstance(self.loss, str) and self.loss == "auto"):
             return self.loss
-        outputs = try_first(module, examples, dtype, device, self.output_transform)
+        outputs = try_first(
+            module,
+            examples,
+            dtype=dtype,
+            device=device,
+            output_transform=self.output_transform,
+        )
         return self._resolve_loss(outputs)
 
     def _outputs(self, X: Any) -> np.ndarray:

@@ -21,6 +21,7 @@ def hold_out(
     fraction: float,
     examples: Examples,
     sample_weight: Any,
+    *,
     seed: int,
 ) -> tuple[Examples, np.ndarray | None, Examples]:
     """Split off a part, for a classifier with its share of each class.

@@ -73,8 +73,9 @@ def prepare(
     fraction = _fraction(training.stopping, held_out)
     seeds = _seeds(estimator, splits=fraction is not None)
     if fraction is not None:
+        seed = seeds.pop("validation")
         examples, sample_weight, held_out = hold_out(
-            estimator, fraction, examples, sample_weight, seeds.pop("validation")
+            estimator, fraction, examples, sample_weight, seed=seed
         )
     weights = estimator._combine_weights(sample_weight, examples.y, reset=True)
     placed: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -135,7 +135,7 @@ def train(
         run.law,
         binding,
         net.optimizer_,
-        run.generators["noise"],
+        rng=run.generators["noise"],
         on_divergence=estimator.on_divergence,
         offset=run.offset,
         batches=make_batches(estimator, run.risk, run.generators["batches"]),

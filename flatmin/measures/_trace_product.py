@@ -135,7 +135,7 @@ def trace_hessian_covariance(
     generator = make_generator(rng, risk.device)
     if method == "low_rank":
         covariance = covariance_operator(risk, theta, preconditioner, select)
-        total = covariance.trace()  # it names the parameters of what is not finite
+        total = covariance.trace()  # raises, with names, where a variance is not finite
         pairs = covariance_eigenpairs(
             risk,
             theta,

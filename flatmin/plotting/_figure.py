@@ -336,7 +336,7 @@ def panel_size(ax: Any) -> np.ndarray:
     -------
     ndarray of shape (2,)
     """
-    figure = ax.get_figure(root=False)  # which may be a part of the whole
+    figure = ax.get_figure(root=False)  # a subfigure, where the Axes are in one
     size: np.ndarray = ax.get_position().size * figure.bbox.size / figure.dpi
     return size
 

@@ -79,7 +79,7 @@ def check_identities(risk: LabelNoiseRisk, theta: Tensor) -> Iterator[Check]:
     """
     at = _Point(risk, theta)
     for identity, (order, compare) in _IDENTITIES.items():
-        if order is None:  # of a difference in a step
+        if order is None:  # compared with differences of finite steps
             limit = DIFFERENCE_LIMITS[risk._model.precision]
         else:
             limit = tolerance(risk._model.precision, order)

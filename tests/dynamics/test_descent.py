@@ -286,7 +286,7 @@ def _slide(match_every, on_divergence):
         make_noise_law("gld_dynamic", match="curvature", match_every=match_every),
         binding,
         torch.optim.SGD(binding.params, lr=0.1),
-        torch.Generator().manual_seed(0),
+        rng=torch.Generator().manual_seed(0),
         on_divergence=on_divergence,
         offset=100,
     )

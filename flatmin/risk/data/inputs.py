@@ -79,7 +79,7 @@ def as_tensor(
             array = array.copy()
         try:
             data = torch.from_numpy(array)
-        except TypeError as error:  # of a width that PyTorch does not have
+        except TypeError as error:  # PyTorch has no such dtype
             raise TypeError(
                 f"{name} must have a dtype of PyTorch. Got {array.dtype}."
             ) from error

@@ -170,12 +170,13 @@ class Source:
             batch_size=size,
             collate_fn=partial(collated, self.collate),
             num_workers=self.n_workers,
-            generator=torch.Generator(),  # a loader draws a seed, else globally
+            generator=torch.Generator(),  # it draws a seed: not from the global one
         )
         self._checksums.n_passes += 1
         when = f"in pass {self._checksums.n_passes}"
         start, batches = 0, iter(loader)
-        elsewhere: AbstractContextManager[Any] = nullcontext()  # in processes
+        # Worker processes read copies of the data set, which need no lock.
+        elsewhere: AbstractContextManager[Any] = nullcontext()
         while True:
             with elsewhere if self.n_workers else _one_reader(self.dataset):
                 batch = next(batches, None)

@@ -67,7 +67,8 @@ def two_stage_graph(
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
-    with ignored(), torch.enable_grad():  # of PyTorch's own use of its old parts
+    # PyTorch warns of deprecated parts of its own.
+    with ignored(), torch.enable_grad():
         whole = isolated(lambda: _graph_of(pure, theta, direction, *data))
     simplify(whole.graph)
     for node in whole.graph.nodes:
