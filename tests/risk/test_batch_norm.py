@@ -273,6 +273,14 @@ def test_the_statistics_give_the_same_outputs_in_evaluation_mode(net):
     close(frozen.outputs(theta), risk.outputs(theta), 1e-12)
     close(frozen.value(theta), risk.value(theta), 1e-12)
     assert bool(frozen.squared_norms(theta).all())
+    for wrong, kind, match in (
+        ([1], TypeError, "must be what batch_statistics returns"),
+        ({"norm": (1, 2)}, TypeError, "a dict of .mean, variance."),
+        ({"other": statistics["norm"]}, ValueError, "'norm', 'inner', 'last'"),
+        ({"norm": statistics["last"]}, ValueError, "one number a channel"),
+    ):
+        with pytest.raises(kind, match=match):
+            frozen.set_batch_statistics(wrong)
     with pytest.raises(RuntimeError, match="linearize again"):
         before.hvp(theta)
     # The module itself has not been touched.

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flatmin._utils.messages import shown
 from flatmin.risk.network.loss_module import LossModule
 
 __all__ = [
     "Statistics",
+    "check_statistics",
     "keep_batch_statistics",
     "needs_examples",
     "normalises_batch",
@@ -98,6 +100,43 @@ def recorded_statistics(module: nn.Module) -> Iterator[Statistics]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_statistics(module: nn.Module, statistics: Any) -> None:
+    """Raise unless statistics are of the BatchNorm layers of a module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    statistics : object
+
+    Raises
+    ------
+    TypeError
+        If they are no dict of pairs of tensors.
+    ValueError
+        If they are of other layers.
+    """
+    parts = _batch_norms(module)
+    pairs = statistics.values() if isinstance(statistics, dict) else [None]
+    if not all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(isinstance(tensor, Tensor) for tensor in pair)
+        for pair in pairs
+    ):
+        raise TypeError(
+            "statistics must be what batch_statistics returns, a dict of (mean, "
+            f"variance) by the names of layers. Got {shown(statistics)}."
+        )
+    for name, pair in statistics.items():
+        n = parts[name].num_features if name in parts else None
+        if not all(tensor.shape == (n,) for tensor in pair):
+            raise ValueError(
+                "statistics must be of this network's BatchNorm layers, "
+                f"{', '.join(map(repr, parts))}, one number a channel. Got some of "
+                f"{name!r}, of shapes {[tuple(t.shape) for t in pair]}."
+            )
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
+from flatmin._utils.names import check_text
 from flatmin.risk.arguments import as_indices, within
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.data.chunks import Chunk
@@ -23,6 +24,7 @@ from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.batch_statistics import (
     Statistics,
+    check_statistics,
     needs_examples,
     refuse_examples,
     write_statistics,
@@ -186,13 +188,17 @@ class ExamplesRisk:
         Raises
         ------
         ValueError
-            If this risk takes the statistics of its own examples.
+            If this risk takes the statistics of its own examples, or these are of
+            other layers.
+        TypeError
+            If they are no such dict.
         """
         if self._model.normalises_batch:
             raise ValueError(
                 "set_batch_statistics needs a risk with running statistics. Got one "
                 "with batch_norm='batch', which takes those of its examples."
             )
+        check_statistics(self._model.module, statistics)
         write_statistics(self._model.module, statistics)
         self._model.n_updates += 1
 
@@ -233,6 +239,7 @@ class ExamplesRisk:
         who : str
             Needs the losses of examples; begins the message.
         """
+        check_text("who", who)
         refuse_examples(self._model, who)
 
     @needs_examples
