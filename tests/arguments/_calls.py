@@ -242,6 +242,7 @@ def _valid(name: str) -> Any:
         "v": lambda: torch.ones(8),
         "v0": lambda: torch.ones(3),
         "values": lambda: [1.0, 2.0, 3.0],
+        "way_out": lambda: "",
         "who": lambda: "A test",
         "y": lambda: w.y.copy(),
         "z": lambda: torch.ones(3),

@@ -164,7 +164,7 @@ def write_statistics(module: nn.Module, statistics: Statistics) -> None:
             part.num_batches_tracked.fill_(1)
 
 
-def refuse_examples(model: Any, who: str) -> None:
+def refuse_examples(model: Any, who: str, way_out: str = "") -> None:
     """Raise if examples have no losses of their own.
 
     Parameters
@@ -172,6 +172,8 @@ def refuse_examples(model: Any, who: str) -> None:
     model : FlatModel
     who : str
         Needs them; begins the message.
+    way_out : str, default=""
+        One more than those that always are.
 
     Raises
     ------
@@ -182,7 +184,8 @@ def refuse_examples(model: Any, who: str) -> None:
         raise ValueError(
             f"{who} needs the loss of each example by itself. Got "
             "batch_norm='batch': by the statistics of the batch each loss depends on "
-            "all examples, so that there is no gᵢ. Use batch_norm='frozen', or "
+            "all examples, so that there is no gᵢ. Use "
+            f"{way_out + ', or ' if way_out else ''}batch_norm='frozen', or "
             "GroupNorm or LayerNorm in the place of BatchNorm."
         )
 

@@ -161,6 +161,20 @@ class FlatModel:
         twin.copies_input, twin.keeps_graph = self.copies_input, self.keeps_graph
         return twin
 
+    def frozen_off(self, X: Inputs) -> float:
+        """Return how far outputs of :meth:`frozen_at` are from the model's own.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...) or Tree
+
+        Returns
+        -------
+        float
+            Relative to their size.
+        """
+        return difference(self.frozen_at(X).evaluate(X), self.evaluate(X))
+
     def bind(self, theta: Tensor) -> None:
         """Give the parameters the values of θ.
 
