@@ -420,3 +420,16 @@ class Sharing(nn.Module):
 def test_other_statistics_of_a_batch_are_refused():
     with pytest.raises(ValueError, match=r"only an nn.BatchNorm layer may take"):
         make_risk(seeded(Sharing))
+
+
+def test_statistics_of_a_batch_without_a_layer_name_the_way_out():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(16, C)
+
+        def forward(self, x):
+            return F.batch_norm(self.fc(x.flatten(1)), None, None, training=True)
+
+    with pytest.raises(ValueError, match=r"an nn.BatchNorm layer, with batch_norm='ba"):
+        make_risk(seeded(Bare))

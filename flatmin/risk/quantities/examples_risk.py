@@ -95,9 +95,9 @@ class ExamplesRisk:
 
     @property
     def batch_norm(self) -> str:
-        """Whose statistics BatchNorm takes: "batch" those of all examples, "frozen".
+        """How BatchNorm is taken: "batch" with the statistics of all examples.
 
-        It is "frozen" for a network without BatchNorm, too.
+        Else "frozen", also for a network without BatchNorm.
         """
         return "batch" if self._model.normalises_batch else "frozen"
 
