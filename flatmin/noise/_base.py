@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -268,7 +269,10 @@ class NoiseLaw(BaseEstimator, ABC):
         if examine is not None and self.needs_example_gradients:
             match = settings.get("match", "none")
             size = "" if match == "none" else f" with match={match!r}"
-            examine(f"The law {self.name}{size}")
+            plain = copy.copy(self)
+            plain.match = "none"
+            way_out = "" if plain.needs_example_gradients else "match='none'"
+            examine(f"The law {self.name}{size}", way_out)
         for name in ("batch_size", "n_components"):
             value = settings.get(name)
             if value is not None and not is_count(value):

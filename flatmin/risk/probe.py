@@ -169,7 +169,8 @@ def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
         return f"The module cannot take {describe_inputs(X)}: {message(error)}"
     return (  # F.batch_norm in train mode
         "The module must take one example by itself, for the output for one must not "
-        f"depend on the others. Got: {message(error)}"
+        f"depend on the others. Got: {message(error)}. Statistics of a batch may be "
+        "those of an nn.BatchNorm layer, with batch_norm='batch'."
     )
 
 

@@ -322,3 +322,13 @@ class Twice(nn.Module):
 def test_bad_settings(net, module, settings, match):
     with pytest.raises(ValueError, match=match):
         classifier(net if module is None else module, **settings).fit(X, y)
+
+
+def test_digits_that_evaluation_mode_loses_are_no_reason_to_refuse():
+    flat = (X.reshape(24, 16) + 3000).astype(np.float32)
+    module = nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 3))
+    clf = classifier(module, dtype="float32", lr=0.1).fit(flat, y)
+    risk = clf.risk_
+    outputs = risk.outputs(risk.params()).numpy()
+    off = np.abs(clf.decision_function(flat) - outputs).max() / np.abs(outputs).max()
+    assert 1e-5 < off < 1e-2

@@ -78,8 +78,14 @@ def test_a_law_has_its_covariance_or_is_refused(law, is_right, problem):
     risk, gradient, point = problem
     theta, rng, step = risk.params(), generator(), Step(0, RATE)
     if not is_right:
-        with pytest.raises(ValueError, match=f"^The law {law.name}.* needs the loss"):
+        with pytest.raises(
+            ValueError, match=f"^The law {law.name}.* needs the loss"
+        ) as e:
             law.check(risk)
+        only_its_match = law.name in MADE_WITHOUT_EXAMPLES
+        assert (
+            "Use match='none', or batch_norm='frozen'" in str(e.value)
+        ) == only_its_match
         return
     law.check(risk)
     if hasattr(law, "tol"):

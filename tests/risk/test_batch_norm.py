@@ -273,6 +273,14 @@ def test_the_statistics_give_the_same_outputs_in_evaluation_mode(net):
     close(frozen.outputs(theta), risk.outputs(theta), 1e-12)
     close(frozen.value(theta), risk.value(theta), 1e-12)
     assert bool(frozen.squared_norms(theta).all())
+    for wrong, kind, match in (
+        ([1], TypeError, "must be what batch_statistics returns"),
+        ({"norm": (1, 2)}, TypeError, "a dict of .mean, variance."),
+        ({"other": statistics["norm"]}, ValueError, "'norm', 'inner', 'last'"),
+        ({"norm": statistics["last"]}, ValueError, "one number a channel"),
+    ):
+        with pytest.raises(kind, match=match):
+            frozen.set_batch_statistics(wrong)
     with pytest.raises(RuntimeError, match="linearize again"):
         before.hvp(theta)
     # The module itself has not been touched.
@@ -412,3 +420,16 @@ class Sharing(nn.Module):
 def test_other_statistics_of_a_batch_are_refused():
     with pytest.raises(ValueError, match=r"only an nn.BatchNorm layer may take"):
         make_risk(seeded(Sharing))
+
+
+def test_statistics_of_a_batch_without_a_layer_name_the_way_out():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(16, C)
+
+        def forward(self, x):
+            return F.batch_norm(self.fc(x.flatten(1)), None, None, training=True)
+
+    with pytest.raises(ValueError, match=r"an nn.BatchNorm layer, with batch_norm='ba"):
+        make_risk(seeded(Bare))

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flatmin._utils.messages import shown
 from flatmin.risk.network.loss_module import LossModule
 
 __all__ = [
     "Statistics",
+    "check_statistics",
     "keep_batch_statistics",
     "needs_examples",
     "normalises_batch",
@@ -100,6 +102,43 @@ def recorded_statistics(module: nn.Module) -> Iterator[Statistics]:
             handle.remove()
 
 
+def check_statistics(module: nn.Module, statistics: Any) -> None:
+    """Raise unless statistics are of the BatchNorm layers of a module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    statistics : object
+
+    Raises
+    ------
+    TypeError
+        If they are no dict of pairs of tensors.
+    ValueError
+        If they are of other layers.
+    """
+    parts = _batch_norms(module)
+    pairs = statistics.values() if isinstance(statistics, dict) else [None]
+    if not all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(isinstance(tensor, Tensor) for tensor in pair)
+        for pair in pairs
+    ):
+        raise TypeError(
+            "statistics must be what batch_statistics returns, a dict of (mean, "
+            f"variance) by the names of layers. Got {shown(statistics)}."
+        )
+    for name, pair in statistics.items():
+        n = parts[name].num_features if name in parts else None
+        if not all(tensor.shape == (n,) for tensor in pair):
+            raise ValueError(
+                "statistics must be of this network's BatchNorm layers, "
+                f"{', '.join(map(repr, parts))}, one number a channel. Got some of "
+                f"{name!r}, of shapes {[tuple(t.shape) for t in pair]}."
+            )
+
+
 @torch.no_grad()
 def write_statistics(module: nn.Module, statistics: Statistics) -> None:
     """Make statistics the running ones, as of one batch.
@@ -125,7 +164,7 @@ def write_statistics(module: nn.Module, statistics: Statistics) -> None:
             part.num_batches_tracked.fill_(1)
 
 
-def refuse_examples(model: Any, who: str) -> None:
+def refuse_examples(model: Any, who: str, way_out: str = "") -> None:
     """Raise if examples have no losses of their own.
 
     Parameters
@@ -133,6 +172,8 @@ def refuse_examples(model: Any, who: str) -> None:
     model : FlatModel
     who : str
         Needs them; begins the message.
+    way_out : str, default=""
+        One more than those that always are.
 
     Raises
     ------
@@ -143,7 +184,8 @@ def refuse_examples(model: Any, who: str) -> None:
         raise ValueError(
             f"{who} needs the loss of each example by itself. Got "
             "batch_norm='batch': by the statistics of the batch each loss depends on "
-            "all examples, so that there is no gᵢ. Use batch_norm='frozen', or "
+            "all examples, so that there is no gᵢ. Use "
+            f"{way_out + ', or ' if way_out else ''}batch_norm='frozen', or "
             "GroupNorm or LayerNorm in the place of BatchNorm."
         )
 

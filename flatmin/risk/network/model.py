@@ -207,6 +207,20 @@ class FlatModel:
         twin._updates, twin.lock = self._updates, self.lock
         return twin
 
+    def frozen_off(self, X: Inputs) -> float:
+        """Return how far outputs of :meth:`frozen_at` are from the model's own.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...) or Tree
+
+        Returns
+        -------
+        float
+            Relative to their size.
+        """
+        return difference(self.frozen_at(X).evaluate(X), self.evaluate(X))
+
     def bind(self, theta: Tensor) -> None:
         """Give the parameters the values of θ.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
+from flatmin._utils.names import check_text
 from flatmin.risk.arguments import as_indices, within
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.data.chunks import Chunk
@@ -23,6 +25,7 @@ from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.batch_statistics import (
     Statistics,
+    check_statistics,
     needs_examples,
     refuse_examples,
 )
@@ -34,7 +37,7 @@ from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.products.product_ways import ProductWays
-from flatmin.risk.trials import difference
+from flatmin.risk.trials import tolerance
 
 __all__ = ["ExamplesRisk"]
 
@@ -92,9 +95,9 @@ class ExamplesRisk:
 
     @property
     def batch_norm(self) -> str:
-        """Whose statistics BatchNorm takes: "batch" those of all examples, "frozen".
+        """How BatchNorm is taken: "batch" with the statistics of all examples.
 
-        It is "frozen" for a network without BatchNorm, too.
+        Else "frozen", also for a network without BatchNorm.
         """
         return "batch" if self._model.normalises_batch else "frozen"
 
@@ -194,13 +197,17 @@ class ExamplesRisk:
         Raises
         ------
         ValueError
-            If this risk takes the statistics of its own examples.
+            If this risk takes the statistics of its own examples, or these are of
+            other layers.
+        TypeError
+            If they are no such dict.
         """
         if self._model.normalises_batch:
             raise ValueError(
                 "set_batch_statistics needs a risk with running statistics. Got one "
                 "with batch_norm='batch', which takes those of its examples."
             )
+        check_statistics(self._model.module, statistics)
         self._model.set_statistics(statistics)
 
     @alone
@@ -218,10 +225,14 @@ class ExamplesRisk:
         """
         if not self._model.normalises_batch:
             return
-        X = self._few.X
-        outputs = self._model.evaluate(X)
-        off = difference(self._model.frozen_at(X).evaluate(X), outputs)
-        if off > torch.finfo(self.dtype).eps ** 0.5:
+        off = self._model.frozen_off(self._few.X)
+        if off > tolerance(self.dtype, 0):
+            # In float32 PyTorch's evaluation mode loses digits where the mean of a
+            # channel is large beside its spread.
+            with suppress(RuntimeError):
+                wide = self._model.to(torch.float64)
+                off = wide.frozen_off(self._few.double().X)
+        if off > tolerance(self.dtype, 0):
             raise ValueError(
                 "Predictions after batch_norm='batch' need running statistics with "
                 "which the network gives the outputs that it is trained to. Got "
@@ -230,7 +241,7 @@ class ExamplesRisk:
                 "two layers."
             )
 
-    def check_examples(self, who: str) -> None:
+    def check_examples(self, who: str, way_out: str = "") -> None:
         """Raise ValueError if no example has a loss of its own.
 
         It is so under ``batch_norm="batch"``, where all of them share statistics.
@@ -239,8 +250,12 @@ class ExamplesRisk:
         ----------
         who : str
             Needs the losses of examples; begins the message.
+        way_out : str, default=""
+            Besides those that the message always has.
         """
-        refuse_examples(self._model, who)
+        check_text("who", who)
+        check_text("way_out", way_out)
+        refuse_examples(self._model, who, way_out)
 
     @needs_examples
     @alone
