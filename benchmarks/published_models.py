@@ -195,7 +195,7 @@ def page(stored):
                 notes.append(text)
             off = row["errors"].get(quantity)
             refused = "" if text is None else f"refused [{notes.index(text) + 1}]"
-            cells.append(refused if off is None else f"{off:.0e}")
+            cells.append(refused if off is None else f"{off:.0e}" if off else "0")
         mark = " (32)" if row.get("precision") == "float32" else ""
         package = f"{row['package']} {row['version']}"
         lines.append(
