@@ -306,18 +306,20 @@ class _Point:
 
     def _ggn_by_differences(self) -> Tensor:
         """Return G a with Hᵢ (J a)ᵢ as a difference of the slopes of the loss."""
-        outputs, chunk = self.outputs, self.chunk
+        # In float64 whatever the module is in: the loss is none of it.
+        outputs, chunk = self.outputs.double(), self.chunk.double()
+        loss = self.risk._loss.to(dtype=torch.float64)
 
         @torch.enable_grad()
         def slopes(flat: Tensor) -> Tensor:
             leaf = flat.view(outputs.shape).detach().requires_grad_()
-            total = self.risk._loss.per_example(leaf, chunk.y).sum()
+            total = loss.per_example(leaf, chunk.y).sum()
             return torch.autograd.grad(total, leaf)[0].flatten()
 
-        along = self.products.jvp(self.a).flatten()
+        along = self.products.jvp(self.a).double().flatten()
         step = STEPS[torch.float64][0]
         curved = central_difference(slopes, outputs.flatten(), along, step)
-        weighed = chunk.weigh(curved.view(outputs.shape))
+        weighed = chunk.weigh(curved.view(outputs.shape)).to(self.outputs)
         mean = self.products.vjp(weighed) / self.risk.n_examples
         return mean + self.risk.l2 * self.a
 

@@ -15,7 +15,39 @@ from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import difference, random_like, tolerance
 
-__all__ = ["check_independence"]
+__all__ = ["check_independence", "check_shapes"]
+
+
+def check_shapes(several: Tensor, single: Tensor) -> None:
+    """Check that one example's output has the shape that each of several has.
+
+    Parameters
+    ----------
+    several : Tensor of shape (n, ...)
+        Outputs of n examples together.
+    single : Tensor of shape (1, ...)
+        Of one.
+
+    Raises
+    ------
+    ValueError
+        If it has another.
+    """
+    if single.shape == (1, *several.shape[1:]):
+        return
+    n = len(several)
+    remedy = "use squeeze(-1) in place of squeeze()"
+    if single.shape[1:2] == (1,) and several.shape[1:2] == (n,):
+        remedy = (
+            "an output that compares each example with every other, as of a "
+            "contrastive model, is none of one example's. Measure a model that "
+            "returns one example's own numbers, such as its embedding"
+        )
+    raise ValueError(
+        "The module must return as much for one example as for each of several. Got "
+        f"shape {tuple(several.shape)} for {n} and {tuple(single.shape)} for one; "
+        f"{remedy}."
+    )
 
 
 def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> None:
@@ -52,12 +84,7 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
         return
     alone = [model.evaluate(chunk.X[i : i + 1]) for i in range(len(chunk.X))]
     for output in alone:
-        if output.shape != (1, *outputs.shape[1:]):
-            raise ValueError(
-                "The module must return as much for one example as for each of "
-                f"several. Got shape {tuple(outputs.shape)} for {len(outputs)} and "
-                f"{tuple(output.shape)} for one; use squeeze(-1) in place of squeeze()."
-            )
+        check_shapes(outputs, output)
     single = torch.cat(alone)
     off = max(
         difference(outputs, single), difference(model.evaluate(chunk.X[:2]), single[:2])

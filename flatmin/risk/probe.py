@@ -22,6 +22,7 @@ from flatmin.risk.example_sums.scalars import (
     example_losses,
     inner_products,
 )
+from flatmin.risk.independence import check_shapes
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import difference, random_like, tolerance
@@ -142,6 +143,7 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             "The module must return one output for each example along the first axis. "
             f"Got shape {tuple(once.shape)} for {len(X[:_N_TRIED])} examples."
         )
+    check_shapes(once, outputs)
     if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "
