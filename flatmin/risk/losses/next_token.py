@@ -51,6 +51,10 @@ class NextToken(ExampleLoss):
         """See :meth:`ExampleLoss.per_example`."""
         return self._of_shifted.per_example(_classes_second(outputs), targets[:, 1:])
 
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.right`; of the next token."""
+        return self._of_shifted.right(_classes_second(outputs), targets[:, 1:])
+
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S as for cross-entropy; 0 at the last token."""
         shifted = _classes_second(outputs), targets[:, 1:], _classes_second(z)
