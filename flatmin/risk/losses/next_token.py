@@ -24,6 +24,7 @@ class NextToken(ExampleLoss):
 
     def __init__(self) -> None:
         self._of_shifted = CrossEntropy()
+        self.classes = self._of_shifted.classes
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""
