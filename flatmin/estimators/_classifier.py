@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
-from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
@@ -28,9 +26,11 @@ from flatmin.estimators._labels import (
     accuracy,
     as_labels,
     check_positions,
+    class_weights,
     counting,
     ignored_label,
     is_next_token,
+    learn_classes,
     probabilities,
     training_accuracy,
 )
@@ -304,7 +304,8 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
                 self.classes_ = np.arange(labels.max(initial=0) + 1)
             return y.astype(np.int64)
         if reset:
-            self._learn_classes(labels)
+            self._encoder = learn_classes(labels)
+            self.classes_ = self._encoder.classes_
         unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
             raise ValueError(
@@ -314,18 +315,6 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         encoded = np.full(y.shape, ignored_label(self.loss) or 0, dtype=np.int64)
         encoded[counted] = self._encoder.transform(labels)
         return encoded
-
-    def _learn_classes(self, labels: np.ndarray) -> None:
-        encoder = LabelEncoder().fit(labels)
-        if not len(encoder.classes_):
-            raise ValueError("y must hold at least one label. Got none that counts.")
-        if len(encoder.classes_) < 2:
-            raise ValueError(
-                "NoisyDiffusionClassifier needs y with at least two classes. Got "
-                f"one class: {encoder.classes_.tolist()[0]!r}."
-            )
-        self.classes_ = encoder.classes_
-        self._encoder = encoder
 
     def _probe_loss(
         self,
@@ -386,33 +375,14 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
                     "class_weight is a weight of examples, of one label each. Got y of "
                     f"shape {y.shape}; pass loss=nn.CrossEntropyLoss(weight=...)."
                 )
-            self._by_class = self._class_weights(weights, y)
+            self._by_class = class_weights(
+                self.class_weight, self.classes_, y, self._counted(y), weights
+            )
         if self._by_class is None:
             return weights
         # What is left out counts nothing in the loss, whatever its weight.
         by_class = self._by_class[np.where(self._counted(y), y, 0)]
         return by_class if weights is None else relative_weights(weights, by_class)
-
-    def _class_weights(self, weights: np.ndarray | None, y: np.ndarray) -> np.ndarray:
-        """Return what ``class_weight`` says of each class."""
-        balanced = isinstance(self.class_weight, str)
-        counted = self._counted(y)
-        y, weights = y[counted], None if weights is None else weights[counted]
-        by_class = compute_class_weight(
-            self.class_weight,
-            classes=self.classes_,
-            y=self.classes_[y],
-            sample_weight=relative_weights(weights)
-            if balanced and weights is not None
-            else None,
-        )
-        # A class none of whose examples counts is divided by 0, and counts nothing.
-        by_class = to_array("class_weight", by_class, (None,))
-        if (by_class < 0).any():
-            raise ValueError(
-                f"class_weight must not be negative. Got {by_class.min()}."
-            )
-        return by_class
 
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
         if isinstance(self.loss, ModuleLoss):  # whose outputs are the losses

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score
-from sklearn.utils import column_or_1d
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import column_or_1d, compute_class_weight
 from torch import Tensor
 
-from flatmin._utils.arrays import to_numpy
+from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.messages import naming
+from flatmin._utils.weights import relative_weights
 from flatmin.risk import ModuleLoss, resolve_loss
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.losses.next_token import NextToken
@@ -21,9 +23,11 @@ __all__ = [
     "accuracy",
     "as_labels",
     "check_positions",
+    "class_weights",
     "counting",
     "ignored_label",
     "is_next_token",
+    "learn_classes",
     "probabilities",
     "training_accuracy",
 ]
@@ -54,9 +58,10 @@ def as_labels(y: Any, *, warn: bool = True) -> np.ndarray:
             "the target y is None."
         )
     with naming("y"):
-        if np.ndim(y) < 2 or np.shape(y)[1:] == (1,):
+        labels = np.asarray(y)
+        if labels.ndim < 2 or labels.shape[1:] == (1,):
             return column_or_1d(y, warn=warn)
-        return np.asarray(y)
+        return labels
 
 
 def check_positions(y: np.ndarray, loss: Any, module: Any) -> None:
@@ -136,6 +141,80 @@ def counting(y: np.ndarray, ignored: int | None) -> np.ndarray:
     if ignored is None or y.dtype.kind not in "iuf":
         return np.ones(y.shape, dtype=bool)
     return np.asarray(y != ignored)
+
+
+def learn_classes(labels: np.ndarray) -> LabelEncoder:
+    """Return what numbers the classes among labels that count.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+
+    Returns
+    -------
+    LabelEncoder
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two.
+    """
+    encoder = LabelEncoder().fit(labels)
+    if not len(encoder.classes_):
+        raise ValueError("y must hold at least one label. Got none that counts.")
+    if len(encoder.classes_) < 2:
+        raise ValueError(
+            "NoisyDiffusionClassifier needs y with at least two classes. Got "
+            f"one class: {encoder.classes_.tolist()[0]!r}."
+        )
+    return encoder
+
+
+def class_weights(
+    class_weight: Any,
+    classes: np.ndarray,
+    y: np.ndarray,
+    counted: np.ndarray,
+    weights: np.ndarray | None,
+) -> np.ndarray:
+    """Return what ``class_weight`` says of each class.
+
+    Parameters
+    ----------
+    class_weight : dict or "balanced"
+    classes : ndarray of shape (n_classes,)
+    y : ndarray of shape (n,)
+        Numbers of classes.
+    counted : ndarray of shape (n,)
+        Which examples count.
+    weights : ndarray of shape (n,) or None
+        Of the examples.
+
+    Returns
+    -------
+    ndarray of shape (n_classes,)
+
+    Raises
+    ------
+    ValueError
+        If one is negative.
+    """
+    balanced = isinstance(class_weight, str)
+    if weights is not None:
+        weights = weights[counted]
+    by_class = compute_class_weight(
+        class_weight,
+        classes=classes,
+        y=classes[y[counted]],
+        sample_weight=relative_weights(weights)
+        if balanced and weights is not None
+        else None,
+    )
+    # A class none of whose examples counts is divided by 0, and counts nothing.
+    by_class = to_array("class_weight", by_class, (None,))
+    if (by_class < 0).any():
+        raise ValueError(f"class_weight must not be negative. Got {by_class.min()}.")
+    return by_class
 
 
 def accuracy(
