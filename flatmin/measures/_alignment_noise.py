@@ -97,7 +97,7 @@ class NoiseOfRows:
         return gram_eigenpairs(self._rows, 1 / len(self._rows), k, tol)
 
     def variance_along(self, u: Tensor) -> Tensor:
-        return (self._rows.double() @ u.double()).square().mean()
+        return (self._rows @ u).double().square().mean()
 
     def trace_product(self, hessian: HessianOperator, **accuracy: Any) -> TraceProduct:
         return trace_product_of_rows(hessian, self._rows, **accuracy)

@@ -1,6 +1,7 @@
 """Products with a block of H, G and J, against the block of dense float64 autograd."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatmin import EmpiricalRisk
 from flatmin.curvature import FisherOperator, GGNOperator, HessianOperator
+from flatmin.risk import ModuleLoss
 from flatmin.risk.products import graphs
 
 from ._cases import CASES, make_risk, oracle, problem
@@ -139,6 +141,65 @@ def test_after_an_update_a_block_is_made_anew():
     scaled = net[0](X).detach()
     after = risk.linearize(theta, select="1").hvp(torch.ones(2).double())
     close(after, 2 / 2 * scaled.T @ scaled @ torch.ones(2).double())
+
+
+def slope(module, x, y):
+    """A loss of the derivative in the inputs, which has no G."""
+    x = x.clone().requires_grad_()
+    with torch.enable_grad():
+        outputs = module(x)
+        (slopes,) = torch.autograd.grad(outputs.sum(), x, create_graph=True)
+    return (slopes.sum(1) - outputs.squeeze(1)).square()
+
+
+def test_a_loss_that_calls_the_module():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    X, v = torch.randn(5, 2).double(), torch.randn(9).double()
+    risk = EmpiricalRisk(net, ModuleLoss(slope), X)
+    theta = risk.params()
+
+    def loss(first):
+        W, b = first[:6].view(3, 2), first[6:]
+        hidden = (X @ W.T + b).tanh()
+        slopes = (1 - hidden.square()) * net[2].weight @ W.sum(1)
+        outputs = hidden @ net[2].weight.squeeze(0) + net[2].bias
+        return (slopes - outputs).square().mean()
+
+    H = torch.autograd.functional.hessian(loss, theta[:9])
+    close(risk.linearize(theta, select="0").hvp(v), H @ v)
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, X, y):
+        self.X, self.y = X, y
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, i):
+        return self.X[i], self.y[i]
+
+
+def test_of_a_data_set_and_of_a_subset():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)).double()
+    X, y = torch.randn(7, 3).double(), torch.arange(7) % 3
+    v = torch.randn(9).double()
+    hidden = net[:2](X).detach()
+
+    def loss(head, some):
+        logits = hidden[some] @ head[:6].view(3, 2).T + head[6:]
+        return nn.functional.cross_entropy(logits, y[some])
+
+    for options in ({}, {"hvp": "finite_difference"}):
+        risk = EmpiricalRisk(net, "cross_entropy", Pairs(X, y), chunk_size=3, **options)
+        theta = risk.params()
+        for some in (torch.arange(7), torch.tensor([1, 4, 2])):
+            part = risk if len(some) == 7 else risk.subset(some)
+            H = torch.autograd.functional.hessian(partial(loss, some=some), theta[8:])
+            found = part.linearize(theta, select="2").hvp(v)
+            close(found, H @ v, 1e-7 if options else 1e-9)
 
 
 class Convolutions(TorchDispatchMode):

@@ -100,6 +100,7 @@ def calls(risk, theta, seed=0):
     module = copy.deepcopy(risk._model.module)
     nn.utils.vector_to_parameters(theta, module.parameters())
     of = {
+        "accuracy": lambda: risk.accuracy(theta),
         "audit": lambda: [c.verdict for c in risk.audit(theta).checks],
         "batch_norm": lambda: risk.batch_norm,
         "check_examples": lambda: risk.check_examples("A test"),

@@ -76,6 +76,47 @@ class FirstOrderRisk(ExamplesRisk):
         return torch.cat([self._model.evaluate(chunk.X) for chunk in self._chunks()])
 
     @in_full_float32
+    def accuracy(self, theta: Tensor) -> Tensor:
+        """Return the share of the targets whose class has the largest output.
+
+        All targets count alike that are not ignored, in whatever example; weights do
+        not count. With ``loss="next_token"`` an output is compared with the next label,
+        with ``loss="binary_cross_entropy"`` each output by its sign.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape ()
+            In float64. NaN where an output is NaN, or no target counts.
+
+        Raises
+        ------
+        ValueError
+            If the targets are no classes.
+
+        Examples
+        --------
+        >>> from flatmin import EmpiricalRisk
+        >>> X, y = [[1.0, 0.0], [0.0, 1.0], [2.0, 1.0]], [0, 1, -100]
+        >>> risk = EmpiricalRisk(torch.nn.Linear(2, 2), "cross_entropy", X, y)
+        >>> risk.accuracy(torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.0]))
+        tensor(1., dtype=torch.float64)
+        """
+        self._model.bind(theta)
+        right = []
+        for chunk in self._chunks():
+            outputs = self._model.evaluate(chunk.X)
+            if bool(outputs.isnan().any()):
+                return torch.full(
+                    (), torch.nan, dtype=torch.float64, device=self.device
+                )
+            right.append(self._loss.right(outputs, chunk.y))
+        return torch.cat(right).double().mean()
+
+    @in_full_float32
     def batch_statistics(self, theta: Tensor) -> Statistics:
         """Return mean and variance of what each BatchNorm takes in, by one pass.
 
