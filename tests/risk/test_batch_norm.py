@@ -133,6 +133,8 @@ def test_the_full_batch_function_and_its_derivatives(net, weights, way, monkeypa
     close(risk.value(theta), dense.loss(theta))
     close(risk.losses_at(theta.unsqueeze(0))[0], dense.loss(theta))
     close(risk.outputs(theta), dense.outputs(theta).detach())
+    right = dense.outputs(theta).argmax(1) == y
+    close(risk.accuracy(theta), right.double().mean())
     close(risk.gradient(theta), dense.g)
     value, gradient = risk.value_and_gradient(theta)
     close(value, dense.loss(theta))
@@ -209,7 +211,15 @@ EXAMPLES = {
 }
 OF_THE_WHOLE = {
     # Compared with dense autograd above, or below.
-    *("value", "losses_at", "outputs", "gradient", "value_and_gradient", "vjp"),
+    *(
+        "value",
+        "accuracy",
+        "losses_at",
+        "outputs",
+        "gradient",
+        "value_and_gradient",
+        "vjp",
+    ),
     *("linearize", "value_and_gauss_newton_draw", "model_slopes"),
     *("batch_statistics", "update_from", "with_module", "to", "audit"),
     # What they return is of the network, or of the data.
