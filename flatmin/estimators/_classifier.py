@@ -326,8 +326,13 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         device: torch.device,
     ) -> Any:
         if is_next_token(self.loss):
-            transform = self.output_transform
-            outputs = try_first(module, examples, dtype, device, transform)
+            outputs = try_first(
+                module,
+                examples,
+                dtype=dtype,
+                device=device,
+                output_transform=self.output_transform,
+            )
             if outputs.ndim == 3:
                 self.classes_ = np.arange(outputs.shape[2])
         return super()._probe_loss(module, examples, dtype, device)
