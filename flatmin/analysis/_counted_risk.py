@@ -93,9 +93,9 @@ class _CountedLinearization(Linearization):
 class _CountedRisk(EmpiricalRisk):
     _counter: WorkCounter
 
-    def linearize(self, theta: Any) -> Linearization:
+    def linearize(self, theta: Any, *, n_products: Any = None) -> Linearization:
         with self._counter.adding(_PREPARE * self.n_examples):
-            point: Any = super().linearize(theta)
+            point: Any = super().linearize(theta, n_products=n_products)
         point.__class__ = _CountedLinearization
         point._counter = self._counter
         return point

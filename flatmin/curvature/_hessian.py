@@ -31,6 +31,8 @@ class HessianOperator(RiskOperator):
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
+    n_products : int, default=None
+        How many will be asked for, if that is known; see ``linearize`` of the risk.
 
     Examples
     --------
@@ -41,10 +43,15 @@ class HessianOperator(RiskOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
+        self,
+        risk: Risk,
+        theta: Point,
+        *,
+        select: str | list[str] | None = None,
+        n_products: int | None = None,
     ) -> None:
         super().__init__(risk, theta, select=select)
-        self._point = risk.linearize(self.theta)
+        self._point = risk.linearize(self.theta, n_products=n_products)
 
     def _product(self, v: Tensor) -> Tensor:
         return self._point.hvp(v)
@@ -62,13 +69,20 @@ class GGNOperator(RiskOperator):
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
+    n_products : int, default=None
+        How many will be asked for, if that is known; see ``linearize`` of the risk.
     """
 
     def __init__(
-        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
+        self,
+        risk: Risk,
+        theta: Point,
+        *,
+        select: str | list[str] | None = None,
+        n_products: int | None = None,
     ) -> None:
         super().__init__(risk, theta, select=select)
-        self._point = risk.linearize(self.theta)
+        self._point = risk.linearize(self.theta, n_products=n_products)
 
     def _product(self, v: Tensor) -> Tensor:
         return self._point.ggn(v)
@@ -102,7 +116,7 @@ def hessian_trace(
     theta = as_point(risk, theta)
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    operator = HessianOperator(risk, theta)
+    operator = HessianOperator(risk, theta, n_products=max_matvecs)
     return trace(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
 
 

@@ -106,6 +106,40 @@ def test_little_work_is_not_traced(monkeypatch):
     assert risk.paths == {"hvp": "reference: too little work for a graph to pay"}
 
 
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_few_products_take_no_graph_whatever_came_before(quantity):
+    risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
+    direction = direction_for(quantity, risk)
+
+    def ask(n_products):
+        point = risk.linearize(theta, n_products=n_products)
+        return getattr(point, quantity)(direction), point.paths[quantity]
+
+    few, path = ask(1)
+    close(few, expected(quantity, oracle("mlp"), direction), 1e-9)
+    assert path == "reference: few products do not repay a graph"
+    assert risk.paths == {}
+    for many in (None, 20):
+        product, path = ask(many)
+        assert path == risk.paths[quantity] == "graph"
+        close(product, few, 1e-9)
+    again, path = ask(1)
+    assert torch.equal(again, few)
+    assert path.startswith("reference: few")
+
+
+def test_how_many_products_repay_a_graph():
+    # A graph is made on one chunk; only the gradient of a single chunk keeps its own.
+    least = {1: 13, 2: 3, 3: 2, 10: 1}
+    for n_chunks, n in least.items():
+        assert graphs.repays(n, n_chunks)
+        assert not graphs.repays(n - 1, n_chunks)
+    risk = make_risk("mlp", 3)
+    for wrong in (0, -1, 1.5, "2", True):
+        with pytest.raises((TypeError, ValueError), match="n_products must be"):
+            risk.linearize(risk.params(), n_products=wrong)
+
+
 def test_memory_for_prepared_chunks_is_bounded(monkeypatch):
     risk, theta = copy.deepcopy(make_risk("mlp", 2, False)), problem("mlp").theta
     everything = risk.linearize(theta)

@@ -31,7 +31,7 @@ from flatmin.risk.trials import (
     tolerance,
 )
 
-__all__ = ["ProductGraphs", "pad_direction", "unpad"]
+__all__ = ["ProductGraphs", "pad_direction", "repays", "unpad"]
 
 # Numbers that N examples' activations and parameters come to, from which a graph pays.
 # Making one takes some 0.5 s for a small network whatever the data, and saves half of
@@ -77,6 +77,12 @@ class ProductGraphs:
             quantity: path if path == "graph" else path + self.ways.describe(quantity)
             for quantity, path in self.paths.items()
         }
+
+    def describe_few(self, quantity: str) -> str:
+        """Return the path of a quantity where a graph is not repaid."""
+        return "reference: few products do not repay a graph" + self.ways.describe(
+            quantity
+        )
 
     def find(self, quantity: str, theta: Tensor, chunk: Chunk) -> TwoStage | None:
         """Return the graph, or None where the reference is to be taken.
@@ -207,6 +213,33 @@ class ProductGraphs:
     # A copy of the risk has a model of its own, and a graph does not pickle.
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "paths": {}, "graphs": {}, "_tried_at": {}}
+
+
+def repays(n_products: int, n_chunks: int) -> bool:
+    """Say whether making a graph costs less than it saves, from counts alone.
+
+    Parameters
+    ----------
+    n_products : int
+        At one θ.
+    n_chunks : int
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> [repays(n, 1) for n in (1, 12, 13)], [repays(n, 4) for n in (1, 2)]
+    ([False, False, True], [False, True])
+    """
+    # In gradients over all data, from a LeNet and a decoder on one thread: a graph is
+    # made, and tried, on one chunk for 15; then it is prepared for 1.5 and used for
+    # 1.3. A kept double backward takes 3, and 2.4 a product. It is kept for one chunk.
+    graph = 15 / n_chunks + 1.5 + 1.3 * n_products
+    kept = n_chunks == 1
+    reference = 3 + 2.4 * n_products if kept else (3 + 2.4) * n_products
+    return graph <= reference
 
 
 def pad_direction(quantity: str, direction: Tensor, size: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
-from flatmin.risk.arguments import as_indices, within
+from flatmin.risk.arguments import as_indices, check_products, within
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ArrayData, ExampleData
@@ -194,13 +194,18 @@ class ExamplesRisk:
         return part
 
     @alone
-    def linearize(self, theta: Tensor) -> Linearization:
-        """Prepare θ for many products with H, G and J.
+    def linearize(
+        self, theta: Tensor, *, n_products: int | None = None
+    ) -> Linearization:
+        """Prepare θ for products with H, G and J.
 
         Parameters
         ----------
         theta : Tensor of shape (D,)
             Copied: the prepared point stays where it is.
+        n_products : int, default=None
+            How many will be asked for, if that is known; None is many. A few do not
+            repay the graph that many are computed by.
 
         Returns
         -------
@@ -208,6 +213,7 @@ class ExamplesRisk:
             With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``;
             its ``paths`` tell how each was computed.
         """
+        check_products(n_products)
         self._model.bind(theta)
         return Linearization(
             self._graphs,
@@ -216,6 +222,7 @@ class ExamplesRisk:
             self.n_examples,
             self.output_shape,
             l2=self.l2,
+            n_products=n_products,
         )
 
     def _hold(self, examples: ExampleData, chunk_size: int) -> None:

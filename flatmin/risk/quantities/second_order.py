@@ -34,7 +34,7 @@ class SecondOrderRisk(PerExampleRisk):
         -------
         Tensor of shape (D,)
         """
-        return self.linearize(theta).vjp(u)
+        return self.linearize(theta, n_products=1).vjp(u)
 
     @in_full_float32
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
