@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.products import graphs, linearize
+from flatmin.risk.products.double_backward import DoubleBackward
 
 from .. import oracles
 from ._cases import CASES, SINGLE, Apply, N, make_risk, mlp, oracle, problem
@@ -407,3 +409,25 @@ def test_a_chunk_of_weight_zero_hides_no_wrong_graph(quantity, monkeypatch):
     )
     reason = "reference: the product by a graph is off by 1.0e+00"
     assert risk.paths[quantity].startswith(reason)
+
+
+def test_one_way_to_a_product_holds_memory_at_a_time(monkeypatch):
+    """What the graph is tried against is let go before the graph is made."""
+    alive, make = weakref.WeakSet(), graphs.two_stage_graph
+    init = DoubleBackward.__init__
+
+    def noted(self, *args):
+        init(self, *args)
+        alive.add(self)
+
+    def counted(*args):
+        assert len(alive) == 0
+        return make(*args)
+
+    monkeypatch.setattr(DoubleBackward, "__init__", noted)
+    monkeypatch.setattr(graphs, "two_stage_graph", counted)
+    risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
+    point = risk.linearize(theta)
+    for quantity in QUANTITIES:
+        getattr(point, quantity)(direction_for(quantity, risk))
+        assert risk.paths[quantity] == "graph"

@@ -121,9 +121,9 @@ class ProductGraphs:
             return "reference: too little work for a graph to pay"
         # A weight of zero would hide an example, and with it a difference.
         chunk = replace(chunk, weights=None)
-        reference = ReferenceProducts(self.ways, theta, chunk)
         probe = self._probe(quantity, chunk)
-        expected = getattr(reference, quantity)(probe)
+        # Without a name: it holds a graph, which is gone before the next one is made.
+        expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
         compare = partial(self._difference, quantity, theta, chunk, probe, expected)
         for context in _CONTEXTS if quantity in _OF_THETA else (nullcontext,):
             with context():
