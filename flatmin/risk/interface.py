@@ -148,6 +148,8 @@ class Risk(Protocol):
         """Numbers in one example's output."""
         ...
 
-    def linearize(self, theta: Tensor) -> LinearizedRisk:
-        """Prepare θ for products with H and G."""
+    def linearize(
+        self, theta: Tensor, *, n_products: int | None = None
+    ) -> LinearizedRisk:
+        """Prepare θ for products with H and G, at most so many; None is many."""
         ...

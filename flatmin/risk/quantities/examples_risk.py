@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
 from flatmin._utils.names import check_text
-from flatmin.risk.arguments import as_indices, within
+from flatmin.risk.arguments import as_indices, check_products, within
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ArrayData, ExampleData
@@ -296,9 +296,13 @@ class ExamplesRisk:
 
     @alone
     def linearize(
-        self, theta: Tensor, *, select: str | list[str] | None = None
+        self,
+        theta: Tensor,
+        *,
+        select: str | list[str] | None = None,
+        n_products: int | None = None,
     ) -> Linearization:
-        """Prepare θ for many products with H, G and J.
+        """Prepare θ for products with H, G and J.
 
         Parameters
         ----------
@@ -309,6 +313,9 @@ class ExamplesRisk:
             v has their d numbers, H and G are the block of these, J their columns.
             Nothing is computed that no product of the block needs, so that one of a
             layer near the outputs costs a fraction. None takes all.
+        n_products : int, default=None
+            How many will be asked for, if that is known; None is many. A few do not
+            repay the graph that many are computed by.
 
         Returns
         -------
@@ -328,6 +335,7 @@ class ExamplesRisk:
         >>> risk.linearize(risk.params(), select="weight").hvp(torch.ones(1))
         tensor([18.])
         """
+        check_products(n_products)
         self._model.bind(theta)
         graphs = self._graphs if select is None else self._graphs_of_block(select)
         return Linearization(
@@ -337,6 +345,7 @@ class ExamplesRisk:
             self.n_examples,
             self.output_shape,
             l2=self.l2,
+            n_products=n_products,
         )
 
     def _graphs_of_block(self, select: str | list[str]) -> ProductGraphs:

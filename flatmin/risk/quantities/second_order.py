@@ -39,7 +39,7 @@ class SecondOrderRisk(PerExampleRisk):
         -------
         Tensor of shape (D,)
         """
-        return self.linearize(theta).vjp(u)
+        return self.linearize(theta, n_products=1).vjp(u)
 
     @needs_examples
     @in_full_float32
