@@ -53,6 +53,7 @@ ROOMS = (
     "independence",
     "probe",
     "products",
+    "chains",
     "quantities",
     "analytic",
     "identities",

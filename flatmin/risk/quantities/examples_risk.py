@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_indices, within
 from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.chains.dispatch import over_chains
+from flatmin.risk.chains.ways import ChainWays
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.example_sums.scalars import (
@@ -48,6 +50,8 @@ class ExamplesRisk:
     _theta: Tensor
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
+    _chain_ways: ChainWays
+    _over_chains: Any  # OverChains, which knows all words
     _hessians: ExampleHessians
     _ways: ProductWays
     _graphs: ProductGraphs
@@ -92,7 +96,11 @@ class ExamplesRisk:
                 "per-example Hessians": self._hessians.path,
             }
             found = {name: path for name, path in tried.items() if path is not None}
-            return {**self._graphs.describe(), **found}
+            return {
+                **self._graphs.describe(),
+                **found,
+                **self._chain_ways.paths,
+            }
 
     @property
     def _lock(self) -> Lock:
@@ -193,18 +201,19 @@ class ExamplesRisk:
         )
         return part
 
+    @over_chains
     @alone
     def linearize(self, theta: Tensor) -> Linearization:
         """Prepare θ for many products with H, G and J.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
             Copied: the prepared point stays where it is.
 
         Returns
         -------
-        Linearization
+        Linearization or ChainLinearization
             With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``;
             its ``paths`` tell how each was computed.
         """
