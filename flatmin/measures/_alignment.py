@@ -18,7 +18,7 @@ from flatmin.curvature import (
 )
 from flatmin.curvature._covariance import covariance_operator
 from flatmin.curvature._eigenpairs import gram_eigenpairs
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Estimate, eigsh
 from flatmin.measures._alignment_result import Alignment
@@ -122,11 +122,7 @@ def alignment(
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_seed(rng)
-    theta = as_point(risk, theta)
-    if theta.ndim != 1:
-        raise ValueError(
-            f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
-        )
+    theta = as_one_point(risk, theta, "alignment")
     return align(
         risk,
         theta,

@@ -32,9 +32,7 @@ class PaddingRefused(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.embedding:
             _check(*args, **kwargs)
-        elif (
-            func is torch.embedding
-        ):  # its arguments in the other order, and -1 is none
+        elif func is torch.embedding:  # in another order, and -1 is none
             weight, indices, padding_idx = (*args, -1)[:3]
             padding_idx = kwargs.get("padding_idx", padding_idx)
             _check(indices, weight, None if padding_idx < 0 else padding_idx)
