@@ -30,8 +30,7 @@ class LinearizedRisk(Protocol):
 class Risk(Protocol):
     """L(θ) = (1/N) Σ ℓ̃ᵢ(θ) + (λ/2)‖θ‖² and what can be asked of it.
 
-    θ has shape ``(*chains, D)``: leading dimensions are independent chains. Only
-    analytic risks have them; a network's θ has shape ``(D,)``.
+    θ has shape ``(*chains, D)``: leading dimensions are independent chains.
     """
 
     @property

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from flatmin._utils.locks import Lock
 from flatmin._utils.names import check_text
 from flatmin.risk.arguments import as_indices, check_products, within
 from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.chains.dispatch import over_chains
+from flatmin.risk.chains.ways import ChainWays
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.example_sums.scalars import (
@@ -57,6 +59,8 @@ class ExamplesRisk:
     _theta: Tensor
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
+    _chain_ways: ChainWays
+    _over_chains: Any  # OverChains, which knows all words
     _hessians: ExampleHessians
     _ways: ProductWays
     _graphs: ProductGraphs
@@ -118,7 +122,7 @@ class ExamplesRisk:
             if lowest != self.dtype:
                 inside = str(lowest).removeprefix("torch.")
                 found["precision"] = f"the module computes in {inside} inside"
-            return {**self._graphs.describe(), **found}
+            return {**self._graphs.describe(), **found, **self._chain_ways.paths}
 
     @property
     def _lock(self) -> Lock:
@@ -294,6 +298,7 @@ class ExamplesRisk:
         )
         return part
 
+    @over_chains
     @alone
     def linearize(
         self,
@@ -306,7 +311,7 @@ class ExamplesRisk:
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
             Copied: the prepared point stays where it is.
         select : str or list of str, default=None
             Names of parameters or modules, as of :meth:`ParameterLayout.indices`: then
@@ -319,7 +324,7 @@ class ExamplesRisk:
 
         Returns
         -------
-        Linearization
+        Linearization or ChainLinearization
             With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``;
             its ``paths`` tell how each was computed.
 
