@@ -130,7 +130,7 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             "The module must return one output for each example along the first axis. "
             f"Got shape {tuple(once.shape)} for {len(X[:_N_TRIED])} examples."
         )
-    check_shapes(once, outputs)
+    check_shapes(once, outputs[:1])
     if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "
