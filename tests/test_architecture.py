@@ -54,6 +54,7 @@ ROOMS = (
     "independence",
     "probe",
     "products",
+    "chains",
     "quantities",
     "analytic",
     "identities",

@@ -333,8 +333,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     def _coordinates(self, risk: EmpiricalRisk, vectors: np.ndarray) -> Tensor:
         """Return gᵢᵀuⱼ of all examples, (N, k) in float64, by k passes."""
-        point = risk.linearize(risk.params())
         columns = torch.tensor(vectors, dtype=risk.dtype, device=risk.device)
+        point = risk.linearize(risk.params(), n_products=columns.shape[1] or None)
         indices = self._indices(risk)
         along = []
         total = columns.shape[1]

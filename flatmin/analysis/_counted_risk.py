@@ -95,9 +95,11 @@ class _CountedLinearization(Linearization):
 class _CountedRisk(EmpiricalRisk):
     _counter: WorkCounter
 
-    def linearize(self, theta: Any, *, select: Any = None) -> Linearization:
+    def linearize(
+        self, theta: Any, *, select: Any = None, n_products: Any = None
+    ) -> Linearization:
         with self._counter.adding(_PREPARE * self.n_examples):
-            point: Any = super().linearize(theta, select=select)
+            point: Any = super().linearize(theta, select=select, n_products=n_products)
         point.__class__ = _CountedLinearization
         point._counter = self._counter
         return point

@@ -36,6 +36,8 @@ class HessianOperator(LinearizedOperator):
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
+    n_products : int, default=None
+        How many will be asked for, if that is known; see ``linearize`` of the risk.
 
     Examples
     --------
@@ -62,6 +64,8 @@ class GGNOperator(LinearizedOperator):
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
+    n_products : int, default=None
+        How many will be asked for, if that is known; see ``linearize`` of the risk.
     """
 
     def _product(self, v: Tensor) -> Tensor:
@@ -97,7 +101,7 @@ def hessian_trace(
     theta = as_point(risk, theta)
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    operator = HessianOperator(risk, theta)
+    operator = HessianOperator(risk, theta, n_products=max_matvecs)
     return trace(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
 
 

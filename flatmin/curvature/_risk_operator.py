@@ -89,12 +89,17 @@ class LinearizedOperator(RiskOperator):
     """
 
     def __init__(
-        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
+        self,
+        risk: Risk,
+        theta: Point,
+        *,
+        select: str | list[str] | None = None,
+        n_products: int | None = None,
     ) -> None:
         super().__init__(risk, theta, select=select)
         network: Any = risk  # if there is a name: nothing else has them
         block = {} if select is None else {"select": select}
-        self._point = network.linearize(self.theta, **block)
+        self._point = network.linearize(self.theta, n_products=n_products, **block)
 
     def _on_block(self, v: Tensor) -> Tensor:
         return self._product(v)

@@ -11,7 +11,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, eigsh
 from flatmin.measures._alignment_noise import Noise, NoiseOfRisk, NoiseOfRows
@@ -106,11 +106,7 @@ def alignment(
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_seed(rng)
-    theta = as_point(risk, theta)
-    if theta.ndim != 1:
-        raise ValueError(
-            f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
-        )
+    theta = as_one_point(risk, theta, "alignment")
     return align(
         risk,
         theta,

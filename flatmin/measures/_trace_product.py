@@ -261,7 +261,7 @@ def _sampled(
     verbose: bool,
 ) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
-    point = risk.linearize(theta)
+    point = risk.linearize(theta, n_products=max_matvecs)
 
     def product(z: Tensor) -> Tensor:
         noise = P * risk.weighted_gradient(theta, z - z.mean())

@@ -295,6 +295,20 @@ class NoiseLaw(BaseEstimator, ABC):
                 f"parameters, {risk.n_params}. Got {k}."
             )
 
+    def check_chains(self, risk: Risk) -> None:
+        """Raise if θ of a risk cannot be many chains for this law.
+
+        Parameters
+        ----------
+        risk : Risk
+
+        Raises
+        ------
+        ValueError
+            Says what to do.
+        """
+        return
+
     def _check_held(
         self, name: str, value: Any, risk: Risk, *, squared: bool = False
     ) -> None:

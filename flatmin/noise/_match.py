@@ -285,8 +285,9 @@ class MatchedLaw(NoiseLaw):
             state = copy.deepcopy(inner)  # because a draw may change the state
 
         def sgd() -> Tensor:
-            z = torch.randn(n, generator=rng, dtype=risk.dtype, device=risk.device)
-            return risk.weighted_gradient(theta, (z - z.mean()) * scale)
+            shape = (*theta.shape[:-1], n)
+            z = torch.randn(shape, generator=rng, dtype=risk.dtype, device=risk.device)
+            return risk.weighted_gradient(theta, (z - z.mean(-1, keepdim=True)) * scale)
 
         def own() -> Tensor:
             if hasattr(covariance, "sample"):
@@ -302,9 +303,9 @@ class MatchedLaw(NoiseLaw):
             for _ in range(_N_DRAWS):
                 noise = draw()
                 product = hessian @ noise
-                forms.append((noise.double() * product.double()).sum())
+                forms.append((noise.double() * product.double()).sum(-1))
             values = torch.stack(forms)
-            return values.mean(), values.std() / _N_DRAWS**0.5
+            return values.mean(0), values.std(0) / _N_DRAWS**0.5
 
         return curvature(sgd), curvature(own)
 

@@ -159,6 +159,10 @@ class Projected(MatchedLaw):
             )
         inner.check(risk)
 
+    def check_chains(self, risk: Risk) -> None:
+        """See :meth:`NoiseLaw.check_chains`; as the inner law."""
+        self._inner_law().check_chains(risk)
+
     def _refresh(
         self,
         risk: Risk,

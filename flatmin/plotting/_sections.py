@@ -133,7 +133,7 @@ def _random_directions(risk: EmpiricalRisk, n: int, seed: int) -> np.ndarray:
 
 def curvatures_along(risk: EmpiricalRisk, theta: Tensor, A: np.ndarray) -> np.ndarray:
     """Return aᵀHa of the columns."""
-    point = risk.linearize(theta)
+    point = risk.linearize(theta, n_products=A.shape[1])
     columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)
     return np.array([float(a @ point.hvp(a)) for a in columns.unbind(1)])
 

@@ -17,6 +17,7 @@ from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
+from flatmin.risk.chains.ways import ChainWays
 from flatmin.risk.data.beside_targets import beside_targets
 from flatmin.risk.data.chunks import check_whole_batch, choose_chunk_size
 from flatmin.risk.data.example_data import ArrayData, ExampleData
@@ -57,6 +58,7 @@ from flatmin.risk.probe import (
 from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
+from flatmin.risk.quantities.over_chains import OverChains
 
 __all__ = ["EmpiricalRisk"]
 
@@ -279,6 +281,13 @@ class EmpiricalRisk(LabelNoiseRisk):
             finite_difference=self._hvp == "finite_difference",
         )
         self._hessians = ExampleHessians(self._ways)
+        self._chain_ways = ChainWays(
+            self._model, self._loss, self._few, self._sums, self._ways, n_numbers
+        )
+
+    @property
+    def _over_chains(self) -> OverChains:
+        return OverChains(self)
 
     @alone
     def audit(self, theta: Tensor | None = None) -> Audit:

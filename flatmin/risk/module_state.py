@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
-from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flatmin.risk.autodiff.casts import LowestDtype, storage_address
+from flatmin.risk.autodiff.plain_mode import PlainMode
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
@@ -89,7 +86,6 @@ def _check_reach(
         for name, p in source.named_parameters()
         if p.requires_grad and p.numel()
     }
-    _load_compiler()
     lowest = LowestDtype(model.params)
     with torch.enable_grad(), _Reads(foreign) as reads, lowest:
         example_losses(model, loss, chunk)
@@ -103,23 +99,11 @@ def _check_reach(
         )
 
 
-@cache
-def _load_compiler() -> None:
-    """Import what PyTorch imports in the first pass under a dispatch mode.
-
-    It leaves a cycle behind that holds every frame above it, and so the first risk of a
-    process, until a collection (torch 2.13). Above a thread of its own there are none.
-    """
-    thread = Thread(target=import_module, args=("torch._dynamo",))
-    thread.start()
-    thread.join()
-
-
-class _Reads(TorchDispatchMode):
+class _Reads(PlainMode):
     """Notes the tensors of others that a pass uses."""
 
     def __init__(self, foreign: dict[int, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.foreign = foreign
         self.found: str | None = None
 

@@ -13,7 +13,12 @@ from torch.func import vjp
 from flatmin._utils.arrays import check_tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_rng
-from flatmin.risk.arguments import as_indices, check_point, within
+from flatmin.risk.arguments import (
+    as_indices,
+    check_point,
+    check_products,
+    within,
+)
 from flatmin.risk.example_sums.moments import mean_and_squares
 
 __all__ = ["AnalyticRisk"]
@@ -257,8 +262,11 @@ class AnalyticRisk(ABC):
             return traces
         return traces.expand(check_count("n_sweeps", n_sweeps), *shape)
 
-    def linearize(self, theta: Tensor) -> DenseLinearization:
-        """Prepare θ for products with H and G."""
+    def linearize(
+        self, theta: Tensor, *, n_products: int | None = None
+    ) -> DenseLinearization:
+        """Prepare θ for products with H and G, however many."""
+        check_products(n_products)
         self._check(theta)
         return DenseLinearization(self, theta)
 

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from flatmin.risk.autodiff.plain_mode import PlainMode
 
 __all__ = ["InFloat64", "LowestDtype", "storage_address"]
 
 
-class LowestDtype(TorchDispatchMode):
+class LowestDtype(PlainMode):
     """Notes the lowest precision of what depends on the parameters in a pass.
 
     What does not depend on them, as the angles of a rotary embedding, is a constant of
@@ -35,7 +36,7 @@ class LowestDtype(TorchDispatchMode):
     """
 
     def __init__(self, params: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         params = list(params)
         self.found = params[0].dtype
         # Kept, for memory that is freed gets another tensor at the same address.

@@ -6,15 +6,17 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
 from flatmin._utils.names import check_text
-from flatmin.risk.arguments import as_indices, within
+from flatmin.risk.arguments import as_indices, check_products, within
 from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.chains.dispatch import over_chains
+from flatmin.risk.chains.ways import ChainWays
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.example_sums.scalars import (
@@ -57,6 +59,8 @@ class ExamplesRisk:
     _theta: Tensor
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
+    _chain_ways: ChainWays
+    _over_chains: Any  # OverChains, which knows all words
     _hessians: ExampleHessians
     _ways: ProductWays
     _graphs: ProductGraphs
@@ -118,7 +122,7 @@ class ExamplesRisk:
             if lowest != self.dtype:
                 inside = str(lowest).removeprefix("torch.")
                 found["precision"] = f"the module computes in {inside} inside"
-            return {**self._graphs.describe(), **found}
+            return {**self._graphs.describe(), **found, **self._chain_ways.paths}
 
     @property
     def _lock(self) -> Lock:
@@ -294,25 +298,33 @@ class ExamplesRisk:
         )
         return part
 
+    @over_chains
     @alone
     def linearize(
-        self, theta: Tensor, *, select: str | list[str] | None = None
+        self,
+        theta: Tensor,
+        *,
+        select: str | list[str] | None = None,
+        n_products: int | None = None,
     ) -> Linearization:
-        """Prepare θ for many products with H, G and J.
+        """Prepare θ for products with H, G and J.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
             Copied: the prepared point stays where it is.
         select : str or list of str, default=None
             Names of parameters or modules, as of :meth:`ParameterLayout.indices`: then
             v has their d numbers, H and G are the block of these, J their columns.
             Nothing is computed that no product of the block needs, so that one of a
             layer near the outputs costs a fraction. None takes all.
+        n_products : int, default=None
+            How many will be asked for, if that is known; None is many. A few do not
+            repay the graph that many are computed by.
 
         Returns
         -------
-        Linearization
+        Linearization or ChainLinearization
             With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``;
             its ``paths`` tell how each was computed.
 
@@ -328,6 +340,7 @@ class ExamplesRisk:
         >>> risk.linearize(risk.params(), select="weight").hvp(torch.ones(1))
         tensor([18.])
         """
+        check_products(n_products)
         self._model.bind(theta)
         graphs = self._graphs if select is None else self._graphs_of_block(select)
         return Linearization(
@@ -337,6 +350,7 @@ class ExamplesRisk:
             self.n_examples,
             self.output_shape,
             l2=self.l2,
+            n_products=n_products,
         )
 
     def _graphs_of_block(self, select: str | list[str]) -> ProductGraphs:

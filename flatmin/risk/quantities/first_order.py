@@ -9,6 +9,7 @@ from flatmin._utils.arrays import check_tensor
 from flatmin.risk.arguments import as_direction, as_indices, within
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.chains.dispatch import over_chains
 from flatmin.risk.data.chunks import iterate_chunks
 from flatmin.risk.example_sums.scalars import (
     evaluate_losses,
@@ -27,17 +28,18 @@ __all__ = ["FirstOrderRisk"]
 class FirstOrderRisk(ExamplesRisk):
     """L and its gradients: of all examples, weighted, and of minibatches."""
 
+    @over_chains
     @in_full_float32
     def value(self, theta: Tensor) -> Tensor:
         """Return L(θ).
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        Tensor of shape ()
+        Tensor of shape (\\*chains)
         """
         self._model.bind(theta)
         sums = [
@@ -60,17 +62,18 @@ class FirstOrderRisk(ExamplesRisk):
         check_tensor("thetas", thetas, 2)
         return torch.stack([self.value(theta) for theta in thetas])
 
+    @over_chains
     @in_full_float32
     def outputs(self, theta: Tensor) -> Tensor:
         """Return the network's outputs on X.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        Tensor of shape (N, \\*output_shape)
+        Tensor of shape (\\*chains, N, \\*output_shape)
         """
         self._model.bind(theta)
         return torch.cat([self._model.evaluate(chunk.X) for chunk in self._chunks()])
@@ -149,54 +152,58 @@ class FirstOrderRisk(ExamplesRisk):
                 self._model.evaluate(chunk.X)
         return statistics
 
+    @over_chains
     @in_full_float32
     def gradient(self, theta: Tensor) -> Tensor:
         """Return g₀ = ∇L(θ).
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        Tensor of shape (D,)
+        Tensor of shape (\\*chains, D)
         """
         return self.value_and_gradient(theta)[1]
 
+    @over_chains
     @alone
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return L(θ) and ∇L(θ) by one pass.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        value : Tensor of shape ()
-        gradient : Tensor of shape (D,)
+        value : Tensor of shape (\\*chains)
+        gradient : Tensor of shape (\\*chains, D)
         """
         return self._penalised(*self._pull_back(theta, self._uniform))
 
     @needs_examples
+    @over_chains
     @in_full_float32
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return Σ vᵢ gᵢ / N; v is never normalised, and no penalty is in it.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
-        v : Tensor of shape (N,)
+        theta : Tensor of shape (\\*chains, D)
+        v : Tensor of shape (\\*chains, N)
             Of any sign.
 
         Returns
         -------
-        Tensor of shape (D,)
+        Tensor of shape (\\*chains, D)
         """
         v = as_direction(v, "v", (self.n_examples,), self._uniform)
         return self._pull_back(theta, v / self.n_examples)[1]
 
     @needs_examples
+    @over_chains
     @alone
     def value_and_noisy_gradient(
         self, theta: Tensor, v: Tensor
@@ -205,13 +212,13 @@ class FirstOrderRisk(ExamplesRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
-        v : Tensor of shape (N,)
+        theta : Tensor of shape (\\*chains, D)
+        v : Tensor of shape (\\*chains, N)
 
         Returns
         -------
-        value : Tensor of shape ()
-        gradient : Tensor of shape (D,)
+        value : Tensor of shape (\\*chains)
+        gradient : Tensor of shape (\\*chains, D)
 
         Raises
         ------
@@ -222,22 +229,24 @@ class FirstOrderRisk(ExamplesRisk):
         return self._penalised(*self._pull_back(theta, (v + 1) / self.n_examples))
 
     @needs_examples
+    @over_chains
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """Return the plain mean of gᵢ over a minibatch, with the penalty's gradient.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
-        indices : Tensor of shape (m,)
+        theta : Tensor of shape (\\*chains, D)
+        indices : Tensor of shape (\\*chains, m)
             Which examples; one may come twice.
 
         Returns
         -------
-        Tensor of shape (D,)
+        Tensor of shape (\\*chains, D)
         """
         return self.value_and_batch_gradient(theta, indices)[1]
 
     @needs_examples
+    @over_chains
     @alone
     def value_and_batch_gradient(
         self, theta: Tensor, indices: Tensor
@@ -246,13 +255,13 @@ class FirstOrderRisk(ExamplesRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
-        indices : Tensor of shape (m,)
+        theta : Tensor of shape (\\*chains, D)
+        indices : Tensor of shape (\\*chains, m)
 
         Returns
         -------
-        value : Tensor of shape ()
-        gradient : Tensor of shape (D,)
+        value : Tensor of shape (\\*chains)
+        gradient : Tensor of shape (\\*chains, D)
 
         Raises
         ------
@@ -273,19 +282,20 @@ class FirstOrderRisk(ExamplesRisk):
         return self._penalised(value * (self.n_examples / m), gradient)
 
     @needs_examples
+    @over_chains
     @in_full_float32
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
         """Return the mean gradient of each of b minibatches.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
-        batches : Tensor of shape (b, m)
+        theta : Tensor of shape (\\*chains, D)
+        batches : Tensor of shape (\\*chains, b, m)
             Indices of examples.
 
         Returns
         -------
-        Tensor of shape (b, D)
+        Tensor of shape (\\*chains, b, D)
         """
         batches = as_indices(batches, "batches", 2, self.device)
         self._model.bind(theta)
