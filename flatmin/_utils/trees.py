@@ -6,10 +6,10 @@ be nested. A list is one array, as for scikit-learn.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from scipy.sparse import issparse
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -132,7 +132,8 @@ def is_nested(data: Any) -> bool:
     >>> is_nested({"mask": [[1, 0]]}), is_nested(([1.0], [2.0])), is_nested([[1.0]])
     (True, True, False)
     """
-    if issparse(data):  # one kind of sparse array is a dict
+    sparse = sys.modules.get("scipy.sparse")  # where it is not loaded, nothing is
+    if sparse is not None and sparse.issparse(data):  # one kind is a dict
         return False
     return isinstance(data, Mapping | tuple | Tree)
 

@@ -97,6 +97,7 @@ class SharpnessScorer(ModelByReference):
         "target": [None, str],
         "positions": [None, StrOptions({"all", "example"})],
         "l2": [None, Interval(Real, 0, None, closed="left")],
+        "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
     }
@@ -115,6 +116,7 @@ class SharpnessScorer(ModelByReference):
         target=None,
         positions=None,
         l2=None,
+        batch_norm=None,
         hvp="exact",
         device=None,
         dtype=None,
@@ -131,6 +133,7 @@ class SharpnessScorer(ModelByReference):
         self.target = target
         self.positions = positions
         self.l2 = l2
+        self.batch_norm = batch_norm
         self.hvp = hvp
         self.device = device
         self.dtype = dtype

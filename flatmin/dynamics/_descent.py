@@ -21,7 +21,7 @@ from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._schedule import Schedule
 from flatmin.dynamics._steps import Stepper
 from flatmin.noise import NoiseLaw, UndefinedNoiseError
-from flatmin.risk import Risk
+from flatmin.risk import EmpiricalRisk, Risk
 
 __all__ = ["NoisyDescent"]
 
@@ -93,6 +93,7 @@ class NoisyDescent:
             schedule=schedule,
         )
         self._left: Tensor | None = None  # θ after the last step
+        self._statistics_of: Tensor | None = None  # θ of those in the module
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
         self._guard = DivergenceGuard(
@@ -187,6 +188,19 @@ class NoisyDescent:
         self._draws.take_back()
         self._draws.stale = True
         self._guard.moved_at = self.iteration
+
+    def write_statistics(self) -> None:
+        """Give the module's BatchNorm layers the statistics of all examples at θ.
+
+        Only under ``batch_norm="batch"``, by a pass over the data, and once a θ. In
+        evaluation mode the module then computes what is trained.
+        """
+        risk, before = self.risk, self._statistics_of
+        if not isinstance(risk, EmpiricalRisk) or risk.batch_norm != "batch":
+            return
+        if before is None or not torch.equal(before, self.theta):
+            self.binding.write_statistics(risk.batch_statistics(self.theta))
+            self._statistics_of = self.theta.clone()
 
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
         """Take steps.
@@ -332,6 +346,9 @@ class NoisyDescent:
                     raise
                 self._guard.end_noise(error, self.iteration)
                 return
+            batch = self.batch
+            if isinstance(batch, EmpiricalRisk) and batch.batch_norm == "batch":
+                raise  # there are no gᵢ
             squares = self.batch.squared_norms(self.theta).sum()
             if math.isfinite(squares.to(self.risk.dtype)):
                 raise

@@ -188,6 +188,8 @@ class _NoisyNet(AttachedNet):
         KeyboardInterrupt
             For the user's.
         """
+        if self.callbacks:  # which may predict
+            self.descent_.write_statistics()
         try:
             super().notify(method_name, **kwargs)
         except KeyboardInterrupt as interrupt:

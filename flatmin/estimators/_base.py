@@ -103,7 +103,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             their order, is read a chunk at a time, for data larger than memory; one
             pass before training checks it and collects its targets.
         y : array-like of shape (n_samples,), default=None
-            Targets; for a regressor also of shape (n_samples, n_targets). None with a
+            Targets; for a regressor also of shape (n_samples, n_targets), for a
+            classifier (n_samples, T), as of sequences. None with a
             data set, or a mapping with a ``target``, which hold their own, and with a
             ``ModuleLoss`` that needs none.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -220,6 +221,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         dtype: torch.dtype | str | None = None,
     ) -> EmpiricalRisk:
         """Return the risk of the fitted network on other data, with the same loss.
+
+        The network is in evaluation mode, as in predictions: after
+        ``batch_norm="batch"`` it keeps the statistics of the training set, also on the
+        training set itself and at other θ. :attr:`risk_` takes them anew at each θ.
 
         Parameters
         ----------

@@ -30,6 +30,9 @@ def set_fitted(estimator: Any, run: Run, net: Any, binding: FlatBinding) -> None
     done = 0 if descent is None else descent.iteration
     binding.follow()
     run.risk.set_params(binding.theta)
+    estimator._batch_norm = run.risk.batch_norm
+    if run.risk.batch_norm == "batch":
+        binding.write_statistics(run.risk.batch_statistics(binding.theta))
     binding.release()
     estimator.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
     estimator.trajectory_ = None if descent is None else read_kept(descent.kept)

@@ -37,6 +37,7 @@ from flatmin.estimators._settings import (
 from flatmin.estimators._trajectory import rows_before
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.inputs import check_held
+from flatmin.risk.network.batch_statistics import normalises_batch
 from flatmin.risk.network.module_copy import copy_module
 
 __all__ = ["prepare", "start_of"]
@@ -88,11 +89,12 @@ def prepare(
     risk = EmpiricalRisk(
         module, loss, *examples.for_risk(), sample_weight=weights, **options
     )
+    _check_statistics(module, risk)
     recorder = Recorder(risk, estimator._scorer(examples.y), metrics=estimator.metrics)
     if held_out is not None:
         with ignored(UserWarning):  # said by the risk above
             recorder.validation_risk = EmpiricalRisk(
-                module, loss, *held_out.for_risk(), **options
+                module, loss, *held_out.for_risk(), **_for_validation(options)
             )
         recorder.validation_score = estimator._scorer(held_out.y)
     before = _read_before(estimator) if warm else {}
@@ -224,6 +226,24 @@ def _generators(
         for name, state in estimator._generator_states.items():
             made[name].set_state(state)
     return made
+
+
+def _for_validation(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a risk that has the training set's statistics."""
+    if options["batch_norm"] == "batch":
+        return options | {"batch_norm": "frozen"}
+    return options
+
+
+def _check_statistics(module: nn.Module, risk: EmpiricalRisk) -> None:
+    """Raise where BatchNorm could not predict as it is trained."""
+    risk.check_running_statistics()
+    if risk.batch_norm == "batch" and normalises_batch(module):
+        raise ValueError(
+            "Predictions after batch_norm='batch' need BatchNorm layers with running "
+            "statistics. Got one with track_running_stats=False; set it to True, which "
+            "changes nothing in the training."
+        )
 
 
 def _check_laws(estimator: Any, run: Run) -> None:

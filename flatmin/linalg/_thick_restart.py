@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from flatmin.linalg._band_lanczos import BandLanczos
@@ -214,6 +213,8 @@ def _warn_unless_converged(result: Eigenpairs, tol: float, scale: Tensor) -> Non
     why = f"worst relative residual {worst:.1e}"
     if worst <= tol:
         why = "copies of repeated eigenvalues may be missing"
+    from sklearn.exceptions import ConvergenceWarning  # which takes 1 s
+
     warnings.warn(
         f"{failed} of {k} eigenpairs have not converged to tol={tol:g} within "
         f"{result.n_matvecs} products ({why}). Raise max_matvecs or tol, or ask for "

@@ -78,6 +78,11 @@ class AlphaStable(NoiseLaw):
         """See :class:`NoiseLaw`; for α = 2 alone."""
         return self.alpha == 2
 
+    @property
+    def needs_example_gradients(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; for the size of SGD's noise."""
+        return self.match != "none"
+
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         super().check(risk)

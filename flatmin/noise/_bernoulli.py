@@ -44,6 +44,7 @@ class Bernoulli(MatchedLaw):
     """
 
     name = "bernoulli"
+    _made_of_examples = True
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class GLDDiagonal(MatchedGaussianLaw):
     """
 
     name = "gld_diagonal"
+    _made_of_examples = True
     _matched_by_refresh = ("trace", "none")
 
     def __init__(

@@ -125,6 +125,11 @@ class Projected(MatchedLaw):
         """See :class:`NoiseLaw`; as the inner law, unless it gets another size."""
         return self.match == "none" and self._inner_law().needs_all_examples
 
+    @property
+    def needs_example_gradients(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; as the inner law, or for a size of its own."""
+        return self.match != "none" or self._inner_law().needs_example_gradients
+
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         if not (self.law is None or isinstance(self.law, NoiseLaw)):
@@ -153,6 +158,10 @@ class Projected(MatchedLaw):
                 f"match={self.match!r} and {inner!r}; use match='none'."
             )
         inner.check(risk)
+
+    def check_chains(self, risk: Risk) -> None:
+        """See :meth:`NoiseLaw.check_chains`; as the inner law."""
+        self._inner_law().check_chains(risk)
 
     def _refresh(
         self,

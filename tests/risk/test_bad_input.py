@@ -93,7 +93,7 @@ BAD = {
     "option for batch norm": (
         {"batch_norm": "eval"},
         ValueError,
-        "batch_norm must be 'error' or 'frozen'. Got 'eval'",
+        "Unknown batch_norm 'eval'. There are: 'batch', 'error', 'frozen'",
     ),
     "a tuple without a tensor first": (
         {"module": Apply(lambda p, X: (None, p["a"](X)), a=nn.Linear(4, 3))},
@@ -297,7 +297,14 @@ def test_construction(options, error, message):
     ("ask", "message"),
     [
         (lambda r: r.value(torch.zeros(3)), r"θ must have shape \(35,\).*Got \(3,\)"),
-        (lambda r: r.gradient(torch.zeros(2, 35)), r"Got \(2, 35\)"),
+        (
+            lambda r: r.gradient(torch.zeros(2, 36)),
+            r"one chain. Got \(2, 36\)",
+        ),
+        (
+            lambda r: r.gradient(torch.zeros(0, 35)),
+            r"one chain. Got \(0, 35\)",
+        ),
         (lambda r: r.linearize(torch.zeros(36)), r"Got \(36,\)"),
         (lambda r: r.squared_norms(torch.zeros(36)), r"Got \(36,\)"),
         (lambda r: r.gauss_newton_traces(torch.zeros(36), generator()), r"Got \(36,\)"),

@@ -94,7 +94,9 @@ class HeldConstants(TorchFunctionMode):
             self._values.append(value.detach().clone() if is_tensor else value)
             return value
         self._next += 1
-        return self._values[self._next - 1]
+        value = self._values[self._next - 1]
+        # A module may fill in a part that θ determines, which is none of the constant.
+        return value.clone() if isinstance(value, Tensor) else value
 
 
 def _has_graph(value: Any) -> bool:

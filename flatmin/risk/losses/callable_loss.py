@@ -197,6 +197,7 @@ class CallableLoss(ExampleLoss):
         losses = self.per_example(outputs, targets)
         weights = self.target_weights(targets)
         if weights is not None:
+            weights = weights.double()  # a ratio in float32 is no digit of float64
             losses = losses * weights * (len(losses) / weights.sum())
         found = losses.mean()
         if not bool((found - own).abs() > tolerance(outputs.dtype, 1) * own.abs()):

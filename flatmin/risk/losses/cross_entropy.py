@@ -36,6 +36,7 @@ class CrossEntropy(ExampleLoss):
     """
 
     name = "cross_entropy"
+    classes: ClassTargets
     is_likelihood = True
 
     def __init__(

@@ -93,7 +93,7 @@ class ExampleHessians:
             return difference(found, expected, self.model.layout.sizes)
 
         trials = {"vmap": off, "one by one": None}
-        return self.choice.settle(trials, tolerance(theta.dtype, 2))
+        return self.choice.settle(trials, tolerance(self.model.precision, 2))
 
     def _vectorised(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
         leaves, weights = leaves_of(chunk.X), theta.new_ones(len(chunk.X))
