@@ -240,7 +240,7 @@ def _like(container: Any, content: Any) -> Any:
         try:
             made = kind(content)
             return made if list(made.items()) == list(content.items()) else content
-        except Exception:  # such as a SliceDict, or a default_factory before it
+        except Exception:  # a SliceDict, or a defaultdict, is made of something else
             return content
     if hasattr(kind, "_fields"):
         return kind(*content)

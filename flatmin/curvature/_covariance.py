@@ -80,12 +80,13 @@ class GradientCovarianceOperator(RiskOperator):
                 slopes = slopes - slopes.mean(-1, keepdim=True)
             return self.risk.weighted_gradient(self.theta, slopes)
         b, m = self.batches.shape
-        means = slopes[self.batches].mean(-1)
+        means = slopes[..., self.batches].mean(-1)
         if self.centered:
-            means = means - means.mean()
+            means = means - means.mean(-1, keepdim=True)
         # Each batch hands its slope on to its examples, which may be in several.
-        shares = (means / m).repeat_interleave(m)
-        weights = torch.zeros_like(slopes).index_add_(0, self.batches.flatten(), shares)
+        shares = (means / m).repeat_interleave(m, -1)
+        weights = torch.zeros_like(slopes)
+        weights.index_add_(-1, self.batches.flatten(), shares)
         divisor = b - 1 if self.centered else b
         return self.risk.weighted_gradient(
             self.theta, weights * (self.risk.n_examples / divisor)
@@ -102,7 +103,7 @@ class GradientCovarianceOperator(RiskOperator):
             dim=-2,
         )
         if self.batches is not None:
-            rows = rows[self.batches].mean(1)
+            rows = rows[..., self.batches, :].mean(-2)
         if self.indices is not None:
             rows = rows[..., self.indices]
         check_finite("A gradient gᵢ", rows, self.risk, self.indices)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,7 @@ def hessian_eigenpairs(
     ----------
     risk : Risk
     theta : Tensor or ndarray of shape (\\*chains, D)
-        Chains only on an analytic risk.
+        The chains of a network are solved one after the other.
     k : int
         1 ≤ k ≤ D.
     which : {"LM", "LA", "SA", "BE"}, default="LA"
@@ -51,7 +53,8 @@ def hessian_eigenpairs(
         Where Lanczos starts, such as the leading eigenvector at a θ nearby: the fewer
         products the closer it is. Without effect where H is dense.
     rng : torch.Generator, int or None, default=None
-        For Lanczos' start vector; None is random.
+        For Lanczos' start vector; None is random. A seed gives every chain the same
+        one, a generator serves one chain after the other.
 
     Returns
     -------
@@ -71,6 +74,13 @@ def hessian_eigenpairs(
         v0 = as_direction(v0, "v0", (risk.n_params,), theta)
     if isinstance(risk, AnalyticRisk):
         return _dense_eigenpairs(risk.hessian(theta), k, which, tol)
+    if theta.ndim > 1:
+        return _of_each_chain(
+            lambda one: hessian_eigenpairs(
+                risk, one, k, which=which, tol=tol, v0=v0, rng=rng
+            ),
+            theta,
+        )
     operator = HessianOperator(risk, theta)
     return eigsh(operator, k, which=which, tol=tol, v0=v0, rng=rng)
 
@@ -95,6 +105,8 @@ def covariance_eigenpairs(
     ----------
     risk : Risk
     theta : Tensor or ndarray of shape (\\*chains, D)
+        Chains of a network whose gradients are too many to hold are solved one after
+        the other.
     k : int
         1 ≤ k ≤ min(D, N - 1).
     select : str or list of str, default=None
@@ -126,6 +138,21 @@ def covariance_eigenpairs(
     size = operator.shape[-1]
     largest = min(size, risk.n_examples - 1)
     k = check_count("k", k, at_most=largest, limit="min(D, N - 1)")
+    n_numbers = theta.numel() // risk.n_params * risk.n_examples * size
+    if n_numbers > GRAM_LIMIT and theta.ndim > 1 and not isinstance(risk, AnalyticRisk):
+        return _of_each_chain(
+            lambda one: covariance_eigenpairs(
+                risk,
+                one,
+                k,
+                select=select,
+                preconditioner=preconditioner,
+                tol=tol,
+                rng=rng,
+                verbose=verbose,
+            ),
+            theta,
+        )
     if risk.n_examples * size > GRAM_LIMIT:
         return eigsh(operator, k, which="LA", tol=tol, rng=rng, verbose=verbose)
     chunks = risk.per_example_gradients(theta)
@@ -199,6 +226,24 @@ def gram_eigenpairs(rows: Tensor, factor: float, k: int, tol: float) -> Eigenpai
     residuals = torch.linalg.vector_norm(errors, dim=-2)
     converged = residuals <= tol * values[..., :1]
     return Eigenpairs(values, vectors, residuals, converged, 0)
+
+
+def _of_each_chain(solve: Callable[[Tensor], Eigenpairs], theta: Tensor) -> Eigenpairs:
+    """Return the pairs of one chain after the other."""
+    chains = theta.shape[:-1]
+    found = [solve(one) for one in theta.reshape(-1, theta.shape[-1])]
+
+    def stacked(name: str) -> Tensor:
+        parts = torch.stack([getattr(pairs, name) for pairs in found])
+        return parts.view(*chains, *parts.shape[1:])
+
+    return Eigenpairs(
+        stacked("eigenvalues"),
+        stacked("eigenvectors"),
+        stacked("residuals"),
+        stacked("converged"),
+        sum(pairs.n_matvecs for pairs in found),
+    )
 
 
 def _dense_eigenpairs(

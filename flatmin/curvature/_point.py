@@ -13,7 +13,7 @@ from flatmin._utils.arrays import check_readable
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_point, check_risk
 
-__all__ = ["Point", "as_point", "point_tensor"]
+__all__ = ["Point", "as_one_point", "as_point", "point_tensor"]
 
 Point: TypeAlias = Tensor | NDArray[Any]
 
@@ -52,6 +52,34 @@ def as_point(risk: Risk, theta: Point, name: str = "theta") -> Tensor:
     tensor = point_tensor(risk, theta, name)
     check_point(risk, tensor, name)
     return tensor
+
+
+def as_one_point(risk: Risk, theta: Point, what: str) -> Tensor:
+    """Return θ as a tensor, for what is not defined for several chains.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor or ndarray of shape (D,)
+    what : str
+        For the message.
+
+    Returns
+    -------
+    Tensor of shape (D,)
+
+    Raises
+    ------
+    ValueError
+        If θ is several chains; others as from :func:`as_point`.
+    """
+    theta = as_point(risk, theta)
+    if theta.ndim != 1:
+        raise ValueError(
+            f"{what} is of one θ, of shape (D,). Got {tuple(theta.shape)}; ask for one "
+            "chain at a time."
+        )
+    return theta
 
 
 def point_tensor(risk: Risk, theta: Point, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Many chains of a dynamic at once, on a risk given by formulas."""
+"""Many chains of a dynamic at once, on a risk given by formulas or of a network."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
+from flatmin.curvature import hessian_eigenpairs
 from flatmin.dynamics._divergence import DivergenceError
 from flatmin.dynamics._proportion import Proportion
 from flatmin.linalg import Estimate
 from flatmin.noise import NoiseLaw, Step, make_noise_law, step_for
 from flatmin.noise._registry import check_law_class
-from flatmin.risk import AnalyticRisk
+from flatmin.risk import AnalyticRisk, EmpiricalRisk
 
 __all__ = ["Simulation", "simulate"]
 
+ChainsRisk: TypeAlias = AnalyticRisk | EmpiricalRisk
 Method: TypeAlias = str | NoiseLaw | type[NoiseLaw]
 
 
@@ -107,7 +109,7 @@ class Simulation:
 
 
 def simulate(
-    risk: AnalyticRisk,
+    risk: ChainsRisk,
     methods: Method | Iterable[Method] | Mapping[str, Method],
     start: Any,
     *,
@@ -122,10 +124,18 @@ def simulate(
     """Run θ ← θ - η (g₀ + ε) from one start, many chains of each method at once.
 
     Memory grows with ``n_chains``, and with ``n_iter`` only through the trajectories.
+    The chains of a small network go through it together (see
+    :class:`flatmin.EmpiricalRisk`); where they cannot, or where the law needs
+    eigenpairs, one after the other does: ``risk.paths`` tells.
+
+    All chains draw from one generator: each call fills a tensor whose first dimension
+    is the chains, and chain c takes its c-th part. So the chains are independent, and a
+    run with another number of chains is another sample. Given the numbers that it
+    drew, a chain is what it would be alone, to rounding.
 
     Parameters
     ----------
-    risk : AnalyticRisk
+    risk : AnalyticRisk or EmpiricalRisk
     methods : str, NoiseLaw, its class, iterable or mapping of these
         Names, or laws for other settings than a law's own; a mapping gives labels.
     start : array-like or Tensor of shape (D,) or (n_chains, D)
@@ -161,7 +171,7 @@ def simulate(
     ValueError
         If an argument, or a law's setting, does not fit.
     DivergenceError
-        If a law that needs eigenpairs meets a θ that is not finite.
+        If a law that needs eigenpairs, or Tr(G), meets a θ that is not finite.
 
     Warns
     -----
@@ -182,12 +192,21 @@ def simulate(
     Proportion(value=0.0, low=0.0, high=0.0369..., count=0, n=100)
     >>> result["sgd"].success_rate().low > 0.0369
     True
+
+    Copies of a network:
+
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> risk = EmpiricalRisk(net, "squared_error", [[1.0], [3.0]], [[1.0], [2.0]])
+    >>> run = simulate(risk, "gd", [[0.0], [1.0]], lr=0.1, n_iter=100, n_chains=2)
+    >>> run["gd"].theta  # least squares: 7/10
+    tensor([[0.7000],
+            [0.7000]])
     """
-    if not isinstance(risk, AnalyticRisk):
+    if not isinstance(risk, ChainsRisk):
         raise TypeError(
-            "risk must be an AnalyticRisk, whose θ may be many chains. Got "
-            f"{type(risk).__name__}; train a network with NoisyDiffusionClassifier or "
-            "NoisyDiffusionRegressor."
+            "risk must be an AnalyticRisk or an EmpiricalRisk, whose θ may be many "
+            f"chains. Got {type(risk).__name__}; make one of a network: "
+            "EmpiricalRisk(module, loss, X, y)."
         )
     lr = check_positive("lr", lr)
     check_held_by("lr", lr, risk.dtype)
@@ -234,13 +253,15 @@ def _run(
         told = step_for(law.noisy_gradient, step)
         for _ in range(int(law.n_substeps)):
             if is_due:
-                state, gradient = _refreshed(risk, law, theta, rng, (state, step))
+                state, gradient = _refreshed(
+                    risk, law, theta, rng, previous=state, step=step
+                )
                 is_due = False
             else:
                 _, gradient = law.noisy_gradient(risk, theta, state, rng, **told)
             theta = theta - step.lr * gradient
         if exits is not None:
-            exits.look(theta, t + 1)
+            exits.update(theta, t + 1)
         bar.update(1)
     return Simulation(
         law,
@@ -263,7 +284,7 @@ class _Exits:
         self.censored = ~self.inside
         self.times = torch.where(self.inside, 0, n_iter)
 
-    def look(self, theta: Tensor, t: int) -> None:
+    def update(self, theta: Tensor, t: int) -> None:
         # -∞ lies below everything.
         self.inside = self.reached(theta) & theta.isfinite().all(-1)
         first = self.inside & self.censored
@@ -271,15 +292,15 @@ class _Exits:
         self.censored = self.censored & ~first
 
 
-def _refreshed(risk, law, theta, rng, before) -> tuple[Any, Tensor]:
+def _refreshed(risk, law, theta, rng, *, previous, step) -> tuple[Any, Tensor]:
     """Return the law's state at θ and the noisy gradient there, which share a sweep."""
-    previous, step = before
     refreshed = law.refreshed_gradient
     try:
         told = step_for(refreshed, step)
         state, _, gradient = refreshed(risk, theta, rng, previous, **told)
         return state, gradient
-    except RuntimeError as error:  # of an eigensolver
+    # An eigensolver raises the first at a θ that is not finite, Tr(G) the second.
+    except (RuntimeError, FloatingPointError) as error:
         n_lost = int((~theta.isfinite().all(-1)).sum())
         if not n_lost:
             raise
@@ -289,7 +310,7 @@ def _refreshed(risk, law, theta, rng, before) -> tuple[Any, Tensor]:
         ) from error
 
 
-def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
+def _laws(methods, risk: ChainsRisk) -> dict[str, NoiseLaw]:
     if isinstance(methods, str | type | NoiseLaw):
         methods = [methods]
     if not isinstance(methods, Iterable):
@@ -323,10 +344,11 @@ def _laws(methods, risk: AnalyticRisk) -> dict[str, NoiseLaw]:
         raise ValueError("simulate needs at least one method. Got none.")
     for law in laws.values():
         law.check(risk)
+        law.check_chains(risk)
     return laws
 
 
-def _start(risk: AnalyticRisk, start: Any, n_chains: int) -> Tensor:
+def _start(risk: ChainsRisk, start: Any, n_chains: int) -> Tensor:
     if not isinstance(start, Tensor):
         start = torch.as_tensor(to_array("start", start))
     check_floating("start", start, 1)
@@ -351,8 +373,11 @@ def _start(risk: AnalyticRisk, start: Any, n_chains: int) -> Tensor:
     return theta
 
 
-def _warn_if_unstable(risk: AnalyticRisk, theta: Tensor, lr: float) -> None:
-    sharpest = float(torch.linalg.eigvalsh(risk.hessian(theta)).max())
+def _warn_if_unstable(risk: ChainsRisk, theta: Tensor, lr: float) -> None:
+    try:
+        sharpest = _sharpest(risk, theta)
+    except ValueError:  # PyTorch has no second derivative of this network
+        return
     if lr * sharpest > 2:
         warnings.warn(
             f"η λ_max = {lr * sharpest:.3g} > 2 at the start: gradient descent is "
@@ -360,6 +385,14 @@ def _warn_if_unstable(risk: AnalyticRisk, theta: Tensor, lr: float) -> None:
             f"nothing about the noise; a stable one is below {2 / sharpest:.3g}.",
             stacklevel=3,
         )
+
+
+def _sharpest(risk: ChainsRisk, theta: Tensor) -> float:
+    """Return the largest eigenvalue of H in all chains."""
+    if isinstance(risk, AnalyticRisk):
+        return float(torch.linalg.eigvalsh(risk.hessian(theta)).max())
+    starts = theta.unique(dim=0)  # most often one
+    return float(hessian_eigenpairs(risk, starts, 1, tol=1e-2, rng=0).eigenvalues.max())
 
 
 def _known(tensor: Tensor | None) -> Tensor:

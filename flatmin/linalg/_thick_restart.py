@@ -59,15 +59,7 @@ def thick_restart(
     )
     repeated = False
     while True:
-        if process.is_full:
-            _shrink(process, k, which)
-        process.advance()
-        bar.update()
-        spent = process.n_matvecs >= limit
-        beyond = process.n - k
-        if beyond < 0 or not (process.is_full or spent or beyond % 2 == 0):
-            continue
-
+        spent = _advance(process, k, which, limit=limit, bar=bar)
         ritz, S, residuals = process.ritz()
         wanted = order_eigenvalues(ritz, which, k)
         scale = ritz.abs().max()
@@ -104,6 +96,20 @@ def thick_restart(
             result = replace(result, converged=torch.zeros_like(done))
         _warn_unless_converged(result, tol, scale)
         return result
+
+
+def _advance(
+    process: BandLanczos, k: int, which: Which, *, limit: int, bar: Any
+) -> bool:
+    """Take products until the Ritz pairs are worth a look; say if none are left."""
+    while True:
+        if process.is_full:
+            _shrink(process, k, which)
+        process.advance()
+        bar.update()
+        spent, beyond = process.n_matvecs >= limit, process.n - k
+        if beyond >= 0 and (process.is_full or spent or beyond % 2 == 0):
+            return spent
 
 
 def _has_copies(result: Eigenpairs, allowed: Tensor) -> bool:

@@ -11,7 +11,7 @@ from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin._utils.results import HtmlTable
 from flatmin.curvature._eigenpairs import GRAM_LIMIT
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point
 from flatmin.measures._alignment import align, alignment_moments
 from flatmin.measures._alignment_result import Alignment
 from flatmin.risk import EmpiricalRisk
@@ -52,8 +52,8 @@ def alignment_by_layer(
     """Return :func:`alignment` of each layer.
 
     A layer's parameters are those that one module holds. One sweep gives all that is
-    asked of Σ; products with H are taken layer by layer, since one with the whole H
-    mixes them.
+    asked of Σ. Products with H are taken layer by layer, since one with the whole H
+    mixes them; one with a layer's block computes nothing that lies below the layer.
 
     Parameters
     ----------
@@ -83,11 +83,7 @@ def alignment_by_layer(
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_seed(rng)
-    theta = as_point(risk, theta)
-    if theta.ndim != 1:
-        raise ValueError(
-            f"alignment is of one θ, of shape (D,). Got {tuple(theta.shape)}."
-        )
+    theta = as_one_point(risk, theta, "alignment")
     generator = make_generator(rng, risk.device)
     moments = alignment_moments(risk, theta, None, None)
     rows = None

@@ -15,7 +15,7 @@ from flatmin._utils.random import check_seed, make_generator
 from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import covariance_eigenpairs
 from flatmin.curvature._finite import check_finite
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point
 from flatmin.measures._rounding import CLEAR, nearby
 from flatmin.risk import Risk
 
@@ -130,7 +130,7 @@ def minibatch_gaussianity(
     batch_size = check_count("batch_size", batch_size)
     k = check_count("k", k)
     n_batches = check_count("n_batches", n_batches)
-    theta = as_point(risk, theta)
+    theta = as_one_point(risk, theta, "minibatch_gaussianity")
     if directions is None:
         largest = min(risk.n_params, risk.n_examples - 1)
         check_count("k", k, at_most=largest, limit="min(D, N - 1)")

@@ -10,7 +10,7 @@ import torch
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import GGNOperator
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point
 from flatmin.linalg import Estimate, eigsh
 from flatmin.measures._deflation import deflated_norm
 from flatmin.measures._estimate import exact, quotient, square
@@ -119,7 +119,7 @@ def loss_scaled_alignment(
     check_seed(rng)
     k = check_count("k", k)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    theta = as_point(risk, theta)
+    theta = as_one_point(risk, theta, "loss_scaled_alignment")
     generator = make_generator(rng, risk.device)
     moments = gradient_moments(risk, theta)
     if not bool(moments.has_loss):

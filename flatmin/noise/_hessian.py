@@ -20,7 +20,7 @@ __all__ = ["GLDHessian"]
 # the draws between two refreshes.
 _LARGEST_DENSE = 1000
 
-# Of the quadrature for Tr|H|, 60 products each.
+# Probes of the quadrature for Tr|H|, with 60 products each.
 _N_PROBES = 5
 
 
@@ -81,9 +81,10 @@ class GLDHessian(HessianSpectrumLaw):
     def _refresh(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> LinearOperator:
-        dense = isinstance(risk, AnalyticRisk) or risk.n_params <= _LARGEST_DENSE
-        if not self._full or dense:
+        if not self._full or _is_dense(risk):
             return super()._refresh(risk, theta, rng, previous)
+        if theta.ndim > 1:
+            self.check_chains(risk)
         hessian = HessianOperator(risk, theta)
         density = spectral_density(hessian, n_probes=_N_PROBES, n_steps=60, rng=rng)
         trace = density.mean(torch.abs)[0] * risk.n_params
@@ -114,6 +115,16 @@ class GLDHessian(HessianSpectrumLaw):
             law = clone(self).set_params(n_components=None)
         super(GLDHessian, law).check(risk)
 
+    def check_chains(self, risk: Risk) -> None:
+        """See :meth:`NoiseLaw.check_chains`."""
+        if self._full and not _is_dense(risk):
+            raise ValueError(
+                "n_components='full' of gld_hessian takes one θ at a time where there "
+                f"are more than {_LARGEST_DENSE} parameters. Got many chains of "
+                f"{risk.n_params}; use a number of components, or run one chain after "
+                "the other."
+            )
+
     def _n_components(self, risk: Risk) -> int:
         if self._full:
             return risk.n_params
@@ -133,6 +144,10 @@ class GLDHessian(HessianSpectrumLaw):
         return covariance_trace(risk, theta, check=False) / (
             self._batch_size(risk) * trace
         )
+
+
+def _is_dense(risk: Risk) -> bool:
+    return isinstance(risk, AnalyticRisk) or risk.n_params <= _LARGEST_DENSE
 
 
 class _ScaledMagnitude(AbsoluteOperator):

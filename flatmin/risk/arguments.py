@@ -16,6 +16,7 @@ from flatmin._utils.numbers import check_count
 __all__ = [
     "as_direction",
     "as_indices",
+    "check_no_sweeps",
     "check_point",
     "check_products",
     "check_risk",
@@ -84,6 +85,12 @@ def check_products(n_products: Any) -> None:
     """Raise unless something is a number of products, or None."""
     if n_products is not None:
         check_count("n_products", n_products)
+
+
+def check_no_sweeps(n_sweeps: Any) -> None:
+    """Raise where sweeps are counted, and no signs are drawn."""
+    if n_sweeps is not None:
+        raise ValueError("n_sweeps counts draws of signs. Pass rng, or leave it out.")
 
 
 def check_point(risk: Any, theta: Any, name: str = "theta") -> None:

@@ -30,8 +30,7 @@ class LinearizedRisk(Protocol):
 class Risk(Protocol):
     """L(θ) = (1/N) Σ ℓ̃ᵢ(θ) + (λ/2)‖θ‖² and what can be asked of it.
 
-    θ has shape ``(*chains, D)``: leading dimensions are independent chains. Only
-    analytic risks have them; a network's θ has shape ``(D,)``.
+    θ has shape ``(*chains, D)``: leading dimensions are independent chains.
     """
 
     @property
@@ -130,11 +129,16 @@ class Risk(Protocol):
         ...
 
     def gauss_newton_traces(
-        self, theta: Tensor, rng: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
     ) -> Tensor:
         """Return an unbiased estimate of Tr(Gᵢ) an example, shape (\\*chains, N).
 
-        Without ``rng`` it is exact and takes ``n_outputs`` times as long.
+        Without ``rng`` it is exact and takes ``n_outputs`` times as long. With
+        ``n_sweeps`` it is one estimate a row, shape (n_sweeps, \\*chains, N).
         """
         ...
 

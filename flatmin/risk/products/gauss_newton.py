@@ -14,7 +14,7 @@ from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 
-__all__ = ["gauss_newton_draw", "gauss_newton_example_traces"]
+__all__ = ["gauss_newton_draw", "gauss_newton_example_traces", "weighted_root"]
 
 
 def gauss_newton_draw(
@@ -51,7 +51,7 @@ def gauss_newton_draw(
     """
 
     def cotangents(outputs: Tensor, slopes: Tensor) -> Tensor:
-        noise = _weighted_root(loss, outputs, z, *chunk.targets_and_weights)
+        noise = weighted_root(loss, outputs, z, *chunk.targets_and_weights)
         part: Tensor = noise * (scale / n_examples**0.5)
         return slopes / n_examples + part
 
@@ -70,28 +70,43 @@ def gauss_newton_example_traces(
     loss : ExampleLoss
     sums : ExampleSums
     chunk : Chunk
-    z : Tensor of shape (n, \\*output_shape)
-        Signs; the value is exact for a single output.
+    z : Tensor of shape (k, n, \\*output_shape)
+        Signs, of k sweeps; the value is exact for a single output.
 
     Returns
     -------
-    Tensor of shape (n,)
+    Tensor of shape (k, n)
         In float64.
     """
     # Beforehand: the root of a loss that is a callable does not vectorise.
     outputs = model.evaluate(chunk.X)
-    cotangents = _weighted_root(loss, outputs, z, *chunk.targets_and_weights)
-    scalars = ExampleScalars(chunk.X, (cotangents,), inner_products)
-    return sums.squared_norms(scalars)
+    roots = [weighted_root(loss, outputs, of, *chunk.targets_and_weights) for of in z]
+    return sums.several_squared_norms(
+        [ExampleScalars(chunk.X, (root,), inner_products) for root in roots]
+    )
 
 
-def _weighted_root(
+def weighted_root(
     loss: ExampleLoss,
     outputs: Tensor,
     z: Tensor,
     y: Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
+    """Return Sᵢzᵢ of ℓ̃ᵢ, which a weight wᵢ of the example scales by √wᵢ.
+
+    Parameters
+    ----------
+    loss : ExampleLoss
+    outputs : Tensor of shape (n, \\*output_shape)
+    z : Tensor of shape (n, \\*output_shape)
+    y : Tensor of shape (n, ...)
+    weights : Tensor of shape (n,), default=None
+
+    Returns
+    -------
+    Tensor of shape (n, \\*output_shape)
+    """
     product = loss.root_product(outputs, y, z)
     if weights is None:
         return product

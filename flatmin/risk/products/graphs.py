@@ -18,6 +18,8 @@ from flatmin._utils.trees import Inputs, with_leaves
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.autodiff.pullback import with_its_graph
 from flatmin.risk.data.chunks import Chunk, pad_chunk
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.probe import share_of_activations
 from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
@@ -70,6 +72,12 @@ class ProductGraphs:
         self.paths: dict[str, str] = {}
         self.graphs: dict[str, TwoStage] = {}
         self._tried_at: dict[str, int] = {}  # number of updates of the module then
+
+    def of(self, model: FlatModel) -> ProductGraphs:
+        """Return those of another model with the same outputs, such as a block."""
+        share = share_of_activations(model, self.ways.examples.X)
+        work = int(self.work * share)
+        return ProductGraphs(self.ways.of(model), self.chunk_size, work)
 
     def describe(self) -> dict[str, str]:
         """Return :attr:`paths`, with how the reference products come about."""
@@ -127,7 +135,7 @@ class ProductGraphs:
         compare = partial(self._difference, quantity, theta, chunk, probe, expected)
         for context in _CONTEXTS if quantity in _OF_THETA else (nullcontext,):
             with context():
-                limit = tolerance(theta.dtype, 2)
+                limit = tolerance(self.model.precision, 2)
                 reason = attempt("the product by a graph", compare, limit)
             if reason is None:
                 return "graph"
@@ -181,7 +189,7 @@ class ProductGraphs:
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
         compare = partial(self._distance, quantity, theta, chunk, probe, expected)
         name = "the product by a graph after an update"
-        return attempt(name, compare, tolerance(theta.dtype, 2)) is None
+        return attempt(name, compare, tolerance(self.model.precision, 2)) is None
 
     def _product(
         self, quantity: str, X: Inputs, theta: Tensor, v: Tensor, *data: Tensor

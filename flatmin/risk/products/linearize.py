@@ -12,6 +12,8 @@ from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.data.chunks import Chunk, pad_chunk
+from flatmin.risk.network.batch_statistics import needs_examples
+from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.graphs import (
     ProductGraphs,
     pad_direction,
@@ -90,8 +92,12 @@ class Linearization:
             return self._graphs.describe() | few
 
     @property
+    def _model(self) -> FlatModel:
+        return self._graphs.model
+
+    @property
     def _lock(self) -> Lock:
-        return self._graphs.model.lock
+        return self._model.lock
 
     @in_full_float32
     def hvp(self, v: Tensor) -> Tensor:
@@ -163,6 +169,7 @@ class Linearization:
         """
         return self._sum("vjp", u)
 
+    @needs_examples
     @in_full_float32
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀ v.

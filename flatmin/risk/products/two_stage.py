@@ -65,7 +65,8 @@ def two_stage_graph(
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
-    with ignored(), torch.enable_grad():  # of PyTorch's own use of its old parts
+    # PyTorch warns of deprecated parts of its own.
+    with ignored(), torch.enable_grad():
         whole, constants = isolated(lambda: record(pure, theta, direction, *data))
     simplify(whole)
     for node in whole.nodes:
@@ -114,9 +115,9 @@ def _cut(whole: Graph, constants: dict[str, Tensor]) -> TwoStage:
 
 
 def _compiled(graph: Graph, constants: dict[str, Tensor]) -> Callable[..., Any]:
-    """Return a graph as a function, of the arguments that it has."""
-    # A GraphModule and its graph hold each other, so its memory, and that of the
-    # constants, would wait for a collection.
+    """Return a graph as a function of its arguments."""
+    # No GraphModule is made: it and its graph refer to each other, so that the garbage
+    # collector alone would free their memory and the constants'.
     code = graph.python_code("self")
     names = [node.target for node in graph.nodes if node.op == "get_attr"]
     held = SimpleNamespace(**{name: constants[name] for name in names})

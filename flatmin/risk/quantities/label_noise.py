@@ -9,6 +9,7 @@ from flatmin._utils.arrays import check_scalar_tensor
 from flatmin._utils.random import check_rng
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.chains.dispatch import over_chains
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.label_noise import (
     LabelDraw,
@@ -21,7 +22,9 @@ from flatmin.risk.label_noise import (
     label_uniforms,
     pulled_back_squares,
 )
+from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.products.linearize import Linearization
+from flatmin.risk.quantities.chain_linearization import ChainLinearization
 from flatmin.risk.quantities.second_order import SecondOrderRisk
 
 __all__ = ["LabelNoiseRisk"]
@@ -30,11 +33,14 @@ __all__ = ["LabelNoiseRisk"]
 class LabelNoiseRisk(SecondOrderRisk):
     """Labels drawn anew, in the gradient and in closed form."""
 
+    @needs_examples
     @alone
     def check_label_noise(self) -> None:
         """Raise ValueError if the labels cannot be drawn anew."""
         check_label_noise(self._loss, self._targets())
 
+    @needs_examples
+    @over_chains
     @alone
     def value_and_label_draw(
         self, theta: Tensor, draw: LabelDraw, scale: Tensor, rng: torch.Generator
@@ -43,37 +49,45 @@ class LabelNoiseRisk(SecondOrderRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
         draw : LabelDraw
-        scale : Tensor of shape ()
+        scale : Tensor of shape (\\*chains)
             c.
         rng : torch.Generator
             On the risk's device.
 
         Returns
         -------
-        value : Tensor of shape ()
-        gradient : Tensor of shape (D,)
+        value : Tensor of shape (\\*chains)
+        gradient : Tensor of shape (\\*chains, D)
         """
         check_draw(draw)
         check_scalar_tensor("scale", scale)
         check_rng(rng, self.device)
-        self._model.bind(theta)
+        self._model.bind(theta)  # or raise, before anything is drawn
         shape = self.output_shape
         random = label_uniforms(self._loss, self.n_examples, shape, rng, theta)
+        return self._penalised(*self._label_pull(theta, random, draw, scale))
+
+    def _label_pull(
+        self, theta: Tensor, random: Tensor, draw: LabelDraw, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀ + (c/N) Σ Jᵢᵀuᵢ, u made of ``random``; no penalty."""
+        self._model.bind(theta)
+        shape = self.output_shape
 
         def slopes(chunk: Chunk) -> Tensor:
             part = random[chunk.rows]
             return scale * label_slopes(self._loss, chunk.y, part, shape, draw)
 
-        drawn = self._add(
+        return self._add(
             gradient_with_slopes(
                 self._model, self._loss, chunk, slopes(chunk), self.n_examples
             )
             for chunk in self._chunks()
         )
-        return self._penalised(*drawn)
 
+    @needs_examples
     @alone
     def label_covariance_product(
         self, point: Linearization, v: Tensor, draw: LabelDraw
@@ -84,12 +98,12 @@ class LabelNoiseRisk(SecondOrderRisk):
         ----------
         point : Linearization
             Of this risk.
-        v : Tensor of shape (D,)
+        v : Tensor of shape (\\*chains, D)
         draw : LabelDraw
 
         Returns
         -------
-        Tensor of shape (D,)
+        Tensor of shape (\\*chains, D)
 
         Raises
         ------
@@ -97,6 +111,8 @@ class LabelNoiseRisk(SecondOrderRisk):
             If ``point`` or ``draw`` is something else.
         """
         check_draw(draw)
+        if isinstance(point, ChainLinearization):
+            return self._over_chains.label_covariance_product(point, v, draw)
         if not isinstance(point, Linearization):
             raise TypeError(
                 "point must be what linearize(theta) returns. Got "
@@ -109,18 +125,20 @@ class LabelNoiseRisk(SecondOrderRisk):
             product = product * weights.view(-1, *(1 for _ in self.output_shape))
         return point.vjp(product) / self.n_examples**2
 
+    @needs_examples
+    @over_chains
     @in_full_float32
     def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
         """Return Tr(Jᵢᵀ Kᵢ Jᵢ) of each example, exactly, by ``n_outputs`` sweeps.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
         draw : LabelDraw
 
         Returns
         -------
-        Tensor of shape (N,)
+        Tensor of shape (\\*chains, N)
             In float64.
         """
         check_draw(draw)

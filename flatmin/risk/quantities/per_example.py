@@ -9,8 +9,10 @@ from torch import Tensor
 
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.chains.dispatch import over_chains
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.moments import Moments, merge_moments
+from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.quantities.first_order import FirstOrderRisk
 
 __all__ = ["PerExampleRisk"]
@@ -19,23 +21,26 @@ __all__ = ["PerExampleRisk"]
 class PerExampleRisk(FirstOrderRisk):
     """gᵢ, their norms, and the diagonal of Σ."""
 
+    @needs_examples
+    @over_chains
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield gᵢ of all examples, in order, a chunk at a time, without a penalty.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Yields
         ------
-        Tensor of shape (n, D)
+        Tensor of shape (\\*chains, n, D)
         """
         with self._lock:
             self._model.bind(theta)
             theta = self._model.theta()  # the caller may ask for another θ between
         chunks = self._chunks(self._row_chunk_size)
         while True:
-            # Not held between: a caller may stop here, and never come back.
+            # The lock is free between two chunks, because a caller may stop at a yield
+            # and never come back.
             with self._lock:
                 chunk = next(chunks, None)
                 if chunk is None:
@@ -43,17 +48,19 @@ class PerExampleRisk(FirstOrderRisk):
                 rows = self._rows(theta, chunk)
             yield rows
 
+    @needs_examples
+    @over_chains
     @in_full_float32
     def squared_norms(self, theta: Tensor) -> Tensor:
         """Return ‖gᵢ‖² of each example.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        Tensor of shape (N,)
+        Tensor of shape (\\*chains, N)
             In float64.
         """
         self._model.bind(theta)
@@ -61,37 +68,43 @@ class PerExampleRisk(FirstOrderRisk):
             [self._sums.squared_norms(self._scalars(chunk)) for chunk in self._chunks()]
         )
 
+    @needs_examples
+    @over_chains
     @alone
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
         """Return Σᵢ gᵢ² of each coordinate.
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        Tensor of shape (D,)
+        Tensor of shape (\\*chains, D)
             In float64.
         """
         moments = self._moments(theta)
         return moments.centred_squares + self.n_examples * moments.mean.square()
 
+    @needs_examples
+    @over_chains
     @alone
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return diag(Σ) = (1/N) Σᵢ (gᵢ - g₀)², whose sum is Tr(Σ).
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        Tensor of shape (D,)
+        Tensor of shape (\\*chains, D)
             In float64.
         """
         return self._moments(theta).centred_squares / self.n_examples
 
+    @needs_examples
+    @over_chains
     @alone
     def value_gradient_and_variances(
         self, theta: Tensor
@@ -100,13 +113,13 @@ class PerExampleRisk(FirstOrderRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        value : Tensor of shape ()
-        gradient : Tensor of shape (D,)
-        variances : Tensor of shape (D,)
+        value : Tensor of shape (\\*chains)
+        gradient : Tensor of shape (\\*chains, D)
+        variances : Tensor of shape (\\*chains, D)
             In float64.
         """
         moments = self._moments(theta)

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_scalar_tensor
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_rng
-from flatmin.risk.arguments import as_direction
+from flatmin.risk.arguments import as_direction, check_no_sweeps
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.chains.dispatch import over_chains
+from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.products.gauss_newton import (
     gauss_newton_draw,
     gauss_newton_example_traces,
@@ -17,6 +20,9 @@ from flatmin.risk.products.gauss_newton import (
 from flatmin.risk.quantities.per_example import PerExampleRisk
 
 __all__ = ["SecondOrderRisk"]
+
+# Sweeps that share a run forward: their cotangents are held.
+_UNITS_AT_ONCE = 16
 
 
 class SecondOrderRisk(PerExampleRisk):
@@ -27,15 +33,17 @@ class SecondOrderRisk(PerExampleRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
-        u : Tensor of shape (N, \\*output_shape)
+        theta : Tensor of shape (\\*chains, D)
+        u : Tensor of shape (\\*chains, N, \\*output_shape)
 
         Returns
         -------
-        Tensor of shape (D,)
+        Tensor of shape (\\*chains, D)
         """
         return self.linearize(theta, n_products=1).vjp(u)
 
+    @needs_examples
+    @over_chains
     @in_full_float32
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
         """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, by two products an example.
@@ -44,12 +52,12 @@ class SecondOrderRisk(PerExampleRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
-        v : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
+        v : Tensor of shape (\\*chains, D)
 
         Returns
         -------
-        Tensor of shape (D,)
+        Tensor of shape (\\*chains, D)
         """
         v = as_direction(v, "v", (self.n_params,), self._uniform)
         self._model.bind(theta)
@@ -59,6 +67,7 @@ class SecondOrderRisk(PerExampleRisk):
             total += self._hessians.squared_product(theta, chunk, v)
         return total / self.n_examples
 
+    @over_chains
     @alone
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
@@ -67,32 +76,27 @@ class SecondOrderRisk(PerExampleRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
-        scale : Tensor of shape ()
+        theta : Tensor of shape (\\*chains, D)
+        scale : Tensor of shape (\\*chains)
             s.
         rng : torch.Generator
             On the risk's device.
 
         Returns
         -------
-        value : Tensor of shape ()
-        gradient : Tensor of shape (D,)
+        value : Tensor of shape (\\*chains)
+        gradient : Tensor of shape (\\*chains, D)
         """
         check_scalar_tensor("scale", scale)
         check_rng(rng, self.device)
-        self._model.bind(theta)
+        self._model.bind(theta)  # or raise, before anything is drawn
         z = torch.randn(
             (self.n_examples, *self.output_shape),
             generator=rng,
             dtype=self.dtype,
             device=self.device,
         )
-        value, gradient = self._add(
-            gauss_newton_draw(
-                self._model, self._loss, chunk, z[chunk.rows], scale, self.n_examples
-            )
-            for chunk in self._chunks()
-        )
+        value, gradient = self._gauss_newton_pull(theta, z, scale)
         if self.l2:  # G holds λI
             beside = torch.randn(
                 (self.n_params,), generator=rng, dtype=self.dtype, device=self.device
@@ -100,8 +104,26 @@ class SecondOrderRisk(PerExampleRisk):
             gradient += scale * self.l2**0.5 * beside
         return self._penalised(value, gradient)
 
+    def _gauss_newton_pull(
+        self, theta: Tensor, z: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return L(θ) and g₀ + s ε without a penalty, ε made of ``z``."""
+        self._model.bind(theta)
+        return self._add(
+            gauss_newton_draw(
+                self._model, self._loss, chunk, z[chunk.rows], scale, self.n_examples
+            )
+            for chunk in self._chunks()
+        )
+
+    @needs_examples
+    @over_chains
     def gauss_newton_traces(
-        self, theta: Tensor, rng: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
     ) -> Tensor:
         """Return Tr(Gᵢ) of each example, or an unbiased estimate.
 
@@ -109,38 +131,53 @@ class SecondOrderRisk(PerExampleRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
         rng : torch.Generator, default=None
             On the risk's device: draws random signs for an estimate by one sweep.
             None takes ``n_outputs`` sweeps, one for each output, and is exact.
+        n_sweeps : int, default=None
+            Estimates by as many sweeps, one a row. They share one run forward.
 
         Returns
         -------
-        Tensor of shape (N,)
+        Tensor of shape (\\*chains, N), or (n_sweeps, \\*chains, N)
             In float64.
+
+        Raises
+        ------
+        ValueError
+            If there are ``n_sweeps`` without ``rng``.
         """
         check_rng(rng, self.device, optional=True)
         shape = (self.n_examples, *self.output_shape)
         if rng is not None:
-            bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
-            return self._gauss_newton_sweep(theta, (2 * bits - 1).to(self.dtype))
+            k = 1 if n_sweeps is None else check_count("n_sweeps", n_sweeps)
+            signs = [
+                torch.randint(0, 2, shape, generator=rng, device=self.device)
+                for _ in range(k)
+            ]
+            z = [(2 * bits - 1).to(self.dtype) for bits in signs]
+            traces = self._gauss_newton_sweeps(theta, torch.stack(z))
+            return traces[0] if n_sweeps is None else traces
+        check_no_sweeps(n_sweeps)
+        total = torch.zeros(self.n_examples, dtype=torch.float64, device=self.device)
         units = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
-        sweeps = [
-            self._gauss_newton_sweep(theta, unit.view(self.output_shape).expand(shape))
-            for unit in units
-        ]
-        return torch.stack(sweeps).sum(0)
+        for some in units.split(_UNITS_AT_ONCE):
+            z = some.view(-1, 1, *self.output_shape).expand(-1, *shape)
+            total += self._gauss_newton_sweeps(theta, z).sum(0)
+        return total
 
     @in_full_float32
-    def _gauss_newton_sweep(self, theta: Tensor, z: Tensor) -> Tensor:
+    def _gauss_newton_sweeps(self, theta: Tensor, z: Tensor) -> Tensor:
         self._model.bind(theta)
         return torch.cat(
             [
                 gauss_newton_example_traces(
-                    self._model, self._loss, self._sums, chunk, z[chunk.rows]
+                    self._model, self._loss, self._sums, chunk, z[:, chunk.rows]
                 )
                 for chunk in self._chunks()
-            ]
+            ],
+            dim=1,
         )
 
     def check_gauss_newton(self) -> None:
@@ -151,6 +188,7 @@ class SecondOrderRisk(PerExampleRisk):
         """Raise TypeError if the loss is no likelihood, which F needs."""
         self._loss.check_likelihood()
 
+    @over_chains
     @alone
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
         """Return slopes sᵢ at targets that the model draws, with E[sᵢsᵢᵀ] = Hᵢ.
@@ -161,13 +199,13 @@ class SecondOrderRisk(PerExampleRisk):
 
         Parameters
         ----------
-        theta : Tensor of shape (D,)
+        theta : Tensor of shape (\\*chains, D)
         rng : torch.Generator
             On the risk's device.
 
         Returns
         -------
-        Tensor of shape (N, \\*output_shape)
+        Tensor of shape (\\*chains, N, \\*output_shape)
 
         Raises
         ------

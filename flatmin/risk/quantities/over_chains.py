@@ -1,0 +1,296 @@
+"""The words of an empirical risk at many θ at once, each under its own name.
+
+Where a chain is small enough and ``vmap`` is right for the module, blocks of chains go
+through the network together; else one chain after the other goes through the words of
+a single θ. What is random is drawn before, so that both give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatmin._utils.numbers import check_count
+from flatmin._utils.random import check_rng
+from flatmin.risk.arguments import as_direction, check_no_sweeps, check_products
+from flatmin.risk.autodiff.precision import in_full_float32
+from flatmin.risk.autodiff.surroundings import alone
+from flatmin.risk.chains.kernels import ChainChunk, chain_outputs, chain_rows, share
+from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
+from flatmin.risk.example_sums.scalars import inner_products
+from flatmin.risk.label_noise import (
+    LabelDraw,
+    check_draw,
+    label_kernel_product,
+    label_roots,
+)
+from flatmin.risk.products.gauss_newton import weighted_root
+from flatmin.risk.quantities.chain_gradients import ChainGradients
+from flatmin.risk.quantities.chain_linearization import ChainLinearization
+
+__all__ = ["OverChains"]
+
+SUMS = "per-example sums"
+
+
+class OverChains(ChainGradients):
+    """All words: those of gradients, per-example sums, and second derivatives."""
+
+    def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
+        """See :meth:`flatmin.EmpiricalRisk.per_example_gradients`."""
+        with self._lock:
+            thetas, chains = self._flat(theta)
+        most = self._ways.examples_at_a_time(SUMS, len(thetas))
+        chunks = self.risk._chunks(min(most, self.risk._row_chunk_size))
+        while True:
+            # Not held between, as in the word of a single θ.
+            with self._lock:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                rows = self._rows(thetas, chunk)
+            yield rows.view(*chains, *rows.shape[1:])
+
+    @in_full_float32
+    def squared_norms(self, theta: Tensor) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.squared_norms`."""
+        thetas, chains = self._flat(theta)
+        risk = self.risk
+
+        def of(some: Tensor, chunk: Chunk) -> Tensor:
+            return _norms(self._loss_rows(some, chunk)[1])
+
+        norms = self._examples(thetas, of, lambda: self._apart("squared_norms", thetas))
+        return norms.view(*chains, risk.n_examples)
+
+    @alone
+    def squared_gradient_sum(self, theta: Tensor) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.squared_gradient_sum`."""
+        moments, chains = self._moments(theta)
+        uncentred: Tensor = self.risk.n_examples * moments.mean.square()
+        squares = moments.centred_squares + uncentred
+        return squares.view(*chains, -1)
+
+    @alone
+    def gradient_variances(self, theta: Tensor) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.gradient_variances`."""
+        moments, chains = self._moments(theta)
+        variances: Tensor = moments.centred_squares / self.risk.n_examples
+        return variances.view(*chains, -1)
+
+    @alone
+    def value_gradient_and_variances(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`flatmin.EmpiricalRisk.value_gradient_and_variances`."""
+        thetas, _ = self._flat(theta)
+        moments, chains = self._moments(theta)
+        variances = moments.centred_squares / self.risk.n_examples
+        value, mean = self._penalised(moments.value, moments.mean, thetas)
+        dtype = self.risk.dtype
+        return (
+            *self._result(value.to(dtype), mean.to(dtype), chains),
+            variances.view(*chains, -1),
+        )
+
+    def gauss_newton_traces(
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
+    ) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.gauss_newton_traces`."""
+        risk = self.risk
+        check_rng(rng, risk.device, optional=True)
+        thetas, chains = self._flat(theta)
+        shape = (len(thetas), risk.n_examples, *risk.output_shape)
+        if rng is not None:
+            k = 1 if n_sweeps is None else check_count("n_sweeps", n_sweeps)
+            sweeps = []
+            for _ in range(k):
+                bits = torch.randint(0, 2, shape, generator=rng, device=risk.device)
+                z = (2 * bits - 1).to(risk.dtype)
+                sweeps.append(self._gauss_newton_sweep(thetas, z))
+            traces = torch.stack(sweeps).view(k, *chains, risk.n_examples)
+            return traces[0] if n_sweeps is None else traces
+        check_no_sweeps(n_sweeps)
+        units = torch.eye(risk.n_outputs, dtype=risk.dtype, device=risk.device)
+        total = sum(
+            self._gauss_newton_sweep(thetas, unit.view(risk.output_shape).expand(shape))
+            for unit in units
+        )
+        traces = torch.as_tensor(total)
+        return traces.view(*chains, risk.n_examples)
+
+    @in_full_float32
+    def _gauss_newton_sweep(self, thetas: Tensor, z: Tensor) -> Tensor:
+        risk = self.risk
+
+        def of(some: Tensor, chunk: Chunk, z: Tensor) -> Tensor:
+            shared = share(chunk, len(some))
+            with torch.set_grad_enabled(risk.keeps_graph):
+                outputs = chain_outputs(risk._model, some, shared).detach()
+            z = z[:, chunk.rows].flatten(0, 1)
+            cotangents = weighted_root(
+                risk._loss, outputs, z, *shared.examples.targets_and_weights
+            )
+            return self._squares(some, shared, cotangents)
+
+        def apart() -> Tensor:
+            pairs = zip(thetas, z, strict=True)
+            return torch.cat(
+                [risk._gauss_newton_sweeps(theta, own[None]) for theta, own in pairs]
+            )
+
+        return self._examples(thetas, of, apart, z)
+
+    @in_full_float32
+    def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.label_traces`."""
+        check_draw(draw)
+        thetas, chains = self._flat(theta)
+        risk = self.risk
+
+        def of(some: Tensor, chunk: Chunk) -> Tensor:
+            shared = share(chunk, len(some))
+            y, shape = shared.examples.y, risk.output_shape
+            squares = [
+                self._squares(some, shared, shared.examples.weigh(root))
+                for root in label_roots(risk._loss, y, shape, draw, risk.dtype)
+            ]
+            return torch.stack(squares).sum(0)
+
+        def apart() -> Tensor:
+            return torch.stack([risk.label_traces(theta, draw) for theta in thetas])
+
+        return self._examples(thetas, of, apart).view(*chains, risk.n_examples)
+
+    def linearize(
+        self, theta: Tensor, *, select: Any = None, n_products: int | None = None
+    ) -> ChainLinearization:
+        """See :meth:`flatmin.EmpiricalRisk.linearize`."""
+        check_products(n_products)
+        if select is not None:
+            raise ValueError(
+                f"select={select!r} takes one θ of shape (D,). Got θ of shape "
+                f"{tuple(theta.shape)}. Take one chain after the other."
+            )
+        thetas, chains = self._flat(theta)
+        return ChainLinearization(self.risk, thetas.clone(), chains)
+
+    @in_full_float32
+    def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.squared_hessian_product`."""
+        thetas, chains = self._flat(theta)
+        v = as_direction(v, "v", tuple(theta.shape), self.risk._uniform)
+        pairs = zip(thetas, v.reshape(thetas.shape), strict=True)
+        products = [self.risk.squared_hessian_product(*pair) for pair in pairs]
+        return torch.stack(products).view(*chains, -1)
+
+    @alone
+    def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.model_slopes`."""
+        risk = self.risk
+        thetas, chains = self._flat(theta)
+        slopes = torch.stack([risk.model_slopes(theta, rng) for theta in thetas])
+        return slopes.view(*chains, *slopes.shape[1:])
+
+    @alone
+    def label_covariance_product(
+        self, point: ChainLinearization, v: Tensor, draw: LabelDraw
+    ) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.label_covariance_product`."""
+        risk, u = self.risk, point.jvp(v)
+        flat = u.reshape(-1, *risk.output_shape)
+        y = risk._targets()
+        y = y.expand(len(flat) // len(y), *y.shape).flatten(0, 1)
+        product = label_kernel_product(risk._loss, y, flat, draw).view(u.shape)
+        if risk._data.weights is not None:
+            weights = risk._data.weights.square()
+            product = product * weights.view(-1, *(1 for _ in risk.output_shape))
+        pulled: Tensor = point.vjp(product) / risk.n_examples**2
+        return pulled
+
+    def _examples(
+        self,
+        thetas: Tensor,
+        of: Callable[..., Tensor],
+        apart: Callable[[], Tensor],
+        *tensors: Tensor,
+    ) -> Tensor:
+        """Return a number of each example in each chain, (C, N), from rows."""
+        size = min(self.risk._row_chunk_size, self._n())
+
+        def together() -> Tensor:
+            parts = []
+            for chunk in self.risk._chunks(size):
+                blocks = self._ways.blocks(SUMS, size, thetas, *tensors)
+                parts.append(torch.cat([of(b[0], chunk, *b[1:]) for b in blocks]))
+            return torch.cat(parts, 1)
+
+        return self._ways.compute(SUMS, size, thetas, together, apart)
+
+    @in_full_float32
+    def _moments(self, theta: Tensor) -> tuple[Moments, tuple[int, ...]]:
+        thetas, chains = self._flat(theta)
+        risk = self.risk
+        size = min(risk._row_chunk_size, self._n())
+
+        def of(some: Tensor, chunk: Chunk) -> tuple[Tensor, ...]:
+            values, rows = self._loss_rows(some, chunk)
+            return values.mean(1, dtype=torch.float64), *mean_and_squares(rows)
+
+        def of_chunk(chunk: Chunk) -> Moments:
+            blocks = self._ways.blocks(SUMS, size, thetas)
+            parts = zip(*(of(some, chunk) for (some,) in blocks), strict=True)
+            return Moments(len(chunk.X), *map(torch.cat, parts))
+
+        def apart() -> Moments:
+            parts = zip(*(risk._moments(theta)[1:] for theta in thetas), strict=True)
+            return Moments(risk.n_examples, *map(torch.stack, parts))
+
+        moments = self._ways.compute(
+            SUMS,
+            size,
+            thetas,
+            lambda: merge_moments(map(of_chunk, risk._chunks(size))),
+            apart,
+        )
+        return moments, chains
+
+    @in_full_float32
+    def _rows(self, thetas: Tensor, chunk: Chunk) -> Tensor:
+        risk, n = self.risk, len(chunk.X)
+
+        def together() -> Tensor:
+            blocks = self._ways.blocks(SUMS, n, thetas)
+            return torch.cat([self._loss_rows(some, chunk)[1] for (some,) in blocks])
+
+        def apart() -> Tensor:
+            return torch.stack([risk._rows(theta, chunk) for theta in thetas])
+
+        return self._ways.compute(SUMS, n, thetas, together, apart)
+
+    def _loss_rows(self, thetas: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Return ℓ̃ᵢ and gᵢ of each chain."""
+        shared = share(chunk, len(thetas))
+        scalars = self.risk._scalars(shared.examples)
+        return chain_rows(
+            self.risk._model, thetas, shared, scalars.scalar, scalars.args
+        )
+
+    def _squares(self, thetas: Tensor, shared: ChainChunk, u: Tensor) -> Tensor:
+        """Return ‖Jᵢᵀuᵢ‖² of each chain, (C, n)."""
+        return _norms(
+            chain_rows(self.risk._model, thetas, shared, inner_products, (u,))[1]
+        )
+
+
+def _norms(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+    return norms.square()
