@@ -168,7 +168,8 @@ def _descent(risk: EmpiricalRisk, problem: Problem, law: NoiseLaw) -> NoisyDesce
     binding = FlatBinding(copy.deepcopy(problem.module))
     params = binding.params_for(torch.optim.SGD)  # as an estimator does
     optimizer = torch.optim.SGD(params, lr=problem.lr)
-    return NoisyDescent(risk, law, binding, optimizer, torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(0)
+    return NoisyDescent(risk, law, binding, optimizer, rng=rng)
 
 
 def bare_loop(problem: Problem, steps: int) -> Call:

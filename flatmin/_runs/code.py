@@ -68,22 +68,22 @@ def globals_of(
     found: dict[str, Any] = {}
     names: set[str] = set()
     handed: set[str] = set()
-    held = function.__globals__
+    own_globals = function.__globals__
     for code in _with_inner(function.__code__):
         names.update(code.co_names)
         instructions = list(dis.get_instructions(code))
         for place, instruction in enumerate(instructions):
             name = instruction.argval
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                if name in held:
-                    found[name] = held[name]
+                if name in own_globals:
+                    found[name] = own_globals[name]
                     after = instructions[place + 1].opname
                     if after not in ("LOAD_ATTR", "LOAD_METHOD"):
                         handed.add(name)
             elif instruction.opname == "IMPORT_NAME":
                 # Its operands are pushed before it: the level, what is taken from it.
                 level, taken = (i.argval for i in instructions[place - 2 : place])
-                module = _import(name, level, taken or (), held)
+                module = _import(name, level, taken or (), own_globals)
                 if module is not None:
                     found[name] = module
     return found, frozenset(names), frozenset(handed)
@@ -172,11 +172,13 @@ def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _import(
-    name: str, level: int, taken: Sequence[str], held: dict[str, Any]
+    name: str, level: int, taken: Sequence[str], own_globals: dict[str, Any]
 ) -> types.ModuleType | None:
     """Import what a function would, or return None if it would fail."""
     try:
-        module = importlib.import_module("." * level + name, held.get("__package__"))
+        module = importlib.import_module(
+            "." * level + name, own_globals.get("__package__")
+        )
         for part in taken:
             if not hasattr(module, part):
                 importlib.import_module(f"{module.__name__}.{part}")

@@ -106,10 +106,10 @@ class Description:
         added = {}
         if own or isinstance(value, Tensor):
             # Private attributes of tensors are notes of PyTorch's compiler.
-            held = dict(getattr(value, "__dict__", {}))
+            attributes = dict(getattr(value, "__dict__", {}))
             for name in copyreg._slotnames(kind) if own else ():  # type: ignore[attr-defined]
-                held[name] = getattr(value, name, None)
-            added = {k: self.of(v) for k, v in held.items() if own or k[0] != "_"}
+                attributes[name] = getattr(value, name, None)
+            added = {k: self.of(v) for k, v in attributes.items() if own or k[0] != "_"}
         if own or added:
             return [self._class(kind), added, content]
         return content
@@ -119,12 +119,16 @@ class Description:
             parts = tensor.detach().to_sparse_coo().coalesce()
             indices, values = self.of(parts.indices()), self.of(parts.values())
             return [str(tensor.layout), list(parts.shape), indices, values]
-        held = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()
+        dense = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()
         try:
-            return np.ascontiguousarray(held.numpy())
+            return np.ascontiguousarray(dense.numpy())
         except TypeError:  # NumPy has no such numbers
-            held = held.contiguous()
-            return [str(held.dtype), list(held.shape), held.view(torch.uint8).numpy()]
+            dense = dense.contiguous()
+            return [
+                str(dense.dtype),
+                list(dense.shape),
+                dense.view(torch.uint8).numpy(),
+            ]
 
     def _container(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -152,8 +156,8 @@ class Description:
             return [type(value).__qualname__, str(value)]
         if isinstance(value, _CustomOp):
             registered = {"_lib", "_opoverload"}
-            held = {k: v for k, v in vars(value).items() if k not in registered}
-            return [type(value).__qualname__, self.of(held)]
+            attributes = {k: v for k, v in vars(value).items() if k not in registered}
+            return [type(value).__qualname__, self.of(attributes)]
         if isinstance(value, types.BuiltinFunctionType):
             owner = value.__self__
             if isinstance(owner, types.ModuleType | type | None):
@@ -168,7 +172,7 @@ class Description:
         if isinstance(value, property):
             return [self.of(part) for part in (value.fget, value.fset, value.fdel)]
         if isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType):
-            return value.__name__  # of a slot
+            return value.__name__  # a slot has nothing but its name
         if isinstance(value, partial | partialmethod):
             return [self.of(part) for part in (value.func, value.args, value.keywords)]
         if isinstance(value, nn.Module):
@@ -190,21 +194,21 @@ class Description:
         return [self._class(kind), hash_description(self.of(state_of(value)))]
 
     def _class(self, kind: type) -> Any:
-        package = self._note_package(kind.__module__, None)
+        package = self._add_package(kind.__module__, None)
         if package is None and id(kind) not in self._objects:
             name = name_of(kind)
             self._objects[id(kind)] = kind, name  # its methods may name it
             own = {
-                key: self.of(held)
-                for key, held in vars(kind).items()
-                if not isinstance(held, types.MemberDescriptorType)
-                if isinstance(held, _METHODS)
+                key: self.of(value)
+                for key, value in vars(kind).items()
+                if not isinstance(value, types.MemberDescriptorType)
+                if isinstance(value, _METHODS)
                 or not _MADE_BY_PYTHON.fullmatch(key)
-                # Such as an object that is called as a method.
-                or (callable(held) and type(held).__module__ not in _OF_TYPES)
+                # An object can be called as a method, too.
+                or (callable(value) and type(value).__module__ not in _OF_TYPES)
             }
             bases = [self.of(base) for base in (*kind.__bases__, type(kind))]
-            self._note(f"the class {'.'.join(map(str, name))}", [own, bases])
+            self._add_code(f"the class {'.'.join(map(str, name))}", [own, bases])
         return name_of(kind)
 
     def _function(self, function: types.FunctionType) -> Any:
@@ -214,45 +218,47 @@ class Description:
         made_by = function.__globals__.get("__name__")
         if registry and made_by == "functools":  # of singledispatch
             return [*name, self.of(registry)]  # it also holds a cache
-        package = self._note_package(*origin_of(function))
+        package = self._add_package(*origin_of(function))
         described: list[Any] = [*name]
-        # Of a package the version tells, unless the name does not tell which it is.
+        # The version of a package tells what its functions do. A lambda or an inner
+        # function has no name that tells which one it is.
         if package is None or "<" in function.__qualname__:
             described.append(summarize(code))
         described += [
             self.of(function.__defaults__),
             self.of(function.__kwdefaults__),
-            [self.of(held) for held in cells_of(function)],
+            [self.of(content) for content in cells_of(function)],
             {k: self.of(v) for k, v in vars(function).items() if k != "__wrapped__"},
         ]
         if package is None:
             self._code["Python"] = {package_version("Python")}
             label = f"the function {'.'.join(map(str, name))}"
-            self._note(label, described)
+            self._add_code(label, described)
             self._ahead.append(function)
         return described
 
     def _reach(self, function: types.FunctionType) -> None:
         """Describe what the code of a function reads beside its arguments."""
         found, names, handed = globals_of(function)
-        for name, held in found.items():
-            if isinstance(held, types.ModuleType):
-                self._python_module(held, frozenset() if name in handed else names)
+        for name, value in found.items():
+            if isinstance(value, types.ModuleType):
+                self._python_module(value, frozenset() if name in handed else names)
             else:
-                self._global(f"{function.__module__}.{name}", held)
+                self._global(f"{function.__module__}.{name}", value)
 
-    def _global(self, name: str, held: Any) -> None:
+    def _global(self, name: str, value: Any) -> None:
         try:
-            described = self.of(held)
+            described = self.of(value)
         except TypeError as error:
             raise TypeError(f"the global {name}: {error}") from error
-        if isinstance(held, types.FunctionType):
-            # Of a package's, such as torch.func.grad(f, argnums=1), nothing is noted.
-            noted = not (held.__closure__ and self._is_packaged(held))
+        # Functions and classes have an entry of their own. What a package makes of a
+        # function of the user's, such as torch.func.grad(f, argnums=1), has none.
+        if isinstance(value, types.FunctionType):
+            has_entry = not (value.__closure__ and self._is_packaged(value))
         else:
-            noted = isinstance(held, type)
-        if not noted:
-            self._note(f"the global {name}", described)
+            has_entry = isinstance(value, type)
+        if not has_entry:
+            self._add_code(f"the global {name}", described)
 
     def _is_packaged(self, function: types.FunctionType) -> bool:
         return find_package(*origin_of(function)) is not None
@@ -260,12 +266,12 @@ class Description:
     def _python_module(self, module: types.ModuleType, names: frozenset[str]) -> str:
         """Describe what code that has these names in it may take from a module."""
         file = getattr(module, "__file__", None)
-        if self._note_package(module.__name__, file) is None:
-            held = vars(module)
+        if self._add_package(module.__name__, file) is None:
+            attributes = vars(module)
             # Without any of its names the module itself is handed on, and any may be.
             own = f"{module.__name__}."
-            for name in sorted(names & held.keys() or held.keys()):
-                part = held[name]
+            for name in sorted(names & attributes.keys() or attributes.keys()):
+                part = attributes[name]
                 if name[:2] == "__" and name != "__getattr__":
                     continue
                 if not isinstance(part, types.ModuleType):
@@ -282,25 +288,25 @@ class Description:
         settings = {}
         for path, part in module.named_modules():
             of_torch = type(part).__module__.startswith("torch.")
-            code = getattr(part, "code", None)  # of a graph, or of TorchScript
+            code = getattr(part, "code", None)  # graphs and TorchScript have it
             settings[path] = {
                 "the class": self.of(type(part)),
                 "the code": code if isinstance(code, str) else None,
             } | {
-                name: self.of(held)
-                for name, held in vars(part).items()
+                name: self.of(value)
+                for name, value in vars(part).items()
                 # Private attributes of torch's own layers follow from the public ones.
                 if not (of_torch and name[0] == "_") and name not in _OF_EVERY_MODULE
             }
             settings[path] |= {
-                name: [self.of(hook) for hook in held.values()]
-                for name, held in vars(part).items()
-                if name.endswith("_hooks") and held
+                name: [self.of(hook) for hook in value.values()]
+                for name, value in vars(part).items()
+                if name.endswith("_hooks") and value
             }
         return [
             repr(module),
             self.of(tensors),
-            [name for name, held in tensors.items() if held.requires_grad],
+            [name for name, value in tensors.items() if value.requires_grad],
             settings,
         ]
 
@@ -314,10 +320,10 @@ class Description:
         ]
         return [graph.str(False), self.of(tensors)]  # without lines of files
 
-    def _note(self, label: str, described: Any) -> None:
+    def _add_code(self, label: str, described: Any) -> None:
         self._code.setdefault(label, set()).add(hash_description(described))
 
-    def _note_package(self, module: str | None, file: str | None) -> str | None:
+    def _add_package(self, module: str | None, file: str | None) -> str | None:
         """Remember the version of the package that a name is of, and return it."""
         package = find_package(module, file)
         if package not in (None, "Python"):

@@ -73,7 +73,7 @@ def locked_folder(
 
 
 def _sign(handle: int) -> None:
-    with suppress(OSError):  # of a full disk
+    with suppress(OSError):  # a full disk: the lock holds without a name in it
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
 

@@ -45,13 +45,13 @@ def name_of(kind: type) -> list[str]:
 
 def cells_of(function: types.FunctionType) -> list[Any]:
     """Return what a closure holds."""
-    held = []
+    contents = []
     for cell in function.__closure__ or ():
         try:
-            held.append(cell.cell_contents)
+            contents.append(cell.cell_contents)
         except ValueError:  # nothing is in it yet
-            held.append(None)
-    return held
+            contents.append(None)
+    return contents
 
 
 def state_of(value: Any) -> Any:
@@ -82,10 +82,10 @@ def state_of(value: Any) -> Any:
         kept = {
             name
             for kind in type(value).__mro__
-            for name, held in vars(kind).items()
-            if isinstance(held, cached_property)
+            for name, attribute in vars(kind).items()
+            if isinstance(attribute, cached_property)
         }
-        left = {name: held for name, held in rest[0].items() if name not in kept}
+        left = {name: value for name, value in rest[0].items() if name not in kept}
         rest[0] = left or None
     # Items of lists and dicts come as iterators.
     rest = [list(part) if hasattr(part, "__next__") else part for part in rest]

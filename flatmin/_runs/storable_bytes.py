@@ -125,13 +125,13 @@ def _encode_tensor(tensor: Tensor, parts: list[bytes]) -> list[Any]:
             "A checkpoint can hold dense tensors of numbers. Got one of "
             f"{tensor.layout} and {tensor.dtype}."
         )
-    held = tensor.detach().resolve_conj().resolve_neg().cpu()
-    if held.numel() > _span(held.shape, held.stride()):  # of an expanded tensor
-        held = held.contiguous()
-    span = _span(held.shape, held.stride())
-    flat = held.as_strided((span,), (1,)).contiguous().view(torch.uint8)
+    dense = tensor.detach().resolve_conj().resolve_neg().cpu()
+    if dense.numel() > _span(dense.shape, dense.stride()):  # of an expanded tensor
+        dense = dense.contiguous()
+    span = _span(dense.shape, dense.stride())
+    flat = dense.as_strided((span,), (1,)).contiguous().view(torch.uint8)
     parts.append(flat.numpy().tobytes())
-    return [name, list(held.shape), list(held.stride())]
+    return [name, list(dense.shape), list(dense.stride())]
 
 
 def _span(shape: Any, strides: Any) -> int:
@@ -171,12 +171,12 @@ def _decode_tensor(node: Any, rest: memoryview) -> tuple[Tensor, memoryview]:
         raise TypeError(f"a tensor of shape {shape} and strides {strides}")
     span = _span(shape, strides)
     n_bytes = span * dtype.itemsize
-    # Also no more numbers than bytes for them: strides of 0 would make any of one.
+    # With strides of 0 a few bytes could claim to be any number of numbers.
     if n_bytes > len(rest) or math.prod(shape) > span:
         raise TypeError(f"a tensor of shape {shape} in {len(rest)} bytes")
     # In memory of its own, aligned as PyTorch's is: products may depend on it.
-    held = torch.empty(span, dtype=dtype)
-    held.view(torch.uint8).numpy()[:] = np.frombuffer(rest[:n_bytes], np.uint8)
-    if dtype == torch.bool and span and int(held.view(torch.uint8).max()) > 1:
+    numbers = torch.empty(span, dtype=dtype)
+    numbers.view(torch.uint8).numpy()[:] = np.frombuffer(rest[:n_bytes], np.uint8)
+    if dtype == torch.bool and span and int(numbers.view(torch.uint8).max()) > 1:
         raise TypeError("a boolean of another value than 0 and 1")
-    return held.as_strided(shape, strides), rest[n_bytes:]
+    return numbers.as_strided(shape, strides), rest[n_bytes:]

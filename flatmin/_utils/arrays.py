@@ -94,7 +94,7 @@ def check_one_shape(name: str, data: Any) -> None:
     """
     parts = data if isinstance(data, list) else ()
     kind = getattr(getattr(data, "dtype", None), "kind", "")
-    if kind == "O" and getattr(data, "ndim", 0) == 1:  # also a column of pandas
+    if kind == "O" and getattr(data, "ndim", 0) == 1:  # an array, or a column of pandas
         parts = list(data)
     lengths = {
         len(part) if getattr(part, "shape", None) != () else 0
@@ -182,7 +182,7 @@ def to_array(
     plain = to_numpy(name, data)
     try:
         array = np.asarray(plain)
-        if array.dtype.kind not in "biufO":  # of text NumPy would make numbers
+        if array.dtype.kind not in "biufO":  # NumPy would turn text into numbers
             raise TypeError(f"it is of dtype {array.dtype}")
         if array.dtype.kind == "O" and any(item is None for item in array.flat):
             raise TypeError("there is a None in it")  # NumPy would make it NaN

@@ -35,7 +35,7 @@ def check_callable(name: str, function: Any, *arguments: str) -> None:
         raise TypeError(f"{wanted}. Got {function!r}.")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a builtin
+    except (TypeError, ValueError):  # a builtin does not tell its arguments
         return
     try:
         signature.bind(*arguments)

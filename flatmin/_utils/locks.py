@@ -59,7 +59,9 @@ class Lock:
         return Lock, (self._guarded,)
 
     def _after_fork(self) -> None:
-        if self._lock.acquire(blocking=False):  # free, or of the thread that lives on
+        # Only the thread that forked lives on in the child. A lock still works if it
+        # was free, or was held by that thread.
+        if self._lock.acquire(blocking=False):
             self._lock.release()
             return
         self._lock = threading.RLock()
@@ -89,7 +91,8 @@ def one_at_a_time(method: Method) -> Method:
 
     @functools.wraps(method)
     def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Not made by __init__, which scikit-learn allows nothing but parameters.
+        # The lock is made here, because scikit-learn allows __init__ to set parameters
+        # only.
         with vars(self).get("_lock") or vars(self).setdefault("_lock", Lock()):
             return method(self, *args, **kwargs)
 

@@ -120,5 +120,5 @@ def shown(value: Any) -> str:
 
 
 def _whole(text: str) -> str:
-    """Return plain text: of no class of its own, without lone surrogates."""
+    """Return a text as an instance of str itself, with lone surrogates escaped."""
     return str.encode(text, "utf-8", "backslashreplace").decode()

@@ -37,7 +37,8 @@ def ignored(category: type[Warning] = Warning, message: str = "") -> Iterator[No
     try:
         yield
     finally:
-        text.thread = None  # in a list that somebody has put aside it matches nothing
+        # Somebody may have kept the list of filters. This one matches nothing there.
+        text.thread = None
         with _CHANGING:
             # Another list, since a thread may be going through this one.
             warnings.filters = [f for f in warnings.filters if not _is_over(f)]

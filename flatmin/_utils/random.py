@@ -1,12 +1,12 @@
 """One ``random_state`` in, independent seeds and generators out."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 
 __all__ = [
     "check_rng",
@@ -49,7 +49,10 @@ def check_rng(rng: Any, device: torch.device, *, optional: bool = False) -> None
 def resolve_random_state(
     random_state: int | np.random.RandomState | None,
 ) -> np.random.RandomState:
-    """Return scikit-learn's ``check_random_state``, or an error that names it.
+    """Return what scikit-learn's ``check_random_state`` returns, or raise.
+
+    Not by scikit-learn, whose import takes as long as PyTorch's. The error names the
+    parameter.
 
     Parameters
     ----------
@@ -64,13 +67,17 @@ def resolve_random_state(
     ValueError
         If it is none of these.
     """
-    try:
-        return check_random_state(random_state)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            "random_state must be an integer from 0 to 2**32 - 1, a RandomState "
-            f"instance or None. Got {random_state!r}."
-        ) from error
+    if isinstance(random_state, np.random.RandomState):
+        return random_state
+    if random_state is None or random_state is np.random:  # type: ignore[comparison-overlap]
+        return np.random.mtrand._rand
+    if isinstance(random_state, Integral):
+        with suppress(TypeError, ValueError):
+            return np.random.RandomState(int(random_state))
+    raise ValueError(
+        "random_state must be an integer from 0 to 2**32 - 1, a RandomState "
+        f"instance or None. Got {random_state!r}."
+    )
 
 
 def spawn_seeds(

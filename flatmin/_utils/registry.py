@@ -77,7 +77,8 @@ def pack(table: Mapping[str, Any], built_in: Collection[Any]) -> dict[str, bytes
     packed: dict[str, bytes] = {}
     for name, thing in table.items():
         if thing not in built_in:
-            with suppress(Exception):  # where it is used, its name will be unknown
+            # Without what cannot be pickled. Another process will not know its name.
+            with suppress(Exception):
                 packed[name] = bytes(dumps(thing))
     return packed
 

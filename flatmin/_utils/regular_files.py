@@ -29,8 +29,8 @@ def is_there(path: Path) -> bool:
         If there is something else than a regular file, for example a named pipe or a
         link to itself.
     """
-    # Not Path.is_file, to which a pipe is a file that is missing; nor Path.exists, to
-    # which a link to itself is.
+    # Path.is_file is False for a pipe, and Path.exists for a link to itself, as if
+    # nothing were there. Here both raise.
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

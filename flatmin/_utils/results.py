@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 from flatmin._utils.arrays import to_numpy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["HtmlTable", "ShortRepr", "as_array", "html_table"]
 

@@ -6,10 +6,10 @@ be nested. A list is one array, as for scikit-learn.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from scipy.sparse import issparse
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -132,7 +132,8 @@ def is_nested(data: Any) -> bool:
     >>> is_nested({"mask": [[1, 0]]}), is_nested(([1.0], [2.0])), is_nested([[1.0]])
     (True, True, False)
     """
-    if issparse(data):  # one kind of sparse array is a dict
+    sparse = sys.modules.get("scipy.sparse")  # where it is not loaded, nothing is
+    if sparse is not None and sparse.issparse(data):  # one kind is a dict
         return False
     return isinstance(data, Mapping | tuple | Tree)
 
@@ -239,7 +240,7 @@ def _like(container: Any, content: Any) -> Any:
         try:
             made = kind(content)
             return made if list(made.items()) == list(content.items()) else content
-        except Exception:  # such as a SliceDict, or a default_factory before it
+        except Exception:  # a SliceDict, or a defaultdict, is made of something else
             return content
     if hasattr(kind, "_fields"):
         return kind(*content)

@@ -19,7 +19,7 @@ from torch import Tensor
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._cost import Cost, Problem, work_of
@@ -46,6 +46,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "target": [None, str],
         "positions": [None, StrOptions({"all", "example"})],
         "l2": [None, Interval(Real, 0, None, closed="left")],
+        "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -70,6 +71,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     @abstractmethod
     def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
         """Return k eigenpairs of that matrix."""
+
+    def _check_risk(self, risk: EmpiricalRisk) -> None:
+        """Raise if the matrix does not exist for this risk."""
 
     @one_at_a_time
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
@@ -107,6 +111,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         else:
             learner._check_features(X, reset=True)
             learner.risk_ = self._risk_on(self.estimator, X, y, sample_weight)
+        self._check_risk(learner.risk_)
         learner._kept = {}
         self._basis_size(learner.risk_)  # a name in ``select`` that fits nothing
         adopt_attributes(self, learner)
@@ -210,25 +215,31 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         known = {
             name: parameter.default
             for name, parameter in parameters.items()
-            if name not in ("self", "X", "y", "v", "sample_weight", "by_layer")
+            if name not in ("self", "X", "y", "v", "sample_weight")
         }
         for name, value in options.items():
             check_known(f"argument of {call}", name, known)
-            if name != "which" and name != "rtol" and value is not None:
+            if name == "by_layer":
+                self._check_by_layer(value)
+            elif name != "which" and name != "rtol" and value is not None:
                 check_count(name, value)
         risk = self._risk()
+        self._check_risk(risk)
+        if self.batch_norm == "batch" and call in ("transform", "score"):
+            risk.check_examples(call)
         theta = risk.params()
         problem = Problem(
             matrix=getattr(self, "matrix", "covariance"),
             size=self._n_selected(risk),
-            whole=self.select is None,
+            whole=self.select is None and risk.batch_norm != "batch",
+            layers=_layer_sizes(risk) if options.get("by_layer") else (),
             n_examples=risk.n_examples,
             n_outputs=risk.n_outputs,
             itemsize=theta.element_size(),
             n_components=self._basis_size(risk),
         )
         work = work_of(call, problem, known | options)
-        float(risk.gradient(theta).sum())  # which prepares what the next one uses
+        float(risk.gradient(theta).sum())  # sets up what the second one uses
         began = time.perf_counter()
         float(risk.gradient(theta).sum())  # a host read waits for the device
         seconds = time.perf_counter() - began
@@ -241,6 +252,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             seconds,
             work.memory,
         )
+
+    def _check_by_layer(self, by_layer: Any) -> bool:
+        by_layer = check_flag("by_layer", by_layer)
+        if by_layer and self.select is not None:
+            raise ValueError(
+                f"by_layer is of all layers. Got select={self.select!r}; leave one out."
+            )
+        return by_layer
 
     def _risk(self) -> EmpiricalRisk:
         """Return the risk that fit has fixed, else that of the training."""
@@ -256,8 +275,11 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if not hasattr(self, "risk_"):
             return self._risk_on(self.estimator, X, y, sample_weight, **options)
         self._check_features(X, reset=False)
-        risk = self._risk_on(self.estimator, X, y, sample_weight, **options)
-        risk.set_params(self.risk_.params())  # the model may have moved on
+        risk = self._risk_on(
+            self.estimator, X, y, sample_weight, warns=False, **options
+        )
+        # The model may have been trained since fit.
+        risk.set_params(self.risk_.params())
         return risk
 
     def _keep(self, name: str, compute: Any) -> Any:
@@ -311,8 +333,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     def _coordinates(self, risk: EmpiricalRisk, vectors: np.ndarray) -> Tensor:
         """Return gᵢᵀuⱼ of all examples, (N, k) in float64, by k passes."""
-        point = risk.linearize(risk.params())
         columns = torch.tensor(vectors, dtype=risk.dtype, device=risk.device)
+        point = risk.linearize(risk.params(), n_products=columns.shape[1] or None)
         indices = self._indices(risk)
         along = []
         total = columns.shape[1]
@@ -341,3 +363,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if "_kept" in state:  # what is prepared at θ is quickly prepared again
             state["_kept"] = {k: v for k, v in self._kept.items() if k != "operator"}
         return state
+
+
+def _layer_sizes(risk: EmpiricalRisk) -> tuple[int, ...]:
+    layers = risk.layout.layers().values()
+    return tuple(part.stop - part.start for part in layers)

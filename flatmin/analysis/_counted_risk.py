@@ -18,6 +18,8 @@ __all__ = ["WorkCounter", "counted"]
 # sweep of per-example sums 1.2 to 1.7: the larger figures, so that a budget holds.
 _FORWARD = 1 / 3
 _COSTS = {
+    "accuracy": _FORWARD,
+    "batch_statistics": _FORWARD,
     "gradient": 1.0,
     "gradient_variances": 2.0,
     "label_covariance_product": 2.0,
@@ -93,9 +95,11 @@ class _CountedLinearization(Linearization):
 class _CountedRisk(EmpiricalRisk):
     _counter: WorkCounter
 
-    def linearize(self, theta: Any) -> Linearization:
+    def linearize(
+        self, theta: Any, *, select: Any = None, n_products: Any = None
+    ) -> Linearization:
         with self._counter.adding(_PREPARE * self.n_examples):
-            point: Any = super().linearize(theta)
+            point: Any = super().linearize(theta, select=select, n_products=n_products)
         point.__class__ = _CountedLinearization
         point._counter = self._counter
         return point
@@ -104,10 +108,12 @@ class _CountedRisk(EmpiricalRisk):
         with self._counter.adding(_FORWARD * self.n_examples * len(thetas)):
             return super().losses_at(thetas)
 
-    def gauss_newton_traces(self, theta: Any, rng: Any = None) -> Any:
-        n_sweeps = self.n_outputs if rng is None else 1
-        with self._counter.adding(2 * n_sweeps * self.n_examples):
-            return super().gauss_newton_traces(theta, rng)
+    def gauss_newton_traces(
+        self, theta: Any, rng: Any = None, *, n_sweeps: int | None = None
+    ) -> Any:
+        made = self.n_outputs if rng is None else n_sweeps or 1
+        with self._counter.adding(2 * made * self.n_examples):
+            return super().gauss_newton_traces(theta, rng, n_sweeps=n_sweeps)
 
     def value_and_batch_gradient(self, theta: Any, indices: Any) -> Any:
         with self._counter.adding(indices.numel()):

@@ -130,6 +130,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         target=None,
         positions=None,
         l2=None,
+        batch_norm=None,
         matrix="hessian",
         n_components=20,
         select=None,
@@ -146,6 +147,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.target = target
         self.positions = positions
         self.l2 = l2
+        self.batch_norm = batch_norm
         self.matrix = matrix
         self.n_components = n_components
         self.select = select
@@ -167,7 +169,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         max_matvecs : int, default=200
             Products at most; see :func:`flatmin.linalg.trace`. Without ``select`` the
             trace of "ggn" and "fisher" is estimated by sweeps over the examples
-            instead, 32 at most: see :func:`flatmin.curvature.ggn_trace`.
+            instead, 32 at most: see :func:`flatmin.curvature.ggn_trace`. With
+            ``batch_norm="batch"`` it is by products.
 
         Returns
         -------
@@ -182,8 +185,10 @@ class CurvatureAnalyzer(BaseAnalyzer):
         risk = self._risk()
         rng = self._generator(risk.device)
         if self.matrix == "fisher":
-            self._operator(risk)  # which refuses a loss that is no likelihood
-        if self.matrix in ("ggn", "fisher") and self.select is None:
+            self._operator(risk)  # raises if the loss is no likelihood
+        # An example has a part of G of its own, but not with a batch's statistics.
+        by_examples = self.select is None and risk.batch_norm != "batch"
+        if self.matrix in ("ggn", "fisher") and by_examples:
             is_ggn = self.matrix == "ggn"
             result = ggn_trace(risk, risk.params(), rtol=rtol, penalty=is_ggn, rng=rng)
         else:
@@ -354,6 +359,10 @@ class CurvatureAnalyzer(BaseAnalyzer):
         total = float(moments.variances.sum())
         along = self._coordinates(risk, basis.eigenvectors).var(0, correction=0)
         return float(along.sum() / total)
+
+    def _check_risk(self, risk: EmpiricalRisk) -> None:
+        if self.matrix == "empirical_fisher":
+            risk.check_examples("matrix='empirical_fisher'")
 
     def _make_operator(self, risk: EmpiricalRisk) -> RiskOperator:
         return _MATRICES[self.matrix](risk, risk.params(), select=self.select)

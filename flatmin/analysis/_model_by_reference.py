@@ -14,7 +14,11 @@ from flatmin._utils.arrays import check_readable
 from flatmin._utils.docstrings import with_entries
 from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.trees import as_tree, is_nested
-from flatmin.analysis._risk import risk_of_model, training_risk
+from flatmin.analysis._risk import (
+    risk_of_model,
+    training_risk,
+    warn_of_batch_norm,
+)
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.source import is_data_set
 
@@ -35,6 +39,10 @@ positions : {"all", "example"}, default=None
 l2 : float, default=None
     λ of a penalty (λ/2)‖θ‖² of the risk; None is 0. A flatmin estimator has its own.
     The ``weight_decay`` of an optimizer is none.
+batch_norm : {"error", "frozen", "batch"}, default=None
+    What becomes of BatchNorm in a module: see :class:`~flatmin.EmpiricalRisk`. None is
+    "frozen", and warns where a bare module has one in train mode. A flatmin estimator
+    has its own: on its training data that of the training, on other data "frozen".
 hvp : {"exact", "finite_difference"}, default="exact"
     How products with the Hessian are computed; the second is for networks of which
     PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
@@ -55,6 +63,7 @@ class ModelByReference(BaseEstimator):
     target: Any
     positions: Any
     l2: Any
+    batch_norm: Any
     hvp: Any
     device: Any
     dtype: Any
@@ -110,8 +119,17 @@ class ModelByReference(BaseEstimator):
         return super().set_params(**params)
 
     def _risk_on(
-        self, estimator: Any, X: Any, y: Any, sample_weight: Any = None, **options: Any
+        self,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        warns: bool = True,
+        **options: Any,
     ) -> EmpiricalRisk:
+        if warns and self.batch_norm is None:
+            warn_of_batch_norm(estimator)
         return risk_of_model(
             estimator, X, y, sample_weight, **options, **self._settings()
         )
@@ -126,6 +144,7 @@ class ModelByReference(BaseEstimator):
             "target": self.target,
             "positions": self.positions,
             "l2": self.l2,
+            "batch_norm": self.batch_norm,
             "hvp": self.hvp,
             "device": self.device,
             "dtype": self.dtype,

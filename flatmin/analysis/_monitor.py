@@ -85,7 +85,8 @@ class FlatnessMonitor:
     l2 : float, default=0.0
         These four as in :class:`~flatmin.EmpiricalRisk`.
     batch_norm : {"frozen", "error"}, default="frozen"
-        "frozen" uses the running statistics that BatchNorm has at the step.
+        "frozen" uses the running statistics that BatchNorm has at the step. A monitor
+        has no "batch", since a subset of the examples has other statistics than all.
     hvp : {"exact", "finite_difference"}, default="exact"
         These two as in :class:`~flatmin.EmpiricalRisk`.
     device : str or torch.device, default=None
@@ -146,6 +147,12 @@ class FlatnessMonitor:
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.every = check_count("every", every)
+        if str(batch_norm) == "batch":
+            raise ValueError(
+                "A monitor measures a part of the examples, which has other statistics "
+                "than all of them. Got batch_norm='batch'; use 'frozen', or an "
+                "EmpiricalRisk of all examples with update_from."
+            )
         self.budget = check_positive("budget", budget)
         self._quantities = _named(quantities)
         rtol, max_matvecs = check_accuracy(rtol, max_matvecs)

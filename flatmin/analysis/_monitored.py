@@ -111,7 +111,9 @@ def _edge_of_stability(point: MeasuredPoint) -> float:
 
 
 def _covariance_trace(point: MeasuredPoint) -> float:
-    """Return the unbiased estimate of Tr(Σ) of all N, which has the divisor N."""
+    """Return the unbiased estimate of Tr(Σ) over all N examples, of divisor N."""
+    # On average the covariance of a subset, with divisor n - 1, is that of all examples
+    # with divisor N - 1.
     n, n_all = point.risk.n_examples, point.n_examples
     trace = float(point.moments.variances.sum())
     return trace if n == n_all else trace * n / (n - 1) * (n_all - 1) / n_all
@@ -135,7 +137,7 @@ def _gradient_norm(point: MeasuredPoint) -> float:
 
 def _simple_noise_scale(point: MeasuredPoint) -> float:
     squared = _squared_gradient_norm(point)
-    # Not clear of 0: the examples do not tell the gradient from no gradient.
+    # These examples cannot tell the gradient from 0.
     if squared <= 0 or not bool(point.moments.has_gradient):
         return math.inf
     return _covariance_trace(point) / squared

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.locks import one_at_a_time
-from flatmin._utils.numbers import check_count, check_flag
+from flatmin._utils.numbers import check_count
 from flatmin._utils.progress import progress_bar
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._model_by_reference import with_risk_entries
@@ -102,6 +102,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         target=None,
         positions=None,
         l2=None,
+        batch_norm=None,
         n_components=20,
         select=None,
         tol=1e-4,
@@ -117,6 +118,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.target = target
         self.positions = positions
         self.l2 = l2
+        self.batch_norm = batch_norm
         self.n_components = n_components
         self.select = select
         self.tol = tol
@@ -225,7 +227,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             Eigenpairs of either; None is ``n_components``, or all there are.
         by_layer : bool, default=False
             One table of all layers, the parameters that one module holds. One sweep
-            gives the gradients of all. Products with H are taken layer by layer.
+            gives the gradients of all. Products with H are those of a layer's block,
+            which compute nothing below the layer.
         rtol : float, default=0.02
             Relative standard error of traces and norms to reach.
         max_matvecs : int, default=200
@@ -241,11 +244,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         ValueError
             If ``select`` and ``by_layer`` come together.
         """
-        by_layer = check_flag("by_layer", by_layer)
-        if by_layer and self.select is not None:
-            raise ValueError(
-                f"by_layer is of all layers. Got select={self.select!r}; leave one out."
-            )
+        by_layer = self._check_by_layer(by_layer)
         risk = self._risk()
         if by_layer:
             return alignment_by_layer(
@@ -345,13 +344,17 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
         risk = self._risk()
         ones = torch.ones(risk.n_examples, dtype=risk.dtype, device=risk.device)
-        mean = risk.weighted_gradient(risk.params(), ones)  # a penalty is not in it
+        # The mean of the gᵢ. It is not g₀, to which a penalty adds.
+        mean = risk.weighted_gradient(risk.params(), ones)
         gradient = self._selected(risk, mean)
         return gradient.double().cpu().numpy() @ basis.eigenvectors.astype(np.float64)
 
     def _variances(self, risk: EmpiricalRisk) -> Tensor:
         variances = self._selected(risk, risk.gradient_variances(risk.params()))
         return check_finite("The diagonal of Σ", variances, risk, self._indices(risk))
+
+    def _check_risk(self, risk: EmpiricalRisk) -> None:
+        risk.check_examples("The covariance of the gradients")
 
     def _make_operator(self, risk: EmpiricalRisk) -> GradientCovarianceOperator:
         return GradientCovarianceOperator(risk, risk.params(), select=self.select)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -216,6 +217,8 @@ class SpectralDensity:
         -------
         flatmin.plotting.SpectrumDisplay
         """
+        if not hasattr(type(self), "_draw"):
+            sys.modules["flatmin"].__getattr__("plotting")
         return type(self)._draw(self, ax, width)
 
     @property

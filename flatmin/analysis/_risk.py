@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -19,11 +20,13 @@ from flatmin.analysis._skorch_loss import skorch_loss
 from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.losses.resolve_loss import LossLike
+from flatmin.risk.network.batch_statistics import trains_batch_norm
+from flatmin.risk.network.module_checks import check_batch_norm
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.outputs import OutputTransform
-from flatmin.risk.network.prepared_module import evaluation_mode
+from flatmin.risk.network.prepared_module import BatchNorm, evaluation_mode
 
-__all__ = ["risk_of_model", "training_risk"]
+__all__ = ["risk_of_model", "training_risk", "warn_of_batch_norm"]
 
 
 def risk_of_model(
@@ -38,6 +41,7 @@ def risk_of_model(
     target: str | None = None,
     positions: Literal["all", "example"] | None = None,
     l2: float | None = None,
+    batch_norm: BatchNorm | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -65,6 +69,8 @@ def risk_of_model(
         The same; None is "all" where the model has none of its own.
     l2 : float, default=None
         The same; None is 0.
+    batch_norm : {"error", "frozen", "batch"}, default=None
+        The same; None is "frozen".
     hvp : {"exact", "finite_difference"}, default="exact"
         As in :class:`~flatmin.EmpiricalRisk`.
     device : torch.device or str, default=None
@@ -95,16 +101,11 @@ def risk_of_model(
             target=target,
             positions=positions,
             l2=l2,
+            batch_norm=batch_norm,
         )
         target = getattr(model, "reader_", model).target  # of a net, its reader's
     X, y = split_targets(X, y, target)
-    trained = getattr(getattr(model, "reader_", model), "loss", None)
-    needs_y = not isinstance(trained if loss is None else loss, ModuleLoss)
-    if y is None and needs_y and not is_data_set(X):
-        raise ValueError(
-            "A gradient requires y to be passed, but the target y is None: the loss "
-            "compares outputs with targets."
-        )
+    _check_targets(model, loss, X, y)
     if _is_flatmin(model):
         return model.make_risk(
             X,
@@ -114,27 +115,10 @@ def risk_of_model(
             device=device,
             dtype=dtype,
         ).to(hvp=hvp)
-    if isinstance(model, nn.Module):
-        module = model
-        if loss is None:
-            raise ValueError(
-                f"The module {type(model).__name__} has no loss of its own. Pass the "
-                "one it was trained with, such as loss='cross_entropy' or "
-                "loss='squared_error'."
-            )
-    elif _is_skorch(model):
-        if not hasattr(model, "module_"):
-            raise NotFittedError(
-                f"This {type(model).__name__} is not fitted yet. Call its fit first, "
-                "or initialize to analyse it untrained."
-            )
-        module, loss = model.module_, skorch_loss(model) if loss is None else loss
-    else:
-        raise TypeError(_NO_MODEL.format(model))
-    if not (isinstance(X, Tensor) or is_data_set(X) or is_nested(X)):
-        check_readable("X", X)
-        with naming("X"):
-            X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
+    module, loss = _module_and_loss(model, loss)
+    X = _checked_inputs(X)
+    batch_norm = batch_norm or "frozen"
+    check_batch_norm(module, batch_norm)  # in the mode that it has
     if any(part.training for part in module.modules()):
         # A skorch net evaluates InstanceNorm by running statistics, in any mode.
         own_statistics = isinstance(model, nn.Module)
@@ -149,6 +133,7 @@ def risk_of_model(
         target=target,
         positions=positions or "all",
         l2=0.0 if l2 is None else l2,
+        batch_norm=batch_norm,
         hvp=hvp,
         device=device,
         dtype=dtype,
@@ -164,6 +149,7 @@ def training_risk(
     target: str | None = None,
     positions: Literal["all", "example"] | None = None,
     l2: float | None = None,
+    batch_norm: BatchNorm | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -176,7 +162,7 @@ def training_risk(
         Also wrapped as in :func:`risk_of_model`.
     caller : str
         Who asks, for the message.
-    loss, output_transform, target, positions, l2 : None
+    loss, output_transform, target, positions, l2, batch_norm : None
         The estimator has its own.
     hvp : {"exact", "finite_difference"}, default="exact"
         As in :class:`~flatmin.EmpiricalRisk`.
@@ -211,6 +197,7 @@ def training_risk(
             target=target,
             positions=positions,
             l2=l2,
+            batch_norm=batch_norm,
         )
         check_is_fitted(model)
         # The net of an estimator reads data as it does, and holds none.
@@ -226,6 +213,32 @@ def training_risk(
         f"This {caller} has no data: {why}. Call fit(X, y) first, with the data to "
         "analyse on."
     )
+
+
+def warn_of_batch_norm(estimator: Any) -> None:
+    """Say that a bare module's BatchNorm is taken out of train mode.
+
+    A net, or an estimator, predicts in evaluation mode whatever mode it was left in.
+
+    Parameters
+    ----------
+    estimator : object
+        A model, also wrapped as in :func:`risk_of_model`.
+
+    Warns
+    -----
+    UserWarning
+        If there is one.
+    """
+    model, _ = _unwrap(estimator, None)
+    if isinstance(model, nn.Module) and trains_batch_norm(model):
+        warnings.warn(
+            "The module has BatchNorm in train mode. It is analysed with its running "
+            "statistics, as in evaluation mode; pass batch_norm='frozen' to say so, or "
+            "batch_norm='batch' for the statistics of the data.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _unwrap(estimator: Any, X: Any) -> tuple[Any, Any]:
@@ -257,6 +270,46 @@ def _is_flatmin(model: Any) -> bool:
 
 def _is_skorch(model: Any) -> bool:
     return hasattr(model, "module") and hasattr(model, "criterion")
+
+
+def _check_targets(model: Any, loss: LossLike | None, X: Any, y: Any) -> None:
+    """Raise if there are no targets, and the loss needs some."""
+    trained = getattr(getattr(model, "reader_", model), "loss", None)
+    needs_y = not isinstance(trained if loss is None else loss, ModuleLoss)
+    if y is None and needs_y and not is_data_set(X):
+        raise ValueError(
+            "A gradient requires y to be passed, but the target y is None: the loss "
+            "compares outputs with targets."
+        )
+
+
+def _module_and_loss(model: Any, loss: LossLike | None) -> tuple[nn.Module, LossLike]:
+    """Return the network of a module or a skorch net, and the loss."""
+    if isinstance(model, nn.Module):
+        if loss is None:
+            raise ValueError(
+                f"The module {type(model).__name__} has no loss of its own. Pass the "
+                "one it was trained with, such as loss='cross_entropy' or "
+                "loss='squared_error'."
+            )
+        return model, loss
+    if _is_skorch(model):
+        if not hasattr(model, "module_"):
+            raise NotFittedError(
+                f"This {type(model).__name__} is not fitted yet. Call its fit first, "
+                "or initialize to analyse it untrained."
+            )
+        return model.module_, skorch_loss(model) if loss is None else loss
+    raise TypeError(_NO_MODEL.format(model))
+
+
+def _checked_inputs(X: Any) -> Any:
+    """Return what is array-like as an array; the risk checks anything else."""
+    if isinstance(X, Tensor) or is_data_set(X) or is_nested(X):
+        return X
+    check_readable("X", X)
+    with naming("X"):
+        return check_array(X, allow_nd=True, dtype="numeric", input_name="X")
 
 
 def _refuse_own(model: Any, loss: Any, **settings: Any) -> None:

@@ -97,6 +97,7 @@ class SharpnessScorer(ModelByReference):
         "target": [None, str],
         "positions": [None, StrOptions({"all", "example"})],
         "l2": [None, Interval(Real, 0, None, closed="left")],
+        "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "random_state": ["random_state"],
     }
@@ -115,6 +116,7 @@ class SharpnessScorer(ModelByReference):
         target=None,
         positions=None,
         l2=None,
+        batch_norm=None,
         hvp="exact",
         device=None,
         dtype=None,
@@ -131,6 +133,7 @@ class SharpnessScorer(ModelByReference):
         self.target = target
         self.positions = positions
         self.l2 = l2
+        self.batch_norm = batch_norm
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
@@ -248,7 +251,7 @@ class SharpnessScorer(ModelByReference):
         options |= self.measure_params or {}
         try:
             signature = inspect.signature(measure)
-        except (TypeError, ValueError):  # of a builtin
+        except (TypeError, ValueError):  # a builtin does not tell its arguments
             return options, False
         known = [name for name in list(signature.parameters)[2:] if name != "rng"]
         takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -275,7 +278,7 @@ class SharpnessScorer(ModelByReference):
         super().__setstate__(state)
 
     def _accept_sample_weight(self) -> bool:
-        # Asked by scikit-learn's searches with several scorers.
+        # scikit-learn asks this in a search with several scorers.
         return True
 
     def __sklearn_is_fitted__(self) -> bool:

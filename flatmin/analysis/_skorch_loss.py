@@ -105,7 +105,7 @@ class _NegativeLog:
 
 
 def _log_of_probabilities(net: Any) -> ExampleLoss:
-    # Of the dtype that it was trained in, not of the one it is analysed in.
+    # skorch added the eps of the dtype that it trained in, whatever it is analysed in.
     eps = torch.finfo(next(net.module_.parameters()).dtype).eps
     weight, ignore_index = net.criterion_.weight, net.criterion_.ignore_index
     return CallableLoss(

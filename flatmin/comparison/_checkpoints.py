@@ -63,14 +63,14 @@ class UnitFolder:
         try:
             with self.held() as free:
                 return not free
-        except OSError:  # for the run to say
+        except OSError:  # the run will meet it, and say so
             return False
 
     def begin(self) -> None:
         """Write down what the folder, which is held, is for."""
         if self.path is None:
             return
-        # Of another identity, if the file that said so was damaged.
+        # An end that is there may be of another run, whose "begin" was damaged.
         (self.path / "end.flatmin").unlink(missing_ok=True)
         write_file(self.path / "begin.flatmin", self.identity)
 

@@ -13,7 +13,7 @@ import torch
 
 from flatmin._runs.checkpoint_files import check_checkpoint_every
 from flatmin._utils.callables import check_callable
-from flatmin._utils.numbers import check_count, check_flag, check_held_by
+from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
@@ -22,8 +22,8 @@ from flatmin.comparison._checkpoints import ComparisonFolder
 from flatmin.comparison._inputs import (
     check_backend,
     check_pickles,
-    check_quench,
     check_threads,
+    read_quench,
     resolve_data,
     resolve_seeds,
 )
@@ -92,14 +92,15 @@ def compare_dynamics(
         of a data set: then the seed decides the data too. It is called in the workers,
         several times a seed.
     y : array-like of shape (n_samples,), default=None
-        Targets; None with a data set, a function, or where the estimator's ``target``
-        names them.
+        Targets; None with a data set, a function, where the estimator's ``target``
+        names them, or where the ``ModuleLoss`` of a regressor needs none.
     estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor
         Everything else: network, warm-up, lr, iterations, device. With a GPU each
         worker has a context of its own on it.
     X_test, y_test : array-like, or a data set and None, default=None
-        Looked at only: the columns ``test_loss`` and ``test_score`` are of these.
-        Callbacks see them as ``valid_loss`` and ``valid_score``.
+        Looked at only: the columns ``test_loss`` and ``test_score`` are of these. As
+        with y, a loss may need no ``y_test``. Callbacks see them as ``valid_loss`` and
+        ``valid_score``.
     n_seeds : int or iterable of int, default=5
         How many seeds to draw from ``random_state``, or the seeds themselves.
     metrics : dict of str to callable, default=None
@@ -194,46 +195,52 @@ def compare_dynamics(
     [3, 3, 3, 3]
     """
     check_estimator(estimator)
-    check_quench(
+    estimator._validate_params()
+    quenches = read_quench(
         quench=quench,
         quench_lr=quench_lr,
         quench_loss=quench_loss,
         quench_loss_iter=quench_loss_iter,
+        dtype=resolve_dtype(estimator.dtype),
     )
-    keep_params = check_flag("keep_params", keep_params)
     if on_unit is not None:
         check_callable("on_unit", on_unit, "result")
+    memory = _memory(memory, estimator)
     n_threads = check_count("n_threads", n_threads)
-    estimator._validate_params()
-    if quench_lr is not None:
-        check_held_by("quench_lr", float(quench_lr), resolve_dtype(estimator.dtype))
-    if checkpoint_dir is not None:
-        check_path("checkpoint_dir", checkpoint_dir)
-    if isinstance(memory, str):
-        check_path("memory", memory)
-    memory = estimator.memory if memory is None else memory
-    device = resolve_device(estimator.device)  # an error here, and not in each unit
     check_backend()
     check_threads(n_threads, n_jobs)
     estimators = resolve_methods(methods, estimator)
     resolve_random_state(random_state)
     seeds = resolve_seeds(n_seeds, random_state)
     check_metrics("The metrics of the estimator", estimator.metrics)
+    data = resolve_data(X, y, X_test, y_test, estimator=estimator)
     plan = Plan(
-        Source(resolve_data(X, y, X_test, y_test, target=estimator.target), estimator),
+        Source(data, estimator),
         metrics=check_metrics("metrics", metrics),
         end_metrics=check_metrics("end_metrics", end_metrics),
-        quench=int(quench),
-        quench_lr=quench_lr,
-        quench_loss=None if quench_loss is None else float(quench_loss),
-        quench_loss_iter=None if quench_loss_iter is None else int(quench_loss_iter),
-        keep_params=keep_params,
+        **quenches,
+        keep_params=check_flag("keep_params", keep_params),
         n_threads=n_threads,
-        provenance=provenance(device),
+        # An error here, and not in each unit.
+        provenance=provenance(resolve_device(estimator.device)),
     )
     check_pickles(plan.source.data, n_jobs)
-    protocol = make_protocol(estimators, plan)
     folders = _folders(checkpoint_dir, checkpoint_every, plan, estimators)
+    options = {"memory": memory, "folders": folders, "n_jobs": n_jobs}
+    return _run(estimators, seeds, plan, on_unit, verbose=verbose, **options)
+
+
+def _run(
+    estimators: Mapping[str, Any],
+    seeds: list[int],
+    plan: Plan,
+    on_unit: Callable[[ComparisonResult], Any] | None,
+    *,
+    verbose: bool | int,
+    **options: Any,
+) -> ComparisonResult:
+    """Run all units, and hand each over as it ends."""
+    protocol = make_protocol(estimators, plan)
     done: dict[tuple[str, int], Unit] = {}
     origin: list[dict[str, Any]] = []
     machines: list[tuple[int, dict[str, Any]]] = []
@@ -241,15 +248,7 @@ def compare_dynamics(
     before = torch.get_num_threads()
     try:
         with progress_bar(total, "comparison", verbose=verbose) as bar:
-            for unit, place in run_units(
-                estimators,
-                seeds,
-                plan,
-                memory=memory,
-                folders=folders,
-                n_jobs=n_jobs,
-                bar=bar,
-            ):
+            for unit, place in run_units(estimators, seeds, plan, bar=bar, **options):
                 label, seed = unit.record["method"], unit.record["seed"]
                 done[label, seed] = unit
                 machines.append((seed, place))
@@ -262,9 +261,15 @@ def compare_dynamics(
         torch.set_num_threads(before)
     mixed = describe_mixture(machines)
     if mixed is not None:
-        warnings.warn(f"{mixed}: its methods are not paired.", stacklevel=2)
+        warnings.warn(f"{mixed}: its methods are not paired.", stacklevel=3)
     ordered = [done[label, seed] for label in estimators for seed in seeds]
     return _collect(ordered, protocol, origin, plan.source)
+
+
+def _memory(memory: Any, estimator: Any) -> Any:
+    if isinstance(memory, str):
+        check_path("memory", memory)
+    return estimator.memory if memory is None else memory
 
 
 def _folders(
@@ -273,6 +278,8 @@ def _folders(
     plan: Plan,
     estimators: Mapping[str, Any],
 ) -> ComparisonFolder:
+    if path is not None:
+        check_path("checkpoint_dir", path)
     estimator = plan.source.estimator
     if estimator.checkpoint_dir is not None:
         raise ValueError(

@@ -81,7 +81,8 @@ def write_comparison(
         content["params"]["sha256"] = list(digests.values())
         # First: without the JSON that names them, they are nothing.
         replace_file(params_path(path), lambda file: np.savez(file, **arrays))
-    # As they are read: JSON makes lists of tuples, and strings of keys.
+    # The checksum is of what will be read: JSON turns tuples into lists, and keys into
+    # strings.
     content = json.loads(json.dumps(content, ensure_ascii=False, allow_nan=False))
     content["sha256"] = checksum(content)
     text = json.dumps(content, ensure_ascii=False) + "\n"
@@ -108,7 +109,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
     """
     try:
         with open_regular(path) as file:
-            # Of another file, which may be of any length, only the beginning is read.
+            # A file of another kind may be of any length: only its beginning is read.
             start = file.read(100)
             rest = file.read() if start.lstrip().startswith(b"{") else b""
         content = json.loads((start + rest).decode("utf-8"))

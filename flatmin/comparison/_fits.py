@@ -55,7 +55,7 @@ class _Guarded:
             return self.metric(risk, theta)
         except (ValueError, ArithmeticError, LinAlgError) as error:
             if not is_first:
-                raise  # for the fit to see to
+                raise  # the fit ends with it
             warnings.warn(
                 f"metrics[{self.name!r}] is NaN in a row where a fit of the comparison "
                 f"begins, since it is not defined there: {message(error)}",

@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from joblib import cpu_count, effective_n_jobs
 from joblib.externals.loky.backend.reduction import (  # type: ignore[import-untyped]
     dumps,
@@ -16,7 +17,13 @@ from sklearn.utils import check_array
 
 from flatmin._utils.arrays import check_one_shape, to_numpy
 from flatmin._utils.messages import message, naming
-from flatmin._utils.numbers import check_count, check_positive, is_count, is_number
+from flatmin._utils.numbers import (
+    check_count,
+    check_held_by,
+    check_positive,
+    is_count,
+    is_number,
+)
 from flatmin._utils.random import spawn_seeds
 from flatmin._utils.trees import as_tree, check_one_length, is_nested
 from flatmin.estimators._inputs import as_source
@@ -25,8 +32,8 @@ from flatmin.risk.data.source import Source, is_data_set, split_targets
 __all__ = [
     "check_backend",
     "check_pickles",
-    "check_quench",
     "check_threads",
+    "read_quench",
     "resolve_data",
     "resolve_seeds",
 ]
@@ -35,13 +42,19 @@ __all__ = [
 _N_LOOKED_AT = 256
 
 
-def check_quench(
-    *, quench: Any, quench_lr: Any, quench_loss: Any, quench_loss_iter: Any
-) -> None:
-    """Raise unless the settings of the quenches work together."""
-    check_count("quench", quench, at_least=0)
+def read_quench(
+    *,
+    quench: Any,
+    quench_lr: Any,
+    quench_loss: Any,
+    quench_loss_iter: Any,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Return the settings of the quenches, or raise unless they work together."""
+    quench = check_count("quench", quench, at_least=0)
     if quench_lr is not None:
         check_positive("quench_lr", quench_lr)
+        check_held_by("quench_lr", float(quench_lr), dtype)
     if (quench_loss is None) != (quench_loss_iter is None):
         missing = "quench_loss" if quench_loss is None else "quench_loss_iter"
         raise ValueError(
@@ -53,12 +66,17 @@ def check_quench(
             raise ValueError(
                 f"quench_loss must be a finite number. Got {quench_loss!r}."
             )
-        check_count("quench_loss_iter", quench_loss_iter)
+        quench_loss = float(quench_loss)
+        quench_loss_iter = check_count("quench_loss_iter", quench_loss_iter)
+    return {
+        "quench": quench,
+        "quench_lr": quench_lr,
+        "quench_loss": quench_loss,
+        "quench_loss_iter": quench_loss_iter,
+    }
 
 
-def resolve_data(
-    X: Any, y: Any, X_test: Any, y_test: Any, *, target: str | None
-) -> Any:
+def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any, *, estimator: Any) -> Any:
     """Return (X, y), (X, y, X_test, y_test) or the function of the seed."""
     if callable(X) and not is_data_set(X):
         if any(part is not None for part in (y, X_test, y_test)):
@@ -67,15 +85,20 @@ def resolve_data(
                 "at None, or pass arrays."
             )
         return X
+    # None of a result from a file: what it asks for comes next.
+    target = None if estimator is None else estimator.target
+    needs_y = estimator is None or not estimator._takes_no_y()
     if not is_data_set(X):
         X, y = split_targets(X, y, target)
     if X_test is not None and not is_data_set(X_test):
         X_test, y_test = split_targets(X_test, y_test, target)
-    if y is None and not is_data_set(X):
+    if y is None and needs_y and not is_data_set(X):
         raise ValueError(
-            "y must be given, unless X is a data set or a function of the seed."
+            "y must be given, unless X is a data set or a function of the seed, or "
+            "the loss is a ModuleLoss of a regressor. Got y=None."
         )
-    if (X_test is None) != (y_test is None) and not is_data_set(X_test):
+    alone = X_test is None or (needs_y and not is_data_set(X_test))
+    if (X_test is None) != (y_test is None) and alone:
         missing = "X_test" if X_test is None else "y_test"
         raise ValueError(f"X_test and y_test come together. Got {missing}=None.")
     parts = (X, y) if X_test is None else (X, y, X_test, y_test)
@@ -86,8 +109,8 @@ def resolve_data(
         source = as_source(inputs, targets, target)
         # Read once, a source knows each example, here and in every worker.
         if source is None:
-            pairs = zip(names[place:], (inputs, targets), strict=False)
-            found += [_read(name, part) for name, part in pairs]
+            found.append(_read(names[place], inputs))
+            found.append(None if targets is None else _read(names[place + 1], targets))
         else:
             for _ in source.batches(_N_LOOKED_AT):
                 pass

@@ -7,18 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
+from flatmin._utils.placement import resolve_device
 from flatmin.comparison._fits import fit, measure_at, plain_descent
+from flatmin.comparison._inputs import resolve_data
+from flatmin.comparison._methods import check_estimator
 from flatmin.comparison._plan import Source
 from flatmin.comparison._protocol import describe_settings
+from flatmin.comparison._provenance import provenance
+from flatmin.comparison._workers import work
 from flatmin.estimators._parameter_roles import parameters_for
 
-__all__ = ["MeasureTask", "check_settings", "measure_seed"]
+__all__ = ["measure_ends", "resolve_source"]
 
 Key = tuple[str, str, int]  # phase, method, seed
 
-# Of the estimator: where a stored point is measured, and what no measure sees.
+# Parameters of the estimator that may differ from the stored ones: they decide where a
+# point is measured, or nothing that a measure sees.
 _FREE = parameters_for("device", "fit", "folder", "bookkeeping")
 
 # How far a loss that is computed again, on another device too, may be from the stored
@@ -51,6 +58,109 @@ def check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
             "estimator must have the settings that the comparison was run with. Got "
             f"{'; '.join(different)}."
         )
+
+
+def resolve_source(
+    stored: Source | None,
+    settings: Mapping[str, Any],
+    X: Any,
+    y: Any,
+    estimator: Any,
+) -> Source:
+    """Return data and estimator: those passed, or else those of the comparison.
+
+    Parameters
+    ----------
+    stored : Source or None
+        What the result holds; one that was read from a file holds none.
+    settings : mapping of str to object
+        Of the estimator, in the protocol.
+    X, y : array-like, data set, callable or None
+    estimator : estimator or None
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    ValueError
+        If one is missing, or the estimator has other settings.
+    """
+    if X is None and y is not None:
+        raise ValueError("y comes with X. Got X=None.")
+    if estimator is not None:
+        check_estimator(estimator)
+        check_settings(estimator, settings)
+    elif stored is not None:
+        estimator = stored.estimator
+    data = None if stored is None else stored.data
+    if X is not None:
+        data = resolve_data(X, y, None, None, estimator=estimator)
+    if data is None or estimator is None:
+        missing = "the data" if data is None else "the estimator"
+        raise ValueError(
+            "A result that was read from a file holds neither data nor estimator: "
+            "pass X and y, or the function of the seed, and estimator. "
+            f"Got none for {missing}."
+        )
+    return Source(data, estimator)
+
+
+def measure_ends(
+    ends: Any,
+    params: Callable[[str, int, str], np.ndarray],
+    source: Source,
+    *,
+    largest_losses: Any,
+    measures: Mapping[str, Callable[..., Any]],
+    n_threads: int,
+    n_jobs: int | None,
+) -> pd.DataFrame:
+    """Return measures where phases ended, a row for each.
+
+    Parameters
+    ----------
+    ends : pandas.Series
+        Losses, indexed by phase, method and seed.
+    params : callable
+        Gives θ of (method, seed, phase).
+    source : Source
+    largest_losses : pandas.Series
+        Of each seed.
+    measures : mapping of str to callable
+    n_threads : int
+    n_jobs : int or None
+
+    Returns
+    -------
+    pandas.DataFrame
+    """
+    here = provenance(resolve_device(source.estimator.device))
+    tasks = []
+    for seed in dict.fromkeys(int(key[2]) for key in ends.index):
+        losses = ends[ends.index.get_level_values("seed") == seed].to_dict()
+        tasks.append(
+            MeasureTask(
+                seed,
+                source,
+                {key: params(key[1], seed, key[0]) for key in losses},
+                losses,
+                largest_loss=float(largest_losses[seed]),
+                measures=measures,
+                n_threads=n_threads,
+            )
+        )
+    found: dict[Key, dict[str, float]] = {}
+    before = torch.get_num_threads()
+    try:
+        for some in work(measure_seed, tasks, n_jobs):
+            found |= some
+    finally:
+        torch.set_num_threads(before)
+    frame = pd.DataFrame([found[key] for key in ends.index], index=ends.index)
+    frame.attrs["provenance"] = here
+    return frame
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
         )
     table = pd.concat([result.table for result in results], ignore_index=True)
     _check_starts(table)
-    # Of a result of several machines it is not known which unit was run where.
+    # A result that has several machines does not tell which unit was run where.
     mixed = describe_mixture(
         (seed, result.provenance[0])
         for result in results

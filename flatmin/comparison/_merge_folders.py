@@ -125,6 +125,6 @@ def _check_protocol(kept: dict[str, _Kept]) -> None:
     """Raise unless all warm-ups, and all units of a method, are of one protocol."""
     first: dict[str, _Kept] = {}
     for name, unit in kept.items():
-        kind = name.rpartition("-")[0]  # before the seed
+        kind = name.rpartition("-")[0]  # a name ends with the seed
         known = first.setdefault(kind, unit)
         check_identity(unit.path, unit.identity, known.identity)

@@ -122,10 +122,10 @@ def _resolve(label: str, method: Any, estimator: Any) -> Any:
     if isinstance(settings["method"], str):
         check_known("method", settings["method"], METHODS)
     elif isinstance(settings["method"], NoiseLaw):
-        # method__x below is set on it.
+        # A copy, because set_params below writes method__x on it.
         settings["method"] = clone(settings["method"])
     unit = clone(estimator).set_params(**settings)
-    unit._make_law()  # raises where its settings do not fit
+    unit._make_law()  # raises if the settings do not fit the law
     unit._validate_params()
     _check_unit(label, unit)
     return unit
@@ -156,7 +156,7 @@ def _checked_estimator(label: str, unit: Any, estimator: Any) -> Any:
 
 
 def _check_unit(label: str, unit: Any) -> None:
-    """Refuse what a comparison would lose, or decide by the test data."""
+    """Refuse a trajectory, which would be lost, and stopping, which X_test would do."""
     if unit.keep_params_every is not None:
         raise ValueError(
             "compare_dynamics keeps no trajectory_. Got keep_params_every="

@@ -10,23 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import is_count
 from flatmin._utils.paths import check_path
-from flatmin._utils.placement import resolve_device
 from flatmin.comparison._ends import PHASES, end_rows, failed_units, is_after
 from flatmin.comparison._files import read_comparison, write_comparison
-from flatmin.comparison._inputs import check_backend, resolve_data
-from flatmin.comparison._measure import MeasureTask, check_settings, measure_seed
-from flatmin.comparison._methods import check_estimator
+from flatmin.comparison._inputs import check_backend
+from flatmin.comparison._measure import measure_ends, resolve_source
 from flatmin.comparison._plan import Source, check_metrics
-from flatmin.comparison._provenance import provenance
 from flatmin.comparison._summary import summarize
-from flatmin.comparison._workers import work
-from flatmin.risk.data.source import is_data_set
 
 __all__ = ["ComparisonResult"]
 
@@ -246,37 +240,19 @@ class ComparisonResult:
                 check_known("phase", phase, self._phases())
             ends = ends[ends.index.isin(wanted, level="phase")]
         check_backend()
-        if X is None and y is not None:
-            raise ValueError("y comes with X. Got X=None.")
-        source = self._source(X, y, estimator)
-        here = provenance(resolve_device(source.estimator.device))
+        source = resolve_source(
+            self.source, self.protocol["estimator"], X, y, estimator
+        )
         largest = self.table["loss"].where(np.isfinite(self.table["loss"])).abs()
-        largest = largest.groupby(self.table["seed"]).max()
-        tasks = []
-        for seed in dict.fromkeys(int(key[2]) for key in ends.index):
-            losses = ends[ends.index.get_level_values("seed") == seed].to_dict()
-            points = {key: self.params(key[1], seed, key[0]) for key in losses}
-            tasks.append(
-                MeasureTask(
-                    seed,
-                    source,
-                    points,
-                    losses,
-                    largest_loss=float(largest[seed]),
-                    measures=measures,
-                    n_threads=self.protocol["n_threads"],
-                )
-            )
-        found: dict[tuple[str, str, int], dict[str, float]] = {}
-        before = torch.get_num_threads()
-        try:
-            for some in work(measure_seed, tasks, n_jobs):
-                found |= some
-        finally:
-            torch.set_num_threads(before)
-        frame = pd.DataFrame([found[key] for key in ends.index], index=ends.index)
-        frame.attrs["provenance"] = here
-        return frame
+        return measure_ends(
+            ends,
+            self.params,
+            source,
+            largest_losses=largest.groupby(self.table["seed"]).max(),
+            measures=measures,
+            n_threads=self.protocol["n_threads"],
+            n_jobs=n_jobs,
+        )
 
     def with_measures(self, measured: pd.DataFrame) -> ComparisonResult:
         """Return a result with further columns, for ``summary`` and for its file.
@@ -327,32 +303,6 @@ class ComparisonResult:
         if here is not None and here not in origin:
             origin.append(here)
         return replace(self, table=self.table.join(once), provenance=origin)
-
-    def _source(self, X: Any, y: Any, estimator: Any) -> Source:
-        """Return data and estimator: those passed, or else one's own."""
-        if estimator is not None:
-            check_estimator(estimator)
-            check_settings(estimator, self.protocol["estimator"])
-        elif self.source is not None:
-            estimator = self.source.estimator
-        target = None if estimator is None else estimator.target
-        holds_targets = callable(X) or is_data_set(X)
-        if X is not None and (y is None) != holds_targets and target is None:
-            raise ValueError(
-                "Pass X and y, or a function of the seed or a data set alone."
-            )
-        if X is not None:
-            data = resolve_data(X, y, None, None, target=target)
-        else:
-            data = None if self.source is None else self.source.data
-        if data is None or estimator is None:
-            missing = "the data" if data is None else "the estimator"
-            raise ValueError(
-                "A result that was read from a file holds neither data nor estimator: "
-                "pass X and y, or the function of the seed, and estimator. "
-                f"Got none for {missing}."
-            )
-        return Source(data, estimator)
 
     def summary(
         self,

@@ -91,7 +91,8 @@ def _first_of_script(arguments: Sequence[str]) -> int:
 
 def _without_folders(argument: str) -> str:
     """Return an argument without the folders outside of the working directory."""
-    # A path with spaces is one word where it is all there is, also behind an =.
+    # A path may have spaces in it. It is taken whole if nothing stands beside it but an
+    # option and an =.
     option, equals, value = argument.rpartition("=")
     if _is_path(value):
         return f"{option}{equals}{_shown(value)}"

@@ -68,8 +68,8 @@ def run_units(
     starts: dict[int, Start] = {}
     waiting = list(dict.fromkeys(seed for _, seed in left))
     bar.update(len(seeds) - len(waiting))
-    # What another call is at comes last, and is taken from the folder when it is done,
-    # or run here if that call is gone.
+    # Units that another call is computing come last. They are taken from the folder
+    # when they are done, or run here if that call has ended without them.
     while left:
         warmups = [
             StartTask(seed, plan, memory, folders.warmup(seed))

@@ -123,8 +123,8 @@ def _run_start(task: StartTask) -> Start:
 def run_unit(task: UnitTask) -> Outcome | None:
     """Run one method from a start, and quench it, or take it from its folder.
 
-    The folder keeps what comes out, unless that is an error: another time may be free
-    of it.
+    The folder keeps a unit that was run to its end, or that diverged. It keeps no unit
+    that raised an error, because a second try may succeed.
 
     Parameters
     ----------

@@ -9,13 +9,13 @@ from flatmin._utils.numbers import check_count
 from flatmin._utils.random import make_generator
 from flatmin.curvature._covariance import GradientCovarianceOperator
 from flatmin.curvature._point import Point
-from flatmin.curvature._risk_operator import RiskOperator
+from flatmin.curvature._risk_operator import LinearizedOperator
 from flatmin.risk import EmpiricalRisk, Risk
 
 __all__ = ["EmpiricalFisherOperator", "FisherOperator"]
 
 
-class FisherOperator(RiskOperator):
+class FisherOperator(LinearizedOperator):
     """F = (1/N) Σ Jᵢᵀ E[sᵢsᵢᵀ] Jᵢ, with slopes sᵢ at labels that the model draws.
 
     The losses by name are negative log-likelihoods of exponential families, for which
@@ -71,7 +71,6 @@ class FisherOperator(RiskOperator):
         if n_samples is not None:
             n_samples = check_count("n_samples", n_samples)
         self.n_samples = n_samples
-        self._point = risk.linearize(self.theta)
         risk.check_likelihood()
         generator = make_generator(rng, risk.device)
         self._slopes = [
@@ -80,13 +79,15 @@ class FisherOperator(RiskOperator):
 
     def _product(self, v: Tensor) -> Tensor:
         if self.n_samples is None:
-            return self._point.fisher(v)
+            product: Tensor = self._point.fisher(v)
+            return product
         Jv = self._point.jvp(v)
         pulled = torch.zeros_like(Jv)
         for slopes in self._slopes:
             along = (slopes * Jv).reshape(len(Jv), -1).sum(1)
             pulled += slopes * along.view(-1, *(1 for _ in Jv.shape[1:]))
-        return self._point.vjp(pulled) / (self.risk.n_examples * self.n_samples)
+        product = self._point.vjp(pulled)
+        return product / (self.risk.n_examples * self.n_samples)
 
 
 class EmpiricalFisherOperator(GradientCovarianceOperator):

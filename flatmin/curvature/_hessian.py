@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,14 +16,17 @@ from flatmin._utils.numbers import (
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss, in_dtype
 from flatmin.curvature._point import Point, as_point
-from flatmin.curvature._risk_operator import RiskOperator
+from flatmin.curvature._risk_operator import LinearizedOperator
 from flatmin.linalg import Estimate, trace
 from flatmin.risk import Risk
 
 __all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
 
+_SWEEPS_AT_ONCE = 8  # they share a run forward, and their cotangents are held
+_BEYOND = 1e9  # in place of an infinite ratio of errors
 
-class HessianOperator(RiskOperator):
+
+class HessianOperator(LinearizedOperator):
     """H = ∇²L(θ) at one θ, known by its products.
 
     Parameters
@@ -31,6 +36,8 @@ class HessianOperator(RiskOperator):
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
+    n_products : int, default=None
+        How many will be asked for, if that is known; see ``linearize`` of the risk.
 
     Examples
     --------
@@ -40,17 +47,12 @@ class HessianOperator(RiskOperator):
     tensor([10.])
     """
 
-    def __init__(
-        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
-    ) -> None:
-        super().__init__(risk, theta, select=select)
-        self._point = risk.linearize(self.theta)
-
     def _product(self, v: Tensor) -> Tensor:
-        return self._point.hvp(v)
+        product: Tensor = self._point.hvp(v)
+        return product
 
 
-class GGNOperator(RiskOperator):
+class GGNOperator(LinearizedOperator):
     """G = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ + λI at one θ, known by its products.
 
     Hᵢ is the Hessian of ℓ̃ᵢ in the network's output, λ that of a penalty of the risk.
@@ -62,16 +64,13 @@ class GGNOperator(RiskOperator):
         Copied. The first product prepares it for the others.
     select : str or list of str, default=None
         See :class:`RiskOperator`.
+    n_products : int, default=None
+        How many will be asked for, if that is known; see ``linearize`` of the risk.
     """
 
-    def __init__(
-        self, risk: Risk, theta: Point, *, select: str | list[str] | None = None
-    ) -> None:
-        super().__init__(risk, theta, select=select)
-        self._point = risk.linearize(self.theta)
-
     def _product(self, v: Tensor) -> Tensor:
-        return self._point.ggn(v)
+        product: Tensor = self._point.ggn(v)
+        return product
 
 
 def hessian_trace(
@@ -102,7 +101,7 @@ def hessian_trace(
     theta = as_point(risk, theta)
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    operator = HessianOperator(risk, theta)
+    operator = HessianOperator(risk, theta, n_products=max_matvecs)
     return trace(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
 
 
@@ -118,9 +117,12 @@ def ggn_trace(
     """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²] + λD.
 
     A sweep over the data gives N independent estimates. After two, sweeps are added
-    until the standard error of the mean is at most ``rtol`` times the value, or, where
-    that would take more than one for each output, Tr(G) is computed exactly from these.
-    One or two outputs, and an analytic risk, are exact at once.
+    until the standard error of the mean is at most ``rtol`` times the value. Where that
+    would take more than one for each output, and ``max_sweeps`` allows for these, Tr(G)
+    is computed exactly from one for each output. One or two outputs, and an analytic
+    risk, are exact at once. Under ``batch_norm="batch"`` an example has no part of its
+    own in G: the trace is then that of :func:`flatmin.linalg.trace`, by ``max_sweeps``
+    products with G at most.
 
     Parameters
     ----------
@@ -139,7 +141,7 @@ def ggn_trace(
     Returns
     -------
     Estimate
-        ``n_matvecs`` counts sweeps.
+        ``n_matvecs`` counts sweeps, or products.
 
     Raises
     ------
@@ -153,28 +155,34 @@ def ggn_trace(
     max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     rtol = check_positive("rtol", rtol, or_zero=True)
     added = risk.l2 * risk.n_params if check_flag("penalty", penalty) else 0.0
+    if getattr(risk, "batch_norm", None) == "batch":
+        operator = GGNOperator(risk, theta)
+        found = trace(operator, rtol=rtol, max_matvecs=max_sweeps, rng=generator)
+        prior = risk.l2 * risk.n_params
+        return Estimate(found.value - prior + added, found.stderr, found.n_matvecs)
     exact = risk.n_outputs
     if exact <= 2:
         return _exact_ggn_trace(risk, theta, exact, added)
     # The signs of two sweeps are independent, the examples are the same ones: the
     # error is the spread between sweeps of one example, over N and over sweeps.
-    total = _checked(risk.gauss_newton_traces(theta, generator))
-    squares = total.square()
-    n_sweeps = 1
-    while n_sweeps < max_sweeps:
-        sweep = _checked(risk.gauss_newton_traces(theta, generator))
-        total, squares, n_sweeps = total + sweep, squares + sweep.square(), n_sweeps + 1
-        # Rounding makes it negative where every sweep gives the same.
-        within = (squares - total.square() / n_sweeps).clamp(min=0) / (n_sweeps - 1)
-        stderr = (within.mean(-1) / n_sweeps / risk.n_examples).sqrt()
-        value = total.mean(-1) / n_sweeps + added
-        wanted = rtol * value.abs()
-        if bool((stderr <= wanted).all()):
+    sweeps = _checked(risk.gauss_newton_traces(theta, generator, n_sweeps=2))
+    while True:
+        n_sweeps = len(sweeps)
+        stderr = (sweeps.var(0).mean(-1) / n_sweeps / risk.n_examples).sqrt()
+        value = sweeps.mean(0).mean(-1) + added
+        ratios = (stderr / (rtol * value.abs())).nan_to_num(0.0, posinf=_BEYOND)
+        excess = float(ratios.max())
+        if excess <= 1:
             break
         # A standard error falls with the root of the number of sweeps.
-        still = stderr * (n_sweeps / (n_sweeps + exact)) ** 0.5
-        if exact <= max_sweeps and bool((still > wanted).any()):
+        missing = n_sweeps * (excess**2 - 1)
+        if n_sweeps + exact <= max_sweeps and missing > exact:
             return _exact_ggn_trace(risk, theta, n_sweeps + exact, added)
+        if n_sweeps >= max_sweeps:
+            break
+        more = math.ceil(min(missing, max_sweeps - n_sweeps, _SWEEPS_AT_ONCE))
+        further = risk.gauss_newton_traces(theta, generator, n_sweeps=more)
+        sweeps = torch.cat([sweeps, _checked(further)])
     return Estimate(
         in_dtype("Tr(G)", value, risk.dtype), stderr.to(risk.dtype), n_sweeps
     )

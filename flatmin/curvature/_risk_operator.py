@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Risk
 
-__all__ = ["RiskOperator"]
+__all__ = ["LinearizedOperator", "RiskOperator"]
 
 
 class RiskOperator(LinearOperator):
@@ -68,11 +69,37 @@ class RiskOperator(LinearOperator):
         """Return the product of the whole matrix with ``v`` of shape (\\*chains, D)."""
 
     def _matvec(self, v: Tensor) -> Tensor:
-        if self.indices is None:
-            product = self._product(v)
-        else:
-            whole = torch.zeros_like(self.theta)
-            whole[..., self.indices] = v
-            product = self._product(whole)[..., self.indices]
+        product = self._on_block(v)
         name = f"A product of {type(self).__name__}"
         return check_finite(name, product, self.risk, self.indices)
+
+    def _on_block(self, v: Tensor) -> Tensor:
+        if self.indices is None:
+            return self._product(v)
+        whole = torch.zeros_like(self.theta)
+        whole[..., self.indices] = v
+        return self._product(whole)[..., self.indices]
+
+
+class LinearizedOperator(RiskOperator):
+    """One made of products at a prepared point, which are those of the block alone.
+
+    ``_product`` is on vectors of the block: one of a layer costs a fraction of one with
+    the whole matrix.
+    """
+
+    def __init__(
+        self,
+        risk: Risk,
+        theta: Point,
+        *,
+        select: str | list[str] | None = None,
+        n_products: int | None = None,
+    ) -> None:
+        super().__init__(risk, theta, select=select)
+        network: Any = risk  # if there is a name: nothing else has them
+        block = {} if select is None else {"select": select}
+        self._point = network.linearize(self.theta, n_products=n_products, **block)
+
+    def _on_block(self, v: Tensor) -> Tensor:
+        return self._product(v)

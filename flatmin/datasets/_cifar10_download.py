@@ -21,7 +21,7 @@ from flatmin.datasets._cifar10_files import (
 )
 
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
-# Of silence, not of the whole download.
+# A download may take longer, but not be silent for longer.
 _TIMEOUT_SECONDS = 60
 
 

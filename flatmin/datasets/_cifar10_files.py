@@ -134,7 +134,7 @@ def read_batches(source: Path, names: Sequence[str]) -> dict[str, Batch]:
         batches = {}
         for name in names:
             with open_regular(source / name) as stream:
-                # Not all of a file that is far too large.
+                # One byte too many is enough to refuse a file that is too large.
                 content = stream.read(MAX_BYTES + 1)
             batches[name] = _read_batch(content, source=str(source / name))
         return batches

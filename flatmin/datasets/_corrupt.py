@@ -97,7 +97,9 @@ def corrupt_labels(
             f"to exchange. Got y with the classes {classes.tolist()}."
         )
     rng = resolve_random_state(random_state)
-    new_codes, corrupted = redraw_codes(codes, len(classes), n_chosen, rng, allow_same)
+    new_codes, corrupted = redraw_codes(
+        codes, len(classes), n_chosen, rng=rng, allow_same=allow_same
+    )
     y_corrupt = labels.copy()
     y_corrupt[corrupted] = classes[new_codes[corrupted]]
     return y_corrupt, corrupted
@@ -107,6 +109,7 @@ def redraw_codes(
     codes: NDArray[np.integer[Any]],
     n_classes: int,
     n: int,
+    *,
     rng: np.random.RandomState,
     allow_same: bool,
 ) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_]]:

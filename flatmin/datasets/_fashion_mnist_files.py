@@ -23,8 +23,8 @@ class IdxFile(NamedTuple):
 
     filename: str
     shape: tuple[int, ...]
-    # Of the array's bytes, not of the file: it holds for any compression, and for the
-    # copy on OpenML.
+    # The hash of the array's bytes, not of the file, so that it holds for any
+    # compression and for the copy on OpenML.
     sha256: str
 
 

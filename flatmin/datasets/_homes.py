@@ -29,6 +29,6 @@ def homes(data_home: str | os.PathLike[str] | None) -> Iterator[Path]:
         return
     if from_environment := os.environ.get(ENVIRONMENT_VARIABLE):
         yield Path(from_environment).expanduser()
-    # As scikit-learn documents it; its own get_data_home would create the folder.
+    # This is scikit-learn's documented default. Its get_data_home would create it.
     default = os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")
     yield Path(default).expanduser()

@@ -140,7 +140,7 @@ def load_noisy_fashion_mnist(
     indices = rng.choice(len(images), size=n_samples, replace=False)
     clean_target = labels[indices].astype(np.int64)
     target, corrupted = redraw_codes(
-        clean_target, len(TARGET_NAMES), n_corrupt, rng, allow_same
+        clean_target, len(TARGET_NAMES), n_corrupt, rng=rng, allow_same=allow_same
     )
     data = scale_pixels(images[indices, np.newaxis])
     if return_X_y:

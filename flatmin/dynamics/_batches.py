@@ -33,9 +33,15 @@ class GradientBatches:
     ----------
     indices : Tensor of shape (B,) or None
         The examples of the last batch drawn.
+
+    Raises
+    ------
+    ValueError
+        If no example has a loss of its own, under ``batch_norm="batch"``.
     """
 
     def __init__(self, risk: EmpiricalRisk, size: int, rng: torch.Generator) -> None:
+        risk.check_examples(f"gradient_batch_size={size}")
         self.risk = risk
         self.size = size
         self.rng = rng

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flatmin.dynamics._optimizer_state import join_state, split_state
 from flatmin.risk import EmpiricalRisk, ParameterLayout, Risk
+from flatmin.risk.network.batch_statistics import Statistics, write_statistics
 from flatmin.risk.network.prepared_module import settings
 from flatmin.risk.probe import trial_indices
 from flatmin.risk.trials import difference, tolerance
@@ -82,8 +83,10 @@ class FlatBinding:
 
     def _rest(self) -> dict[str, Tensor]:
         """Return what the module holds besides θ."""
-        held = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in held if name not in self._layout.names}
+        tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {
+            name: t.detach() for name, t in tensors if name not in self._layout.names
+        }
 
     def follow(self) -> None:
         """Take over what others have written into the module.
@@ -112,8 +115,22 @@ class FlatBinding:
         )
         if not tied:
             self.theta.copy_(self._layout.flatten(named))
-        self._tie(self.params)  # which an optimizer may hold
+        self._tie(self.params)  # an optimizer may hold the old ones
         self._tie(params)
+
+    def write_statistics(self, statistics: Statistics) -> None:
+        """Make statistics the running ones of the module's BatchNorm layers.
+
+        Parameters
+        ----------
+        statistics : dict of str to (mean, variance)
+            From ``batch_statistics`` of a risk of this module.
+        """
+        write_statistics(self.module, statistics)
+        now = dict(self.module.named_buffers())
+        for name in self._rest_before.keys() & now.keys():
+            if name.rpartition(".")[0] in statistics:
+                self._rest_before[name] = now[name].clone()
 
     def check_rest(self) -> None:
         """Raise if what θ does not hold is not as it was.
@@ -219,7 +236,9 @@ def check_outputs(risk: Risk, module: nn.Module, theta: Tensor) -> None:
     """
     if not isinstance(risk, EmpiricalRisk):
         return
-    few = risk.subset(trial_indices(risk.n_examples))
+    few = risk
+    if risk.batch_norm != "batch":
+        few = risk.subset(trial_indices(risk.n_examples))
     now = few.with_module(module).outputs(theta)
     if difference(now, few.outputs(theta)) > tolerance(now.dtype, 0):
         raise RuntimeError(

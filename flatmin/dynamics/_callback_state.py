@@ -179,8 +179,10 @@ def _load(callback: Any, stored: Mapping[str, Any], begun: bool) -> None:
         return
     kind, settings = type(callback), callback_settings(callback)
     for name, value in stored["values"].items():
-        title, held = f"{name} of {kind.__name__}", getattr(kind, name, None)
-        is_code = callable(held) or hasattr(held, "__get__") or name.startswith("__")
+        title, of_class = f"{name} of {kind.__name__}", getattr(kind, name, None)
+        is_code = (
+            callable(of_class) or hasattr(of_class, "__get__") or name.startswith("__")
+        )
         if name in settings or is_code:
             raise ValueError(f"The checkpoint would set {title}, which is no state.")
         if any(True for _ in _texts(value)):

@@ -21,7 +21,7 @@ from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._schedule import Schedule
 from flatmin.dynamics._steps import Stepper
 from flatmin.noise import NoiseLaw, UndefinedNoiseError
-from flatmin.risk import Risk
+from flatmin.risk import EmpiricalRisk, Risk
 
 __all__ = ["NoisyDescent"]
 
@@ -64,8 +64,8 @@ class NoisyDescent:
         law: NoiseLaw,
         binding: FlatBinding,
         optimizer: torch.optim.Optimizer,
-        rng: torch.Generator,
         *,
+        rng: torch.Generator,
         on_divergence: Literal["raise", "stop"] = "raise",
         offset: int = 0,
         batches: GradientBatches | None = None,
@@ -79,7 +79,7 @@ class NoisyDescent:
         self.optimizer = optimizer
         self.iteration = 0
         self.kept = kept
-        self._draws = LawDraws(risk, law, optimizer, rng, batches)
+        self._draws = LawDraws(risk, law, optimizer, rng, batches=batches)
         momenta = [group.get("momentum", 0) for group in optimizer.param_groups]
         settings = {**optimizer.defaults, "momentum": max(momenta)}
         check_plain_steps(
@@ -93,6 +93,7 @@ class NoisyDescent:
             schedule=schedule,
         )
         self._left: Tensor | None = None  # θ after the last step
+        self._statistics_of: Tensor | None = None  # θ of those in the module
         # Reading a loss stops a GPU; there it is read once a block.
         self._reads_every_loss = risk.device.type == "cpu"
         self._guard = DivergenceGuard(
@@ -188,6 +189,19 @@ class NoisyDescent:
         self._draws.stale = True
         self._guard.moved_at = self.iteration
 
+    def write_statistics(self) -> None:
+        """Give the module's BatchNorm layers the statistics of all examples at θ.
+
+        Only under ``batch_norm="batch"``, by a pass over the data, and once a θ. In
+        evaluation mode the module then computes what is trained.
+        """
+        risk, before = self.risk, self._statistics_of
+        if not isinstance(risk, EmpiricalRisk) or risk.batch_norm != "batch":
+            return
+        if before is None or not torch.equal(before, self.theta):
+            self.binding.write_statistics(risk.batch_statistics(self.theta))
+            self._statistics_of = self.theta.clone()
+
     def run(self, n_iter: int, progress: Callable[[int], Any] | None = None) -> None:
         """Take steps.
 
@@ -224,7 +238,7 @@ class NoisyDescent:
             self.iteration += 1
             self._stepper.begin(self.iteration)
             if self.kept is not None:
-                self.kept.look(self.iteration, self.theta)
+                self.kept.keep_if_due(self.iteration, self.theta)
             if progress is not None:
                 progress(1)
         self._left = self.theta.clone()
@@ -332,6 +346,9 @@ class NoisyDescent:
                     raise
                 self._guard.end_noise(error, self.iteration)
                 return
+            batch = self.batch
+            if isinstance(batch, EmpiricalRisk) and batch.batch_norm == "batch":
+                raise  # there are no gᵢ
             squares = self.batch.squared_norms(self.theta).sum()
             if math.isfinite(squares.to(self.risk.dtype)):
                 raise

@@ -72,13 +72,13 @@ def check_descent_state(
         _require(is_count(state[name], 0) or state[name] == -1, name)
     _require(isinstance(state["last_loss"], float), "last_loss")
     for name in ("batch", "refreshed_on"):
-        held = state[name]
-        if held is None:
+        value = state[name]
+        if value is None:
             continue
         size, n = (batches.size, batches.risk.n_examples) if batches else (0, 0)
-        fits = isinstance(held, Tensor) and held.dtype == torch.int64
-        _require(fits and held.shape == (size,) and size > 0, name)
-        _require(0 <= int(held.min()) <= int(held.max()) < n, name)
+        fits = isinstance(value, Tensor) and value.dtype == torch.int64
+        _require(fits and value.shape == (size,) and size > 0, name)
+        _require(0 <= int(value.min()) <= int(value.max()) < n, name)
 
 
 def check_groups(
@@ -102,16 +102,16 @@ def check_groups(
         If one differs in anything else.
     """
     _require(len(found) == len(own), "the number of param_groups")
-    for stored, held in zip(found, own, strict=True):
-        for name in {*stored, *held} - {"params"}:
+    for stored, expected in zip(found, own, strict=True):
+        for name in {*stored, *expected} - {"params"}:
             title = f"{name} of the optimizer"
             if name not in stored:
-                continue  # of a version that does not have it yet
+                continue  # an older PyTorch wrote it, without this setting
             value = stored[name]
             if may_change and _are_numbers(value):
-                _require(name not in held or _are_numbers(held[name]), title)
+                _require(name not in expected or _are_numbers(expected[name]), title)
             else:
-                _require(name in held and _same(value, held[name]), title)
+                _require(name in expected and _same(value, expected[name]), title)
 
 
 def check_rows(rows: Any) -> None:
@@ -126,13 +126,13 @@ def check_rows(rows: Any) -> None:
     ValueError
         If it is something else.
     """
-    plain = (type(None), str, bool, int, float)
+    storable = (type(None), str, bool, int, float)
     _require(
         isinstance(rows, list)
         and all(
             isinstance(row, dict)
             and all(isinstance(key, str) for key in row)
-            and all(isinstance(value, plain) for value in row.values())
+            and all(isinstance(value, storable) for value in row.values())
             for row in rows
         ),
         "the rows of the history",

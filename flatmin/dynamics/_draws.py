@@ -49,6 +49,7 @@ class LawDraws:
         law: NoiseLaw,
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
+        *,
         batches: GradientBatches | None,
     ) -> None:
         self.risk = risk

@@ -50,7 +50,7 @@ class EarlyStopping:
         self._best = -math.inf
         self._n_without = 0
 
-    def look(self, row: Mapping[str, Any], theta: Tensor) -> None:
+    def judge(self, row: Mapping[str, Any], theta: Tensor) -> None:
         """Judge a block.
 
         Parameters
@@ -113,4 +113,4 @@ class EarlyStopping:
         self._best, self._n_without = state["best"], state["n_without"]
         self.best_theta = None if theta is None else theta.to(like.device)
         self.best_iteration = iteration
-        self.stops = False  # else nothing would have been saved
+        self.stops = False  # a block that stops the run is not saved

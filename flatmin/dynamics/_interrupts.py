@@ -48,5 +48,5 @@ def _code_of(handler: Any) -> CodeType | None:
     while isinstance(handler, functools.partial):  # asyncio's
         handler = handler.func
     if callable(handler) and not hasattr(handler, "__code__"):
-        handler = type(handler).__call__  # of an object; methods have a __code__
+        handler = type(handler).__call__  # an object that can be called
     return getattr(handler, "__code__", None)

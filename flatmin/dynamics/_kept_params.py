@@ -58,7 +58,7 @@ class KeptParams:
         self._table[: len(rows)] = rows
         self._waiting: list[Tensor] = []
 
-    def look(self, iteration: int, theta: Tensor) -> None:
+    def keep_if_due(self, iteration: int, theta: Tensor) -> None:
         """Keep θ, if that is due and has not been done.
 
         Parameters

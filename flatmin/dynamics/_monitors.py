@@ -67,7 +67,7 @@ def _records(callback: Any, validation: bool) -> set[str]:
     if isinstance(event, str):
         return {event}
     on_train = getattr(callback, "on_train", None)
-    if on_train is None or not (on_train or validation):  # not one that scores
+    if on_train is None or not (on_train or validation):  # it scores nothing
         return set()
     name = getattr(callback, "name_", None) or callback.name
     best = set() if callback.lower_is_better is None else {f"{name}_best"}

@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 def resolve_optimizer(
     optimizer: str | type[torch.optim.Optimizer],
-    params: Mapping[str, Any],
+    settings: Mapping[str, Any],
     title: str = "optimizer",
 ) -> type[torch.optim.Optimizer]:
     """Return the optimizer class.
@@ -37,7 +37,7 @@ def resolve_optimizer(
     ----------
     optimizer : str or torch.optim.Optimizer class
         Names: "sgd", "rmsprop", "adam", "adamw".
-    params : mapping of str to object
+    settings : mapping of str to object
         Its keyword arguments, to be checked.
     title : str, default="optimizer"
         What messages call it.
@@ -74,35 +74,35 @@ def resolve_optimizer(
             "Use optimizer='sgd', 'rmsprop', 'adam' or another first-order optimizer."
         )
     known = list(inspect.signature(optimizer).parameters)[1:]
-    for name in params:
+    for name in settings:
         check_text("a name in optimizer_params", name)
         if not name.startswith("param_groups"):
             check_known(f"parameter of the optimizer {optimizer.__name__}", name, known)
-    _check_values(optimizer, params, known)
+    _check_values(optimizer, settings, known)
     return optimizer
 
 
 def _check_values(
     optimizer: type[torch.optim.Optimizer],
-    params: Mapping[str, Any],
+    settings: Mapping[str, Any],
     known: Iterable[str],
 ) -> None:
     """Make one of a single number: NaN passes the checks of PyTorch."""
-    given = {k: v for k, v in params.items() if not k.startswith("param_groups")}
-    for name, value in given.items():
+    values = {k: v for k, v in settings.items() if not k.startswith("param_groups")}
+    for name, value in values.items():
         for number in value if isinstance(value, list | tuple) else [value]:
             is_flag = isinstance(number, bool)
             if isinstance(number, Real) and not (is_flag or is_number(number)):
                 raise ValueError(
                     f"optimizer_params[{name!r}] must be finite. Got {value!r}."
                 )
-    if not given:
+    if not values:
         return
     lr = {"lr": 0.1} if "lr" in known else {}
     try:
-        optimizer([nn.Parameter(torch.zeros(1))], **{**lr, **given})
+        optimizer([nn.Parameter(torch.zeros(1))], **{**lr, **values})
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"optimizer_params must be what {optimizer.__name__} takes. Got "
-            f"{given!r}: {first_line(error)}."
+            f"{values!r}: {first_line(error)}."
         ) from error

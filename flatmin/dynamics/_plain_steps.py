@@ -15,7 +15,7 @@ __all__ = ["check_plain_steps"]
 def check_plain_steps(
     law: NoiseLaw,
     optimizer: type[torch.optim.Optimizer],
-    params: Mapping[str, Any],
+    settings: Mapping[str, Any],
     batched: bool,
     *,
     clip_norm: float | None = None,
@@ -28,7 +28,7 @@ def check_plain_steps(
     ----------
     law : NoiseLaw
     optimizer : torch.optim.Optimizer class
-    params : mapping of str to object
+    settings : mapping of str to object
         Its settings; those of groups as skorch's ``param_groups``.
     batched : bool
         Whether an iteration sees a batch of the examples.
@@ -43,11 +43,11 @@ def check_plain_steps(
     """
     name, n_substeps = type(law).__name__, law.n_substeps
     parts = f"{name} takes {n_substeps} steps at a part of η"
-    groups = [group for _, group in params.get("param_groups") or ()]
-    momentum = any(each.get("momentum") for each in (params, *groups))
+    groups = [group for _, group in settings.get("param_groups") or ()]
+    momentum = any(each.get("momentum") for each in (settings, *groups))
     if momentum or clip_norm is not None or not issubclass(optimizer, torch.optim.SGD):
         got = (
-            f"Got {optimizer.__name__} with {dict(params)}; use optimizer='sgd' "
+            f"Got {optimizer.__name__} with {dict(settings)}; use optimizer='sgd' "
             "without momentum."
         )
         if clip_norm is not None:

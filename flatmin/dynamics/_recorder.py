@@ -74,10 +74,10 @@ class Recorder:
         iteration: int,
         phase: str,
         theta: Tensor,
+        *,
         law: NoiseLaw,
         state: Any,
         batch: Risk | None = None,
-        *,
         is_first: bool = True,
     ) -> dict[str, Any]:
         """Measure a point.
@@ -128,6 +128,9 @@ class Recorder:
             "train_score": self.score(self.risk.outputs(theta)),
         }
         if self.validation_risk is not None and self.validation_score is not None:
+            if self.risk.batch_norm == "batch":  # as a prediction at θ has them
+                statistics = self.risk.batch_statistics(theta)
+                self.validation_risk.set_batch_statistics(statistics)
             outputs = self.validation_risk.outputs(theta)
             row["valid_loss"] = float(self.validation_risk.value(theta))
             row["valid_score"] = self.validation_score(outputs)

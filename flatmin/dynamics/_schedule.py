@@ -75,7 +75,7 @@ class Schedule:
 
 def make_schedule(
     schedule: str | Callable[..., LRScheduler],
-    params: Mapping[str, Any],
+    settings: Mapping[str, Any],
     optimizer: torch.optim.Optimizer,
     n_iter: int,
 ) -> Schedule:
@@ -84,9 +84,9 @@ def make_schedule(
     Parameters
     ----------
     schedule : {"cosine", "linear"}, LRScheduler class or callable
-        A function of the optimizer, and of ``params``, returns a scheduler of
+        A function of the optimizer, and of ``settings``, returns a scheduler of
         PyTorch.
-    params : mapping of str to object
+    settings : mapping of str to object
         Its keyword arguments.
     optimizer : torch.optim.Optimizer
         With the learning rate that the schedule begins from.
@@ -112,17 +112,18 @@ def make_schedule(
     [1.0, 0.75, 0.5, 0.25]
     """
     make, filled = _resolve(schedule, n_iter)
-    for name in params:
+    for name in settings:
         check_text("a name in schedule_params", name)
     twin = _twin(optimizer)
     before, rest = _numbers(twin), _rest(twin)
-    with ignored(UserWarning):  # that no step of the optimizer came before
+    # PyTorch warns that the optimizer has not stepped before the scheduler.
+    with ignored(UserWarning):
         try:
-            scheduler = make(twin, **{**filled, **params})
+            scheduler = make(twin, **{**filled, **settings})
         except (TypeError, ValueError, ArithmeticError, KeyError) as error:
             raise ValueError(
                 f"schedule_params must be what {_name(make)} takes. Got "
-                f"{dict(params)!r}: {first_line(error)}."
+                f"{dict(settings)!r}: {first_line(error)}."
             ) from error
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
@@ -221,7 +222,7 @@ def _numbers(optimizer: torch.optim.Optimizer) -> dict[str, list[Any]]:
 
 
 def _rest(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Return what a group holds besides, such as its weight decay."""
+    """Return what no scheduler may change in a group, such as its weight decay."""
     known = ("params", "initial_lr", *_NAMES)
     return [
         {name: value for name, value in group.items() if name not in known}

@@ -253,13 +253,15 @@ def _run(
         told = step_for(law.noisy_gradient, step)
         for _ in range(int(law.n_substeps)):
             if is_due:
-                state, gradient = _refreshed(risk, law, theta, rng, (state, step))
+                state, gradient = _refreshed(
+                    risk, law, theta, rng, previous=state, step=step
+                )
                 is_due = False
             else:
                 _, gradient = law.noisy_gradient(risk, theta, state, rng, **told)
             theta = theta - step.lr * gradient
         if exits is not None:
-            exits.look(theta, t + 1)
+            exits.update(theta, t + 1)
         bar.update(1)
     return Simulation(
         law,
@@ -282,7 +284,7 @@ class _Exits:
         self.censored = ~self.inside
         self.times = torch.where(self.inside, 0, n_iter)
 
-    def look(self, theta: Tensor, t: int) -> None:
+    def update(self, theta: Tensor, t: int) -> None:
         # -∞ lies below everything.
         self.inside = self.reached(theta) & theta.isfinite().all(-1)
         first = self.inside & self.censored
@@ -290,15 +292,15 @@ class _Exits:
         self.censored = self.censored & ~first
 
 
-def _refreshed(risk, law, theta, rng, before) -> tuple[Any, Tensor]:
+def _refreshed(risk, law, theta, rng, *, previous, step) -> tuple[Any, Tensor]:
     """Return the law's state at θ and the noisy gradient there, which share a sweep."""
-    previous, step = before
     refreshed = law.refreshed_gradient
     try:
         told = step_for(refreshed, step)
         state, _, gradient = refreshed(risk, theta, rng, previous, **told)
         return state, gradient
-    except (RuntimeError, FloatingPointError) as error:  # of an eigensolver, or Tr(G)
+    # An eigensolver raises the first at a θ that is not finite, Tr(G) the second.
+    except (RuntimeError, FloatingPointError) as error:
         n_lost = int((~theta.isfinite().all(-1)).sum())
         if not n_lost:
             raise

@@ -99,7 +99,7 @@ def record_warmup(descent: NoisyDescent, recorder: Recorder) -> dict[str, Any]:
         descent.iteration,
         "warmup",
         descent.theta,
-        descent.law,
-        descent.state,
-        descent.batch,
+        law=descent.law,
+        state=descent.state,
+        batch=descent.batch,
     )

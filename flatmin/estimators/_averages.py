@@ -12,7 +12,9 @@ from torch import Tensor
 from flatmin._utils.arrays import to_array
 from flatmin.estimators._outputs import outputs_and_targets
 from flatmin.estimators._trajectory import Trajectory
+from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.inputs import check_held
+from flatmin.risk.network.batch_statistics import write_statistics
 from flatmin.risk.network.module_copy import copy_module
 
 __all__ = ["mean_over"]
@@ -41,9 +43,12 @@ def mean_over(
     named = dict(module.named_parameters())
     held = [named[name] for name in estimator._names]
     points = _check_points(params, sum(p.numel() for p in held))
+    risk = _risk_for_statistics(estimator)
     total: Any = 0.0
     for point in points:
-        _write(held, point)
+        theta = _write(held, point)
+        if risk is not None:
+            write_statistics(module, risk.batch_statistics(theta))
         outputs, _ = outputs_and_targets(estimator, X, module)
         total = total + of(outputs.astype(np.float64))
     mean: np.ndarray = total / len(points)
@@ -66,10 +71,26 @@ def _check_points(params: Any, n_params: int) -> np.ndarray:
     return points
 
 
-def _write(held: list[torch.nn.Parameter], point: np.ndarray) -> None:
+def _risk_for_statistics(estimator: Any) -> EmpiricalRisk | None:
+    """Return the risk whose statistics BatchNorm has at each point, if it needs any."""
+    if estimator._batch_norm != "batch":
+        return None
+    risk: EmpiricalRisk | None = estimator.risk_
+    if risk is None:
+        raise ValueError(
+            "With batch_norm='batch' a prediction at other params needs the statistics "
+            "of the training set there, and this estimator no longer holds its data "
+            "(store_data=False, or it was pickled). Predict without params, or fit it "
+            "again with store_data=True."
+        )
+    return risk
+
+
+def _write(held: list[torch.nn.Parameter], point: np.ndarray) -> Tensor:
     given = torch.from_numpy(point)
     theta: Tensor = given.to(held[0].dtype)
     check_held(theta, given, "params")
     parts = theta.split([p.numel() for p in held])
     for parameter, part in zip(held, parts, strict=True):
         parameter.data.copy_(part.view(parameter.shape))
+    return theta.to(held[0].device)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
@@ -21,11 +20,10 @@ from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
 from flatmin._utils.registry import pack, unpack
-from flatmin.dynamics import (
-    FlatBinding,
-)
+from flatmin.dynamics import FlatBinding
 from flatmin.estimators._checkpoints import RunCheckpoints
 from flatmin.estimators._examples import Examples
+from flatmin.estimators._fitted import set_fitted
 from flatmin.estimators._inputs import (
     as_source,
     check_inputs,
@@ -37,9 +35,7 @@ from flatmin.estimators._outputs import outputs_and_targets, try_first
 from flatmin.estimators._parameters import CONSTRAINTS
 from flatmin.estimators._prepare import prepare, start_of
 from flatmin.estimators._routing import RoutedParamsMixin
-from flatmin.estimators._run import Run
 from flatmin.estimators._training import make_net, train
-from flatmin.estimators._trajectory import read_kept
 from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.noise._registry import BUILT_IN
@@ -47,7 +43,6 @@ from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.autodiff.surroundings import modes_put_back
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.network.module_copy import graphs_left_out
-from flatmin.risk.network.prepared_module import evaluation_mode
 
 __all__ = ["BaseNoisyDiffusion"]
 
@@ -57,6 +52,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
     _net_class: ClassVar[type]
+    _risk: EmpiricalRisk | None  # on the training data, after a fit
 
     @abstractmethod
     def _encode(self, y: Any, *, reset: bool) -> np.ndarray:
@@ -107,7 +103,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             their order, is read a chunk at a time, for data larger than memory; one
             pass before training checks it and collects its targets.
         y : array-like of shape (n_samples,), default=None
-            Targets; for a regressor also of shape (n_samples, n_targets). None with a
+            Targets; for a regressor also of shape (n_samples, n_targets), for a
+            classifier (n_samples, T), as of sequences. None with a
             data set, or a mapping with a ``target``, which hold their own, and with a
             ``ModuleLoss`` that needs none.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -163,10 +160,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             except KeyboardInterrupt:
                 # Without a row of its own nothing has been trained.
                 if getattr(net, "rows_", None) or (run.rows and not run.continues):
-                    learner._store(run, net, binding)
+                    set_fitted(learner, run, net, binding)
                     adopt_attributes(self, learner)
                 raise
-        learner._store(run, net, binding)
+        set_fitted(learner, run, net, binding)
         adopt_attributes(self, learner)
         if run.diverged is not None:
             warnings.warn(
@@ -189,34 +186,6 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         """Return the examples as callbacks see them, with labels as they came."""
         return examples.for_skorch(module, dtype)
 
-    def _store(self, run: Run, net: Any, binding: FlatBinding) -> None:
-        """Set the fitted attributes."""
-        descent = getattr(net, "descent_", None)  # none after Ctrl-C in the warm-up
-        done = 0 if descent is None else descent.iteration
-        binding.follow()
-        run.risk.set_params(binding.theta)
-        binding.release()
-        self.history_ = pd.DataFrame(run.rows + getattr(net, "rows_", []))
-        self.trajectory_ = None if descent is None else read_kept(descent.kept)
-        net.detach()
-        evaluation_mode(net.module_)
-        self.net_ = net
-        self._names = run.risk.layout.names
-        self._keeps_graph = run.risk.keeps_graph
-        self.noise_ = run.law
-        self.n_iter_ = run.n_iter_before + done
-        self.n_steps_ = run.n_steps_before + done * int(run.law.n_substeps)
-        self.diverged_ = run.diverged
-        self.best_iteration_ = run.best_iteration
-        clipped = 0 if descent is None else int(descent.n_clipped)
-        self._n_clipped = run.n_clipped_before + clipped
-        self._iteration = run.offset + done
-        self._generator_states = {
-            name: generator.get_state() for name, generator in run.generators.items()
-        }
-        self._chunk_size = run.risk.chunk_size
-        self._risk = run.risk if self.store_data else None
-
     @property
     def module_(self) -> nn.Module:
         """The network of ``net_``."""
@@ -225,8 +194,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     @property
     def params_(self) -> np.ndarray:
         """θ of ``module_``, shape (n_params,); a copy."""
-        held = dict(self.module_.named_parameters())
-        parts = [held[name].detach().reshape(-1) for name in self._names]
+        named = dict(self.module_.named_parameters())
+        parts = [named[name].detach().reshape(-1) for name in self._names]
         return torch.cat(parts).cpu().numpy()
 
     @property
@@ -252,6 +221,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         dtype: torch.dtype | str | None = None,
     ) -> EmpiricalRisk:
         """Return the risk of the fitted network on other data, with the same loss.
+
+        The network is in evaluation mode, as in predictions: after
+        ``batch_norm="batch"`` it keeps the statistics of the training set, also on the
+        training set itself and at other θ. :attr:`risk_` takes them anew at each θ.
 
         Parameters
         ----------
@@ -364,8 +337,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             return None
         if X_val is not None:
             X_val, y_val = split_targets(X_val, y_val, self.target)
-        held = is_data_set(X_val) or self._takes_no_y()
-        if X_val is None or (y_val is None and not held):
+        has_y = is_data_set(X_val) or self._takes_no_y()
+        if X_val is None or (y_val is None and not has_y):
             missing = "X_val" if X_val is None else "y_val"
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
         return self._check_examples(X_val, y_val, "X_val and y_val", reset=False)
@@ -379,11 +352,17 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> Any:
         if not (isinstance(self.loss, str) and self.loss == "auto"):
             return self.loss
-        outputs = try_first(module, examples, dtype, device, self.output_transform)
+        outputs = try_first(
+            module,
+            examples,
+            dtype=dtype,
+            device=device,
+            output_transform=self.output_transform,
+        )
         return self._resolve_loss(outputs)
 
     def _outputs(self, X: Any) -> np.ndarray:
-        """Return the network's outputs, around the data loader and its seeds."""
+        """Return the network's outputs; skorch's data loader would draw a seed."""
         return outputs_and_targets(self, X)[0]
 
     @modes_put_back

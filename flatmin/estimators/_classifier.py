@@ -11,22 +11,31 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
-from sklearn.metrics import accuracy_score
-from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from flatmin._utils.arrays import to_array, to_numpy
+from flatmin._utils.arrays import to_array
 from flatmin._utils.messages import naming
 from flatmin._utils.weights import relative_weights
 from flatmin.estimators._averages import mean_over
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._inputs import as_source, targets_like
+from flatmin.estimators._labels import (
+    accuracy,
+    as_labels,
+    check_positions,
+    class_weights,
+    counting,
+    ignored_label,
+    is_next_token,
+    learn_classes,
+    probabilities,
+    training_accuracy,
+)
 from flatmin.estimators._net import EstimatorNetClassifier
-from flatmin.estimators._outputs import outputs_and_targets
+from flatmin.estimators._outputs import outputs_and_targets, try_first
 from flatmin.estimators._parameters import CONSTRAINTS, with_shared_entries
 from flatmin.risk import ModuleLoss
 from flatmin.risk.data.source import split_targets
@@ -53,13 +62,30 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     lr : float, default=0.02
         η.
     class_weight : dict, "balanced" or None, default=None
-        Multiplies the sample weights.
+        Multiplies the sample weights. Of several labels an example, give the weights to
+        ``nn.CrossEntropyLoss``.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted. Output j of the module stands for ``classes_[j]``; outputs
-        beyond are trained to be small and never predicted.
+        beyond are trained to be small and never predicted. Of ``loss="next_token"`` the
+        numbers of all outputs.
+
+    Notes
+    -----
+    y may have several labels an example, shape (n_samples, T), for a module with
+    outputs of shape (n, n_classes, T), as PyTorch's cross-entropy takes them: a
+    sequence is labelled at each position. ``predict`` then returns (n_samples, T), and
+    ``predict_proba`` (n_samples, n_classes, T). With ``loss="next_token"`` y are token
+    numbers as the module has them, (n_samples, T) and not shifted, and the module
+    returns (n, T, V): ``predict`` gives at each position the most probable *next*
+    token, and ``score`` compares it with the label of the next position.
+
+    A label that the loss leaves out, -100 unless ``nn.CrossEntropyLoss`` is made with
+    another ``ignore_index``, is no class: it counts in no loss, score or class weight.
+    Scikit-learn's own splitters and metrics know no such y: use ``score``, and a
+    ``KFold``.
 
     See Also
     --------
@@ -174,7 +200,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         Returns
         -------
         ndarray of shape (n_samples, n_classes) or (n_samples,)
-            Logits; for two classes the log-odds of the second.
+            Logits; for two classes the log-odds of the second. Positions come last.
         """
         return self._scores(self._outputs(X))
 
@@ -186,11 +212,13 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         X : array-like of shape (n_samples, n_features, ...), or a data set
         params : array-like of shape (n_points, n_params), default=None
             Points θ, such as ``trajectory_`` or a part of its ``params``: the mean of
-            the probabilities over them. None is the θ of the fit alone.
+            the probabilities over them. None is the θ of the fit alone. After
+            ``batch_norm="batch"`` each has the statistics of the training set there,
+            which takes a pass over it.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_classes)
+        ndarray of shape (n_samples, n_classes), or (n_samples, n_classes, T)
         """
         check_is_fitted(self)
         if params is not None:
@@ -198,7 +226,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         return self._probabilities(self._outputs(X))
 
     def predict(self, X: Any, params: Any = None) -> np.ndarray:
-        """Return the most probable class of each example.
+        """Return the most probable class of each example, or of each position.
 
         Parameters
         ----------
@@ -209,19 +237,19 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
 
         Returns
         -------
-        ndarray of shape (n_samples,)
+        ndarray of shape (n_samples,) or (n_samples, T)
         """
         if params is not None:
             return self.classes_[self.predict_proba(X, params).argmax(axis=1)]
         return self._labels(self._outputs(X))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Return the accuracy.
+        """Return the accuracy, over all labels that count.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features, ...), or a data set
-        y : array-like of shape (n_samples,), default=None
+        y : array-like of shape (n_samples,) or (n_samples, T), default=None
             None with a data set, which holds its own.
         sample_weight : array-like of shape (n_samples,), default=None
 
@@ -233,11 +261,17 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         source = as_source(X, y, self.target)
         if source is None:
             y, sample_weight = targets_like(X, y, sample_weight)
-            return super().score(X, y, sample_weight)
+            y = as_labels(y, warn=False)
+            return accuracy(y, self.predict(X), sample_weight, self.loss)
         outputs, y = outputs_and_targets(self, source)
-        return accuracy_score(y, self._labels(outputs), sample_weight=sample_weight)
+        if sample_weight is not None:
+            sample_weight = to_array("sample_weight", sample_weight, (len(outputs),))
+        y, labels = as_labels(y, warn=False), self._labels(outputs)
+        return accuracy(y, labels, sample_weight, self.loss)
 
     def _scores(self, outputs: np.ndarray) -> np.ndarray:
+        if is_next_token(self.loss):
+            outputs = np.moveaxis(outputs, -1, 1)
         if outputs.ndim == 1 or outputs.shape[1] == 1:
             return outputs.reshape(-1)
         # A module may have outputs for classes that this y does not hold.
@@ -246,46 +280,62 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
 
     def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
         scores = self._scores(outputs)
-        if scores.ndim == 1:
+        if len(self.classes_) == 2:
             return np.stack([expit(-scores), expit(scores)], axis=1)
         return softmax(scores, axis=1)
 
     def _labels(self, outputs: np.ndarray) -> np.ndarray:
         scores = self._scores(outputs)
-        indices = scores > 0 if scores.ndim == 1 else scores.argmax(axis=1)
+        indices = scores > 0 if len(self.classes_) == 2 else scores.argmax(axis=1)
         return self.classes_[np.asarray(indices, dtype=int)]
 
     def _encode(self, y: Any, *, reset: bool) -> np.ndarray:
-        y = to_numpy("y", y)
-        if y is None:
-            raise ValueError(
-                "This NoisyDiffusionClassifier estimator requires y to be passed, but "
-                "the target y is None."
-            )
-        with naming("y"):
-            y = column_or_1d(y, warn=True)
+        y = as_labels(y)
+        if y.ndim > 1 and reset:
+            check_positions(y, self.loss, self.module)
         if y.dtype.kind == "f" and not np.isfinite(y).all():
             raise ValueError("y contains NaN or infinity.")
+        counted = counting(y, ignored_label(self.loss))
+        labels = y[counted]
         with naming("y"):
-            check_classification_targets(y)
+            check_classification_targets(labels)
+        if is_next_token(self.loss):  # numbers of outputs already
+            if y.dtype.kind not in "iu":
+                raise ValueError(f"Tokens must be integers. Got y of {y.dtype}.")
+            if reset:  # until the module tells how many there are
+                self.classes_ = np.arange(labels.max(initial=0) + 1)
+            return y.astype(np.int64)
         if reset:
-            encoder = LabelEncoder().fit(y)
-            if not len(encoder.classes_):
-                raise ValueError("y must hold at least one label. Got none.")
-            if len(encoder.classes_) < 2:
-                raise ValueError(
-                    "NoisyDiffusionClassifier needs y with at least two classes. Got "
-                    f"one class: {encoder.classes_.tolist()[0]!r}."
-                )
-            self.classes_ = encoder.classes_
-            self._encoder = encoder
-        unknown = np.setdiff1d(y, self.classes_)
+            self._encoder = learn_classes(labels)
+            self.classes_ = self._encoder.classes_
+        unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
             raise ValueError(
                 f"y holds labels that the training data did not: {unknown}. "
                 f"There are {self.classes_}."
             )
-        return self._encoder.transform(y).astype(np.int64)
+        encoded = np.full(y.shape, ignored_label(self.loss) or 0, dtype=np.int64)
+        encoded[counted] = self._encoder.transform(labels)
+        return encoded
+
+    def _probe_loss(
+        self,
+        module: nn.Module,
+        examples: Examples,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Any:
+        if is_next_token(self.loss):
+            outputs = try_first(
+                module,
+                examples,
+                dtype=dtype,
+                device=device,
+                output_transform=self.output_transform,
+            )
+            if outputs.ndim == 3:
+                self.classes_ = np.arange(outputs.shape[2])
+        return super()._probe_loss(module, examples, dtype, device)
 
     def _n_outputs(self, y: np.ndarray) -> int:
         name = self.loss if isinstance(self.loss, str) else None
@@ -299,7 +349,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         return {
             "classes": self.classes_,
             "predict_nonlinearity": partial(
-                _probabilities, n_classes=len(self.classes_)
+                probabilities,
+                n_classes=len(self.classes_),
+                of_tokens=is_next_token(self.loss),
             ),
             "callbacks__valid_acc": None,
         }
@@ -307,8 +359,16 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
     def _for_skorch(
         self, examples: Examples, module: nn.Module, dtype: torch.dtype
     ) -> Any:
-        labelled = replace(examples, y=self.classes_[examples.y])
-        return super()._for_skorch(labelled, module, dtype)
+        if not is_next_token(self.loss):
+            y, counted = examples.y, self._counted(examples.y)
+            labels = self.classes_[np.where(counted, y, 0)]
+            if not counted.all():
+                labels = np.where(counted, labels, y)
+            examples = replace(examples, y=labels)
+        return super()._for_skorch(examples, module, dtype)
+
+    def _counted(self, encoded: np.ndarray) -> np.ndarray:
+        return counting(encoded, ignored_label(self.loss))
 
     def _combine_weights(
         self, sample_weight: Any, y: np.ndarray, *, reset: bool
@@ -317,53 +377,21 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         if reset:
             self._by_class = None
         if reset and self.class_weight is not None:
-            self._by_class = self._class_weights(weights, y)
+            if y.ndim > 1:
+                raise ValueError(
+                    "class_weight is a weight of examples, of one label each. Got y of "
+                    f"shape {y.shape}; pass loss=nn.CrossEntropyLoss(weight=...)."
+                )
+            self._by_class = class_weights(
+                self.class_weight, self.classes_, y, self._counted(y), weights
+            )
         if self._by_class is None:
             return weights
-        by_class = self._by_class[y]
+        # What is left out counts nothing in the loss, whatever its weight.
+        by_class = self._by_class[np.where(self._counted(y), y, 0)]
         return by_class if weights is None else relative_weights(weights, by_class)
 
-    def _class_weights(self, weights: np.ndarray | None, y: np.ndarray) -> np.ndarray:
-        """Return what ``class_weight`` says of each class."""
-        balanced = isinstance(self.class_weight, str)
-        by_class = compute_class_weight(
-            self.class_weight,
-            classes=self.classes_,
-            y=self.classes_[y],
-            sample_weight=relative_weights(weights)
-            if balanced and weights is not None
-            else None,
-        )
-        # A class none of whose examples counts is divided by 0, and counts nothing.
-        by_class = to_array("class_weight", by_class, (None,))
-        if (by_class < 0).any():
-            raise ValueError(
-                f"class_weight must not be negative. Got {by_class.min()}."
-            )
-        return by_class
-
     def _scorer(self, y: np.ndarray) -> Callable[[Tensor], float]:
-        n_classes = len(self.classes_)
-        target: Tensor | None = None
         if isinstance(self.loss, ModuleLoss):  # whose outputs are the losses
             return lambda losses: float("nan")
-
-        def accuracy(outputs: Tensor) -> float:
-            nonlocal target
-            if target is None:
-                target = torch.as_tensor(y, device=outputs.device)
-            if outputs.ndim == 1 or outputs.shape[1] == 1:
-                predicted = (outputs.reshape(-1) > 0).long()
-            else:
-                predicted = outputs[:, :n_classes].argmax(1)
-            return float((predicted == target).double().mean())
-
-        return accuracy
-
-
-def _probabilities(outputs: Tensor, n_classes: int) -> Tensor:
-    """Turn logits into probabilities; for the skorch net, as ``predict_proba`` does."""
-    if outputs.ndim == 1 or outputs.shape[1] == 1:
-        second = outputs.reshape(-1).sigmoid()
-        return torch.stack([1 - second, second], 1)
-    return outputs[:, :n_classes].softmax(1)
+        return training_accuracy(y, len(self.classes_), self.loss)

@@ -21,6 +21,7 @@ def hold_out(
     fraction: float,
     examples: Examples,
     sample_weight: Any,
+    *,
     seed: int,
 ) -> tuple[Examples, np.ndarray | None, Examples]:
     """Split off a part, for a classifier with its share of each class.
@@ -59,12 +60,13 @@ def hold_out(
             f"random_state={estimator.random_state!r}; or pass X_val."
         )
     n = len(examples.y)
+    by_class = is_classifier(estimator) and examples.y.ndim == 1
     try:
         left, out = train_test_split(
             np.arange(n),
             test_size=fraction,
             random_state=seed,
-            stratify=examples.y if is_classifier(estimator) else None,
+            stratify=examples.y if by_class else None,
         )
     except ValueError as error:
         raise ValueError(

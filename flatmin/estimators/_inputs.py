@@ -195,7 +195,8 @@ def _kind(leaf: np.ndarray) -> str:
 
 
 def _of_kind(name: str, leaf: np.ndarray, kind: str) -> np.ndarray:
-    """Return numbers in the kind of the training data, or raise: ~mask of 1 is -2."""
+    """Return numbers in the kind of the training data, or raise."""
+    # Integers do not pass for a mask of booleans: ~True is False, and ~1 is -2.
     if _kind(leaf) == kind:
         return leaf
     if kind == "floating numbers":
@@ -308,7 +309,7 @@ def targets_like(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
 def _length(data: Any) -> int | None:
     try:
         return len(as_tree(data).leaves[0] if is_nested(data) else data)
-    except TypeError:  # of a number, or an array without axes
+    except TypeError:  # a number, or an array without axes, has no length
         return None
 
 

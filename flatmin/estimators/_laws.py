@@ -16,7 +16,7 @@ __all__ = ["resolve_law"]
 
 def resolve_law(
     method: str | type[NoiseLaw] | NoiseLaw,
-    params: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None,
     shared: Mapping[str, Any],
     *,
     title: str = "method",
@@ -26,7 +26,7 @@ def resolve_law(
     Parameters
     ----------
     method : str, subclass of NoiseLaw or NoiseLaw
-    params : mapping or None
+    settings : mapping or None
         Settings of a law that is given by name or as a class.
     shared : mapping of str to object
         Settings of the estimator that serve all laws which have them. They override
@@ -43,15 +43,15 @@ def resolve_law(
     TypeError
         If a class is none of laws.
     ValueError
-        If the name or a setting is unknown, the estimator and ``params`` give one
+        If the name or a setting is unknown, the estimator and ``settings`` give one
         setting two values, settings come with an instance, or the law has noise and no
         ``noise_scale`` to set.
     """
     if isinstance(method, NoiseLaw):
-        if params:
+        if settings:
             raise ValueError(
                 "method is an instance, which has its own parameters. Got "
-                f"method_params={dict(params)!r}; use set_params(method__...) or set "
+                f"method_params={dict(settings)!r}; use set_params(method__...) or set "
                 "them on the law."
             )
         law = clone(method)
@@ -60,13 +60,13 @@ def resolve_law(
             check_law_class(title, method)
         else:
             check_known(title, method, METHODS)
-        law = make_noise_law(method, **(params or {}))
-        for name, value in (params or {}).items():
+        law = make_noise_law(method, **(settings or {}))
+        for name, value in (settings or {}).items():
             if shared.get(name) is not None and shared[name] != value:
                 raise ValueError(
                     f"The estimator and method_params must not give {name} two values. "
                     f"Got {name}={shared[name]!r} and "
-                    f"method_params={dict(params or {})!r}; leave out one of them."
+                    f"method_params={dict(settings or {})!r}; leave out one of them."
                 )
     known = law.get_params(deep=False)
     scale = shared.get("noise_scale")

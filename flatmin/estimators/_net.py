@@ -68,7 +68,7 @@ class _EstimatorNet:
         Tensor of shape ()
         """
         device = next(self.module_.parameters()).device
-        targets = y_true  # of a ModuleLoss, for which the criterion raises
+        targets = y_true  # as they are for a ModuleLoss: its criterion raises
         if not isinstance(self.reader_.loss, ModuleLoss):
             encoded = self.reader_._encode(y_true, reset=False)
             targets = torch.as_tensor(encoded).to(device)

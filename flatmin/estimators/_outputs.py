@@ -63,6 +63,7 @@ def outputs_and_targets(
 def try_first(
     module: nn.Module,
     examples: Examples,
+    *,
     dtype: torch.dtype,
     device: torch.device,
     output_transform: OutputTransform | None,

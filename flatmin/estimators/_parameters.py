@@ -43,7 +43,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "metrics": [None, dict],
     "record_every": [Interval(Integral, 1, None, closed="left")],
     "keep_params_every": [None, Interval(Integral, 1, None, closed="left")],
-    "batch_norm": [StrOptions({"error", "frozen"})],
+    "batch_norm": [StrOptions({"error", "frozen", "batch"})],
     "callbacks": [None, list],
     "on_divergence": [StrOptions({"raise", "stop"})],
     "checkpoint_dir": [None, str, PathLike, dict],
@@ -154,9 +154,15 @@ keep_params_every : int, default=None
     ``trajectory_``. That takes D numbers a point in memory, and in every checkpoint;
     a run whose points do not fit into the free memory is refused before it begins. A
     warm start goes on counting where the last fit ended. None keeps nothing.
-batch_norm : {"error", "frozen"}, default="error"
-    BatchNorm has no per-example gradients in train mode: refuse it, or train with
-    its running statistics as they are.
+batch_norm : {"error", "frozen", "batch"}, default="error"
+    BatchNorm has no per-example gradients in train mode: refuse it, train with
+    its running statistics as they are ("frozen"), or with those of the whole
+    training set at each θ ("batch"). "batch" is for methods that need no
+    per-example gradient: "gd", "gld_const", "sam", and with ``match="none"``
+    "gld_hessian" and its kind, "gld_ggn", "anti_pgd" and "alpha_stable". All
+    examples are one chunk in memory. Running statistics are then those of the
+    training set at the θ of the moment, with divisor n: predictions and
+    ``valid_loss`` use them.
 device : str or torch.device, default="cpu"
     "auto" is CUDA where there is any.
 dtype : {"float32", "float64"}, default="float32"

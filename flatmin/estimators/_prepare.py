@@ -37,6 +37,7 @@ from flatmin.estimators._settings import (
 from flatmin.estimators._trajectory import rows_before
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.inputs import check_held
+from flatmin.risk.network.batch_statistics import normalises_batch
 from flatmin.risk.network.module_copy import copy_module
 
 __all__ = ["prepare", "start_of"]
@@ -72,29 +73,28 @@ def prepare(
     fraction = _fraction(training.stopping, held_out)
     seeds = _seeds(estimator, splits=fraction is not None)
     if fraction is not None:
+        seed = seeds.pop("validation")
         examples, sample_weight, held_out = hold_out(
-            estimator, fraction, examples, sample_weight, seeds.pop("validation")
+            estimator, fraction, examples, sample_weight, seed=seed
         )
     weights = estimator._combine_weights(sample_weight, examples.y, reset=True)
-    if warm:
-        module = copy_module(estimator.module_, device=device, dtype=dtype)
-    else:
-        module = _build(estimator, examples, seeds["init"], dtype=dtype, device=device)
+    placed: dict[str, Any] = {"device": device, "dtype": dtype}
+    module = _make_module(estimator, examples, seeds["init"], **placed, warm=warm)
     loss = estimator._probe_loss(module, examples, dtype, device)
     options = {
         **estimator._risk_options(),
         "batch_norm": estimator.batch_norm,
-        "device": device,
-        "dtype": dtype,
+        **placed,
     }
     risk = EmpiricalRisk(
         module, loss, *examples.for_risk(), sample_weight=weights, **options
     )
+    _check_statistics(module, risk)
     recorder = Recorder(risk, estimator._scorer(examples.y), metrics=estimator.metrics)
     if held_out is not None:
         with ignored(UserWarning):  # said by the risk above
             recorder.validation_risk = EmpiricalRisk(
-                module, loss, *held_out.for_risk(), **options
+                module, loss, *held_out.for_risk(), **_for_validation(options)
             )
         recorder.validation_score = estimator._scorer(held_out.y)
     before = _read_before(estimator) if warm else {}
@@ -186,14 +186,18 @@ def _check_settings(estimator: Any, dtype: torch.dtype) -> None:
     resolve_optimizer(estimator.optimizer, estimator.optimizer_params or {})
 
 
-def _build(
+def _make_module(
     estimator: Any,
     examples: Any,
     seed: int,
     *,
+    warm: bool,
     dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
+    """Return a new module, or a copy of the fitted one if ``warm``."""
+    if warm:
+        return copy_module(estimator.module_, device=device, dtype=dtype)
     n_features = 1
     if not isinstance(estimator._input_shape, dict):
         n_features = math.prod(estimator._input_shape)
@@ -222,6 +226,24 @@ def _generators(
         for name, state in estimator._generator_states.items():
             made[name].set_state(state)
     return made
+
+
+def _for_validation(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a risk that has the training set's statistics."""
+    if options["batch_norm"] == "batch":
+        return options | {"batch_norm": "frozen"}
+    return options
+
+
+def _check_statistics(module: nn.Module, risk: EmpiricalRisk) -> None:
+    """Raise where BatchNorm could not predict as it is trained."""
+    risk.check_running_statistics()
+    if risk.batch_norm == "batch" and normalises_batch(module):
+        raise ValueError(
+            "Predictions after batch_norm='batch' need BatchNorm layers with running "
+            "statistics. Got one with track_running_stats=False; set it to True, which "
+            "changes nothing in the training."
+        )
 
 
 def _check_laws(estimator: Any, run: Run) -> None:

@@ -150,7 +150,9 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         X : array-like of shape (n_samples, n_features, ...), or a data set
         params : array-like of shape (n_points, n_params), default=None
             Points θ, such as ``trajectory_`` or a part of its ``params``: the mean of
-            the predictions over them. None is the θ of the fit alone.
+            the predictions over them. None is the θ of the fit alone. After
+            ``batch_norm="batch"`` each has the statistics of the training set there,
+            which takes a pass over it.
 
         Returns
         -------

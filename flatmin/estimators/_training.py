@@ -80,7 +80,7 @@ def make_net(estimator: Any, run: Run) -> Any:
 
 
 def _make_schedule(estimator: Any, run: Run, net: Any) -> Schedule | None:
-    """Work out the schedule, and refuse what would be undone by it."""
+    """Return the schedule of η, and refuse a callback that would set η as well."""
     training, law = run.training, run.law
     if training.schedule is None:
         return None
@@ -135,7 +135,7 @@ def train(
         run.law,
         binding,
         net.optimizer_,
-        run.generators["noise"],
+        rng=run.generators["noise"],
         on_divergence=estimator.on_divergence,
         offset=run.offset,
         batches=make_batches(estimator, run.risk, run.generators["batches"]),

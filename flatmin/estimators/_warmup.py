@@ -107,7 +107,7 @@ def _make_descent(
         warmup.law,
         binding,
         warmup.optimizer(binding.params_for(warmup.optimizer), lr=warmup.lr),  # type: ignore[call-arg]
-        make_generator(run.seeds["warmup"], device),
+        rng=make_generator(run.seeds["warmup"], device),
         on_divergence=estimator.on_divergence,
         batches=make_batches(
             estimator, run.risk, make_generator(run.seeds["warmup batches"], device)

@@ -186,7 +186,7 @@ class BandLanczos:
         self.n = m
 
     def _extend(self, j: int, stop: int) -> None:
-        """Take the product with V[j]; what is new in it becomes V[stop]."""
+        """Take A V[j]. Its part orthogonal to the first rows becomes V[stop]."""
         V, H = self.V, self.H
         w, along = orthogonalise(self.operator.matvec(V[j]), V[:stop])
         self.n_matvecs += 1
@@ -194,7 +194,8 @@ class BandLanczos:
         self._scale = torch.maximum(self._scale, along.abs().amax())
         beta = torch.linalg.vector_norm(w, dtype=torch.float64)
         if beta <= 10 * torch.finfo(w.dtype).eps * self._scale:
-            V[stop] = random_direction(V[:stop], self.rng)  # leave the subspace
+            # Nothing but rounding is new: the subspace is invariant.
+            V[stop] = random_direction(V[:stop], self.rng)
         else:
             V[stop] = w / beta.to(w.dtype)
             H[stop, j] = beta

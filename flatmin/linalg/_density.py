@@ -177,7 +177,7 @@ class SpectralDensity(ShortRepr):
         if grid.ndim != 1:
             raise ValueError(f"grid must have shape (n,). Got {tuple(grid.shape)}.")
         points = grid.to(self.nodes).unsqueeze(1)
-        # Probe by probe: all of them at once are n_probes · n_steps · n numbers.
+        # Probe by probe, to save memory: all are n_probes · n_steps · n numbers.
         means, squares = [], []
         for nodes, weights in zip(self.nodes, self.weights, strict=True):
             values = kernel(points - nodes)
@@ -191,7 +191,7 @@ class SpectralDensity(ShortRepr):
         if self.exact:
             return mean, torch.zeros_like(mean)
         variance = (squares.mean(0) - mean.square()).clamp(min=0)
-        # Two probes: as wide as it takes for two standard errors to hold 95 %.
+        # n - 2 is 0 for two probes. With 0.4 two standard errors hold 95 % there too.
         n = max(len(means) - 2, 0.4)
         return mean, (2 * variance / (self.size * n)).sqrt()
 

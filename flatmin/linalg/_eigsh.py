@@ -6,7 +6,6 @@ import warnings
 from dataclasses import replace
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from flatmin._utils.arrays import check_floating
@@ -216,6 +215,8 @@ def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
 def _warn_unsymmetric(matrix: Tensor, relative: Tensor, tol: float) -> None:
     norm = torch.linalg.matrix_norm(matrix)
     asymmetry = float(torch.linalg.matrix_norm(matrix - matrix.mT) / norm)
+    from sklearn.exceptions import ConvergenceWarning  # which takes 1 s
+
     warnings.warn(
         f"{int((relative > tol).sum())} of {len(relative)} eigenpairs miss "
         f"tol={tol:g} (worst relative residual {float(relative.max()):.1e}) although "

@@ -74,7 +74,7 @@ class LanczosProcess:
             alpha[n] = h[n]
             norm = torch.linalg.vector_norm(w, dtype=torch.float64)
             scale = torch.maximum(alpha.abs().amax(), beta.amax())
-            # Not `norm > ...`: a product that is not finite has to stay visible.
+            # With `norm > ...` a NaN would end the process as if it were done.
             ends = norm <= 10 * eps * scale
             beta[n] = norm.masked_fill(ends, 0)
             if n + 1 < self.max_steps:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_tensor
 from flatmin._utils.numbers import check_count
+
+if TYPE_CHECKING:
+    import scipy.sparse.linalg
 
 __all__ = ["LinearOperator", "check_one_matrix", "check_operator", "knows_its_trace"]
 
@@ -161,6 +163,8 @@ class LinearOperator(ABC):
         ValueError
             If the operator holds several matrices: SciPy knows single matrices only.
         """
+        from scipy.sparse.linalg import LinearOperator as SciPyOperator
+
         if len(self.shape) != 2:
             raise ValueError(
                 f"SciPy takes one matrix. Got several, of shape {self.shape}; "
@@ -173,9 +177,7 @@ class LinearOperator(ABC):
             return self.matvec(v).cpu().numpy()
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return scipy.sparse.linalg.LinearOperator(
-            self.shape, matvec=matvec, rmatvec=matvec, dtype=dtype
-        )
+        return SciPyOperator(self.shape, matvec=matvec, rmatvec=matvec, dtype=dtype)
 
     def __matmul__(self, other: Tensor) -> Tensor:
         return self.matvec(other)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from flatmin._utils.arrays import check_floating
@@ -132,6 +131,8 @@ def sqrt_matvec(
             if converged or process.n_steps == process.max_steps:
                 break
     if not converged:
+        from sklearn.exceptions import ConvergenceWarning  # which takes 1 s
+
         warnings.warn(
             f"|A|^(1/2) z has a relative error of about {float(error / scale):.1e} "
             f"after {process.n_steps} products; tol={tol:g} was asked for. Raise "

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from flatmin.linalg._band_lanczos import BandLanczos
@@ -60,15 +59,7 @@ def thick_restart(
     )
     repeated = False
     while True:
-        if process.is_full:
-            _shrink(process, k, which)
-        process.advance()
-        bar.update()
-        spent = process.n_matvecs >= limit
-        beyond = process.n - k
-        if beyond < 0 or not (process.is_full or spent or beyond % 2 == 0):
-            continue
-
+        spent = _advance(process, k, which, limit=limit, bar=bar)
         ritz, S, residuals = process.ritz()
         wanted = order_eigenvalues(ritz, which, k)
         scale = ritz.abs().max()
@@ -105,6 +96,20 @@ def thick_restart(
             result = replace(result, converged=torch.zeros_like(done))
         _warn_unless_converged(result, tol, scale)
         return result
+
+
+def _advance(
+    process: BandLanczos, k: int, which: Which, *, limit: int, bar: Any
+) -> bool:
+    """Take products until the Ritz pairs are worth a look; say if none are left."""
+    while True:
+        if process.is_full:
+            _shrink(process, k, which)
+        process.advance()
+        bar.update()
+        spent, beyond = process.n_matvecs >= limit, process.n - k
+        if beyond >= 0 and (process.is_full or spent or beyond % 2 == 0):
+            return spent
 
 
 def _has_copies(result: Eigenpairs, allowed: Tensor) -> bool:
@@ -208,6 +213,8 @@ def _warn_unless_converged(result: Eigenpairs, tol: float, scale: Tensor) -> Non
     why = f"worst relative residual {worst:.1e}"
     if worst <= tol:
         why = "copies of repeated eigenvalues may be missing"
+    from sklearn.exceptions import ConvergenceWarning  # which takes 1 s
+
     warnings.warn(
         f"{failed} of {k} eigenpairs have not converged to tol={tol:g} within "
         f"{result.n_matvecs} products ({why}). Raise max_matvecs or tol, or ask for "

@@ -39,7 +39,8 @@ def xdiag(sketch: Sketch) -> tuple[Tensor, Tensor]:
     S = sketch.S
     step = (S * sketch.R).sum(0)  # sᵢᵀ rᵢ, and Q sᵢ sᵢᵀ rᵢ is (I - P) A ωᵢ
     cosine, sine = sketch.angles()
-    # Of the direction (sᵢ - c sⱼ) / s that goes with i once j is missing.
+    # Without vector j the direction of vector i is (sᵢ - c sⱼ) / s, c the cosine and s
+    # the sine between them.
     off = 1 - torch.eye(k, dtype=S.dtype, device=S.device)
     inverse = torch.where(sine > 0, 1 / sine, 0.0) * off
     squares, mixed = inverse.square(), cosine * inverse.square()

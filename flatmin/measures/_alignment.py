@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,31 +10,17 @@ from torch import Tensor
 
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
-from flatmin.curvature import (
-    HessianOperator,
-    covariance_eigenpairs,
-)
-from flatmin.curvature._covariance import covariance_operator
-from flatmin.curvature._eigenpairs import gram_eigenpairs
+from flatmin.curvature import HessianOperator
 from flatmin.curvature._point import Point, as_one_point
 from flatmin.curvature._preconditioner import check_preconditioner
-from flatmin.linalg import Eigenpairs, Estimate, eigsh
+from flatmin.linalg import Eigenpairs, eigsh
+from flatmin.measures._alignment_noise import Noise, NoiseOfRisk, NoiseOfRows
+from flatmin.measures._alignment_pairs import compare_pairs
 from flatmin.measures._alignment_result import Alignment
 from flatmin.measures._deflation import deflated_norm, deflated_trace
 from flatmin.measures._estimate import exact
-from flatmin.measures._rounding import CLEAR, GradientMoments, gradient_moments
-from flatmin.measures._subspaces import (
-    cosines,
-    overlap,
-    principal_angles,
-    projection_residual,
-    subspace_share,
-)
-from flatmin.measures._trace_product import (
-    low_rank_trace_product,
-    trace_hessian_covariance,
-    trace_product_of_rows,
-)
+from flatmin.measures._rounding import GradientMoments, gradient_moments
+from flatmin.measures._trace_product import low_rank_trace_product
 from flatmin.risk import Risk
 
 __all__ = ["align", "alignment", "alignment_moments"]
@@ -165,83 +149,42 @@ def align(
     """Return what :func:`alignment` does."""
     # moments, and rows, the centred gradients of the block, of shape (N, d), are there
     # if one sweep has given those of all blocks. Then Σ costs no further pass.
-    generator = rng
     hessian = HessianOperator(risk, theta, select=select)
-    covariance = covariance_operator(risk, theta, preconditioner, select)
     size = hessian.shape[-1]
     if moments is None:
         moments = alignment_moments(risk, theta, hessian.indices, preconditioner)
     moments.check_noise("The alignment of Σ with H")
-    noise: Any = {"select": select, "preconditioner": preconditioner}
-    look: Any = {"rng": generator, "verbose": verbose}
-    if rows is None:
-        V = covariance_eigenpairs(risk, theta, k, tol=tol, **noise, **look)
-    else:
-        V = gram_eigenpairs(rows, 1 / risk.n_examples, k, tol)
-    more = eigsh(hessian, min(k + 1, size), tol=tol, **look)
-    U = _first(more, k)
-    if not bool(more.eigenvalues.any()):
+    noise: Noise = (
+        NoiseOfRisk(risk, theta, select, preconditioner)
+        if rows is None
+        else NoiseOfRows(rows)
+    )
+    look: Any = {"rng": rng, "verbose": verbose}
+    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, **look}
+    V = noise.eigenpairs(k, tol=tol, **look)
+    pairs = eigsh(hessian, min(k + 1, size), tol=tol, **look)
+    if not bool(pairs.eigenvalues.any()):
         raise ValueError(
             "The alignment of Σ with H needs a Hessian. Got H = 0 at this θ, so that "
             "it has no directions."
         )
-    accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, **look}
-    first = U.eigenvectors[:, 0]
-    variance = (first.double() * covariance.matvec(first).double()).sum()
-    if rows is None:
-        product = trace_hessian_covariance(risk, theta, **noise, **accuracy)
-    else:
-        product = trace_product_of_rows(hessian, rows, **accuracy)
-    low_rank = low_rank_trace_product(hessian, covariance, V, generator)
-    hessian_trace = deflated_trace(hessian, U, **accuracy)
-    hessian_norm = deflated_norm(hessian, U, **accuracy)
-    if rows is None:
-        covariance_norm = deflated_norm(covariance, V, **accuracy)
-    else:  # ‖RᵀR‖ is ‖RRᵀ‖
-        gram = rows.double() @ rows.double().mT / risk.n_examples
-        covariance_norm = exact(torch.linalg.matrix_norm(gram))
-    eps = CLEAR * torch.finfo(risk.dtype).eps
-    rounding = eps * hessian_norm.value
-    clear_hessian = U.eigenvalues.abs() > rounding
-    clear_noise = V.eigenvalues > eps * V.eigenvalues[0]
-    undefined = _of_vectors(clear_hessian, clear_noise, moments)
-    undefined |= _of_values(
-        more.eigenvalues, k, trace=hessian_trace, rounding=rounding, size=size
-    )
-
-    def unless(name: str, compute: Callable[[], Tensor]) -> Tensor:
-        return U.eigenvalues.new_tensor(math.nan) if name in undefined else compute()
-
-    vectors = U.eigenvectors, V.eigenvectors
-    clear = clear_hessian.unsqueeze(1) & clear_noise
-    inner = (U.eigenvectors.mT.double() @ V.eigenvectors.double()).abs()
+    U = _first(pairs, k)
+    total = moments.variances.sum()
+    product = noise.trace_product(hessian, **accuracy)
+    low_rank = low_rank_trace_product(hessian, V, total, rng)
+    trace = deflated_trace(hessian, U, **accuracy)
+    norm = deflated_norm(hessian, U, **accuracy)
     return Alignment(
+        **compare_pairs(pairs, V, moments, size=size, trace=trace, norm=norm),
         n_params=size,
-        hessian_eigenvalues=U.eigenvalues,
-        covariance_eigenvalues=V.eigenvalues,
-        hessian_residuals=U.residuals,
-        covariance_residuals=V.residuals,
-        inner_products=inner.masked_fill(~clear, math.nan),
-        cosines=cosines(*vectors).masked_fill(~clear.diagonal(), math.nan),
-        angles=principal_angles(*vectors).masked_fill(~clear.all(), math.nan),
-        residual=unless("projection residual", lambda: projection_residual(*vectors)),
-        overlap=unless("overlap", lambda: overlap(*vectors)),
-        gradient_share=unless(
-            "gradient share", lambda: subspace_share(moments.mean, U.eigenvectors)
-        ),
-        hessian_trace=hessian_trace,
-        covariance_trace=exact(moments.variances.sum()),
-        hessian_norm=hessian_norm,
-        covariance_norm=covariance_norm,
+        hessian_trace=trace,
+        covariance_trace=exact(total),
+        hessian_norm=norm,
+        covariance_norm=noise.norm(V, **accuracy),
         trace_product=product,
         low_rank=low_rank,
-        first_variance=variance,
-        decay=unless("d", lambda: _decay(more.eigenvalues, k, size)),
-        # From rows the product is of the same H, which has counted it.
-        n_matvecs=hessian.n_matvecs
-        + covariance.n_matvecs
-        + (product.n_matvecs if rows is None else 0),
-        undefined=undefined,
+        first_variance=noise.variance_along(U.eigenvectors[:, 0]),
+        n_matvecs=hessian.n_matvecs + noise.n_matvecs,
         noise="Σ" if preconditioner is None else "PΣP",
     )
 
@@ -263,42 +206,6 @@ def _preconditioned(
     )
 
 
-def _of_vectors(
-    clear_hessian: Tensor, clear_noise: Tensor, moments: GradientMoments
-) -> dict[str, str]:
-    """Return why a quantity of eigenvectors is not defined, by name."""
-    k = len(clear_hessian)
-    n_hessian, n_noise = int(clear_hessian.sum()), int(clear_noise.sum())
-    undefined: dict[str, str] = {}
-    if min(n_hessian, n_noise) < k:
-        why = (
-            f"of k = {k} eigenvalues {n_hessian} of H and {n_noise} of Σ are more than "
-            "rounding, and the other eigenvectors are chance"
-        )
-        undefined |= dict.fromkeys(("projection residual", "overlap"), why)
-    if n_hessian < k or not bool(moments.has_gradient):
-        what = "g₀" if n_hessian == k else f"one of k = {k} eigenvalues of H"
-        undefined["gradient share"] = f"{what} is rounding"
-    return undefined
-
-
-def _of_values(
-    eigenvalues: Tensor, k: int, *, size: int, trace: Estimate, rounding: Tensor
-) -> dict[str, str]:
-    """Return why a quantity of H's eigenvalues is not defined, by name."""
-    undefined: dict[str, str] = {}
-    unclear = torch.maximum(2 * trace.stderr, rounding)
-    if not bool(trace.value.abs() > unclear):
-        undefined["anisotropy gain"] = "Tr(H) is not clear of 0"
-    if not bool(eigenvalues[0] > rounding):
-        undefined["a"] = undefined["d"] = "λ₁ is not above 0"
-    elif k == size:
-        undefined["d"] = "there is no λ_{k+1} for k = D"
-    elif bool((eigenvalues[k].abs() <= rounding) & (eigenvalues[k] != 0)):
-        undefined["d"] = "λ_{k+1} is rounding"
-    return undefined
-
-
 def _first(pairs: Eigenpairs, k: int) -> Eigenpairs:
     return Eigenpairs(
         pairs.eigenvalues[:k],
@@ -307,10 +214,3 @@ def _first(pairs: Eigenpairs, k: int) -> Eigenpairs:
         pairs.converged[:k],
         pairs.n_matvecs,
     )
-
-
-def _decay(eigenvalues: Tensor, k: int, size: int) -> Tensor:
-    # An eigenvalue that is not positive lies below λ₁ D^-d for every d.
-    ratio = (eigenvalues[k] / eigenvalues[0]).clamp(min=0)
-    decay: Tensor = -ratio.log() / math.log(size)
-    return decay

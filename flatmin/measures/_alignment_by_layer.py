@@ -52,8 +52,8 @@ def alignment_by_layer(
     """Return :func:`alignment` of each layer.
 
     A layer's parameters are those that one module holds. One sweep gives all that is
-    asked of Σ; products with H are taken layer by layer, since one with the whole H
-    mixes them.
+    asked of Σ. Products with H are taken layer by layer, since one with the whole H
+    mixes them; one with a layer's block computes nothing that lies below the layer.
 
     Parameters
     ----------

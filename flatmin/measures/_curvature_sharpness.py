@@ -66,7 +66,10 @@ def trace_sharpness(
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     theta = as_point(risk, theta)
     result = trace(
-        HessianOperator(risk, theta), rtol=rtol, max_matvecs=max_matvecs, rng=rng
+        HessianOperator(risk, theta, n_products=max_matvecs),
+        rtol=rtol,
+        max_matvecs=max_matvecs,
+        rng=rng,
     )
     factor = sigma**2 / 2
     return Estimate(

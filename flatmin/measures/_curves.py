@@ -103,7 +103,8 @@ def segment_profile(
     running statistics of one training: ends that come from fits with
     ``batch_norm="frozen"`` share them, and the profile is right. Ends whose networks
     have moved their statistics are not themselves under those of another, and no number
-    here is about them.
+    here is about them. Under ``batch_norm="batch"`` a risk takes at each point the
+    statistics of its examples there.
 
     Parameters
     ----------

@@ -61,7 +61,8 @@ def fisher_rao_norm(risk: Risk, theta: Point, *, empirical: bool = False) -> Est
     empirical = check_flag("empirical", empirical)
     theta = as_point(risk, theta)
     if empirical:
-        slopes = risk.linearize(theta).directional_derivatives(theta)
+        point = risk.linearize(theta, n_products=1)
+        slopes = point.directional_derivatives(theta)
         name, remedy = "A slope gᵢᵀθ", "look at θ and at these examples"
         value = check_loss(name, slopes, remedy).square().mean(-1)
         return exact(value, n_matvecs=1)
@@ -69,6 +70,6 @@ def fisher_rao_norm(risk: Risk, theta: Point, *, empirical: bool = False) -> Est
     if isinstance(risk, EmpiricalRisk):
         operator = FisherOperator(risk, theta, rng=0)
     else:
-        operator = GGNOperator(risk, theta)
+        operator = GGNOperator(risk, theta, n_products=1)
     value = (theta.double() * operator.matvec(theta).double()).sum(-1)
     return exact(value, n_matvecs=1)

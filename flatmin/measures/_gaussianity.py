@@ -192,6 +192,6 @@ def _distances_from_gaussian(noise: Tensor) -> tuple[Tensor, Tensor]:
 
 def _slopes(risk: Risk, theta: Tensor, directions: Tensor) -> Tensor:
     """Return gᵢᵀv for each column, (k, N), in float64."""
-    point = risk.linearize(theta)
     columns = directions.unbind(-1)
+    point = risk.linearize(theta, n_products=len(columns))
     return torch.stack([point.directional_derivatives(v).double() for v in columns])

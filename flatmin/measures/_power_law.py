@@ -210,11 +210,11 @@ def _points(
     moments = gradient_moments(risk, theta, operator.indices)
     curvature = diagonal(operator, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     h = curvature.value.double()
-    known = h > _CLEAR * curvature.stderr
+    positive = h > _CLEAR * curvature.stderr
     if not bool(curvature.stderr.any()):  # exact but for rounding
         at = HessianOperator(risk, nearby(operator.theta), select=select)
-        known &= h > CLEAR * (at.to_dense().diagonal().double() - h).abs()
-    return _Points(h, moments.variances, known & moments.noisy, operator.indices)
+        positive &= h > CLEAR * (at.to_dense().diagonal().double() - h).abs()
+    return _Points(h, moments.variances, positive & moments.noisy, operator.indices)
 
 
 def _fit(points: _Points, risk: Risk) -> PowerLaw:

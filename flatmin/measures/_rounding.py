@@ -158,7 +158,7 @@ def gradient_moments(
     value = check_loss("The loss L(θ)", value, "look at θ and the data")
     mean = check_finite("The gradient g₀", some(mean), risk, indices)
     variances = check_finite("The diagonal of Σ", some(variances), risk, indices)
-    # Of one operation; the mean of equal gradients is off by no more.
+    # One operation is off by a relative eps, and so is the mean of equal gradients.
     eps = torch.finfo(risk.dtype).eps
     in_rows = mean - risk.l2 * some(theta)  # the gᵢ hold no penalty
     size = (in_rows.square() + variances).sqrt()

@@ -154,7 +154,7 @@ def _mean_rise(
 ) -> Estimate:
     sigma = check_positive("sigma", sigma)
     absolute = check_flag("absolute", absolute)
-    n_draws = check_count("n_draws", n_draws, at_least=2)  # to have a standard error
+    n_draws = check_count("n_draws", n_draws, at_least=2)  # one has no spread
     check_seed(rng)
     theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
@@ -174,7 +174,7 @@ def _mean_rise(
     delta = losses - base
     if absolute:
         delta = delta.abs()
-    # L(θ) and its rounding are in every difference, where no spread shows it.
+    # All differences share L(θ), so their spread does not show its rounding.
     rounding = torch.finfo(risk.dtype).eps * base.abs()
     stderr = torch.hypot(delta.std(0) / n_draws**0.5, rounding)
     return Estimate(delta.mean(0), stderr)

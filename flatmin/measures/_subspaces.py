@@ -276,7 +276,8 @@ def _orthonormal(basis: Tensor, name: str) -> Tensor:
     """Return an orthonormal basis of the span, in float64."""
     rows, columns = basis.shape[-2:]
     Q, R = torch.linalg.qr(_unit_columns(basis, name))
-    # Of columns of length 1: how far each lies from the span of those before it.
+    # The columns have length 1, so the diagonal of R says how far each lies from the
+    # span of those before it.
     sizes = R.diagonal(dim1=-2, dim2=-1).abs()
     if columns > rows or bool((sizes <= CLEAR * _eps(basis)).any()):
         raise ValueError(
@@ -288,5 +289,5 @@ def _orthonormal(basis: Tensor, name: str) -> Tensor:
 
 
 def _eps(basis: Tensor) -> float:
-    exact = torch.float64  # integers have no rounding of their own
+    exact = torch.float64  # of integers, which are converted to it
     return torch.finfo(basis.dtype if basis.is_floating_point() else exact).eps

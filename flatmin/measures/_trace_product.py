@@ -13,7 +13,6 @@ from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import (
     GGNOperator,
-    GradientCovarianceOperator,
     HessianOperator,
     RiskOperator,
     covariance_eigenpairs,
@@ -136,7 +135,7 @@ def trace_hessian_covariance(
     generator = make_generator(rng, risk.device)
     if method == "low_rank":
         covariance = covariance_operator(risk, theta, preconditioner, select)
-        covariance.trace()  # which names the parameters of what is not finite
+        total = covariance.trace()  # raises, with names, where a variance is not finite
         pairs = covariance_eigenpairs(
             risk,
             theta,
@@ -145,15 +144,15 @@ def trace_hessian_covariance(
             select=select,
             preconditioner=preconditioner,
         )
-        return low_rank_trace_product(operator, covariance, pairs, generator)
+        return low_rank_trace_product(operator, pairs, total, generator)
     accuracy: Any = {"rtol": rtol, "max_matvecs": max_matvecs, "rng": generator}
     return _sampled(operator, P, **accuracy, verbose=verbose)
 
 
 def low_rank_trace_product(
     operator: RiskOperator,
-    covariance: GradientCovarianceOperator,
     pairs: Eigenpairs,
+    covariance_trace: Tensor,
     rng: torch.Generator,
 ) -> TraceProduct:
     """Return Σ γₗ vₗᵀHvₗ and the bound on what is left out.
@@ -162,10 +161,10 @@ def low_rank_trace_product(
     ----------
     operator : RiskOperator
         H.
-    covariance : GradientCovarianceOperator
-        Σ, on the same coordinates.
     pairs : Eigenpairs
-        (γₗ, vₗ), its leading eigenpairs.
+        (γₗ, vₗ), the leading eigenpairs of Σ on the same coordinates.
+    covariance_trace : Tensor of shape (\\*chains)
+        Tr(Σ).
     rng : torch.Generator
         For the largest magnitude of H's eigenvalues.
 
@@ -178,7 +177,7 @@ def low_rank_trace_product(
     curvatures = (V.double() * operator.matmat(V).double()).sum(-2)
     value = (pairs.eigenvalues * curvatures).sum(-1)
     largest = eigsh(operator, 1, which="LM", rng=rng).eigenvalues[..., 0].abs()
-    left = (covariance.trace().double() - pairs.eigenvalues.sum(-1)).clamp(min=0)
+    left = (covariance_trace.double() - pairs.eigenvalues.sum(-1)).clamp(min=0)
     n_matvecs = operator.n_matvecs - before
     return TraceProduct(value, torch.zeros_like(value), n_matvecs, bound=largest * left)
 
@@ -186,7 +185,7 @@ def low_rank_trace_product(
 def _exact(operator: RiskOperator, P: Tensor | float) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
     ones = theta.new_ones((*theta.shape[:-1], risk.n_examples))
-    # Of the rows, which hold no penalty.
+    # The mean of the gᵢ. It is not g₀, to which a penalty adds.
     mean = risk.weighted_gradient(theta, ones)
     mean = check_finite("The mean of the gᵢ", mean, risk).double().unsqueeze(-2)
     small = operator.shape[-1] <= risk.n_examples or len(operator.shape) > 2
@@ -262,7 +261,7 @@ def _sampled(
     verbose: bool,
 ) -> TraceProduct:
     risk, theta = operator.risk, operator.theta
-    point = risk.linearize(theta)
+    point = risk.linearize(theta, n_products=max_matvecs)
 
     def product(z: Tensor) -> Tensor:
         noise = P * risk.weighted_gradient(theta, z - z.mean())

@@ -19,7 +19,7 @@ from flatmin.risk import Risk
 
 __all__ = ["AlphaStable"]
 
-# Of N(0, 1).
+# The upper quartile of N(0, 1).
 _NORMAL_QUARTILE = 0.6744897501960817
 
 
@@ -77,6 +77,11 @@ class AlphaStable(NoiseLaw):
     def has_covariance(self) -> bool:  # type: ignore[override]
         """See :class:`NoiseLaw`; for α = 2 alone."""
         return self.alpha == 2
+
+    @property
+    def needs_example_gradients(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; for the size of SGD's noise."""
+        return self.match != "none"
 
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""

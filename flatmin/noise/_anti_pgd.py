@@ -137,7 +137,7 @@ class AntiPGD(MatchedLaw):
         factor: Tensor | None,
         step: Step | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if self.match == "none":  # η may have changed since the refresh
+        if self.match == "none":  # the size follows η, which may have changed since
             state.variance = self._variance_at(theta, step)
         loss, gradient = risk.value_and_gradient(theta)
         drawn = _normal(risk, theta, rng)

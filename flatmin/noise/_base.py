@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -60,6 +61,9 @@ class NoiseLaw(BaseEstimator, ABC):
         holds for a step θ - η g only, so other optimizers are refused.
     needs_all_examples : bool
         Whether the noise is right only where an iteration sees all examples.
+    needs_example_gradients : bool
+        Whether the noise, or its size, is made of the gᵢ. Under
+        ``batch_norm="batch"`` a risk has none, and :meth:`check` refuses the law.
     """
 
     name: ClassVar[str]
@@ -69,6 +73,7 @@ class NoiseLaw(BaseEstimator, ABC):
     has_covariance: bool = True
     in_parameter_units: bool = False
     needs_all_examples: bool = False
+    needs_example_gradients: bool = False
     # Numbers that may be None; then the law has another setting in their place.
     _optional: ClassVar[tuple[str, ...]] = ()
 
@@ -260,6 +265,14 @@ class NoiseLaw(BaseEstimator, ABC):
         """
         check_risk(risk)
         settings = self.get_params(deep=False)
+        examine = getattr(risk, "check_examples", None)
+        if examine is not None and self.needs_example_gradients:
+            match = settings.get("match", "none")
+            size = "" if match == "none" else f" with match={match!r}"
+            plain = copy.copy(self)
+            plain.match = "none"
+            way_out = "" if plain.needs_example_gradients else "match='none'"
+            examine(f"The law {self.name}{size}", way_out)
         for name in ("batch_size", "n_components"):
             value = settings.get(name)
             if value is not None and not is_count(value):

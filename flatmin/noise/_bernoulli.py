@@ -44,6 +44,7 @@ class Bernoulli(MatchedLaw):
     """
 
     name = "bernoulli"
+    _made_of_examples = True
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class Bernoulli(MatchedLaw):
         *,
         factor: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        # The loss is that of all examples, which the sweep meets anyway.
+        # The sweep passes all examples anyway, so the loss is that of all.
         n, m = risk.n_examples, self._batch_size(risk)
         coins = torch.rand((*theta.shape[:-1], n), generator=rng, device=risk.device)
         weights = (coins < m / n).to(risk.dtype) * (n / m) - 1

@@ -38,6 +38,7 @@ class GLDDiagonal(MatchedGaussianLaw):
     """
 
     name = "gld_diagonal"
+    _made_of_examples = True
     _matched_by_refresh = ("trace", "none")
 
     def __init__(
@@ -58,7 +59,7 @@ class GLDDiagonal(MatchedGaussianLaw):
     def _refresh(
         self, risk: Risk, theta: Tensor, rng: torch.Generator, previous: Any
     ) -> DiagonalOperator:
-        # Not by covariance_diagonal, which waits for the device to look for NaN.
+        # covariance_diagonal would look for NaN, and so wait for the device.
         return self._noise(risk, risk.gradient_variances(theta))
 
     def refreshed_gradient(

@@ -39,6 +39,7 @@ class GLDDynamic(MatchedGaussianLaw):
     """
 
     name = "gld_dynamic"
+    _made_of_examples = True
     _matched_by_refresh = ("trace", "none")
 
     def __init__(

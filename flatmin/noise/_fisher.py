@@ -40,6 +40,7 @@ class GLDFisher(MatchedLaw):
     """
 
     name = "gld_fisher"
+    _made_of_examples = True
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class GLDFull(MatchedLaw):
     """
 
     name = "gld_full"
+    _made_of_examples = True
     _matched_by_refresh = ("trace", "none", "curvature")
 
     def __init__(

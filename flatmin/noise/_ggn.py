@@ -102,7 +102,7 @@ class GLDGGN(MatchedLaw):
         return state.scale.square() * GGNOperator(risk, theta)
 
     def _trace(self, risk: Risk, theta: Tensor, state: GGNState) -> Tensor:
-        # Of the last refresh, without products.
+        # Both factors are those of the last refresh: it takes no product.
         return state.scale.square() * state.ggn_trace
 
     def _store_state(self, state: GGNState | None) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ __all__ = ["GLDHessian"]
 # the draws between two refreshes.
 _LARGEST_DENSE = 1000
 
-# Of the quadrature for Tr|H|, 60 products each.
+# Probes of the quadrature for Tr|H|, with 60 products each.
 _N_PROBES = 5
 
 

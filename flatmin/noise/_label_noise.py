@@ -59,6 +59,7 @@ class LabelNoise(MatchedLaw):
     """
 
     name = "label_noise"
+    _made_of_examples = True
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class GLDLeading(MatchedGaussianLaw):
     """
 
     name = "gld_leading"
+    _made_of_examples = True
     _matched_by_refresh = ("trace", "none")
 
     def __init__(

@@ -25,8 +25,8 @@ __all__ = ["MatchedGaussianLaw", "MatchedLaw", "MatchedState", "UndefinedNoiseEr
 
 DEFAULT_MATCH_EVERY = 50
 
-# Of each of the two traces. Up to twice as many parameters the products with H that
-# the draws would take give both traces exactly.
+# So many draws for each of the two traces, with a product H ε each. Where D is not
+# larger than both together, as many products give both traces exactly.
 _N_DRAWS = 30
 
 
@@ -67,6 +67,9 @@ class MatchedLaw(NoiseLaw):
     """
 
     matches: ClassVar[tuple[str, ...]] = ("trace", "none", "curvature")
+    # Whether C₀ is made of the gᵢ. The size of SGD's noise, which others are given by a
+    # match, always is.
+    _made_of_examples: ClassVar[bool] = False
     # Those for which ``_refresh`` returns a state of the right size already.
     _matched_by_refresh: ClassVar[tuple[str, ...]] = ("none",)
 
@@ -117,6 +120,11 @@ class MatchedLaw(NoiseLaw):
     def _share_of_sgd(self, risk: Risk) -> float | None:
         """Return f if C₀ = f Σ/m at every θ. Then a match needs no measurement."""
         return None
+
+    @property
+    def needs_example_gradients(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`."""
+        return self._made_of_examples or self.match != "none"
 
     @property
     def takes_step(self) -> bool:
@@ -274,7 +282,7 @@ class MatchedLaw(NoiseLaw):
         covariance: Any = self._covariance(risk, theta, inner)
         state = None
         if not hasattr(covariance, "sample"):
-            state = copy.deepcopy(inner)  # a draw may advance it
+            state = copy.deepcopy(inner)  # because a draw may change the state
 
         def sgd() -> Tensor:
             shape = (*theta.shape[:-1], n)

@@ -125,6 +125,11 @@ class Projected(MatchedLaw):
         """See :class:`NoiseLaw`; as the inner law, unless it gets another size."""
         return self.match == "none" and self._inner_law().needs_all_examples
 
+    @property
+    def needs_example_gradients(self) -> bool:  # type: ignore[override]
+        """See :class:`NoiseLaw`; as the inner law, or for a size of its own."""
+        return self.match != "none" or self._inner_law().needs_example_gradients
+
     def check(self, risk: Risk) -> None:
         """See :meth:`NoiseLaw.check`."""
         if not (self.law is None or isinstance(self.law, NoiseLaw)):
@@ -211,7 +216,8 @@ class Projected(MatchedLaw):
         law = self._inner_law()
         if law.has_covariance:
             return super()._trace(risk, theta, state)
-        # Infinite: a projection of independent heavy tails has them too.
+        # The inner trace is infinite. So is that of the projection, because a sum of
+        # independent numbers with heavy tails has heavy tails.
         return law.trace(risk, theta, state.inner)
 
     def _projected_trace(

@@ -58,6 +58,7 @@ class SGD(MatchedLaw):
     """
 
     name = "sgd"
+    _made_of_examples = True
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class SVAG(NoiseLaw):
     """
 
     name = "svag"
+    needs_example_gradients = True
 
     def __init__(
         self,

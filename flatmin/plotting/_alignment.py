@@ -90,6 +90,7 @@ class AlignmentDisplay(BaseDisplay):
         dtype: Any = None,
         random_state: Any = None,
         ax: Any = None,
+        **risk_options: Any,
     ) -> AlignmentDisplay:
         """Compute the eigenvectors of a fitted model and draw the heat map.
 
@@ -113,14 +114,21 @@ class AlignmentDisplay(BaseDisplay):
             Of start vectors.
         ax : matplotlib Axes, default=None
             None makes a figure.
+        **risk_options
+            How the risk of a module is made: ``output_transform``, ``target``,
+            ``positions``, ``l2``, and what else :class:`flatmin.CurvatureAnalyzer`
+            takes of :class:`flatmin.EmpiricalRisk`.
 
         Returns
         -------
         AlignmentDisplay
         """
         check_axes(ax, 1)
-        analyzer = NoiseCovarianceAnalyzer(
+        analyzer = fit_analyzer(
+            NoiseCovarianceAnalyzer,
             estimator,
+            (X, y, sample_weight),
+            risk_options,
             loss=loss,
             n_components=k,
             select=select,
@@ -128,8 +136,7 @@ class AlignmentDisplay(BaseDisplay):
             dtype=dtype,
             random_state=random_state,
         )
-        table = fit_analyzer(analyzer, X, y, sample_weight).alignment()
-        return cls.from_results(table).plot(ax)
+        return cls.from_results(analyzer.alignment()).plot(ax)
 
     @classmethod
     def from_results(

@@ -37,7 +37,8 @@ LABELS = {
     "noise_norm": r"$\sqrt{\mathrm{Tr}\,C}$",
 }
 
-# Of seaborn's "colorblind": not its yellow, grey and pink, which are faint on white.
+# Colours of seaborn's "colorblind" without yellow, grey and pink, which are faint on
+# white.
 _STRONG = (0, 1, 2, 3, 4, 9, 5)
 _DASHES = ("-", "--", "-.", ":")
 
@@ -335,7 +336,7 @@ def panel_size(ax: Any) -> np.ndarray:
     -------
     ndarray of shape (2,)
     """
-    figure = ax.get_figure(root=False)  # which may be a part of the whole
+    figure = ax.get_figure(root=False)  # a subfigure, where the Axes are in one
     size: np.ndarray = ax.get_position().size * figure.bbox.size / figure.dpi
     return size
 

@@ -5,28 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_flag, check_positive, is_count
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 from flatmin.plotting._base import BaseDisplay
-from flatmin.plotting._directions import check_trajectory, plane_through, project
 from flatmin.plotting._figure import check_axes, make_axes, make_solid_axes
 from flatmin.plotting._landscape_drawing import draw_line, draw_plane, draw_surface
 from flatmin.plotting._models import fit_analyzer
-from flatmin.plotting._sections import (
-    axis_labels,
-    box_around,
-    check_grid,
-    check_metric,
-    curvatures_along,
-    metric_name,
-    section_directions,
-    section_reach,
-    values_on,
-)
+from flatmin.plotting._section_numbers import plane_of, section_of
+from flatmin.plotting._sections import check_grid, check_metric
 
 __all__ = ["LandscapeDisplay"]
 
@@ -151,6 +140,7 @@ class LandscapeDisplay(BaseDisplay):
         random_state: Any = None,
         verbose: bool | int = False,
         ax: Any = None,
+        **risk_options: Any,
     ) -> LandscapeDisplay:
         """Compute a section through a fitted model and draw it.
 
@@ -194,6 +184,10 @@ class LandscapeDisplay(BaseDisplay):
             Show a progress bar over the losses.
         ax : matplotlib Axes, default=None
             None makes a figure.
+        **risk_options
+            How the risk of a module is made: ``output_transform``, ``target``,
+            ``positions``, ``l2``, and what else :class:`flatmin.CurvatureAnalyzer`
+            takes of :class:`flatmin.EmpiricalRisk`.
 
         Returns
         -------
@@ -215,46 +209,30 @@ class LandscapeDisplay(BaseDisplay):
         check_axes(ax, 1)
         margin = check_positive("margin", margin, or_zero=True)
         check_metric(metric)
-        settings = {
-            "loss": loss,
-            "n_components": n_directions,
-            "device": device,
-            "dtype": dtype,
-            "random_state": random_state,
-        }
-        make = NoiseCovarianceAnalyzer if kind == "covariance" else CurvatureAnalyzer
-        analyzer = fit_analyzer(make(estimator, **settings), X, y, sample_weight)
-        risk = analyzer.risk_
-        theta = risk.params()
-        path = None
-        if trajectory is not None:
-            path = check_trajectory(trajectory, risk.n_params)
-        A = section_directions(
-            directions, n_directions, analyzer, path=path, random_state=random_state
+        analyzer = fit_analyzer(
+            NoiseCovarianceAnalyzer if kind == "covariance" else CurvatureAnalyzer,
+            estimator,
+            (X, y, sample_weight),
+            risk_options,
+            loss=loss,
+            n_components=n_directions,
+            device=device,
+            dtype=dtype,
+            random_state=random_state,
         )
-        coordinates, share = None, None
-        if path is not None:
-            coordinates, share = project(path, theta.double().cpu().numpy(), A)
-        curvatures = None if kind == "random" else curvatures_along(risk, theta, A)
-        if span is None and coordinates is not None:
-            shown = np.concatenate([coordinates, np.zeros((1, A.shape[1]))])
-            low, high = box_around(shown, margin)
-        else:
-            high = np.full(A.shape[1], section_reach(span, curvatures))
-            low = -high
-        grids = list(np.linspace(low, high, n_points, axis=1))
-        display = cls(
-            grids[0],
-            values_on(risk, theta, A, grids, metric=metric, verbose=verbose),
-            y=grids[1] if len(grids) == 2 else None,
-            labels=axis_labels(kind, curvatures, A.shape[1]),
-            equal=kind not in (None, "random"),
-            points=np.zeros((1, A.shape[1])),
-            trajectory=coordinates,
-            share=share,
-            quantity=metric_name(metric),
+        numbers = section_of(
+            analyzer,
+            directions,
+            n_directions,
+            trajectory,
+            span=span,
+            margin=margin,
+            n_points=n_points,
+            metric=metric,
+            random_state=random_state,
+            verbose=verbose,
         )
-        return display.plot(ax)
+        return cls(**numbers).plot(ax)
 
     @classmethod
     def from_solutions(
@@ -274,6 +252,7 @@ class LandscapeDisplay(BaseDisplay):
         dtype: Any = None,
         verbose: bool | int = False,
         ax: Any = None,
+        **risk_options: Any,
     ) -> LandscapeDisplay:
         """Compute the plane through three solutions and draw it.
 
@@ -306,6 +285,10 @@ class LandscapeDisplay(BaseDisplay):
             Show a progress bar over the losses.
         ax : matplotlib Axes, default=None
             None makes a figure.
+        **risk_options
+            How the risk of a module is made: ``output_transform``, ``target``,
+            ``positions``, ``l2``, and what else :class:`flatmin.CurvatureAnalyzer`
+            takes of :class:`flatmin.EmpiricalRisk`.
 
         Returns
         -------
@@ -321,42 +304,25 @@ class LandscapeDisplay(BaseDisplay):
         margin = check_positive("margin", margin, or_zero=True)
         check_metric(metric)
         thetas = to_array("solutions", solutions, (None, None))
-        analyzer = CurvatureAnalyzer(estimator, loss=loss, device=device, dtype=dtype)
-        risk = fit_analyzer(analyzer, X, y, sample_weight).risk_
-        if thetas.shape != (3, risk.n_params):
-            raise ValueError(
-                "solutions must be three flat parameter vectors, shape "
-                f"(3, {risk.n_params}). Got {thetas.shape}."
-            )
-        A = plane_through(thetas)
-        points, _ = project(thetas, thetas[0], A)
-        shown, coordinates, share = points, None, None
-        if trajectory is not None:
-            path = check_trajectory(trajectory, risk.n_params)
-            coordinates, share = project(path, thetas[0], A)
-            shown = np.concatenate([points, coordinates])
-        low, high = shown.min(axis=0), shown.max(axis=0)
-        room = margin * (high - low)
-        grids = [
-            np.linspace(start, stop, n_points)
-            for start, stop in zip(low - room, high + room, strict=True)
-        ]
-        theta = torch.as_tensor(thetas[0], dtype=risk.dtype, device=risk.device)
-        display = cls(
-            grids[0],
-            values_on(risk, theta, A, grids, metric=metric, verbose=verbose),
-            y=grids[1],
-            labels=(
-                r"along $\theta_2-\theta_1$, units of $\theta$",
-                r"towards $\theta_3$, units of $\theta$",
-            ),
-            equal=True,
-            points=points,
-            trajectory=coordinates,
-            share=share,
-            quantity=metric_name(metric),
+        analyzer = fit_analyzer(
+            CurvatureAnalyzer,
+            estimator,
+            (X, y, sample_weight),
+            risk_options,
+            loss=loss,
+            device=device,
+            dtype=dtype,
         )
-        return display.plot(ax)
+        numbers = plane_of(
+            analyzer.risk_,
+            thetas,
+            trajectory,
+            margin=margin,
+            n_points=n_points,
+            metric=metric,
+            verbose=verbose,
+        )
+        return cls(**numbers).plot(ax)
 
     def plot(
         self, ax: Any = None, *, log: bool | None = None, kind: str = "contours"

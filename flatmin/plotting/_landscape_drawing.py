@@ -173,6 +173,11 @@ def draw_surface(
         ax.plot(
             *points.T, on_it(points[:, ::-1]), "w*", markeredgecolor="0.2", zorder=11
         )
+    _label_surface(ax, display, log)
+    return artists
+
+
+def _label_surface(ax: Any, display: Any, log: bool) -> None:
     name = _quantity(display)
     # There is no room for the curvature along an axis.
     first, second = (label.partition(",")[0] for label in display.labels)
@@ -185,7 +190,6 @@ def draw_surface(
         axis.labelpad = 6 if roomy else -8
         axis.set_tick_params(labelsize=scaled(ax, 8), pad=2 if roomy else -3)
         axis.get_major_locator().set_params(nbins=4)
-    return artists
 
 
 def _quantity(display: Any) -> str:

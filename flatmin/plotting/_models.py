@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from sklearn.exceptions import NotFittedError
 
+from flatmin._utils.names import check_known
 from flatmin.analysis import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 
 __all__ = ["fit_analyzer"]
@@ -14,27 +16,43 @@ Analyzer = TypeVar("Analyzer", CurvatureAnalyzer, NoiseCovarianceAnalyzer)
 
 
 def fit_analyzer(
-    analyzer: Analyzer, X: Any, y: Any, sample_weight: Any = None
+    kind: type[Analyzer],
+    estimator: Any,
+    data: tuple[Any, Any, Any],
+    risk_options: Mapping[str, Any],
+    **settings: Any,
 ) -> Analyzer:
-    """Fix the data; None is the training data that a flatmin estimator still holds.
+    """Make an analyzer, and fix its data.
 
     Parameters
     ----------
-    analyzer : CurvatureAnalyzer or NoiseCovarianceAnalyzer
-    X : array-like, data set or None
-    y : array-like or None
-    sample_weight : array-like or None
+    kind : CurvatureAnalyzer or NoiseCovarianceAnalyzer
+        The class.
+    estimator : flatmin estimator, skorch net or torch.nn.Module
+    data : tuple of (X, y, sample_weight)
+        X is None for the training data that a flatmin estimator still holds.
+    risk_options : mapping of str to object
+        What a Display was given as further arguments: how the risk is made.
+    **settings
+        Of the analyzer.
 
     Returns
     -------
     CurvatureAnalyzer or NoiseCovarianceAnalyzer
-        The same one, fitted.
+        Fitted.
 
     Raises
     ------
+    ValueError
+        If an option is none of a risk.
     NotFittedError
         If the model is not fitted, or there are no data.
     """
+    analyzer = kind(estimator, **settings)
+    for name in risk_options:
+        check_known("argument", name, analyzer._settings().keys() - settings.keys())
+    analyzer.set_params(**risk_options)
+    X, y, sample_weight = data
     try:
         return analyzer.fit(X, y, sample_weight)
     except NotFittedError as error:

@@ -133,7 +133,7 @@ def _random_directions(risk: EmpiricalRisk, n: int, seed: int) -> np.ndarray:
 
 def curvatures_along(risk: EmpiricalRisk, theta: Tensor, A: np.ndarray) -> np.ndarray:
     """Return aᵀHa of the columns."""
-    point = risk.linearize(theta)
+    point = risk.linearize(theta, n_products=A.shape[1])
     columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)
     return np.array([float(a @ point.hvp(a)) for a in columns.unbind(1)])
 
@@ -185,37 +185,6 @@ def metric_name(metric: Any) -> str:
     return str(getattr(metric, "__name__", type(metric).__name__)).replace("_", " ")
 
 
-def accuracy(risk: EmpiricalRisk, theta: Tensor) -> float:
-    """Return the share of examples, or of positions, whose class is predicted.
-
-    Parameters
-    ----------
-    risk : EmpiricalRisk
-    theta : Tensor of shape (D,)
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ValueError
-        If the targets are no classes.
-    """
-    targets, outputs = risk._targets(), risk.outputs(theta)
-    if not targets.is_floating_point():
-        counted = targets >= 0  # -100 is left out
-        right = (outputs.argmax(1) == targets)[counted]
-    elif risk._loss.name == "binary_cross_entropy":
-        right = (outputs > 0) == (targets.reshape(outputs.shape) > 0.5)
-    else:
-        raise ValueError(
-            "metric='accuracy' needs classes as targets. Got numbers under the loss "
-            f"{risk._loss.name!r}; pass a function of (risk, theta)."
-        )
-    return float(right.double().mean())
-
-
 def values_on(
     risk: EmpiricalRisk,
     theta: Tensor,
@@ -226,7 +195,7 @@ def values_on(
     verbose: bool | int,
 ) -> np.ndarray:
     """Return a metric on the grid, (n,) or (m, n): the first direction along rows."""
-    measure = {"loss": EmpiricalRisk.value, "accuracy": accuracy}.get(
+    measure = {"loss": EmpiricalRisk.value, "accuracy": EmpiricalRisk.accuracy}.get(
         metric if isinstance(metric, str) else "", metric
     )
     columns = torch.as_tensor(A, dtype=risk.dtype, device=risk.device)

@@ -89,6 +89,7 @@ class SharpnessDisplay(BaseDisplay):
         verbose: bool | int = False,
         log: bool = True,
         ax: Any = None,
+        **risk_options: Any,
     ) -> SharpnessDisplay:
         """Perturb fitted models and draw how their losses rise.
 
@@ -118,6 +119,10 @@ class SharpnessDisplay(BaseDisplay):
             See :meth:`plot`.
         ax : matplotlib Axes, default=None
             None makes a figure.
+        **risk_options
+            How the risk of a module is made: ``output_transform``, ``target``,
+            ``positions``, ``l2``, and what else :class:`flatmin.CurvatureAnalyzer`
+            takes of :class:`flatmin.EmpiricalRisk`.
 
         Returns
         -------
@@ -140,11 +145,19 @@ class SharpnessDisplay(BaseDisplay):
         if not models:
             raise ValueError("There must be at least one model. Got an empty dict.")
         seed = make_seed(random_state)  # once, so that all models meet the same ξ
-        settings = {"device": device, "dtype": dtype, "random_state": seed}
+        settings = {"loss": loss, "device": device, "dtype": dtype}
+        data = X, y, sample_weight
         rises, traces = {}, {}
         for name, model in models.items():
-            analyzer = CurvatureAnalyzer(model, loss=loss, **settings)
-            risk = fit_analyzer(analyzer, X, y, sample_weight).risk_
+            analyzer = fit_analyzer(
+                CurvatureAnalyzer,
+                model,
+                data,
+                risk_options,
+                **settings,
+                random_state=seed,
+            )
+            risk = analyzer.risk_
             rises[name] = _rises(risk, sizes, n_draws, seed=seed, verbose=verbose)
             if second_order:
                 traces[name] = analyzer.trace().value

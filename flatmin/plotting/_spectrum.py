@@ -18,6 +18,7 @@ from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._figure import check_axes, make_axes
 from flatmin.plotting._models import fit_analyzer
 from flatmin.plotting._spectrum_drawing import draw_density, draw_eigenvalues
+from flatmin.plotting._spectrum_numbers import bulk_of, density_of_one, display_numbers
 
 __all__ = ["SpectrumDisplay"]
 
@@ -133,6 +134,7 @@ class SpectrumDisplay(BaseDisplay):
         kind: str = "both",
         normalised: bool = True,
         ax: Any = None,
+        **risk_options: Any,
     ) -> SpectrumDisplay:
         """Compute the spectra of a fitted model and draw them.
 
@@ -167,6 +169,10 @@ class SpectrumDisplay(BaseDisplay):
             See :meth:`plot`.
         ax : matplotlib Axes or pair of them, default=None
             See :meth:`plot`.
+        **risk_options
+            How the risk of a module is made: ``output_transform``, ``target``,
+            ``positions``, ``l2``, and what else :class:`flatmin.CurvatureAnalyzer`
+            takes of :class:`flatmin.EmpiricalRisk`.
 
         Returns
         -------
@@ -179,6 +185,7 @@ class SpectrumDisplay(BaseDisplay):
         check_count("n_steps", n_steps)
         if width is not None:
             check_positive("width", width)
+        given = estimator, (X, y, sample_weight), risk_options
         settings = {
             "loss": loss,
             "n_components": k,
@@ -189,11 +196,10 @@ class SpectrumDisplay(BaseDisplay):
         }
         table, spectrum, leading = None, None, None
         if kind != "density":
-            noise = NoiseCovarianceAnalyzer(estimator, **settings)
-            table = fit_analyzer(noise, X, y, sample_weight).alignment()
+            noise = fit_analyzer(NoiseCovarianceAnalyzer, *given, **settings)
+            table = noise.alignment()
         if kind != "eigenvalues":
-            curvature = CurvatureAnalyzer(estimator, **settings)
-            fit_analyzer(curvature, X, y, sample_weight)
+            curvature = fit_analyzer(CurvatureAnalyzer, *given, **settings)
             spectrum = curvature.density(n_probes=n_probes, n_steps=n_steps)
             leading = curvature.eigen().eigenvalues if table is None else None
         display = cls.from_results(table, spectrum, width=width)
@@ -235,49 +241,7 @@ class SpectrumDisplay(BaseDisplay):
             If there is none, or a table comes with the density of another matrix than
             H, whose outliers its eigenvalues are not.
         """
-        if table is None and spectrum is None:
-            raise ValueError(
-                "A SpectrumDisplay draws a table, a spectrum, or both. Got neither."
-            )
-        if table is not None and not isinstance(table, Alignment):
-            raise TypeError(
-                "table must be an Alignment, which "
-                f"NoiseCovarianceAnalyzer.alignment() returns. Got {table!r}."
-            )
-        numbers: dict[str, Any] = {}
-        if width is not None:
-            width = check_positive("width", width)
-        if spectrum is not None:
-            if not isinstance(spectrum, SpectralDensity):
-                raise TypeError(
-                    "spectrum must be a SpectralDensity, which "
-                    f"CurvatureAnalyzer.density() returns. Got {spectrum!r}."
-                )
-            if table is not None and spectrum.matrix != "hessian":
-                raise ValueError(
-                    "The density beside the eigenvalues of H must be that of H. Got "
-                    f"that of the {spectrum.matrix}; draw it without the table."
-                )
-            if width is None:
-                width = spectrum.default_width
-            smooth = spectrum.to_frame(width=width)
-            numbers = {
-                "grid": smooth["eigenvalue"].to_numpy(copy=True),
-                "density": smooth["density"].to_numpy(copy=True),
-                "density_stderr": smooth["density_stderr"].to_numpy(copy=True),
-                "width": width,
-                "matrix": spectrum.matrix,
-                "n_params": spectrum.n_params,
-            }
-        if table is None:
-            return cls(**numbers)
-        return cls(
-            table.pairs["hessian"].to_numpy(copy=True),
-            table.pairs["covariance"].to_numpy(copy=True),
-            hessian_norm=table["‖H‖_F"],
-            covariance_norm=table["‖Σ‖_F"],
-            **{"n_params": table.n_params, **numbers},
-        )
+        return cls(**display_numbers(table, spectrum, width))
 
     def normalised(self) -> list[np.ndarray]:
         """Return the eigenvalues of H, and of Σ if there are, over Frobenius norms.
@@ -320,17 +284,10 @@ class SpectrumDisplay(BaseDisplay):
                 "The bulk is read off the density. Got none; pass grid, density, width "
                 "and n_params, or a SpectralDensity to from_results."
             )
-        grid, density = np.asarray(self.grid), np.asarray(self.density)
-        one = self._density_of_one()
-        mode = int(density.argmax())
-        below = np.flatnonzero(density <= one)
-        left, right = below[below < mode], below[below > mode]
-        low = grid[left[-1]] if len(left) else grid[0]
-        return float(low), float(grid[right[0]] if len(right) else grid[-1])
+        return bulk_of(self.grid, self.density, self._density_of_one())
 
     def _density_of_one(self) -> float:
-        """Return the largest smoothed density that one eigenvalue alone gives."""
-        return 1 / (self.n_params * self.width * np.sqrt(2 * np.pi))
+        return density_of_one(self.n_params, self.width)
 
     def outliers(self) -> np.ndarray:
         """Return the leading eigenvalues of H that lie to the right of the bulk.

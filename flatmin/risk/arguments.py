@@ -11,8 +11,17 @@ from torch import Tensor
 
 from flatmin._utils.arrays import check_floating, check_readable, check_tensor
 from flatmin._utils.messages import first_line
+from flatmin._utils.numbers import check_count
 
-__all__ = ["as_direction", "as_indices", "check_point", "check_risk", "within"]
+__all__ = [
+    "as_direction",
+    "as_indices",
+    "check_no_sweeps",
+    "check_point",
+    "check_products",
+    "check_risk",
+    "within",
+]
 
 
 @contextmanager
@@ -70,6 +79,18 @@ def check_risk(risk: Any) -> None:
             "risk must be an EmpiricalRisk, or another Risk. Got "
             f"{_title(risk)}; make one of a module: EmpiricalRisk(module, loss, X, y)."
         )
+
+
+def check_products(n_products: Any) -> None:
+    """Raise unless something is a number of products, or None."""
+    if n_products is not None:
+        check_count("n_products", n_products)
+
+
+def check_no_sweeps(n_sweeps: Any) -> None:
+    """Raise where sweeps are counted, and no signs are drawn."""
+    if n_sweeps is not None:
+        raise ValueError("n_sweeps counts draws of signs. Pass rng, or leave it out.")
 
 
 def check_point(risk: Any, theta: Any, name: str = "theta") -> None:

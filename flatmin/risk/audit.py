@@ -6,6 +6,7 @@ what a number rests on, and for a bug report. In float64 where the module allows
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from flatmin._utils.messages import first_line
 from flatmin._utils.versions import list_versions
 from flatmin.risk.identities import REFUSALS, Check, check_identities
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
+from flatmin.risk.rounding import leave_out_casts
 from flatmin.risk.trials import random_like
 
 __all__ = ["Audit", "Check", "audit"]
@@ -99,13 +101,19 @@ def audit(risk: LabelNoiseRisk, theta: Tensor, few: LabelNoiseRisk) -> Audit:
         Whose paths and costs are told.
     theta : Tensor of shape (D,)
     few : LabelNoiseRisk
-        Of some of its examples, in float64 where possible.
+        Of some of its examples, in float64 where possible. What its module casts to
+        less is taken for float64 where that can be.
 
     Returns
     -------
     Audit
     """
     start = time.perf_counter()
+    lowest = few._model.lowest_dtype
+    if few.dtype == torch.float64 and lowest != few.dtype:
+        few = copy.deepcopy(few)  # a subset shares the network of the risk
+        few._model.bind(theta.to(few.dtype))
+        leave_out_casts(few._model, few._loss, next(few._chunks(few.n_examples)))
     gradient = _seconds(lambda: risk.gradient(theta))
     checks = tuple(check_identities(few, theta.to(few.dtype)))
     costs = tuple(_costs(risk, theta, gradient))
@@ -116,6 +124,8 @@ def audit(risk: LabelNoiseRisk, theta: Tensor, few: LabelNoiseRisk) -> Audit:
         f"N = {risk.n_examples:,}, {_name(risk.dtype)} on {risk.device.type}, chunks "
         f"of {risk.chunk_size}"
     )
+    if lowest != few.dtype:
+        subject += f"; the module computes in {_name(lowest)} inside"
     return Audit(
         checks,
         costs,

@@ -15,25 +15,19 @@ from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_held_by, check_positive
 from flatmin._utils.placement import resolve_device, resolve_dtype
-from flatmin._utils.trees import Inputs
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
 from flatmin.risk.chains.ways import ChainWays
 from flatmin.risk.data.beside_targets import beside_targets
-from flatmin.risk.data.chunks import Chunk, choose_chunk_size
+from flatmin.risk.data.chunks import check_whole_batch, choose_chunk_size
 from flatmin.risk.data.example_data import ArrayData, ExampleData
-from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, check_held
+from flatmin.risk.data.inputs import as_pair, check_held
 from flatmin.risk.data.source import find_source, split_targets
 from flatmin.risk.data.streamed_data import StreamedData
-from flatmin.risk.data.weights import KnownWeights, as_weights, normalised_weights
+from flatmin.risk.data.weights import KnownWeights, as_weights, example_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
-from flatmin.risk.example_sums.scalars import (
-    ExampleScalars,
-    inner_products,
-)
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.independence import check_independence
-from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.losses.module_loss import GivenLosses, ModuleLoss
 from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.module_state import check_state
@@ -49,6 +43,7 @@ from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.module_update import alike, comparable
 from flatmin.risk.network.outputs import OutputTransform
 from flatmin.risk.network.prepared_module import (
+    BatchNorm,
     evaluation_mode,
     prepare_module,
 )
@@ -56,13 +51,14 @@ from flatmin.risk.probe import (
     check_dependence,
     choose_strides,
     probe_example,
+    trial_examples,
     trial_indices,
+    trial_scalars,
 )
 from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.quantities.over_chains import OverChains
-from flatmin.risk.trials import random_like
 
 __all__ = ["EmpiricalRisk"]
 
@@ -133,8 +129,11 @@ class EmpiricalRisk(LabelNoiseRisk):
         the loss compares with y. None takes a tensor as it is; of anything else
         ``logits``, as an attribute or a key, else the first entry of a tuple or the
         first tensor of a mapping.
-    batch_norm : {"error", "frozen"}, default="error"
+    batch_norm : {"error", "frozen", "batch"}, default="error"
         BatchNorm in train mode is an error; "frozen" uses its running statistics.
+        "batch" gives every BatchNorm, in any mode, the statistics of all examples at
+        each θ, unweighted: L, ∇L, H and G are those of full-batch training. All
+        examples are one chunk. None has a loss of its own: what needs a gᵢ is refused.
     hvp : {"exact", "finite_difference"}, default="exact"
         How H v is computed. "finite_difference" is for networks of which PyTorch has no
         second derivative: a central difference of the gradient in float64, at a step
@@ -200,7 +199,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         target: str | None = None,
         chunk_size: int | None = None,
         output_transform: OutputTransform | None = None,
-        batch_norm: Literal["error", "frozen"] = "error",
+        batch_norm: BatchNorm = "error",
         hvp: Literal["exact", "finite_difference"] = "exact",
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
@@ -229,7 +228,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         source = find_source(X, y, target)
         if source is not None:  # some examples stand for the rest
             X, y = source.read(trial_indices(len(source)).tolist())
-        X, y = self._trial_arrays(module, X, y)
+        X, y = as_pair(X, y, module, self.device, self.dtype)
         n_examples = len(X) if source is None else len(source)
         if not isinstance(sample_weight, KnownWeights):  # before any trial
             sample_weight = as_weights(sample_weight, n_examples, self.device)
@@ -243,7 +242,10 @@ class EmpiricalRisk(LabelNoiseRisk):
         self.output_shape = tuple(probe.output.shape[1:])
         targets = self._loss.prepare_targets(y, probe.output)
         check_held(targets, y, "y")
-        if chunk_size is None:
+        if together := self._model.normalises_batch:
+            check_whole_batch(chunk_size, n_examples, probe.n_numbers, first)
+            chunk_size = n_examples
+        elif chunk_size is None:
             chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
         examples: ExampleData
         if source is None:
@@ -252,50 +254,24 @@ class EmpiricalRisk(LabelNoiseRisk):
             examples = StreamedData(
                 source, None, self._model, self._loss, probe.output, by_rows=by_rows
             )
-        weights = self._all_weights(sample_weight, positions, examples, chunk_size)
-        if weights is not None:
-            examples.weights = weights.to(self.device, self.dtype)
+        examples.weights = example_weights(
+            sample_weight, positions, examples, self._loss, chunk_size, first
+        )
         self._try(examples, original)
         self._make_kernels(probe.n_numbers, min(chunk_size, n_examples))
         self._hold(examples, min(chunk_size, n_examples))
-        check_dependence(
-            self._model, self._loss, chain(islice(self._chunks(1), 1), self._chunks())
-        )
+        # The first example may do, if it has a loss of its own.
+        first_chunk = islice(self._chunks(None if together else 1), 1)
+        check_dependence(self._model, self._loss, chain(first_chunk, self._chunks()))
         self._theta = self._model.theta()
 
     def _try(self, examples: ExampleData, original: nn.Module) -> None:
         """Try module and loss on a few of the examples."""
-        self._few = examples.select(_trial_examples(examples).to(self.device))
-        self._few = replace(self._few, weights=None)  # 0 would hide an example
+        indices = trial_examples(examples, self._model).to(self.device)
+        # A weight of 0 would hide an example.
+        self._few = replace(examples.select(indices), weights=None)
         check_state(self._model, self._loss, self._few, original)
         check_independence(self._model, self._loss, self._few)
-
-    def _trial_arrays(self, module: nn.Module, X: Any, y: Any) -> tuple[Inputs, Tensor]:
-        """Return X and y as the module takes them, or raise."""
-        X = as_inputs(X, self.device)
-        y = as_tensor(y, "y", self.device)
-        if len(X) != len(y):
-            raise ValueError(
-                f"X and y must have as many examples. Got {len(X)} and {len(y)}."
-            )
-        inputs = as_input(X, module, self.dtype)
-        check_held(inputs, X, "X")
-        return inputs, y
-
-    def _all_weights(
-        self,
-        sample_weight: Any,
-        positions: str,
-        examples: ExampleData,
-        chunk_size: int,
-    ) -> Tensor | None:
-        """Return N wᵢ / Σw, with the weights that the loss gives to targets."""
-        if isinstance(sample_weight, KnownWeights):
-            return sample_weight.values
-        counts = examples.target_weights(self._loss, chunk_size)
-        if counts is not None and positions == "example":
-            counts = counts > 0
-        return normalised_weights(sample_weight, counts, self.dtype)
 
     def _make_kernels(self, n_numbers: int, chunk_size: int) -> None:
         """Make what computes sums over examples and products; nothing is tried yet."""
@@ -305,8 +281,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         self._row_chunk_size = max(1, min(chunk_size, rows))
         # No method of the risk's own: it would be held by what it holds, and its memory
         # would wait for a collection.
-        trial_scalars = partial(_trial_scalars, self._model, self._loss, self._few)
-        self._sums = ExampleSums(self._model, self._row_chunk_size, trial_scalars)
+        scalars = partial(trial_scalars, self._model, self._loss, self._few)
+        self._sums = ExampleSums(self._model, self._row_chunk_size, scalars)
         self._ways = ProductWays(
             self._model,
             self._loss,
@@ -327,9 +303,10 @@ class EmpiricalRisk(LabelNoiseRisk):
     def audit(self, theta: Tensor | None = None) -> Audit:
         """Try the identities of the mathematics on this module, loss and data.
 
-        Each compares two ways to the same numbers: on up to 16 examples, in float64
-        where the module allows, also where a quantity takes a path of its own. Then
-        the paths that this risk takes, and what a call of each quantity costs.
+        Each compares two ways to the same numbers: on up to 16 examples, under
+        ``batch_norm="batch"`` on all, in float64 where the module allows, also where a
+        quantity takes a path of its own. Then the paths that this risk takes, and what
+        a call of each quantity costs.
 
         Parameters
         ----------
@@ -349,7 +326,9 @@ class EmpiricalRisk(LabelNoiseRisk):
         ()
         """
         theta = self._theta if theta is None else theta
-        few = self.subset(trial_indices(self.n_examples))
+        few: EmpiricalRisk = self
+        if not self._model.normalises_batch:
+            few = self.subset(trial_indices(self.n_examples))
         with contextlib.suppress(RuntimeError, ValueError):
             few = few.to(dtype=torch.float64)
         return audit(self, theta, few)
@@ -406,7 +385,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         """
         self._model.bind(self._theta)
         module = as_held(self._model.module, module)
-        other = comparable(module)
+        batch = self._model.normalises_batch
+        other = comparable(module, batch_statistics=batch)
         if alike(self._model.module, other) and self._model.computes_as(
             other, self._few.X
         ):
@@ -431,26 +411,8 @@ class EmpiricalRisk(LabelNoiseRisk):
             l2=self.l2,
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
+            batch_norm="batch" if self._model.normalises_batch else "error",
             hvp=hvp,
             device=device,
             dtype=dtype,
         )
-
-
-def _trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:
-    """Return losses and products of outputs with random numbers, to try rows on."""
-    outputs = model.evaluate(few.X)
-
-    def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        # The loss alone can have slopes of zero.
-        return loss.per_example(outputs, y) + inner_products(outputs, u)
-
-    return ExampleScalars(few.X, (few.y, random_like(outputs, 0)), scalar)
-
-
-def _trial_examples(examples: ExampleData) -> Tensor:
-    """Return the indices of up to 16 examples, of those that count if there are any."""
-    if examples.weights is None or not bool(examples.weights.any()):
-        return trial_indices(len(examples))
-    counting = examples.weights.cpu().nonzero().flatten()
-    return counting[trial_indices(len(counting))]

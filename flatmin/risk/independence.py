@@ -15,7 +15,39 @@ from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import difference, random_like, tolerance
 
-__all__ = ["check_independence"]
+__all__ = ["check_independence", "check_shapes"]
+
+
+def check_shapes(several: Tensor, single: Tensor) -> None:
+    """Check that one example's output has the shape that each of several has.
+
+    Parameters
+    ----------
+    several : Tensor of shape (n, ...)
+        Outputs of n examples together.
+    single : Tensor of shape (1, ...)
+        Of one.
+
+    Raises
+    ------
+    ValueError
+        If it has another.
+    """
+    if single.shape == (1, *several.shape[1:]):
+        return
+    n = len(several)
+    remedy = "use squeeze(-1) in place of squeeze()"
+    if single.shape[1:2] == (1,) and several.shape[1:2] == (n,):
+        remedy = (
+            "an output that compares each example with every other, as of a "
+            "contrastive model, is none of one example's. Measure a model that "
+            "returns one example's own numbers, such as its embedding"
+        )
+    raise ValueError(
+        "The module must return as much for one example as for each of several. Got "
+        f"shape {tuple(several.shape)} for {n} and {tuple(single.shape)} for one; "
+        f"{remedy}."
+    )
 
 
 def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> None:
@@ -23,7 +55,8 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
 
     Outputs of the examples together, of two of them, and of each alone are compared;
     so are the losses, and the gradient of all with the sum of those alone. Outputs
-    with a graph are compared with those without one.
+    with a graph are compared with those without one. A BatchNorm that takes the
+    statistics of its input is given those of the chunk, once for all.
 
     Parameters
     ----------
@@ -38,22 +71,20 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
     ValueError
         If the output, the loss or the gradient of an example depends on the others.
     """
-    limit = tolerance(model.params[0].dtype, 0)
+    limit = tolerance(model.precision, 0)
     outputs = model.evaluate(chunk.X)
     with torch.enable_grad():
         with_graph = model(chunk.X).detach()
     if difference(outputs, with_graph) > limit:
         model.keeps_graph, outputs = True, with_graph
+    if model.normalises_batch:  # and nothing else may let examples see each other
+        model = model.frozen_at(chunk.X)
+        outputs = model.evaluate(chunk.X)
     if len(chunk.X) == 1:
         return
     alone = [model.evaluate(chunk.X[i : i + 1]) for i in range(len(chunk.X))]
     for output in alone:
-        if output.shape != (1, *outputs.shape[1:]):
-            raise ValueError(
-                "The module must return as much for one example as for each of "
-                f"several. Got shape {tuple(outputs.shape)} for {len(outputs)} and "
-                f"{tuple(output.shape)} for one; use squeeze(-1) in place of squeeze()."
-            )
+        check_shapes(outputs, output)
     single = torch.cat(alone)
     off = max(
         difference(outputs, single), difference(model.evaluate(chunk.X[:2]), single[:2])
@@ -103,7 +134,7 @@ def _check_gradient(
 
 def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
     """Return how far the gradient of several is from the sum of theirs, at worst."""
-    # At random weights: at a minimum the plain sum is rounding.
+    # The examples get random weights, because at a minimum their plain sum is rounding.
     weights = 1 + random_like(model.theta().new_empty(len(chunk.X)), 0)
 
     @torch.enable_grad()
@@ -119,7 +150,7 @@ def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
         alone += gradient(one)
     whole = replace(chunk, rows=slice(0, len(chunk.X)))
     sizes = model.layout.sizes
-    # A hook that clips is not linear.
+    # With slopes 1024 times as large a hook that clips the gradient is seen.
     return max(
         difference(gradient(whole), alone, sizes),
         difference(gradient(whole, 1024.0), alone, sizes),
@@ -164,7 +195,8 @@ def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
         "gradients and their covariance would not be defined, and the loss would "
         "depend on how the data are cut. Got outputs that change by "
         f"{off:.1e}, relative to their size, when each example comes alone. Look for "
-        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), for "
+        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), which "
+        "only an nn.BatchNorm layer may take, with batch_norm='batch'; for "
         "recurrent and transformer layers that need batch_first=True, for a capacity "
         "that examples share, and for the nodes of a graph as examples: there an "
         "example is a whole graph, in dense batches of features (N, nodes, f) and "

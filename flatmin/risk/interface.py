@@ -129,11 +129,16 @@ class Risk(Protocol):
         ...
 
     def gauss_newton_traces(
-        self, theta: Tensor, rng: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
     ) -> Tensor:
         """Return an unbiased estimate of Tr(Gᵢ) an example, shape (\\*chains, N).
 
-        Without ``rng`` it is exact and takes ``n_outputs`` times as long.
+        Without ``rng`` it is exact and takes ``n_outputs`` times as long. With
+        ``n_sweeps`` it is one estimate a row, shape (n_sweeps, \\*chains, N).
         """
         ...
 
@@ -142,6 +147,8 @@ class Risk(Protocol):
         """Numbers in one example's output."""
         ...
 
-    def linearize(self, theta: Tensor) -> LinearizedRisk:
-        """Prepare θ for products with H and G."""
+    def linearize(
+        self, theta: Tensor, *, n_products: int | None = None
+    ) -> LinearizedRisk:
+        """Prepare θ for products with H and G, at most so many; None is many."""
         ...

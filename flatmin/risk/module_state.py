@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
-from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flatmin.risk.autodiff.casts import LowestDtype, storage_address
+from flatmin.risk.autodiff.plain_mode import PlainMode
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
@@ -37,7 +35,8 @@ def check_state(
     Parameters
     ----------
     model : FlatModel
-        At its first θ, where it has been used already.
+        At its first θ, where it has been used already; learns in which precision it
+        computes.
     loss : ExampleLoss
     chunk : Chunk
         A few examples.
@@ -55,7 +54,13 @@ def check_state(
     _check_kept(model, theta)
     values = beside(model.params)
     other = torch.cat([part.reshape(-1) for part in values])
-    module = fresh_copy(original, values, theta.device, theta.dtype)
+    module = fresh_copy(
+        original,
+        values,
+        theta.device,
+        theta.dtype,
+        batch_statistics=model.normalises_batch,
+    )
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     fresh = FlatModel(module, model.output_transform)
     fresh.copies_input = model.copies_input
@@ -76,14 +81,15 @@ def _check_reach(
     model: FlatModel, loss: ExampleLoss, chunk: Chunk, original: nn.Module
 ) -> None:
     foreign = {
-        _address(p): name
+        storage_address(p): name
         for source in sources(original)
         for name, p in source.named_parameters()
         if p.requires_grad and p.numel()
     }
-    _load_compiler()
-    with torch.enable_grad(), _Reads(foreign) as reads:
+    lowest = LowestDtype(model.params)
+    with torch.enable_grad(), _Reads(foreign) as reads, lowest:
         example_losses(model, loss, chunk)
+    model.lowest_dtype = lowest.found
     if reads.found:
         raise ValueError(
             "A risk works on a copy of the module. Got a pass that reads the parameter "
@@ -93,23 +99,11 @@ def _check_reach(
         )
 
 
-@cache
-def _load_compiler() -> None:
-    """Import what PyTorch imports in the first pass under a dispatch mode.
-
-    It leaves a cycle behind that holds every frame above it, and so the first risk of a
-    process, until a collection (torch 2.13). Above a thread of its own there are none.
-    """
-    thread = Thread(target=import_module, args=("torch._dynamo",))
-    thread.start()
-    thread.join()
-
-
-class _Reads(TorchDispatchMode):
+class _Reads(PlainMode):
     """Notes the tensors of others that a pass uses."""
 
     def __init__(self, foreign: dict[int, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.foreign = foreign
         self.found: str | None = None
 
@@ -122,26 +116,16 @@ class _Reads(TorchDispatchMode):
     ) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.numel():
-                self.found = self.found or self.foreign.get(_address(leaf))
+                self.found = self.found or self.foreign.get(storage_address(leaf))
         return func(*args, **(kwargs or {}))
-
-
-def _address(tensor: Tensor) -> int:
-    # A sparse tensor has no storage of its own, one inside of vmap no address.
-    if tensor.layout != torch.strided:
-        return 0
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except RuntimeError:
-        return 0
 
 
 def _check_kept(model: FlatModel, theta: Tensor) -> None:
     """Raise if a pass has changed the parameters."""
-    held = trainable(model.module)
-    if len(held) == len(model.params) and all(map(_is, held, model.params)):
+    params = trainable(model.module)
+    if len(params) == len(model.params) and all(map(_is, params, model.params)):
         views = model.layout.views(theta)
-        if all(map(torch.equal, (p.detach() for p in held), views)):
+        if all(map(torch.equal, (p.detach() for p in params), views)):
             return
     raise ValueError(
         "A pass must leave the parameters as they are, for L is a function of θ. Got a "
@@ -190,11 +174,11 @@ def _assign(
     keys: list[tuple[nn.Module, str]], values: dict[tuple[nn.Module, str], float]
 ) -> None:
     for part, name in keys:
-        held = getattr(part, name)
-        if isinstance(held, Tensor):
-            held.detach().fill_(values[part, name])
+        current = getattr(part, name)
+        if isinstance(current, Tensor):
+            current.detach().fill_(values[part, name])
         else:
-            setattr(part, name, type(held)(values[part, name]))
+            setattr(part, name, type(current)(values[part, name]))
 
 
 def _is(one: object, other: object) -> bool:
@@ -204,7 +188,8 @@ def _is(one: object, other: object) -> bool:
 def _agree(used: Tensor, unused: Tensor) -> bool:
     if used.shape != unused.shape:
         return False
-    # To half of the digits: a layer may be merged in one of the two.
+    # Half of the digits must agree. All of them need not, because one of the two may
+    # have its layers merged, which rounds differently.
     close = torch.finfo(used.dtype).eps ** 0.5 * used.abs().nan_to_num().max()
     return torch.allclose(used, unused, rtol=0.0, atol=float(close), equal_nan=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +15,27 @@ from torch import Tensor, nn
 from flatmin._utils.messages import message
 from flatmin._utils.trees import Inputs, Tree, describe_inputs, leaves_of, map_inputs
 from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.data.example_data import ExampleData
 from flatmin.risk.data.inputs import channels_last
-from flatmin.risk.example_sums.scalars import example_losses
+from flatmin.risk.example_sums.scalars import (
+    ExampleScalars,
+    example_losses,
+    inner_products,
+)
+from flatmin.risk.independence import check_shapes
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trials import difference, tolerance
+from flatmin.risk.trials import difference, random_like, tolerance
 
 __all__ = [
     "ProbeResult",
     "check_dependence",
     "choose_strides",
     "probe_example",
+    "share_of_activations",
+    "trial_examples",
     "trial_indices",
+    "trial_scalars",
 ]
 
 _N_TRIED = 16
@@ -37,7 +47,7 @@ _INTEGERS = (
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the first example told."""
+    """What the first example told, or the first few."""
 
     output: Tensor  # (1, *output_shape)
     n_numbers: int  # input and activations of one example
@@ -64,13 +74,15 @@ def choose_strides(model: FlatModel, X: Inputs) -> tuple[Inputs, bool]:
         model.evaluate(map_inputs(Tensor.clone, fast[:2]))
     except RuntimeError:  # many a module calls view() behind a convolution
         return map_inputs(Tensor.contiguous, X), True
-    except TypeError:  # comes again when one example is looked at
+    except (TypeError, ValueError):  # comes again when one example is looked at
         return X, False
     return fast, False
 
 
 def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
     """Run one example through the module, and check that the two fit.
+
+    Where BatchNorm takes the statistics of its input, it runs the first few.
 
     Parameters
     ----------
@@ -94,7 +106,8 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
     UserWarning
         If it takes a name of X among any others, and does nothing with it.
     """
-    first = map_inputs(Tensor.clone, X[:1])
+    first = map_inputs(Tensor.clone, X[: _N_TRIED if model.normalises_batch else 1])
+    n = len(first)
     versions = [leaf._version for leaf in leaves_of(first)]
     try:
         outputs, n_activations = _count_activations(model, first)
@@ -110,13 +123,14 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             f"{_INTEGERS if isinstance(X, Tree) and 'dtype' in str(error) else ''}"
         ) from error
     model.copies_input = versions != [leaf._version for leaf in leaves_of(first)]
-    if outputs.ndim == 0 or outputs.shape[0] != 1:
+    if outputs.ndim == 0 or outputs.shape[0] != n:
         remedy = "; use squeeze(-1) in place of squeeze()" if outputs.ndim == 0 else ""
+        some = "one example" if n == 1 else f"{n} examples"
         raise ValueError(
             "The module must return one output for each example along the first axis. "
-            f"Got shape {tuple(outputs.shape)} for one example{remedy}."
+            f"Got shape {tuple(outputs.shape)} for {some}{remedy}."
         )
-    # Of several examples: a mask drawn for one may come out the same twice.
+    # Several examples, because a random mask of one may come out the same twice.
     try:
         once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
     except IndexError as error:
@@ -129,6 +143,7 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             "The module must return one output for each example along the first axis. "
             f"Got shape {tuple(once.shape)} for {len(X[:_N_TRIED])} examples."
         )
+    check_shapes(once, outputs[:1])
     if difference(again, once) > tolerance(once.dtype, 0):
         raise ValueError(
             "The module must give the same output for the same input. Two passes in "
@@ -138,18 +153,26 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
         )
     if isinstance(X, Tree):
         _warn_ignored_names(model, X[:_N_TRIED], once)
-    return ProbeResult(outputs, n_activations + sum(x[0].numel() for x in leaves_of(X)))
+    n_numbers = -(-n_activations // n) + sum(x[0].numel() for x in leaves_of(X))
+    return ProbeResult(outputs[:1], n_numbers)
 
 
 def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
     """Return what is said of a module that refuses one example."""
+    if model.normalises_batch:
+        return (
+            "With batch_norm='batch' a BatchNorm needs more than one number of each "
+            f"channel. Got {describe_inputs(X)}: {message(error)}; give more examples, "
+            "or use batch_norm='frozen'."
+        )
     try:
         model.evaluate(X[:2])
     except ValueError:
         return f"The module cannot take {describe_inputs(X)}: {message(error)}"
     return (  # F.batch_norm in train mode
         "The module must take one example by itself, for the output for one must not "
-        f"depend on the others. Got: {message(error)}"
+        f"depend on the others. Got: {message(error)}. Statistics of a batch may be "
+        "those of an nn.BatchNorm layer, with batch_norm='batch'."
     )
 
 
@@ -174,7 +197,7 @@ def _wrong_arguments(module: nn.Module, X: Inputs) -> str | None:
 def _signature(module: nn.Module) -> inspect.Signature:
     try:
         return inspect.signature(module.forward)
-    except ValueError:  # of a function in C: anything may fit
+    except ValueError:  # a function in C does not tell: let any arguments pass
         return inspect.signature(lambda *_args, **_kwargs: None)
 
 
@@ -210,6 +233,48 @@ def trial_indices(n_examples: int) -> Tensor:
     ).long()
     rng = torch.Generator().manual_seed(0)
     return spread[torch.randperm(len(spread), generator=rng, device="cpu")]
+
+
+def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:
+    """Return the indices of up to 16 examples, of those that count if there are any.
+
+    Parameters
+    ----------
+    examples : ExampleData
+    model : FlatModel
+        Where it takes the statistics of a batch all examples count.
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    weights = None if model.normalises_batch else examples.weights
+    if weights is None or not bool(weights.any()):
+        return trial_indices(len(examples))
+    counting = weights.cpu().nonzero().flatten()
+    return counting[trial_indices(len(counting))]
+
+
+def trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:
+    """Return losses and products of outputs with random numbers, to try rows on.
+
+    Parameters
+    ----------
+    model : FlatModel
+    loss : ExampleLoss
+    few : Chunk
+
+    Returns
+    -------
+    ExampleScalars
+    """
+    outputs = model.evaluate(few.X)
+
+    def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        # The loss alone can have slopes of zero.
+        return loss.per_example(outputs, y) + inner_products(outputs, u)
+
+    return ExampleScalars(few.X, (few.y, random_like(outputs, 0)), scalar)
 
 
 def check_dependence(
@@ -250,23 +315,51 @@ def check_dependence(
     _warn_unused_parameters(list(unused))
 
 
+@torch.enable_grad()
+def share_of_activations(model: FlatModel, X: Inputs) -> float:
+    """Return the part of the numbers in all layers that depends on θ.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Such as a block of another: of a layer near the outputs it is a small part.
+    X : Tensor of shape (n, ...) or Tree
+
+    Returns
+    -------
+    float
+        1 where no layer tells.
+    """
+    with _activations(model) as found:
+        model(X)
+    total = sum(tensor.numel() for tensor in found)
+    depends = sum(tensor.numel() for tensor in found if tensor.requires_grad)
+    return depends / total if total else 1.0
+
+
 def _count_activations(model: FlatModel, X: Inputs) -> tuple[Tensor, int]:
     """Return the outputs for X, and how many numbers the layers in between hold."""
-    counts: list[int] = []
+    with _activations(model) as found, torch.no_grad():
+        outputs = model(X)
+    return outputs, sum(tensor.numel() for tensor in found)
 
-    def count(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+
+@contextmanager
+def _activations(model: FlatModel) -> Iterator[list[Tensor]]:
+    """Collect what the layers return."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        counts.extend(t.numel() for t in tensors if isinstance(t, Tensor))
+        found.extend(t for t in tensors if isinstance(t, Tensor))
 
     leaves = [part for part in model.module.modules() if not any(part.children())]
-    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    handles = [leaf.register_forward_hook(keep) for leaf in leaves]
     try:
-        with torch.no_grad():
-            outputs = model(X)
+        yield found
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, sum(counts)
 
 
 def _warn_unused_parameters(names: list[str]) -> None:

@@ -8,6 +8,7 @@ exception, and how the choice is told, stand here.
 from __future__ import annotations
 
 import logging
+import math
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +26,11 @@ __all__ = [
     "asymmetry",
     "attempt",
     "difference",
+    "difference_and_size",
     "explain",
     "random_like",
     "tolerance",
+    "worst_difference",
 ]
 
 
@@ -41,6 +44,10 @@ class UnsupportedLayers(NotTaken):
 
 _logger = logging.getLogger("flatmin.risk")
 _HERE = str(Path(__file__).parent)
+
+
+# Numbers that are compared at a time: they stay within the caches of a CPU.
+_AT_A_TIME = 1 << 18
 
 
 def tolerance(dtype: torch.dtype, order: int) -> float:
@@ -98,31 +105,83 @@ def difference(
     >>> f"{difference(found, found):g} {difference(found, right):.3f}"
     '0 0.171'
     """
-    found, reference = found.double(), reference.double()
-    wild = ~(found.isfinite() & reference.isfinite())
-    if bool(wild.any()):
-        if not torch.equal(_wild(found[wild]), _wild(reference[wild])):
-            return float("inf")
-        found, reference = (t.masked_fill(wild, 0) for t in (found, reference))
-    rest = found - reference
-    whole = _ratio(rest.norm(), reference.norm())
     if sizes is None:
-        return whole
+        return worst_difference([difference_and_size(found, reference)])[0]
     parts = zip(
-        rest.split(list(sizes), -1), reference.split(list(sizes), -1), strict=True
+        found.split(list(sizes), -1), reference.split(list(sizes), -1), strict=True
     )
-    norm = reference.norm()
-    worst = max(_ratio(r.norm(), p.norm() + 3e-4 * norm) for r, p in parts)
-    return max(whole, worst / 10)
+    return max(worst_difference([difference_and_size(*part) for part in parts]))
+
+
+def difference_and_size(found: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Return ‖found - reference‖ and ‖reference‖, a few numbers at a time.
+
+    Parameters
+    ----------
+    found : Tensor
+    reference : Tensor
+        Of the same shape.
+
+    Returns
+    -------
+    difference : float
+        Infinite where only one is not finite; where both have the same NaN and
+        infinities these do not count.
+    size : float
+
+    Raises
+    ------
+    ValueError
+        If the shapes are not the same.
+    """
+    if found.shape != reference.shape:
+        raise ValueError(
+            f"Shapes must agree. Got {tuple(found.shape)}, {tuple(reference.shape)}."
+        )
+    rest = size = 0.0
+    pairs = zip(
+        found.flatten().split(_AT_A_TIME),
+        reference.flatten().split(_AT_A_TIME),
+        strict=True,
+    )
+    for ours, right in pairs:
+        ours, right = ours.double(), right.double()
+        wild = ~(ours.isfinite() & right.isfinite())
+        if bool(wild.any()):
+            if not torch.equal(_wild(ours[wild]), _wild(right[wild])):
+                return float("inf"), size
+            ours, right = (t.masked_fill(wild, 0) for t in (ours, right))
+        rest = math.hypot(rest, float((ours - right).norm()))
+        size = math.hypot(size, float(right.norm()))
+    return rest, size
+
+
+def worst_difference(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the relative difference of a whole, and a tenth of its worst part's.
+
+    Parameters
+    ----------
+    parts : sequence of (float, float)
+        ‖found - reference‖ and ‖reference‖ of each parameter.
+
+    Returns
+    -------
+    whole : float
+    part : float
+        See :func:`difference`.
+    """
+    rest, size = (math.hypot(*numbers) for numbers in zip(*parts, strict=True))
+    part = max(_ratio(r, p + 3e-4 * size) for r, p in parts)
+    return _ratio(rest, size), part / 10
 
 
 def _wild(values: Tensor) -> Tensor:
     return values.nan_to_num(nan=0.0, posinf=1.0, neginf=-1.0)
 
 
-def _ratio(difference: Tensor, size: Tensor) -> float:
-    # The size of what is compared says nothing where it is zero.
-    return float(difference / size) if size else float(difference)
+def _ratio(difference: float, size: float) -> float:
+    # Zero as the right value has no scale: then the difference itself is returned.
+    return difference / size if size else difference
 
 
 def asymmetry(a: Tensor, Aa: Tensor, b: Tensor, Ab: Tensor) -> float:

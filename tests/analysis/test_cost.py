@@ -9,6 +9,9 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from flatmin import CurvatureAnalyzer, NoiseCovarianceAnalyzer
+from flatmin.analysis import _cost
+from flatmin.curvature import _eigenpairs
+from flatmin.measures import _alignment_by_layer
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.products.linearize import Linearization
 
@@ -73,6 +76,8 @@ def calls(X, y):
     noise |= {name: curvature[name] for name in ("transform", "score")}
     noise["sample"] = ({"n": 3}, lambda a, o: a.sample(**o))
     noise["alignment"] = ({"k": 3}, lambda a, o: a.alignment(**o))
+    by_layer = {"k": 3, "by_layer": True}
+    noise["alignment, by layer"] = (by_layer, lambda a, o: a.alignment(**o))
     return curvature, noise
 
 
@@ -94,7 +99,7 @@ def analyzer(matrix, data):
 def test_it_is_what_the_call_does(passes, matrix, name, data):
     model = analyzer(matrix, data)
     options, call = calls(*data[1:])[matrix == "covariance"][name]
-    cost = model.cost(name, **options)
+    cost = model.cost(name.partition(",")[0], **options)
     passes.clear()
     call(model, options)
     done = sum(passes)
@@ -128,3 +133,23 @@ def test_a_call_that_is_not_there():
     bare = CurvatureAnalyzer(SMALL[0], loss="cross_entropy")
     with pytest.raises(NotFittedError):
         bare.cost("eigen")
+
+
+def test_the_layers_without_their_rows(passes, monkeypatch):
+    """Where the gradients of all are too many to hold, each layer asks for its own."""
+    for module in (_alignment_by_layer, _cost, _eigenpairs):
+        monkeypatch.setattr(module, "GRAM_LIMIT", 100)
+    model = analyzer("covariance", SMALL)
+    cost = model.cost("alignment", k=3, by_layer=True)
+    passes.clear()
+    model.alignment(3, by_layer=True)
+    assert 1 / 3 < cost.gradients / sum(passes) < 3
+    assert sum(passes) <= cost.at_most
+
+
+def test_layers_of_a_selection():
+    chosen = analyzer("covariance", SMALL).set_params(select="0")
+    with pytest.raises(ValueError, match=r"of all layers\. Got select='0'"):
+        chosen.cost("alignment", by_layer=True)
+    with pytest.raises(TypeError, match="by_layer must be"):
+        chosen.cost("alignment", by_layer=2)

@@ -264,7 +264,8 @@ def test_dropout_is_off_and_batch_norm_frozen_in_eval_mode():
     net = nn.Sequential(net, nn.Linear(4, 3)).double()
     with torch.no_grad():
         net[0][1](torch.randn(8, 4).double())
-    value = trace(net, X, y, loss="cross_entropy")
+    with pytest.warns(UserWarning, match="batch_norm='frozen' to say so"):
+        value = trace(net, X, y, loss="cross_entropy")
     close(value, truth(net, X, y).hessian.trace())
     assert all(part.training for part in net.modules())
 

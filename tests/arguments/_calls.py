@@ -242,6 +242,8 @@ def _valid(name: str) -> Any:
         "v": lambda: torch.ones(8),
         "v0": lambda: torch.ones(3),
         "values": lambda: [1.0, 2.0, 3.0],
+        "way_out": lambda: "",
+        "who": lambda: "A test",
         "y": lambda: w.y.copy(),
         "z": lambda: torch.ones(3),
     }
@@ -579,6 +581,9 @@ def calls() -> dict[str, Call]:
                 "with_module",
                 "update_from",
                 "wrap",
+                # Of a network with BatchNorm: see tests/risk/test_batch_norm.py.
+                "batch_statistics",
+                "set_batch_statistics",
             )
             if (owner, name) == ("EmpiricalRisk", "set_params"):
                 theirs = False

@@ -296,8 +296,9 @@ def test_what_a_file_does_not_hold_is_asked_for(result):
         away.measure({"norm": norm})
     with pytest.raises(ValueError, match="Got none for the estimator"):
         away.measure({"norm": norm}, X, y)
-    for data in ((X,), (digits, y)):
-        with pytest.raises(ValueError, match="Pass X and y, or a function"):
+    function = "A function of the seed returns all data"
+    for data, why in (((X,), "y must be given, unless X"), ((digits, y), function)):
+        with pytest.raises(ValueError, match=why):
             away.measure({"norm": norm}, *data, estimator=classifier())
     other = classifier(lr=0.2, module_params={"hidden_layer_sizes": 9})
     with pytest.raises(ValueError, match=r"lr=0.2, stored 0.1; module_params=\{"):

@@ -48,14 +48,24 @@ def test_the_error_is_the_spread_of_an_examples_sweeps(problem, monkeypatch):
     risk, theta, _ = problem
     sweeps, sweep = [], risk.gauss_newton_traces
 
-    def watched(*args):
-        sweeps.append(sweep(*args))
+    def watched(*args, **kwargs):
+        sweeps.append(sweep(*args, **kwargs))
         return sweeps[-1]
 
     monkeypatch.setattr(risk, "gauss_newton_traces", watched)
     result = ggn_trace(risk, theta, rng=rng(), rtol=0, max_sweeps=4)
-    draws = torch.stack(sweeps).numpy()
+    draws = torch.cat(sweeps).numpy()
     assert draws.shape == (4, N)
     assert float(result.value) == pytest.approx(draws.mean())
     within = draws.var(0, ddof=1).mean()
     assert float(result.stderr) == pytest.approx((within / 4 / N) ** 0.5)
+
+
+def test_sweeps_that_share_a_run_are_those_made_one_by_one(problem):
+    risk, theta, _ = problem
+    generator = rng(3)
+    alone = [risk.gauss_newton_traces(theta, generator) for _ in range(3)]
+    together = risk.gauss_newton_traces(theta, rng(3), n_sweeps=3)
+    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="Pass rng"):
+        risk.gauss_newton_traces(theta, n_sweeps=2)

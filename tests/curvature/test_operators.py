@@ -227,6 +227,15 @@ def test_ggn_trace_is_exact_where_sampling_costs_more():
     close(result.value, exact)
 
 
+def test_ggn_trace_is_not_exact_beyond_its_limit():
+    """Two sweeps at random and one for each of 30 outputs are 32."""
+    risk, exact = many_outputs()
+    result = ggn_trace(risk, risk.params(), rng=rng(), rtol=1e-4, max_sweeps=31)
+    assert result.n_matvecs == 31
+    assert result.stderr > 0
+    assert (result.value - exact).abs() < 5 * result.stderr
+
+
 def test_ggn_trace_stops_at_the_limit_and_tells():
     risk, _ = many_outputs()
     result = ggn_trace(risk, risk.params(), rng=rng(), rtol=0, max_sweeps=4)

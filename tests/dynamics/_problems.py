@@ -30,4 +30,4 @@ def descent(law="gd", *, lr=0.1, optimizer=torch.optim.SGD, **params):
     binding = FlatBinding(module)
     step = optimizer(binding.params, lr=lr)
     rng = torch.Generator().manual_seed(2)
-    return NoisyDescent(risk(module), law, binding, step, rng, **params)
+    return NoisyDescent(risk(module), law, binding, step, rng=rng, **params)

@@ -31,7 +31,7 @@ def descent(law, whole=None, **settings):
     whole = risk(module) if whole is None else whole
     step = torch.optim.SGD(binding.params, lr=0.1)
     rng = torch.Generator().manual_seed(2)
-    return NoisyDescent(whole, law, binding, step, rng, batches=batches(whole))
+    return NoisyDescent(whole, law, binding, step, rng=rng, batches=batches(whole))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,9 @@ def test_the_row_has_the_noise_in_the_batch_and_the_loss_of_all():
     run = descent("sgd", batch_size=M)
     run.refresh()
     recorder = Recorder(run.risk, lambda outputs: 0.0)
-    row = recorder.record(0, "noise", run.theta, run.law, None, run.batch)
+    row = recorder.record(
+        0, "noise", run.theta, law=run.law, state=None, batch=run.batch
+    )
     sigma = run.batch.gradient_variances(run.theta).sum()
     assert row["noise_norm"] == pytest.approx(float((sigma / M).sqrt()))
     assert row["loss"] == float(run.risk.value(run.theta))

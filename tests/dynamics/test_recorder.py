@@ -16,7 +16,7 @@ LAW = make_noise_law("gld_const", sigma=0.5)
 def record(recorder, theta=None, **options):
     theta = recorder.risk.params() if theta is None else theta
     state = LAW.refresh(recorder.risk, theta, torch.Generator())
-    return recorder.record(3, "noise", theta, LAW, state, **options)
+    return recorder.record(3, "noise", theta, law=LAW, state=state, **options)
 
 
 def score(outputs):

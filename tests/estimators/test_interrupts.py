@@ -12,6 +12,7 @@ import flatmin
 from flatmin import CurvatureAnalyzer, SharpnessScorer
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin.estimators._base import BaseNoisyDiffusion
+from flatmin.estimators._fitted import set_fitted
 
 from ._problems import blobs, classifier
 
@@ -21,7 +22,7 @@ HERE = str(Path(flatmin.__file__).parent)
 
 # Where instructions are tried; elsewhere it is lines.
 STORES = {
-    BaseNoisyDiffusion._store.__code__,
+    set_fitted.__code__,
     adopt_attributes.__code__,
     scratch_copy.__code__,
 }

@@ -49,8 +49,13 @@ def test_pipeline_takes_routed_parameters_and_weights():
     ("estimator", "data"), [(classifier(), blobs()), (regressor(), plane())]
 )
 def test_cross_validate(estimator, data):
-    scores = cross_validate(estimator, *data, cv=3, return_train_score=True)
-    assert np.isfinite(scores["test_score"]).all()
+    X, y = data
+    cv = KFold(3, shuffle=True, random_state=0)
+    scores = cross_validate(estimator, X, y, cv=cv, return_train_score=True)
+    for i, (train, test) in enumerate(cv.split(X)):
+        fitted = clone(estimator).fit(X[train], y[train])
+        assert scores["test_score"][i] == fitted.score(X[test], y[test])
+        assert scores["train_score"][i] == fitted.score(X[train], y[train])
 
 
 GRIDS = [

@@ -346,8 +346,8 @@ def test_the_rules_are_scikit_learns(seed, tol):
     n_blocks, best = scikit_learns(scores, 4, tol)
     for i, score in enumerate(scores.tolist()):
         theta = torch.full((2,), float(i))
-        stopping.look({"valid_score": score, "iteration": 10 * i}, theta)
-        falling.look({"loss": -score, "iteration": 10 * i}, theta)
+        stopping.judge({"valid_score": score, "iteration": 10 * i}, theta)
+        falling.judge({"loss": -score, "iteration": 10 * i}, theta)
         theta += 0.5  # it moves in place
         assert stopping.stops == falling.stops == (i + 1 >= n_blocks)
         if stopping.stops:

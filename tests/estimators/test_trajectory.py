@@ -179,7 +179,7 @@ def test_a_device_that_is_read_in_parcels(monkeypatch):
     monkeypatch.setattr(_kept_params, "_N_WAITING", 3)
     for t in range(60):
         theta = torch.full((2,), float(t)).as_subclass(Elsewhere)
-        kept.look(t, theta)
+        kept.keep_if_due(t, theta)
         theta += 0.5  # it moves in place
     kept.drop_after(50)
     iterations, rows = kept.rows()
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused_before_the_run(monkeypatch):
 
 def test_an_altered_checkpoint_is_refused():
     kept = KeptParams(torch.zeros(3), 2, 10)
-    kept.look(0, torch.ones(3))
+    kept.keep_if_due(0, torch.ones(3))
     state = kept.state_dict()
     kept.load_state_dict(state)
     for wrong in (

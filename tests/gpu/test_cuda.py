@@ -129,7 +129,7 @@ def test_iterations_do_not_wait_for_the_gpu(method):
             law,
             binding,
             torch.optim.SGD(binding.params, lr=1e-3),
-            torch.Generator("cuda").manual_seed(0),
+            rng=torch.Generator("cuda").manual_seed(0),
         )
         descent.run(1)
         descent.refresh()

@@ -284,3 +284,14 @@ def test_the_default_width(values, width):
     share = 1.0 if values[0] == values[1] else 0.5
     expected = share / (width * (2 * math.pi) ** 0.5)
     assert float(result.density(at)[0]) == pytest.approx(expected)
+
+
+def test_auto_is_exact_up_to_as_many_products_as_the_estimate_takes():
+    values, n = torch.arange(24, dtype=torch.float64), 24
+    as_many = spectral_density(Bare(values), n_probes=2, n_steps=n // 2)
+    assert as_many.exact
+    assert as_many.n_matvecs == n
+    close(as_many.nodes.flatten(), values)
+    fewer = spectral_density(Bare(values), n_probes=2, n_steps=n // 2 - 1, rng=0)
+    assert not fewer.exact
+    assert fewer.n_matvecs == n - 2

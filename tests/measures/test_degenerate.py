@@ -585,3 +585,19 @@ def test_a_rise_below_the_rounding_of_the_loss(dtype):
         assert float(fm.sam_sharpness(risk, theta, rho=0.1)) == pytest.approx(
             rise, rel=1e-4
         )
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
+def test_what_is_rounding_of_h_scales_with_h(scale):
+    """H = s diag(4, 3, 1e-17): two directions stand clear of rounding, at any s."""
+    A = scale * torch.tensor([4.0, 3.0, 1e-17], dtype=torch.float64).diag()
+    slopes = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64).diag()
+    risk = QuadraticRisk(A, torch.cat([slopes, -slopes]))
+    theta = torch.zeros(3, dtype=torch.float64)
+    result = fm.alignment(risk, theta, 3, rng=0)
+    expected = torch.tensor([1.0, 1.0, math.nan], dtype=torch.float64)
+    torch.testing.assert_close(result.cosines, expected, equal_nan=True)
+    values = scale * torch.tensor([4.0, 3.0, 1e-17], dtype=torch.float64)
+    torch.testing.assert_close(
+        result.hessian_eigenvalues, values, rtol=1e-9, atol=1e-14 * scale
+    )

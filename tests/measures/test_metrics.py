@@ -77,6 +77,19 @@ def _by_dense_matrices(module, X, y):
 RESULTS = [n for n in measures.__all__ if dataclasses.is_dataclass(vars(measures)[n])]
 
 
+@pytest.mark.parametrize("name", [n for n in RESULTS if n != "LayerAlignments"])
+def test_results_print_arrays_by_their_shape(name):
+    kind = getattr(measures, name)
+    result = object.__new__(kind)
+    for field in dataclasses.fields(kind):
+        object.__setattr__(result, field.name, torch.zeros(100, 100))
+    shown = repr(result)
+    assert shown.startswith(f"{name}(")
+    assert "of shape (100, 100)" in shown
+    assert "tensor" not in shown
+    assert "\n" not in shown
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_are_frozen(name):
     result = object.__new__(getattr(measures, name))

@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from flatmin.noise import make_noise_law
+from flatmin.risk import QuadraticRisk
 
 from ._problems import cast, generator, problem
 from ._statistics import assert_mean
@@ -62,10 +63,41 @@ def test_there_is_no_covariance():
     torch.testing.assert_close(gradient, case.point.mean)
 
 
-def test_heavy_draws_are_finite_in_float32():
-    law = make_noise_law("alpha_stable", alpha=1.01, sigma=1.0, match="none")
+def test_the_scale_of_a_normal_law_by_hand():
+    """At α = 2, exp(-γ²u²) is the normal law of variance 2γ²; Σ/m = (4/3)/3 · I here.
+
+    Three examples with slopes (0, 0), (2, 0) and (0, 2) have the centred squares
+    8/3 each way: Tr(Σ) = (8/3 + 8/3)/3 = 16/9, and the variance of a coordinate is
+    Tr(Σ)/(mD) = 16/9/(3 · 2) = 8/27.
+    """
+    slopes = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    risk = QuadraticRisk(torch.eye(2, dtype=torch.float64), slopes)
+    theta = torch.zeros(2, dtype=torch.float64)
+    law = make_noise_law("alpha_stable", alpha=2, batch_size=3, noise_scale=1.5)
+    gamma = law.refresh(risk, theta, generator())
+    assert float(gamma) == pytest.approx(1.5 * (8 / 27 / 2) ** 0.5)
+    covariance = law.covariance(risk, theta, gamma).to_dense()
+    expected = 1.5**2 * 8 / 27 * torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(covariance, expected)
+    assert float(law.trace(risk, theta, gamma)) == pytest.approx(1.5**2 * 16 / 27)
+
+
+@pytest.mark.parametrize("alpha", [1.01, 1.5])
+def test_heavy_draws_are_finite_in_float32(alpha):
+    """Half of them are within the quartile of the normal law, far ones as α says."""
+    law = make_noise_law("alpha_stable", alpha=alpha, sigma=1.0, match="none")
     risk, theta = cast("regression_chains", torch.float32)
     theta = theta.repeat(5000, 1)
     state = law.refresh(risk, theta, generator())
     _, gradient = law.noisy_gradient(risk, theta, state, generator())
     assert gradient.isfinite().all()
+    noise = (gradient - risk.gradient(theta)).double().abs().flatten()
+    far = 100.0
+    gamma = stats.norm.ppf(0.75) / stats.levy_stable.ppf(0.75, alpha, 0)
+    beyond = 2 * stats.levy_stable.sf(far / gamma, alpha, 0)
+    for share, inside in [
+        (0.5, noise < stats.norm.ppf(0.75)),
+        (1 - beyond, noise < far),
+    ]:
+        error = (share * (1 - share) / len(noise)) ** 0.5
+        assert float(inside.double().mean()) == pytest.approx(share, abs=4 * error)

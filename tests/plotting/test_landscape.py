@@ -185,7 +185,11 @@ def test_losses_that_are_not_finite_stay_white():
 
 def test_a_flat_plane_can_be_drawn():
     step = np.linspace(-1, 1, 3)
-    LandscapeDisplay(step, np.zeros((3, 3)), y=step).plot().figure_.canvas.draw()
+    display = LandscapeDisplay(step, np.full((3, 3), 3.0), y=step).plot()
+    display.figure_.canvas.draw()
+    # One colour, the lowest, and levels that are told apart a millionth above it.
+    assert (display.contours_.zmin, display.contours_.zmax) == (3, 3)
+    np.testing.assert_allclose(display.contours_.levels[[0, -1]], [3, 3 * (1 + 1e-6)])
 
 
 def test_wide_ranges_have_logarithmic_levels():

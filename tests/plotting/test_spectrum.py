@@ -24,7 +24,10 @@ def test_from_estimator_equals_the_dense_matrices():
         np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix)[::-1])
         assert norm == pytest.approx(np.linalg.norm(matrix))
     assert display.n_params == 2
-    # Two equal shares, smoothed: the density integrates to one.
+    # Two equal shares, smoothed: the mean of two normal densities.
+    z = (display.grid[:, None] - np.linalg.eigvalsh(HESSIAN)) / display.width
+    normal = np.exp(-(z**2) / 2) / (display.width * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(display.density, normal.mean(1), atol=1e-12)
     assert np.trapezoid(display.density, display.grid) == pytest.approx(1, abs=1e-3)
 
 

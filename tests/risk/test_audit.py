@@ -150,14 +150,16 @@ def test_a_gradient_that_is_none_of_the_value_is_told():
     assert "vᵀ∇L = (L(θ + hv) - L(θ - hv)) / 2h" in failing(report)
 
 
-def test_a_module_of_one_dtype_is_audited_in_its_own():
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_a_module_of_one_dtype_is_audited_in_its_own(scale):
     class Single(nn.Module):
         def __init__(self):
             super().__init__()
             self.linear = nn.Linear(4, 3)
 
         def forward(self, x):
-            return self.linear(x) @ torch.eye(3)
+            # The curvature of the loss at small logits is lost among float32's slopes.
+            return scale * self.linear(x) @ torch.eye(3)
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -184,3 +186,33 @@ def test_large_outputs_are_not_taken_apart(monkeypatch):
         "refused",
         "not taken apart: an output has 3 numbers",
     )
+
+
+class WrongRelu(torch.autograd.Function):
+    """ReLU, whose gradient is off by a per cent."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 1.01 * g * (x > 0)
+
+
+@pytest.mark.parametrize("function", [torch.relu, WrongRelu.apply])
+def test_a_kink_at_theta_itself_is_no_fault_and_hides_none(function):
+    # Black pixels and biases of zero: a difference is the mean of both sides at any
+    # step, and PyTorch's derivative is that of one.
+    module = make(function)
+    torch.nn.init.zeros_(module.first.bias)
+    X, y = data()
+    X[:4] = 0
+    report = EmpiricalRisk(module, "cross_entropy", X, y).audit()
+    verdicts = {check.identity: check.verdict for check in report.checks}
+    slope = verdicts["vᵀ∇L = (L(θ + hv) - L(θ - hv)) / 2h"]
+    assert slope == ("kink" if function is torch.relu else "fails")
+    assert (report.fails == ()) == (function is torch.relu)
+    assert "kink  not differentiable here" in str(report) or function is not torch.relu

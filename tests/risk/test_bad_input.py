@@ -93,7 +93,7 @@ BAD = {
     "option for batch norm": (
         {"batch_norm": "eval"},
         ValueError,
-        "batch_norm must be 'error' or 'frozen'. Got 'eval'",
+        "Unknown batch_norm 'eval'. There are: 'batch', 'error', 'frozen'",
     ),
     "a tuple without a tensor first": (
         {"module": Apply(lambda p, X: (None, p["a"](X)), a=nn.Linear(4, 3))},
@@ -346,8 +346,17 @@ def test_confident_predictions_are_not_mistaken_for_a_loss_that_is_not_convex():
     logits = 10 * torch.randn(100, 4, generator=generator())
     risk = make(nn.Linear(4, 4, bias=False), loss, X=logits, y=logits.argmax(1))
     theta = torch.eye(4).flatten()
-    draw = risk.value_and_gauss_newton_draw(theta, torch.tensor(1.0), generator())[1]
-    assert torch.isfinite(draw).all()
+    # E ‖ε‖² = Tr(G) = Σ w tr(diag p - ppᵀ) ‖x‖² / Σ w, for J = x ⊗ I.
+    p, w = logits.double().softmax(1), loss.weight.double()[logits.argmax(1)]
+    traces = (p * (1 - p)).sum(1) * logits.double().square().sum(1)
+    rng, g_0 = generator(), risk.gradient(theta)
+    draws = [
+        risk.value_and_gauss_newton_draw(theta, torch.tensor(1.0), rng)[1] - g_0
+        for _ in range(400)
+    ]
+    sizes = torch.stack(draws).double().square().sum(1)
+    right, error = float(w @ traces / w.sum()), float(sizes.std() / 400**0.5)
+    assert float(sizes.mean()) == pytest.approx(right, abs=4 * error)
 
 
 def test_a_minibatch_without_examples():

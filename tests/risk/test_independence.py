@@ -110,6 +110,13 @@ def test_other_order():
         make(net(lambda p, x: p["b"](p["a"](x).tanh()).flip(0)), torch.randn(N, 4))
 
 
+def test_similarities_of_examples():
+    """As of CLIP: one example has one number, which is no lack of logits."""
+    module = Apply(lambda _, x: x @ x.T, a=nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="compares each example with every other"):
+        EmpiricalRisk(module, "cross_entropy", torch.randn(6, 4), torch.arange(6))
+
+
 def test_squeezed_outputs():
     module = nn.Sequential(
         nn.Linear(4, 1), Apply(lambda _, x: x.squeeze(), a=nn.Identity())

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.products import graphs, linearize
+from flatmin.risk.products.double_backward import DoubleBackward
 
 from .. import oracles
 from ._cases import CASES, SINGLE, Apply, N, make_risk, mlp, oracle, problem
@@ -104,6 +106,40 @@ def test_little_work_is_not_traced(monkeypatch):
     risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
     risk.linearize(theta).hvp(theta)
     assert risk.paths == {"hvp": "reference: too little work for a graph to pay"}
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_few_products_take_no_graph_whatever_came_before(quantity):
+    risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
+    direction = direction_for(quantity, risk)
+
+    def ask(n_products):
+        point = risk.linearize(theta, n_products=n_products)
+        return getattr(point, quantity)(direction), point.paths[quantity]
+
+    few, path = ask(1)
+    close(few, expected(quantity, oracle("mlp"), direction), 1e-9)
+    assert path == "reference: few products do not repay a graph"
+    assert risk.paths == {}
+    for many in (None, 20):
+        product, path = ask(many)
+        assert path == risk.paths[quantity] == "graph"
+        close(product, few, 1e-9)
+    again, path = ask(1)
+    assert torch.equal(again, few)
+    assert path.startswith("reference: few")
+
+
+def test_how_many_products_repay_a_graph():
+    # A graph is made on one chunk; only the gradient of a single chunk keeps its own.
+    least = {1: 13, 2: 3, 3: 2, 10: 1}
+    for n_chunks, n in least.items():
+        assert graphs.repays(n, n_chunks)
+        assert not graphs.repays(n - 1, n_chunks)
+    risk = make_risk("mlp", 3)
+    for wrong in (0, -1, 1.5, "2", True):
+        with pytest.raises((TypeError, ValueError), match="n_products must be"):
+            risk.linearize(risk.params(), n_products=wrong)
 
 
 def test_memory_for_prepared_chunks_is_bounded(monkeypatch):
@@ -373,3 +409,25 @@ def test_a_chunk_of_weight_zero_hides_no_wrong_graph(quantity, monkeypatch):
     )
     reason = "reference: the product by a graph is off by 1.0e+00"
     assert risk.paths[quantity].startswith(reason)
+
+
+def test_one_way_to_a_product_holds_memory_at_a_time(monkeypatch):
+    """What the graph is tried against is let go before the graph is made."""
+    alive, make = weakref.WeakSet(), graphs.two_stage_graph
+    init = DoubleBackward.__init__
+
+    def noted(self, *args):
+        init(self, *args)
+        alive.add(self)
+
+    def counted(*args):
+        assert len(alive) == 0
+        return make(*args)
+
+    monkeypatch.setattr(DoubleBackward, "__init__", noted)
+    monkeypatch.setattr(graphs, "two_stage_graph", counted)
+    risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta
+    point = risk.linearize(theta)
+    for quantity in QUANTITIES:
+        getattr(point, quantity)(direction_for(quantity, risk))
+        assert risk.paths[quantity] == "graph"

@@ -382,6 +382,12 @@ def several_without_grad(parts, h):
     return ((h - least) / (most - least)).tanh()
 
 
+def into_a_buffer(parts, h):
+    filled = torch.empty_like(h)  # is no constant, once filled
+    filled[:] = h / h.detach().norm(dim=1, keepdim=True)
+    return filled
+
+
 class Cut(Net):
     def forward(self, x):
         return self.last(self.function(self, self.first(x)))
@@ -390,7 +396,10 @@ class Cut(Net):
 @pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
 @pytest.mark.parametrize(
     "function",
-    [detached, by_torch_detach, by_data, by_item, without_grad, several_without_grad],
+    [
+        *(detached, by_torch_detach, by_data, by_item, without_grad),
+        *(several_without_grad, into_a_buffer),
+    ],
 )
 def test_a_constant_by_decree_is_held(function, hvp):
     """H is that of the loss with the constant held, as autograd has it."""

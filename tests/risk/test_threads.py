@@ -100,7 +100,11 @@ def calls(risk, theta, seed=0):
     module = copy.deepcopy(risk._model.module)
     nn.utils.vector_to_parameters(theta, module.parameters())
     of = {
+        "accuracy": lambda: risk.accuracy(theta),
         "audit": lambda: [c.verdict for c in risk.audit(theta).checks],
+        "batch_norm": lambda: risk.batch_norm,
+        "check_examples": lambda: risk.check_examples("A test"),
+        "check_running_statistics": risk.check_running_statistics,
         "batch_gradient": lambda: risk.batch_gradient(theta, few),
         "batch_gradients": lambda: risk.batch_gradients(theta, batches),
         "check_label_noise": risk.check_label_noise,
@@ -174,8 +178,10 @@ def both(risk, seed):
 def test_the_list_has_every_method():
     risk = KINDS["default"]()
     of, products = calls(risk, risk.params())
-    # That changes what all calls are of; points from before it refuse.
-    assert set(of) == public(EmpiricalRisk) - {"update_from"}
+    # These change what all calls are of; points from before it refuse.
+    changes = {"update_from", "set_batch_statistics"}
+    # Of a risk without gᵢ, below.
+    assert set(of) == public(EmpiricalRisk) - changes - {"batch_statistics"}
     assert set(products) == public(Linearization)
 
 
@@ -197,6 +203,25 @@ def test_every_method_in_two_threads(kind, monkeypatch):
     fresh = both(make(), 0)
     for name in ("value", "gradient", "prepared hvp", "squared_norms"):
         torch.testing.assert_close(work[0][name](), fresh[name]())
+
+
+def test_the_statistics_of_a_batch_in_two_threads():
+    layers = nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)
+    net = nn.Sequential(network()[0], *layers)
+    risk = EmpiricalRisk(net, "cross_entropy", *data(), batch_norm="batch")
+
+    def calls(seed):
+        theta = risk.params() + seed
+        point, v = risk.linearize(theta), torch.ones(risk.n_params)
+        return {
+            "batch_statistics": lambda: risk.batch_statistics(theta)["1"],
+            "gradient": lambda: risk.gradient(theta),
+            "hvp": lambda: point.hvp(v),
+        }
+
+    right, faults = race([calls(0), calls(1)])
+    assert not faults
+    assert right == 6
 
 
 def test_a_new_risk_in_two_threads(monkeypatch):

@@ -56,6 +56,11 @@ class Kind:
     trains: bool = False  # the layer differs in eval mode only by what it draws
     options: dict = field(default_factory=dict)  # of EmpiricalRisk
 
+    @property
+    def together(self):
+        """Whether the statistics of all examples count, so that they are one chunk."""
+        return self.options.get("batch_norm") == "batch"
+
     def loss_of(self, output, target):
         """Return ℓ̃ᵢ of one output, a number."""
         if self.per_example is not None:
@@ -112,19 +117,18 @@ def examine(kind, name, *, full=False):
         # A kind that is to be refused altogether has no right value.
         right = None if isinstance(kind.refused, str) else compute(kind)
         cells = {}
-        for chunk_size in CHUNKS:
+        for chunk_size in CHUNKS[:1] if kind.together else CHUNKS:
             for path in ("reference", "graph"):
                 asked = QUANTITIES
                 if path == "graph":
-                    asked = TRACED if full else _in_turn(name, chunk_size)
+                    is_asked = kind.together or chunk_size == 3
+                    asked = TRACED if full else _in_turn(name) if is_asked else ()
                 for quantity, cell in _ask(kind, right, path, chunk_size, asked):
                     cells[path, chunk_size, quantity] = cell
     return cells
 
 
-def _in_turn(name, chunk_size):
-    if chunk_size != 3:
-        return ()
+def _in_turn(name):
     return ("H v", TRACED[1 + zlib.crc32(name.encode()) % (len(TRACED) - 1)])
 
 

@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.autograd.functional import hessian
+from torch.autograd.functional import hessian, jacobian
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["QUANTITIES", "compute", "direction", "in_float64"]
@@ -74,7 +75,40 @@ def compute(kind):
     the kind does not say which is right.
     """
     with sdpa_kernel(SDPBackend.MATH):
-        return _Risk(kind).quantities()
+        return _of_batch(kind) if kind.together else _Risk(kind).quantities()
+
+
+def _of_batch(kind):
+    """Return the same of the examples together, in train mode; NaN for what is not."""
+    module = in_float64(kind.module).train()
+    named = dict(module.named_parameters())
+    theta = torch.cat([p.detach().flatten() for p in named.values()])
+    X = _wide(kind.X)
+
+    def outputs(theta):
+        parts = theta.split([p.numel() for p in named.values()])
+        pairs = zip(named.items(), parts, strict=True)
+        given = {name: part.view_as(p) for (name, p), part in pairs}
+        return functional_call(module, given, (X,))
+
+    def loss(f):
+        pairs = zip(f.split(1), kind.y.split(1), strict=True)
+        return torch.stack([kind.loss_of(*pair) for pair in pairs]).mean()
+
+    f = outputs(theta).detach()
+    J = jacobian(lambda t: outputs(t).flatten(), theta)
+    S = hessian(lambda numbers: loss(numbers.view_as(f)), f.flatten())
+    v, u = direction(len(theta)), direction(*f.shape)
+    found = {
+        "value": loss(f),
+        "gradient": jacobian(lambda t: loss(outputs(t)), theta),
+        "H v": hessian(lambda t: loss(outputs(t)), theta) @ v,
+        "G v": J.T @ (S @ (J @ v)),
+        "J v": (J @ v).view_as(f),
+        "Jᵀu": J.T @ u.flatten(),
+    }
+    nothing = torch.full_like(v, float("nan"))
+    return {quantity: found.get(quantity, nothing) for quantity in QUANTITIES}
 
 
 class _Risk:
@@ -223,7 +257,7 @@ class _Risk:
 
         numbers = output.flatten()
         S = hessian(loss, numbers)
-        slope = partial(torch.autograd.functional.jacobian, loss)
+        slope = partial(jacobian, loss)
         h = 1e-5
         units = torch.eye(len(numbers), dtype=torch.float64)
         found = torch.stack(

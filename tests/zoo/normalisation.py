@@ -73,6 +73,23 @@ def _frozen():
 
 KINDS["BatchNorm2d, frozen"] = _frozen
 
+_OF_EXAMPLES = ("rows", "diag Σ", "‖gᵢ‖²", "gᵢᵀv", "Tr Gᵢ", "ΣHᵢ²v/N")
+
+
+def _of_batch(layer, d):
+    refused = dict.fromkeys(_OF_EXAMPLES, "needs the loss of each example by itself")
+    return around(
+        layer(), _data(d), refused=refused, options={"batch_norm": "batch"}, trains=True
+    )
+
+
+for d in (1, 2, 3):
+    layer = partial(getattr(nn, f"BatchNorm{d}d"), 2)
+    KINDS[f"BatchNorm{d}d of the batch"] = partial(_of_batch, layer, d)
+KINDS["SyncBatchNorm of the batch"] = partial(
+    _of_batch, partial(nn.SyncBatchNorm, 2), 2
+)
+
 _WITHIN = {
     "GroupNorm": lambda: nn.GroupNorm(2, 2),
     "GroupNorm, one group": lambda: nn.GroupNorm(1, 2),

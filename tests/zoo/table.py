@@ -34,8 +34,9 @@ H v, G v, J v, Jᵀu, gᵢᵀv, Tr Gᵢ and (1/N) Σ Hᵢ²v. They are asked for
 once, in chunks of three and of one; on the traced path, which larger problems take,
 H v and one of the other four products, in chunks of three (`--full` asks for all five,
 in every chunk size). "Right" is a relative error below 1e-6 in float64, against plain
-autograd of one example after the other. "Refused" is an error with the sentence that is
-quoted ("…" stands for a number). PyTorch {torch}.
+autograd of one example after the other; for BatchNorm "of the batch", which is
+`batch_norm="batch"`, of all examples in one chunk. "Refused" is an error with the
+sentence that is quoted ("…" stands for a number). PyTorch {torch}.
 
 {counts}
 """

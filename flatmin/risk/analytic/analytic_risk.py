@@ -11,8 +11,14 @@ from torch import Tensor
 from torch.func import vjp
 
 from flatmin._utils.arrays import check_tensor
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_rng
-from flatmin.risk.arguments import as_indices, check_point, within
+from flatmin.risk.arguments import (
+    as_indices,
+    check_point,
+    check_products,
+    within,
+)
 from flatmin.risk.example_sums.moments import mean_and_squares
 
 __all__ = ["AnalyticRisk"]
@@ -240,16 +246,27 @@ class AnalyticRisk(ABC):
         return value, gradient + scale.unsqueeze(-1) * noise
 
     def gauss_newton_traces(
-        self, theta: Tensor, rng: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
     ) -> Tensor:
-        """Return Tr(G) for every example, exactly, shape (\\*chains, N)."""
+        """Return Tr(G) for every example, exactly; n_sweeps times where given."""
         self._check(theta)
         check_rng(rng, self.device, optional=True)  # the closed form needs no draw
         trace = self.gauss_newton(theta).diagonal(dim1=-2, dim2=-1).sum(-1)
-        return trace.double().unsqueeze(-1).expand(*theta.shape[:-1], self.n_examples)
+        shape = *theta.shape[:-1], self.n_examples
+        traces = trace.double().unsqueeze(-1).expand(shape)
+        if n_sweeps is None:
+            return traces
+        return traces.expand(check_count("n_sweeps", n_sweeps), *shape)
 
-    def linearize(self, theta: Tensor) -> DenseLinearization:
-        """Prepare θ for products with H and G."""
+    def linearize(
+        self, theta: Tensor, *, n_products: int | None = None
+    ) -> DenseLinearization:
+        """Prepare θ for products with H and G, however many."""
+        check_products(n_products)
         self._check(theta)
         return DenseLinearization(self, theta)
 

@@ -180,8 +180,8 @@ def _as_point(start: Any) -> Tensor:
     """Return a tensor of its own, of a floating dtype."""
     if not isinstance(start, Tensor):
         to_array("start", start, (None,))  # or raise
-        held = np.asarray(start) if hasattr(start, "__array__") else start
-        start = torch.as_tensor(held)
+        numbers = np.asarray(start) if hasattr(start, "__array__") else start
+        start = torch.as_tensor(numbers)
         if not start.is_floating_point():
             start = start.to(torch.get_default_dtype())
     check_floating("start", start, 1)

@@ -114,6 +114,7 @@ def disagreement(
     theta: Tensor,
     v: Tensor,
     sizes: tuple[int, ...],
+    precision: torch.dtype,
 ) -> float:
     """Return by how much H v is wrong; 0 where differences of the gradient cannot tell.
 
@@ -129,23 +130,26 @@ def disagreement(
     v : Tensor of shape (D,)
     sizes : tuple of int
         Of the parameters.
+    precision : torch.dtype
+        Of the gradient: of θ, or less where the module casts.
 
     Returns
     -------
     float
     """
     wide, narrow = (
-        central_difference(gradient, theta, v, step) for step in STEPS[theta.dtype]
+        central_difference(gradient, theta, v, step) for step in STEPS[precision]
     )
-    # Not relative to the differences themselves: at a kink they are as large as that.
+    # These errors are not divided by the differences: at a kink a difference is as
+    # large as its error.
     far, near = ((product - found).norm() for found in (wide, narrow))
     if not bool(same_at_both(far, near)):
         return 0.0
-    limit = DIFFERENCE_LIMITS[theta.dtype]
+    limit = DIFFERENCE_LIMITS[precision]
     off = difference(product, narrow, sizes)
     if off <= limit:
         return 0.0
-    h = difference_step(theta, v, STEPS[theta.dtype][1])
+    h = difference_step(theta, v, STEPS[precision][1])
     ahead, here, behind = (gradient(theta + s * h * v) for s in (1, 0, -1))
     left = (product - narrow).abs() - half_jump(ahead, here, behind, h)
     off = difference(narrow + left.clamp(min=0), narrow, sizes)

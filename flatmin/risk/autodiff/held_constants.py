@@ -64,13 +64,13 @@ class HeldConstants(TorchFunctionMode):
         return result if goes_on or _within_function() else self._cut(result)
 
     def _cut(self, result: Any) -> Any:
-        """Return a result of numbers with a graph, held where it has none itself."""
+        """Return a result. Its numbers that have no graph are held constant."""
         if isinstance(result, tuple):
-            return type(result)(map(self._cut, result))  # also PyTorch's named ones
+            return type(result)(map(self._cut, result))  # a named tuple too
         if isinstance(result, Tensor):
             is_constant = result.is_floating_point() and not result.requires_grad
         else:
-            is_constant = isinstance(result, float)  # item()
+            is_constant = isinstance(result, float)  # the result of item()
         return self._held(result) if is_constant else result
 
     def _without_padding(
@@ -94,7 +94,9 @@ class HeldConstants(TorchFunctionMode):
             self._values.append(value.detach().clone() if is_tensor else value)
             return value
         self._next += 1
-        return self._values[self._next - 1]
+        value = self._values[self._next - 1]
+        # A module may fill in a part that θ determines, which is none of the constant.
+        return value.clone() if isinstance(value, Tensor) else value
 
 
 def _has_graph(value: Any) -> bool:
@@ -102,7 +104,7 @@ def _has_graph(value: Any) -> bool:
 
 
 def _within_function() -> bool:
-    """Return whether an autograd function's forward pass is what calls."""
+    """Return whether the caller is inside of an autograd.Function."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is _APPLY:

@@ -82,14 +82,16 @@ def isolated(function: Callable[[], T]) -> T:
     try:
         raise failure
     finally:
-        del failure  # which holds this frame, and all that called, from now on
+        # Its traceback holds this frame, so the variable would make a circle.
+        del failure
 
 
 def _without_frames(error: BaseException) -> BaseException:
     """Turn tracebacks of an exception, and of those behind it, into a note."""
     text = "".join(traceback.format_exception(error))
     frames = traceback.extract_tb(error.__traceback__)
-    # Of a function of the module's that a mode hands on, the module's own line.
+    # A mode of flatmin may have called the function for the module. The line that is
+    # named is then the module's, not the mode's.
     while len(frames) > 1 and frames[-1].name == "__torch_function__":
         frames.pop()
     error.raised_in = frames[-1].filename  # type: ignore[attr-defined]

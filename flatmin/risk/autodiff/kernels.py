@@ -16,8 +16,8 @@ from flatmin.risk.autodiff.spelled_out import SPELLED_OUT
 
 __all__ = ["twice_differentiable"]
 
-# Also for forward mode, whose level PyTorch keeps once for all threads (2.13): where
-# two are in it, it fails.
+# Forward mode is inside of this lock too: PyTorch 2.13 keeps one level of it for all
+# threads, and fails where two threads are in it.
 _SWITCHES = Lock()
 
 

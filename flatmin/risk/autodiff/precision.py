@@ -35,14 +35,14 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def _rounds() -> bool:
-    # Raises where somebody has chosen by PyTorch's newer switches: leave those.
+    # PyTorch raises if somebody has set its newer switches. Their choice stays.
     with contextlib.suppress(RuntimeError):
         return torch.backends.cudnn.allow_tf32
     return False
 
 
 def _round(on: bool) -> None:
-    # The bracket is for callers who have frozen the flags.
+    # PyTorch lets a program freeze the flags; in this bracket they can still be set.
     with getattr(torch.backends, "__allow_nonbracketed_mutation")():
         torch.backends.cudnn.allow_tf32 = on
 

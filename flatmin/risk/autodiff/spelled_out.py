@@ -24,7 +24,7 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    # The second derivative of the fused one is wrong: w = g v/‖v‖.
+    # w = g v/‖v‖. The second derivative of PyTorch's fused kernel is wrong.
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
@@ -122,8 +122,8 @@ def _lp_pool(n_dims: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         # (Σ xᵖ)^(1/p), where PyTorch's derivative multiplies 0 by infinity: an empty
         # window counts as a constant.
-        given = [kernel_size] * n_dims if isinstance(kernel_size, int) else kernel_size
-        number = torch.Size(given).numel()
+        sizes = [kernel_size] * n_dims if isinstance(kernel_size, int) else kernel_size
+        number = torch.Size(sizes).numel()
         average = pool(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
         sums = average * number
         zero = sums.detach() == 0
@@ -164,13 +164,13 @@ def _multilabel_margin_loss(
 ) -> Tensor:
     # No second derivative.
     rows, y = torch.atleast_2d(input), torch.atleast_2d(target)
-    given = (y >= 0).cumprod(1).bool()  # up to the first -1
+    listed = (y >= 0).cumprod(1).bool()  # up to the first -1
     n_classes = rows.shape[1]
-    marks = F.one_hot(y.clamp(min=0), n_classes).bool() & given.unsqueeze(-1)
+    marks = F.one_hot(y.clamp(min=0), n_classes).bool() & listed.unsqueeze(-1)
     is_target = marks.any(1)
     own = rows.gather(1, y.clamp(min=0))  # n t
     slack = (1 - (own.unsqueeze(-1) - rows.unsqueeze(1))).clamp(min=0)  # n t c
-    counts = given.unsqueeze(-1) & ~is_target.unsqueeze(1)
+    counts = listed.unsqueeze(-1) & ~is_target.unsqueeze(1)
     losses = (slack * counts).sum((1, 2)) / n_classes
     return _reduce(losses if input.ndim == 2 else losses[0], reduction)
 
@@ -259,7 +259,8 @@ def _instance_norm(
 
 
 def _view_as_complex(input: Tensor) -> Tensor:
-    # Fails for a slope that begins at an odd place of its memory.
+    # PyTorch's own fails in the backward pass where a slope starts at an odd offset in
+    # its memory.
     return torch.complex(input[..., 0], input[..., 1])
 
 

@@ -9,9 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatmin._utils.memory import available_memory, in_gigabytes
 from flatmin._utils.trees import Inputs, leaves_of, map_inputs
 
-__all__ = ["Chunk", "choose_chunk_size", "iterate_chunks", "pad_chunk"]
+__all__ = [
+    "Chunk",
+    "check_whole_batch",
+    "choose_chunk_size",
+    "iterate_chunks",
+    "pad_chunk",
+]
 
 # Numbers held at a time for activations or for rows of per-example gradients:
 # 256 MiB in float32. It depends on shapes alone, so the same data give the same
@@ -73,6 +80,46 @@ def choose_chunk_size(n_examples: int, numbers_per_example: int) -> int:
     """
     largest = max(1, _BUDGET // max(1, numbers_per_example))
     return math.ceil(n_examples / math.ceil(n_examples / largest))
+
+
+def check_whole_batch(
+    chunk_size: int | None, n_examples: int, numbers_per_example: int, theta: Tensor
+) -> None:
+    """Raise unless all examples can be worked on at once.
+
+    Parameters
+    ----------
+    chunk_size : int or None
+        What was asked for.
+    n_examples : int
+        N.
+    numbers_per_example : int
+        Of intermediate values that one example needs.
+    theta : Tensor
+        Of the dtype, and on the device, of the work.
+
+    Raises
+    ------
+    ValueError
+        If fewer were asked for, or memory does not reach.
+    """
+    if chunk_size is not None and chunk_size < n_examples:
+        raise ValueError(
+            "With batch_norm='batch' each loss depends on the statistics of all "
+            f"examples, so that they are one chunk. Got chunk_size={chunk_size} for "
+            f"{n_examples} examples; leave it at None, or use batch_norm='frozen'."
+        )
+    needed = n_examples * numbers_per_example * theta.element_size()
+    free = available_memory()
+    if theta.device.type == "cuda":
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info(theta.device)[0] + unused
+    if free is not None and needed > free:
+        raise ValueError(
+            "With batch_norm='batch' all examples are one chunk. The activations of "
+            f"{n_examples} take {in_gigabytes(needed)}, and {in_gigabytes(free)} of "
+            "memory are free. Use fewer examples, or batch_norm='frozen'."
+        )
 
 
 def iterate_chunks(

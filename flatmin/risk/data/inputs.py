@@ -22,7 +22,14 @@ from flatmin._utils.trees import (
 )
 from flatmin.risk.network.module_copy import copy_module
 
-__all__ = ["as_input", "as_inputs", "as_tensor", "channels_last", "check_held"]
+__all__ = [
+    "as_input",
+    "as_inputs",
+    "as_pair",
+    "as_tensor",
+    "channels_last",
+    "check_held",
+]
 
 
 def as_tensor(
@@ -72,7 +79,7 @@ def as_tensor(
             array = array.copy()
         try:
             data = torch.from_numpy(array)
-        except TypeError as error:  # of a width that PyTorch does not have
+        except TypeError as error:  # PyTorch has no such dtype
             raise TypeError(
                 f"{name} must have a dtype of PyTorch. Got {array.dtype}."
             ) from error
@@ -145,6 +152,40 @@ def as_input(X: Inputs, module: nn.Module, dtype: torch.dtype) -> Any:
     if key not in known:
         known[key] = _integer_input(X[:1], module, dtype)
     return X.to(known[key])
+
+
+def as_pair(
+    X: Any, y: Any, module: nn.Module, device: torch.device, dtype: torch.dtype
+) -> tuple[Inputs, Tensor]:
+    """Return X and y as a module takes them.
+
+    Parameters
+    ----------
+    X : array-like, mapping or tuple
+    y : array-like of shape (N, ...)
+    module : torch.nn.Module
+    device : torch.device
+    dtype : torch.dtype
+
+    Returns
+    -------
+    X : Tensor of shape (N, ...) or Tree
+    y : Tensor of shape (N, ...)
+
+    Raises
+    ------
+    ValueError
+        If they differ in length.
+    """
+    X = as_inputs(X, device)
+    y = as_tensor(y, "y", device)
+    if len(X) != len(y):
+        raise ValueError(
+            f"X and y must have as many examples. Got {len(X)} and {len(y)}."
+        )
+    inputs = as_input(X, module, dtype)
+    check_held(inputs, X, "X")
+    return inputs, y
 
 
 def _in_precision(leaf: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,18 +15,19 @@ from torch import Tensor
 from torch.utils import data
 
 from flatmin._utils.locks import Lock
-from flatmin._utils.messages import message
-from flatmin._utils.trees import Inputs, Tree, as_tree, is_nested, lists_as_tuples
+from flatmin._utils.trees import Inputs, Tree, as_tree
 from flatmin.risk.data.checksums import Checksums
+from flatmin.risk.data.pairs import as_pair, collated, take_targets_out
 
 __all__ = ["Source", "find_source", "is_data_set", "split_targets"]
 
-# That are read twice before anything is computed, a few at a time. Of flips with
-# probability 0.1 they miss one in 300,000.
+# So many examples are read twice before anything is computed, a few at a time. Images
+# that are flipped with probability 0.1 at each read agree in all 64 pairs once in
+# 300,000 times.
 _N_TRIED, _AT_A_TIME = 64, 4
 
-# By the id of the data set that is read: several risks may read one, and what it reads
-# from, such as an open file, has one place at a time.
+# The locks by the id of the data set. Several risks may read one data set, and what it
+# reads from, such as an open file, is at one position at a time.
 _READING: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
 _FINDING = Lock()
 
@@ -134,7 +135,7 @@ class Source:
         y : Tensor of shape (n, ...)
         """
         with _one_reader(self.dataset):
-            batch = _collated(self.collate, [self.dataset[i] for i in indices])
+            batch = collated(self.collate, [self.dataset[i] for i in indices])
         X, y = self._pair(batch)
         self._compare(np.asarray(indices), X, y, "when some are read by their index")
         return self._out(X, y, indices)
@@ -167,14 +168,15 @@ class Source:
         loader: data.DataLoader[Any] = data.DataLoader(
             self.dataset,
             batch_size=size,
-            collate_fn=partial(_collated, self.collate),
+            collate_fn=partial(collated, self.collate),
             num_workers=self.n_workers,
-            generator=torch.Generator(),  # a loader draws a seed, else globally
+            generator=torch.Generator(),  # it draws a seed: not from the global one
         )
         self._checksums.n_passes += 1
         when = f"in pass {self._checksums.n_passes}"
         start, batches = 0, iter(loader)
-        elsewhere: AbstractContextManager[Any] = nullcontext()  # in processes
+        # Worker processes read copies of the data set, which need no lock.
+        elsewhere: AbstractContextManager[Any] = nullcontext()
         while True:
             with elsewhere if self.n_workers else _one_reader(self.dataset):
                 batch = next(batches, None)
@@ -206,7 +208,7 @@ class Source:
 
     def _pair(self, batch: Any) -> tuple[Inputs, Tensor]:
         """Return X, its leaves in the order of what came first, and y."""
-        X, y = _as_pair(batch, self.target)
+        X, y = as_pair(batch, self.target)
         if isinstance(X, Tree):
             if self._like is None:
                 self._like = X.map(lambda leaf: leaf[:0])
@@ -294,21 +296,7 @@ def split_targets(X: Any, y: Any, target: str | None) -> tuple[Any, Any]:
                 "those in X; leave out one."
             )
         return X, y
-    return _taken_out(X, target)
-
-
-def _taken_out(
-    batch: Mapping[str, Any], target: str | None
-) -> tuple[dict[str, Any], Any]:
-    """Return a mapping without the targets, and these."""
-    names = list(batch.keys())
-    if target not in names:
-        got = "target=None" if target is None else f"target={target!r}"
-        raise ValueError(
-            "A mapping of inputs and targets needs the name of the targets, "
-            f"target=NAME, which is one of {names}. Got {got}."
-        )
-    return {name: batch[name] for name in names if name != target}, batch[target]
+    return take_targets_out(X, target)
 
 
 def find_source(X: Any, y: Any, target: str | None = None) -> Source | None:
@@ -381,39 +369,3 @@ def _one_reader(dataset: Any) -> Lock:
         dataset = dataset.dataset
     with _FINDING:
         return _READING.setdefault(id(dataset), Lock())
-
-
-def _collated(collate: Callable[..., Any], examples: list[Any]) -> Any:
-    try:
-        return collate(examples)
-    except RuntimeError as error:
-        if "equal size" not in str(error):  # of torch.stack
-            raise
-        raise ValueError(
-            f"Examples that are read together must have one shape. Got: "
-            f"{message(error)}. Pass a DataLoader whose collate_fn pads them, for "
-            "example by torch.nn.utils.rnn.pad_sequence(..., batch_first=True), and "
-            "gives a mask, or the lengths, beside."
-        ) from error
-
-
-def _as_pair(batch: Any, target: str | None) -> tuple[Inputs, Tensor]:
-    X: Any
-    if isinstance(batch, Mapping):
-        X, y = _taken_out(batch, target)
-        X = as_tree(lists_as_tuples(X))
-    elif isinstance(batch, list | tuple) and len(batch) == 2:
-        X, y = batch
-        # The default collate turns tuples into lists, and no tensor is a list.
-        X = lists_as_tuples(X)
-        X = as_tree(X) if is_nested(X) else X
-    else:
-        X = y = None
-    leaves = X.leaves if isinstance(X, Tree) else (X,)
-    if all(isinstance(part, Tensor) for part in (*leaves, y)):
-        return X, y
-    raise TypeError(
-        "A data set must give pairs (x, y) that collate to two tensors, or mappings "
-        f"of tensors. Got {type(batch).__name__}; wrap the data set, or pass a "
-        "DataLoader whose collate_fn returns (X, y)."
-    )

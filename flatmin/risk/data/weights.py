@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.weights import relative_weights
+from flatmin.risk.data.example_data import ExampleData
 from flatmin.risk.data.inputs import as_tensor
+from flatmin.risk.losses.example_loss import ExampleLoss
 
-__all__ = ["KnownWeights", "as_weights", "normalised_weights"]
+__all__ = ["KnownWeights", "as_weights", "example_weights", "normalised_weights"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,42 @@ def as_weights(
     if not bool(weights.any()):
         raise ValueError("sample_weight must have a positive sum. Got zeros only.")
     return weights
+
+
+def example_weights(
+    sample_weight: Any,
+    positions: str,
+    examples: ExampleData,
+    loss: ExampleLoss,
+    chunk_size: int,
+    like: Tensor,
+) -> Tensor | None:
+    """Return N wᵢ / Σw, with the weights that the loss gives to targets.
+
+    Parameters
+    ----------
+    sample_weight : Tensor of shape (N,), KnownWeights or None
+    positions : {"all", "example"}
+        Of a risk.
+    examples : ExampleData
+    loss : ExampleLoss
+    chunk_size : int
+        Examples to read at a time.
+    like : Tensor
+        Of the dtype and on the device that are wanted.
+
+    Returns
+    -------
+    Tensor of shape (N,) or None
+    """
+    if isinstance(sample_weight, KnownWeights):
+        weights = sample_weight.values
+    else:
+        counts = examples.target_weights(loss, chunk_size)
+        if counts is not None and positions == "example":
+            counts = counts > 0
+        weights = normalised_weights(sample_weight, counts, like.dtype)
+    return None if weights is None else weights.to(like.device, like.dtype)
 
 
 def normalised_weights(

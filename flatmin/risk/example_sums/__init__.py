@@ -34,7 +34,7 @@ What happens to a chunk of n examples:
     parameter's order: once a sum and not once a row, unless a parameter has several
     uses, whose rows must be added.
 13. Norms, moments and sums of batches are taken block by block. The rows of several
-    uses of a parameter are added before anything is squared (`sums_by_layer`).
+    uses of a parameter are added before anything is squared (`parameter_sums`).
 14. The *signature* of the calls, names and shapes, must be that of the trial: a network
     may branch on its examples. Else the fast path is given up. (One example alone has
     a first dimension of one, and is not compared.)

@@ -47,8 +47,8 @@ def attend(
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     call = bound.arguments
-    given, n_heads = call["query"], call["num_heads"]
-    if not given is call["key"] is call["value"] or given.ndim != 3:
+    query, n_heads = call["query"], call["num_heads"]
+    if not query is call["key"] is call["value"] or query.ndim != 3:
         raise UnsupportedLayers("attention to another sequence")
     if call["use_separate_proj_weight"] or call["bias_k"] is not None:
         raise UnsupportedLayers("attention with further parameters")
@@ -57,7 +57,7 @@ def attend(
     if call["static_k"] is not None or call["static_v"] is not None:
         raise UnsupportedLayers("attention to keys or values that are given")
 
-    sequence = given.transpose(0, 1)
+    sequence = query.transpose(0, 1)
     n, t, e = sequence.shape
     weight, bias = call["in_proj_weight"], call["in_proj_bias"]
     projected = F.linear(sequence, alias(weight), alias(bias))

@@ -8,7 +8,7 @@ that works in place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.example_sums.parameter_watch import ParameterWatch
 from flatmin.risk.example_sums.row_rules import RowRule
 from flatmin.risk.example_sums.scalars import ExampleScalars
@@ -40,6 +41,13 @@ class ParameterUse:
         part = slice(start, stop)
         return self.rule.sums(self.input[part], self.slope[part], m)
 
+    def factors(self, start: int, stop: int) -> Factors:
+        """Return what some examples' rows are products of."""
+        if self.rule.factors is None:
+            raise UnsupportedLayers("a function whose rows are no products")
+        part = slice(start, stop)
+        return self.rule.factors(self.input[part], self.slope[part])
+
     @property
     def n_numbers(self) -> int:
         """How many numbers of one example go into its row."""
@@ -52,30 +60,33 @@ class ParameterUse:
     @property
     def is_outer(self) -> bool:
         """Whether a row is the outer product of an example's slope and input."""
-        return self.rule.is_outer and self.input.ndim == 2
+        is_product = self.rule.factors is not None and not self.rule.nonzero_blocks
+        return is_product and self.input.ndim == 2
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What one run of a network tells."""
+    """What one run back through a network tells."""
 
     values: Tensor  # (n,) of the scalar
     uses: dict[int, list[ParameterUse]]  # by the parameter's id
     signature: list[str]  # see ParameterWatch
 
 
-@torch.enable_grad()
-def record_uses(model: FlatModel, examples: ExampleScalars) -> Recording:
-    """Run the network forward and back to where its parameters are used.
+def record_uses(
+    model: FlatModel, several: Sequence[ExampleScalars]
+) -> Iterator[Recording]:
+    """Run the network forward, and for each kind of scalar back to its parameters.
 
     Parameters
     ----------
     model : FlatModel
         Bound to θ.
-    examples : ExampleScalars
+    several : sequence of ExampleScalars
+        Of the same examples, which are run once.
 
-    Returns
-    -------
+    Yields
+    ------
     Recording
 
     Raises
@@ -84,23 +95,35 @@ def record_uses(model: FlatModel, examples: ExampleScalars) -> Recording:
         If a parameter is used by a function whose rows are not known, or not on a
         tensor with the examples first.
     """
-    watch = ParameterWatch(model, len(examples))
-    with watch:
-        outputs = model(examples.X)
-    values = examples.of(outputs)
-    recording = Recording(values.detach(), {}, watch.signature)
-    if not values.requires_grad:
-        raise UnsupportedLayers("examples whose loss depends on no parameter")
-    sources = _Sources(model.params)
-    parts = [
-        [found for part in call.rules for found in sources.of(*part)]
-        for call in watch.calls
-    ]
+    with torch.enable_grad():
+        watch = ParameterWatch(model, len(several[0]))
+        with watch:
+            outputs = model(several[0].X)
+        sources = _Sources(model.params)
+        parts = [
+            [found for part in call.rules for found in sources.of(*part)]
+            for call in watch.calls
+        ]
+        values = [examples.of(outputs) for examples in several]
     # Calls took aliases: a parameter has a gradient of its own where no call was seen.
-    edges: list[Any] = [call.edge for call in watch.calls]
-    inputs = [*edges, *model.params]
-    slopes = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
-    if any(slope is not None for slope in slopes[len(edges) :]):
+    inputs: list[Any] = [*(call.edge for call in watch.calls), *model.params]
+    for i, value in enumerate(values):
+        if not value.requires_grad:
+            raise UnsupportedLayers("examples whose loss depends on no parameter")
+        slopes = torch.autograd.grad(
+            value.sum(), inputs, allow_unused=True, retain_graph=i < len(values) - 1
+        )
+        yield _recording(watch, parts, slopes, value.detach())
+
+
+def _recording(
+    watch: ParameterWatch,
+    parts: list[list[tuple[Tensor, RowRule]]],
+    slopes: Sequence[Tensor | None],
+    values: Tensor,
+) -> Recording:
+    recording = Recording(values, {}, watch.signature)
+    if any(slope is not None for slope in slopes[len(watch.calls) :]):
         raise UnsupportedLayers("a parameter that is used out of sight")
     for call, part, slope in zip(watch.calls, parts, slopes, strict=False):
         if slope is None:

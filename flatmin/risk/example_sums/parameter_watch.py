@@ -196,7 +196,7 @@ class ParameterWatch(TorchFunctionMode):
         return output
 
     def _aliases(self, values: Any) -> Any:
-        """Return arguments with an alias, a leaf of the same values, a parameter."""
+        """Return arguments with aliases, leaves of the same values, for parameters."""
         # The backward pass ends at an alias. So a parameter itself gets a gradient only
         # from a use that this watch has not seen, and that is an error.
         if isinstance(values, dict):
@@ -237,8 +237,8 @@ class ParameterWatch(TorchFunctionMode):
 
     def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor | None:
         """Return bias + input @ weight, where the positions of examples are rows."""
-        # As GPT-2 of Hugging Face has it: (n, t, i) seen as (n t, i). That the rows of
-        # an example are beside each other, the trial tells.
+        # GPT-2 of Hugging Face calls it with (n, t, i) seen as (n t, i). The trial
+        # tells whether the rows of an example lie beside each other.
         own = isinstance(bias, nn.Parameter) and isinstance(weight, nn.Parameter)
         n = self.n_examples
         if not own or id(input) in self._parameters or len(input) % n:

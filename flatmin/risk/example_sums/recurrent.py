@@ -67,8 +67,8 @@ def unroll(func: Any, args: tuple[Any, ...], record: Record) -> tuple[Tensor, ..
             index = len(last)
             own = weights[per_direction * index :][:per_direction]
             state = tuple(part[index] for part in starts)
-            given = sequence.flip(1) if backwards else sequence
-            output, state = _run(UNROLLED[func], given, state, own, record)
+            inputs = sequence.flip(1) if backwards else sequence
+            output, state = _run(UNROLLED[func], inputs, state, own, record)
             outputs.append(output.flip(1) if backwards else output)
             last.append(state)
         sequence = torch.cat(outputs, -1)

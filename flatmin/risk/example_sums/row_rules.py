@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.trials import UnsupportedLayers
 
 __all__ = [
@@ -40,7 +41,9 @@ class RowRule:
     restore: Callable[[Tensor], Tensor] = lambda sums: sums  # (..., P) to row-major
     # (input, slope, m) to the sums of m rows each, (n / m, P), without the rows.
     batch_sums: Callable[[Tensor, Tensor, int], Tensor] | None = None
-    is_outer: bool = False  # at each position the row is slope times inputᵀ
+    # (input, slope) to what the row is a product of, and the order that makes.
+    factors: Callable[[Tensor, Tensor], Factors] | None = None
+    order: str = "o i"
     patch_size: int = 0  # numbers that are gathered for a position
     n_other_numbers: int = 0  # other numbers that a row comes from
     # Where most of a row is zero (embeddings): the other blocks, and their values.
@@ -87,7 +90,9 @@ def linear_rules(
         (
             weight,
             RowRule(
-                _outer_products, batch_sums=_outer_products_of_batches, is_outer=True
+                _outer_products,
+                batch_sums=_outer_products_of_batches,
+                factors=_factors,
             ),
         ),
         (bias, RowRule(_sum_of_last)),
@@ -113,9 +118,15 @@ def alias(parameter: Any) -> Any:
     return None if parameter is None else parameter.detach().requires_grad_()
 
 
-def _outer_products(input: Tensor, slope: Tensor) -> Tensor:
+def _factors(input: Tensor, slope: Tensor) -> Factors:
+    """Return inputs, n t i, and slopes, n t o, with all positions on one axis."""
     slopes = slope.flatten(1, -2) if slope.ndim > 2 else slope[:, None]
     inputs = input.flatten(1, -2) if input.ndim > 2 else input[:, None]
+    return Factors(inputs, slopes)
+
+
+def _outer_products(input: Tensor, slope: Tensor) -> Tensor:
+    inputs, slopes = _factors(input, slope)
     return torch.bmm(slopes.mT, inputs).flatten(1)  # n o i
 
 
@@ -146,7 +157,11 @@ def _matmul_rules(input: Tensor, other: Tensor) -> InputAndRules:
         (
             other,
             RowRule(
-                _outer_products, restore, _outer_products_of_batches, is_outer=True
+                _outer_products,
+                restore,
+                _outer_products_of_batches,
+                factors=_factors,
+                order="i o",
             ),
         )
     ]
@@ -181,8 +196,8 @@ def _convolution_rules(
 ) -> InputAndRules:
     o, i, *kernel = weight.shape
     stride, dilation = _each(stride, kernel), _each(dilation, kernel)
-    rows = partial(
-        _patch_products,
+    factors = partial(
+        _patches_and_slopes,
         kernel=kernel,
         stride=stride,
         padding=_padding(padding, kernel, dilation),
@@ -190,14 +205,23 @@ def _convolution_rules(
         groups=groups,
     )
 
+    def rows(input: Tensor, slope: Tensor, m: int = 1) -> Tensor:
+        patches, slopes = factors(input, slope, m)
+        return torch.bmm(slopes.mT, patches).view(len(input) // m, -1)
+
     def restore(sums: Tensor) -> Tensor:
         blocks = sums.reshape(*sums.shape[:-1], o, -1, i)
         return blocks.mT.flatten(-3)
 
-    return input, [
-        (weight, RowRule(rows, restore, rows, patch_size=groups * weight[0].numel())),
-        (bias, RowRule(_sum_of_channels)),
-    ]
+    rule = RowRule(
+        rows,
+        restore,
+        rows,
+        factors=factors if groups == 1 else None,
+        order=f"o {kernel} i",
+        patch_size=groups * weight[0].numel(),
+    )
+    return input, [(weight, rule), (bias, RowRule(_sum_of_channels))]
 
 
 def _each(value: Any, kernel: list[int]) -> list[int]:
@@ -219,7 +243,7 @@ def _padding(value: Any, kernel: list[int], dilation: list[int]) -> list[int]:
     return amounts
 
 
-def _patch_products(
+def _patches_and_slopes(
     input: Tensor,
     slope: Tensor,
     m: int = 1,
@@ -229,8 +253,8 @@ def _patch_products(
     padding: list[int],
     dilation: list[int],
     groups: int,
-) -> Tensor:
-    """Return the slopes times the patches that m images saw: n/m o (kernel i)."""
+) -> Factors:
+    """Return the patches that m images saw, n/m·g t (kernel i), and n/m·g t o."""
     images = F.pad(input, padding) if any(padding) else input
     slopes = slope
     if slopes.ndim == 3:  # one dimension is two, the first of size one
@@ -256,8 +280,8 @@ def _patch_products(
     patches = patches.reshape(n // m * groups, t, -1)  # (n/m g) t (kernel i)
     # Channels last, as the kernels before have left them: then nothing is copied.
     slopes = slopes.movedim(1, -1).reshape(n // m, t, groups, o // groups)
-    slopes = slopes.permute(0, 2, 3, 1).reshape(n // m * groups, o // groups, t)
-    return torch.bmm(slopes, patches).view(n // m, -1)
+    slopes = slopes.permute(0, 2, 1, 3).reshape(n // m * groups, t, o // groups)
+    return Factors(patches, slopes)
 
 
 def _embedding_rules(
@@ -282,7 +306,11 @@ def _embedding_rules(
         where = tokens.unsqueeze(-1).expand_as(slopes)
         return rows.scatter_add_(1, where, slopes).flatten(1)
 
-    return input, [(weight, RowRule(rows, nonzero_blocks=nonzero_blocks))]
+    def factors(input: Tensor, slope: Tensor) -> Factors:
+        return Factors(*reversed(nonzero_blocks(input, slope)))
+
+    rule = RowRule(rows, nonzero_blocks=nonzero_blocks, factors=factors)
+    return input, [(weight, rule)]
 
 
 def _nonzero_blocks(

@@ -7,7 +7,7 @@ later chunk can overrule it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -23,8 +23,10 @@ from flatmin.risk.trials import (
     Choice,
     UnsupportedLayers,
     difference,
+    difference_and_size,
     explain,
     tolerance,
+    worst_difference,
 )
 
 __all__ = ["ExampleSums"]
@@ -89,10 +91,25 @@ class ExampleSums:
         Tensor of shape (n,)
             In float64.
         """
-        norms = self._by_layer(examples, SumsByLayer.squared_norms)
+        return self.several_squared_norms([examples])[0]
+
+    def several_squared_norms(self, several: Sequence[ExampleScalars]) -> Tensor:
+        """Return ‖∇ scalarᵢ‖² of each kind of scalar, by one run of the network.
+
+        Parameters
+        ----------
+        several : sequence of ExampleScalars
+            k kinds, of the same examples.
+
+        Returns
+        -------
+        Tensor of shape (k, n)
+            In float64.
+        """
+        norms = self._by_layer(several, SumsByLayer.squared_norms)
         if norms is not None:
-            return norms[: len(examples)]
-        return torch.cat([_norms(rows) for _, rows in self._values_and_rows(examples)])
+            return torch.stack(norms)[:, : len(several[0])]
+        return torch.stack([self._norms_of_rows(examples) for examples in several])
 
     def moments(self, examples: ExampleScalars) -> Moments:
         """Return the mean of scalarᵢ, and mean and spread of its ∇, at the bound θ.
@@ -105,9 +122,9 @@ class ExampleSums:
         -------
         Moments
         """
-        moments = self._by_layer(examples, SumsByLayer.moments)
+        moments = self._by_layer([examples], SumsByLayer.moments)
         if moments is not None:
-            return moments._replace(n=len(examples))
+            return moments[0]._replace(n=len(examples))
         return merge_moments(
             _moments(*part) for part in self._values_and_rows(examples)
         )
@@ -130,8 +147,8 @@ class ExampleSums:
         Tensor of shape (n / m, D), or None
             None where the layers do not tell: a loop over batches is better than rows.
         """
-        sums = self._by_layer(examples, lambda sums: sums.batch_sums(m))
-        return sums if sums is None else sums[: len(examples) // m]
+        sums = self._by_layer([examples], lambda sums: sums.batch_sums(m))
+        return sums if sums is None else sums[0][: len(examples) // m]
 
     def rows(self, examples: ExampleScalars) -> Tensor:
         """Return ∇ scalarᵢ at the bound θ.
@@ -144,27 +161,30 @@ class ExampleSums:
         -------
         Tensor of shape (n, D)
         """
-        rows = self._by_layer(examples, lambda sums: sums.batch_sums(1))
+        rows = self._by_layer([examples], lambda sums: sums.batch_sums(1))
         if rows is not None:
-            return rows[: len(examples)]
+            return rows[0][: len(examples)]
         return torch.cat([rows for _, rows in self._values_and_rows(examples)])
 
     def _by_layer(
         self,
-        examples: ExampleScalars,
+        several: Sequence[ExampleScalars],
         quantity: Callable[[SumsByLayer], T],
-    ) -> T | None:
-        """Return a quantity layer by layer, or None where another path is taken."""
+    ) -> list[T] | None:
+        """Return a quantity of each layer by layer, or None for another path."""
         if (self.choice.taken or self._settle()) != "by layer":
             return None
-        if len(examples) == 1 and self.model.pairs_single:
-            examples = examples[[0, 0]]  # the caller drops the second
+        if len(several[0]) == 1 and self.model.pairs_single:
+            # The caller drops the second.
+            several = [examples[[0, 0]] for examples in several]
+        found = []
         try:
-            sums = SumsByLayer(self.model, examples)
-            # On other examples than the trial's; one has a first dimension of one.
-            if len(examples) > 1 and sums.signature != self._signature:
-                raise UnsupportedLayers("a path that depends on the examples")
-            return quantity(sums)
+            for sums in SumsByLayer.of(self.model, *several):
+                # On other examples than the trial's; one has a first dimension of one.
+                if sums.n > 1 and sums.signature != self._signature:
+                    raise UnsupportedLayers("a path that depends on the examples")
+                found.append(quantity(sums))
+            return found
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the module's own comes again
@@ -184,7 +204,7 @@ class ExampleSums:
                 "vmap": partial(self._vmap_off, theta, examples, rows),
                 "one by one": None,
             },
-            tolerance(theta.dtype, 1),
+            tolerance(self.model.precision, 1),
         )
 
     def _layers_off(self, examples: ExampleScalars, rows: Tensor) -> float:
@@ -198,23 +218,36 @@ class ExampleSums:
         n = len(rows)
         if n == 1 and self.model.pairs_single:
             examples, rows = examples[[0, 0]], rows[[0, 0]]
-        sums = SumsByLayer(self.model, examples)
+        (sums,) = SumsByLayer.of(self.model, examples)
         self._signature = sums.signature
-        mean, squares = mean_and_squares(rows)
-        moments, sizes = sums.moments(), self.model.layout.sizes
-        return max(
-            difference(sums.batch_sums(1), rows, sizes),
-            difference(sums.squared_norms(), _norms(rows)) / 2,
-            difference(moments.mean, mean, sizes),
+        # Parameter by parameter: the rows of a large network are held only once.
+        norms = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        parts = []
+        own = rows.split(self.model.layout.sizes, 1)
+        for part, right in zip(sums.parts, own, strict=True):
+            norms += part.squared_norms()
+            mean, squares = mean_and_squares(right)
+            moments = part.moments()
             # Where there is one example, or all are alike, there is no spread.
-            difference(
-                moments.centred_squares + mean.square(), squares + mean.square(), sizes
-            ),
-        )
+            squares += mean.square()
+            parts.append(
+                (
+                    difference_and_size(part.batch_sums(1), right),
+                    difference_and_size(moments[0], mean),
+                    difference_and_size(moments[1] + mean.square(), squares),
+                )
+            )
+        worst = [
+            max(worst_difference(quantity)) for quantity in zip(*parts, strict=True)
+        ]
+        return max(*worst, difference(norms, _norms(rows)) / 2)
 
     def _vmap_off(self, theta: Tensor, examples: ExampleScalars, rows: Tensor) -> float:
         _, found = vectorised_rows(self.model, theta, examples)
         return difference(found, rows, self.model.layout.sizes)
+
+    def _norms_of_rows(self, examples: ExampleScalars) -> Tensor:
+        return torch.cat([_norms(rows) for _, rows in self._values_and_rows(examples)])
 
     def _values_and_rows(
         self, examples: ExampleScalars

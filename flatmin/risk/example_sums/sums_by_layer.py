@@ -1,7 +1,7 @@
-"""Kernels: sums of per-example gradients and of their squares, without all rows.
+"""Sums of per-example gradients and of their squares, without all rows.
 
 One backward pass to the outputs of the functions that take parameters, then products
-use by use. Where a row is an outer product or sparse its squares are known without it.
+parameter by parameter.
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.example_sums.moments import Moments
-from flatmin.risk.example_sums.parameter_uses import ParameterUse, record_uses
+from flatmin.risk.example_sums.parameter_sums import ParameterSums
+from flatmin.risk.example_sums.parameter_uses import Recording, record_uses
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.network.model import FlatModel
 
 __all__ = ["SumsByLayer"]
-
-# Numbers in rows and patches that are held at a time: they stay within the caches of
-# a CPU. A GPU wants few large ones (VGG11 on an H100: with the CPU's blocks a sweep
-# took as long as 37 gradients).
-_AT_A_TIME_CPU = 1 << 19
-_AT_A_TIME_GPU = 1 << 26
 
 
 class SumsByLayer:
@@ -32,27 +27,48 @@ class SumsByLayer:
     ----------
     model : FlatModel
         Bound to θ.
-    examples : ExampleScalars
-
-    Raises
-    ------
-    UnsupportedLayers
-        If a parameter is used by a function whose rows are not known.
+    recording : Recording
 
     Attributes
     ----------
     values : Tensor of shape (n,)
         Of the scalar.
+    n : int
+    parts : list of ParameterSums
+        In the order of θ.
     signature : list of str
         See :class:`~flatmin.risk.example_sums.parameter_watch.ParameterWatch`.
     """
 
-    def __init__(self, model: FlatModel, examples: ExampleScalars) -> None:
-        self.model = model
-        self.n = len(examples)
-        recording = record_uses(model, examples)
-        self.values, self._uses = recording.values, recording.uses
-        self.signature = recording.signature
+    def __init__(self, model: FlatModel, recording: Recording) -> None:
+        self.values, self.signature = recording.values, recording.signature
+        self.n = n = len(self.values)
+        self.parts = [
+            ParameterSums(parameter, recording.uses.get(id(parameter), []), n)
+            for parameter in model.params
+        ]
+
+    @classmethod
+    def of(cls, model: FlatModel, *several: ExampleScalars) -> Iterator[SumsByLayer]:
+        """Yield the sums of each kind of scalar of the same examples.
+
+        Parameters
+        ----------
+        model : FlatModel
+            Bound to θ.
+        *several : ExampleScalars
+
+        Yields
+        ------
+        SumsByLayer
+
+        Raises
+        ------
+        UnsupportedLayers
+            If a parameter is used by a function whose rows are not known.
+        """
+        for recording in record_uses(model, several):
+            yield cls(model, recording)
 
     def squared_norms(self) -> Tensor:
         """Return ‖gᵢ‖².
@@ -62,12 +78,7 @@ class SumsByLayer:
         Tensor of shape (n,)
             In float64.
         """
-        total = torch.zeros(self.n, dtype=torch.float64, device=self.values.device)
-        for parameter in self.model.params:
-            uses = self._uses.get(id(parameter), [])
-            if uses:
-                total += _squared_norms(uses, self.n, parameter.numel())
-        return total
+        return torch.stack([part.squared_norms() for part in self.parts]).sum(0)
 
     def moments(self) -> Moments:
         """Return mean and spread of the gᵢ.
@@ -76,8 +87,7 @@ class SumsByLayer:
         -------
         Moments
         """
-        parts = [self._moments_of(parameter) for parameter in self.model.params]
-        means, squares = zip(*parts, strict=True)
+        means, squares = zip(*(part.moments() for part in self.parts), strict=True)
         value = self.values.mean(dtype=torch.float64)
         return Moments(self.n, value, torch.cat(means), torch.cat(squares))
 
@@ -92,132 +102,4 @@ class SumsByLayer:
         -------
         Tensor of shape (n / m, D)
         """
-        parts = []
-        for parameter in self.model.params:
-            uses = self._uses.get(id(parameter), [])
-            if uses:
-                size = parameter.numel()
-                blocks = torch.cat(list(_blocks(uses, self.n, size, m)))
-                parts.append(_restore(uses, blocks))
-            else:
-                parts.append(
-                    parameter.detach().new_zeros(self.n // m, parameter.numel())
-                )
-        return torch.cat(parts, 1)
-
-    def _moments_of(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
-        uses = self._uses.get(id(parameter), [])
-        if not uses:
-            zero = parameter.detach().new_zeros(parameter.numel(), dtype=torch.float64)
-            return zero, zero
-        mean, squares = _moments(uses, self.n, parameter.numel())
-        return _restore(uses, mean), _restore(uses, squares)
-
-
-def _squared_norms(uses: list[ParameterUse], n: int, size: int) -> Tensor:
-    use = uses[0]
-    if len(uses) == 1 and use.is_outer:
-        slopes, inputs = use.slope.double(), use.input.double()
-        return slopes.square().sum(1) * inputs.square().sum(1)
-    if len(uses) == 1 and use.rule.nonzero_blocks is not None:
-        _, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
-        return combined.square().sum((1, 2))
-    norms = [
-        torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
-        for rows in _blocks(uses, n, size)
-    ]
-    return torch.cat(norms)
-
-
-def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tensor]:
-    # Squares less the square of the mean keep their digits in float64 even where the
-    # mean is a hundred thousand times the spread.
-    use = uses[0]
-    if len(uses) == 1 and use.is_outer:
-        slopes, inputs = use.slope, use.input
-        shape = slopes.shape[1], inputs.shape[1]
-        sums = torch.zeros(shape, dtype=torch.float64, device=slopes.device)
-        squares = torch.zeros_like(sums)
-        # A wide input is three times as fast in blocks that stay within the caches.
-        step = max(64, _at_a_time(slopes) // 4 // sum(shape))
-        for s, x in zip(slopes.split(step), inputs.split(step), strict=True):
-            s, x = s.double(), x.double()
-            sums.addmm_(s.mT, x)
-            squares.addmm_(s.square().mT, x.square())
-        return _centre(sums.flatten(), squares.flatten(), n)
-    if len(uses) == 1 and use.rule.nonzero_blocks is not None:
-        tokens, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
-        flat = combined.flatten(0, 1)
-        rows = flat.new_zeros(2, size // flat.shape[1], flat.shape[1])
-        rows[0].index_add_(0, tokens.flatten(), flat)
-        rows[1].index_add_(0, tokens.flatten(), flat.square())
-        return _centre(rows[0].flatten(), rows[1].flatten(), n)
-    # What is left of the first block's mean has the digits that the rows have.
-    sums = torch.zeros(size, dtype=torch.float64, device=use.slope.device)
-    squares = torch.zeros_like(sums)
-    centre: Tensor | None = None
-    for rows in _blocks(uses, n, size):
-        centre = rows.mean(0) if centre is None else centre
-        rest = rows - centre
-        sums += rest.sum(0)
-        squares += rest.square().sum(0)
-    mean, squares = _centre(sums, squares, n)
-    return mean if centre is None else mean + centre, squares
-
-
-def _centre(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    mean = sums / n
-    return mean, (squares - n * mean.square()).clamp(min=0)
-
-
-def _at_a_time(tensor: Tensor) -> int:
-    return _AT_A_TIME_CPU if tensor.device.type == "cpu" else _AT_A_TIME_GPU
-
-
-def _blocks(
-    uses: list[ParameterUse], n: int, size: int, m: int = 1
-) -> Iterator[Tensor]:
-    """Yield sums of m rows each, a block at a time; uses add up before any square."""
-    step = m * max(1, _at_a_time(uses[0].slope) // (m * _largest(uses, size)))
-    for start in range(0, n, step):
-        yield _total(uses, [use.part(start, start + step, m) for use in uses])
-
-
-def _largest(uses: list[ParameterUse], size: int) -> int:
-    """Return how many numbers the rows of one example, and the way to them, take."""
-    return size + max(use.n_numbers for use in uses)
-
-
-def _total(uses: list[ParameterUse], parts: list[Tensor]) -> Tensor:
-    """Return the sum of the uses' rows, whose orders can differ."""
-    if len(uses) == 1:
-        return parts[0]
-    total = uses[0].rule.restore(parts[0])
-    for use, part in zip(uses[1:], parts[1:], strict=True):
-        total = total + use.rule.restore(part)
-    return total
-
-
-def _restore(uses: list[ParameterUse], sums: Tensor) -> Tensor:
-    """Return sums over examples in the parameter's order."""
-    return uses[0].rule.restore(sums) if len(uses) == 1 else sums
-
-
-def _combined(tokens: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens and, at the first place of each, its gradient from all places.
-
-    Parameters
-    ----------
-    tokens : Tensor of shape (n, t)
-    slopes : Tensor of shape (n, t, o)
-
-    Returns
-    -------
-    tokens : Tensor of shape (n, t)
-    combined : Tensor of shape (n, t, o)
-        In float64; zero where the token has come before.
-    """
-    same = tokens.unsqueeze(2) == tokens.unsqueeze(1)  # n t s
-    is_first = ~same.tril(-1).any(2)
-    combined = same.double() @ slopes.double()
-    return tokens, combined * is_first.unsqueeze(-1)
+        return torch.cat([part.batch_sums(m) for part in self.parts], 1)

@@ -192,15 +192,16 @@ class CallableLoss(ExampleLoss):
         if self.whole is None:
             return
         outputs = outputs[:1].repeat_interleave(len(targets), 0)
-        with ignored():  # KLDivLoss warns of its mean
+        with ignored():  # KLDivLoss warns about what it divides by
             own = self.whole(outputs, targets)
         losses = self.per_example(outputs, targets)
         weights = self.target_weights(targets)
         if weights is not None:
+            weights = weights.double()  # a ratio in float32 is no digit of float64
             losses = losses * weights * (len(losses) / weights.sum())
         found = losses.mean()
         if not bool((found - own).abs() > tolerance(outputs.dtype, 1) * own.abs()):
-            return  # also where no target counts, and PyTorch's is NaN
+            return  # also where no target counts: then PyTorch returns NaN
         raise ValueError(
             f"The loss {self.name} averages in a way of its own: on some of the data "
             f"it gives {float(own):.6g} with reduction='mean', and its losses with "

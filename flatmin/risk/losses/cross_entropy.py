@@ -36,6 +36,7 @@ class CrossEntropy(ExampleLoss):
     """
 
     name = "cross_entropy"
+    classes: ClassTargets
     is_likelihood = True
 
     def __init__(
@@ -99,7 +100,8 @@ class CrossEntropy(ExampleLoss):
         a = outputs.argmax(1, keepdim=True)
         others = (p.sqrt() * z).scatter(1, a, 0)
         product = others - p * (p.sqrt() * z).sum(1, keepdim=True)
-        # Of the largest class, minus the sum of the others.
+        # The entry of the largest class is minus the sum of the others: by itself it
+        # would be a difference of numbers near 1.
         product = product.scatter(1, a, -product.scatter(1, a, 0).sum(1, keepdim=True))
         return product * self._scale(outputs, targets).sqrt()
 
@@ -132,7 +134,8 @@ class CrossEntropy(ExampleLoss):
     def _smoothed(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of class indices with label smoothing."""
         return F.cross_entropy(
-            # About the largest logit PyTorch's derivatives keep their digits.
+            # PyTorch's derivatives lose digits where logits are large. The loss is the
+            # same for logits less their largest.
             outputs - outputs.max(1, keepdim=True).values,
             targets,
             weight=self.classes.weight,

@@ -70,6 +70,10 @@ class BinaryCrossEntropy(_ElementwiseLoss):
         """See :meth:`ExampleLoss.per_example`."""
         return mean_over_positions(logistic_loss(outputs, targets))
 
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.right`; of each output, whose class is the second."""
+        return ((outputs > 0) == (targets > 0.5)).flatten()
+
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S = diag(√(p(1-p)/C))."""
         return z * (sigmoid_variance(outputs) / outputs.shape[1:].numel()).sqrt()

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from flatmin.risk.losses.class_targets import ClassTargets
+
 __all__ = ["ExampleLoss", "mean_over_positions", "unit_targets"]
 
 
@@ -18,6 +20,7 @@ class ExampleLoss(ABC):
     """
 
     name: str
+    classes: ClassTargets | None = None  # which class indices count, if any does not
     is_likelihood: bool = False  # whether ℓᵢ is the negative logarithm of one
 
     @abstractmethod
@@ -62,6 +65,37 @@ class ExampleLoss(ABC):
             None where all count alike.
         """
         return None
+
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return whether the class of the largest output is the target's.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, C, \\*positions)
+        targets : Tensor of shape (n, \\*positions)
+            In the loss's form.
+
+        Returns
+        -------
+        Tensor of shape (m,)
+            Truth values, of the m targets that count.
+
+        Raises
+        ------
+        ValueError
+            If the targets are no classes of these outputs.
+        """
+        per_class = outputs.ndim > 1 and outputs.shape[2:] == targets.shape[1:]
+        if targets.is_floating_point() or not per_class:
+            raise ValueError(
+                "An accuracy needs classes as targets. Got numbers under the loss "
+                f"{self.name!r}; measure what you want by a function of (risk, theta)."
+            )
+        # No index below 0 is a class, whatever a function makes of it.
+        counted = targets >= 0
+        if self.classes is not None:
+            counted = self.classes.counted(targets)
+        return (outputs.argmax(1) == targets)[counted]
 
     def to(
         self, device: torch.device | None = None, dtype: torch.dtype | None = None

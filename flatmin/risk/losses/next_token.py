@@ -24,6 +24,7 @@ class NextToken(ExampleLoss):
 
     def __init__(self) -> None:
         self._of_shifted = CrossEntropy()
+        self.classes = self._of_shifted.classes
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.prepare_targets`."""
@@ -50,6 +51,10 @@ class NextToken(ExampleLoss):
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
         return self._of_shifted.per_example(_classes_second(outputs), targets[:, 1:])
+
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.right`; of the next token."""
+        return self._of_shifted.right(_classes_second(outputs), targets[:, 1:])
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S as for cross-entropy; 0 at the last token."""

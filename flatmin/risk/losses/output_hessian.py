@@ -267,7 +267,7 @@ def _by_blocks(
 def _slopes(
     losses: Losses, outputs: Tensor, *, twice: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return ∂ℓᵢ/∂f, and the outputs that its graph begins with."""
+    """Return ∂ℓᵢ/∂f and the copy of the outputs that it is differentiated in."""
     leaf = outputs.detach().requires_grad_()
     with torch.enable_grad(), twice_differentiable(_NO_LAYERS):
         total = losses(leaf).sum()
@@ -280,8 +280,8 @@ def _slopes(
 def _square_roots(blocks: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     values, vectors = torch.linalg.eigh(blocks.double())
     lowest = values[..., 0]
-    # Of a loss of order one the rounding is a few eps, also where a confident
-    # prediction makes the Hessian itself smaller than that.
+    # A loss of order one is rounded by a few eps. A confident prediction can make the
+    # Hessian smaller than that, so the limit has an absolute part.
     rounding = 100 * torch.finfo(dtype).eps
     tolerated = 1e-5 * values.abs().amax((1, 2)) + rounding
     if bool((lowest < -tolerated.unsqueeze(1)).any()):

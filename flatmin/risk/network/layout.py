@@ -127,6 +127,28 @@ class ParameterLayout:
         >>> ParameterLayout.of(nn.Linear(2, 2)).indices("bias")
         tensor([4, 5])
         """
+        slices = [self.slice(name) for name in self.chosen(patterns)]
+        return torch.cat([torch.arange(s.start, s.stop) for s in slices])
+
+    def chosen(self, patterns: str | list[str]) -> tuple[str, ...]:
+        """Return the names that patterns stand for, in the order of θ.
+
+        Parameters
+        ----------
+        patterns : str or list of str
+            As of :meth:`indices`.
+
+        Returns
+        -------
+        tuple of str
+
+        Raises
+        ------
+        TypeError
+            If these are no names.
+        ValueError
+            If there are none, or a pattern fits no trainable parameter.
+        """
         several = [patterns] if isinstance(patterns, str) else patterns
         if not isinstance(several, list | tuple) or not all(
             isinstance(pattern, str) for pattern in several
@@ -152,8 +174,7 @@ class ParameterLayout:
                     f"Got {pattern!r}; there are {', '.join(self.names)}."
                 )
             wanted |= found
-        slices = [self.slice(name) for name in self.names if name in wanted]
-        return torch.cat([torch.arange(s.start, s.stop) for s in slices])
+        return tuple(name for name in self.names if name in wanted)
 
     def layers(self) -> dict[str, _Slice]:
         """Return where the parameters of each module lie in θ.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,7 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flatmin._utils.arrays import check_tensor
 from flatmin._utils.locks import Lock
 from flatmin._utils.trees import Inputs, call_with, leaves_of, map_inputs
+from flatmin.risk.autodiff.casts import InFloat64
 from flatmin.risk.autodiff.surroundings import attends, one_attention
+from flatmin.risk.network.batch_statistics import (
+    Statistics,
+    normalises_batch,
+    recorded_statistics,
+    write_statistics,
+)
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import copy_module
@@ -46,14 +53,23 @@ class FlatModel:
         The trainable ones; :meth:`bind` sets their values.
     copies_input : bool
         True if the module writes into its input: then it is given copies.
+    normalises_batch : bool
+        True if BatchNorm takes the statistics of its input, so that the outputs for one
+        example depend on all that it comes with.
     pairs_single : bool
         True if one example runs as two: the derivative of BatchNorm in eval mode on a
         single example can be wrong (torch 2.13).
     keeps_graph : bool
         True if the module computes something else where gradients are switched off:
         then they are on for its outputs, too.
+    lowest_dtype : torch.dtype
+        In which the module computes what depends on θ, at its lowest: θ's own, or less
+        where it casts.
+    in_float64 : bool
+        True if casts of the module's are taken for casts to float64.
     n_updates : int
-        How often :meth:`take_over` has changed what θ does not hold.
+        How often :meth:`take_over` has changed what θ does not hold; a block's count
+        is that of the model that it was made of.
     lock : Lock
         Held by who binds θ until he has his numbers.
     """
@@ -64,12 +80,17 @@ class FlatModel:
         self.module = module
         self.output_transform = output_transform
         self.copies_input = False
-        self.pairs_single = any(isinstance(p, _BatchNorm) for p in module.modules())
+        self.normalises_batch = normalises_batch(module)
+        self.pairs_single = not self.normalises_batch and any(
+            isinstance(part, _BatchNorm) for part in module.modules()
+        )
         self.keeps_graph = False
-        self.n_updates = 0
+        self.in_float64 = False
+        self._updates = [0]  # shared with blocks
         self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
+        self.lowest_dtype = self._theta.dtype
 
     def _make_views(self) -> None:
         self.layout = ParameterLayout.of(self.module)
@@ -128,7 +149,77 @@ class FlatModel:
         twin = copy.copy(self)
         twin.module = copy_module(self.module, dtype=dtype)
         twin._make_views()
+        twin.lowest_dtype = dtype
         return twin
+
+    def frozen_at(self, X: Inputs) -> FlatModel:
+        """Return a copy whose BatchNorm keeps the statistics of some examples.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...) or Tree
+
+        Returns
+        -------
+        FlatModel
+            Bound to the same θ.
+        """
+        with recorded_statistics(self.module) as statistics:
+            self.evaluate(X)
+        module = copy_module(self.module)
+        write_statistics(module, statistics)
+        twin = FlatModel(module, self.output_transform)
+        twin.copies_input, twin.keeps_graph = self.copies_input, self.keeps_graph
+        twin.lowest_dtype, twin.in_float64 = self.lowest_dtype, self.in_float64
+        return twin
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Return float64 where every number has its digits, else float32.
+
+        Two ways to one quantity may differ by the rounding of this precision.
+        """
+        in_float64 = self.lowest_dtype == torch.float64
+        return torch.float64 if in_float64 else torch.float32
+
+    @property
+    def n_updates(self) -> int:
+        """How often what θ does not hold has changed."""
+        return self._updates[0]
+
+    def block(self, names: Collection[str]) -> FlatModel:
+        """Return a copy of which θ is some parameters; the others stay as bound now.
+
+        Parameters
+        ----------
+        names : collection of str
+            Of ``layout.names``.
+
+        Returns
+        -------
+        FlatModel
+            It shares the lock.
+        """
+        twin = copy.copy(self)
+        for name, parameter in twin.module.named_parameters():
+            parameter.requires_grad_(name in names)
+        twin._make_views()
+        twin._updates, twin.lock = self._updates, self.lock
+        return twin
+
+    def frozen_off(self, X: Inputs) -> float:
+        """Return how far outputs of :meth:`frozen_at` are from the model's own.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, ...) or Tree
+
+        Returns
+        -------
+        float
+            Relative to their size.
+        """
+        return difference(self.frozen_at(X).evaluate(X), self.evaluate(X))
 
     def bind(self, theta: Tensor) -> None:
         """Give the parameters the values of θ.
@@ -187,7 +278,12 @@ class FlatModel:
                 "computes. Got one with other settings, which gives other outputs "
                 "at the same parameters. Make a new risk."
             )
-        self.n_updates += 1
+        self._updates[0] += 1
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Give BatchNorm these running statistics."""
+        write_statistics(self.module, statistics)
+        self._updates[0] += 1
 
     def computes_as(
         self, module: nn.Module, few: Inputs, *, exactly: bool = False
@@ -246,7 +342,10 @@ class FlatModel:
             X = map_inputs(lambda leaf: torch.cat([leaf, leaf]), X)
         elif self.copies_input:
             X = map_inputs(Tensor.clone, X)
-        with one_attention() if self._attends else nullcontext():
+        with (
+            one_attention() if self._attends else nullcontext(),
+            InFloat64() if self.in_float64 else nullcontext(),
+        ):
             outputs = self.read_output(call_with(module, X))
         return outputs[:1] if pairs else outputs
 
@@ -298,7 +397,11 @@ class FlatModel:
         Returns
         -------
         list of Tensor
+            Zeros of what does not depend on θ, as where an unused layer is the block.
         """
+        several = [tensors] if isinstance(tensors, Tensor) else tensors
+        if not any(tensor.requires_grad for tensor in several):
+            return [torch.zeros_like(parameter) for parameter in self.params]
         return list(
             torch.autograd.grad(
                 tensors,

@@ -116,18 +116,20 @@ def check_kinds(module: nn.Module) -> None:
 
 
 def check_batch_norm(module: nn.Module, batch_norm: str) -> None:
-    """Check that no BatchNorm lets examples see each other.
+    """Check that no BatchNorm lets examples see each other, unless that is asked for.
 
     Parameters
     ----------
     module : torch.nn.Module
-    batch_norm : {"error", "frozen"}
+    batch_norm : {"error", "frozen", "batch"}
 
     Raises
     ------
     ValueError
         If one is in train mode and not to be frozen, or has no running statistics.
     """
+    if batch_norm == "batch":
+        return
     for name, part in module.named_modules():
         if not isinstance(part, _BatchNorm):
             continue
@@ -135,14 +137,16 @@ def check_batch_norm(module: nn.Module, batch_norm: str) -> None:
             raise ValueError(
                 f"{name!r} is a BatchNorm without running statistics: the loss of an "
                 "example always depends on the others and per-example gradients are "
-                "not defined. Use GroupNorm."
+                "not defined. Use GroupNorm, or pass batch_norm='batch' for what "
+                "needs the loss of the whole batch only."
             )
         if part.training and batch_norm == "error":
             raise ValueError(
                 f"{name!r} is a BatchNorm in train mode: the loss of an example "
                 "depends on the others and per-example gradients are not defined. "
-                "Pass batch_norm='frozen' to use the running statistics, or replace "
-                "it by GroupNorm."
+                "Pass batch_norm='frozen' to use the running statistics, "
+                "batch_norm='batch' for what needs the loss of the whole batch only, "
+                "or replace it by GroupNorm."
             )
 
 

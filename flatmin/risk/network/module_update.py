@@ -11,18 +11,20 @@ from flatmin.risk.network.prepared_module import evaluation_mode, settings, sett
 __all__ = ["alike", "check_form", "comparable", "copy_tensors", "reads_alike"]
 
 
-def comparable(module: nn.Module) -> nn.Module:
+def comparable(module: nn.Module, *, batch_statistics: bool) -> nn.Module:
     """Return a copy of a module in the form that a risk holds.
 
     Parameters
     ----------
     module : torch.nn.Module
+    batch_statistics : bool
+        Whether BatchNorm takes the statistics of its input there.
 
     Returns
     -------
     torch.nn.Module
     """
-    copied = evaluation_mode(copy_module(module))
+    copied = evaluation_mode(copy_module(module), batch_statistics=batch_statistics)
     settle(copied)
     return copied
 

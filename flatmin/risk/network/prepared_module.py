@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
+from flatmin._utils.names import check_known
 from flatmin._utils.placement import resolve_device, resolve_dtype
+from flatmin.risk.network.batch_statistics import keep_batch_statistics
 from flatmin.risk.network.module_checks import (
     check_batch_norm,
     check_parameters,
@@ -22,6 +24,8 @@ from flatmin.risk.network.module_checks import (
 from flatmin.risk.network.module_copy import copy_module, registered
 
 __all__ = [
+    "BATCH_NORM",
+    "BatchNorm",
     "beside",
     "evaluation_mode",
     "fresh_copy",
@@ -31,10 +35,13 @@ __all__ = [
     "settle",
 ]
 
+BatchNorm = Literal["error", "frozen", "batch"]
+BATCH_NORM = ("error", "frozen", "batch")
+
 
 def prepare_module(
     module: nn.Module,
-    batch_norm: Literal["error", "frozen"],
+    batch_norm: BatchNorm,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> nn.Module:
@@ -45,9 +52,10 @@ def prepare_module(
     module : torch.nn.Module
         In any mode. An InstanceNorm in train mode takes each example's own statistics,
         in the copy too.
-    batch_norm : {"error", "frozen"}
+    batch_norm : {"error", "frozen", "batch"}
         What to do with BatchNorm in train mode, where the loss of one example
-        depends on the others and a per-example gradient is not defined.
+        depends on the others and a per-example gradient is not defined. "batch" lets
+        every BatchNorm, in any mode, take the statistics of its input.
     device : torch.device or str, default=None
         None is that of the first trainable parameter.
     dtype : torch.dtype or str, default=None
@@ -73,8 +81,7 @@ def prepare_module(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module. Got {module!r}.")
-    if not isinstance(batch_norm, str) or batch_norm not in ("error", "frozen"):
-        raise ValueError(f"batch_norm must be 'error' or 'frozen'. Got {batch_norm!r}.")
+    check_known("batch_norm", batch_norm, BATCH_NORM)
     check_parameters(module)
     check_batch_norm(module, batch_norm)
     if any(has_active_dropout(part) for part in module.modules()):
@@ -90,12 +97,14 @@ def prepare_module(
         device=resolve_device(first.device if device is None else device),
         dtype=resolve_dtype(first.dtype if dtype is None else dtype),
     )
-    evaluation_mode(copied)
+    evaluation_mode(copied, batch_statistics=batch_norm == "batch")
     settle(copied)
     return copied
 
 
-def evaluation_mode(module: nn.Module, *, own_statistics: bool = True) -> nn.Module:
+def evaluation_mode(
+    module: nn.Module, *, own_statistics: bool = True, batch_statistics: bool = False
+) -> nn.Module:
     """Switch a module to eval mode without a change of what it computes of θ.
 
     A module whose ``eval`` writes its tensors, such as one that merges its weights, is
@@ -107,6 +116,8 @@ def evaluation_mode(module: nn.Module, *, own_statistics: bool = True) -> nn.Mod
         Changed.
     own_statistics : bool, default=True
         See :func:`keep_own_statistics`.
+    batch_statistics : bool, default=False
+        See :func:`~flatmin.risk.network.batch_statistics.keep_batch_statistics`.
 
     Returns
     -------
@@ -120,6 +131,8 @@ def evaluation_mode(module: nn.Module, *, own_statistics: bool = True) -> nn.Mod
     """
     if own_statistics:
         keep_own_statistics(module)
+    if batch_statistics:
+        keep_batch_statistics(module)
     if _switches_itself(module) and _eval_writes(module):
         for part in module.modules():
             part.training = False
@@ -152,7 +165,12 @@ def keep_own_statistics(module: nn.Module) -> nn.Module:
 
 
 def fresh_copy(
-    module: nn.Module, theta: list[Tensor], device: torch.device, dtype: torch.dtype
+    module: nn.Module,
+    theta: list[Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    batch_statistics: bool,
 ) -> nn.Module:
     """Return a copy that was never used, with other values of its parameters.
 
@@ -167,6 +185,8 @@ def fresh_copy(
         Of the shapes of its trainable parameters.
     device : torch.device
     dtype : torch.dtype
+    batch_statistics : bool
+        As in :func:`evaluation_mode`.
 
     Returns
     -------
@@ -174,6 +194,8 @@ def fresh_copy(
     """
     copied = copy_module(module, device=device, dtype=dtype, forget=True)
     keep_own_statistics(copied)
+    if batch_statistics:
+        keep_batch_statistics(copied)
     if _switches_itself(copied):
         copied.train()
     for parameter, values in zip(trainable(copied), theta, strict=True):

@@ -1,8 +1,8 @@
-"""Sums over examples of squared Hessians times a vector, by the faster of two kernels.
+"""Sums over examples of squared Hessians times a vector.
 
-Vectorised over examples where a trial on a few of them agrees with one example at a
-time: a second derivative under ``vmap`` can be wrong without an error (layer norm,
-torch 2.13).
+All examples of a chunk at once under ``vmap``, where a trial on a few of them agrees
+with one example at a time; else one at a time. The trial is needed because a second
+derivative under ``vmap`` can be wrong without an error (layer norm, torch 2.13).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ExampleHessians:
             return difference(found, expected, self.model.layout.sizes)
 
         trials = {"vmap": off, "one by one": None}
-        return self.choice.settle(trials, tolerance(theta.dtype, 2))
+        return self.choice.settle(trials, tolerance(self.model.precision, 2))
 
     def _vectorised(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
         leaves, weights = leaves_of(chunk.X), theta.new_ones(len(chunk.X))
@@ -112,7 +112,7 @@ class ExampleHessians:
 
             return product(product(v))
 
-        # Of PyTorch's own use of its old parts, when forward mode first loads.
+        # PyTorch warns of a deprecated part of its own when forward mode first loads.
         with twice_differentiable(self.model.module), ignored(DeprecationWarning):
             mapped = vectorize(single)
             rows = isolated(lambda: mapped(chunk.y, weights, *leaves))

@@ -11,6 +11,7 @@ from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
+from flatmin.risk.rounding import leave_out_casts
 from flatmin.risk.trials import difference
 
 __all__ = ["FiniteDifference"]
@@ -23,6 +24,7 @@ class FiniteDifference:
     """N H v of one chunk by central differences of the gradient in float64.
 
     Four gradients a product: at a step and at a quarter of it, which have to agree.
+    What the module casts to less than float64 is taken for float64 where that can be.
     What the module detaches is held at its values at θ, as in every other H v.
 
     Parameters
@@ -48,6 +50,7 @@ class FiniteDifference:
         self._theta = theta.double()
         self._step: float | None = None
         self._dtype = theta.dtype
+        leave_out_casts(self._model, self._loss, self._chunk)
         self._constants = HeldConstants()
         self._losses(self._theta)  # what is held is held here
         self.error = 0.0

@@ -70,19 +70,20 @@ def gauss_newton_example_traces(
     loss : ExampleLoss
     sums : ExampleSums
     chunk : Chunk
-    z : Tensor of shape (n, \\*output_shape)
-        Signs; the value is exact for a single output.
+    z : Tensor of shape (k, n, \\*output_shape)
+        Signs, of k sweeps; the value is exact for a single output.
 
     Returns
     -------
-    Tensor of shape (n,)
+    Tensor of shape (k, n)
         In float64.
     """
     # Beforehand: the root of a loss that is a callable does not vectorise.
     outputs = model.evaluate(chunk.X)
-    cotangents = weighted_root(loss, outputs, z, *chunk.targets_and_weights)
-    scalars = ExampleScalars(chunk.X, (cotangents,), inner_products)
-    return sums.squared_norms(scalars)
+    roots = [weighted_root(loss, outputs, of, *chunk.targets_and_weights) for of in z]
+    return sums.several_squared_norms(
+        [ExampleScalars(chunk.X, (root,), inner_products) for root in roots]
+    )
 
 
 def weighted_root(

@@ -23,7 +23,7 @@ def simplify(graph: Graph) -> None:
     Parameters
     ----------
     graph : torch.fx.Graph
-        Of ATen calls, from ``make_fx``.
+        Of ATen calls, as :func:`~flatmin.risk.products.recorder.record` makes it.
     """
     loosen_views(graph)
     drop_copies(graph)
@@ -210,10 +210,5 @@ def _alike(one: object, other: Node) -> bool:
     """Say whether two values have the same shape, dtype and device."""
     if not isinstance(one, Node):
         return False
-    left, right = (node.meta.get("val") for node in (one, other))
-    return (
-        isinstance(left, torch.Tensor)
-        and isinstance(right, torch.Tensor)
-        and (left.shape, left.dtype, left.device)
-        == (right.shape, right.dtype, right.device)
-    )
+    form = one.meta.get("form")
+    return form is not None and form == other.meta.get("form")

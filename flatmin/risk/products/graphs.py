@@ -7,6 +7,7 @@ stages, of which only the second is paid for each product. The *reference* is th
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from flatmin._utils.trees import Inputs, with_leaves
 from flatmin.risk.autodiff.kernels import twice_differentiable
+from flatmin.risk.autodiff.pullback import with_its_graph
 from flatmin.risk.data.chunks import Chunk, pad_chunk
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.probe import share_of_activations
 from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
@@ -29,13 +33,14 @@ from flatmin.risk.trials import (
     tolerance,
 )
 
-__all__ = ["ProductGraphs", "pad_direction", "unpad"]
+__all__ = ["ProductGraphs", "pad_direction", "repays", "unpad"]
 
 # Numbers that N examples' activations and parameters come to, from which a graph pays.
 # Making one takes some 0.5 s for a small network whatever the data, and saves half of
 # each product's time.
 _WORTH_A_GRAPH = 1 << 24
-_OF_THETA = ("hvp", "ggn", "vjp")  # products of shape (D,)
+_OF_THETA = ("hvp", "ggn", "vjp")  # products of shape (D,), by a backward pass
+_CONTEXTS = (nullcontext, with_its_graph)  # the first takes less time and memory
 
 
 class ProductGraphs:
@@ -68,12 +73,24 @@ class ProductGraphs:
         self.graphs: dict[str, TwoStage] = {}
         self._tried_at: dict[str, int] = {}  # number of updates of the module then
 
+    def of(self, model: FlatModel) -> ProductGraphs:
+        """Return those of another model with the same outputs, such as a block."""
+        share = share_of_activations(model, self.ways.examples.X)
+        work = int(self.work * share)
+        return ProductGraphs(self.ways.of(model), self.chunk_size, work)
+
     def describe(self) -> dict[str, str]:
         """Return :attr:`paths`, with how the reference products come about."""
         return {
             quantity: path if path == "graph" else path + self.ways.describe(quantity)
             for quantity, path in self.paths.items()
         }
+
+    def describe_few(self, quantity: str) -> str:
+        """Return the path of a quantity where a graph is not repaid."""
+        return "reference: few products do not repay a graph" + self.ways.describe(
+            quantity
+        )
 
     def find(self, quantity: str, theta: Tensor, chunk: Chunk) -> TwoStage | None:
         """Return the graph, or None where the reference is to be taken.
@@ -112,15 +129,17 @@ class ProductGraphs:
             return "reference: too little work for a graph to pay"
         # A weight of zero would hide an example, and with it a difference.
         chunk = replace(chunk, weights=None)
-        reference = ReferenceProducts(self.ways, theta, chunk)
         probe = self._probe(quantity, chunk)
-        expected = getattr(reference, quantity)(probe)
-        reason = attempt(
-            "the product by a graph",
-            partial(self._difference, quantity, theta, chunk, probe, expected),
-            tolerance(theta.dtype, 2),
-        )
-        return "graph" if reason is None else f"reference: {reason}"
+        # Without a name: it holds a graph, which is gone before the next one is made.
+        expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
+        compare = partial(self._difference, quantity, theta, chunk, probe, expected)
+        for context in _CONTEXTS if quantity in _OF_THETA else (nullcontext,):
+            with context():
+                limit = tolerance(self.model.precision, 2)
+                reason = attempt("the product by a graph", compare, limit)
+            if reason is None:
+                return "graph"
+        return f"reference: {reason}"
 
     def _difference(
         self,
@@ -170,7 +189,7 @@ class ProductGraphs:
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
         compare = partial(self._distance, quantity, theta, chunk, probe, expected)
         name = "the product by a graph after an update"
-        return attempt(name, compare, tolerance(theta.dtype, 2)) is None
+        return attempt(name, compare, tolerance(self.model.precision, 2)) is None
 
     def _product(
         self, quantity: str, X: Inputs, theta: Tensor, v: Tensor, *data: Tensor
@@ -202,6 +221,33 @@ class ProductGraphs:
     # A copy of the risk has a model of its own, and a graph does not pickle.
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "paths": {}, "graphs": {}, "_tried_at": {}}
+
+
+def repays(n_products: int, n_chunks: int) -> bool:
+    """Say whether making a graph costs less than it saves, from counts alone.
+
+    Parameters
+    ----------
+    n_products : int
+        At one θ.
+    n_chunks : int
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> [repays(n, 1) for n in (1, 12, 13)], [repays(n, 4) for n in (1, 2)]
+    ([False, False, True], [False, True])
+    """
+    # In gradients over all data, from a LeNet and a decoder on one thread: a graph is
+    # made, and tried, on one chunk for 15; then it is prepared for 1.5 and used for
+    # 1.3. A kept double backward takes 3, and 2.4 a product. It is kept for one chunk.
+    graph = 15 / n_chunks + 1.5 + 1.3 * n_products
+    kept = n_chunks == 1
+    reference = 3 + 2.4 * n_products if kept else (3 + 2.4) * n_products
+    return graph <= reference
 
 
 def pad_direction(quantity: str, direction: Tensor, size: int) -> Tensor:

@@ -44,7 +44,7 @@ def hessian_off(name: str, point: DoubleBackward) -> float:
     if off:
         raise NotTaken(f"it differs by {off:.1e} from differences of the gradient")
     off = asymmetry(a, Ha, b, Hb)
-    if off > tolerance(point.theta.dtype, 2):
+    if off > tolerance(point.model.precision, 2):
         raise NotTaken(f"aᵀHb and bᵀHa differ by {off:.1e}")
     return off
 
@@ -61,11 +61,11 @@ def is_fitted(point: DoubleBackward) -> bool:
     bool
     """
     slope = _gradient(point, nullcontext())
-    gradient, eps = slope(point.theta), torch.finfo(point.theta.dtype).eps
+    gradient, eps = slope(point.theta), torch.finfo(point.model.precision).eps
     order_one = point.vjp(random_like(point.outputs, 0))
     if bool(gradient.norm() <= eps**0.5 * order_one.norm()):
         return True
-    v, step = random_like(point.theta, 1), STEPS[point.theta.dtype][0]
+    v, step = random_like(point.theta, 1), STEPS[point.model.precision][0]
     change = central_difference(slope, point.theta, v, step).norm()
     h = difference_step(point.theta, v, step)
     return bool(change * h <= _ROUNDINGS * eps * gradient.norm())
@@ -80,15 +80,15 @@ PROJECTION = CallableLoss(_projections, name="projections")
 
 def _gradient_off(point: DoubleBackward, product: Tensor, v: Tensor) -> float:
     """Return how far H v is from differences of the gradient, see ``disagreement``."""
-    sizes = point.model.layout.sizes
-    off = disagreement(product, _gradient(point, nullcontext()), point.theta, v, sizes)
+    at = point.theta, v, point.model.layout.sizes, point.model.precision
+    off = disagreement(product, _gradient(point, nullcontext()), *at)
     if not off:
         return off
     constants = HeldConstants()
     gradient = _gradient(point, constants)
     gradient(point.theta)
     if constants.n_held:
-        off = disagreement(product, gradient, point.theta, v, sizes)
+        off = disagreement(product, gradient, *at)
     return off
 
 

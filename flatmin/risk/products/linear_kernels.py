@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import jvp
 
 from flatmin._utils.trees import Inputs
+from flatmin.risk.autodiff.pullback import pull_back
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 
@@ -30,11 +31,14 @@ def _hvp(
 ) -> Tensor:
     """Return N H v, the derivative of Σ ∇ℓ̃ᵢ along v."""
 
-    def total(theta: Tensor) -> Tensor:
-        losses = loss.per_example(model.functional(theta, X), y)
-        return (losses * weights).sum()
+    def gradient(theta: Tensor) -> Tensor:
+        return pull_back(
+            lambda theta: loss.per_example(model.functional(theta, X), y),
+            theta,
+            lambda _losses: weights,
+        )
 
-    product: Tensor = jvp(grad(total), (theta,), (v,))[1]
+    product: Tensor = jvp(gradient, (theta,), (v,))[1]
     return product
 
 
@@ -49,11 +53,12 @@ def _ggn(
 ) -> Tensor:
     """Return N G v = Σ Jᵢᵀ Hᵢ Jᵢ v."""
     Jv = _jvp(model, loss, theta, v, X, y, weights)
-    pulled = vjp(lambda theta: model.functional(theta, X), theta)
-    outputs, pull = pulled[0], pulled[1]
-    column = weights.view(-1, *(1 for _ in outputs.shape[1:]))
-    product: Tensor = pull(loss.hessian_product(outputs, y, Jv) * column)[0]
-    return product
+
+    def slopes(outputs: Tensor) -> Tensor:
+        column = weights.view(-1, *(1 for _ in outputs.shape[1:]))
+        return loss.hessian_product(outputs, y, Jv) * column
+
+    return pull_back(lambda theta: model.functional(theta, X), theta, slopes)
 
 
 def _jvp(
@@ -80,8 +85,7 @@ def _vjp(
     weights: Tensor,
 ) -> Tensor:
     """Return Jᵀu for ``u`` of shape (n, \\*output_shape)."""
-    pulled: Tensor = vjp(lambda t: model.functional(t, X), theta)[1](u)[0]
-    return pulled
+    return pull_back(lambda t: model.functional(t, X), theta, lambda _outputs: u)
 
 
 def _directional_derivatives(

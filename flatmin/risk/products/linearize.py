@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,7 +12,14 @@ from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.data.chunks import Chunk, pad_chunk
-from flatmin.risk.products.graphs import ProductGraphs, pad_direction, unpad
+from flatmin.risk.network.batch_statistics import needs_examples
+from flatmin.risk.network.model import FlatModel
+from flatmin.risk.products.graphs import (
+    ProductGraphs,
+    pad_direction,
+    repays,
+    unpad,
+)
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage
 from flatmin.risk.trials import NotTaken
@@ -46,6 +54,8 @@ class Linearization:
         Of one example's output.
     l2 : float
         λ of the penalty: H and G hold λI.
+    n_products : int or None
+        To come, at most; None is many.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class Linearization:
         output_shape: tuple[int, ...],
         *,
         l2: float,
+        n_products: int | None = None,
     ) -> None:
         self.theta = theta.detach().clone()
         self.device = theta.device
@@ -64,6 +75,9 @@ class Linearization:
         self._output_shape = output_shape
         self._l2 = l2
         self._graphs = graphs
+        n_chunks = math.ceil(n_examples / graphs.chunk_size)
+        self._takes_graphs = n_products is None or repays(n_products, n_chunks)
+        self._few: set[str] = set()  # asked for without trying a graph
         self._n_updates = graphs.model.n_updates
         self._chunks = chunks
         self._kept: dict[tuple[str, int], tuple[Tensor, ...]] = {}
@@ -74,11 +88,16 @@ class Linearization:
     def paths(self) -> dict[str, str]:
         """How each quantity that was asked for is computed: "graph", or why not."""
         with self._lock:
-            return self._graphs.describe()
+            few = {name: self._graphs.describe_few(name) for name in self._few}
+            return self._graphs.describe() | few
+
+    @property
+    def _model(self) -> FlatModel:
+        return self._graphs.model
 
     @property
     def _lock(self) -> Lock:
-        return self._graphs.model.lock
+        return self._model.lock
 
     @in_full_float32
     def hvp(self, v: Tensor) -> Tensor:
@@ -150,6 +169,7 @@ class Linearization:
         """
         return self._sum("vjp", u)
 
+    @needs_examples
     @in_full_float32
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀ v.
@@ -202,7 +222,9 @@ class Linearization:
                 raise NotTaken("a product that is not finite")
             return unpad(quantity, product.detach(), rows.stop - rows.start)
 
-        ready = self._graphs.graphs.get(quantity)
+        ready = self._graphs.graphs.get(quantity) if self._takes_graphs else None
+        if not self._takes_graphs:
+            self._few.add(quantity)
         everything = [(quantity, index) in self._kept for index in range(len(starts))]
         n_done = 0
         if ready is not None and all(everything):  # no chunk has to be read again
@@ -217,7 +239,9 @@ class Linearization:
         for index, chunk in enumerate(self._chunks()):
             if index < n_done:
                 continue
-            graph = self._graphs.find(quantity, self.theta, chunk)
+            graph = None
+            if self._takes_graphs:
+                graph = self._graphs.find(quantity, self.theta, chunk)
             if graph is not None:
                 try:
                     kept = self._kept.get((quantity, index))

@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.example_sums.scalars import (
-    losses_and_gradient,
-)
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.hessian_trial import PROJECTION, hessian_off, is_fitted
 from flatmin.risk.products.ways import HESSIANS, JACOBIANS
+from flatmin.risk.rounding import leave_out_casts
 from flatmin.risk.trials import (
     Choice,
     NotTaken,
+    difference,
     explain,
     random_like,
     tolerance,
@@ -75,6 +74,14 @@ class ProductWays:
         self.hessian = Choice()
         self.difference_error = 0.0
 
+    def of(self, model: FlatModel) -> ProductWays:
+        """Return those of another model with the same outputs, such as a block."""
+        sums = ExampleSums(model, self.sums.row_chunk_size, self.sums.examples)
+        differs = self.finite_difference
+        return ProductWays(
+            model, self.loss, sums, self.examples, finite_difference=differs
+        )
+
     def describe(self, quantity: str) -> str:
         """Return what is to be known of a product besides that no graph serves."""
         if quantity == "hvp" and self.finite_difference:
@@ -114,7 +121,7 @@ class ProductWays:
         while True:
             name = choice.taken or choice.settle(
                 {way: partial(self._off, way, point.theta) for way in JACOBIANS},
-                tolerance(point.theta.dtype, 1),
+                tolerance(self.model.precision, 1),
             )
             if name is None:
                 self._check_outputs(choice, point.theta)
@@ -158,7 +165,7 @@ class ProductWays:
             _check_finite("θ", point.theta)
         name = choice.taken or choice.settle(
             {way: partial(self._hessian_off, way, point.theta) for way in HESSIANS},
-            tolerance(point.theta.dtype, 2),
+            tolerance(self.model.precision, 2),
         )
         if name is None:
             self._check_outputs(choice, point.theta)
@@ -186,7 +193,7 @@ class ProductWays:
     def _sizes(self) -> list[Chunk]:
         """Return the examples to try on: together, and one alone."""
         chunk = self.examples
-        if len(chunk.X) == 1:
+        if len(chunk.X) == 1 or self.model.normalises_batch:
             return [chunk]
         one = Chunk(chunk.X[-1:], chunk.y[-1:], None, slice(0, 1))
         return [chunk, one]
@@ -210,6 +217,7 @@ class ProductWays:
             point = self._in_float64(theta, chunk)
             try:
                 found.append(hessian_off(name, point))
+                self._check_rounding(name, theta, point)
             except NotTaken:
                 if not is_fitted(point):
                     raise
@@ -220,15 +228,25 @@ class ProductWays:
                 found.append(hessian_off(name, point))
         return max(found)
 
+    def _check_rounding(self, name: str, theta: Tensor, point: DoubleBackward) -> None:
+        """Raise where the module's casts leave too few digits of H v."""
+        lowest = self.model.lowest_dtype
+        if lowest == theta.dtype:
+            return
+        few = self.examples if len(point.chunk.X) > 1 else self._sizes()[-1]
+        own = DoubleBackward(self.model, self.loss, theta, few)
+        v = random_like(theta, 1)
+        off = difference(HESSIANS[name](own, v), HESSIANS[name](point, v.double()))
+        if not off <= tolerance(self.model.precision, 2):
+            inside = str(lowest).removeprefix("torch.")
+            raise ValueError(f"casts to {inside} in the module change it by {off:.1e}")
+
     def _in_float64(self, theta: Tensor, chunk: Chunk) -> DoubleBackward:
         """Return a point in float64, or in θ's own dtype for modules of one dtype."""
         self.model.bind(theta)
         loss, few = self.loss.to(dtype=torch.float64), chunk.double()
         point = DoubleBackward(self.model.to(torch.float64), loss, theta.double(), few)
-        try:
-            ones = point.theta.new_ones(len(few.X))
-            losses_and_gradient(point.model, loss, few, ones)
-        except RuntimeError:
+        if not leave_out_casts(point.model, loss, few):
             return DoubleBackward(self.model, self.loss, theta, chunk)
         return point
 

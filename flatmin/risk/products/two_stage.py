@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functionalize
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.fx import Graph, Node
 
 from flatmin._utils.quiet import ignored
 from flatmin.risk.autodiff.isolation import isolated
 from flatmin.risk.products.graph_passes import simplify
+from flatmin.risk.products.recorder import record
 
 __all__ = ["TwoStage", "two_stage_graph"]
 
@@ -67,67 +66,34 @@ def two_stage_graph(
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
-    with ignored(), torch.enable_grad():  # of PyTorch's own use of its old parts
-        whole = isolated(lambda: _graph_of(pure, theta, direction, *data))
-    simplify(whole.graph)
-    for node in whole.graph.nodes:
+    # PyTorch warns of deprecated parts of its own.
+    with ignored(), torch.enable_grad():
+        whole, constants = isolated(lambda: record(pure, theta, direction, *data))
+    simplify(whole)
+    for node in whole.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise RuntimeError(f"it draws random numbers ({node.target})")
-    return _cut(whole)
+    return _cut(whole, constants)
 
 
-def _graph_of(function: Callable[..., Tensor], *args: Tensor) -> GraphModule:
-    with _Shapes() as shapes:
-        whole: GraphModule = make_fx(function)(*args)
-    if shapes.found is not None:
-        raise RuntimeError(f"it has shapes that depend on numbers ({shapes.found})")
-    return whole
-
-
-class _Shapes(TorchDispatchMode):
-    """Notes what returns as many numbers as it finds, also where only those count."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: str | None = None
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        # An index has a shape of its own, except for a mask.
-        if torch.Tag.dynamic_output_shape in func.tags and (
-            func is not torch.ops.aten.index.Tensor or _has_mask(args[1])
-        ):
-            self.found = str(func)
-        return func(*args, **(kwargs or {}))
-
-
-def _has_mask(indices: list[Tensor | None]) -> bool:
-    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
-
-
-def _cut(whole: GraphModule) -> TwoStage:
-    placeholders = [node for node in whole.graph.nodes if node.op == "placeholder"]
+def _cut(whole: Graph, constants: dict[str, Tensor]) -> TwoStage:
+    placeholders = [node for node in whole.nodes if node.op == "placeholder"]
     direction = placeholders[1]
     depends = {direction}
-    for node in whole.graph.nodes:
+    for node in whole.nodes:
         if any(argument in depends for argument in node.all_input_nodes):
             depends.add(node)
-    (output,) = (node for node in whole.graph.nodes if node.op == "output")
+    (output,) = (node for node in whole.nodes if node.op == "output")
     kept = [
         node
-        for node in whole.graph.nodes
+        for node in whole.nodes
         if node not in depends
         and node.op != "get_attr"
         and (node.users.keys() & depends or node is output.args[0])
     ]
 
     prepare, copied = Graph(), dict[Node, Node]()
-    for node in whole.graph.nodes:
+    for node in whole.nodes:
         if node not in depends and node is not output:
             copied[node] = prepare.node_copy(node, copied.__getitem__)
     prepare.output(tuple(copied[node] for node in kept))
@@ -136,27 +102,26 @@ def _cut(whole: GraphModule) -> TwoStage:
     use, copied = Graph(), dict[Node, Node]()
     for node in (*kept, direction):
         copied[node] = use.placeholder(node.name)
-    for node in whole.graph.nodes:
+    for node in whole.nodes:
         needed = node.op == "get_attr" or node in depends
         if needed and node is not output and node not in copied:
             copied[node] = use.node_copy(node, copied.__getitem__)
     use.output(copied[output.args[0]])
     use.eliminate_dead_code()
-    constants = tuple(
-        getattr(whole, node.target)
-        for node in whole.graph.nodes
-        if node.op == "get_attr"
+    return TwoStage(
+        _compiled(prepare, constants),
+        _compiled(use, constants),
+        tuple(constants.values()),
     )
-    return TwoStage(_compiled(prepare, whole), _compiled(use, whole), constants)
 
 
-def _compiled(graph: Graph, whole: GraphModule) -> Callable[..., Any]:
-    """Return a graph as a function, of the arguments that it has."""
-    # A GraphModule and its graph hold each other, so its memory, and that of the
-    # constants, would wait for a collection.
+def _compiled(graph: Graph, constants: dict[str, Tensor]) -> Callable[..., Any]:
+    """Return a graph as a function of its arguments."""
+    # No GraphModule is made: it and its graph refer to each other, so that the garbage
+    # collector alone would free their memory and the constants'.
     code = graph.python_code("self")
     names = [node.target for node in graph.nodes if node.op == "get_attr"]
-    constants = SimpleNamespace(**{name: getattr(whole, name) for name in names})
+    held = SimpleNamespace(**{name: constants[name] for name in names})
     scope = dict(code.globals)
     exec(compile(code.src, "<a graph of flatmin>", "exec"), scope)
-    return partial(scope.pop("forward"), constants)
+    return partial(scope.pop("forward"), held)

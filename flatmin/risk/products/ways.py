@@ -17,6 +17,7 @@ from flatmin.risk.example_sums.scalars import (
 )
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.products.double_backward import DoubleBackward
+from flatmin.risk.trials import NotTaken
 
 __all__ = ["HESSIANS", "JACOBIANS"]
 
@@ -32,7 +33,7 @@ def _forward(
 
     def along(v: Tensor) -> Tensor:
         point.model.bind(point.theta)
-        # Of PyTorch's own use of its old parts, when forward mode first loads.
+        # PyTorch warns of a deprecated part of its own when forward mode first loads.
         with twice_differentiable(point.model.module), ignored(DeprecationWarning):
             product: Tensor = isolated(lambda: jvp(function, (point.theta,), (v,)))[1]
         # Parameters that are reached past θ leave a graph.
@@ -47,6 +48,8 @@ def _jvp_forward(_sums: ExampleSums, point: DoubleBackward, v: Tensor) -> Tensor
 
 
 def _jvp_by_rows(sums: ExampleSums, point: DoubleBackward, v: Tensor) -> Tensor:
+    if point.model.normalises_batch:
+        raise NotTaken("there are no rows with the statistics of a batch")
     shape = point.outputs.shape
     if shape[1:].numel() > _MOST_ROWS:
         raise ValueError(f"an output of more than {_MOST_ROWS} numbers")

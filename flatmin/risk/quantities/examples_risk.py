@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
-from flatmin.risk.arguments import as_indices, within
+from flatmin._utils.names import check_text
+from flatmin.risk.arguments import as_indices, check_products, within
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.dispatch import over_chains
 from flatmin.risk.chains.ways import ChainWays
@@ -23,6 +25,12 @@ from flatmin.risk.example_sums.scalars import (
 )
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.batch_statistics import (
+    Statistics,
+    check_statistics,
+    needs_examples,
+    refuse_examples,
+)
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.loss_module import as_held
 from flatmin.risk.network.model import FlatModel
@@ -31,6 +39,7 @@ from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.products.product_ways import ProductWays
+from flatmin.risk.trials import tolerance
 
 __all__ = ["ExamplesRisk"]
 
@@ -56,6 +65,7 @@ class ExamplesRisk:
     _ways: ProductWays
     _graphs: ProductGraphs
     _all_graphs: dict[tuple[int, int], ProductGraphs]
+    _block: tuple[tuple[tuple[str, ...], int], Tensor, ProductGraphs] | None
     _row_chunk_size: int
     _work_per_example: int
 
@@ -88,19 +98,31 @@ class ExamplesRisk:
         return self._model.keeps_graph
 
     @property
+    def batch_norm(self) -> str:
+        """How BatchNorm is taken: "batch" with the statistics of all examples.
+
+        Else "frozen", also for a network without BatchNorm.
+        """
+        return "batch" if self._model.normalises_batch else "frozen"
+
+    @property
     def paths(self) -> dict[str, str]:
-        """Which kernels ran: for each quantity the fast one's name, or why not."""
+        """Which kernels ran: for each quantity the fast one's name, or why not.
+
+        "precision" is there where the module computes in less than θ's, as a norm in
+        float32: its numbers have the digits of that.
+        """
         with self._lock:
             tried = {
                 "per-example sums": self._sums.path,
                 "per-example Hessians": self._hessians.path,
             }
             found = {name: path for name, path in tried.items() if path is not None}
-            return {
-                **self._graphs.describe(),
-                **found,
-                **self._chain_ways.paths,
-            }
+            lowest = self._model.lowest_dtype
+            if lowest != self.dtype:
+                inside = str(lowest).removeprefix("torch.")
+                found["precision"] = f"the module computes in {inside} inside"
+            return {**self._graphs.describe(), **found, **self._chain_ways.paths}
 
     @property
     def _lock(self) -> Lock:
@@ -162,9 +184,84 @@ class ExamplesRisk:
         tensor(9.)
         """
         module = as_held(self._model.module, module)
-        self._model.take_over(comparable(module), self._few.X)
+        batch = self._model.normalises_batch
+        other = comparable(module, batch_statistics=batch)
+        self._model.take_over(other, self._few.X)
         self._theta = self._model.theta()
 
+    @alone
+    def set_batch_statistics(self, statistics: Statistics) -> None:
+        """Make statistics the running ones of the BatchNorm layers.
+
+        Parameters
+        ----------
+        statistics : dict of str to (mean, variance)
+            From :meth:`batch_statistics` of a risk of the same network.
+
+        Raises
+        ------
+        ValueError
+            If this risk takes the statistics of its own examples, or these are of
+            other layers.
+        TypeError
+            If they are no such dict.
+        """
+        if self._model.normalises_batch:
+            raise ValueError(
+                "set_batch_statistics needs a risk with running statistics. Got one "
+                "with batch_norm='batch', which takes those of its examples."
+            )
+        check_statistics(self._model.module, statistics)
+        self._model.set_statistics(statistics)
+
+    @alone
+    def check_running_statistics(self) -> None:
+        """Raise if running statistics cannot give what those of a batch give.
+
+        Nothing is asked of a network without ``batch_norm="batch"``. Of another one a
+        few examples are run through with the statistics of their batch, and with these
+        as running statistics.
+
+        Raises
+        ------
+        ValueError
+            If the outputs differ.
+        """
+        if not self._model.normalises_batch:
+            return
+        off = self._model.frozen_off(self._few.X)
+        if off > tolerance(self.dtype, 0):
+            # In float32 PyTorch's evaluation mode loses digits where the mean of a
+            # channel is large beside its spread.
+            with suppress(RuntimeError):
+                wide = self._model.to(torch.float64)
+                off = wide.frozen_off(self._few.double().X)
+        if off > tolerance(self.dtype, 0):
+            raise ValueError(
+                "Predictions after batch_norm='batch' need running statistics with "
+                "which the network gives the outputs that it is trained to. Got "
+                f"outputs that change by {off:.1e}, relative to their size. Look for a "
+                "BatchNorm that a pass uses twice, which has two sets of them; make it "
+                "two layers."
+            )
+
+    def check_examples(self, who: str, way_out: str = "") -> None:
+        """Raise ValueError if no example has a loss of its own.
+
+        It is so under ``batch_norm="batch"``, where all of them share statistics.
+
+        Parameters
+        ----------
+        who : str
+            Needs the losses of examples; begins the message.
+        way_out : str, default=""
+            Besides those that the message always has.
+        """
+        check_text("who", who)
+        check_text("way_out", way_out)
+        refuse_examples(self._model, who, way_out)
+
+    @needs_examples
     @alone
     def subset(self, indices: Tensor) -> Self:
         """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.
@@ -203,33 +300,76 @@ class ExamplesRisk:
 
     @over_chains
     @alone
-    def linearize(self, theta: Tensor) -> Linearization:
-        """Prepare θ for many products with H, G and J.
+    def linearize(
+        self,
+        theta: Tensor,
+        *,
+        select: str | list[str] | None = None,
+        n_products: int | None = None,
+    ) -> Linearization:
+        """Prepare θ for products with H, G and J.
 
         Parameters
         ----------
         theta : Tensor of shape (\\*chains, D)
             Copied: the prepared point stays where it is.
+        select : str or list of str, default=None
+            Names of parameters or modules, as of :meth:`ParameterLayout.indices`: then
+            v has their d numbers, H and G are the block of these, J their columns.
+            Nothing is computed that no product of the block needs, so that one of a
+            layer near the outputs costs a fraction. None takes all.
+        n_products : int, default=None
+            How many will be asked for, if that is known; None is many. A few do not
+            repay the graph that many are computed by.
 
         Returns
         -------
         Linearization or ChainLinearization
             With ``hvp``, ``ggn``, ``jvp``, ``vjp`` and ``directional_derivatives``;
             its ``paths`` tell how each was computed.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If θ or a name does not fit.
+
+        Examples
+        --------
+        >>> from flatmin import EmpiricalRisk
+        >>> risk = EmpiricalRisk(nn.Linear(1, 1), "squared_error", [[3.0]], [[0.0]])
+        >>> risk.linearize(risk.params(), select="weight").hvp(torch.ones(1))
+        tensor([18.])
         """
+        check_products(n_products)
         self._model.bind(theta)
+        graphs = self._graphs if select is None else self._graphs_of_block(select)
         return Linearization(
-            self._graphs,
+            graphs,
             self._chunks,
-            self._model.theta(),
+            graphs.model.theta(),
             self.n_examples,
             self.output_shape,
             l2=self.l2,
+            n_products=n_products,
         )
+
+    def _graphs_of_block(self, select: str | list[str]) -> ProductGraphs:
+        """Return the products of a block at the bound θ, whose rest they hold."""
+        names = self.layout.chosen(select)
+        if names == self.layout.names:
+            return self._graphs
+        # The last one is kept: a table asks for products at one θ several times.
+        key, theta = (names, self._model.n_updates), self._model.theta()
+        kept = self._block
+        if kept is None or kept[0] != key or not torch.equal(kept[1], theta):
+            kept = key, theta, self._graphs.of(self._model.block(names))
+            self._block = kept
+        return kept[2]
 
     def _hold(self, examples: ExampleData, chunk_size: int) -> None:
         n = len(examples)
         self._data = examples
+        self._block = None
         self.chunk_size = chunk_size
         self._uniform = torch.full((n,), 1 / n, dtype=self.dtype, device=self.device)
         if (n, chunk_size) not in self._all_graphs:

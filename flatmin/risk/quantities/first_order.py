@@ -15,6 +15,11 @@ from flatmin.risk.example_sums.scalars import (
     evaluate_losses,
     losses_and_gradient,
 )
+from flatmin.risk.network.batch_statistics import (
+    Statistics,
+    needs_examples,
+    recorded_statistics,
+)
 from flatmin.risk.quantities.examples_risk import ExamplesRisk
 
 __all__ = ["FirstOrderRisk"]
@@ -73,6 +78,80 @@ class FirstOrderRisk(ExamplesRisk):
         self._model.bind(theta)
         return torch.cat([self._model.evaluate(chunk.X) for chunk in self._chunks()])
 
+    @in_full_float32
+    def accuracy(self, theta: Tensor) -> Tensor:
+        """Return the share of the targets whose class has the largest output.
+
+        All targets count alike that are not ignored, in whatever example; weights do
+        not count. With ``loss="next_token"`` an output is compared with the next label,
+        with ``loss="binary_cross_entropy"`` each output by its sign.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape ()
+            In float64. NaN where an output is NaN, or no target counts.
+
+        Raises
+        ------
+        ValueError
+            If the targets are no classes.
+
+        Examples
+        --------
+        >>> from flatmin import EmpiricalRisk
+        >>> X, y = [[1.0, 0.0], [0.0, 1.0], [2.0, 1.0]], [0, 1, -100]
+        >>> risk = EmpiricalRisk(torch.nn.Linear(2, 2), "cross_entropy", X, y)
+        >>> risk.accuracy(torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.0]))
+        tensor(1., dtype=torch.float64)
+        """
+        self._model.bind(theta)
+        right = []
+        for chunk in self._chunks():
+            outputs = self._model.evaluate(chunk.X)
+            if bool(outputs.isnan().any()):
+                return torch.full(
+                    (), torch.nan, dtype=torch.float64, device=self.device
+                )
+            right.append(self._loss.right(outputs, chunk.y))
+        return torch.cat(right).double().mean()
+
+    @in_full_float32
+    def batch_statistics(self, theta: Tensor) -> Statistics:
+        """Return mean and variance of what each BatchNorm takes in, by one pass.
+
+        With them as running statistics, the network in evaluation mode has the outputs
+        on X that it has with the statistics of the batch.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        dict of str to (mean, variance), each of shape (channels,)
+            By the layer's name in the module. The variance has the number of entries
+            of a channel as its divisor, not one less as PyTorch's running variance.
+
+        Raises
+        ------
+        ValueError
+            Unless the risk was made with ``batch_norm="batch"``, and has a BatchNorm.
+        """
+        if not self._model.normalises_batch:
+            raise ValueError(
+                "batch_statistics are those of a BatchNorm under batch_norm='batch'. "
+                "Got a risk without; its running statistics are buffers of the module."
+            )
+        self._model.bind(theta)
+        with recorded_statistics(self._model.module) as statistics:
+            for chunk in self._chunks():
+                self._model.evaluate(chunk.X)
+        return statistics
+
     @over_chains
     @in_full_float32
     def gradient(self, theta: Tensor) -> Tensor:
@@ -104,6 +183,7 @@ class FirstOrderRisk(ExamplesRisk):
         """
         return self._penalised(*self._pull_back(theta, self._uniform))
 
+    @needs_examples
     @over_chains
     @in_full_float32
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -122,6 +202,7 @@ class FirstOrderRisk(ExamplesRisk):
         v = as_direction(v, "v", (self.n_examples,), self._uniform)
         return self._pull_back(theta, v / self.n_examples)[1]
 
+    @needs_examples
     @over_chains
     @alone
     def value_and_noisy_gradient(
@@ -147,6 +228,7 @@ class FirstOrderRisk(ExamplesRisk):
         v = as_direction(v, "v", (self.n_examples,), self._uniform)
         return self._penalised(*self._pull_back(theta, (v + 1) / self.n_examples))
 
+    @needs_examples
     @over_chains
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """Return the plain mean of gᵢ over a minibatch, with the penalty's gradient.
@@ -163,6 +245,7 @@ class FirstOrderRisk(ExamplesRisk):
         """
         return self.value_and_batch_gradient(theta, indices)[1]
 
+    @needs_examples
     @over_chains
     @alone
     def value_and_batch_gradient(
@@ -198,6 +281,7 @@ class FirstOrderRisk(ExamplesRisk):
         )
         return self._penalised(value * (self.n_examples / m), gradient)
 
+    @needs_examples
     @over_chains
     @in_full_float32
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:

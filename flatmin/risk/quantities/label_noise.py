@@ -22,6 +22,7 @@ from flatmin.risk.label_noise import (
     label_uniforms,
     pulled_back_squares,
 )
+from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.quantities.chain_linearization import ChainLinearization
 from flatmin.risk.quantities.second_order import SecondOrderRisk
@@ -32,11 +33,13 @@ __all__ = ["LabelNoiseRisk"]
 class LabelNoiseRisk(SecondOrderRisk):
     """Labels drawn anew, in the gradient and in closed form."""
 
+    @needs_examples
     @alone
     def check_label_noise(self) -> None:
         """Raise ValueError if the labels cannot be drawn anew."""
         check_label_noise(self._loss, self._targets())
 
+    @needs_examples
     @over_chains
     @alone
     def value_and_label_draw(
@@ -84,6 +87,7 @@ class LabelNoiseRisk(SecondOrderRisk):
             for chunk in self._chunks()
         )
 
+    @needs_examples
     @alone
     def label_covariance_product(
         self, point: Linearization, v: Tensor, draw: LabelDraw
@@ -121,6 +125,7 @@ class LabelNoiseRisk(SecondOrderRisk):
             product = product * weights.view(-1, *(1 for _ in self.output_shape))
         return point.vjp(product) / self.n_examples**2
 
+    @needs_examples
     @over_chains
     @in_full_float32
     def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:

@@ -8,12 +8,14 @@ a single θ. What is random is drawn before, so that both give the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_rng
-from flatmin.risk.arguments import as_direction
+from flatmin.risk.arguments import as_direction, check_no_sweeps, check_products
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.kernels import ChainChunk, chain_outputs, chain_rows, share
@@ -96,7 +98,11 @@ class OverChains(ChainGradients):
         )
 
     def gauss_newton_traces(
-        self, theta: Tensor, rng: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
     ) -> Tensor:
         """See :meth:`flatmin.EmpiricalRisk.gauss_newton_traces`."""
         risk = self.risk
@@ -104,17 +110,21 @@ class OverChains(ChainGradients):
         thetas, chains = self._flat(theta)
         shape = (len(thetas), risk.n_examples, *risk.output_shape)
         if rng is not None:
-            bits = torch.randint(0, 2, shape, generator=rng, device=risk.device)
-            traces = self._gauss_newton_sweep(thetas, (2 * bits - 1).to(risk.dtype))
-        else:
-            units = torch.eye(risk.n_outputs, dtype=risk.dtype, device=risk.device)
-            sweeps = [
-                self._gauss_newton_sweep(
-                    thetas, unit.view(risk.output_shape).expand(shape)
-                )
-                for unit in units
-            ]
-            traces = torch.stack(sweeps).sum(0)
+            k = 1 if n_sweeps is None else check_count("n_sweeps", n_sweeps)
+            sweeps = []
+            for _ in range(k):
+                bits = torch.randint(0, 2, shape, generator=rng, device=risk.device)
+                z = (2 * bits - 1).to(risk.dtype)
+                sweeps.append(self._gauss_newton_sweep(thetas, z))
+            traces = torch.stack(sweeps).view(k, *chains, risk.n_examples)
+            return traces[0] if n_sweeps is None else traces
+        check_no_sweeps(n_sweeps)
+        units = torch.eye(risk.n_outputs, dtype=risk.dtype, device=risk.device)
+        total = sum(
+            self._gauss_newton_sweep(thetas, unit.view(risk.output_shape).expand(shape))
+            for unit in units
+        )
+        traces = torch.as_tensor(total)
         return traces.view(*chains, risk.n_examples)
 
     @in_full_float32
@@ -133,7 +143,9 @@ class OverChains(ChainGradients):
 
         def apart() -> Tensor:
             pairs = zip(thetas, z, strict=True)
-            return torch.stack([risk._gauss_newton_sweep(*pair) for pair in pairs])
+            return torch.cat(
+                [risk._gauss_newton_sweeps(theta, own[None]) for theta, own in pairs]
+            )
 
         return self._examples(thetas, of, apart, z)
 
@@ -158,8 +170,16 @@ class OverChains(ChainGradients):
 
         return self._examples(thetas, of, apart).view(*chains, risk.n_examples)
 
-    def linearize(self, theta: Tensor) -> ChainLinearization:
+    def linearize(
+        self, theta: Tensor, *, select: Any = None, n_products: int | None = None
+    ) -> ChainLinearization:
         """See :meth:`flatmin.EmpiricalRisk.linearize`."""
+        check_products(n_products)
+        if select is not None:
+            raise ValueError(
+                f"select={select!r} takes one θ of shape (D,). Got θ of shape "
+                f"{tuple(theta.shape)}. Take one chain after the other."
+            )
         thetas, chains = self._flat(theta)
         return ChainLinearization(self.risk, thetas.clone(), chains)
 

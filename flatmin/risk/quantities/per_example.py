@@ -12,6 +12,7 @@ from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.dispatch import over_chains
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.moments import Moments, merge_moments
+from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.quantities.first_order import FirstOrderRisk
 
 __all__ = ["PerExampleRisk"]
@@ -20,6 +21,7 @@ __all__ = ["PerExampleRisk"]
 class PerExampleRisk(FirstOrderRisk):
     """gᵢ, their norms, and the diagonal of Σ."""
 
+    @needs_examples
     @over_chains
     def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield gᵢ of all examples, in order, a chunk at a time, without a penalty.
@@ -37,7 +39,8 @@ class PerExampleRisk(FirstOrderRisk):
             theta = self._model.theta()  # the caller may ask for another θ between
         chunks = self._chunks(self._row_chunk_size)
         while True:
-            # Not held between: a caller may stop here, and never come back.
+            # The lock is free between two chunks, because a caller may stop at a yield
+            # and never come back.
             with self._lock:
                 chunk = next(chunks, None)
                 if chunk is None:
@@ -45,6 +48,7 @@ class PerExampleRisk(FirstOrderRisk):
                 rows = self._rows(theta, chunk)
             yield rows
 
+    @needs_examples
     @over_chains
     @in_full_float32
     def squared_norms(self, theta: Tensor) -> Tensor:
@@ -64,6 +68,7 @@ class PerExampleRisk(FirstOrderRisk):
             [self._sums.squared_norms(self._scalars(chunk)) for chunk in self._chunks()]
         )
 
+    @needs_examples
     @over_chains
     @alone
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
@@ -81,6 +86,7 @@ class PerExampleRisk(FirstOrderRisk):
         moments = self._moments(theta)
         return moments.centred_squares + self.n_examples * moments.mean.square()
 
+    @needs_examples
     @over_chains
     @alone
     def gradient_variances(self, theta: Tensor) -> Tensor:
@@ -97,6 +103,7 @@ class PerExampleRisk(FirstOrderRisk):
         """
         return self._moments(theta).centred_squares / self.n_examples
 
+    @needs_examples
     @over_chains
     @alone
     def value_gradient_and_variances(

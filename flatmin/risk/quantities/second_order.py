@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_scalar_tensor
+from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_rng
-from flatmin.risk.arguments import as_direction
+from flatmin.risk.arguments import as_direction, check_no_sweeps
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.dispatch import over_chains
+from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.products.gauss_newton import (
     gauss_newton_draw,
     gauss_newton_example_traces,
@@ -18,6 +20,9 @@ from flatmin.risk.products.gauss_newton import (
 from flatmin.risk.quantities.per_example import PerExampleRisk
 
 __all__ = ["SecondOrderRisk"]
+
+# Sweeps that share a run forward: their cotangents are held.
+_UNITS_AT_ONCE = 16
 
 
 class SecondOrderRisk(PerExampleRisk):
@@ -35,8 +40,9 @@ class SecondOrderRisk(PerExampleRisk):
         -------
         Tensor of shape (\\*chains, D)
         """
-        return self.linearize(theta).vjp(u)
+        return self.linearize(theta, n_products=1).vjp(u)
 
+    @needs_examples
     @over_chains
     @in_full_float32
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -110,9 +116,14 @@ class SecondOrderRisk(PerExampleRisk):
             for chunk in self._chunks()
         )
 
+    @needs_examples
     @over_chains
     def gauss_newton_traces(
-        self, theta: Tensor, rng: torch.Generator | None = None
+        self,
+        theta: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        n_sweeps: int | None = None,
     ) -> Tensor:
         """Return Tr(Gᵢ) of each example, or an unbiased estimate.
 
@@ -124,34 +135,49 @@ class SecondOrderRisk(PerExampleRisk):
         rng : torch.Generator, default=None
             On the risk's device: draws random signs for an estimate by one sweep.
             None takes ``n_outputs`` sweeps, one for each output, and is exact.
+        n_sweeps : int, default=None
+            Estimates by as many sweeps, one a row. They share one run forward.
 
         Returns
         -------
-        Tensor of shape (\\*chains, N)
+        Tensor of shape (\\*chains, N), or (n_sweeps, \\*chains, N)
             In float64.
+
+        Raises
+        ------
+        ValueError
+            If there are ``n_sweeps`` without ``rng``.
         """
         check_rng(rng, self.device, optional=True)
         shape = (self.n_examples, *self.output_shape)
         if rng is not None:
-            bits = torch.randint(0, 2, shape, generator=rng, device=self.device)
-            return self._gauss_newton_sweep(theta, (2 * bits - 1).to(self.dtype))
+            k = 1 if n_sweeps is None else check_count("n_sweeps", n_sweeps)
+            signs = [
+                torch.randint(0, 2, shape, generator=rng, device=self.device)
+                for _ in range(k)
+            ]
+            z = [(2 * bits - 1).to(self.dtype) for bits in signs]
+            traces = self._gauss_newton_sweeps(theta, torch.stack(z))
+            return traces[0] if n_sweeps is None else traces
+        check_no_sweeps(n_sweeps)
+        total = torch.zeros(self.n_examples, dtype=torch.float64, device=self.device)
         units = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
-        sweeps = [
-            self._gauss_newton_sweep(theta, unit.view(self.output_shape).expand(shape))
-            for unit in units
-        ]
-        return torch.stack(sweeps).sum(0)
+        for some in units.split(_UNITS_AT_ONCE):
+            z = some.view(-1, 1, *self.output_shape).expand(-1, *shape)
+            total += self._gauss_newton_sweeps(theta, z).sum(0)
+        return total
 
     @in_full_float32
-    def _gauss_newton_sweep(self, theta: Tensor, z: Tensor) -> Tensor:
+    def _gauss_newton_sweeps(self, theta: Tensor, z: Tensor) -> Tensor:
         self._model.bind(theta)
         return torch.cat(
             [
                 gauss_newton_example_traces(
-                    self._model, self._loss, self._sums, chunk, z[chunk.rows]
+                    self._model, self._loss, self._sums, chunk, z[:, chunk.rows]
                 )
                 for chunk in self._chunks()
-            ]
+            ],
+            dim=1,
         )
 
     def check_gauss_newton(self) -> None:
