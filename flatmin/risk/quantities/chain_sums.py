@@ -16,12 +16,10 @@ from flatmin.risk.chains.kernels import (
     chain_losses_and_pullback,
     share,
 )
-from flatmin.risk.chains.ways import ChainWays
+from flatmin.risk.chains.ways import GRADIENTS, ChainWays
 from flatmin.risk.data.chunks import Chunk
 
-__all__ = ["GRADIENTS", "ChainSums"]
-
-GRADIENTS = "gradients"
+__all__ = ["ChainSums"]
 
 
 class ChainSums:
@@ -88,7 +86,7 @@ class ChainSums:
             shared = share(chunk, len(some))
             part = cotangents[:, chunk.rows]
             return chain_losses_and_gradient(
-                risk._model, risk._loss, some, shared, part
+                risk._model, risk._loss, some, shared, cotangents=part
             )
 
         def apart() -> tuple[Tensor, Tensor]:
@@ -99,8 +97,8 @@ class ChainSums:
             GRADIENTS,
             self._n(),
             thetas,
-            lambda: self._added(of, thetas, cotangents),
-            apart,
+            together=lambda: self._added(of, thetas, cotangents),
+            apart=apart,
         )
         if penalised:
             value, gradient = self._penalised(value, gradient, thetas)
@@ -118,7 +116,9 @@ class ChainSums:
         def of(chunk: Chunk, some: Tensor, *random: Tensor) -> tuple[Tensor, Tensor]:
             shared = share(chunk, len(some))
             u = cotangents(shared, random)
-            return chain_losses_and_pullback(risk._model, risk._loss, some, shared, u)
+            return chain_losses_and_pullback(
+                risk._model, risk._loss, some, shared, cotangents=u
+            )
 
         def apart() -> tuple[Tensor, Tensor]:
             return _stacked([single(*one) for one in zip(thetas, *random, strict=True)])
@@ -127,8 +127,8 @@ class ChainSums:
             GRADIENTS,
             self._n(),
             thetas,
-            lambda: self._added(of, thetas, *random),
-            apart,
+            together=lambda: self._added(of, thetas, *random),
+            apart=apart,
         )
 
     def _added(

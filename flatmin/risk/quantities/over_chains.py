@@ -19,6 +19,7 @@ from flatmin.risk.arguments import as_direction, check_no_sweeps, check_products
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.kernels import ChainChunk, chain_outputs, chain_rows, share
+from flatmin.risk.chains.ways import SUMS
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
 from flatmin.risk.example_sums.scalars import inner_products
@@ -33,8 +34,6 @@ from flatmin.risk.quantities.chain_gradients import ChainGradients
 from flatmin.risk.quantities.chain_linearization import ChainLinearization
 
 __all__ = ["OverChains"]
-
-SUMS = "per-example sums"
 
 
 class OverChains(ChainGradients):
@@ -233,7 +232,7 @@ class OverChains(ChainGradients):
                 parts.append(torch.cat([of(b[0], chunk, *b[1:]) for b in blocks]))
             return torch.cat(parts, 1)
 
-        return self._ways.compute(SUMS, size, thetas, together, apart)
+        return self._ways.compute(SUMS, size, thetas, together=together, apart=apart)
 
     @in_full_float32
     def _moments(self, theta: Tensor) -> tuple[Moments, tuple[int, ...]]:
@@ -258,8 +257,8 @@ class OverChains(ChainGradients):
             SUMS,
             size,
             thetas,
-            lambda: merge_moments(map(of_chunk, risk._chunks(size))),
-            apart,
+            together=lambda: merge_moments(map(of_chunk, risk._chunks(size))),
+            apart=apart,
         )
         return moments, chains
 
@@ -274,7 +273,7 @@ class OverChains(ChainGradients):
         def apart() -> Tensor:
             return torch.stack([risk._rows(theta, chunk) for theta in thetas])
 
-        return self._ways.compute(SUMS, n, thetas, together, apart)
+        return self._ways.compute(SUMS, n, thetas, together=together, apart=apart)
 
     def _loss_rows(self, thetas: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Return ℓ̃ᵢ and gᵢ of each chain."""
