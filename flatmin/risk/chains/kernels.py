@@ -179,6 +179,7 @@ def chain_rows(
     model: FlatModel,
     thetas: Tensor,
     chunk: ChainChunk,
+    *,
     scalar: Callable[..., Tensor],
     args: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:

@@ -219,7 +219,9 @@ class ChainWays:
             argument.expand(len(thetas), *argument.shape).flatten(0, 1)
             for argument in examples.args
         )
-        found = chain_rows(self.model, thetas, shared, examples.scalar, args)
+        found = chain_rows(
+            *(self.model, thetas, shared), scalar=examples.scalar, args=args
+        )
 
         def right(theta: Tensor) -> tuple[Tensor, Tensor]:
             self.model.bind(theta)

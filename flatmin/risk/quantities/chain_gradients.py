@@ -32,6 +32,7 @@ from flatmin.risk.label_noise import (
 )
 from flatmin.risk.products.gauss_newton import weighted_root
 from flatmin.risk.quantities.chain_sums import ChainSums
+from flatmin.risk.quantities.penalty import value_with_penalty
 
 __all__ = ["ChainGradients"]
 
@@ -50,7 +51,8 @@ class ChainGradients(ChainSums):
             with torch.set_grad_enabled(risk.keeps_graph):
                 for chunk in risk._chunks():
                     sums += self._cat(partial(self._losses, chunk), n, thetas)
-            return self._with_penalty((sums / risk.n_examples).to(risk.dtype), thetas)
+            value: Tensor = (sums / risk.n_examples).to(risk.dtype)
+            return value_with_penalty(value, thetas, risk.l2) if risk.l2 else value
 
         value: Tensor = self._ways.compute(
             *(GRADIENTS, n, thetas),

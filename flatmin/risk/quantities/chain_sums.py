@@ -18,6 +18,7 @@ from flatmin.risk.chains.kernels import (
 )
 from flatmin.risk.chains.ways import GRADIENTS, ChainWays
 from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.quantities.penalty import add_penalty
 
 __all__ = ["ChainSums"]
 
@@ -165,15 +166,7 @@ class ChainSums:
     ) -> tuple[Tensor, Tensor]:
         if not self.risk.l2:
             return value, gradient
-        gradient = gradient + self.risk.l2 * thetas
-        return self._with_penalty(value, thetas), gradient
-
-    def _with_penalty(self, value: Tensor, thetas: Tensor) -> Tensor:
-        if not self.risk.l2:
-            return value
-        square = thetas.double().square().sum(1)
-        penalised: Tensor = value.double() + self.risk.l2 / 2 * square
-        return penalised.to(value.dtype)
+        return add_penalty(value, gradient, thetas, self.risk.l2)
 
     @staticmethod
     def _result(

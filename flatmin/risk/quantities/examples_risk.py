@@ -39,6 +39,7 @@ from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.products.product_ways import ProductWays
+from flatmin.risk.quantities.penalty import add_penalty
 from flatmin.risk.trials import tolerance
 
 __all__ = ["ExamplesRisk"]
@@ -403,17 +404,10 @@ class ExamplesRisk:
         )
 
     def _penalised(self, value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (λ/2)‖θ‖² of the bound θ to a value, and its gradient to a gradient."""
-        if not self.l2:
+        """Add the penalty of the bound θ to a value, and its gradient to a gradient."""
+        if not self.l2:  # θ is not even copied
             return value, gradient
-        theta = self._model.theta()
-        return self._with_penalty(value), gradient.add_(theta, alpha=self.l2)
-
-    def _with_penalty(self, value: Tensor) -> Tensor:
-        if not self.l2:
-            return value
-        square = self._model.theta().double().square().sum()
-        return (value.double() + self.l2 / 2 * square).to(self.dtype)
+        return add_penalty(value, gradient, self._model.theta(), self.l2)
 
     def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         losses, total = next(parts)

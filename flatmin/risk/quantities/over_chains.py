@@ -21,7 +21,12 @@ from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.kernels import ChainChunk, chain_outputs, chain_rows, share
 from flatmin.risk.chains.ways import SUMS
 from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
+from flatmin.risk.example_sums.moments import (
+    Moments,
+    mean_and_squares,
+    merge_moments,
+    squared_row_norms,
+)
 from flatmin.risk.example_sums.scalars import inner_products
 from flatmin.risk.label_noise import (
     LabelDraw,
@@ -61,7 +66,7 @@ class OverChains(ChainGradients):
         risk = self.risk
 
         def of(some: Tensor, chunk: Chunk) -> Tensor:
-            return _norms(self._loss_rows(some, chunk)[1])
+            return squared_row_norms(self._loss_rows(some, chunk)[1])
 
         norms = self._examples(thetas, of, lambda: self._apart("squared_norms", thetas))
         return norms.view(*chains, risk.n_examples)
@@ -280,16 +285,16 @@ class OverChains(ChainGradients):
         shared = share(chunk, len(thetas))
         scalars = self.risk._scalars(shared.examples)
         return chain_rows(
-            self.risk._model, thetas, shared, scalars.scalar, scalars.args
+            self.risk._model,
+            thetas,
+            shared,
+            scalar=scalars.scalar,
+            args=scalars.args,
         )
 
     def _squares(self, thetas: Tensor, shared: ChainChunk, u: Tensor) -> Tensor:
         """Return ‖Jᵢᵀuᵢ‖² of each chain, (C, n)."""
-        return _norms(
-            chain_rows(self.risk._model, thetas, shared, inner_products, (u,))[1]
+        _, rows = chain_rows(
+            self.risk._model, thetas, shared, scalar=inner_products, args=(u,)
         )
-
-
-def _norms(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-    return norms.square()
+        return squared_row_norms(rows)
