@@ -192,6 +192,15 @@ def simulate(
     Proportion(value=0.0, low=0.0, high=0.0369..., count=0, n=100)
     >>> result["sgd"].success_rate().low > 0.0369
     True
+
+    Copies of a network:
+
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> risk = EmpiricalRisk(net, "squared_error", [[1.0], [3.0]], [[1.0], [2.0]])
+    >>> run = simulate(risk, "gd", [[0.0], [1.0]], lr=0.1, n_iter=100, n_chains=2)
+    >>> run["gd"].theta  # least squares: 7/10
+    tensor([[0.7000],
+            [0.7000]])
     """
     if not isinstance(risk, ChainsRisk):
         raise TypeError(

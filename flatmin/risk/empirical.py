@@ -78,6 +78,16 @@ class EmpiricalRisk(LabelNoiseRisk):
     that come with a loss, which train, follow the setting. One risk may be used from
     several threads; calls wait for each other.
 
+    θ may have leading dimensions, (\\*chains, D): independent copies of the network,
+    each with its own weights, minibatch or direction in (\\*chains) of the other
+    arguments, and results with (\\*chains) in front. Each is what it is alone, to
+    rounding. What is drawn from a generator is one tensor with the chains in front.
+    Copies that are small go through the network together, by ``vmap``, in blocks that
+    bound the memory. Where a chain takes more than half a million numbers, or where
+    ``vmap`` cannot take the module or differs from a chain alone, they go one after
+    the other; ``paths`` tells. A loop over θ of shape (D,) does the rest: ``params``,
+    ``losses_at``, ``audit``.
+
     Parameters
     ----------
     module : torch.nn.Module

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatmin.dynamics import simulate
+from flatmin.dynamics import DivergenceError, simulate
 from flatmin.noise import METHODS, Projected, Step, make_noise_law, step_for
 from flatmin.risk import EmpiricalRisk
 
@@ -105,8 +105,10 @@ def shared_risk(penalised):
     return make_risk(l2=0.1, chunk_size=3) if penalised else make_risk()
 
 
-@pytest.mark.parametrize("penalised", [False, True])
-@pytest.mark.parametrize("label", LAWS)
+@pytest.mark.parametrize(
+    ("label", "penalised"),
+    [(label, bool(i % 2)) for i, label in enumerate(LAWS)],
+)
 def test_each_chain_is_its_run_alone(label, penalised, monkeypatch):
     """12 iterations, so that every law refreshes more than once."""
     law, risk = LAWS[label], shared_risk(penalised)
@@ -133,3 +135,67 @@ def test_each_chain_is_its_run_alone(label, penalised, monkeypatch):
     assert run.theta.std(0).max() > 0 or label in ("gd", "sam")
     paths = {name: path for name, path in risk.paths.items() if "of chains" in name}
     assert set(paths.values()) == {"vmap"}
+
+
+def test_a_module_without_a_rule_goes_one_by_one():
+    """Its chains are the loop's to the last bit."""
+
+    class Branch(nn.Linear):
+        def forward(self, X):
+            outputs = super().forward(X)
+            return outputs if self.weight.sum() > 0 else 2 * outputs
+
+    risk = make_risk(Branch(3, 2).double())
+    start = risk.params() + torch.arange(3.0)[:, None]
+    options = {"lr": 0.01, "n_iter": 3, "n_chains": 3}
+    run = simulate(risk, "gd", start, **options)["gd"]
+    for theta, found in zip(start, run.theta, strict=True):
+        for _ in range(3):
+            theta = theta - 0.01 * risk.gradient(theta)
+        assert torch.equal(theta, found)
+    assert risk.paths["gradients of chains"].startswith("reference: one chain at a")
+
+
+def test_what_many_chains_cannot_is_refused_before_the_first_method():
+    risk = make_risk(network(250, 2))
+    full = make_noise_law("gld_hessian", n_components="full")
+    for law in (full, Projected(full)):
+        laws = {"gd": make_noise_law("gd"), "full": law}
+        with pytest.raises(ValueError, match=r"'full' of gld_hessian takes one θ"):
+            simulate(risk, laws, risk.params(), lr=0.01, n_iter=1, n_chains=2)
+
+
+def test_start_and_stability_of_a_network():
+    risk = make_risk()
+    with pytest.raises(ValueError, match=r"start must have shape \(26,\) or \(2, 26\)"):
+        simulate(risk, "gd", torch.zeros(25), lr=0.01, n_iter=1, n_chains=2)
+    with pytest.raises(TypeError, match="or an EmpiricalRisk"):
+        simulate(network(), "gd", risk.params(), lr=0.01, n_iter=1)
+    hessian = torch.autograd.functional.hessian(_loss, risk.params())
+    sharpest = float(torch.linalg.eigvalsh(hessian).max())
+    with pytest.warns(UserWarning, match=f"stable one is below {2 / sharpest:.3g}"):
+        simulate(risk, "gd", risk.params(), lr=100.0, n_iter=1, n_chains=2)
+
+
+def _loss(theta):
+    rng = torch.Generator().manual_seed(1)
+    X = torch.randn(N, 3, generator=rng, dtype=torch.float64)
+    W, b, V, c = theta.split([12, 4, 8, 2])
+    outputs = (X @ W.view(4, 3).T + b).tanh() @ V.view(2, 4).T + c
+    return nn.functional.cross_entropy(outputs, torch.arange(N) % 2)
+
+
+def test_a_chain_that_is_lost_is_told():
+    risk = make_risk()
+
+    class Lost(METHODS["gld_ggn"]):
+        name = "lost"
+
+        def noisy_gradient(self, risk, theta, state, rng, *, step=None):
+            loss, gradient = super().noisy_gradient(risk, theta, state, rng)
+            gradient[1] = torch.inf
+            return loss, gradient
+
+    law = Lost(refresh_every=1)
+    with pytest.raises(DivergenceError, match="1 chains of lost are not finite"):
+        simulate(risk, {"lost": law}, risk.params(), lr=0.01, n_iter=3, n_chains=2)

@@ -133,6 +133,8 @@ def test_the_full_batch_function_and_its_derivatives(net, weights, way, monkeypa
     close(risk.value(theta), dense.loss(theta))
     close(risk.losses_at(theta.unsqueeze(0))[0], dense.loss(theta))
     close(risk.outputs(theta), dense.outputs(theta).detach())
+    right = dense.outputs(theta).argmax(1) == y
+    close(risk.accuracy(theta), right.double().mean())
     close(risk.gradient(theta), dense.g)
     value, gradient = risk.value_and_gradient(theta)
     close(value, dense.loss(theta))
@@ -209,7 +211,15 @@ EXAMPLES = {
 }
 OF_THE_WHOLE = {
     # Compared with dense autograd above, or below.
-    *("value", "losses_at", "outputs", "gradient", "value_and_gradient", "vjp"),
+    *(
+        "value",
+        "accuracy",
+        "losses_at",
+        "outputs",
+        "gradient",
+        "value_and_gradient",
+        "vjp",
+    ),
     *("linearize", "value_and_gauss_newton_draw", "model_slopes"),
     *("batch_statistics", "update_from", "with_module", "to", "audit"),
     # What they return is of the network, or of the data.
@@ -248,6 +258,41 @@ def test_words_of_examples_go_on_elsewhere(net):
     assert make_risk(plain, chunk_size=3).chunk_size == 3
     with pytest.raises(ValueError, match="batch_statistics are those of a BatchNorm"):
         risk.batch_statistics(theta)
+
+
+def test_chains_have_the_statistics_of_their_own_point(net):
+    risk = make_risk(net)
+    theta = risk.params()
+    thetas = torch.stack([theta, theta + 0.3, 2 * theta])
+    v, u = numbers(len(theta)), numbers(N, C)
+    words = {
+        "value": risk.value,
+        "outputs": risk.outputs,
+        "gradient": risk.gradient,
+        "hvp": lambda t: risk.linearize(t).hvp(v.expand_as(t)),
+        "ggn": lambda t: risk.linearize(t).ggn(v.expand_as(t)),
+        "vjp": lambda t: risk.linearize(t).vjp(u.expand(*t.shape[:-1], N, C)),
+    }
+    for word in words.values():
+        close(word(thetas), torch.stack([word(t) for t in thetas]))
+    scale = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    rng = torch.Generator().manual_seed(3)
+    _, drawn = risk.value_and_gauss_newton_draw(thetas, scale, rng)
+    rng.manual_seed(3)
+    z = torch.randn((3, N, C), generator=rng, dtype=torch.float64)
+    moved = copy.deepcopy(net)
+    for t, s, zs, found in zip(thetas, scale, z, drawn, strict=True):
+        nn.utils.vector_to_parameters(t, moved.parameters())
+        dense = Dense(moved)
+        close(found, dense.g + s / N**0.5 * dense.J.T @ dense.roots @ zs.flatten())
+    for name, refused in {
+        "squared_norms": lambda: risk.squared_norms(thetas),
+        "directional_derivatives": lambda: risk.linearize(
+            thetas
+        ).directional_derivatives(thetas),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} {REFUSAL}"):
+            refused()
 
 
 def test_the_statistics_give_the_same_outputs_in_evaluation_mode(net):

@@ -202,6 +202,28 @@ def test_of_a_data_set_and_of_a_subset():
             close(found, H @ v, 1e-7 if options else 1e-9)
 
 
+def test_statistics_of_the_batch():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    X, y, v = (
+        torch.randn(10, 3).double(),
+        torch.arange(10) % 2,
+        torch.randn(16).double(),
+    )
+    net = net.double()
+    risk = EmpiricalRisk(net, "cross_entropy", X, y, batch_norm="batch")
+    theta = risk.params()
+
+    def loss(first):
+        hidden = X @ first[:12].view(4, 3).T + first[12:]
+        mean, var = hidden.mean(0), hidden.var(0, correction=0)
+        scaled = net[1].weight * (hidden - mean) / (var + net[1].eps).sqrt()
+        return nn.functional.cross_entropy(net[3]((scaled + net[1].bias).tanh()), y)
+
+    H = torch.autograd.functional.hessian(loss, theta[:16])
+    close(risk.linearize(theta, select="0").hvp(v), H @ v)
+
+
 class Convolutions(TorchDispatchMode):
     """Counts them, forward and backward."""
 

@@ -75,7 +75,7 @@ class ProductGraphs:
 
     def of(self, model: FlatModel) -> ProductGraphs:
         """Return those of another model with the same outputs, such as a block."""
-        share = share_of_activations(model, self.ways.examples.X[:1])
+        share = share_of_activations(model, self.ways.examples.X)
         work = int(self.work * share)
         return ProductGraphs(self.ways.of(model), self.chunk_size, work)
 

@@ -13,6 +13,8 @@ from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.chains.kernels import share
 from flatmin.risk.chains.products import ChainProducts
 from flatmin.risk.chains.ways import PRODUCTS, ChainWays
+from flatmin.risk.network.batch_statistics import needs_examples
+from flatmin.risk.network.model import FlatModel
 
 __all__ = ["ChainLinearization"]
 
@@ -39,6 +41,11 @@ class ChainLinearization:
         self._lock: Lock = risk._lock
         self._ways: ChainWays = risk._chain_ways
         self._n_updates = risk._model.n_updates
+
+    @property
+    def _model(self) -> FlatModel:
+        model: FlatModel = self.risk._model
+        return model
 
     @property
     def theta(self) -> Tensor:
@@ -77,6 +84,7 @@ class ChainLinearization:
         """Return Σ Jᵢᵀuᵢ; ``u`` of shape (\\*chains, N, \\*output_shape)."""
         return self._product("vjp", u)
 
+    @needs_examples
     @in_full_float32
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀv, shape (\\*chains, N)."""
