@@ -291,9 +291,7 @@ class EmpiricalRisk(LabelNoiseRisk):
             finite_difference=self._hvp == "finite_difference",
         )
         self._hessians = ExampleHessians(self._ways)
-        self._chain_ways = ChainWays(
-            self._model, self._loss, self._few, self._sums, self._ways, n_numbers
-        )
+        self._chain_ways = ChainWays(self._ways, n_numbers)
 
     @property
     def _over_chains(self) -> OverChains:

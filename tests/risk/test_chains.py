@@ -205,9 +205,9 @@ def test_blocks_bound_the_memory(monkeypatch):
     seen = []
     original = chain_gradients.chain_losses_and_gradient
 
-    def watched(model, loss, thetas, *rest):
+    def watched(model, loss, thetas, chunk, **cotangents):
         seen.append(len(thetas))
-        return original(model, loss, thetas, *rest)
+        return original(model, loss, thetas, chunk, **cotangents)
 
     monkeypatch.setattr(chain_gradients, "chain_losses_and_gradient", watched)
     size = risk._chain_ways.size_of_chain("minibatch gradients", 3)

@@ -72,7 +72,7 @@ def ask(risk, *left_out):
 def of_a_risk(*holders):
     """Return weak references to a risk's parts, the largest tensors among them."""
     risk = holders[0]
-    parts = [*holders, risk._model, risk._model.module, risk._model._theta]
+    parts = [*holders, risk._model, risk._model.module, risk._model._flat.theta]
     parts += [risk._sums, risk._ways, risk._graphs]
     parts += [graph.prepare for graph in risk._graphs.graphs.values()]
     kept = [getattr(holder, "_kept", {}).values() for holder in holders]

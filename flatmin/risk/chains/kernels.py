@@ -113,6 +113,7 @@ def chain_losses_and_gradient(
     loss: ExampleLoss,
     thetas: Tensor,
     chunk: ChainChunk,
+    *,
     cotangents: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return ℓ̃ᵢ and Σ cᵢ ∇ℓ̃ᵢ of each chain by one backward pass.
@@ -144,6 +145,7 @@ def chain_losses_and_pullback(
     loss: ExampleLoss,
     thetas: Tensor,
     chunk: ChainChunk,
+    *,
     cotangents: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Return ℓ̃ᵢ and Σ Jᵢᵀuᵢ of each chain, uᵢ from the outputs and slopes.
@@ -177,6 +179,7 @@ def chain_rows(
     model: FlatModel,
     thetas: Tensor,
     chunk: ChainChunk,
+    *,
     scalar: Callable[..., Tensor],
     args: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:

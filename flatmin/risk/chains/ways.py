@@ -21,9 +21,6 @@ from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ArrayData
 from flatmin.risk.example_sums.per_example import ROW_BUDGET, looped_rows
 from flatmin.risk.example_sums.scalars import losses_and_pullback
-from flatmin.risk.example_sums.sums import ExampleSums
-from flatmin.risk.losses.example_loss import ExampleLoss
-from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.trials import (
@@ -35,9 +32,13 @@ from flatmin.risk.trials import (
     tolerance,
 )
 
-__all__ = ["ChainWays"]
+__all__ = ["BATCHES", "GRADIENTS", "PRODUCTS", "SUMS", "ChainWays"]
 
 T = TypeVar("T")
+
+# What is settled apart from the others: each has kernels of its own.
+GRADIENTS, BATCHES = "gradients", "minibatch gradients"
+SUMS, PRODUCTS = "per-example sums", "products"
 
 # Numbers in what one chain takes. With more, one chain is work enough for a processor,
 # and the sums of a single θ have faster ways than rows.
@@ -49,45 +50,31 @@ class ChainWays:
 
     Parameters
     ----------
-    model : FlatModel
-    loss : ExampleLoss
-    few : Chunk
-        Examples to try on.
-    sums : ExampleSums
     ways : ProductWays
-        Of products at one θ, as ``sums`` of sums.
+        Of products at one θ, with the network, the loss and examples to try on.
     n_numbers : int
         Input and activations of one example.
     """
 
-    def __init__(
-        self,
-        model: FlatModel,
-        loss: ExampleLoss,
-        few: Chunk,
-        sums: ExampleSums,
-        ways: ProductWays,
-        n_numbers: int,
-    ) -> None:
-        self.model = model
-        self.loss = loss
-        self.few = few
-        self.sums = sums
+    def __init__(self, ways: ProductWays, n_numbers: int) -> None:
         self.ways = ways
-        n_params = model.layout.n_params
+        self.model = ways.model
+        self.loss = ways.loss
+        self.few = ways.examples
+        n_params = self.model.layout.n_params
         # Of each example; a gradient belongs to a chain.
         self.sizes = {
-            "gradients": n_numbers,
-            "minibatch gradients": n_numbers,
-            "per-example sums": n_numbers + n_params,
-            "products": 3 * n_numbers,
+            GRADIENTS: n_numbers,
+            BATCHES: n_numbers,
+            SUMS: n_numbers + n_params,
+            PRODUCTS: 3 * n_numbers,
         }
         self.choices = {quantity: Choice() for quantity in self.sizes}
         self._trials = {
-            "gradients": self._gradients_off,
-            "minibatch gradients": self._minibatches_off,
-            "per-example sums": self._rows_off,
-            "products": self._products_off,
+            GRADIENTS: self._gradients_off,
+            BATCHES: self._minibatches_off,
+            SUMS: self._rows_off,
+            PRODUCTS: self._products_off,
         }
 
     @property
@@ -136,6 +123,7 @@ class ChainWays:
         quantity: str,
         n: int,
         thetas: Tensor,
+        *,
         together: Callable[[], T],
         apart: Callable[[], T],
     ) -> T:
@@ -144,7 +132,7 @@ class ChainWays:
         Parameters
         ----------
         quantity : str
-            One of "gradients", "minibatch gradients", "per-example sums", "products".
+            :data:`GRADIENTS`, :data:`BATCHES`, :data:`SUMS` or :data:`PRODUCTS`.
         n : int
             Examples at a time.
         thetas : Tensor of shape (C, D)
@@ -187,7 +175,7 @@ class ChainWays:
         first = finite[0]
         size = first.square().mean().sqrt() or 1.0
         points = torch.stack([first, first + 0.1 * size * random_like(first, 1)])
-        limit = tolerance(thetas.dtype, 2 if quantity == "products" else 1)
+        limit = tolerance(thetas.dtype, 2 if quantity == PRODUCTS else 1)
         trial = partial(self._trials[quantity], points)
         self.choices[quantity].settle({"vmap": trial}, limit)
 
@@ -212,7 +200,8 @@ class ChainWays:
         every_u = u.repeat(len(thetas), *(1 for _ in u.shape[1:]))
         with PaddingRefused():
             found = chain_losses_and_pullback(
-                self.model, self.loss, thetas, together, lambda _, own: own + every_u
+                *(self.model, self.loss, thetas, together),
+                cotangents=lambda _, own: own + every_u,
             )
 
         def right(theta: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -224,13 +213,15 @@ class ChainWays:
         return self._worst(found, map(right, thetas, apart))
 
     def _rows_off(self, thetas: Tensor) -> float:
-        examples = self.sums.examples()
+        examples = self.ways.sums.examples()
         shared = share(self.few, len(thetas))
         args = tuple(
             argument.expand(len(thetas), *argument.shape).flatten(0, 1)
             for argument in examples.args
         )
-        found = chain_rows(self.model, thetas, shared, examples.scalar, args)
+        found = chain_rows(
+            *(self.model, thetas, shared), scalar=examples.scalar, args=args
+        )
 
         def right(theta: Tensor) -> tuple[Tensor, Tensor]:
             self.model.bind(theta)

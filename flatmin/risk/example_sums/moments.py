@@ -15,6 +15,7 @@ __all__ = [
     "mean_and_squares",
     "merge_moments",
     "squared_row_norms",
+    "squared_sums",
 ]
 
 # Numbers in float64 at a time: on a CPU they stay within the caches, and no memory is
@@ -27,9 +28,9 @@ class Moments(NamedTuple):
     """The mean of n values, and mean and spread of their gradients, in float64."""
 
     n: int
-    value: Tensor  # ()
-    mean: Tensor  # (D,) ḡ
-    centred_squares: Tensor  # (D,) Σᵢ (gᵢ - ḡ)²
+    value: Tensor  # (*chains)
+    mean: Tensor  # (*chains, D) ḡ
+    centred_squares: Tensor  # (*chains, D) Σᵢ (gᵢ - ḡ)²
 
 
 def mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,13 +108,15 @@ def squared_row_norms(rows: Tensor) -> Tensor:
 
     Parameters
     ----------
-    rows : Tensor of shape (n, p)
+    rows : Tensor of shape (\\*chains, n, p)
 
     Returns
     -------
-    Tensor of shape (n,)
+    Tensor of shape (\\*chains, n)
         In float64.
     """
+    if rows.ndim > 2:
+        return squared_row_norms(rows.flatten(0, -2)).view(rows.shape[:-1])
     n, p = rows.shape
     norms = torch.empty(n, dtype=torch.float64, device=rows.device)
     if rows.device.type != "cpu" or rows.dtype == torch.float64:

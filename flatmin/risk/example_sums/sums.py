@@ -276,5 +276,7 @@ def _moments(values: Tensor, rows: Tensor) -> Moments:
 
 
 def _norms(rows: Tensor) -> Tensor:
+    # Not by squared_row_norms, which the norms by layer are made of: these are tried
+    # against it.
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     return norms.square()

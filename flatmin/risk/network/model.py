@@ -13,7 +13,6 @@ from torch._C._functorch import is_batchedtensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flatmin._utils.arrays import check_tensor
 from flatmin._utils.locks import Lock
 from flatmin._utils.trees import Inputs, call_with, leaves_of, map_inputs
 from flatmin.risk.autodiff.casts import InFloat64
@@ -24,8 +23,7 @@ from flatmin.risk.network.batch_statistics import (
     recorded_statistics,
     write_statistics,
 )
-from flatmin.risk.network.layout import ParameterLayout
-from flatmin.risk.network.module_checks import trainable
+from flatmin.risk.network.flat_parameters import FlatParameters
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.module_update import check_form, copy_tensors, reads_alike
 from flatmin.risk.network.outputs import OutputTransform, read_output
@@ -90,51 +88,18 @@ class FlatModel:
         self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
-        self.lowest_dtype = self._theta.dtype
+        self.lowest_dtype = self._flat.theta.dtype
 
     def _make_views(self) -> None:
-        self.layout = ParameterLayout.of(self.module)
-        self.params = trainable(self.module)
-        self._theta = self.layout.flatten(dict(self.module.named_parameters()))
-        views = self.layout.views(self._theta)
-        # Two real numbers can be read as a complex one (torch.view_as_complex) at an
-        # even place only. What lies at an odd one has a copy, in the same storage.
-        self._odd = [
-            i
-            for i, view in enumerate(views)
-            if view.shape[-1:] == (2,) and view.storage_offset() % 2
-        ]
-        self._moved: list[tuple[Tensor, Tensor]] = []
-        if self._odd:
-            n = self.layout.n_params
-            sizes = [n, n % 2, *(views[i].numel() for i in self._odd)]
-            parts = torch.cat([self._theta, self._theta.new_empty(sum(sizes) - n)])
-            self._theta, _, *copies = parts.split(sizes)
-            views = self.layout.views(self._theta)
-            for i, copied in zip(self._odd, copies, strict=True):
-                place = copied.view(views[i].shape)
-                self._moved.append((place.copy_(views[i]), views[i]))
-                views[i] = place
-        for parameter, view in zip(self.params, views, strict=True):
-            parameter.data = view
-            parameter.grad = None
-        # Where each parameter is held: a tied one in several modules. (By itself
-        # functional_call leaves its own tensors behind in a module of two names.)
-        index = {id(p): i for i, p in enumerate(self.params)}
-        self._places = {
-            f"{prefix}.{name}".removeprefix("."): index[id(parameter)]
-            for prefix, part in self.module.named_modules()
-            for name, parameter in part.named_parameters(recurse=False)
-            if id(parameter) in index
-        }
+        self._flat = FlatParameters(self.module)
+        self.layout, self.params = self._flat.layout, self._flat.params
 
     # Copies and pickles of views are no longer views: a copied model would ignore
     # bind(), and a pickle would hold θ once for every parameter.
     def __getstate__(self) -> dict[str, Any]:
-        derived_names = ("layout", "params", "_theta", "_odd", "_moved", "_places")
         with self.lock:
             state = self.__dict__.copy()
-            for derived in (*derived_names, "lock"):
+            for derived in ("layout", "params", "_flat", "lock"):
                 del state[derived]
             state["module"] = copy_module(self.module)
         return state
@@ -235,20 +200,7 @@ class FlatModel:
         TypeError
             If it is no tensor, or complex.
         """
-        if not isinstance(theta, Tensor):
-            raise TypeError(
-                "θ must be a Tensor, such as risk.params(). Got "
-                f"{type(theta).__name__}; use torch.as_tensor."
-            )
-        check_tensor("θ", theta)
-        if theta.shape != self._theta.shape:
-            raise ValueError(
-                f"θ must have shape ({self.layout.n_params},), one flat vector of the "
-                f"trainable parameters. Got {tuple(theta.shape)}."
-            )
-        self._theta.copy_(theta.detach())
-        for place, view in self._moved:
-            place.copy_(view)
+        self._flat.bind(theta)
 
     def take_over(self, module: nn.Module, few: Inputs) -> None:
         """Copy the parameters and buffers of a module of the same form.
@@ -306,8 +258,9 @@ class FlatModel:
         -------
         bool
         """
+        theta = self._flat.theta
         twin = FlatModel(
-            copy_module(module, device=self._theta.device, dtype=self._theta.dtype),
+            copy_module(module, device=theta.device, dtype=theta.dtype),
             self.output_transform,
         )
         twin.copies_input = self.copies_input
@@ -315,16 +268,15 @@ class FlatModel:
         ours, theirs = self.evaluate(few), twin.evaluate(few)
         if exactly or ours.shape != theirs.shape:
             return torch.equal(ours, theirs)
-        return difference(theirs, ours) <= tolerance(self._theta.dtype, 0)
+        return difference(theirs, ours) <= tolerance(theta.dtype, 0)
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a part of the bound θ."""
-        storages = (tensor.untyped_storage(), self._theta.untyped_storage())
-        return storages[0].data_ptr() == storages[1].data_ptr()
+        return self._flat.holds(tensor)
 
     def theta(self) -> Tensor:
         """Return a copy of the bound θ, shape (D,)."""
-        return self._theta.clone()
+        return self._flat.theta.clone()
 
     def __call__(self, X: Inputs) -> Tensor:
         """Return the outputs at the bound θ."""
@@ -361,10 +313,7 @@ class FlatModel:
         -------
         Tensor of shape (n, ...)
         """
-        views = self.layout.views(theta)
-        for i in self._odd:
-            views[i] = views[i].clone()
-        parameters = {place: views[i] for place, i in self._places.items()}
+        parameters = self._flat.by_place(theta)
 
         def module(*args: Any, **kwargs: Any) -> Any:
             return functional_call(

@@ -22,6 +22,7 @@ from flatmin.risk.chains.kernels import (
     chain_outputs,
     share,
 )
+from flatmin.risk.chains.ways import BATCHES, GRADIENTS
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.label_noise import (
     LabelDraw,
@@ -30,11 +31,10 @@ from flatmin.risk.label_noise import (
     label_uniforms,
 )
 from flatmin.risk.products.gauss_newton import weighted_root
-from flatmin.risk.quantities.chain_sums import GRADIENTS, ChainSums
+from flatmin.risk.quantities.chain_sums import ChainSums
+from flatmin.risk.quantities.penalty import value_with_penalty
 
 __all__ = ["ChainGradients"]
-
-BATCHES = "minibatch gradients"
 
 
 class ChainGradients(ChainSums):
@@ -51,10 +51,13 @@ class ChainGradients(ChainSums):
             with torch.set_grad_enabled(risk.keeps_graph):
                 for chunk in risk._chunks():
                     sums += self._cat(partial(self._losses, chunk), n, thetas)
-            return self._with_penalty((sums / risk.n_examples).to(risk.dtype), thetas)
+            value: Tensor = (sums / risk.n_examples).to(risk.dtype)
+            return value_with_penalty(value, thetas, risk.l2) if risk.l2 else value
 
         value: Tensor = self._ways.compute(
-            GRADIENTS, n, thetas, together, lambda: self._apart("value", thetas)
+            *(GRADIENTS, n, thetas),
+            together=together,
+            apart=lambda: self._apart("value", thetas),
         )
         return value.view(chains)
 
@@ -76,7 +79,9 @@ class ChainGradients(ChainSums):
             return torch.cat(parts, 1)
 
         outputs: Tensor = self._ways.compute(
-            GRADIENTS, n, thetas, together, lambda: self._apart("outputs", thetas)
+            *(GRADIENTS, n, thetas),
+            together=together,
+            apart=lambda: self._apart("outputs", thetas),
         )
         return outputs.view(*chains, *outputs.shape[1:])
 
@@ -218,8 +223,9 @@ class ChainGradients(ChainSums):
             with within("indices", risk.n_examples):
                 chosen = risk._data.select(own.flatten())
             chunk = ChainChunk(chosen, len(some), is_shared=False)
+            mean = some.new_full(own.shape, 1 / m)
             losses, gradient = chain_losses_and_gradient(
-                risk._model, risk._loss, some, chunk, some.new_full(own.shape, 1 / m)
+                risk._model, risk._loss, some, chunk, cotangents=mean
             )
             return losses.mean(1, dtype=torch.float64), gradient
 
@@ -234,8 +240,10 @@ class ChainGradients(ChainSums):
             BATCHES,
             m,
             thetas,
-            together,
-            lambda: self._pairs_apart("value_and_batch_gradient", thetas, indices),
+            together=together,
+            apart=lambda: self._pairs_apart(
+                "value_and_batch_gradient", thetas, indices
+            ),
         )
 
     def _losses(self, chunk: Chunk, thetas: Tensor) -> Tensor:

@@ -12,13 +12,12 @@ from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.chains.kernels import share
 from flatmin.risk.chains.products import ChainProducts
-from flatmin.risk.chains.ways import ChainWays
+from flatmin.risk.chains.ways import PRODUCTS, ChainWays
 from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.network.model import FlatModel
 
 __all__ = ["ChainLinearization"]
 
-PRODUCTS = "products"
 _SUMS = ("hvp", "fisher", "vjp")  # over the examples
 
 
@@ -110,8 +109,8 @@ class ChainLinearization:
             PRODUCTS,
             n,
             self._thetas,
-            lambda: self._together(quantity, n, directions),
-            lambda: self._apart(quantity, directions),
+            together=lambda: self._together(quantity, n, directions),
+            apart=lambda: self._apart(quantity, directions),
         )
         if not bool(product.isfinite().all()):
             wild = (~product.isfinite()).flatten(1).any(1)

@@ -16,12 +16,11 @@ from flatmin.risk.chains.kernels import (
     chain_losses_and_pullback,
     share,
 )
-from flatmin.risk.chains.ways import ChainWays
+from flatmin.risk.chains.ways import GRADIENTS, ChainWays
 from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.quantities.penalty import add_penalty
 
-__all__ = ["GRADIENTS", "ChainSums"]
-
-GRADIENTS = "gradients"
+__all__ = ["ChainSums"]
 
 
 class ChainSums:
@@ -88,7 +87,7 @@ class ChainSums:
             shared = share(chunk, len(some))
             part = cotangents[:, chunk.rows]
             return chain_losses_and_gradient(
-                risk._model, risk._loss, some, shared, part
+                risk._model, risk._loss, some, shared, cotangents=part
             )
 
         def apart() -> tuple[Tensor, Tensor]:
@@ -99,8 +98,8 @@ class ChainSums:
             GRADIENTS,
             self._n(),
             thetas,
-            lambda: self._added(of, thetas, cotangents),
-            apart,
+            together=lambda: self._added(of, thetas, cotangents),
+            apart=apart,
         )
         if penalised:
             value, gradient = self._penalised(value, gradient, thetas)
@@ -118,7 +117,9 @@ class ChainSums:
         def of(chunk: Chunk, some: Tensor, *random: Tensor) -> tuple[Tensor, Tensor]:
             shared = share(chunk, len(some))
             u = cotangents(shared, random)
-            return chain_losses_and_pullback(risk._model, risk._loss, some, shared, u)
+            return chain_losses_and_pullback(
+                risk._model, risk._loss, some, shared, cotangents=u
+            )
 
         def apart() -> tuple[Tensor, Tensor]:
             return _stacked([single(*one) for one in zip(thetas, *random, strict=True)])
@@ -127,8 +128,8 @@ class ChainSums:
             GRADIENTS,
             self._n(),
             thetas,
-            lambda: self._added(of, thetas, *random),
-            apart,
+            together=lambda: self._added(of, thetas, *random),
+            apart=apart,
         )
 
     def _added(
@@ -165,15 +166,7 @@ class ChainSums:
     ) -> tuple[Tensor, Tensor]:
         if not self.risk.l2:
             return value, gradient
-        gradient = gradient + self.risk.l2 * thetas
-        return self._with_penalty(value, thetas), gradient
-
-    def _with_penalty(self, value: Tensor, thetas: Tensor) -> Tensor:
-        if not self.risk.l2:
-            return value
-        square = thetas.double().square().sum(1)
-        penalised: Tensor = value.double() + self.risk.l2 / 2 * square
-        return penalised.to(value.dtype)
+        return add_penalty(value, gradient, thetas, self.risk.l2)
 
     @staticmethod
     def _result(

@@ -21,6 +21,7 @@ from flatmin.risk.network.batch_statistics import (
     recorded_statistics,
 )
 from flatmin.risk.quantities.examples_risk import ExamplesRisk
+from flatmin.risk.quantities.penalty import value_with_penalty
 
 __all__ = ["FirstOrderRisk"]
 
@@ -46,7 +47,10 @@ class FirstOrderRisk(ExamplesRisk):
             evaluate_losses(self._model, self._loss, chunk).sum(dtype=torch.float64)
             for chunk in self._chunks()
         ]
-        return self._with_penalty(self._mean(sums))
+        value = self._mean(sums)
+        if not self.l2:
+            return value
+        return value_with_penalty(value, self._model.theta(), self.l2)
 
     def losses_at(self, thetas: Tensor) -> Tensor:
         """Return L at several points.

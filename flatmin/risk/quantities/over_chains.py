@@ -19,8 +19,14 @@ from flatmin.risk.arguments import as_direction, check_no_sweeps, check_products
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.kernels import ChainChunk, chain_outputs, chain_rows, share
+from flatmin.risk.chains.ways import SUMS
 from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
+from flatmin.risk.example_sums.moments import (
+    Moments,
+    mean_and_squares,
+    merge_moments,
+    squared_row_norms,
+)
 from flatmin.risk.example_sums.scalars import inner_products
 from flatmin.risk.label_noise import (
     LabelDraw,
@@ -33,8 +39,6 @@ from flatmin.risk.quantities.chain_gradients import ChainGradients
 from flatmin.risk.quantities.chain_linearization import ChainLinearization
 
 __all__ = ["OverChains"]
-
-SUMS = "per-example sums"
 
 
 class OverChains(ChainGradients):
@@ -62,7 +66,7 @@ class OverChains(ChainGradients):
         risk = self.risk
 
         def of(some: Tensor, chunk: Chunk) -> Tensor:
-            return _norms(self._loss_rows(some, chunk)[1])
+            return squared_row_norms(self._loss_rows(some, chunk)[1])
 
         norms = self._examples(thetas, of, lambda: self._apart("squared_norms", thetas))
         return norms.view(*chains, risk.n_examples)
@@ -233,7 +237,7 @@ class OverChains(ChainGradients):
                 parts.append(torch.cat([of(b[0], chunk, *b[1:]) for b in blocks]))
             return torch.cat(parts, 1)
 
-        return self._ways.compute(SUMS, size, thetas, together, apart)
+        return self._ways.compute(SUMS, size, thetas, together=together, apart=apart)
 
     @in_full_float32
     def _moments(self, theta: Tensor) -> tuple[Moments, tuple[int, ...]]:
@@ -258,8 +262,8 @@ class OverChains(ChainGradients):
             SUMS,
             size,
             thetas,
-            lambda: merge_moments(map(of_chunk, risk._chunks(size))),
-            apart,
+            together=lambda: merge_moments(map(of_chunk, risk._chunks(size))),
+            apart=apart,
         )
         return moments, chains
 
@@ -274,23 +278,23 @@ class OverChains(ChainGradients):
         def apart() -> Tensor:
             return torch.stack([risk._rows(theta, chunk) for theta in thetas])
 
-        return self._ways.compute(SUMS, n, thetas, together, apart)
+        return self._ways.compute(SUMS, n, thetas, together=together, apart=apart)
 
     def _loss_rows(self, thetas: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Return ℓ̃ᵢ and gᵢ of each chain."""
         shared = share(chunk, len(thetas))
         scalars = self.risk._scalars(shared.examples)
         return chain_rows(
-            self.risk._model, thetas, shared, scalars.scalar, scalars.args
+            self.risk._model,
+            thetas,
+            shared,
+            scalar=scalars.scalar,
+            args=scalars.args,
         )
 
     def _squares(self, thetas: Tensor, shared: ChainChunk, u: Tensor) -> Tensor:
         """Return ‖Jᵢᵀuᵢ‖² of each chain, (C, n)."""
-        return _norms(
-            chain_rows(self.risk._model, thetas, shared, inner_products, (u,))[1]
+        _, rows = chain_rows(
+            self.risk._model, thetas, shared, scalar=inner_products, args=(u,)
         )
-
-
-def _norms(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-    return norms.square()
+        return squared_row_norms(rows)
