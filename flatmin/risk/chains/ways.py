@@ -70,12 +70,6 @@ class ChainWays:
             PRODUCTS: 3 * n_numbers,
         }
         self.choices = {quantity: Choice() for quantity in self.sizes}
-        self._trials = {
-            GRADIENTS: self._gradients_off,
-            BATCHES: self._minibatches_off,
-            SUMS: self._rows_off,
-            PRODUCTS: self._products_off,
-        }
 
     @property
     def paths(self) -> dict[str, str]:
@@ -176,7 +170,13 @@ class ChainWays:
         size = first.square().mean().sqrt() or 1.0
         points = torch.stack([first, first + 0.1 * size * random_like(first, 1)])
         limit = tolerance(thetas.dtype, 2 if quantity == PRODUCTS else 1)
-        trial = partial(self._trials[quantity], points)
+        trials = {
+            GRADIENTS: self._gradients_off,
+            BATCHES: self._minibatches_off,
+            SUMS: self._rows_off,
+            PRODUCTS: self._products_off,
+        }
+        trial = partial(trials[quantity], points)
         self.choices[quantity].settle({"vmap": trial}, limit)
 
     def _gradients_off(self, thetas: Tensor) -> float:

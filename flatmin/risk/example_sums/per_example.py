@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from flatmin._utils.trees import leaves_of, with_leaves
+from flatmin.risk.autodiff.compiler import load_compiler
 from flatmin.risk.autodiff.isolation import isolated, vectorize
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.network.model import FlatModel
@@ -35,6 +36,7 @@ def vectorised_rows(
     values : Tensor of shape (n,)
     rows : Tensor of shape (n, D)
     """
+    load_compiler()
     leaves, args = leaves_of(examples.X), examples.args
 
     def single(theta: Tensor, *rest: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.func import grad, vjp
 
 from flatmin._utils.messages import first_line
 from flatmin._utils.quiet import ignored
+from flatmin.risk.autodiff.compiler import load_compiler
 from flatmin.risk.losses.class_targets import ClassTargets, as_integers
 from flatmin.risk.losses.elementwise import elementwise_targets
 from flatmin.risk.losses.example_loss import ExampleLoss, unit_targets
@@ -145,6 +146,7 @@ class CallableLoss(ExampleLoss):
         self._check(outputs, targets)
         losses = self._losses(targets)
         if get_dynamic_layer_stack_depth():  # a graph is being made of it
+            load_compiler()
 
             def total(outputs: Tensor) -> Tensor:
                 return losses(outputs).sum()

@@ -13,6 +13,7 @@ from torch.func import grad, jvp
 
 from flatmin._utils.quiet import ignored
 from flatmin._utils.trees import leaves_of, with_leaves
+from flatmin.risk.autodiff.compiler import load_compiler
 from flatmin.risk.autodiff.isolation import isolated, vectorize
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
@@ -96,6 +97,7 @@ class ExampleHessians:
         return self.choice.settle(trials, tolerance(self.model.precision, 2))
 
     def _vectorised(self, theta: Tensor, chunk: Chunk, v: Tensor) -> Tensor:
+        load_compiler()
         leaves, weights = leaves_of(chunk.X), theta.new_ones(len(chunk.X))
         if chunk.weights is not None:
             weights = chunk.weights

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from flatmin._utils.quiet import ignored
+from flatmin.risk.autodiff.compiler import load_compiler
 from flatmin.risk.autodiff.isolation import isolated
 from flatmin.risk.autodiff.kernels import twice_differentiable
-from flatmin.risk.example_sums.scalars import (
-    ExampleScalars,
-)
+from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.trials import NotTaken
@@ -75,6 +74,7 @@ def _jvp_by_pullback(_sums: ExampleSums, point: DoubleBackward, v: Tensor) -> Te
 
 
 def _hvp_forward(point: DoubleBackward, v: Tensor) -> Tensor:
+    load_compiler()
     chunk = point.chunk
 
     def total(theta: Tensor) -> Tensor:

@@ -16,10 +16,7 @@ from flatmin.risk.chains.dispatch import over_chains
 from flatmin.risk.chains.ways import ChainWays
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ArrayData, ExampleData
-from flatmin.risk.example_sums.scalars import (
-    ExampleScalars,
-    losses_and_gradient,
-)
+from flatmin.risk.example_sums.scalars import ExampleScalars, losses_and_gradient
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.batch_statistics import needs_examples
