@@ -94,7 +94,10 @@ def test_what_is_right_has_the_digits_of_the_lower(cast, dtype):
         off = (found.double() - wanted.view(found.shape)).norm() / wanted.norm()
         assert off < 2e-6
     told = "the module computes in float32 inside"
-    assert (risk.paths.get("precision") == told) == (dtype == DOUBLE)
+    precision, _, change = risk.paths.get("precision", "").partition(", which changes ")
+    assert precision == (told if dtype == DOUBLE else "")
+    if dtype == DOUBLE:
+        assert float(change.removeprefix("H v by ")) < 2e-6
     assert told in str(risk.audit())
     assert risk.audit().fails == ()
     assert risk._model.in_float64 is False  # the audit had a copy
@@ -142,6 +145,21 @@ def test_too_few_digits_are_refused_and_the_way_out_is_right(dtype):
     found = risk.to(hvp="finite_difference").linearize(theta).hvp(v)
     H = reference(make(torch.tanh), X, Y)[2]
     torch.testing.assert_close(found.double(), H @ v.double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
+def test_how_much_float16_changes_a_product_that_passes_is_told(dtype):
+    module = make(lambda h: h.half().to(h.dtype).tanh())
+    risk = EmpiricalRisk(module, "cross_entropy", X, Y, dtype=dtype)
+    theta = risk.params()
+    assert risk.paths["precision"] == "the module computes in float16 inside"
+    v = torch.linspace(-1, 1, risk.n_params, dtype=dtype)
+    found = risk.linearize(theta).hvp(v).double()
+    right = reference(make(torch.tanh), X, Y)[2] @ v.double()
+    off = float((found - right).norm() / right.norm())
+    told = float(risk.paths["precision"].partition(", which changes H v by ")[2])
+    assert 1e-5 < told <= 1e-3
+    assert told / 5 < off < 5 * told  # of another vector
 
 
 @pytest.mark.parametrize(

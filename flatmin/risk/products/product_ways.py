@@ -57,6 +57,9 @@ class ProductWays:
         Of H v: double backward, or forward mode over backward.
     difference_error : float
         The largest relative difference between two steps of a finite difference.
+    cast_error : float or None
+        By how much the module's casts changed H v on the examples of the trial,
+        relative to it; None where none passed.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class ProductWays:
         self.jacobian = Choice()
         self.hessian = Choice()
         self.difference_error = 0.0
+        self.cast_error: float | None = None
 
     def of(self, model: FlatModel) -> ProductWays:
         """Return those of another model with the same outputs, such as a block."""
@@ -95,6 +99,12 @@ class ProductWays:
         if choice.taken is None or not choice.reasons:
             return ""
         return f"; by {choice.taken}, since {_listed(choice)}"
+
+    def describe_casts(self) -> str:
+        """Return by how much casts change H v, where that is known."""
+        if self.cast_error is None:
+            return ""
+        return f", which changes H v by {self.cast_error:.0e}"
 
     def jvp(self, point: DoubleBackward, v: Tensor) -> Tensor:
         """Return J v of a chunk by the first way that is right, and finite there.
@@ -247,6 +257,7 @@ class ProductWays:
         if not off <= tolerance(self.model.precision, 2):
             inside = str(lowest).removeprefix("torch.")
             raise ValueError(f"casts to {inside} in the module change it by {off:.1e}")
+        self.cast_error = max(off, self.cast_error or 0.0)
 
     def _in_float64(self, theta: Tensor, chunk: Chunk) -> DoubleBackward:
         """Return a point in float64, or in θ's own dtype for modules of one dtype."""
