@@ -156,7 +156,8 @@ class ExamplesRisk(NetworkRisk):
         Examples
         --------
         >>> from flatmin import EmpiricalRisk
-        >>> risk = EmpiricalRisk(nn.Linear(1, 1), "squared_error", [[3.0]], [[0.0]])
+        >>> X, y = [[3.0]], [[0.0]]
+        >>> risk = EmpiricalRisk(torch.nn.Linear(1, 1), "squared_error", X, y)
         >>> risk.linearize(risk.params(), select="weight").hvp(torch.ones(1))
         tensor([18.])
         """
