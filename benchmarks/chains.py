@@ -6,7 +6,7 @@ The network is the paper's of 251 parameters, on N points of its cubic with nois
 targets. ``time`` is a step of ``gld_full`` for one θ and for 100 chains: minimum,
 median and maximum of five blocks measured in turn. ``exits`` starts near a minimum of
 the risk with ``l2=0.01``, found by gradient descent, and waits until ‖θ - θ₀‖ exceeds
-``RADIUS``: 100 chains by ``simulate``, and 100 runs alone by a loop of one's own, with
+``RADIUS``: 100 chains by ``simulate``, and 50 runs alone by a loop of one's own, with
 seeds that no chain has. Rule: the two agree if a Kolmogorov-Smirnov test of the exit
 times has p ≥ 0.01. Two more settings tell how far the exit follows η/m: with η and m
 halved the time ηt should stay, up to terms in η λ₁, and with η alone it should grow.
@@ -36,7 +36,7 @@ FORMAT = 1
 TEXT = {"capture_output": True, "text": True, "check": True}
 SEED = 0
 N_CHAINS = 100
-RADIUS = 0.03
+RADIUS = 0.025
 SETTINGS = ((0.01, 2), (0.005, 1), (0.005, 2))  # η, m; runs alone have the first
 
 
@@ -157,9 +157,9 @@ def measure(*, quick):
     sizes = (20,) if quick else (20, 100, 1000)
     return {
         "format": FORMAT,
-        "time": [measure_time(n, 5 if quick else 40) for n in sizes],
+        "time": [measure_time(n, 5 if quick else 20) for n in sizes],
         "exits": measure_exits(
-            *((200, 30, 3) if quick else (20_000, 4000, N_CHAINS)),
+            *((200, 30, 3) if quick else (5000, 1500, 50)),
         ),
     }
 

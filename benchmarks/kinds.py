@@ -8,8 +8,9 @@ of b, a bare gradient of the plain module in the same process, once by the clock
 wall and once by that of the CPU, and stand as minimum, median and maximum over
 processes. Memory is the high-water mark beyond that of the bare gradient. By hand is
 what an informed user writes: a double backward with its graph kept, under SciPy's
-``eigsh``, and ``vmap(grad)``. The data are drawn at random but for the digits; only
-shapes matter for the costs, but for the number of products.
+``eigsh``, and ``vmap(grad)``. The data are drawn at random but for the digits, and θ is
+where the module begins: only shapes matter for the costs, but for the number of
+products that eigenpairs take, which is larger there than after training.
 """
 
 import argparse

@@ -119,10 +119,8 @@ def risk_of_model(
     X = _checked_inputs(X)
     batch_norm = batch_norm or "frozen"
     check_batch_norm(module, batch_norm)  # in the mode that it has
-    if any(part.training for part in module.modules()):
-        # A skorch net evaluates InstanceNorm by running statistics, in any mode.
-        own_statistics = isinstance(model, nn.Module)
-        module = evaluation_mode(copy_module(module), own_statistics=own_statistics)
+    # A skorch net evaluates InstanceNorm by running statistics, in any mode.
+    module = _in_evaluation_mode(module, own_statistics=isinstance(model, nn.Module))
     return EmpiricalRisk(
         module,
         loss,
@@ -138,6 +136,12 @@ def risk_of_model(
         device=device,
         dtype=dtype,
     )
+
+
+def _in_evaluation_mode(module: nn.Module, *, own_statistics: bool) -> nn.Module:
+    if any(part.training for part in module.modules()):
+        return evaluation_mode(copy_module(module), own_statistics=own_statistics)
+    return module
 
 
 def training_risk(

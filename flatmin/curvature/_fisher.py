@@ -84,8 +84,10 @@ class FisherOperator(LinearizedOperator):
         Jv = self._point.jvp(v)
         pulled = torch.zeros_like(Jv)
         for slopes in self._slopes:
-            along = (slopes * Jv).reshape(len(Jv), -1).sum(1)
-            pulled += slopes * along.view(-1, *(1 for _ in Jv.shape[1:]))
+            of_example = Jv.shape[: self.theta.ndim]  # (*chains, N)
+            along = (slopes * Jv).reshape(*of_example, -1).sum(-1)
+            ones = (1 for _ in Jv.shape[len(of_example) :])
+            pulled += slopes * along.view(*of_example, *ones)
         product = self._point.vjp(pulled)
         return product / (self.risk.n_examples * self.n_samples)
 

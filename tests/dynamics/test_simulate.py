@@ -266,10 +266,9 @@ def test_bad_input(quadratic, arguments, message):
         simulate(quadratic, **(good | arguments))
 
 
-def test_networks_are_refused():
-    risk = _problems.risk()
-    with pytest.raises(TypeError, match=r"AnalyticRisk.*Got EmpiricalRisk"):
-        simulate(risk, "gd", risk.params(), lr=0.1, n_iter=1)
+def test_what_is_no_risk_of_chains_is_refused():
+    with pytest.raises(TypeError, match=r"or an EmpiricalRisk.*Got Sequential"):
+        simulate(_problems.network(), "gd", torch.zeros(2), lr=0.1, n_iter=1)
 
 
 def test_no_target_no_rates(quadratic):

@@ -199,3 +199,19 @@ def test_a_chain_that_is_lost_is_told():
     law = Lost(refresh_every=1)
     with pytest.raises(DivergenceError, match="1 chains of lost are not finite"):
         simulate(risk, {"lost": law}, risk.params(), lr=0.01, n_iter=3, n_chains=2)
+
+
+@pytest.mark.parametrize("name", ["gld_fisher", "gld_ggn", "gld_dynamic"])
+def test_a_sampled_match_is_of_each_chain(name, monkeypatch):
+    """With more than 60 parameters Tr(HΣ) and Tr(HC) are means over draws."""
+    risk = make_risk(network(20))
+    law = make_noise_law(name, match="curvature", batch_size=2)
+    thetas = risk.params() * torch.tensor([[1.0], [0.9], [1.1]])
+    tape = Tape(monkeypatch)
+    state = law.refresh(risk, thetas, tape.rng)
+    assert state.factor.shape == state.stderr.shape == (N_CHAINS,)
+    for chain, theta in enumerate(thetas):
+        tape.play(chain)
+        alone = law.refresh(risk, theta, tape.rng)
+        torch.testing.assert_close(state.factor[chain], alone.factor)
+        torch.testing.assert_close(state.stderr[chain], alone.stderr)

@@ -112,10 +112,10 @@ def break_hessian(monkeypatch):
 
 
 def break_jacobian(monkeypatch):
-    right = ways.JACOBIANS["forward mode"]
+    right = ways.JACOBIANS["pullback"]
     monkeypatch.setitem(
         ways.JACOBIANS,
-        "forward mode",
+        "pullback",
         lambda sums, point, v: 1.01 * right(sums, point, v),
     )
     monkeypatch.setattr(product_ways.ProductWays, "_off", lambda *_: 0.0)

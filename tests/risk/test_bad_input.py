@@ -80,6 +80,11 @@ BAD = {
         ValueError,
         "lazy parameters.*Run one forward pass",
     ),
+    "lazy buffers": (
+        {"module": nn.Sequential(nn.Linear(4, 3), nn.LazyBatchNorm1d(affine=False))},
+        ValueError,
+        "lazy buffers.*Run one forward pass",
+    ),
     "batch norm": (
         {"module": norm()},
         ValueError,

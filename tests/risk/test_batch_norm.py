@@ -15,6 +15,7 @@ from flatmin._utils import memory
 from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.data import chunks
 from flatmin.risk.products import graphs
+from flatmin.risk.quantities.over_chains import OverChains
 
 N, C = 10, 3
 REFUSAL = "needs the loss of each example by itself.*batch_norm='frozen', or GroupNorm"
@@ -245,6 +246,23 @@ def test_every_public_word_is_right_or_refused(net):
         risk.check_examples("Somebody")
     with pytest.raises(ValueError, match="a risk with running statistics"):
         risk.set_batch_statistics({})
+
+
+def test_many_chains_refuse_what_one_does(net):
+    risk = make_risk(net)
+    thetas = risk.params().repeat(2, 1)
+    ones = torch.ones(2, N).double()
+    arguments = {
+        "value_and_noisy_gradient": (ones,),
+        "weighted_gradient": (ones,),
+        "value_and_batch_gradient": (torch.arange(8).view(2, 4),),
+        "batch_gradients": (torch.arange(8).view(2, 1, 4),),
+        "squared_hessian_product": (thetas,),
+    }
+    for name in EXAMPLES:
+        if hasattr(OverChains, name):
+            with pytest.raises(ValueError, match=f"^{name} {REFUSAL}"):
+                getattr(risk, name)(thetas, *arguments.get(name, ()))
 
 
 def test_words_of_examples_go_on_elsewhere(net):

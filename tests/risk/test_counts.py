@@ -205,10 +205,10 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
     tried, backward = first(lambda: risk.gradient_variances(theta))
     assert tried == {16: 1 + 1, 1: 16, 8: 1, n: 1}
     assert backward == 16 + 1 + 1
-    # Outputs, J v by forward mode and Jᵀu, together and alone.
+    # Outputs, J v by the pullback, and Jᵀu, together and alone.
     tried, backward = first(lambda: risk.linearize(theta).jvp(theta))
-    assert tried == {16: 2, 1: 2, n: 1}
-    assert backward == 2
+    assert tried == {16: 1, 1: 1, n: 1}
+    assert backward == 2 * 4
     # In float64: whether it can be had, H v for two directions, four gradients. (A call
     # of autograd is counted twice where a function mode watches it.)
     tried, backward = first(lambda: risk.linearize(theta).hvp(theta))

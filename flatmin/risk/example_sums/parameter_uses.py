@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.example_sums.parameter_watch import ParameterWatch
-from flatmin.risk.example_sums.row_rules import RowRule
+from flatmin.risk.example_sums.row_rule import RowRule
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import UnsupportedLayers

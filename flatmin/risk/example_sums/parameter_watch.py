@@ -16,9 +16,9 @@ from flatmin.risk.example_sums.attention import attend
 from flatmin.risk.example_sums.example_order import regroups, reorders
 from flatmin.risk.example_sums.invocation import Invocation, flat, tensors_in
 from flatmin.risk.example_sums.recurrent import CELLS, UNROLLED, unroll, unroll_cell
+from flatmin.risk.example_sums.row_rule import RowRule
 from flatmin.risk.example_sums.row_rules import (
     ROW_RULES,
-    RowRule,
     addmm_rules,
     alias,
     copied_rows,

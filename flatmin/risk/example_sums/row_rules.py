@@ -11,7 +11,6 @@ and that of b is Σ_t s.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,48 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatmin.risk.example_sums.convolution_rules import convolution_rules
 from flatmin.risk.example_sums.factors import Factors
+from flatmin.risk.example_sums.row_rule import InputAndRules, RowRule, sum_of_channels
 from flatmin.risk.trials import UnsupportedLayers
 
 __all__ = [
     "ROW_RULES",
-    "RowRule",
     "addmm_rules",
     "alias",
     "copied_rows",
     "linear_rules",
 ]
-
-
-@dataclass(frozen=True)
-class RowRule:
-    """How the rows of one parameter follow from a call: row = rule(input, slope)."""
-
-    # (input, slope) of n examples to their rows, (n, P).
-    rows: Callable[[Tensor, Tensor], Tensor]
-    restore: Callable[[Tensor], Tensor] = lambda sums: sums  # (..., P) to row-major
-    # (input, slope, m) to the sums of m rows each, (n / m, P), without the rows.
-    batch_sums: Callable[[Tensor, Tensor, int], Tensor] | None = None
-    # (input, slope) to what the row is a product of, and the order that makes.
-    factors: Callable[[Tensor, Tensor], Factors] | None = None
-    order: str = "o i"
-    patch_size: int = 0  # numbers that are gathered for a position
-    n_other_numbers: int = 0  # other numbers that a row comes from
-    # Where most of a row is zero (embeddings): the other blocks, and their values.
-    nonzero_blocks: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-
-    def sums(self, input: Tensor, slope: Tensor, m: int) -> Tensor:
-        """Return the sums of the rows of m consecutive examples each, (n / m, P)."""
-        if m == 1:
-            return self.rows(input, slope)
-        if self.batch_sums is not None:
-            return self.batch_sums(input, slope, m)
-        rows = self.rows(input, slope)
-        return rows.view(-1, m, rows.shape[1]).sum(1)
-
-
-# What a function is applied to, and its parameters with their rules.
-InputAndRules = tuple[Tensor, list[tuple[Tensor | None, RowRule]]]
 
 
 def linear_rules(
@@ -140,11 +109,6 @@ def _sum_of_last(_input: Tensor, slope: Tensor) -> Tensor:
     return slope if slope.ndim == 2 else slope.flatten(1, -2).sum(1)
 
 
-def _sum_of_channels(_input: Tensor, slope: Tensor) -> Tensor:
-    """Return the slopes summed over positions, channels first: n o."""
-    return slope if slope.ndim == 2 else slope.flatten(2).sum(2)
-
-
 def _matmul_rules(input: Tensor, other: Tensor) -> InputAndRules:
     if other.ndim != 2:
         raise UnsupportedLayers("a product with a parameter that is no matrix")
@@ -183,105 +147,6 @@ def addmm_rules(input: Tensor, bias: Tensor, other: Tensor) -> InputAndRules:
     """
     rules = _matmul_rules(input, other)[1]
     return input, [*rules, (bias, RowRule(_sum_of_last))]
-
-
-def _convolution_rules(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> InputAndRules:
-    o, i, *kernel = weight.shape
-    stride, dilation = _each(stride, kernel), _each(dilation, kernel)
-    factors = partial(
-        _patches_and_slopes,
-        kernel=kernel,
-        stride=stride,
-        padding=_padding(padding, kernel, dilation),
-        dilation=dilation,
-        groups=groups,
-    )
-
-    def rows(input: Tensor, slope: Tensor, m: int = 1) -> Tensor:
-        patches, slopes = factors(input, slope, m)
-        return torch.bmm(slopes.mT, patches).view(len(input) // m, -1)
-
-    def restore(sums: Tensor) -> Tensor:
-        blocks = sums.reshape(*sums.shape[:-1], o, -1, i)
-        return blocks.mT.flatten(-3)
-
-    rule = RowRule(
-        rows,
-        restore,
-        rows,
-        factors=factors if groups == 1 else None,
-        order=f"o {kernel} i",
-        patch_size=groups * weight[0].numel(),
-    )
-    return input, [(weight, rule), (bias, RowRule(_sum_of_channels))]
-
-
-def _each(value: Any, kernel: list[int]) -> list[int]:
-    """Return a setting of a convolution for each dimension."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * len(kernel) if len(values) == 1 else values
-
-
-def _padding(value: Any, kernel: list[int], dilation: list[int]) -> list[int]:
-    """Return the padding as :func:`torch.nn.functional.pad` takes it."""
-    amounts = []
-    for dimension in reversed(range(len(kernel))):
-        if value == "same":
-            total = dilation[dimension] * (kernel[dimension] - 1)
-            amounts += [total // 2, total - total // 2]
-        else:
-            size = 0 if value == "valid" else _each(value, kernel)[dimension]
-            amounts += [size, size]
-    return amounts
-
-
-def _patches_and_slopes(
-    input: Tensor,
-    slope: Tensor,
-    m: int = 1,
-    *,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Factors:
-    """Return the patches that m images saw, n/m·g t (kernel i), and n/m·g t o."""
-    images = F.pad(input, padding) if any(padding) else input
-    slopes = slope
-    if slopes.ndim == 3:  # one dimension is two, the first of size one
-        images, slopes = images.unsqueeze(2), slopes.unsqueeze(2)
-        kernel, stride, dilation = [1, *kernel], [1, *stride], [1, *dilation]
-    n, o, height, width = slopes.shape
-    by_example, by_channel, by_row, by_column = images.stride()
-    patches = images.as_strided(
-        (n // m, groups, m, height, width, *kernel, images.shape[1] // groups),
-        (
-            by_example * m,
-            by_channel * (images.shape[1] // groups),
-            by_example,
-            by_row * stride[0],
-            by_column * stride[1],
-            by_row * dilation[0],
-            by_column * dilation[1],
-            by_channel,
-        ),
-        images.storage_offset(),
-    )
-    t = m * height * width
-    patches = patches.reshape(n // m * groups, t, -1)  # (n/m g) t (kernel i)
-    # Channels last, as the kernels before have left them: then nothing is copied.
-    slopes = slopes.movedim(1, -1).reshape(n // m, t, groups, o // groups)
-    slopes = slopes.permute(0, 2, 1, 3).reshape(n // m * groups, t, o // groups)
-    return Factors(patches, slopes)
 
 
 def _embedding_rules(
@@ -398,14 +263,14 @@ def _channel_norm(
     normalise: Callable[[Tensor], Tensor],
 ) -> InputAndRules:
     def rows(input: Tensor, slope: Tensor) -> Tensor:
-        return _sum_of_channels(input, slope * normalise(input))
+        return sum_of_channels(input, slope * normalise(input))
 
-    return input, [(weight, RowRule(rows)), (bias, RowRule(_sum_of_channels))]
+    return input, [(weight, RowRule(rows)), (bias, RowRule(sum_of_channels))]
 
 
 def _prelu_rules(input: Tensor, weight: Tensor) -> InputAndRules:
     def rows(input: Tensor, slope: Tensor) -> Tensor:
-        sums = _sum_of_channels(input, slope * input.clamp(max=0))
+        sums = sum_of_channels(input, slope * input.clamp(max=0))
         return sums if weight.numel() > 1 else sums.sum(1, keepdim=True)
 
     return input, [(weight, RowRule(rows))]
@@ -416,8 +281,8 @@ ROW_RULES: Mapping[Any, Callable[..., InputAndRules]] = {
     F.linear: linear_rules,
     torch.matmul: _matmul_rules,
     Tensor.matmul: _matmul_rules,
-    torch.conv1d: _convolution_rules,
-    torch.conv2d: _convolution_rules,
+    torch.conv1d: convolution_rules,
+    torch.conv2d: convolution_rules,
     F.embedding: _embedding_rules,
     F.layer_norm: _layer_norm_rules,
     F.rms_norm: _rms_norm_rules,

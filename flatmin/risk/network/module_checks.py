@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 __all__ = [
     "check_batch_norm",
     "check_kinds",
     "check_parameters",
+    "check_shaped",
     "has_active_dropout",
     "overlap",
     "trainable",
@@ -31,6 +32,19 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def check_shaped(module: nn.Module) -> None:
+    """Raise ValueError if a parameter or a buffer is lazy and has no shape yet."""
+    for kind, tensors in (
+        ("parameters", module.parameters()),
+        ("buffers", module.buffers()),
+    ):
+        if any(map(is_lazy, tensors)):
+            raise ValueError(
+                f"The module has lazy {kind} without a shape. Run one forward pass "
+                "through it before it is used here."
+            )
+
+
 def check_parameters(module: nn.Module) -> None:
     """Check that θ is real, there, and that each part of it has memory of its own.
 
@@ -41,15 +55,11 @@ def check_parameters(module: nn.Module) -> None:
     Raises
     ------
     ValueError
-        If there is nothing to train, a lazy parameter, a complex one, or two that
+        If there is nothing to train, a lazy tensor, a complex parameter, or two that
         share memory.
     """
+    check_shaped(module)
     named = dict(module.named_parameters())
-    if any(isinstance(p, UninitializedParameter) for p in named.values()):
-        raise ValueError(
-            "The module has lazy parameters without a shape. Run one forward pass "
-            "through it before it is used here."
-        )
     free = {name: p for name, p in named.items() if p.requires_grad}
     if not free:
         raise ValueError(

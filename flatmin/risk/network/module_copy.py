@@ -16,7 +16,13 @@ from torch.overrides import TorchFunctionMode
 
 from flatmin._utils.messages import message
 from flatmin.risk.autodiff.surroundings import modes_put_back
-from flatmin.risk.network.module_checks import check_kinds, overlap, trainable, wrapped
+from flatmin.risk.network.module_checks import (
+    check_kinds,
+    check_shaped,
+    overlap,
+    trainable,
+    wrapped,
+)
 
 __all__ = ["copy_module", "graphs_left_out", "registered", "sources"]
 
@@ -60,8 +66,11 @@ def copy_module(
     ------
     TypeError
         If it is compiled by TorchScript or cannot be copied; the message names what.
+    ValueError
+        If it has lazy parameters or buffers without a shape.
     """
     check_kinds(module)
+    check_shaped(module)
     memo: dict[int, Any] = {}
     try:
         with graphs_left_out(trainable(module) if forget else None):

@@ -196,23 +196,27 @@ class Linearization:
             total = total + part
         return total
 
+    def _checked(self, quantity: str, direction: Tensor) -> Tensor:
+        """Return a direction, or raise: it is never why a way is given up."""
+        name, shape = "v", tuple(self.theta.shape)
+        if quantity == "vjp":
+            name, shape = "u", (self.n_examples, *self._output_shape)
+        direction = as_direction(direction, name, shape, self.theta)
+        if not bool(direction.isfinite().all()):
+            raise FloatingPointError(
+                f"{name} must be finite. Got NaN or infinity in a direction that "
+                f"{_NAMES[quantity]} is asked for."
+            )
+        return direction
+
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
         if self._graphs.model.n_updates != self._n_updates:
             raise RuntimeError(
                 "A prepared point is of the module as it was. Got one that was made "
                 "before update_from; linearize again."
             )
+        direction = self._checked(quantity, direction)
         size, n = self._graphs.chunk_size, self.n_examples
-        name, shape = "v", tuple(self.theta.shape)
-        if quantity == "vjp":
-            name, shape = "u", (n, *self._output_shape)
-        direction = as_direction(direction, name, shape, self.theta)
-        # Never the reason that a way is given up.
-        if not bool(direction.isfinite().all()):
-            raise FloatingPointError(
-                f"{name} must be finite. Got NaN or infinity in a direction that "
-                f"{_NAMES[quantity]} is asked for."
-            )
         starts = range(0, n, size)
 
         def use(graph: TwoStage, kept: tuple[Tensor, ...], rows: slice) -> Tensor:

@@ -31,6 +31,9 @@ from flatmin.risk.trials import (
 
 __all__ = ["ProductWays"]
 
+# Where no other way is finite either, the number is not.
+_NOT_FINITE = "it is not finite on some examples"
+
 
 class ProductWays:
     """How one risk computes J v and H v where no graph serves.
@@ -49,7 +52,7 @@ class ProductWays:
     Attributes
     ----------
     jacobian : Choice
-        Of J v: forward mode, rows, or the pullback differentiated.
+        Of J v: the pullback differentiated, forward mode, or rows.
     hessian : Choice
         Of H v: double backward, or forward mode over backward.
     difference_error : float
@@ -124,6 +127,8 @@ class ProductWays:
                 tolerance(self.model.precision, 1),
             )
             if name is None:
+                if choice.reasons.get("pullback") == _NOT_FINITE:
+                    return JACOBIANS["pullback"](self.sums, point, v)
                 self._check_outputs(choice, point.theta)
                 raise ValueError(
                     "J v needs the derivative of the outputs along a direction. No way "
@@ -136,9 +141,9 @@ class ProductWays:
             except Exception as error:
                 choice.give_up(name, explain(error))
                 continue
-            if name == "pullback" or bool(product.isfinite().all()):
+            if bool(product.isfinite().all()):
                 return product
-            choice.give_up(name, "it is not finite on some examples")
+            choice.give_up(name, _NOT_FINITE)
 
     def hvp(self, point: DoubleBackward, v: Tensor) -> Tensor:
         """Return Σ ∇²ℓ̃ᵢ v of a chunk.

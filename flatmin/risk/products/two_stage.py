@@ -49,7 +49,6 @@ def two_stage_graph(
         ``direction``. Tensors that it holds otherwise are constants of the graph.
     theta : Tensor of shape (D,)
         For shapes and dtypes, as are the next two; their values are not used later.
-        One thread at a time may do so: it patches ``torch.nn.Module`` meanwhile.
     direction : Tensor
     *data : Tensor
 
