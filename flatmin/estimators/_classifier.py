@@ -383,7 +383,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
                     f"shape {y.shape}; pass loss=nn.CrossEntropyLoss(weight=...)."
                 )
             self._by_class = class_weights(
-                self.class_weight, self.classes_, y, self._counted(y), weights
+                *(self.class_weight, self.classes_, y),
+                counted=self._counted(y),
+                weights=weights,
             )
         if self._by_class is None:
             return weights

@@ -132,7 +132,9 @@ class ProductGraphs:
         probe = self._probe(quantity, chunk)
         # Without a name: it holds a graph, which is gone before the next one is made.
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
-        compare = partial(self._difference, quantity, theta, chunk, probe, expected)
+        compare = partial(
+            self._difference, quantity, theta, chunk, probe=probe, expected=expected
+        )
         for context in _CONTEXTS if quantity in _OF_THETA else (nullcontext,):
             with context():
                 limit = tolerance(self.model.precision, 2)
@@ -146,6 +148,7 @@ class ProductGraphs:
         quantity: str,
         theta: Tensor,
         chunk: Chunk,
+        *,
         probe: Tensor,
         expected: Tensor,
     ) -> float:
@@ -164,13 +167,14 @@ class ProductGraphs:
                 "the module reads its parameters past θ, as a checkpoint does"
             )
         self.graphs[quantity] = graph
-        return self._distance(quantity, theta, chunk, probe, expected)
+        return self._distance(quantity, theta, chunk, probe=probe, expected=expected)
 
     def _distance(
         self,
         quantity: str,
         theta: Tensor,
         chunk: Chunk,
+        *,
         probe: Tensor,
         expected: Tensor,
     ) -> float:
@@ -187,7 +191,9 @@ class ProductGraphs:
         chunk = replace(chunk, weights=None)
         probe = self._probe(quantity, chunk)
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
-        compare = partial(self._distance, quantity, theta, chunk, probe, expected)
+        compare = partial(
+            self._distance, quantity, theta, chunk, probe=probe, expected=expected
+        )
         name = "the product by a graph after an update"
         return attempt(name, compare, tolerance(self.model.precision, 2)) is None
 
