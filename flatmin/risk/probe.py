@@ -157,8 +157,11 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
 
 
 def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
-    """Return what is said of a module that refuses one example."""
+    """Return what is said of a module that refuses one example, or the first few."""
+    cannot = f"The module cannot take {describe_inputs(X)}: {message(error)}"
     if model.normalises_batch:
+        if "more than 1 value per channel" not in str(error):
+            return cannot
         return (
             "With batch_norm='batch' a BatchNorm needs more than one number of each "
             f"channel. Got {describe_inputs(X)}: {message(error)}; give more examples, "
@@ -167,7 +170,7 @@ def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
     try:
         model.evaluate(X[:2])
     except ValueError:
-        return f"The module cannot take {describe_inputs(X)}: {message(error)}"
+        return cannot
     return (  # F.batch_norm in train mode
         "The module must take one example by itself, for the output for one must not "
         f"depend on the others. Got: {message(error)}. Statistics of a batch may be "

@@ -55,7 +55,7 @@ class Linearization:
     l2 : float
         λ of the penalty: H and G hold λI.
     n_products : int or None
-        To come, at most; None is many.
+        How many will be asked for, at most; None is many.
     """
 
     def __init__(
