@@ -29,6 +29,7 @@ __all__ = [
     "difference_and_size",
     "explain",
     "random_like",
+    "tells",
     "tolerance",
     "worst_difference",
 ]
@@ -221,6 +222,22 @@ def random_like(tensor: Tensor, seed: int) -> Tensor:
     )
 
 
+def tells(expected: Tensor) -> bool:
+    """Say whether a way can be told by what is right: numbers that are not all 0.
+
+    Zeros, and what is not finite, are the same for ways that differ elsewhere.
+
+    Parameters
+    ----------
+    expected : Tensor
+
+    Returns
+    -------
+    bool
+    """
+    return bool((expected.isfinite() & (expected != 0)).any())
+
+
 def attempt(name: str, trial: Callable[[], float], limit: float) -> str | None:
     """Run a trial; return why a way cannot be taken, or None if it can.
 
@@ -304,6 +321,7 @@ class Choice:
     def __init__(self) -> None:
         self.taken: str | None = None
         self.reasons: dict[str, str] = {}
+        self._not_finite: set[str] = set()  # ways whose trial told nothing else
 
     def settle(
         self, trials: Mapping[str, Callable[[], float] | None], limit: float
@@ -324,13 +342,38 @@ class Choice:
         for name, trial in trials.items():
             if name in self.reasons:
                 continue
-            reason = None if trial is None else attempt(name, trial, limit)
+            reason = None if trial is None else self._attempt(name, trial, limit)
             if reason is None:
                 self.taken = name
                 return name
             self.reasons[name] = reason
         self.taken = None
         return None
+
+    def _attempt(
+        self, name: str, trial: Callable[[], float], limit: float
+    ) -> str | None:
+        def off() -> float:
+            found = trial()
+            if not math.isfinite(found):
+                self._not_finite.add(name)
+            return found
+
+        return attempt(name, off, limit)
+
+    def forget_not_finite(self) -> bool:
+        """Try those anew whose trial was not finite, as at a θ with no derivative.
+
+        Returns
+        -------
+        bool
+            Whether there were any.
+        """
+        were = bool(self._not_finite)
+        for name in self._not_finite:
+            self.reasons.pop(name, None)
+        self._not_finite.clear()
+        return were
 
     def give_up(self, name: str, reason: str) -> None:
         """Never take a way again, for what it did on other examples than the trial's.
@@ -346,4 +389,4 @@ class Choice:
 
     # A copy of the risk has a model of its own, which is tried anew.
     def __getstate__(self) -> dict[str, object]:
-        return {"taken": None, "reasons": {}}
+        return {"taken": None, "reasons": {}, "_not_finite": set()}

@@ -640,6 +640,20 @@ def test_where_no_example_tells_the_next_does():
     assert risk.paths["per-example sums"] == "by layer"
 
 
+def test_rows_that_are_not_finite_choose_no_kernel():
+    """NaN is the same in every kernel: a wrong one would be taken untried."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Positions(by_example=False).double()
+        X, y = torch.randn(12, 4).double(), torch.randint(0, 3, (12,))
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    theta = risk.params()
+    assert risk.squared_norms(theta * torch.nan).isnan().all()
+    rows = one_by_one(module, X, y)
+    torch.testing.assert_close(risk.squared_norms(theta), rows.square().sum(1))
+    assert "is off by" in risk.paths["per-example sums"]
+
+
 @pytest.mark.parametrize(
     ("make", "path"),
     [

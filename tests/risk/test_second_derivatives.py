@@ -505,3 +505,24 @@ def test_a_derivative_that_is_nan_on_some_examples_takes_another_way(monkeypatch
     monkeypatch.setattr(risk, "_few", few)
     point = risk.linearize(risk.params())
     close(point.directional_derivatives(v), rows @ v, 1e-9)
+
+
+@pytest.mark.parametrize("quantity", ["jvp", "hvp"])
+def test_a_theta_without_a_derivative_refuses_no_other(quantity):
+    """The gradient of this square root is NaN at 0, where the other side is taken."""
+    X, y = data()
+    X[0] = 0.0
+    module = make(lambda h: torch.where(h > 0, h.clamp(min=0).sqrt(), h))
+    with torch.no_grad():
+        module.first.bias.fill_(0.3)
+    _, J, H = reference(module, X, y)
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    theta = risk.params()
+    at_zero = theta.clone()
+    at_zero[risk.layout.slice("first.bias")] = 0.0
+    v = torch.linspace(-1, 1, risk.n_params, dtype=torch.float64)
+    with pytest.raises(ValueError, match="another θ is tried anew"):
+        getattr(risk.linearize(at_zero), quantity)(v)
+    found = getattr(risk.linearize(theta), quantity)(v)
+    right = {"jvp": (J @ v).view(len(X), -1), "hvp": H @ v}[quantity]
+    close(found, right, 1e-6)

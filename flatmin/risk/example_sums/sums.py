@@ -25,6 +25,7 @@ from flatmin.risk.trials import (
     difference,
     difference_and_size,
     explain,
+    tells,
     tolerance,
     worst_difference,
 )
@@ -192,11 +193,11 @@ class ExampleSums:
         return None
 
     def _settle(self) -> str | None:
-        """Choose on a few examples; None where all their gradients are zero."""
+        """Choose on a few examples; None where their gradients tell nothing."""
         examples, theta = self.examples(), self.model.theta()
         examples = examples[: max(3, _TRIAL_BUDGET // len(theta))]
         _, rows = looped_rows(self.model, examples)
-        if not bool(rows.any()):
+        if not tells(rows):
             return None
         return self.choice.settle(
             {

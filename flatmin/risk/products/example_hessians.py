@@ -19,7 +19,7 @@ from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
-from flatmin.risk.trials import Choice, NotTaken, difference, explain, tolerance
+from flatmin.risk.trials import Choice, NotTaken, difference, explain, tells, tolerance
 
 __all__ = ["ExampleHessians"]
 
@@ -84,7 +84,7 @@ class ExampleHessians:
         chunk = self.ways.examples
         few = Chunk(chunk.X[:_N_TRIED], chunk.y[:_N_TRIED], None, slice(0, _N_TRIED))
         expected = self._one_by_one(theta, few, v)
-        if not bool(expected.any()):
+        if not tells(expected):
             return None
 
         def off() -> float:

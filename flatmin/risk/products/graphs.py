@@ -116,13 +116,16 @@ class ProductGraphs:
             self._tried_at[quantity] = n_updates
         if quantity not in self.paths:
             path = self._try(quantity, theta, chunk)
+            if path is None:
+                return None
             if path != "graph":
                 self.graphs.pop(quantity, None)
             self.paths[quantity] = path
             self._tried_at[quantity] = n_updates
         return self.graphs.get(quantity)
 
-    def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str:
+    def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str | None:
+        """Return the path, or None where numbers that are not finite tell nothing."""
         if quantity == "hvp" and self.ways.finite_difference:
             return "reference: hvp='finite_difference'"
         if self.work < _WORTH_A_GRAPH:
@@ -132,6 +135,8 @@ class ProductGraphs:
         probe = self._probe(quantity, chunk)
         # Without a name: it holds a graph, which is gone before the next one is made.
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
+        if not bool(expected.isfinite().all()):
+            return None
         compare = partial(
             self._difference, quantity, theta, chunk, probe=probe, expected=expected
         )

@@ -130,9 +130,10 @@ class ProductWays:
                 if choice.reasons.get("pullback") == _NOT_FINITE:
                     return JACOBIANS["pullback"](self.sums, point, v)
                 self._check_outputs(choice, point.theta)
+                reasons = _listed(choice)
                 raise ValueError(
                     "J v needs the derivative of the outputs along a direction. No way "
-                    f"to it is right for this module: {_listed(choice)}."
+                    f"to it is right for this module: {reasons}.{_elsewhere(choice)}"
                 )
             try:
                 product = JACOBIANS[name](self.sums, point, v)
@@ -174,11 +175,12 @@ class ProductWays:
         )
         if name is None:
             self._check_outputs(choice, point.theta)
+            reasons = _listed(choice)
             raise ValueError(
                 "H v needs the second derivatives of network and loss, and PyTorch's "
-                f"are missing or wrong here: {_listed(choice)}. Pass "
+                f"are missing or wrong here: {reasons}. Pass "
                 "hvp='finite_difference', or take what needs first derivatives only, "
-                "such as the Gauss-Newton matrix and Σ."
+                f"such as the Gauss-Newton matrix and Σ.{_elsewhere(choice)}"
             )
         return HESSIANS[name](point, v)
 
@@ -260,6 +262,13 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     # No way is right where it is not, and what a trial finds is remembered.
     if not bool(tensor.isfinite().all()):
         raise FloatingPointError(f"{name} must be finite. Got NaN or infinity in it.")
+
+
+def _elsewhere(choice: Choice) -> str:
+    """Forget what a θ without a derivative told, and say the way out."""
+    if choice.forget_not_finite():
+        return " Derivatives at this θ are not finite; another θ is tried anew."
+    return ""
 
 
 def _listed(choice: Choice) -> str:
