@@ -218,6 +218,7 @@ class SpectralDensity:
         flatmin.plotting.SpectrumDisplay
         """
         if not hasattr(type(self), "_draw"):
+            # plotting lies above: when it loads it gives its pictures to the results.
             sys.modules["flatmin"].__getattr__("plotting")
         return type(self)._draw(self, ax, width)
 

@@ -116,7 +116,6 @@ def risk_of_model(
             dtype=dtype,
         ).to(hvp=hvp)
     module, loss = _module_and_loss(model, loss)
-    X = _checked_inputs(X)
     batch_norm = batch_norm or "frozen"
     check_batch_norm(module, batch_norm)  # in the mode that it has
     # A skorch net evaluates InstanceNorm by running statistics, in any mode.
@@ -124,7 +123,7 @@ def risk_of_model(
     return EmpiricalRisk(
         module,
         loss,
-        X,
+        _checked_inputs(X),
         y,
         sample_weight=sample_weight,
         output_transform=output_transform,

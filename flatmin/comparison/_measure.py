@@ -63,6 +63,7 @@ def check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
 def resolve_source(
     stored: Source | None,
     settings: Mapping[str, Any],
+    *,
     X: Any,
     y: Any,
     estimator: Any,

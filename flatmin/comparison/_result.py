@@ -241,7 +241,7 @@ class ComparisonResult:
             ends = ends[ends.index.isin(wanted, level="phase")]
         check_backend()
         source = resolve_source(
-            self.source, self.protocol["estimator"], X, y, estimator
+            self.source, self.protocol["estimator"], X=X, y=y, estimator=estimator
         )
         largest = self.table["loss"].where(np.isfinite(self.table["loss"])).abs()
         return measure_ends(

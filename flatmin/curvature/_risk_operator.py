@@ -82,10 +82,11 @@ class RiskOperator(LinearOperator):
 
 
 class LinearizedOperator(RiskOperator):
-    """One made of products at a prepared point, which are those of the block alone.
+    """A matrix that is known by products at a prepared point of the risk.
 
-    ``_product`` is on vectors of the block: one of a layer costs a fraction of one with
-    the whole matrix.
+    With ``select`` the point is prepared for the block alone, so that a product with a
+    layer's block costs a fraction of one with the whole matrix. ``_product`` then takes
+    vectors of the block.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class LinearizedOperator(RiskOperator):
         n_products: int | None = None,
     ) -> None:
         super().__init__(risk, theta, select=select)
-        network: Any = risk  # if there is a name: nothing else has them
+        network: Any = risk  # where there is a name to select: no other risk has any
         block = {} if select is None else {"select": select}
         self._point = network.linearize(self.theta, n_products=n_products, **block)
 

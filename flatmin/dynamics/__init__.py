@@ -23,7 +23,8 @@ from flatmin.dynamics._plain_steps import check_plain_steps
 from flatmin.dynamics._proportion import Proportion
 from flatmin.dynamics._recorder import Recorder
 from flatmin.dynamics._schedule import SCHEDULES, Schedule, make_schedule
-from flatmin.dynamics._simulate import Simulation, simulate
+from flatmin.dynamics._simulate import simulate
+from flatmin.dynamics._simulation import Simulation
 from flatmin.dynamics._warmup import WarmupResult, record_warmup, run_warmup
 
 __all__ = [

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from flatmin.dynamics._optimizer_state import join_state, split_state
 from flatmin.risk import EmpiricalRisk, ParameterLayout, Risk
+from flatmin.risk.data.opened_data import trial_indices
 from flatmin.risk.network.batch_statistics import Statistics, write_statistics
 from flatmin.risk.network.prepared_module import settings
-from flatmin.risk.probe import trial_indices
 from flatmin.risk.trials import difference, tolerance
 
 __all__ = ["FlatBinding", "check_outputs"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -19,93 +17,15 @@ from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator
 from flatmin.curvature import hessian_eigenpairs
 from flatmin.dynamics._divergence import DivergenceError
-from flatmin.dynamics._proportion import Proportion
-from flatmin.linalg import Estimate
+from flatmin.dynamics._simulation import Simulation
 from flatmin.noise import NoiseLaw, Step, make_noise_law, step_for
 from flatmin.noise._registry import check_law_class
 from flatmin.risk import AnalyticRisk, EmpiricalRisk
 
-__all__ = ["Simulation", "simulate"]
+__all__ = ["simulate"]
 
 ChainsRisk: TypeAlias = AnalyticRisk | EmpiricalRisk
 Method: TypeAlias = str | NoiseLaw | type[NoiseLaw]
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """What the chains of one law did."""
-
-    law: NoiseLaw
-    theta: Tensor  # (n_chains, D) after the last step
-    n_iter: int
-    success: Tensor | None  # (n_chains,) bool: the last point is in the target
-    exit_times: Tensor | None  # (n_chains,) first iterate in it; n_iter if censored
-    censored: Tensor | None  # (n_chains,) bool: no iterate was in it
-    iterations: Tensor | None  # (n_records,) of the trajectory
-    trajectory: Tensor | None  # (n_records, n_chains, D)
-
-    def success_rate(self, confidence: float = 0.95) -> Proportion:
-        """Return the share of chains whose last point is in the target.
-
-        Parameters
-        ----------
-        confidence : float, default=0.95
-            Of the Wilson interval. It holds for chains on the given data; where every
-            chain has data of its own, also for other data.
-
-        Returns
-        -------
-        Proportion
-
-        Raises
-        ------
-        ValueError
-            If there was no ``reached``, or ``confidence`` is not in (0, 1).
-        """
-        return Proportion.of(_known(self.success), confidence)
-
-    def exit_rate(self, confidence: float = 0.95) -> Proportion:
-        """Return the share of chains of which some iterate was in the target.
-
-        Parameters
-        ----------
-        confidence : float, default=0.95
-            Of the Wilson interval; see :meth:`success_rate`.
-
-        Returns
-        -------
-        Proportion
-
-        Raises
-        ------
-        ValueError
-            If there was no ``reached``, or ``confidence`` is not in (0, 1).
-        """
-        return Proportion.of(~_known(self.censored), confidence)
-
-    def mean_exit_time(self) -> Estimate:
-        """Return the iterations spent outside the target, by all chains, per exit.
-
-        The maximum-likelihood mean of exponential exit times with censoring; its
-        standard error is the mean over the root of the number of exits.
-
-        Returns
-        -------
-        Estimate
-            In iterations, infinite where no chain reached the target; ``exit_rate``
-            has the number of exits.
-
-        Raises
-        ------
-        ValueError
-            If there was no ``reached``.
-        """
-        n_exits = int((~_known(self.censored)).sum())
-        if not n_exits:
-            never = torch.tensor(math.inf, dtype=torch.float64)
-            return Estimate(never, never)
-        mean = _known(self.exit_times).sum().double() / n_exits
-        return Estimate(mean, mean / n_exits**0.5)
 
 
 def simulate(
@@ -393,9 +313,3 @@ def _sharpest(risk: ChainsRisk, theta: Tensor) -> float:
         return float(torch.linalg.eigvalsh(risk.hessian(theta)).max())
     starts = theta.unique(dim=0)  # most often one
     return float(hessian_eigenpairs(risk, starts, 1, tol=1e-2, rng=0).eigenvalues.max())
-
-
-def _known(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise ValueError("Without reached= there are no successes or exit times.")
-    return tensor

@@ -301,7 +301,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
             check_classification_targets(labels)
         if is_next_token(self.loss):  # numbers of outputs already
             if y.dtype.kind not in "iu":
-                raise ValueError(f"Tokens must be integers. Got y of {y.dtype}.")
+                raise ValueError(
+                    f"Tokens must be integers. Got y of {y.dtype}; use y.astype(int)."
+                )
             if reset:  # until the module tells how many there are
                 self.classes_ = np.arange(labels.max(initial=0) + 1)
             return y.astype(np.int64)
@@ -383,7 +385,9 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
                     f"shape {y.shape}; pass loss=nn.CrossEntropyLoss(weight=...)."
                 )
             self._by_class = class_weights(
-                self.class_weight, self.classes_, y, self._counted(y), weights
+                *(self.class_weight, self.classes_, y),
+                counted=self._counted(y),
+                weights=weights,
             )
         if self._by_class is None:
             return weights

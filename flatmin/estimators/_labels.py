@@ -81,7 +81,7 @@ def check_positions(y: np.ndarray, loss: Any, module: Any) -> None:
     if module is None:
         with naming("y"):
             column_or_1d(y)  # raises
-    found = named(loss)
+    found = _example_loss(loss)
     if found is None or found.classes is None:
         raise ValueError(
             "Several labels an example, as of a sequence, need a loss that says which "
@@ -90,19 +90,9 @@ def check_positions(y: np.ndarray, loss: Any, module: Any) -> None:
         )
 
 
-def named(loss: Any) -> ExampleLoss | None:
-    """Return the loss of single examples, None where the risk has to say more."""
-    if isinstance(loss, ModuleLoss):
-        return None
-    try:
-        return resolve_loss("cross_entropy" if _is(loss, "auto") else loss)
-    except (TypeError, ValueError):
-        return None
-
-
 def is_next_token(loss: Any) -> bool:
     """Say whether labels are token numbers, which the loss shifts."""
-    return isinstance(named(loss), NextToken)
+    return isinstance(_example_loss(loss), NextToken)
 
 
 def ignored_label(loss: Any) -> int | None:
@@ -123,7 +113,7 @@ def ignored_label(loss: Any) -> int | None:
     ValueError
         If it is the number of a class.
     """
-    found = named(loss)
+    found = _example_loss(loss)
     if found is None or found.classes is None:
         return None
     index = found.classes.ignore_index
@@ -174,6 +164,7 @@ def class_weights(
     class_weight: Any,
     classes: np.ndarray,
     y: np.ndarray,
+    *,
     counted: np.ndarray,
     weights: np.ndarray | None,
 ) -> np.ndarray:
@@ -327,5 +318,12 @@ def probabilities(outputs: Tensor, n_classes: int, *, of_tokens: bool) -> Tensor
     return outputs[:, :n_classes].softmax(1)
 
 
-def _is(loss: Any, name: str) -> bool:
-    return isinstance(loss, str) and loss == name
+def _example_loss(loss: Any) -> ExampleLoss | None:
+    """Return the loss of single examples, None where the risk has to say more."""
+    if isinstance(loss, ModuleLoss):
+        return None
+    is_auto = isinstance(loss, str) and loss == "auto"
+    try:
+        return resolve_loss("cross_entropy" if is_auto else loss)
+    except (TypeError, ValueError):
+        return None

@@ -81,11 +81,8 @@ def prepare(
     placed: dict[str, Any] = {"device": device, "dtype": dtype}
     module = _make_module(estimator, examples, seeds["init"], **placed, warm=warm)
     loss = estimator._probe_loss(module, examples, dtype, device)
-    options = {
-        **estimator._risk_options(),
-        "batch_norm": estimator.batch_norm,
-        **placed,
-    }
+    options = estimator._risk_options() | placed
+    options["batch_norm"] = estimator.batch_norm
     risk = EmpiricalRisk(
         module, loss, *examples.for_risk(), sample_weight=weights, **options
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import torch
@@ -12,6 +11,7 @@ from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
+from flatmin.linalg._convergence import warn_not_converged
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
@@ -215,13 +215,10 @@ def _normalised(operator: LinearOperator, v0: Tensor) -> Tensor:
 def _warn_unsymmetric(matrix: Tensor, relative: Tensor, tol: float) -> None:
     norm = torch.linalg.matrix_norm(matrix)
     asymmetry = float(torch.linalg.matrix_norm(matrix - matrix.mT) / norm)
-    from sklearn.exceptions import ConvergenceWarning  # which takes 1 s
-
-    warnings.warn(
+    warn_not_converged(
         f"{int((relative > tol).sum())} of {len(relative)} eigenpairs miss "
         f"tol={tol:g} (worst relative residual {float(relative.max()):.1e}) although "
         "the whole matrix was taken. eigsh needs a symmetric operator; here "
         f"‖A - Aᵀ‖ = {asymmetry:.1e} ‖A‖. Symmetrise the operator.",
-        ConvergenceWarning,
         stacklevel=4,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.results import ShortRepr, as_array
+from flatmin.linalg._convergence import warn_not_converged
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._lanczos import LanczosProcess
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
@@ -131,13 +131,10 @@ def sqrt_matvec(
             if converged or process.n_steps == process.max_steps:
                 break
     if not converged:
-        from sklearn.exceptions import ConvergenceWarning  # which takes 1 s
-
-        warnings.warn(
+        warn_not_converged(
             f"|A|^(1/2) z has a relative error of about {float(error / scale):.1e} "
             f"after {process.n_steps} products; tol={tol:g} was asked for. Raise "
             "max_steps or tol.",
-            ConvergenceWarning,
             stacklevel=2,
         )
     norm = norm * unit.scale.sqrt()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatmin.linalg._band_lanczos import BandLanczos
+from flatmin.linalg._convergence import warn_not_converged
 from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator
 
@@ -213,12 +213,9 @@ def _warn_unless_converged(result: Eigenpairs, tol: float, scale: Tensor) -> Non
     why = f"worst relative residual {worst:.1e}"
     if worst <= tol:
         why = "copies of repeated eigenvalues may be missing"
-    from sklearn.exceptions import ConvergenceWarning  # which takes 1 s
-
-    warnings.warn(
+    warn_not_converged(
         f"{failed} of {k} eigenpairs have not converged to tol={tol:g} within "
         f"{result.n_matvecs} products ({why}). Raise max_matvecs or tol, or ask for "
         "fewer pairs.",
-        ConvergenceWarning,
         stacklevel=4,
     )

@@ -116,8 +116,8 @@ class AlignmentDisplay(BaseDisplay):
             None makes a figure.
         **risk_options
             How the risk of a module is made: ``output_transform``, ``target``,
-            ``positions``, ``l2``, and what else :class:`flatmin.CurvatureAnalyzer`
-            takes of :class:`flatmin.EmpiricalRisk`.
+            ``positions``, ``l2``, ``batch_norm`` and ``hvp``, as in
+            :class:`flatmin.CurvatureAnalyzer`.
 
         Returns
         -------

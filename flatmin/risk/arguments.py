@@ -90,7 +90,10 @@ def check_products(n_products: Any) -> None:
 def check_no_sweeps(n_sweeps: Any) -> None:
     """Raise where sweeps are counted, and no signs are drawn."""
     if n_sweeps is not None:
-        raise ValueError("n_sweeps counts draws of signs. Pass rng, or leave it out.")
+        raise ValueError(
+            "n_sweeps counts draws of random signs, which need a generator. Got "
+            f"n_sweeps={n_sweeps!r} and rng=None; pass rng, or leave n_sweeps out."
+        )
 
 
 def check_point(risk: Any, theta: Any, name: str = "theta") -> None:

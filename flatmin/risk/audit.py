@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flatmin._utils.messages import first_line
 from flatmin._utils.versions import list_versions
+from flatmin.risk.data.opened_data import trial_indices
 from flatmin.risk.identities import REFUSALS, Check, check_identities
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.rounding import leave_out_casts
@@ -92,25 +94,23 @@ class Audit:
         yield ", ".join(f"{name} {value}" for name, value in self.versions)
 
 
-def audit(risk: LabelNoiseRisk, theta: Tensor, few: LabelNoiseRisk) -> Audit:
+def audit(risk: Any, theta: Tensor) -> Audit:
     """Try every identity; see :meth:`EmpiricalRisk.audit`.
 
     Parameters
     ----------
-    risk : LabelNoiseRisk
-        Whose paths and costs are told.
+    risk : EmpiricalRisk
     theta : Tensor of shape (D,)
-    few : LabelNoiseRisk
-        Of some of its examples, in float64 where possible. What its module casts to
-        less is taken for float64 where that can be.
 
     Returns
     -------
     Audit
     """
+    few = _in_float64(risk)
     start = time.perf_counter()
     lowest = few._model.lowest_dtype
     if few.dtype == torch.float64 and lowest != few.dtype:
+        # What the module casts to less is taken for float64 where that can be.
         few = copy.deepcopy(few)  # a subset shares the network of the risk
         few._model.bind(theta.to(few.dtype))
         leave_out_casts(few._model, few._loss, next(few._chunks(few.n_examples)))
@@ -135,6 +135,16 @@ def audit(risk: LabelNoiseRisk, theta: Tensor, few: LabelNoiseRisk) -> Audit:
         subject,
         tuple(list_versions().items()),
     )
+
+
+def _in_float64(risk: Any) -> Any:
+    """Return the risk of a few examples, in float64 where the module allows."""
+    few = risk
+    if risk.batch_norm != "batch":
+        few = risk.subset(trial_indices(risk.n_examples))
+    with suppress(RuntimeError, ValueError):
+        few = few.to(dtype=torch.float64)
+    return few
 
 
 def _costs(risk: LabelNoiseRisk, theta: Tensor, gradient: float) -> Iterator[Cost]:

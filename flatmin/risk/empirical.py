@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -18,12 +17,10 @@ from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
 from flatmin.risk.chains.ways import ChainWays
-from flatmin.risk.data.beside_targets import beside_targets
 from flatmin.risk.data.chunks import check_whole_batch, choose_chunk_size
-from flatmin.risk.data.example_data import ArrayData, ExampleData
-from flatmin.risk.data.inputs import as_pair, check_held
-from flatmin.risk.data.source import find_source, split_targets
-from flatmin.risk.data.streamed_data import StreamedData
+from flatmin.risk.data.example_data import ExampleData
+from flatmin.risk.data.inputs import check_held
+from flatmin.risk.data.opened_data import open_data
 from flatmin.risk.data.weights import KnownWeights, as_weights, example_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
 from flatmin.risk.example_sums.sums import ExampleSums
@@ -52,7 +49,6 @@ from flatmin.risk.probe import (
     choose_strides,
     probe_example,
     trial_examples,
-    trial_indices,
     trial_scalars,
 )
 from flatmin.risk.products.example_hessians import ExampleHessians
@@ -85,8 +81,8 @@ class EmpiricalRisk(LabelNoiseRisk):
     Copies that are small go through the network together, by ``vmap``, in blocks that
     bound the memory. Where a chain takes more than half a million numbers, or where
     ``vmap`` cannot take the module or differs from a chain alone, they go one after
-    the other; ``paths`` tells. A loop over θ of shape (D,) does the rest: ``params``,
-    ``losses_at``, ``audit``.
+    the other; ``paths`` tells. ``accuracy``, ``batch_statistics``, ``set_params`` and
+    ``audit`` take one θ, as does ``linearize`` with ``select``.
 
     Parameters
     ----------
@@ -220,50 +216,45 @@ class EmpiricalRisk(LabelNoiseRisk):
         first = trainable(module)[0]
         self.device, self.dtype = first.device, first.dtype
         check_held_by("l2", self.l2, self.dtype)
-
-        X, y = split_targets(X, y, target)
-        if joins and isinstance(module, LossModule):
-            place = self.device, self.dtype
-            X, y = beside_targets(X, y, target, module.module, *place)
-        source = find_source(X, y, target)
-        if source is not None:  # some examples stand for the rest
-            X, y = source.read(trial_indices(len(source)).tolist())
-        X, y = as_pair(X, y, module, self.device, self.dtype)
-        n_examples = len(X) if source is None else len(source)
+        data = open_data(X, y, target, module=module, joins=joins)
         if not isinstance(sample_weight, KnownWeights):  # before any trial
-            sample_weight = as_weights(sample_weight, n_examples, self.device)
+            sample_weight = as_weights(sample_weight, len(data), self.device)
         self._loss = resolve_loss(loss).to(self.device, self.dtype)
         self._model = FlatModel(module, output_transform)
         if isinstance(module, LossModule) and isinstance(original, LossModule):
-            check_losses(module, X)
+            check_losses(module, data.X)
             original.differentiates = module.differentiates
-        X, by_rows = choose_strides(self._model, X)
+        X, by_rows = choose_strides(self._model, data.X)
         probe = probe_example(self._model, X)
         self.output_shape = tuple(probe.output.shape[1:])
-        targets = self._loss.prepare_targets(y, probe.output)
-        check_held(targets, y, "y")
-        if together := self._model.normalises_batch:
-            check_whole_batch(chunk_size, n_examples, probe.n_numbers, first)
-            chunk_size = n_examples
-        elif chunk_size is None:
-            chunk_size = choose_chunk_size(n_examples, probe.n_numbers)
-        examples: ExampleData
-        if source is None:
-            examples = ArrayData(X, targets, None)
-        else:
-            examples = StreamedData(
-                source, None, self._model, self._loss, probe.output, by_rows=by_rows
-            )
+        targets = self._loss.prepare_targets(data.y, probe.output)
+        check_held(targets, data.y, "y")
+        data = replace(data, X=X, y=targets)
+        size = self._size_of_chunk(chunk_size, len(data), probe.n_numbers)
+        examples = data.as_examples(
+            self._model, self._loss, probe.output, by_rows=by_rows
+        )
         examples.weights = example_weights(
-            sample_weight, positions, examples, self._loss, chunk_size, first
+            sample_weight, positions, examples, loss=self._loss, size=size, like=first
         )
         self._try(examples, original)
-        self._make_kernels(probe.n_numbers, min(chunk_size, n_examples))
-        self._hold(examples, min(chunk_size, n_examples))
-        # The first example may do, if it has a loss of its own.
-        first_chunk = islice(self._chunks(None if together else 1), 1)
-        check_dependence(self._model, self._loss, chain(first_chunk, self._chunks()))
+        self._make_kernels(probe.n_numbers, size)
+        self._hold(examples, size)
+        self._check_dependence()
         self._theta = self._model.theta()
+
+    def _check_dependence(self) -> None:
+        # The first example may do, if it has a loss of its own.
+        alone = None if self._model.normalises_batch else 1
+        first_chunk = islice(self._chunks(alone), 1)
+        check_dependence(self._model, self._loss, chain(first_chunk, self._chunks()))
+
+    def _size_of_chunk(self, asked: int | None, n_examples: int, n_numbers: int) -> int:
+        """Return how many examples are worked on at a time."""
+        if self._model.normalises_batch:
+            check_whole_batch(asked, n_examples, n_numbers, self._model.params[0])
+            return n_examples
+        return min(asked or choose_chunk_size(n_examples, n_numbers), n_examples)
 
     def _try(self, examples: ExampleData, original: nn.Module) -> None:
         """Try module and loss on a few of the examples."""
@@ -323,13 +314,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         >>> risk.audit().fails
         ()
         """
-        theta = self._theta if theta is None else theta
-        few: EmpiricalRisk = self
-        if not self._model.normalises_batch:
-            few = self.subset(trial_indices(self.n_examples))
-        with contextlib.suppress(RuntimeError, ValueError):
-            few = few.to(dtype=torch.float64)
-        return audit(self, theta, few)
+        return audit(self, self._theta if theta is None else theta)
 
     @alone
     def to(
@@ -357,10 +342,9 @@ class EmpiricalRisk(LabelNoiseRisk):
         """
         device = self.device if device is None else resolve_device(device)
         dtype = self.dtype if dtype is None else resolve_dtype(dtype)
-        before = self._hvp
-        hvp = before if hvp is None else hvp
+        hvp = self._hvp if hvp is None else hvp
         check_known("hvp", hvp, ("exact", "finite_difference"))
-        if (device, dtype, hvp) == (self.device, self.dtype, before):
+        if (device, dtype, hvp) == (self.device, self.dtype, self._hvp):
             return self
         self._model.bind(self._theta)
         return self._of(self._model.module, device, dtype, hvp)
@@ -383,8 +367,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         """
         self._model.bind(self._theta)
         module = as_held(self._model.module, module)
-        batch = self._model.normalises_batch
-        other = comparable(module, batch_statistics=batch)
+        other = comparable(module, batch_statistics=self.batch_norm == "batch")
         if alike(self._model.module, other) and self._model.computes_as(
             other, self._few.X
         ):

@@ -89,7 +89,9 @@ def check_identities(risk: LabelNoiseRisk, theta: Tensor) -> Iterator[Check]:
             found = compare(at)
             if isinstance(found, _Slope):
                 if found.at_kink:
-                    found = _away_from_kink(risk, theta, compare, found, limit)
+                    found = _away_from_kink(
+                        risk, theta, compare, found=found, limit=limit
+                    )
                 note = "not differentiable here, as ReLU at 0" if found.at_kink else ""
                 yield Check(identity, found.off, limit, note, found.at_kink)
             else:
@@ -102,6 +104,7 @@ def _away_from_kink(
     risk: LabelNoiseRisk,
     theta: Tensor,
     compare: Callable[[_Point], float | _Slope],
+    *,
     found: _Slope,
     limit: float,
 ) -> _Slope:

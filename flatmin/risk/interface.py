@@ -150,5 +150,5 @@ class Risk(Protocol):
     def linearize(
         self, theta: Tensor, *, n_products: int | None = None
     ) -> LinearizedRisk:
-        """Prepare θ for products with H and G, at most so many; None is many."""
+        """Prepare θ for ``n_products`` products with H and G; None is many."""
         ...

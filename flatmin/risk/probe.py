@@ -17,6 +17,7 @@ from flatmin._utils.trees import Inputs, Tree, describe_inputs, leaves_of, map_i
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ExampleData
 from flatmin.risk.data.inputs import channels_last
+from flatmin.risk.data.opened_data import N_TRIED, trial_indices
 from flatmin.risk.example_sums.scalars import (
     ExampleScalars,
     example_losses,
@@ -34,11 +35,9 @@ __all__ = [
     "probe_example",
     "share_of_activations",
     "trial_examples",
-    "trial_indices",
     "trial_scalars",
 ]
 
-_N_TRIED = 16
 _INTEGERS = (
     ". In a mapping or a tuple integers stay integers: convert to float those that are "
     "no indices."
@@ -106,7 +105,7 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
     UserWarning
         If it takes a name of X among any others, and does nothing with it.
     """
-    first = map_inputs(Tensor.clone, X[: _N_TRIED if model.normalises_batch else 1])
+    first = map_inputs(Tensor.clone, X[: N_TRIED if model.normalises_batch else 1])
     n = len(first)
     versions = [leaf._version for leaf in leaves_of(first)]
     try:
@@ -132,16 +131,16 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
         )
     # Several examples, because a random mask of one may come out the same twice.
     try:
-        once, again = (model.evaluate(X[:_N_TRIED]) for _ in range(2))
+        once, again = (model.evaluate(X[:N_TRIED]) for _ in range(2))
     except IndexError as error:
         raise ValueError(
             "The module cannot take all examples of X, though it takes the first. "
             f"Indices must be within its tables. Got: {message(error)}"
         ) from error
-    if once.shape[0] != len(X[:_N_TRIED]):
+    if once.shape[0] != len(X[:N_TRIED]):
         raise ValueError(
             "The module must return one output for each example along the first axis. "
-            f"Got shape {tuple(once.shape)} for {len(X[:_N_TRIED])} examples."
+            f"Got shape {tuple(once.shape)} for {len(X[:N_TRIED])} examples."
         )
     check_shapes(once, outputs[:1])
     if difference(again, once) > tolerance(once.dtype, 0):
@@ -152,14 +151,17 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             "place of F.dropout(x)."
         )
     if isinstance(X, Tree):
-        _warn_ignored_names(model, X[:_N_TRIED], once)
+        _warn_ignored_names(model, X[:N_TRIED], once)
     n_numbers = -(-n_activations // n) + sum(x[0].numel() for x in leaves_of(X))
     return ProbeResult(outputs[:1], n_numbers)
 
 
 def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
-    """Return what is said of a module that refuses one example."""
+    """Return what is said of a module that refuses one example, or the first few."""
+    cannot = f"The module cannot take {describe_inputs(X)}: {message(error)}"
     if model.normalises_batch:
+        if "more than 1 value per channel" not in str(error):
+            return cannot
         return (
             "With batch_norm='batch' a BatchNorm needs more than one number of each "
             f"channel. Got {describe_inputs(X)}: {message(error)}; give more examples, "
@@ -168,7 +170,7 @@ def _not_alone(model: FlatModel, X: Inputs, error: ValueError) -> str:
     try:
         model.evaluate(X[:2])
     except ValueError:
-        return f"The module cannot take {describe_inputs(X)}: {message(error)}"
+        return cannot
     return (  # F.batch_norm in train mode
         "The module must take one example by itself, for the output for one must not "
         f"depend on the others. Got: {message(error)}. Statistics of a batch may be "
@@ -214,25 +216,6 @@ def _warn_ignored_names(model: FlatModel, X: Tree, outputs: Tensor) -> None:
                 UserWarning,
                 stacklevel=6,
             )
-
-
-def trial_indices(n_examples: int) -> Tensor:
-    """Return up to 16 examples to try things on: spread, with the last, shuffled.
-
-    Parameters
-    ----------
-    n_examples : int
-        N.
-
-    Returns
-    -------
-    Tensor of shape (n,)
-    """
-    spread = torch.linspace(
-        0, n_examples - 1, min(_N_TRIED, n_examples), device="cpu"
-    ).long()
-    rng = torch.Generator().manual_seed(0)
-    return spread[torch.randperm(len(spread), generator=rng, device="cpu")]
 
 
 def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:

@@ -67,5 +67,5 @@ def test_sweeps_that_share_a_run_are_those_made_one_by_one(problem):
     alone = [risk.gauss_newton_traces(theta, generator) for _ in range(3)]
     together = risk.gauss_newton_traces(theta, rng(3), n_sweeps=3)
     torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=0)
-    with pytest.raises(ValueError, match="Pass rng"):
+    with pytest.raises(ValueError, match="Got n_sweeps=2 and rng=None; pass rng"):
         risk.gauss_newton_traces(theta, n_sweeps=2)

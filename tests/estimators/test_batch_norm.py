@@ -316,7 +316,7 @@ class Twice(nn.Module):
             {},
             "track_running_stats=False; set it to True",
         ),
-        (None, {"batch_norm": "full"}, "'error', 'frozen', 'batch'|batch_norm"),
+        (None, {"batch_norm": "full"}, "The 'batch_norm' parameter .* Got 'full'"),
     ],
 )
 def test_bad_settings(net, module, settings, match):

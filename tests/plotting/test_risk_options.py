@@ -102,6 +102,22 @@ def test_perturbations():
     np.testing.assert_allclose(curved, again, rtol=1e-6)
 
 
+def test_the_statistics_of_the_batch():
+    """X has mean 0 and variance 1 after BatchNorm, whatever it ran through before."""
+    net = nn.Sequential(nn.BatchNorm1d(2, eps=1e-12, affine=False), line(W.tolist()))
+    display = LandscapeDisplay.from_estimator(
+        *(net, X, Y),
+        loss="squared_error",
+        batch_norm="batch",
+        directions=np.eye(2),
+        span=1.0,
+        n_points=3,
+    )
+    normed = (X - X.mean(0)) / X.std(0)
+    right = np.square(normed @ W - Y).mean()
+    np.testing.assert_allclose(display.values[1, 1], right, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "first"),
     [

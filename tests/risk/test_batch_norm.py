@@ -449,6 +449,9 @@ def test_one_example_where_it_does_not():
     vectors = seeded(lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16)))
     with pytest.raises(ValueError, match="more than one number of each channel"):
         make_risk(vectors, X[:1], y[:1])
+    vectors[1].eps = 0.0  # which has nothing to do with how many there are
+    with pytest.raises(ValueError, match=r"cannot take X .*eps must be positive"):
+        make_risk(vectors)
 
 
 @pytest.mark.parametrize("data", ["arrays", "a data set"])

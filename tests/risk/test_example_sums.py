@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from flatmin.risk import EmpiricalRisk
+from flatmin.risk.data.opened_data import trial_indices
 from flatmin.risk.example_sums.moments import mean_and_squares
-from flatmin.risk.probe import trial_indices
 
 from ._cases import Apply, batch_norm, make_risk, mlp, problem
 

@@ -113,6 +113,7 @@ def disagreement(
     gradient: Callable[[Tensor], Tensor],
     theta: Tensor,
     v: Tensor,
+    *,
     sizes: tuple[int, ...],
     precision: torch.dtype,
 ) -> float:

@@ -165,7 +165,8 @@ class ChainWays:
         finite = thetas[thetas.isfinite().all(-1)]
         if not len(finite):
             return
-        # Chains that start together are one point: the second is beside it.
+        # All chains may be at one point. The trial needs two, so the second is beside
+        # the first.
         first = finite[0]
         size = first.square().mean().sqrt() or 1.0
         points = torch.stack([first, first + 0.1 * size * random_like(first, 1)])

@@ -17,9 +17,9 @@ def beside_targets(
     X: Any,
     y: Any,
     target: str | None,
+    *,
     module: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
+    like: Tensor,
 ) -> tuple[Any, Any]:
     """Return (X, y), or (X,) where there is no y, as one X, and targets of no meaning.
 
@@ -31,9 +31,8 @@ def beside_targets(
         The name of y in a data set of mappings.
     module : torch.nn.Module
         Which tells whether integers are indices.
-    device : torch.device
-    dtype : torch.dtype
-        Of the module.
+    like : Tensor
+        Of the module's dtype, on its device.
 
     Returns
     -------
@@ -49,12 +48,12 @@ def beside_targets(
     if is_data_set(X):
         source = find_source(X, y, target)
         return (X if source is None else source.joined()), None
-    inputs = as_input(as_inputs(X, device), module, dtype)
-    unused = torch.zeros(len(inputs), device=device)
+    inputs = as_input(as_inputs(X, like.device), module, like.dtype)
+    unused = torch.zeros(len(inputs), device=like.device)
     X = inputs if isinstance(inputs, Tensor) else inputs.unpacked()
     if y is None:
         return (X,), unused
-    y = as_tensor(y, "y", device)
+    y = as_tensor(y, "y", like.device)
     if len(inputs) != len(y):
         raise ValueError(
             f"X and y must have as many examples. Got {len(inputs)} and {len(y)}."

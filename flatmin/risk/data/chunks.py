@@ -112,8 +112,9 @@ def check_whole_batch(
     needed = n_examples * numbers_per_example * theta.element_size()
     free = available_memory()
     if theta.device.type == "cuda":
-        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        free = torch.cuda.mem_get_info(theta.device)[0] + unused
+        where = theta.device
+        kept = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+        free = torch.cuda.mem_get_info(where)[0] + kept
     if free is not None and needed > free:
         raise ValueError(
             "With batch_norm='batch' all examples are one chunk. The activations of "

@@ -25,7 +25,6 @@ from flatmin.risk.network.module_copy import copy_module
 __all__ = [
     "as_input",
     "as_inputs",
-    "as_pair",
     "as_tensor",
     "channels_last",
     "check_held",
@@ -152,40 +151,6 @@ def as_input(X: Inputs, module: nn.Module, dtype: torch.dtype) -> Any:
     if key not in known:
         known[key] = _integer_input(X[:1], module, dtype)
     return X.to(known[key])
-
-
-def as_pair(
-    X: Any, y: Any, module: nn.Module, device: torch.device, dtype: torch.dtype
-) -> tuple[Inputs, Tensor]:
-    """Return X and y as a module takes them.
-
-    Parameters
-    ----------
-    X : array-like, mapping or tuple
-    y : array-like of shape (N, ...)
-    module : torch.nn.Module
-    device : torch.device
-    dtype : torch.dtype
-
-    Returns
-    -------
-    X : Tensor of shape (N, ...) or Tree
-    y : Tensor of shape (N, ...)
-
-    Raises
-    ------
-    ValueError
-        If they differ in length.
-    """
-    X = as_inputs(X, device)
-    y = as_tensor(y, "y", device)
-    if len(X) != len(y):
-        raise ValueError(
-            f"X and y must have as many examples. Got {len(X)} and {len(y)}."
-        )
-    inputs = as_input(X, module, dtype)
-    check_held(inputs, X, "X")
-    return inputs, y
 
 
 def _in_precision(leaf: Tensor, dtype: torch.dtype) -> Tensor:

@@ -65,8 +65,9 @@ def example_weights(
     sample_weight: Any,
     positions: str,
     examples: ExampleData,
+    *,
     loss: ExampleLoss,
-    chunk_size: int,
+    size: int,
     like: Tensor,
 ) -> Tensor | None:
     """Return N wᵢ / Σw, with the weights that the loss gives to targets.
@@ -78,7 +79,7 @@ def example_weights(
         Of a risk.
     examples : ExampleData
     loss : ExampleLoss
-    chunk_size : int
+    size : int
         Examples to read at a time.
     like : Tensor
         Of the dtype and on the device that are wanted.
@@ -90,7 +91,7 @@ def example_weights(
     if isinstance(sample_weight, KnownWeights):
         weights = sample_weight.values
     else:
-        counts = examples.target_weights(loss, chunk_size)
+        counts = examples.target_weights(loss, size)
         if counts is not None and positions == "example":
             counts = counts > 0
         weights = normalised_weights(sample_weight, counts, like.dtype)

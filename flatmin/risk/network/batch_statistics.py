@@ -178,7 +178,7 @@ def refuse_examples(model: Any, who: str, way_out: str = "") -> None:
     Raises
     ------
     ValueError
-        By the statistics of their batch.
+        If BatchNorm takes the statistics of the batch.
     """
     if model.normalises_batch:
         raise ValueError(

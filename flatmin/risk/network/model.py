@@ -152,6 +152,14 @@ class FlatModel:
         """How often what θ does not hold has changed."""
         return self._updates[0]
 
+    def check_current(self, n_updates: int) -> None:
+        """Raise RuntimeError if what θ does not hold has changed since then."""
+        if self.n_updates != n_updates:
+            raise RuntimeError(
+                "A prepared point is of the module as it was. Got one that was made "
+                "before update_from; linearize again."
+            )
+
     def block(self, names: Collection[str]) -> FlatModel:
         """Return a copy of which θ is some parameters; the others stay as bound now.
 

@@ -137,7 +137,9 @@ class ProductGraphs:
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
         if not bool(expected.isfinite().all()):
             return None
-        compare = partial(self._difference, quantity, theta, chunk, probe, expected)
+        compare = partial(
+            self._difference, quantity, theta, chunk, probe=probe, expected=expected
+        )
         for context in _CONTEXTS if quantity in _OF_THETA else (nullcontext,):
             with context():
                 limit = tolerance(self.model.precision, 2)
@@ -151,6 +153,7 @@ class ProductGraphs:
         quantity: str,
         theta: Tensor,
         chunk: Chunk,
+        *,
         probe: Tensor,
         expected: Tensor,
     ) -> float:
@@ -169,13 +172,14 @@ class ProductGraphs:
                 "the module reads its parameters past θ, as a checkpoint does"
             )
         self.graphs[quantity] = graph
-        return self._distance(quantity, theta, chunk, probe, expected)
+        return self._distance(quantity, theta, chunk, probe=probe, expected=expected)
 
     def _distance(
         self,
         quantity: str,
         theta: Tensor,
         chunk: Chunk,
+        *,
         probe: Tensor,
         expected: Tensor,
     ) -> float:
@@ -192,7 +196,9 @@ class ProductGraphs:
         chunk = replace(chunk, weights=None)
         probe = self._probe(quantity, chunk)
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
-        compare = partial(self._distance, quantity, theta, chunk, probe, expected)
+        compare = partial(
+            self._distance, quantity, theta, chunk, probe=probe, expected=expected
+        )
         name = "the product by a graph after an update"
         return attempt(name, compare, tolerance(self.model.precision, 2)) is None
 

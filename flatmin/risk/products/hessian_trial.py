@@ -80,15 +80,17 @@ PROJECTION = CallableLoss(_projections, name="projections")
 
 def _gradient_off(point: DoubleBackward, product: Tensor, v: Tensor) -> float:
     """Return how far H v is from differences of the gradient, see ``disagreement``."""
-    at = point.theta, v, point.model.layout.sizes, point.model.precision
-    off = disagreement(product, _gradient(point, nullcontext()), *at)
+    model = point.model
+    options: Any = {"sizes": model.layout.sizes, "precision": model.precision}
+    plain = _gradient(point, nullcontext())
+    off = disagreement(product, plain, point.theta, v, **options)
     if not off:
         return off
     constants = HeldConstants()
     gradient = _gradient(point, constants)
     gradient(point.theta)
     if constants.n_held:
-        off = disagreement(product, gradient, *at)
+        off = disagreement(product, gradient, point.theta, v, **options)
     return off
 
 

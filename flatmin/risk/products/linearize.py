@@ -55,7 +55,7 @@ class Linearization:
     l2 : float
         λ of the penalty: H and G hold λI.
     n_products : int or None
-        To come, at most; None is many.
+        How many will be asked for, at most; None is many.
     """
 
     def __init__(
@@ -210,11 +210,7 @@ class Linearization:
         return direction
 
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
-        if self._graphs.model.n_updates != self._n_updates:
-            raise RuntimeError(
-                "A prepared point is of the module as it was. Got one that was made "
-                "before update_from; linearize again."
-            )
+        self._model.check_current(self._n_updates)
         direction = self._checked(quantity, direction)
         size, n = self._graphs.chunk_size, self.n_examples
         starts = range(0, n, size)

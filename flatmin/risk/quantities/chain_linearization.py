@@ -92,11 +92,7 @@ class ChainLinearization:
 
     def _product(self, quantity: str, direction: Tensor) -> Tensor:
         risk = self.risk
-        if risk._model.n_updates != self._n_updates:
-            raise RuntimeError(
-                "A prepared point is of the module as it was. Got one that was made "
-                "before update_from; linearize again."
-            )
+        risk._model.check_current(self._n_updates)
         name, shape = "v", (*self.chains, risk.n_params)
         if quantity == "vjp":
             name, shape = "u", (*self.chains, risk.n_examples, *risk.output_shape)

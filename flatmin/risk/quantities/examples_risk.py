@@ -137,7 +137,8 @@ class ExamplesRisk(NetworkRisk):
             Names of parameters or modules, as of :meth:`ParameterLayout.indices`: then
             v has their d numbers, H and G are the block of these, J their columns.
             Nothing is computed that no product of the block needs, so that one of a
-            layer near the outputs costs a fraction. None takes all.
+            layer near the outputs costs a fraction. For one θ of shape (D,). None takes
+            all.
         n_products : int, default=None
             How many will be asked for, if that is known; None is many. A few do not
             repay the graph that many are computed by.

@@ -148,7 +148,8 @@ class FirstOrderRisk(ExamplesRisk):
         if not self._model.normalises_batch:
             raise ValueError(
                 "batch_statistics are those of a BatchNorm under batch_norm='batch'. "
-                "Got a risk without; its running statistics are buffers of the module."
+                "Got a risk without; make it with batch_norm='batch', or read the "
+                "running statistics from the buffers of the module."
             )
         self._model.bind(theta)
         with recorded_statistics(self._model.module) as statistics:

@@ -96,7 +96,7 @@ class LabelNoiseRisk(SecondOrderRisk):
 
         Parameters
         ----------
-        point : Linearization
+        point : Linearization or ChainLinearization
             Of this risk.
         v : Tensor of shape (\\*chains, D)
         draw : LabelDraw
