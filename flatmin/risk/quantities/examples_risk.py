@@ -155,7 +155,8 @@ class ExamplesRisk(NetworkRisk):
         Examples
         --------
         >>> from flatmin import EmpiricalRisk
-        >>> risk = EmpiricalRisk(nn.Linear(1, 1), "squared_error", [[3.0]], [[0.0]])
+        >>> net = torch.nn.Linear(1, 1)
+        >>> risk = EmpiricalRisk(net, "squared_error", [[3.0]], [[0.0]])
         >>> risk.linearize(risk.params(), select="weight").hvp(torch.ones(1))
         tensor([18.])
         """
