@@ -363,5 +363,5 @@ def _warn_unused_parameters(names: list[str]) -> None:
             "zero. Freeze them (requires_grad=False) to leave them out of θ; or, where "
             "the module returns several tensors, say by output_transform which it is.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
