@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin.risk.autodiff.isolation import check_autograd
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.chains.kernels import ChainChunk, chain_losses, chain_outputs
 from flatmin.risk.example_sums.scalars import inner_products
@@ -90,6 +91,7 @@ class ChainProducts:
 
 def _pull(tensor: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
     if not tensor.requires_grad:  # it does not depend on the leaf
+        check_autograd()
         return torch.zeros_like(leaf)
     (product,) = torch.autograd.grad(
         tensor, leaf, cotangents, retain_graph=True, materialize_grads=True

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flatmin._utils.locks import Lock
 from flatmin._utils.trees import Inputs, call_with, leaves_of, map_inputs
 from flatmin.risk.autodiff.casts import InFloat64
+from flatmin.risk.autodiff.isolation import check_autograd
 from flatmin.risk.autodiff.surroundings import attends, one_attention
 from flatmin.risk.network.batch_statistics import (
     Statistics,
@@ -358,6 +359,7 @@ class FlatModel:
         """
         several = [tensors] if isinstance(tensors, Tensor) else tensors
         if not any(tensor.requires_grad for tensor in several):
+            check_autograd()
             return [torch.zeros_like(parameter) for parameter in self.params]
         return list(
             torch.autograd.grad(
