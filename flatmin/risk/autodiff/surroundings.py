@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
-from flatmin.risk.trials import check_autograd
 
 __all__ = [
     "SharedSwitch",
@@ -24,6 +23,8 @@ __all__ = [
 ]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+_AUTOGRAD = (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA)
 
 
 def modes_put_back(function: Method) -> Method:
@@ -84,7 +85,12 @@ def undisturbed(method: Method) -> Method:
     @functools.wraps(method)
     @modes_put_back
     def undistracted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        check_autograd()
+        if any(map(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD)):
+            raise RuntimeError(
+                "Derivatives need autograd, which is switched off in this thread: code "
+                "that ran before has left PyTorch's dispatcher in that state. Start a "
+                "new thread or process."
+            )
         args = tuple(map(_own, args))
         kwargs = {name: _own(value) for name, value in kwargs.items()}
         types = [name for name in _CASTING if torch.is_autocast_enabled(name)]
