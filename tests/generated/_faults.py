@@ -93,8 +93,9 @@ def bad_vectors(right):
     right = right.double()
     found = {
         "one too many": (torch.cat([right, right[:1]]), None),
-        "an axis in front": (right[None], None),
-        "an axis behind": (right[..., None], None),
+        # As wide as θ they would be chains: see tests/risk/test_chains.py.
+        "an axis in front": (torch.cat([right, right[:1]])[None], None),
+        "an axis behind": (torch.stack([right] * (len(right) + 1), -1), None),
         "complex": (torch.complex(right, right + 1), None),
         "None": (None, None),
         "a string": ("abc", None),
