@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from flatmin._utils.quiet import ignored
 
-__all__ = ["check_autograd", "isolated", "vectorize"]
+__all__ = ["isolated", "vectorize"]
 
 T = TypeVar("T")
 
@@ -44,23 +44,6 @@ def vectorize(
         return result
 
     return quietly
-
-
-def check_autograd() -> None:
-    """Raise if this thread keeps no graph, before a gradient is said to be zero.
-
-    A transform that has failed can leave it so: see :func:`isolated`.
-
-    Raises
-    ------
-    RuntimeError
-        If what is computed of a leaf does not require a gradient.
-    """
-    if not (torch.ones((), requires_grad=True) * 1).requires_grad:
-        raise RuntimeError(
-            "A gradient needs autograd. Got a thread in which PyTorch keeps no graph, "
-            "as under no_grad, or after a transform that failed; use a new thread."
-        )
 
 
 def isolated(function: Callable[[], T]) -> T:
