@@ -19,7 +19,6 @@ __all__ = [
     "Choice",
     "asymmetry",
     "attempt",
-    "check_autograd",
     "difference",
     "difference_and_size",
     "random_like",
@@ -28,7 +27,6 @@ __all__ = [
     "worst_difference",
 ]
 
-_AUTOGRAD = (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA)
 
 # Numbers that are compared at a time: they stay within the caches of a CPU.
 _AT_A_TIME = 1 << 18
@@ -221,16 +219,6 @@ def tells(expected: Tensor) -> bool:
     return bool((expected.isfinite() & (expected != 0)).any())
 
 
-def check_autograd() -> None:
-    """Raise RuntimeError if this thread has lost autograd: gradients would be zero."""
-    if any(map(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD)):
-        raise RuntimeError(
-            "Derivatives need autograd, which is switched off in this thread: code "
-            "that ran before has left PyTorch's dispatcher in that state. Start a "
-            "new thread or process."
-        )
-
-
 def attempt(name: str, trial: Callable[[], float], limit: float) -> str | None:
     """Run a trial; return why a way cannot be taken, or None if it can.
 
@@ -252,17 +240,13 @@ def attempt(name: str, trial: Callable[[], float], limit: float) -> str | None:
     ------
     OutOfMemoryError
         As it comes.
-    RuntimeError
-        If the failure has left this thread without autograd.
     """
     try:
         off = trial()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = explain(error)
-        check_autograd()  # any other way would be wrong without a word
-        return reason
+        return explain(error)
     return None if off <= limit else f"{name} is off by {off:.1e}"
 
 

@@ -12,9 +12,21 @@ from torch.func import vmap
 
 from flatmin._utils.quiet import ignored
 
-__all__ = ["isolated", "vectorize"]
+__all__ = ["check_autograd", "isolated", "vectorize"]
 
 T = TypeVar("T")
+
+_AUTOGRAD = (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA)
+
+
+def check_autograd() -> None:
+    """Raise RuntimeError if this thread has lost autograd: gradients would be zero."""
+    if any(map(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD)):
+        raise RuntimeError(
+            "Derivatives need autograd, which is switched off in this thread: code "
+            "that ran before has left PyTorch's dispatcher in that state. Start a "
+            "new thread or process."
+        )
 
 
 def vectorize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
-from flatmin.risk.trials import check_autograd
+from flatmin.risk.autodiff.isolation import check_autograd
 
 __all__ = [
     "SharedSwitch",

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatmin.risk.autodiff.isolation import check_autograd
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.chains.kernels import ChainChunk, chain_losses, chain_outputs
 from flatmin.risk.example_sums.scalars import inner_products
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trials import check_autograd
 
 __all__ = ["ChainProducts"]
 

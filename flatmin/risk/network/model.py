@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flatmin._utils.locks import Lock
 from flatmin._utils.trees import Inputs, call_with, leaves_of, map_inputs
 from flatmin.risk.autodiff.casts import InFloat64
+from flatmin.risk.autodiff.isolation import check_autograd
 from flatmin.risk.autodiff.surroundings import attends, one_attention
 from flatmin.risk.network.batch_statistics import (
     Statistics,
@@ -27,7 +28,7 @@ from flatmin.risk.network.flat_parameters import FlatParameters
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.module_update import check_form, copy_tensors, reads_alike
 from flatmin.risk.network.outputs import OutputTransform, read_output
-from flatmin.risk.trials import check_autograd, difference, tolerance
+from flatmin.risk.trials import difference, tolerance
 
 __all__ = ["FlatModel"]
 
