@@ -42,6 +42,7 @@ FLOORS = {
 ROOMS = (
     "arguments",
     "interface",
+    "failures",
     "trials",
     "autodiff",
     "network",

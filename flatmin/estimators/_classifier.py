@@ -26,6 +26,7 @@ from flatmin.estimators._labels import (
     accuracy,
     as_labels,
     check_positions,
+    check_tokens,
     class_weights,
     counting,
     ignored_label,
@@ -300,10 +301,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         with naming("y"):
             check_classification_targets(labels)
         if is_next_token(self.loss):  # numbers of outputs already
-            if y.dtype.kind not in "iu":
-                raise ValueError(
-                    f"Tokens must be integers. Got y of {y.dtype}; use y.astype(int)."
-                )
+            check_tokens(y)
             if reset:  # until the module tells how many there are
                 self.classes_ = np.arange(labels.max(initial=0) + 1)
             return y.astype(np.int64)

@@ -23,6 +23,7 @@ __all__ = [
     "accuracy",
     "as_labels",
     "check_positions",
+    "check_tokens",
     "class_weights",
     "counting",
     "ignored_label",
@@ -87,6 +88,14 @@ def check_positions(y: np.ndarray, loss: Any, module: Any) -> None:
             "Several labels an example, as of a sequence, need a loss that says which "
             "of them count: 'cross_entropy', nn.CrossEntropyLoss, nn.NLLLoss or "
             f"'next_token'. Got loss={loss!r} and y of shape {y.shape}."
+        )
+
+
+def check_tokens(y: np.ndarray) -> None:
+    """Raise ValueError unless labels can be numbers of tokens."""
+    if y.dtype.kind not in "iu":
+        raise ValueError(
+            f"Tokens must be integers. Got y of {y.dtype}; use y.astype(int)."
         )
 
 

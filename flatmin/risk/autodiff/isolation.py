@@ -16,6 +16,18 @@ __all__ = ["check_autograd", "isolated", "vectorize"]
 
 T = TypeVar("T")
 
+_AUTOGRAD = (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA)
+
+
+def check_autograd() -> None:
+    """Raise RuntimeError if this thread has lost autograd: gradients would be zero."""
+    if any(map(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD)):
+        raise RuntimeError(
+            "Derivatives need autograd, which is switched off in this thread: code "
+            "that ran before has left PyTorch's dispatcher in that state. Start a "
+            "new thread or process."
+        )
+
 
 def vectorize(
     function: Callable[..., T], in_dims: int | tuple[int | None, ...] = 0
@@ -44,23 +56,6 @@ def vectorize(
         return result
 
     return quietly
-
-
-def check_autograd() -> None:
-    """Raise if this thread keeps no graph, before a gradient is said to be zero.
-
-    A transform that has failed can leave it so: see :func:`isolated`.
-
-    Raises
-    ------
-    RuntimeError
-        If what is computed of a leaf does not require a gradient.
-    """
-    if not (torch.ones((), requires_grad=True) * 1).requires_grad:
-        raise RuntimeError(
-            "A gradient needs autograd. Got a thread in which PyTorch keeps no graph, "
-            "as under no_grad, or after a transform that failed; use a new thread."
-        )
 
 
 def isolated(function: Callable[[], T]) -> T:

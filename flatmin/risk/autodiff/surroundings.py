@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flatmin._utils.locks import Lock
+from flatmin.risk.autodiff.isolation import check_autograd
 
 __all__ = [
     "SharedSwitch",
@@ -23,8 +24,6 @@ __all__ = [
 ]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-_AUTOGRAD = (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA)
 
 
 def modes_put_back(function: Method) -> Method:
@@ -85,12 +84,7 @@ def undisturbed(method: Method) -> Method:
     @functools.wraps(method)
     @modes_put_back
     def undistracted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(map(torch._C._dispatch_tls_is_dispatch_key_excluded, _AUTOGRAD)):
-            raise RuntimeError(
-                "Derivatives need autograd, which is switched off in this thread: code "
-                "that ran before has left PyTorch's dispatcher in that state. Start a "
-                "new thread or process."
-            )
+        check_autograd()
         args = tuple(map(_own, args))
         kwargs = {name: _own(value) for name, value in kwargs.items()}
         types = [name for name in _CASTING if torch.is_autocast_enabled(name)]

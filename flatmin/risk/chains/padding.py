@@ -10,7 +10,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from flatmin.risk.trials import NotTaken
+from flatmin.risk.failures import NotTaken
 
 __all__ = ["PaddingRefused"]
 

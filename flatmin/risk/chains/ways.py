@@ -21,16 +21,10 @@ from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ArrayData
 from flatmin.risk.example_sums.per_example import ROW_BUDGET, looped_rows
 from flatmin.risk.example_sums.scalars import losses_and_pullback
+from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
-from flatmin.risk.trials import (
-    Choice,
-    NotTaken,
-    difference,
-    explain,
-    random_like,
-    tolerance,
-)
+from flatmin.risk.trials import Choice, difference, random_like, tolerance
 
 __all__ = ["BATCHES", "GRADIENTS", "PRODUCTS", "SUMS", "ChainWays"]
 

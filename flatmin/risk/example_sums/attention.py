@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flatmin.risk.example_sums.recurrent import Record
 from flatmin.risk.example_sums.row_rules import alias
-from flatmin.risk.trials import UnsupportedLayers
+from flatmin.risk.failures import UnsupportedLayers
 
 __all__ = ["attend"]
 

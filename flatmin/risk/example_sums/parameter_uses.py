@@ -20,8 +20,8 @@ from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.example_sums.parameter_watch import ParameterWatch
 from flatmin.risk.example_sums.row_rule import RowRule
 from flatmin.risk.example_sums.scalars import ExampleScalars
+from flatmin.risk.failures import UnsupportedLayers
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trials import UnsupportedLayers
 
 __all__ = ["ParameterUse", "Recording", "record_uses"]
 

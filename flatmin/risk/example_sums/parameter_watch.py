@@ -24,8 +24,8 @@ from flatmin.risk.example_sums.row_rules import (
     copied_rows,
     linear_rules,
 )
+from flatmin.risk.failures import UnsupportedLayers
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trials import UnsupportedLayers
 
 __all__ = ["Call", "ParameterWatch"]
 

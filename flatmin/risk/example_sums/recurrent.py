@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatmin.risk.example_sums.row_rules import alias
-from flatmin.risk.trials import UnsupportedLayers
+from flatmin.risk.failures import UnsupportedLayers
 
 __all__ = ["CELLS", "UNROLLED", "Record", "unroll", "unroll_cell"]
 

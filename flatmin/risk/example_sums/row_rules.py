@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from flatmin.risk.example_sums.convolution_rules import convolution_rules
 from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.example_sums.row_rule import InputAndRules, RowRule, sum_of_channels
-from flatmin.risk.trials import UnsupportedLayers
+from flatmin.risk.failures import UnsupportedLayers
 
 __all__ = [
     "ROW_RULES",

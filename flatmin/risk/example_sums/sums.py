@@ -18,13 +18,12 @@ from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_m
 from flatmin.risk.example_sums.per_example import looped_rows, vectorised_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.example_sums.sums_by_layer import SumsByLayer
+from flatmin.risk.failures import UnsupportedLayers, explain
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import (
     Choice,
-    UnsupportedLayers,
     difference,
     difference_and_size,
-    explain,
     tells,
     tolerance,
     worst_difference,

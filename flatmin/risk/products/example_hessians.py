@@ -17,9 +17,10 @@ from flatmin.risk.autodiff.compiler import load_compiler
 from flatmin.risk.autodiff.isolation import isolated, vectorize
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
+from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
-from flatmin.risk.trials import Choice, NotTaken, difference, explain, tells, tolerance
+from flatmin.risk.trials import Choice, difference, tells, tolerance
 
 __all__ = ["ExampleHessians"]
 

@@ -18,20 +18,14 @@ from flatmin._utils.trees import Inputs, with_leaves
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.autodiff.pullback import with_its_graph
 from flatmin.risk.data.chunks import Chunk, pad_chunk
+from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.probe import share_of_activations
 from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage, two_stage_graph
-from flatmin.risk.trials import (
-    NotTaken,
-    attempt,
-    difference,
-    explain,
-    random_like,
-    tolerance,
-)
+from flatmin.risk.trials import attempt, difference, random_like, tolerance
 
 __all__ = ["ProductGraphs", "pad_direction", "repays", "unpad"]
 

@@ -20,15 +20,11 @@ from flatmin.risk.example_sums.scalars import (
     example_losses,
     inner_products,
 )
+from flatmin.risk.failures import NotTaken
 from flatmin.risk.losses.callable_loss import CallableLoss
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.ways import HESSIANS
-from flatmin.risk.trials import (
-    NotTaken,
-    asymmetry,
-    random_like,
-    tolerance,
-)
+from flatmin.risk.trials import asymmetry, random_like, tolerance
 
 __all__ = ["PROJECTION", "hessian_off", "is_fitted", "losses_in"]
 

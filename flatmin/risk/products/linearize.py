@@ -12,6 +12,7 @@ from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.data.chunks import Chunk, pad_chunk
+from flatmin.risk.failures import NotTaken
 from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.graphs import (
@@ -22,7 +23,6 @@ from flatmin.risk.products.graphs import (
 )
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage
-from flatmin.risk.trials import NotTaken
 
 __all__ = ["Linearization"]
 

@@ -14,20 +14,14 @@ from torch import Tensor
 
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.hessian_trial import PROJECTION, hessian_off, is_fitted
 from flatmin.risk.products.ways import HESSIANS, JACOBIANS
 from flatmin.risk.rounding import leave_out_casts
-from flatmin.risk.trials import (
-    Choice,
-    NotTaken,
-    difference,
-    explain,
-    random_like,
-    tolerance,
-)
+from flatmin.risk.trials import Choice, difference, random_like, tolerance
 
 __all__ = ["ProductWays"]
 

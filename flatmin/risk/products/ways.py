@@ -15,8 +15,8 @@ from flatmin.risk.autodiff.isolation import isolated
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.failures import NotTaken
 from flatmin.risk.products.double_backward import DoubleBackward
-from flatmin.risk.trials import NotTaken
 
 __all__ = ["HESSIANS", "JACOBIANS"]
 
