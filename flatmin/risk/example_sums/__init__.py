@@ -5,8 +5,8 @@ What happens to a chunk of n examples:
 1.  The chunk is packed as *scalars*: one number an example, its loss or another, whose
     gradient is the example's row of length D (`scalars`).
 2.  The first time, all is tried on a few examples. Their rows come from n backward
-    passes, the reference (`sums`, `per_example`). Where these are all zero, nothing is
-    decided, and the next chunk is tried.
+    passes, the reference (`sums`, `per_example`). Where these are all zero or not
+    finite, nothing is decided, and the next chunk is tried.
 3.  The network runs inside of a watch, which sees every function of PyTorch that it
     calls (`parameter_watch`).
 4.  Where a parameter is broadcast to the examples, every example gets its own copy: the
@@ -34,7 +34,8 @@ What happens to a chunk of n examples:
     parameter's order: once a sum and not once a row, unless a parameter has several
     uses, whose rows must be added.
 13. Norms, moments and sums of batches are taken block by block. The rows of several
-    uses of a parameter are added before anything is squared (`parameter_sums`).
+    uses of a parameter are added before anything is squared, or pair by pair where rows
+    are long and positions few (`parameter_sums`, `factors`).
 14. The *signature* of the calls, names and shapes, must be that of the trial: a network
     may branch on its examples. Else the fast path is given up. (One example alone has
     a first dimension of one, and is not compared.)

@@ -172,7 +172,8 @@ def _embedding_rules(
         return rows.scatter_add_(1, where, slopes).flatten(1)
 
     def factors(input: Tensor, slope: Tensor) -> Factors:
-        return Factors(*reversed(nonzero_blocks(input, slope)))
+        tokens, slopes = nonzero_blocks(input, slope)
+        return Factors(slopes, tokens)
 
     rule = RowRule(rows, nonzero_blocks=nonzero_blocks, factors=factors)
     return input, [(weight, rule)]
