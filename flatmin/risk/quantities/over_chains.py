@@ -31,7 +31,6 @@ from flatmin.risk.example_sums.scalars import inner_products
 from flatmin.risk.label_noise import (
     LabelDraw,
     check_draw,
-    label_kernel_product,
     label_roots,
 )
 from flatmin.risk.products.gauss_newton import weighted_root
@@ -203,22 +202,6 @@ class OverChains(ChainGradients):
         thetas, chains = self._flat(theta)
         slopes = torch.stack([risk.model_slopes(theta, rng) for theta in thetas])
         return slopes.view(*chains, *slopes.shape[1:])
-
-    @alone
-    def label_covariance_product(
-        self, point: ChainLinearization, v: Tensor, draw: LabelDraw
-    ) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.label_covariance_product`."""
-        risk, u = self.risk, point.jvp(v)
-        flat = u.reshape(-1, *risk.output_shape)
-        y = risk._targets()
-        y = y.expand(len(flat) // len(y), *y.shape).flatten(0, 1)
-        product = label_kernel_product(risk._loss, y, flat, draw).view(u.shape)
-        if risk._data.weights is not None:
-            weights = risk._data.weights.square()
-            product = product * weights.view(-1, *(1 for _ in risk.output_shape))
-        pulled: Tensor = point.vjp(product) / risk.n_examples**2
-        return pulled
 
     def _examples(
         self,
