@@ -195,14 +195,6 @@ class OverChains(ChainGradients):
         products = [self.risk.squared_hessian_product(*pair) for pair in pairs]
         return torch.stack(products).view(*chains, -1)
 
-    @alone
-    def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.model_slopes`."""
-        risk = self.risk
-        thetas, chains = self._flat(theta)
-        slopes = torch.stack([risk.model_slopes(theta, rng) for theta in thetas])
-        return slopes.view(*chains, *slopes.shape[1:])
-
     def _examples(
         self,
         thetas: Tensor,

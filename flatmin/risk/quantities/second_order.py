@@ -188,7 +188,6 @@ class SecondOrderRisk(PerExampleRisk):
         """Raise TypeError if the loss is no likelihood, which F needs."""
         self._loss.check_likelihood()
 
-    @over_chains
     @alone
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
         """Return slopes sᵢ at targets that the model draws, with E[sᵢsᵢᵀ] = Hᵢ.
@@ -215,11 +214,12 @@ class SecondOrderRisk(PerExampleRisk):
             If the outputs are not finite.
         """
         check_rng(rng, self.device)
-        targets = torch.cat([chunk.y for chunk in self._chunks()])
         outputs = self.outputs(theta)
         if not bool(outputs.isfinite().all()):
             raise FloatingPointError("The outputs at θ are not finite. Look at θ.")
-        slopes = self._loss.model_slope(outputs, targets, rng)
+        flat = outputs.reshape(-1, *self.output_shape)
+        y = self._targets(len(flat) // self.n_examples)
+        slopes = self._loss.model_slope(flat, y, rng).view(outputs.shape)
         weights = self._data.weights
         if weights is None:
             return slopes
