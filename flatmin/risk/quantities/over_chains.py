@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_count
-from flatmin._utils.random import check_rng
-from flatmin.risk.arguments import as_direction, check_no_sweeps, check_products
+from flatmin.risk.arguments import as_direction, check_products
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.kernels import ChainChunk, chain_outputs, chain_rows, share
@@ -100,57 +98,29 @@ class OverChains(ChainGradients):
             variances.view(*chains, -1),
         )
 
-    def gauss_newton_traces(
-        self,
-        theta: Tensor,
-        rng: torch.Generator | None = None,
-        *,
-        n_sweeps: int | None = None,
-    ) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.gauss_newton_traces`."""
-        risk = self.risk
-        check_rng(rng, risk.device, optional=True)
-        thetas, chains = self._flat(theta)
-        shape = (len(thetas), risk.n_examples, *risk.output_shape)
-        if rng is not None:
-            k = 1 if n_sweeps is None else check_count("n_sweeps", n_sweeps)
-            sweeps = []
-            for _ in range(k):
-                bits = torch.randint(0, 2, shape, generator=rng, device=risk.device)
-                z = (2 * bits - 1).to(risk.dtype)
-                sweeps.append(self._gauss_newton_sweep(thetas, z))
-            traces = torch.stack(sweeps).view(k, *chains, risk.n_examples)
-            return traces[0] if n_sweeps is None else traces
-        check_no_sweeps(n_sweeps)
-        units = torch.eye(risk.n_outputs, dtype=risk.dtype, device=risk.device)
-        total = sum(
-            self._gauss_newton_sweep(thetas, unit.view(risk.output_shape).expand(shape))
-            for unit in units
-        )
-        traces = torch.as_tensor(total)
-        return traces.view(*chains, risk.n_examples)
-
     @in_full_float32
-    def _gauss_newton_sweep(self, thetas: Tensor, z: Tensor) -> Tensor:
+    def _gauss_newton_sweeps(self, theta: Tensor, z: Tensor) -> Tensor:
+        thetas, chains = self._flat(theta)
         risk = self.risk
+        z = z.flatten(1, len(chains)).transpose(0, 1)  # (C, k, N, ...)
 
         def of(some: Tensor, chunk: Chunk, z: Tensor) -> Tensor:
             shared = share(chunk, len(some))
             with torch.set_grad_enabled(risk.keeps_graph):
                 outputs = chain_outputs(risk._model, some, shared).detach()
-            z = z[:, chunk.rows].flatten(0, 1)
-            cotangents = weighted_root(
-                risk._loss, outputs, z, *shared.examples.targets_and_weights
-            )
-            return self._squares(some, shared, cotangents)
+            others = shared.examples.targets_and_weights
+            squares = []
+            for own in z[:, :, chunk.rows].unbind(1):
+                u = weighted_root(risk._loss, outputs, own.flatten(0, 1), *others)
+                squares.append(self._squares(some, shared, u))
+            return torch.stack(squares, -1)
 
         def apart() -> Tensor:
             pairs = zip(thetas, z, strict=True)
-            return torch.cat(
-                [risk._gauss_newton_sweeps(theta, own[None]) for theta, own in pairs]
-            )
+            return torch.stack([risk._gauss_newton_sweeps(*pair).mT for pair in pairs])
 
-        return self._examples(thetas, of, apart, z)
+        squares = self._examples(thetas, of, apart, z)
+        return squares.movedim(-1, 0).reshape(-1, *chains, risk.n_examples)
 
     @in_full_float32
     def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
@@ -202,7 +172,7 @@ class OverChains(ChainGradients):
         apart: Callable[[], Tensor],
         *tensors: Tensor,
     ) -> Tensor:
-        """Return a number of each example in each chain, (C, N), from rows."""
+        """Return numbers of each example in each chain, (C, N, ...), from rows."""
         size = min(self.risk._row_chunk_size, self._n())
 
         def together() -> Tensor:
