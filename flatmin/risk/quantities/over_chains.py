@@ -69,27 +69,12 @@ class OverChains(ChainGradients):
         return norms.view(*chains, risk.n_examples)
 
     @alone
-    def squared_gradient_sum(self, theta: Tensor) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.squared_gradient_sum`."""
-        moments, chains = self._moments(theta)
-        uncentred: Tensor = self.risk.n_examples * moments.mean.square()
-        squares = moments.centred_squares + uncentred
-        return squares.view(*chains, -1)
-
-    @alone
-    def gradient_variances(self, theta: Tensor) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.gradient_variances`."""
-        moments, chains = self._moments(theta)
-        variances: Tensor = moments.centred_squares / self.risk.n_examples
-        return variances.view(*chains, -1)
-
-    @alone
     def value_gradient_and_variances(
         self, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`flatmin.EmpiricalRisk.value_gradient_and_variances`."""
-        thetas, _ = self._flat(theta)
-        moments, chains = self._moments(theta)
+        thetas, chains = self._flat(theta)
+        moments = self._moments(thetas)
         variances = moments.centred_squares / self.risk.n_examples
         value, mean = self._penalised(moments.value, moments.mean, thetas)
         dtype = self.risk.dtype
@@ -185,7 +170,7 @@ class OverChains(ChainGradients):
         return self._ways.compute(SUMS, size, thetas, together=together, apart=apart)
 
     @in_full_float32
-    def _moments(self, theta: Tensor) -> tuple[Moments, tuple[int, ...]]:
+    def _moments(self, theta: Tensor) -> Moments:
         thetas, chains = self._flat(theta)
         risk = self.risk
         size = min(risk._row_chunk_size, self._n())
@@ -210,7 +195,10 @@ class OverChains(ChainGradients):
             together=lambda: merge_moments(map(of_chunk, risk._chunks(size))),
             apart=apart,
         )
-        return moments, chains
+        n, value, *spread = moments
+        return Moments(
+            n, value.view(chains), *(part.view(*chains, -1) for part in spread)
+        )
 
     @in_full_float32
     def _rows(self, thetas: Tensor, chunk: Chunk) -> Tensor:
