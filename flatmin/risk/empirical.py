@@ -367,7 +367,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         """
         self._model.bind(self._theta)
         module = as_held(self._model.module, module)
-        other = comparable(module, batch_statistics=self.batch_norm == "batch")
+        other = comparable(module, batch_statistics=self._model.normalises_batch)
         if alike(self._model.module, other) and self._model.computes_as(
             other, self._few.X
         ):
