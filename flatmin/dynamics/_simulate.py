@@ -279,6 +279,8 @@ def _start(risk: ChainsRisk, start: Any, n_chains: int) -> Tensor:
             f"{tuple(start.shape)}."
         )
     theta = start.to(risk.device, risk.dtype).expand(n_chains, -1)
+    if isinstance(risk, EmpiricalRisk):  # whose data are those of every chain
+        return theta
     try:
         shape = risk.value(theta).shape
     except RuntimeError as error:

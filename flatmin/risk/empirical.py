@@ -81,8 +81,9 @@ class EmpiricalRisk(LabelNoiseRisk):
     Copies that are small go through the network together, by ``vmap``, in blocks that
     bound the memory. Where a chain takes more than half a million numbers, or where
     ``vmap`` cannot take the module or differs from a chain alone, they go one after
-    the other; ``paths`` tells. ``accuracy``, ``batch_statistics``, ``set_params`` and
-    ``audit`` take one θ, as does ``linearize`` with ``select``.
+    the other; ``paths`` tells. ``squared_hessian_product`` always takes them so.
+    ``accuracy``, ``batch_statistics``, ``set_params`` and ``audit`` take one θ, as does
+    ``linearize`` with ``select``.
 
     Parameters
     ----------
@@ -367,7 +368,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         """
         self._model.bind(self._theta)
         module = as_held(self._model.module, module)
-        other = comparable(module, batch_statistics=self.batch_norm == "batch")
+        other = comparable(module, batch_statistics=self._model.normalises_batch)
         if alike(self._model.module, other) and self._model.computes_as(
             other, self._few.X
         ):

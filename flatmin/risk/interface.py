@@ -12,7 +12,7 @@ __all__ = ["LinearizedRisk", "Risk"]
 
 
 class LinearizedRisk(Protocol):
-    """A risk prepared at one θ, for many products there."""
+    """A risk prepared at one θ, or at that of each chain, for products there."""
 
     def hvp(self, v: Tensor) -> Tensor:
         """Return H v, H = ∇²L(θ); shape (\\*chains, D)."""

@@ -45,7 +45,7 @@ def trains_batch_norm(module: nn.Module) -> bool:
     return any(part.training for part in _batch_norms(module).values())
 
 
-def keep_batch_statistics(module: nn.Module) -> nn.Module:
+def keep_batch_statistics(module: nn.Module) -> None:
     """Make every BatchNorm one without running statistics.
 
     It then takes those of its input in eval mode too, and no pass writes its buffers.
@@ -55,16 +55,10 @@ def keep_batch_statistics(module: nn.Module) -> nn.Module:
     ----------
     module : torch.nn.Module
         Changed.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same.
     """
     for part in _batch_norms(module).values():
         part.track_running_stats = False
         part.running_mean = part.running_var = part.num_batches_tracked = None
-    return module
 
 
 @contextmanager
@@ -82,17 +76,16 @@ def recorded_statistics(module: nn.Module) -> Iterator[Statistics]:
     """
     found: Statistics = {}
 
-    def look(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look(
+        name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         x = (args[0] if args else kwargs["input"]).detach()
         axes = [axis for axis in range(x.ndim) if axis != 1]
         variance, mean = torch.var_mean(x, axes, correction=0)
         found[name] = mean, variance
 
-    def hook(name: str) -> Callable[..., None]:
-        return lambda _module, args, kwargs: look(name, args, kwargs)
-
     handles = [
-        part.register_forward_pre_hook(hook(name), with_kwargs=True)
+        part.register_forward_pre_hook(functools.partial(look, name), with_kwargs=True)
         for name, part in _batch_norms(module).items()
     ]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, NoneType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from flatmin.risk.network.module_checks import (
 from flatmin.risk.network.module_copy import copy_module, registered
 
 __all__ = [
-    "BATCH_NORM",
     "BatchNorm",
     "beside",
     "evaluation_mode",
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 BatchNorm = Literal["error", "frozen", "batch"]
-BATCH_NORM = ("error", "frozen", "batch")
 
 
 def prepare_module(
@@ -81,7 +79,7 @@ def prepare_module(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module. Got {module!r}.")
-    check_known("batch_norm", batch_norm, BATCH_NORM)
+    check_known("batch_norm", batch_norm, get_args(BatchNorm))
     check_parameters(module)
     check_batch_norm(module, batch_norm)
     if any(has_active_dropout(part) for part in module.modules()):

@@ -242,7 +242,7 @@ class ChainGradients(ChainSums):
             thetas,
             together=together,
             apart=lambda: self._pairs_apart(
-                "value_and_batch_gradient", thetas, indices
+                risk.value_and_batch_gradient, thetas, indices
             ),
         )
 

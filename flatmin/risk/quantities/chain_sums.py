@@ -90,17 +90,7 @@ class ChainSums:
                 risk._model, risk._loss, some, shared, cotangents=part
             )
 
-        def apart() -> tuple[Tensor, Tensor]:
-            pairs = zip(thetas, cotangents, strict=True)
-            return _stacked([risk._pull_back(*pair) for pair in pairs])
-
-        value, gradient = self._ways.compute(
-            GRADIENTS,
-            self._n(),
-            thetas,
-            together=lambda: self._added(of, thetas, cotangents),
-            apart=apart,
-        )
+        value, gradient = self._summed(of, risk._pull_back, thetas, cotangents)
         if penalised:
             value, gradient = self._penalised(value, gradient, thetas)
         return self._result(value, gradient, chains)
@@ -121,15 +111,21 @@ class ChainSums:
                 risk._model, risk._loss, some, shared, cotangents=u
             )
 
-        def apart() -> tuple[Tensor, Tensor]:
-            return _stacked([single(*one) for one in zip(thetas, *random, strict=True)])
+        return self._summed(of, single, thetas, *random)
 
+    def _summed(
+        self,
+        of: Callable[..., tuple[Tensor, Tensor]],
+        single: Callable[..., tuple[Tensor, Tensor]],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a value and a gradient by chunks of all chains, or chain by chain."""
         return self._ways.compute(
             GRADIENTS,
             self._n(),
-            thetas,
-            together=lambda: self._added(of, thetas, *random),
-            apart=apart,
+            tensors[0],
+            together=lambda: self._added(of, *tensors),
+            apart=lambda: self._pairs_apart(single, *tensors),
         )
 
     def _added(
@@ -155,11 +151,13 @@ class ChainSums:
     def _apart(self, word: str, thetas: Tensor) -> Tensor:
         return torch.stack([getattr(self.risk, word)(theta) for theta in thetas])
 
+    @staticmethod
     def _pairs_apart(
-        self, word: str, thetas: Tensor, others: Tensor
+        single: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        pairs = zip(thetas, others, strict=True)
-        return _stacked([getattr(self.risk, word)(*pair) for pair in pairs])
+        parts = [single(*chain) for chain in zip(*tensors, strict=True)]
+        values, gradients = zip(*parts, strict=True)
+        return torch.stack(values), torch.stack(gradients)
 
     def _penalised(
         self, value: Tensor, gradient: Tensor, thetas: Tensor
@@ -173,8 +171,3 @@ class ChainSums:
         value: Tensor, gradient: Tensor, chains: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         return value.view(chains), gradient.view(*chains, -1)
-
-
-def _stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    values, gradients = zip(*parts, strict=True)
-    return torch.stack(values), torch.stack(gradients)

@@ -204,8 +204,10 @@ class ExamplesRisk(NetworkRisk):
         size = self.chunk_size if chunk_size is None else chunk_size
         return self._data.iterate(size)
 
-    def _targets(self) -> Tensor:
-        return torch.cat([chunk.y for chunk in self._chunks()])
+    def _targets(self, n_chains: int = 1) -> Tensor:
+        """Return y of all examples, for each chain in a row."""
+        y = torch.cat([chunk.y for chunk in self._chunks()])
+        return y.expand(n_chains, *y.shape).flatten(0, 1)
 
     def _scalars(self, chunk: Chunk) -> ExampleScalars:
         """Return ℓ̃ᵢ of a chunk, to be differentiated."""

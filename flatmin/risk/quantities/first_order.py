@@ -113,15 +113,13 @@ class FirstOrderRisk(ExamplesRisk):
         tensor(1., dtype=torch.float64)
         """
         self._model.bind(theta)
-        right = []
+        right, wild = [], []
         for chunk in self._chunks():
             outputs = self._model.evaluate(chunk.X)
-            if bool(outputs.isnan().any()):
-                return torch.full(
-                    (), torch.nan, dtype=torch.float64, device=self.device
-                )
             right.append(self._loss.right(outputs, chunk.y))
-        return torch.cat(right).double().mean()
+            wild.append(outputs.isnan().any())
+        share = torch.cat(right).double().mean()
+        return share.masked_fill(torch.stack(wild).any(), torch.nan)
 
     @in_full_float32
     def batch_statistics(self, theta: Tensor) -> Statistics:

@@ -90,7 +90,7 @@ class LabelNoiseRisk(SecondOrderRisk):
     @needs_examples
     @alone
     def label_covariance_product(
-        self, point: Linearization, v: Tensor, draw: LabelDraw
+        self, point: Linearization | ChainLinearization, v: Tensor, draw: LabelDraw
     ) -> Tensor:
         """Return (1/N²) Σ Jᵢᵀ Kᵢ Jᵢ v, Kᵢ the covariance of uᵢ.
 
@@ -111,15 +111,15 @@ class LabelNoiseRisk(SecondOrderRisk):
             If ``point`` or ``draw`` is something else.
         """
         check_draw(draw)
-        if isinstance(point, ChainLinearization):
-            return self._over_chains.label_covariance_product(point, v, draw)
-        if not isinstance(point, Linearization):
+        if not isinstance(point, Linearization | ChainLinearization):
             raise TypeError(
                 "point must be what linearize(theta) returns. Got "
                 f"{type(point).__name__}."
             )
         u = point.jvp(v)
-        product = label_kernel_product(self._loss, self._targets(), u, draw)
+        flat = u.reshape(-1, *self.output_shape)
+        y = self._targets(len(flat) // self.n_examples)
+        product = label_kernel_product(self._loss, y, flat, draw).view(u.shape)
         if self._data.weights is not None:
             weights = self._data.weights.square()
             product = product * weights.view(-1, *(1 for _ in self.output_shape))

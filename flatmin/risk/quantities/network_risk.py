@@ -120,7 +120,7 @@ class NetworkRisk:
         tensor(9.)
         """
         module = as_held(self._model.module, module)
-        other = comparable(module, batch_statistics=self.batch_norm == "batch")
+        other = comparable(module, batch_statistics=self._model.normalises_batch)
         self._model.take_over(other, self._few.X)
         self._theta = self._model.theta()
 

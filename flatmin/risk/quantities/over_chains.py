@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import check_count
-from flatmin._utils.random import check_rng
-from flatmin.risk.arguments import as_direction, check_no_sweeps, check_products
+from flatmin.risk.arguments import as_direction, check_products
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.kernels import ChainChunk, chain_outputs, chain_rows, share
@@ -31,7 +29,6 @@ from flatmin.risk.example_sums.scalars import inner_products
 from flatmin.risk.label_noise import (
     LabelDraw,
     check_draw,
-    label_kernel_product,
     label_roots,
 )
 from flatmin.risk.products.gauss_newton import weighted_root
@@ -72,27 +69,12 @@ class OverChains(ChainGradients):
         return norms.view(*chains, risk.n_examples)
 
     @alone
-    def squared_gradient_sum(self, theta: Tensor) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.squared_gradient_sum`."""
-        moments, chains = self._moments(theta)
-        uncentred: Tensor = self.risk.n_examples * moments.mean.square()
-        squares = moments.centred_squares + uncentred
-        return squares.view(*chains, -1)
-
-    @alone
-    def gradient_variances(self, theta: Tensor) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.gradient_variances`."""
-        moments, chains = self._moments(theta)
-        variances: Tensor = moments.centred_squares / self.risk.n_examples
-        return variances.view(*chains, -1)
-
-    @alone
     def value_gradient_and_variances(
         self, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`flatmin.EmpiricalRisk.value_gradient_and_variances`."""
-        thetas, _ = self._flat(theta)
-        moments, chains = self._moments(theta)
+        thetas, chains = self._flat(theta)
+        moments = self._moments(thetas)
         variances = moments.centred_squares / self.risk.n_examples
         value, mean = self._penalised(moments.value, moments.mean, thetas)
         dtype = self.risk.dtype
@@ -101,57 +83,29 @@ class OverChains(ChainGradients):
             variances.view(*chains, -1),
         )
 
-    def gauss_newton_traces(
-        self,
-        theta: Tensor,
-        rng: torch.Generator | None = None,
-        *,
-        n_sweeps: int | None = None,
-    ) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.gauss_newton_traces`."""
-        risk = self.risk
-        check_rng(rng, risk.device, optional=True)
-        thetas, chains = self._flat(theta)
-        shape = (len(thetas), risk.n_examples, *risk.output_shape)
-        if rng is not None:
-            k = 1 if n_sweeps is None else check_count("n_sweeps", n_sweeps)
-            sweeps = []
-            for _ in range(k):
-                bits = torch.randint(0, 2, shape, generator=rng, device=risk.device)
-                z = (2 * bits - 1).to(risk.dtype)
-                sweeps.append(self._gauss_newton_sweep(thetas, z))
-            traces = torch.stack(sweeps).view(k, *chains, risk.n_examples)
-            return traces[0] if n_sweeps is None else traces
-        check_no_sweeps(n_sweeps)
-        units = torch.eye(risk.n_outputs, dtype=risk.dtype, device=risk.device)
-        total = sum(
-            self._gauss_newton_sweep(thetas, unit.view(risk.output_shape).expand(shape))
-            for unit in units
-        )
-        traces = torch.as_tensor(total)
-        return traces.view(*chains, risk.n_examples)
-
     @in_full_float32
-    def _gauss_newton_sweep(self, thetas: Tensor, z: Tensor) -> Tensor:
+    def _gauss_newton_sweeps(self, theta: Tensor, z: Tensor) -> Tensor:
+        thetas, chains = self._flat(theta)
         risk = self.risk
+        z = z.flatten(1, len(chains)).transpose(0, 1)  # (C, k, N, ...)
 
         def of(some: Tensor, chunk: Chunk, z: Tensor) -> Tensor:
             shared = share(chunk, len(some))
             with torch.set_grad_enabled(risk.keeps_graph):
                 outputs = chain_outputs(risk._model, some, shared).detach()
-            z = z[:, chunk.rows].flatten(0, 1)
-            cotangents = weighted_root(
-                risk._loss, outputs, z, *shared.examples.targets_and_weights
-            )
-            return self._squares(some, shared, cotangents)
+            others = shared.examples.targets_and_weights
+            squares = []
+            for own in z[:, :, chunk.rows].unbind(1):
+                u = weighted_root(risk._loss, outputs, own.flatten(0, 1), *others)
+                squares.append(self._squares(some, shared, u))
+            return torch.stack(squares, -1)
 
         def apart() -> Tensor:
             pairs = zip(thetas, z, strict=True)
-            return torch.cat(
-                [risk._gauss_newton_sweeps(theta, own[None]) for theta, own in pairs]
-            )
+            return torch.stack([risk._gauss_newton_sweeps(*pair).mT for pair in pairs])
 
-        return self._examples(thetas, of, apart, z)
+        squares = self._examples(thetas, of, apart, z)
+        return squares.movedim(-1, 0).reshape(-1, *chains, risk.n_examples)
 
     @in_full_float32
     def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
@@ -196,30 +150,6 @@ class OverChains(ChainGradients):
         products = [self.risk.squared_hessian_product(*pair) for pair in pairs]
         return torch.stack(products).view(*chains, -1)
 
-    @alone
-    def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.model_slopes`."""
-        risk = self.risk
-        thetas, chains = self._flat(theta)
-        slopes = torch.stack([risk.model_slopes(theta, rng) for theta in thetas])
-        return slopes.view(*chains, *slopes.shape[1:])
-
-    @alone
-    def label_covariance_product(
-        self, point: ChainLinearization, v: Tensor, draw: LabelDraw
-    ) -> Tensor:
-        """See :meth:`flatmin.EmpiricalRisk.label_covariance_product`."""
-        risk, u = self.risk, point.jvp(v)
-        flat = u.reshape(-1, *risk.output_shape)
-        y = risk._targets()
-        y = y.expand(len(flat) // len(y), *y.shape).flatten(0, 1)
-        product = label_kernel_product(risk._loss, y, flat, draw).view(u.shape)
-        if risk._data.weights is not None:
-            weights = risk._data.weights.square()
-            product = product * weights.view(-1, *(1 for _ in risk.output_shape))
-        pulled: Tensor = point.vjp(product) / risk.n_examples**2
-        return pulled
-
     def _examples(
         self,
         thetas: Tensor,
@@ -227,7 +157,7 @@ class OverChains(ChainGradients):
         apart: Callable[[], Tensor],
         *tensors: Tensor,
     ) -> Tensor:
-        """Return a number of each example in each chain, (C, N), from rows."""
+        """Return numbers of each example in each chain, (C, N, ...), from rows."""
         size = min(self.risk._row_chunk_size, self._n())
 
         def together() -> Tensor:
@@ -240,7 +170,7 @@ class OverChains(ChainGradients):
         return self._ways.compute(SUMS, size, thetas, together=together, apart=apart)
 
     @in_full_float32
-    def _moments(self, theta: Tensor) -> tuple[Moments, tuple[int, ...]]:
+    def _moments(self, theta: Tensor) -> Moments:
         thetas, chains = self._flat(theta)
         risk = self.risk
         size = min(risk._row_chunk_size, self._n())
@@ -265,7 +195,10 @@ class OverChains(ChainGradients):
             together=lambda: merge_moments(map(of_chunk, risk._chunks(size))),
             apart=apart,
         )
-        return moments, chains
+        n, value, *spread = moments
+        return Moments(
+            n, value.view(chains), *(part.view(*chains, -1) for part in spread)
+        )
 
     @in_full_float32
     def _rows(self, thetas: Tensor, chunk: Chunk) -> Tensor:

@@ -69,7 +69,6 @@ class PerExampleRisk(FirstOrderRisk):
         )
 
     @needs_examples
-    @over_chains
     @alone
     def squared_gradient_sum(self, theta: Tensor) -> Tensor:
         """Return Σᵢ gᵢ² of each coordinate.
@@ -87,7 +86,6 @@ class PerExampleRisk(FirstOrderRisk):
         return moments.centred_squares + self.n_examples * moments.mean.square()
 
     @needs_examples
-    @over_chains
     @alone
     def gradient_variances(self, theta: Tensor) -> Tensor:
         """Return diag(Σ) = (1/N) Σᵢ (gᵢ - g₀)², whose sum is Tr(Σ).
@@ -132,6 +130,7 @@ class PerExampleRisk(FirstOrderRisk):
         self._model.bind(theta)
         return self._sums.rows(self._scalars(chunk))
 
+    @over_chains
     @in_full_float32
     def _moments(self, theta: Tensor) -> Moments:
         self._model.bind(theta)

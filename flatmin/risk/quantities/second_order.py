@@ -117,7 +117,6 @@ class SecondOrderRisk(PerExampleRisk):
         )
 
     @needs_examples
-    @over_chains
     def gauss_newton_traces(
         self,
         theta: Tensor,
@@ -136,7 +135,8 @@ class SecondOrderRisk(PerExampleRisk):
             On the risk's device: draws random signs for an estimate by one sweep.
             None takes ``n_outputs`` sweeps, one for each output, and is exact.
         n_sweeps : int, default=None
-            Estimates by as many sweeps, one a row. They share one run forward.
+            Estimates by as many sweeps, one a row. They share one run forward, except
+            where the gradients of the examples are made in full.
 
         Returns
         -------
@@ -149,7 +149,9 @@ class SecondOrderRisk(PerExampleRisk):
             If there are ``n_sweeps`` without ``rng``.
         """
         check_rng(rng, self.device, optional=True)
-        shape = (self.n_examples, *self.output_shape)
+        # What is no tensor is named where it is bound.
+        chains = theta.shape[:-1] if isinstance(theta, Tensor) else ()
+        shape = (*chains, self.n_examples, *self.output_shape)
         if rng is not None:
             k = 1 if n_sweeps is None else check_count("n_sweeps", n_sweeps)
             signs = [
@@ -160,15 +162,18 @@ class SecondOrderRisk(PerExampleRisk):
             traces = self._gauss_newton_sweeps(theta, torch.stack(z))
             return traces[0] if n_sweeps is None else traces
         check_no_sweeps(n_sweeps)
-        total = torch.zeros(self.n_examples, dtype=torch.float64, device=self.device)
+        numbers = shape[: len(chains) + 1]
+        total = torch.zeros(numbers, dtype=torch.float64, device=self.device)
         units = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
         for some in units.split(_UNITS_AT_ONCE):
-            z = some.view(-1, 1, *self.output_shape).expand(-1, *shape)
-            total += self._gauss_newton_sweeps(theta, z).sum(0)
+            z = some.view(-1, *(1 for _ in numbers), *self.output_shape)
+            total += self._gauss_newton_sweeps(theta, z.expand(-1, *shape)).sum(0)
         return total
 
+    @over_chains
     @in_full_float32
     def _gauss_newton_sweeps(self, theta: Tensor, z: Tensor) -> Tensor:
+        """Return ‖Jᵢᵀ Sᵢ zᵢ‖² of k sweeps, shape (k, \\*chains, N)."""
         self._model.bind(theta)
         return torch.cat(
             [
@@ -188,7 +193,6 @@ class SecondOrderRisk(PerExampleRisk):
         """Raise TypeError if the loss is no likelihood, which F needs."""
         self._loss.check_likelihood()
 
-    @over_chains
     @alone
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
         """Return slopes sᵢ at targets that the model draws, with E[sᵢsᵢᵀ] = Hᵢ.
@@ -215,11 +219,12 @@ class SecondOrderRisk(PerExampleRisk):
             If the outputs are not finite.
         """
         check_rng(rng, self.device)
-        targets = torch.cat([chunk.y for chunk in self._chunks()])
         outputs = self.outputs(theta)
         if not bool(outputs.isfinite().all()):
             raise FloatingPointError("The outputs at θ are not finite. Look at θ.")
-        slopes = self._loss.model_slope(outputs, targets, rng)
+        flat = outputs.reshape(-1, *self.output_shape)
+        y = self._targets(len(flat) // self.n_examples)
+        slopes = self._loss.model_slope(flat, y, rng).view(outputs.shape)
         weights = self._data.weights
         if weights is None:
             return slopes
