@@ -58,6 +58,20 @@ def test_a_record_is_of_the_function(function):
         torch.testing.assert_close(recorded(x), function(x))
 
 
+def test_a_list_within_a_result_is_of_the_function():
+    def kernel(x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return x.sin(), [x.cos(), 2 * x]
+
+    with torch.library._scoped_library("flatmin_tests", "DEF") as library:
+        library.define("nested(Tensor x) -> (Tensor, Tensor[])")
+        library.impl("nested", kernel, "CompositeExplicitAutograd")
+        nested = torch.ops.flatmin_tests.nested.default
+        graph, constants = record(lambda x: nested(x)[1][1] + nested(x)[0], X)
+        recorded = two_stage._compiled(graph, constants)
+        assert constants == {}
+        torch.testing.assert_close(recorded(OTHER), 2 * OTHER + OTHER.sin())
+
+
 def test_constants_are_read_anew():
     scale = torch.tensor([1.0, 2.0])
     recorded = run(lambda x: x * scale, torch.ones(2))

@@ -176,13 +176,12 @@ class _Recorder(PlainMode):
             self._know(result, node)
         elif isinstance(result, list | tuple):
             for index, part in enumerate(result):
-                if isinstance(part, Tensor) and node is not None:
-                    part_node = self.graph.call_function(
-                        operator.getitem, (node, index)
-                    )
-                    self._know(part, part_node)
-                else:
-                    self._know_all(part, None)
+                if not _tensors_in(part):
+                    continue
+                taken = node
+                if node is not None:
+                    taken = self.graph.call_function(operator.getitem, (node, index))
+                self._know_all(part, taken)
 
     def _constant(self, tensor: Tensor) -> Node:
         node = self._names.get(id(tensor))
