@@ -104,6 +104,9 @@ COUNTER = torch.zeros(())
         (lambda x: x[x > 0], "shapes that depend on numbers"),
         (lambda x: x + len(BUFFER.nonzero()), "shapes that depend on numbers"),
         (lambda x: x + COUNTER.add_(1), "writes into a tensor"),
+        (lambda x: x + torch.randn(6), "draws random numbers"),
+        (lambda x: x * torch.rand_like(torch.tensor(1.0)), "draws random numbers"),
+        (lambda x: torch.dropout(x, 0.5, True), "draws random numbers"),
     ],
 )
 def test_what_a_graph_cannot_hold(function, reason):
