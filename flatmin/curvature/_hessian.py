@@ -154,11 +154,11 @@ def ggn_trace(
     generator = make_generator(rng, risk.device)
     max_sweeps = check_count("max_sweeps", max_sweeps, at_least=2)
     rtol = check_positive("rtol", rtol, or_zero=True)
-    added = risk.l2 * risk.n_params if check_flag("penalty", penalty) else 0.0
+    prior = risk.l2 * risk.n_params
+    added = prior if check_flag("penalty", penalty) else 0.0
     if getattr(risk, "batch_norm", None) == "batch":
-        operator = GGNOperator(risk, theta)
+        operator = GGNOperator(risk, theta, n_products=max_sweeps)
         found = trace(operator, rtol=rtol, max_matvecs=max_sweeps, rng=generator)
-        prior = risk.l2 * risk.n_params
         return Estimate(found.value - prior + added, found.stderr, found.n_matvecs)
     exact = risk.n_outputs
     if exact <= 2:

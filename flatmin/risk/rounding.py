@@ -10,7 +10,7 @@ from flatmin.risk.example_sums.scalars import losses_and_gradient
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 
-__all__ = ["differentiates", "leave_out_casts"]
+__all__ = ["leave_out_casts"]
 
 
 def leave_out_casts(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> bool:
@@ -29,27 +29,16 @@ def leave_out_casts(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> bool:
     bool
         Whether there is a gradient in float64 at all.
     """
-    if not differentiates(model, loss, chunk):
+    if not _differentiates(model, loss, chunk):
         return False
     if model.precision != torch.float64:
         model.in_float64 = True
-        model.in_float64 = differentiates(model, loss, chunk)
+        model.in_float64 = _differentiates(model, loss, chunk)
     return True
 
 
-def differentiates(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> bool:
-    """Say whether there is a gradient, and note in which precision.
-
-    Parameters
-    ----------
-    model : FlatModel
-    loss : ExampleLoss
-    chunk : Chunk
-
-    Returns
-    -------
-    bool
-    """
+def _differentiates(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> bool:
+    """Say whether there is a gradient, and note in which precision."""
     lowest = LowestDtype(model.params)
     ones = model.params[0].new_ones(len(chunk.X))
     try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd.function import once_differentiable
 
-from flatmin.risk import EmpiricalRisk
+from flatmin.risk import EmpiricalRisk, rounding
 from flatmin.risk.autodiff.casts import LowestDtype
 
 from .test_second_derivatives import WrongSecond, data, make, reference
@@ -145,6 +145,27 @@ def test_too_few_digits_are_refused_and_the_way_out_is_right(dtype):
     found = risk.to(hvp="finite_difference").linearize(theta).hvp(v)
     H = reference(make(torch.tanh), X, Y)[2]
     torch.testing.assert_close(found.double(), H @ v.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_finite_difference_tries_the_casts_on_a_few_examples(monkeypatch):
+    tried, right = [], rounding.losses_and_gradient
+
+    def noted(model, loss, chunk, slopes):
+        tried.append(len(chunk.X))
+        return right(model, loss, chunk, slopes)
+
+    monkeypatch.setattr(rounding, "losses_and_gradient", noted)
+    examples = X.repeat(4, *(1 for _ in X.shape[1:])), Y.repeat(4)
+    assert len(examples[1]) > 16
+    risk = EmpiricalRisk(
+        make(in_single(torch.tanh)), "cross_entropy", *examples, hvp="finite_difference"
+    )
+    theta = risk.params()
+    v = torch.linspace(-1, 1, risk.n_params, dtype=theta.dtype)
+    H = reference(make(torch.tanh), X, Y)[2]
+    found = risk.linearize(theta).hvp(v).double()
+    torch.testing.assert_close(found, H @ v.double(), rtol=1e-4, atol=1e-6)
+    assert tried == [16, 16]
 
 
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])

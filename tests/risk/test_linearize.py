@@ -101,6 +101,23 @@ def test_a_mismatch_is_noticed_and_named(monkeypatch):
     assert risk.paths["ggn"].startswith("reference: the product by a graph is off by")
 
 
+def test_a_trial_that_ran_out_of_memory_is_made_again(monkeypatch):
+    p = problem("mlp")
+    risk, v = p.risk(), torch.ones_like(p.theta)
+    found = p.risk().linearize(p.theta).hvp(v)
+
+    def fail(*_args):
+        raise torch.OutOfMemoryError("too much")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "difference", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            risk.linearize(p.theta).hvp(v)
+    assert risk.paths == {}
+    assert torch.equal(risk.linearize(p.theta).hvp(v), found)
+    assert risk.paths == {"hvp": "graph"}
+
+
 def test_little_work_is_not_traced(monkeypatch):
     monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 1 << 24)
     risk, theta = copy.deepcopy(make_risk("mlp")), problem("mlp").theta

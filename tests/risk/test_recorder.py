@@ -58,6 +58,20 @@ def test_a_record_is_of_the_function(function):
         torch.testing.assert_close(recorded(x), function(x))
 
 
+def test_a_list_within_a_result_is_of_the_function():
+    def kernel(x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return x.sin(), [x.cos(), 2 * x]
+
+    with torch.library._scoped_library("flatmin_tests", "DEF") as library:
+        library.define("nested(Tensor x) -> (Tensor, Tensor[])")
+        library.impl("nested", kernel, "CompositeExplicitAutograd")
+        nested = torch.ops.flatmin_tests.nested.default
+        graph, constants = record(lambda x: nested(x)[1][1] + nested(x)[0], X)
+        recorded = two_stage._compiled(graph, constants)
+        assert constants == {}
+        torch.testing.assert_close(recorded(OTHER), 2 * OTHER + OTHER.sin())
+
+
 def test_constants_are_read_anew():
     scale = torch.tensor([1.0, 2.0])
     recorded = run(lambda x: x * scale, torch.ones(2))
@@ -90,6 +104,9 @@ COUNTER = torch.zeros(())
         (lambda x: x[x > 0], "shapes that depend on numbers"),
         (lambda x: x + len(BUFFER.nonzero()), "shapes that depend on numbers"),
         (lambda x: x + COUNTER.add_(1), "writes into a tensor"),
+        (lambda x: x + torch.randn(6), "draws random numbers"),
+        (lambda x: x * torch.rand_like(torch.tensor(1.0)), "draws random numbers"),
+        (lambda x: torch.dropout(x, 0.5, True), "draws random numbers"),
     ],
 )
 def test_what_a_graph_cannot_hold(function, reason):

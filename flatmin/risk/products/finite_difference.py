@@ -18,6 +18,7 @@ __all__ = ["FiniteDifference"]
 
 # From which the one is chosen at which a quarter of it gives the same.
 _TRIED_STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
+_N_TRIED = 16  # examples on which it is tried whether casts can be left out
 
 
 class FiniteDifference:
@@ -50,7 +51,9 @@ class FiniteDifference:
         self._theta = theta.double()
         self._step: float | None = None
         self._dtype = theta.dtype
-        leave_out_casts(self._model, self._loss, self._chunk)
+        X, y = self._chunk.X[:_N_TRIED], self._chunk.y[:_N_TRIED]
+        few = Chunk(X, y, None, slice(0, len(X)))
+        leave_out_casts(self._model, self._loss, few)
         self._constants = HeldConstants()
         self._losses(self._theta)  # what is held is held here
         self.error = 0.0

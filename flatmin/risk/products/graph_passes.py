@@ -145,7 +145,6 @@ _SOURCES_OF_ZEROS = (
     aten.zeros.default,
     aten.zeros_like.default,
     aten.new_zeros.default,
-    aten._efficientzerotensor.default,
     aten._new_zeros_with_same_feature_meta.default,
 )
 

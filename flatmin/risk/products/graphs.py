@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,14 @@ __all__ = ["ProductGraphs", "pad_direction", "repays", "unpad"]
 _WORTH_A_GRAPH = 1 << 24
 _OF_THETA = ("hvp", "ggn", "vjp")  # products of shape (D,), by a backward pass
 _CONTEXTS = (nullcontext, with_its_graph)  # the first takes less time and memory
+
+
+class _Trial(NamedTuple):
+    """What the product of a graph is compared with."""
+
+    chunk: Chunk
+    probe: Tensor  # the direction
+    expected: Tensor  # the reference's product
 
 
 class ProductGraphs:
@@ -112,8 +121,6 @@ class ProductGraphs:
             path = self._try(quantity, theta, chunk)
             if path is None:
                 return None
-            if path != "graph":
-                self.graphs.pop(quantity, None)
             self.paths[quantity] = path
             self._tried_at[quantity] = n_updates
         return self.graphs.get(quantity)
@@ -124,39 +131,34 @@ class ProductGraphs:
             return "reference: hvp='finite_difference'"
         if self.work < _WORTH_A_GRAPH:
             return "reference: too little work for a graph to pay"
+        trial = self._trial(quantity, theta, chunk)
+        if not bool(trial.expected.isfinite().all()):
+            return None
+        compare = partial(self._difference, quantity, theta, trial)
+        limit = tolerance(self.model.precision, 2)
+        for context in _CONTEXTS if quantity in _OF_THETA else (nullcontext,):
+            with context():
+                reason = attempt("the product by a graph", compare, limit)
+            if reason is None:
+                return "graph"
+            self.graphs.pop(quantity, None)
+        return f"reference: {reason}"
+
+    def _trial(self, quantity: str, theta: Tensor, chunk: Chunk) -> _Trial:
         # A weight of zero would hide an example, and with it a difference.
         chunk = replace(chunk, weights=None)
         probe = self._probe(quantity, chunk)
         # Without a name: it holds a graph, which is gone before the next one is made.
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
-        if not bool(expected.isfinite().all()):
-            return None
-        compare = partial(
-            self._difference, quantity, theta, chunk, probe=probe, expected=expected
-        )
-        for context in _CONTEXTS if quantity in _OF_THETA else (nullcontext,):
-            with context():
-                limit = tolerance(self.model.precision, 2)
-                reason = attempt("the product by a graph", compare, limit)
-            if reason is None:
-                return "graph"
-        return f"reference: {reason}"
+        return _Trial(chunk, probe, expected)
 
-    def _difference(
-        self,
-        quantity: str,
-        theta: Tensor,
-        chunk: Chunk,
-        *,
-        probe: Tensor,
-        expected: Tensor,
-    ) -> float:
+    def _difference(self, quantity: str, theta: Tensor, trial: _Trial) -> float:
         """Make a graph, and return how far its product is from what is expected."""
-        padded = pad_chunk(chunk, self.chunk_size)
-        direction = pad_direction(quantity, probe, self.chunk_size)
+        padded = pad_chunk(trial.chunk, self.chunk_size)
+        direction = pad_direction(quantity, trial.probe, self.chunk_size)
         with twice_differentiable(self.model.module):
             graph = two_stage_graph(
-                partial(self._product, quantity, chunk.X),
+                partial(self._product, quantity, trial.chunk.X),
                 theta,
                 direction,
                 *padded,
@@ -165,34 +167,24 @@ class ProductGraphs:
             raise NotTaken(
                 "the module reads its parameters past θ, as a checkpoint does"
             )
-        self.graphs[quantity] = graph
-        return self._distance(quantity, theta, chunk, probe=probe, expected=expected)
+        off = self._distance(graph, quantity, theta, trial)
+        self.graphs[quantity] = graph  # not before: the trial may run out of memory
+        return off
 
     def _distance(
-        self,
-        quantity: str,
-        theta: Tensor,
-        chunk: Chunk,
-        *,
-        probe: Tensor,
-        expected: Tensor,
+        self, graph: TwoStage, quantity: str, theta: Tensor, trial: _Trial
     ) -> float:
-        """Return how far the graph's product is from what is expected."""
-        graph = self.graphs[quantity]
-        kept = graph.prepare(theta, *pad_chunk(chunk, self.chunk_size))
-        direction = pad_direction(quantity, probe, self.chunk_size)
-        found = unpad(quantity, graph.use(*kept, direction), len(chunk.X))
+        """Return how far a graph's product is from what is expected."""
+        kept = graph.prepare(theta, *pad_chunk(trial.chunk, self.chunk_size))
+        direction = pad_direction(quantity, trial.probe, self.chunk_size)
+        found = unpad(quantity, graph.use(*kept, direction), len(trial.chunk.X))
         sizes = self.model.layout.sizes if quantity in _OF_THETA else None
-        return difference(found, expected, sizes)
+        return difference(found, trial.expected, sizes)
 
     def _still_holds(self, quantity: str, theta: Tensor, chunk: Chunk) -> bool:
         """Try the graph again, on a module that was updated."""
-        chunk = replace(chunk, weights=None)
-        probe = self._probe(quantity, chunk)
-        expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)
-        compare = partial(
-            self._distance, quantity, theta, chunk, probe=probe, expected=expected
-        )
+        trial = self._trial(quantity, theta, chunk)
+        compare = partial(self._distance, self.graphs[quantity], quantity, theta, trial)
         name = "the product by a graph after an update"
         return attempt(name, compare, tolerance(self.model.precision, 2)) is None
 

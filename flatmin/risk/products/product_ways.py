@@ -228,7 +228,7 @@ class ProductWays:
             point = self._in_float64(theta, chunk)
             try:
                 found.append(hessian_off(name, point))
-                self._check_rounding(name, theta, point)
+                self._check_rounding(name, theta, chunk, point)
             except NotTaken:
                 if not is_fitted(point):
                     raise
@@ -239,13 +239,14 @@ class ProductWays:
                 found.append(hessian_off(name, point))
         return max(found)
 
-    def _check_rounding(self, name: str, theta: Tensor, point: DoubleBackward) -> None:
+    def _check_rounding(
+        self, name: str, theta: Tensor, chunk: Chunk, point: DoubleBackward
+    ) -> None:
         """Raise where the module's casts leave too few digits of H v."""
         lowest = self.model.lowest_dtype
         if lowest == theta.dtype:
             return
-        few = self.examples if len(point.chunk.X) > 1 else self._sizes()[-1]
-        own = DoubleBackward(self.model, self.loss, theta, few)
+        own = DoubleBackward(self.model, self.loss, theta, chunk)
         v = random_like(theta, 1)
         off = difference(HESSIANS[name](own, v), HESSIANS[name](point, v.double()))
         if not off <= tolerance(self.model.precision, 2):

@@ -51,7 +51,8 @@ def record(
     ------
     RuntimeError
         If Python reads numbers that depend on the arguments, or if shapes depend on
-        numbers: a graph would keep those of the first data.
+        numbers: a graph would keep those of the first data. If random numbers are
+        drawn, which a graph would draw anew at each use.
     """
     recorder = _Recorder()
     inputs = [recorder.add_input(argument) for argument in args]
@@ -121,7 +122,7 @@ class _Recorder(PlainMode):
         self._check(func, args, tensors)
         noted = self._without_writing(func, args) if func._schema.is_mutable else func
         result = func(*args, **kwargs)
-        if is_source and _is_small(result) and not _draws(func):
+        if is_source and _is_small(result):
             self._know_all(result, None)
             return result
         if _tensors_in(result):  # others ask for shapes
@@ -140,6 +141,8 @@ class _Recorder(PlainMode):
             func is not aten.index.Tensor or _has_mask(args[1])
         ):
             self.refused = f"it has shapes that depend on numbers ({func})"
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.refused = f"it draws random numbers ({func})"
         if torch.Tag.data_dependent_output in func.tags and any(
             self._find(tensor) is not None for tensor in tensors
         ):
@@ -176,13 +179,12 @@ class _Recorder(PlainMode):
             self._know(result, node)
         elif isinstance(result, list | tuple):
             for index, part in enumerate(result):
-                if isinstance(part, Tensor) and node is not None:
-                    part_node = self.graph.call_function(
-                        operator.getitem, (node, index)
-                    )
-                    self._know(part, part_node)
-                else:
-                    self._know_all(part, None)
+                if not _tensors_in(part):
+                    continue
+                taken = node
+                if node is not None:
+                    taken = self.graph.call_function(operator.getitem, (node, index))
+                self._know_all(part, taken)
 
     def _constant(self, tensor: Tensor) -> Node:
         node = self._names.get(id(tensor))
@@ -212,7 +214,3 @@ def _has_mask(indices: list[Tensor | None]) -> bool:
 
 def _is_small(result: Any) -> bool:
     return all(tensor.numel() <= _MOST_NUMBERS for tensor in _tensors_in(result))
-
-
-def _draws(func: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in func.tags

@@ -59,9 +59,8 @@ def two_stage_graph(
     Raises
     ------
     RuntimeError
-        If it draws random numbers, which a graph would draw anew at each use, or has
-        shapes that depend on numbers: Python's branches on them would be those of the
-        first data. Where PyTorch makes no graph, its own error.
+        As from :func:`~flatmin.risk.products.recorder.record`. Where PyTorch makes no
+        graph, its own error.
     """
     # Without mutations the nodes can be moved from one half to the other.
     pure = functionalize(function, remove="mutations")
@@ -69,9 +68,6 @@ def two_stage_graph(
     with ignored(), torch.enable_grad():
         whole, constants = isolated(lambda: record(pure, theta, direction, *data))
     simplify(whole)
-    for node in whole.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise RuntimeError(f"it draws random numbers ({node.target})")
     return _cut(whole, constants)
 
 
