@@ -1,7 +1,5 @@
-"""One ``random_state`` in, independent seeds and generators out."""
+"""Generators of PyTorch, and the seeds that make them."""
 
-from collections.abc import Sequence
-from contextlib import suppress
 from numbers import Integral
 from typing import Any
 
@@ -13,8 +11,6 @@ __all__ = [
     "check_seed",
     "make_generator",
     "make_seed",
-    "resolve_random_state",
-    "spawn_seeds",
 ]
 
 
@@ -44,67 +40,6 @@ def check_rng(rng: Any, device: torch.device, *, optional: bool = False) -> None
         )
     if rng.device.type != device.type:
         raise ValueError(f"rng must be on the device {device}. Got {rng.device}.")
-
-
-def resolve_random_state(
-    random_state: int | np.random.RandomState | None,
-) -> np.random.RandomState:
-    """Return what scikit-learn's ``check_random_state`` returns, or raise.
-
-    Not by scikit-learn, whose import takes as long as PyTorch's. The error names the
-    parameter.
-
-    Parameters
-    ----------
-    random_state : int, RandomState instance or None
-
-    Returns
-    -------
-    RandomState
-
-    Raises
-    ------
-    ValueError
-        If it is none of these.
-    """
-    if isinstance(random_state, np.random.RandomState):
-        return random_state
-    if random_state is None or random_state is np.random:  # type: ignore[comparison-overlap]
-        return np.random.mtrand._rand
-    if isinstance(random_state, Integral):
-        with suppress(TypeError, ValueError):
-            return np.random.RandomState(int(random_state))
-    raise ValueError(
-        "random_state must be an integer from 0 to 2**32 - 1, a RandomState "
-        f"instance or None. Got {random_state!r}."
-    )
-
-
-def spawn_seeds(
-    random_state: int | np.random.RandomState | None, names: Sequence[str]
-) -> dict[str, int]:
-    """Draw one seed for each named use of a ``random_state``.
-
-    Parameters
-    ----------
-    random_state : int, RandomState instance or None
-        ``None`` draws from NumPy's global state, as scikit-learn does.
-    names : sequence of str
-        The uses, for example ``("init", "noise")``. A name keeps its seed when
-        names are added behind it.
-
-    Returns
-    -------
-    dict of str to int
-        Seeds in ``[0, 2**31 - 1)``.
-
-    Examples
-    --------
-    >>> spawn_seeds(0, ("init", "noise"))
-    {'init': 209652396, 'noise': 398764591}
-    """
-    rng = resolve_random_state(random_state)
-    return {name: int(rng.randint(np.iinfo(np.int32).max)) for name in names}
 
 
 def check_seed(seed: Any) -> None:

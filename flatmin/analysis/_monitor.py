@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy, check_count, check_positive
-from flatmin._utils.random import make_generator, spawn_seeds
+from flatmin._utils.random import make_generator
+from flatmin._utils.random_state import spawn_seeds
 from flatmin.analysis._counted_risk import WorkCounter, counted
 from flatmin.analysis._monitored import (
     QUANTITIES,

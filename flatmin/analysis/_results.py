@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
@@ -219,7 +219,7 @@ class SpectralDensity:
         """
         if not hasattr(type(self), "_draw"):
             # plotting lies above: when it loads it gives its pictures to the results.
-            sys.modules["flatmin"].__getattr__("plotting")
+            import_module("flatmin.plotting")
         return type(self)._draw(self, ax, width)
 
     @property

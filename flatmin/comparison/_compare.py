@@ -17,7 +17,7 @@ from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
-from flatmin._utils.random import resolve_random_state
+from flatmin._utils.random_state import resolve_random_state
 from flatmin.comparison._checkpoints import ComparisonFolder
 from flatmin.comparison._inputs import (
     check_backend,

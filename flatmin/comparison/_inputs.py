@@ -24,7 +24,7 @@ from flatmin._utils.numbers import (
     is_count,
     is_number,
 )
-from flatmin._utils.random import spawn_seeds
+from flatmin._utils.random_state import spawn_seeds
 from flatmin._utils.trees import as_tree, check_one_length, is_nested
 from flatmin.estimators._inputs import as_source
 from flatmin.risk.data.source import Source, is_data_set, split_targets

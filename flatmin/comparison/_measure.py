@@ -33,7 +33,7 @@ _FREE = parameters_for("device", "fit", "folder", "bookkeeping")
 _TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-9, 1e-10)}
 
 
-def check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
+def _check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
     """Raise unless an estimator is the one that a protocol describes.
 
     Parameters
@@ -92,7 +92,7 @@ def resolve_source(
         raise ValueError("y comes with X. Got X=None.")
     if estimator is not None:
         check_estimator(estimator)
-        check_settings(estimator, settings)
+        _check_settings(estimator, settings)
     elif stored is not None:
         estimator = stored.estimator
     data = None if stored is None else stored.data
@@ -142,7 +142,7 @@ def measure_ends(
     for seed in dict.fromkeys(int(key[2]) for key in ends.index):
         losses = ends[ends.index.get_level_values("seed") == seed].to_dict()
         tasks.append(
-            MeasureTask(
+            _MeasureTask(
                 seed,
                 source,
                 {key: params(key[1], seed, key[0]) for key in losses},
@@ -155,7 +155,7 @@ def measure_ends(
     found: dict[Key, dict[str, float]] = {}
     before = torch.get_num_threads()
     try:
-        for some in work(measure_seed, tasks, n_jobs):
+        for some in work(_measure_seed, tasks, n_jobs):
             found |= some
     finally:
         torch.set_num_threads(before)
@@ -165,7 +165,7 @@ def measure_ends(
 
 
 @dataclass(frozen=True)
-class MeasureTask:
+class _MeasureTask:
     """The end points of one seed, and what to measure there; travels to a worker."""
 
     seed: int
@@ -177,12 +177,12 @@ class MeasureTask:
     n_threads: int
 
 
-def measure_seed(task: MeasureTask) -> dict[Key, dict[str, float]]:
+def _measure_seed(task: _MeasureTask) -> dict[Key, dict[str, float]]:
     """Return measures at end points of one seed.
 
     Parameters
     ----------
-    task : MeasureTask
+    task : _MeasureTask
 
     Returns
     -------

@@ -188,7 +188,7 @@ class ComparisonResult:
             :func:`compare_dynamics`; None are those that the comparison was run with,
             which a result from a file does not hold.
         y : array-like of shape (n_samples,), default=None
-            Targets; None with a data set or a function.
+            Targets; None as in :func:`compare_dynamics`.
         estimator : NoisyDiffusionClassifier or NoisyDiffusionRegressor, default=None
             With the settings of the comparison, but it may be on another device; None
             is the one that it was run with.

@@ -10,7 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from flatmin._utils.arrays import to_numpy
 from flatmin._utils.messages import naming
 from flatmin._utils.numbers import check_between, check_count, check_flag
-from flatmin._utils.random import resolve_random_state
+from flatmin._utils.random_state import resolve_random_state
 
 
 def corrupt_labels(

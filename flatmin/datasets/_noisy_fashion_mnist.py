@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
 from flatmin._utils.numbers import check_count, check_flag
-from flatmin._utils.random import resolve_random_state
+from flatmin._utils.random_state import resolve_random_state
 from flatmin.datasets._corrupt import redraw_codes
 from flatmin.datasets._descr import NOISY_FASHION_MNIST
 from flatmin.datasets._fashion_mnist import TARGET_NAMES

@@ -1,4 +1,4 @@
-"""Which labels a loss leaves out, and the accuracy over those that count."""
+"""Labels of a classifier: which of them count, their classes, weights and accuracy."""
 
 from __future__ import annotations
 

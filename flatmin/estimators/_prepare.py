@@ -14,7 +14,8 @@ from flatmin._utils.numbers import check_held_by
 from flatmin._utils.paths import check_path
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.quiet import ignored
-from flatmin._utils.random import make_generator, spawn_seeds
+from flatmin._utils.random import make_generator
+from flatmin._utils.random_state import spawn_seeds
 from flatmin.dynamics import (
     Recorder,
     check_callbacks,

@@ -6,7 +6,7 @@ __all__ = ["warn_not_converged"]
 
 
 def warn_not_converged(text: str, *, stacklevel: int) -> None:
-    """Warn with scikit-learn's ``ConvergenceWarning``, whose import takes 1 s.
+    """Warn with scikit-learn's ``ConvergenceWarning``, loaded for a warning alone.
 
     Parameters
     ----------
