@@ -161,13 +161,14 @@ Written by `{command}` from [the stored numbers]({stored}).
 
 Each model is what its package's own constructor makes, in a small size with random
 weights and six made-up examples; no class is written around it. flatmin takes it in
-float64, examples four at a time. A number is the largest difference from plain autograd
-in float64 without flatmin, relative to the largest number there: the rows gᵢ by a
-backward pass each, G by all of J and of the loss's Hessian. H v is compared twice, with
-a double backward pass and with differences of the gradient at two steps, in which
-PyTorch's second derivatives have no part ("H v, Δ"). These tell nothing where a kink is
-near θ (the PReLU of UNet), and less where a module detaches a part (Performer). "own L"
-is the loss that the model itself returns.
+float64, examples four at a time (with `batch_norm="batch"` all at once). A number is
+the largest difference from plain autograd in float64 without flatmin, relative to the
+largest number there: the rows gᵢ by a backward pass each, G by all of J and of the
+loss's Hessian. H v is compared twice, with a double backward pass and with differences
+of the gradient at two steps, in which PyTorch's second derivatives have no part
+("H v, Δ"). These tell nothing where a kink is near θ (the PReLU of UNet), and less
+where a module detaches a part (Performer). "own L" is the loss that the model itself
+returns.
 
 A model marked 32 computes a part in float32, whatever its parameters are, and has the
 digits of that; the reference leaves its casts out. PyTorch's own double backward pass
