@@ -16,7 +16,6 @@ the text that it refuses with. A model whose package is not here is left out, an
 
 import argparse
 import json
-import subprocess
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -27,11 +26,10 @@ from _autograd import Autograd, AutogradOfLosses, in_float64
 from _published_model import outputs_of
 from _published_others import OTHERS
 from _published_transformers import TRANSFORMERS
-from run import command, processor, versions
+from run import command, processor, revision, versions
 
 from flatmin.risk import EmpiricalRisk, ModuleLoss
 
-ROOT = Path(__file__).parent.parent
 FORMAT = 1  # of what is stored
 
 PUBLISHED = {n: ("transformers", make) for n, make in TRANSFORMERS.items()} | OTHERS
@@ -139,21 +137,6 @@ def wrong(row):
     ]
 
 
-def revision():
-    """Return the commit; a result is of a tree without changes."""
-    git = ["git", "-C", str(ROOT)]
-    what = ["flatmin", "benchmarks/*.py"]
-    changed, head = (
-        subprocess.run([*git, *words], capture_output=True, text=True, check=True)
-        for words in (["status", "--porcelain", *what], ["rev-parse", "HEAD"])
-    )
-    if changed.stdout.strip():
-        raise SystemExit(
-            f"Commit these changes before a run that is stored:\n{changed.stdout}"
-        )
-    return head.stdout.strip()
-
-
 HEAD = """\
 # Published models
 
@@ -228,7 +211,7 @@ def main():
     warnings.simplefilter("ignore")  # theirs, of what they deprecate
     stored = {
         "format": FORMAT,
-        "revision": revision() if arguments.json else None,
+        "revision": revision("flatmin", "benchmarks/*.py") if arguments.json else None,
         "command": command(),
         "processor": processor(),
         "versions": versions(),
