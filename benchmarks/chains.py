@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -27,25 +26,17 @@ import torch
 from scipy.stats import ks_2samp
 
 from flatmin import EmpiricalRisk
+from flatmin.comparison._revision import find_revision
 from flatmin.datasets import make_cubic_regression
 from flatmin.dynamics import simulate
 from flatmin.modules import cubic_regression_mlp
 from flatmin.noise import make_noise_law
 
 FORMAT = 1
-TEXT = {"capture_output": True, "text": True, "check": True}
 SEED = 0
 N_CHAINS = 100
 RADIUS = 0.025
 SETTINGS = ((0.01, 2), (0.005, 1), (0.005, 2))  # η, m; runs alone have the first
-
-
-def revision():
-    """Return the commit of this file's checkout, marked where files have changed."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], **TEXT).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], **TEXT).stdout
-    return commit + "-changed" * bool(changed)
 
 
 def make_risk(n, l2=0.0):
@@ -170,7 +161,7 @@ def main():
     parser.add_argument("--json", default=None, metavar="OUT")
     arguments = parser.parse_args()
     report = {
-        "revision": revision(),
+        "revision": find_revision(),
         "command": f"python benchmarks/chains.py{' --quick' * arguments.quick}",
         "seed": SEED,
         "machine": {

@@ -344,20 +344,12 @@ def write(path, result):
 
 
 def provenance():
-    def git(*words):
-        done = subprocess.run(
-            ["git", *words],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stdout.strip()
+    # Here, so that the processes that are measured do not load pandas and skorch.
+    from flatmin.comparison._revision import find_revision
 
     return {
         "command": " ".join(["python", *sys.argv]),
-        "revision": git("rev-parse", "HEAD"),
-        "clean": git("status", "--porcelain", "--untracked-files=no") == "",
+        "revision": find_revision(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from run import command, processor, versions
+from run import command, processor, revision, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = 1
@@ -259,23 +259,6 @@ def first_failure(tests, tree, limit):
     return lines[-1] if lines else f"exit status {done.returncode}"
 
 
-def revision():
-    """Return the commit; a result is of a tree without changes."""
-    git = ["git", "-C", str(ROOT)]
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "flatmin", "tests", "benchmarks/mutate.py"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    if changed.strip():
-        raise SystemExit(
-            f"Commit these changes before a run that is stored:\n{changed}"
-        )
-    head = subprocess.run(
-        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    )
-    return head.stdout.strip()
-
-
 def store(path, report):
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
@@ -310,7 +293,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     start = {
         "format": FORMAT,
-        "revision": revision(),
+        "revision": revision("flatmin", "tests", "benchmarks/mutate.py"),
         "command": command(),
         "processor": processor(),
         "versions": versions(),

@@ -16,7 +16,6 @@ the text that it refuses with. A model whose package is not here is left out, an
 
 import argparse
 import json
-import subprocess
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -27,11 +26,10 @@ from _autograd import Autograd, AutogradOfLosses, in_float64
 from _published_model import outputs_of
 from _published_others import OTHERS
 from _published_transformers import TRANSFORMERS
-from run import command, processor, versions
+from run import command, processor, revision, versions
 
 from flatmin.risk import EmpiricalRisk, ModuleLoss
 
-ROOT = Path(__file__).parent.parent
 FORMAT = 1  # of what is stored
 
 PUBLISHED = {n: ("transformers", make) for n, make in TRANSFORMERS.items()} | OTHERS
@@ -139,21 +137,6 @@ def wrong(row):
     ]
 
 
-def revision():
-    """Return the commit; a result is of a tree without changes."""
-    git = ["git", "-C", str(ROOT)]
-    what = ["flatmin", "benchmarks/*.py"]
-    changed, head = (
-        subprocess.run([*git, *words], capture_output=True, text=True, check=True)
-        for words in (["status", "--porcelain", *what], ["rev-parse", "HEAD"])
-    )
-    if changed.stdout.strip():
-        raise SystemExit(
-            f"Commit these changes before a run that is stored:\n{changed.stdout}"
-        )
-    return head.stdout.strip()
-
-
 HEAD = """\
 # Published models
 
@@ -161,13 +144,14 @@ Written by `{command}` from [the stored numbers]({stored}).
 
 Each model is what its package's own constructor makes, in a small size with random
 weights and six made-up examples; no class is written around it. flatmin takes it in
-float64, examples four at a time. A number is the largest difference from plain autograd
-in float64 without flatmin, relative to the largest number there: the rows gᵢ by a
-backward pass each, G by all of J and of the loss's Hessian. H v is compared twice, with
-a double backward pass and with differences of the gradient at two steps, in which
-PyTorch's second derivatives have no part ("H v, Δ"). These tell nothing where a kink is
-near θ (the PReLU of UNet), and less where a module detaches a part (Performer). "own L"
-is the loss that the model itself returns.
+float64, examples four at a time (with `batch_norm="batch"` all at once). A number is
+the largest difference from plain autograd in float64 without flatmin, relative to the
+largest number there: the rows gᵢ by a backward pass each, G by all of J and of the
+loss's Hessian. H v is compared twice, with a double backward pass and with differences
+of the gradient at two steps, in which PyTorch's second derivatives have no part
+("H v, Δ"). These tell nothing where a kink is near θ (the PReLU of UNet), and less
+where a module detaches a part (Performer). "own L" is the loss that the model itself
+returns.
 
 A model marked 32 computes a part in float32, whatever its parameters are, and has the
 digits of that; the reference leaves its casts out. PyTorch's own double backward pass
@@ -227,7 +211,7 @@ def main():
     warnings.simplefilter("ignore")  # theirs, of what they deprecate
     stored = {
         "format": FORMAT,
-        "revision": revision() if arguments.json else None,
+        "revision": revision("flatmin", "benchmarks/*.py") if arguments.json else None,
         "command": command(),
         "processor": processor(),
         "versions": versions(),

@@ -30,6 +30,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 # Kept in the heap: freed temporaries of up to a gigabyte are used again, where the
 # default hands everything above some megabytes back to the system.
 MALLOC = {
@@ -204,6 +205,20 @@ def command():
     """Return how this was called, without the folders of this machine."""
     here = f"{Path.cwd()}{os.sep}"
     return "python " + " ".join(word.replace(here, "") for word in sys.argv)
+
+
+def revision(*paths):
+    """Return the commit; a result is of a tree in which these have not changed."""
+    git = ["git", "-C", str(ROOT)]
+    changed, head = (
+        subprocess.run([*git, *words], capture_output=True, text=True, check=True)
+        for words in (["status", "--porcelain", *paths], ["rev-parse", "HEAD"])
+    )
+    if changed.stdout.strip():
+        raise SystemExit(
+            f"Commit these changes before a run that is stored:\n{changed.stdout}"
+        )
+    return head.stdout.strip()
 
 
 def processor():

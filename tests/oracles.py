@@ -55,6 +55,24 @@ def flat_parameters(module):
     )
 
 
+def function_of(module):
+    """Return a module's outputs as a function of θ and X, which autograd follows.
+
+    X may be a dict of keywords, or a tuple of arguments.
+    """
+    # Listed once: where a layer is called twice, a call leaves θ in the module.
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+
+    def outputs(theta, X):
+        parts = theta.split([p.numel() for _, p in named])
+        values = {n: v.view(p.shape) for (n, p), v in zip(named, parts, strict=True)}
+        args = X if isinstance(X, tuple) else (X,)
+        args, kwargs = ((), X) if isinstance(X, dict) else (args, {})
+        return functional_call(module, values, args, kwargs)
+
+    return outputs
+
+
 def dense(
     module, losses, X, y, theta, *, weights=None, transform=lambda outputs: outputs
 ):
@@ -67,18 +85,12 @@ def dense(
     X = tree_map(lambda x: x.double() if x.is_floating_point() else x, X)
     y = y.double() if y.is_floating_point() else y
     theta = theta.double()
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    n = len(y)
+    call, n = function_of(module), len(y)
     w = torch.ones(n) if weights is None else torch.as_tensor(weights)
     w = len(w) * w.double() / w.sum()
 
     def outputs(t):
-        parts = t.split([p.numel() for _, p in named])
-        values = {n: v.view(p.shape) for (n, p), v in zip(named, parts, strict=True)}
-        given = tree_map(torch.clone, X)
-        args = given if isinstance(given, tuple) else (given,)
-        args, kwargs = ((), given) if isinstance(given, dict) else (args, {})
-        return transform(functional_call(module, values, args, kwargs))
+        return transform(call(t, tree_map(torch.clone, X)))
 
     def weighted(t):
         return w * losses(outputs(t), y)

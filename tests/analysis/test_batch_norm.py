@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.functional import hessian
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatmin import (
@@ -17,6 +16,8 @@ from flatmin import (
     NoiseCovarianceAnalyzer,
     SharpnessScorer,
 )
+
+from .. import oracles
 
 RNG = np.random.default_rng(0)
 X, y = RNG.normal(size=(12, 3)), np.arange(12) % 3
@@ -34,16 +35,13 @@ def net():
 def loss_of(net, *, train, X=X):
     """Return θ, and L as a function of it, by PyTorch alone."""
     module = copy.deepcopy(net).train(train)
-    sizes = {name: p.shape for name, p in module.named_parameters()}
+    call = oracles.function_of(module)
 
     def loss(theta):
-        parts = theta.split([shape.numel() for shape in sizes.values()])
-        pairs = zip(sizes.items(), parts, strict=True)
-        given = {name: part.view(shape) for (name, shape), part in pairs}
-        logits = functional_call(module, given, (torch.from_numpy(X),))
+        logits = call(theta, torch.from_numpy(X))
         return F.cross_entropy(logits, torch.from_numpy(y))
 
-    return nn.utils.parameters_to_vector(module.parameters()).detach(), loss
+    return oracles.flat_parameters(module), loss
 
 
 def curvature(net, **settings):

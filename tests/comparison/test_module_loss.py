@@ -2,33 +2,17 @@
 
 import numpy as np
 import pytest
-from torch import nn
-from torch.nn import functional as F
 
 from flatmin import NoisyDiffusionRegressor, compare_dynamics
 from flatmin.comparison import ComparisonResult
 from flatmin.risk import ModuleLoss
 
+from ..estimators._problems import Auto, reconstruction
+
 RNG = np.random.default_rng(0)
 X, X_TEST = RNG.normal(size=(12, 2)), RNG.normal(size=(5, 2))
 S = X.T @ X / len(X)
 LR, N_ITER = 0.05, 8
-
-
-class Auto(nn.Module):
-    """X w wᵀ."""
-
-    def __init__(self):
-        super().__init__()
-        self.code = nn.Linear(2, 1, bias=False)
-
-    def forward(self, x):
-        return F.linear(self.code(x), self.code.weight.T)
-
-
-def reconstruction(module, X, y):
-    assert y is None
-    return (module(X) - X).square().sum(1)
 
 
 def loss(w, S=S):

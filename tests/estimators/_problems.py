@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from flatmin import NoisyDiffusionClassifier, NoisyDiffusionRegressor
 
@@ -97,6 +98,23 @@ class Images(nn.Module):
 
     def forward(self, X):
         return self.linear(self.convolution(X).relu().mean((2, 3)))
+
+
+class Auto(nn.Module):
+    """An autoencoder of two numbers, X w wᵀ."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Linear(2, 1, bias=False)
+
+    def forward(self, x):
+        return F.linear(self.code(x), self.code.weight.T)
+
+
+def reconstruction(module, X, y):
+    """Return the squared error of each example; there are no targets."""
+    assert y is None
+    return (module(X) - X).square().sum(1)
 
 
 class Pair(nn.Module):

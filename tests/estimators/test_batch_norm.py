@@ -9,11 +9,12 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 from torch.autograd.functional import hessian
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatmin import CurvatureAnalyzer, NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.dynamics import Recorder
+
+from .. import oracles
 
 RNG = np.random.default_rng(0)
 X, y = RNG.normal(size=(24, 1, 4, 4)), np.arange(24) % 3
@@ -256,13 +257,10 @@ def test_the_risk_of_a_fit_is_of_the_batch_and_one_of_other_data_is_not(net):
     clf = classifier(net).fit(X, y)
     risk, trained = clf.risk_, by_hand(net)[0]
     assert risk.batch_norm == "batch"
-    sizes = {name: p.shape for name, p in trained.named_parameters()}
+    call = oracles.function_of(trained)
 
     def loss(theta):
-        parts = theta.split([shape.numel() for shape in sizes.values()])
-        pairs = zip(sizes.items(), parts, strict=True)
-        given = {name: part.view(shape) for (name, shape), part in pairs}
-        logits = functional_call(trained, given, (tensor(X),))
+        logits = call(theta, tensor(X))
         return F.cross_entropy(logits, torch.from_numpy(y))
 
     H = hessian(loss, risk.params())

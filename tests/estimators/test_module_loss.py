@@ -16,23 +16,11 @@ from flatmin import (
 )
 from flatmin.risk import ModuleLoss
 
+from ._problems import Auto, reconstruction
+
 N = 12
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(N, 2)), RNG.normal(size=N)
-
-
-class Auto(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.code = nn.Linear(2, 1, bias=False)
-
-    def forward(self, x):
-        return F.linear(self.code(x), self.code.weight.T)
-
-
-def reconstruction(module, X, y):
-    assert y is None
-    return (module(X) - X).square().sum(1)
 
 
 def weighted(module, X, y):

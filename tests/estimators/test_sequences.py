@@ -6,6 +6,7 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import KFold, cross_val_score
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from flatmin import NoisyDiffusionClassifier
 
@@ -85,23 +86,12 @@ def test_what_else_reads_them(tags):
     loss = float(tags.net_.get_loss(logits, torch.as_tensor(TAGS)))
     examples = tags.risk_.value(tags.risk_.params())
     assert loss == pytest.approx(float(examples))
-    pairs = list(zip(torch.as_tensor(TOKENS), torch.as_tensor(TAGS), strict=True))
-    assert tags.score(pairs_of(pairs)) == tags.score(TOKENS, TAGS)
+    dataset = TensorDataset(torch.as_tensor(TOKENS), torch.as_tensor(TAGS))
+    assert tags.score(dataset) == tags.score(TOKENS, TAGS)
     cut = cross_val_score(tags, TOKENS, TAGS, cv=KFold(3))
     for score, (train, test) in zip(cut, KFold(3).split(TOKENS), strict=True):
         alone = clone(tags).fit(TOKENS[train], TAGS[train])
         assert score == alone.score(TOKENS[test], TAGS[test])
-
-
-def pairs_of(pairs):
-    class Pairs(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(pairs)
-
-        def __getitem__(self, i):
-            return pairs[i]
-
-    return Pairs()
 
 
 def test_the_next_token():

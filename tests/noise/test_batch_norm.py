@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.functional import hessian, jacobian
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatmin.noise import METHODS, GLDConst, Step, step_for
 from flatmin.risk import EmpiricalRisk
 
+from .. import oracles
 from ._dense import RATE, Point, dense_covariance
 from ._problems import generator
 
@@ -42,13 +42,10 @@ def problem():
         module = nn.Sequential(*layers).double()
     X, y = numbers(N, 3), torch.arange(N) % C
     risk = EmpiricalRisk(module, "cross_entropy", X, y, batch_norm="batch")
-    sizes = {name: p.shape for name, p in module.named_parameters()}
+    call = oracles.function_of(module)
 
     def outputs(theta):
-        parts = theta.split([shape.numel() for shape in sizes.values()])
-        pairs = zip(sizes.items(), parts, strict=True)
-        given = {name: part.view(shape) for (name, shape), part in pairs}
-        return functional_call(module, given, (X,))
+        return call(theta, X)
 
     def loss(theta):
         return F.cross_entropy(outputs(theta), y)

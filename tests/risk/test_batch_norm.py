@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.functional import hessian, jacobian
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatmin._utils import memory
@@ -16,6 +15,8 @@ from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.data import chunks
 from flatmin.risk.products import graphs
 from flatmin.risk.quantities.over_chains import OverChains
+
+from .. import oracles
 
 N, C = 10, 3
 REFUSAL = "needs the loss of each example by itself.*batch_norm='frozen', or GroupNorm"
@@ -73,20 +74,13 @@ class Dense:
         for part in module.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
-        named = dict(module.named_parameters())
-        self.theta = torch.cat([p.detach().flatten() for p in named.values()])
+        self.theta = oracles.flat_parameters(module)
         self.weights = torch.ones(len(X)) if weights is None else weights
         self.weights = self.weights.double() * len(X) / self.weights.sum()
         self.y = y
-        sizes = [p.numel() for p in named.values()]
-
-        def outputs(theta):
-            parts = zip(named.items(), theta.split(sizes), strict=True)
-            given = {name: part.view_as(p) for (name, p), part in parts}
-            return functional_call(module, given, (X,))
-
-        self.outputs = outputs
-        self.J = jacobian(lambda t: outputs(t).flatten(), self.theta)
+        call = oracles.function_of(module)
+        self.outputs = lambda theta: call(theta, X)
+        self.J = jacobian(lambda t: self.outputs(t).flatten(), self.theta)
         self.H = hessian(self.loss, self.theta)
         self.g = jacobian(self.loss, self.theta)
 

@@ -170,17 +170,6 @@ def test_a_loss_that_calls_the_module():
     close(risk.linearize(theta, select="0").hvp(v), H @ v)
 
 
-class Pairs(torch.utils.data.Dataset):
-    def __init__(self, X, y):
-        self.X, self.y = X, y
-
-    def __len__(self):
-        return len(self.X)
-
-    def __getitem__(self, i):
-        return self.X[i], self.y[i]
-
-
 def test_of_a_data_set_and_of_a_subset():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)).double()
@@ -192,8 +181,9 @@ def test_of_a_data_set_and_of_a_subset():
         logits = hidden[some] @ head[:6].view(3, 2).T + head[6:]
         return nn.functional.cross_entropy(logits, y[some])
 
+    dataset = torch.utils.data.TensorDataset(X, y)
     for options in ({}, {"hvp": "finite_difference"}):
-        risk = EmpiricalRisk(net, "cross_entropy", Pairs(X, y), chunk_size=3, **options)
+        risk = EmpiricalRisk(net, "cross_entropy", dataset, chunk_size=3, **options)
         theta = risk.params()
         for some in (torch.arange(7), torch.tensor([1, 4, 2])):
             part = risk if len(some) == 7 else risk.subset(some)

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from flatmin.risk import EmpiricalRisk
@@ -82,18 +81,6 @@ class Stem(nn.Module):
         return self.last(self.layer(h).tanh().mean(1))
 
 
-class OnceDifferentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        return 2 * ctx.saved_tensors[0] * g
-
-
 def flat():
     return torch.randn(N, 4)
 
@@ -133,7 +120,7 @@ FAULTS = {
     ),
     "once differentiable": (
         nothing,
-        lambda: second.Net(OnceDifferentiable.apply),
+        lambda: second.Net(second.OnceDifferentiable.apply),
         flat,
         None,
     ),

@@ -12,8 +12,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.autograd.functional import hessian, jacobian
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .. import oracles
 
 __all__ = ["QUANTITIES", "compute", "direction", "in_float64"]
 
@@ -81,15 +82,11 @@ def compute(kind):
 def _of_batch(kind):
     """Return the same of the examples together, in train mode; NaN for what is not."""
     module = in_float64(kind.module).train()
-    named = dict(module.named_parameters())
-    theta = torch.cat([p.detach().flatten() for p in named.values()])
+    theta, call = oracles.flat_parameters(module), oracles.function_of(module)
     X = _wide(kind.X)
 
     def outputs(theta):
-        parts = theta.split([p.numel() for p in named.values()])
-        pairs = zip(named.items(), parts, strict=True)
-        given = {name: part.view_as(p) for (name, p), part in pairs}
-        return functional_call(module, given, (X,))
+        return call(theta, X)
 
     def loss(f):
         pairs = zip(f.split(1), kind.y.split(1), strict=True)
