@@ -100,8 +100,9 @@ class _CountedRisk(EmpiricalRisk):
     ) -> Linearization:
         with self._counter.adding(_PREPARE * self.n_examples):
             point: Any = super().linearize(theta, select=select, n_products=n_products)
-        point.__class__ = _CountedLinearization
-        point._counter = self._counter
+        if type(point) is Linearization:  # that of several chains goes uncounted
+            point.__class__ = _CountedLinearization
+            point._counter = self._counter
         return point
 
     def losses_at(self, thetas: Any) -> Any:

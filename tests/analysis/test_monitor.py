@@ -332,3 +332,15 @@ def test_a_penalty_is_in_what_is_measured(net):
     assert row["max_eigenvalue"] == pytest.approx(largest, rel=1e-2)
     right = float(gradients.var(0, correction=0).sum())
     assert row["covariance_trace"] == pytest.approx(right)
+
+
+def test_a_counted_risk_takes_several_points():
+    torch.manual_seed(0)
+    X = torch.randn(5, 2, dtype=torch.float64)
+    risk = EmpiricalRisk(nn.Linear(2, 1).double(), "squared_error", X, X[:, :1])
+    thetas = torch.randn(3, 3, dtype=torch.float64)
+    v = torch.randn(3, 3, dtype=torch.float64)
+    found = counted(risk, WorkCounter()).linearize(thetas).hvp(v)
+    features = torch.cat([X, torch.ones(5, 1, dtype=torch.float64)], 1)
+    H = 2 / 5 * features.mT @ features  # of a linear model, at every θ
+    torch.testing.assert_close(found, v @ H, rtol=1e-12, atol=1e-12)
