@@ -99,11 +99,13 @@ class _CountedRisk(EmpiricalRisk):
         self, theta: Any, *, select: Any = None, n_products: Any = None
     ) -> Linearization:
         with self._counter.adding(_PREPARE * self.n_examples):
-            point: Any = super().linearize(theta, select=select, n_products=n_products)
-        if type(point) is Linearization:  # that of several chains goes uncounted
-            point.__class__ = _CountedLinearization
-            point._counter = self._counter
-        return point
+            point = super().linearize(theta, select=select, n_products=n_products)
+        if type(point) is not Linearization:  # that of several chains goes uncounted
+            return point
+        counted: Any = point
+        counted.__class__ = _CountedLinearization
+        counted._counter = self._counter
+        return counted
 
     def losses_at(self, thetas: Any) -> Any:
         with self._counter.adding(_FORWARD * self.n_examples * len(thetas)):
