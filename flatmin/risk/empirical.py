@@ -238,7 +238,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         examples.weights = example_weights(
             sample_weight, positions, examples, loss=self._loss, size=size, like=first
         )
-        self._try(examples, original)
+        self._try(examples, original, size)
         self._make_kernels(probe.n_numbers, size)
         self._hold(examples, size)
         self._check_dependence()
@@ -247,8 +247,8 @@ class EmpiricalRisk(LabelNoiseRisk):
     def _check_dependence(self) -> None:
         # The first example may do, if it has a loss of its own.
         alone = None if self._model.normalises_batch else 1
-        first_chunk = islice(self._chunks(alone), 1)
-        check_dependence(self._model, self._loss, chain(first_chunk, self._chunks()))
+        first = islice(self._chunks(alone), 1)
+        check_dependence(self._model, self._loss, chain(first, self._chunks()))
 
     def _size_of_chunk(self, asked: int | None, n_examples: int, n_numbers: int) -> int:
         """Return how many examples are worked on at a time."""
@@ -257,13 +257,14 @@ class EmpiricalRisk(LabelNoiseRisk):
             return n_examples
         return min(asked or choose_chunk_size(n_examples, n_numbers), n_examples)
 
-    def _try(self, examples: ExampleData, original: nn.Module) -> None:
-        """Try module and loss on a few of the examples."""
+    def _try(self, examples: ExampleData, original: nn.Module, size: int) -> None:
+        """Try module and loss on a few of the examples, and the module on a chunk."""
         indices = trial_examples(examples, self._model).to(self.device)
         # A weight of 0 would hide an example.
         self._few = replace(examples.select(indices), weights=None)
         check_state(self._model, self._loss, self._few, original)
-        check_independence(self._model, self._loss, self._few)
+        chunks = examples.iterate(size)
+        check_independence(self._model, self._loss, self._few, chunks)
 
     def _make_kernels(self, n_numbers: int, chunk_size: int) -> None:
         """Make what computes sums over examples and products; nothing is tried yet."""
