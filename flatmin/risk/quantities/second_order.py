@@ -18,6 +18,7 @@ from flatmin.risk.products.gauss_newton import (
     gauss_newton_example_traces,
 )
 from flatmin.risk.quantities.per_example import PerExampleRisk
+from flatmin.risk.ranks.words import gathered, summed
 
 __all__ = ["SecondOrderRisk"]
 
@@ -43,6 +44,7 @@ class SecondOrderRisk(PerExampleRisk):
         return self.linearize(theta, n_products=1).vjp(u)
 
     @needs_examples
+    @summed
     @over_chains
     @in_full_float32
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -67,6 +69,7 @@ class SecondOrderRisk(PerExampleRisk):
             total += self._hessians.squared_product(theta, chunk, v)
         return total / self.n_examples
 
+    @summed
     @over_chains
     @alone
     def value_and_gauss_newton_draw(
@@ -101,7 +104,7 @@ class SecondOrderRisk(PerExampleRisk):
             beside = torch.randn(
                 (self.n_params,), generator=rng, dtype=self.dtype, device=self.device
             )
-            gradient += scale * self.l2**0.5 * beside
+            gradient += scale * self._ranks.once(self.l2) ** 0.5 * beside
         return self._penalised(value, gradient)
 
     def _gauss_newton_pull(
@@ -170,6 +173,7 @@ class SecondOrderRisk(PerExampleRisk):
             total += self._gauss_newton_sweeps(theta, z.expand(-1, *shape)).sum(0)
         return total
 
+    @gathered(1)
     @over_chains
     @in_full_float32
     def _gauss_newton_sweeps(self, theta: Tensor, z: Tensor) -> Tensor:
@@ -225,7 +229,7 @@ class SecondOrderRisk(PerExampleRisk):
         flat = outputs.reshape(-1, *self.output_shape)
         y = self._targets(len(flat) // self.n_examples)
         slopes = self._loss.model_slope(flat, y, rng).view(outputs.shape)
-        weights = self._data.weights
-        if weights is None:
+        if self._data.weights is None:
             return slopes
+        weights = self._every_weight()
         return slopes * weights.sqrt().view(-1, *(1 for _ in self.output_shape))
