@@ -70,6 +70,7 @@ HOMES = {
     "functorch": {"risk"},
     "torch._functorch": {"risk"},
     "torch.autograd": {"risk"},
+    "torch.distributed": {"linalg", "risk"},
     "torch.func": {"risk"},
     "torch.fx": {"risk"},
     "lightning": {"integrations"},
