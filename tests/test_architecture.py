@@ -71,6 +71,7 @@ HOMES = {
     "functorch": {"risk"},
     "torch._functorch": {"risk"},
     "torch.autograd": {"risk"},
+    "torch.distributed": {"linalg", "risk"},
     "torch.func": {"risk"},
     "torch.distributed": {"linalg", "risk"},
     "torch.fx": {"risk"},
