@@ -50,6 +50,12 @@ device : str or torch.device, default=None
     Of the analysis; None is the model's, "auto" CUDA where there is any.
 dtype : {"float32", "float64"}, default=None
     Of the analysis; None is the model's.
+subset : int or float, default=None
+    How many of the examples to look at, or which share of them; None is all. They are
+    drawn without replacement, by ``random_state``. What is measured is then an estimate
+    of that of all examples, the bias subtracted and the error of the draw in its
+    standard error: see :class:`~flatmin.analysis.Sampling`. What has no such error, and
+    subsets that are too small, are refused.
 """
 )
 
