@@ -122,6 +122,16 @@ class Risk(Protocol):
         """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, shape (\\*chains, D)."""
         ...
 
+    def covariance_trace_gradient(self, theta: Tensor) -> Tensor:
+        """Return ∇ Tr(Σ) = (2/N) Σ Hᵢ(gᵢ - g₀), shape (\\*chains, D)."""
+        ...
+
+    def value_gradient_and_product(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), g₀ and H g₀."""
+        ...
+
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from flatmin.risk import QuadraticRisk
 
 from ._problems import generator, problem
 
-INSIDE = [name for name in METHODS if name not in {"projected", "sam", "alpha_stable"}]
+OWN_MEAN = {"sam", "gradient_penalty"}  # that is not g₀
+INSIDE = [x for x in METHODS if x not in {"projected", "alpha_stable"} | OWN_MEAN]
 
 
 def projection(matrix, k, keep):

@@ -227,6 +227,20 @@ class AnalyticRisk(ABC):
         product: Tensor = pull(rows)[0]
         return product / self.n_examples
 
+    def covariance_trace_gradient(self, theta: Tensor) -> Tensor:
+        """Return ∇ Tr(Σ) = (2/N) Σ Hᵢ(gᵢ - g₀), shape (\\*chains, D)."""
+        self._check(theta)
+        rows, pull, *_ = vjp(self.example_gradients, theta)
+        product: Tensor = pull(rows - rows.mean(-2, keepdim=True))[0]
+        return product * (2 / self.n_examples)
+
+    def value_gradient_and_product(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), ∇L(θ) and H ∇L(θ), half the gradient of ‖∇L‖²."""
+        value, gradient = self.value_and_gradient(theta)
+        return value, gradient, self.linearize(theta).hvp(gradient)
+
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
