@@ -26,9 +26,9 @@ class GradientPenalty(NoiseLaw):
     is near that of L + (η/4) E‖g_B‖², and that of gradient descent near that of
     L + (η/4) ‖g₀‖². A penalty (λ'/2)‖θ‖² of the risk is in g₀ and g_B.
 
-    A step costs a gradient and a product with H, 3 gradients of a convolutional network
-    of 11,330 parameters and 5 to 7 of one of 2,000. With ``norm="batches"`` it goes back
-    through the gᵢ as well: 8 gradients, and 35 to 60.
+    A step costs a gradient and a product with H: 3 gradients of a convolutional network
+    of 11,330 parameters, 5 to 7 of small ones of linear layers. With ``norm="batches"``
+    it goes back through the gᵢ as well: 8 gradients, and 35 to 60.
 
     Parameters
     ----------

@@ -297,6 +297,8 @@ def matched(C, p, law):
     match = getattr(law, "match", "none")
     if match == "trace":
         return with_trace(C, p.sgd_trace / law.batch_size)
+    if match == "frobenius":
+        return C * (p.covariance.norm() / law.batch_size / C.norm())
     if match == "curvature":
         target = (p.hessian @ p.covariance).trace() / law.batch_size
         return C * (target / (p.hessian @ C).trace())

@@ -65,7 +65,7 @@ def laws():
     for name, kind in METHODS.items():
         law = kind(**MADE_WITHOUT_EXAMPLES.get(name, {}))
         yield pytest.param(law, name in MADE_WITHOUT_EXAMPLES, id=name)
-        for match in ("trace", "curvature", "hessian_trace"):
+        for match in ("trace", "curvature", "frobenius", "hessian_trace"):
             if match in getattr(kind, "matches", ("trace",)) and hasattr(law, "match"):
                 options = {**MADE_WITHOUT_EXAMPLES.get(name, {}), "match": match}
                 yield pytest.param(kind(**options), False, id=f"{name}-{match}")

@@ -78,6 +78,7 @@ VARIANTS = {
         {"sigma": 0.3},
         {"sigma": 0.3, "match": "trace"},
         {"sigma": 0.3, "match": "curvature"},
+        {"sigma": 0.3, "match": "frobenius"},
     ],
     "gld_leading": [
         {"source": source, "match": match}
@@ -89,9 +90,10 @@ VARIANTS = {
         *({"match": m} for m in ("trace", "hessian_trace", "none", "curvature")),
         {"n_components": "full"},
         {"n_components": "full", "match": "curvature"},
+        {"match": "frobenius"},
     ],
-    "gld_diagonal": [{"match": match} for match in ("trace", "curvature")],
-    "gld_full": [{"match": match} for match in ("trace", "curvature")],
+    "gld_diagonal": [{"match": m} for m in ("trace", "curvature", "frobenius")],
+    "gld_full": [{"match": m} for m in ("trace", "curvature", "frobenius")],
     **{
         name: [{"match": match} for match in ("trace", "none", "curvature")]
         for name in (
@@ -114,6 +116,7 @@ VARIANTS = {
     "projected": [
         {"keep": "top"},
         {"keep": "bulk", "match": "trace"},
+        {"keep": "bulk", "match": "frobenius"},
     ],
     "gld_dynamic": [{"match": match} for match in ("trace", "curvature")],
     "gradient_penalty": [{"norm": norm, "weight": 0.2} for norm in ("full", "batches")],
@@ -138,7 +141,10 @@ FACTORED = {"sgd", "gld_diagonal", "gld_fisher", "gld_ggn", "label_noise", "anti
 
 
 def _draws_in_its_own_way(law):
-    return getattr(law, "match", None) != "curvature" or law.name in FACTORED
+    match = getattr(law, "match", None)
+    if match == "frobenius":
+        return law.name == "gld_diagonal"
+    return match != "curvature" or law.name in FACTORED
 
 
 LAWS = list(_laws())
