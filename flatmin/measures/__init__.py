@@ -4,6 +4,7 @@ from flatmin.measures._alignment import alignment
 from flatmin.measures._alignment_by_layer import LayerAlignments, alignment_by_layer
 from flatmin.measures._alignment_result import Alignment
 from flatmin.measures._ascent_sharpness import asam_sharpness, sam_sharpness
+from flatmin.measures._batch_sharpness import batch_sharpness
 from flatmin.measures._curvature_sharpness import max_eigenvalue, trace_sharpness
 from flatmin.measures._curves import CurveProfile, bezier_profile, segment_profile
 from flatmin.measures._fisher_rao import fisher_rao_norm
@@ -39,6 +40,7 @@ from flatmin.measures._subspaces import (
     random_projection_residual,
     subspace_share,
 )
+from flatmin.measures._tic import tic
 from flatmin.measures._trace_product import TraceProduct, trace_hessian_covariance
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "alignment",
     "alignment_by_layer",
     "asam_sharpness",
+    "batch_sharpness",
     "bezier_profile",
     "cosines",
     "covariance_exponent",
@@ -84,6 +87,7 @@ __all__ = [
     "sam_sharpness",
     "segment_profile",
     "subspace_share",
+    "tic",
     "trace_hessian_covariance",
     "trace_sharpness",
 ]

@@ -152,6 +152,10 @@ class Risk(Protocol):
         """
         ...
 
+    def subset(self, indices: Tensor) -> Risk:
+        """Return the risk of the examples at ``indices``, shape (m,)."""
+        ...
+
     @property
     def n_outputs(self) -> int:
         """Numbers in one example's output."""
