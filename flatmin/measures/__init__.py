@@ -26,6 +26,7 @@ from flatmin.measures._power_law import (
     covariance_exponents,
 )
 from flatmin.measures._registry import SHARPNESS_MEASURES, register_measure
+from flatmin.measures._rescaling import rescale_layers
 from flatmin.measures._sharpness import adaptive_expected_sharpness, expected_sharpness
 from flatmin.measures._stability import (
     edge_of_stability,
@@ -40,6 +41,7 @@ from flatmin.measures._subspaces import (
     random_projection_residual,
     subspace_share,
 )
+from flatmin.measures._tail_index import TailIndex, tail_index
 from flatmin.measures._tic import tic
 from flatmin.measures._trace_product import TraceProduct, trace_hessian_covariance
 
@@ -55,6 +57,7 @@ __all__ = [
     "PowerLaw",
     "PowerLaws",
     "SignalToNoise",
+    "TailIndex",
     "TraceProduct",
     "adaptive_expected_sharpness",
     "alignment",
@@ -84,9 +87,11 @@ __all__ = [
     "projection_residual",
     "random_projection_residual",
     "register_measure",
+    "rescale_layers",
     "sam_sharpness",
     "segment_profile",
     "subspace_share",
+    "tail_index",
     "tic",
     "trace_hessian_covariance",
     "trace_sharpness",

@@ -38,7 +38,8 @@ def batch_sharpness(
     What SGD at the rate η is reported to drive to 2/η, where gradient descent drives
     λ₁. It is not invariant to a reparametrisation.
 
-    A batch costs two gradients and a product with H of its m examples. Where there are at most ``n_draws`` batches each is taken once, and the mean is
+    A batch costs two gradients and a product with H of its m examples.
+    Where there are at most ``n_draws`` batches each is taken once, and the mean is
     exact. A fixed seed means common batches for all models of the same data.
 
     Parameters
