@@ -71,7 +71,6 @@ HOMES = {
     "functorch": {"risk"},
     "torch._functorch": {"risk"},
     "torch.autograd": {"risk"},
-    "torch.distributed": {"linalg", "risk"},
     "torch.func": {"risk"},
     "torch.distributed": {"linalg", "risk"},
     "torch.fx": {"risk"},

@@ -111,14 +111,7 @@ class ChainLinearization:
         if not bool(direction.isfinite().all()):
             raise FloatingPointError(f"{name} must be finite. Got NaN or infinity.")
         directions = direction.reshape(len(self._thetas), *shape[len(self.chains) :])
-        n = min(risk.chunk_size, len(risk._data))
-        product = self._ways.compute(
-            PRODUCTS,
-            n,
-            self._thetas,
-            together=lambda: self._together(quantity, n, directions),
-            apart=lambda: self._apart(quantity, directions),
-        )
+        product = self.unchecked(quantity, directions)
         if not bool(product.isfinite().all()):
             wild = (~product.isfinite()).flatten(1).any(1)
             raise FloatingPointError(
@@ -127,6 +120,28 @@ class ChainLinearization:
                 "not finite there, or the network has no such derivative at this θ."
             )
         return product.view(*self.chains, *product.shape[1:])
+
+    def unchecked(self, quantity: str, directions: Tensor) -> Tensor:
+        """Return a product without waiting for the device to look for NaN.
+
+        Parameters
+        ----------
+        quantity : str
+        directions : Tensor of shape (C, ...)
+            Of all chains in a row.
+
+        Returns
+        -------
+        Tensor of shape (C, ...)
+        """
+        n = min(self.risk.chunk_size, len(self.risk._data))
+        return self._ways.compute(
+            PRODUCTS,
+            n,
+            self._thetas,
+            together=lambda: self._together(quantity, n, directions),
+            apart=lambda: self._apart(quantity, directions),
+        )
 
     def _together(self, quantity: str, n: int, directions: Tensor) -> Tensor:
         risk = self.risk

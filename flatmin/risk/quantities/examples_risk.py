@@ -77,7 +77,7 @@ class ExamplesRisk(NetworkRisk):
         with self._lock:
             tried = {
                 "per-example sums": self._sums.path,
-                "per-example Hessians": self._hessians.path,
+                **self._hessians.paths,
             }
             found = {name: path for name, path in tried.items() if path is not None}
             lowest = self._model.lowest_dtype

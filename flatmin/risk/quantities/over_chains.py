@@ -150,6 +150,24 @@ class OverChains(ChainGradients):
         products = [self.risk.squared_hessian_product(*pair) for pair in pairs]
         return torch.stack(products).view(*chains, -1)
 
+    @in_full_float32
+    def covariance_trace_gradient(self, theta: Tensor) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.covariance_trace_gradient`."""
+        thetas, chains = self._flat(theta)
+        gradients = [self.risk.covariance_trace_gradient(t) for t in thetas]
+        return torch.stack(gradients).view(*chains, -1)
+
+    @in_full_float32
+    def value_gradient_and_product(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`flatmin.EmpiricalRisk.value_gradient_and_product`."""
+        value, gradient = self.value_and_gradient(theta)
+        thetas, chains = self._flat(theta)
+        point = ChainLinearization(self.risk, thetas.clone(), chains)
+        product = point.unchecked("hvp", gradient.reshape(thetas.shape))
+        return value, gradient, product.view(*chains, -1)
+
     def _examples(
         self,
         thetas: Tensor,
