@@ -138,6 +138,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         hvp="exact",
         device=None,
         dtype=None,
+        distributed=False,
         random_state=None,
         verbose=False,
     ):
@@ -155,6 +156,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
@@ -197,7 +199,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
                 rtol=rtol,
                 max_matvecs=max_matvecs,
                 rng=rng,
-                verbose=self.verbose,
+                verbose=self._shown,
             )
         value, stderr = float(result.value), float(result.stderr)
         return Trace(value, stderr, result.n_matvecs, matrix=self.matrix)
@@ -236,7 +238,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             rtol=rtol,
             max_matvecs=max_matvecs,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         value, stderr = result.value.cpu().numpy(), result.stderr.cpu().numpy()
         return Diagonal(
@@ -271,7 +273,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             n_probes=n_probes,
             n_steps=n_steps,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         return SpectralDensity.wrap(self.matrix, result)
 
@@ -377,6 +379,6 @@ class CurvatureAnalyzer(BaseAnalyzer):
             which=which,
             tol=self.tol,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         return Eigenpairs.wrap(self.matrix, result)

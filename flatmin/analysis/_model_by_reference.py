@@ -21,6 +21,7 @@ from flatmin.analysis._risk import (
 )
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.source import is_data_set
+from flatmin.risk.ranks.collectives import is_first
 
 __all__ = ["ModelByReference", "with_risk_entries"]
 
@@ -50,6 +51,10 @@ device : str or torch.device, default=None
     Of the analysis; None is the model's, "auto" CUDA where there is any.
 dtype : {"float32", "float64"}, default=None
     Of the analysis; None is the model's.
+distributed : bool, default=False
+    Whether the processes of the default group of ``torch.distributed`` share the
+    examples, see :class:`~flatmin.EmpiricalRisk`: all of them call the same, with one
+    ``random_state``, and all get the results; the first shows progress.
 """
 )
 
@@ -67,7 +72,9 @@ class ModelByReference(BaseEstimator):
     hvp: Any
     device: Any
     dtype: Any
+    distributed: Any
     random_state: Any
+    verbose: Any
 
     def __sklearn_clone__(self) -> Self:
         # clone() hands a FrozenEstimator on as it is, so its own checks hold.
@@ -148,7 +155,13 @@ class ModelByReference(BaseEstimator):
             "hvp": self.hvp,
             "device": self.device,
             "dtype": self.dtype,
+            "distributed": self.distributed,
         }
+
+    @property
+    def _shown(self) -> Any:
+        """Return ``verbose`` where this process shows something."""
+        return is_first(self.distributed) and self.verbose
 
     def _check_features(self, X: Any, *, reset: bool) -> None:
         if is_nested(X):

@@ -99,6 +99,7 @@ class SharpnessScorer(ModelByReference):
         "l2": [None, Interval(Real, 0, None, closed="left")],
         "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
+        "distributed": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -120,6 +121,7 @@ class SharpnessScorer(ModelByReference):
         hvp="exact",
         device=None,
         dtype=None,
+        distributed=False,
         random_state=0,
     ):
         self.estimator = estimator
@@ -137,6 +139,7 @@ class SharpnessScorer(ModelByReference):
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
+        self.distributed = distributed
         self.random_state = random_state
 
     def __call__(
