@@ -51,6 +51,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "l2": [None, Interval(Real, 0, None, closed="left")],
         "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
+        "distributed": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -365,7 +366,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         indices = self._indices(risk)
         along = []
         total = columns.shape[1]
-        with progress_bar(total, "coordinates", verbose=self.verbose) as bar:
+        with progress_bar(total, "coordinates", verbose=self._shown) as bar:
             for column in columns.unbind(1):
                 u = column
                 if indices is not None:

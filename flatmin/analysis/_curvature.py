@@ -141,6 +141,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         hvp="exact",
         device=None,
         dtype=None,
+        distributed=False,
         random_state=None,
         verbose=False,
     ):
@@ -159,6 +160,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
@@ -208,7 +210,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             rtol=rtol,
             max_matvecs=max_matvecs,
             rng=rng,
-            verbose=self.verbose,
+            verbose=self._shown,
         )
 
     @one_at_a_time
@@ -251,7 +253,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             rtol=rtol,
             max_matvecs=max_matvecs,
             rng=make_generator(seed, risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
 
     @one_at_a_time
@@ -282,7 +284,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             n_probes=n_probes,
             n_steps=n_steps,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         return SpectralDensity.wrap(self.matrix, result)
 
@@ -390,6 +392,6 @@ class CurvatureAnalyzer(BaseAnalyzer):
             which=which,
             tol=self.tol,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         return Eigenpairs.wrap(self.matrix, result)

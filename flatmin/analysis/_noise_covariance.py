@@ -113,6 +113,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         hvp="exact",
         device=None,
         dtype=None,
+        distributed=False,
         random_state=None,
         verbose=False,
     ):
@@ -130,6 +131,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
@@ -189,7 +191,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         rng = self._generator(risk.device)
         theta = risk.params()
         draws = []
-        with progress_bar(n, "draws", verbose=self.verbose) as bar:
+        with progress_bar(n, "draws", verbose=self._shown) as bar:
             for _ in range(n):
                 z = torch.randn(
                     risk.n_examples, generator=rng, dtype=risk.dtype, device=risk.device
@@ -267,7 +269,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 rtol=rtol,
                 max_matvecs=max_matvecs,
                 rng=self._generator(risk.device),
-                verbose=bool(self.verbose),
+                verbose=bool(self._shown),
             )
         seed = make_seed(self.random_state)
 
@@ -284,7 +286,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 rtol=rtol,
                 max_matvecs=max_matvecs,
                 rng=make_generator(seed, risk.device),
-                verbose=self.verbose,
+                verbose=self._shown,
             )
 
         return alignment_of_all(sample, measure)
@@ -345,7 +347,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             len(basis.eigenvalues),
             tol=self.tol,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         V = torch.tensor(basis.eigenvectors, device=risk.device)
         return float(overlap(hessian.eigenvectors, V))
@@ -386,7 +388,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 tol=self.tol,
                 rng=rng,
                 select=self.select,
-                verbose=self.verbose,
+                verbose=self._shown,
             )
         else:
             result = eigsh(
@@ -395,6 +397,6 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 which=which,
                 tol=self.tol,
                 rng=rng,
-                verbose=self.verbose,
+                verbose=self._shown,
             )
         return Eigenpairs.wrap(self._name, result)

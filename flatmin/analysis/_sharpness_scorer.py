@@ -116,6 +116,7 @@ class SharpnessScorer(ModelByReference):
         "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "subset": SUBSET_CONSTRAINTS,
+        "distributed": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -138,6 +139,7 @@ class SharpnessScorer(ModelByReference):
         device=None,
         dtype=None,
         subset=None,
+        distributed=False,
         random_state=0,
     ):
         self.estimator = estimator
@@ -156,6 +158,7 @@ class SharpnessScorer(ModelByReference):
         self.device = device
         self.dtype = dtype
         self.subset = subset
+        self.distributed = distributed
         self.random_state = random_state
 
     def __call__(

@@ -396,5 +396,5 @@ class EmpiricalRisk(LabelNoiseRisk):
             hvp=hvp,
             device=device,
             dtype=dtype,
-            distributed=self._shard if self._ranks.size > 1 else False,  # type: ignore[arg-type]
+            distributed=self._shard if self.distributed else False,  # type: ignore[arg-type]
         )

@@ -215,7 +215,7 @@ def _warn_ignored_names(model: FlatModel, X: Tree, outputs: Tensor) -> None:
                 f"arguments of the module: {', '.join(known)}. Leave it out, or give "
                 "it the name that it has there.",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
 

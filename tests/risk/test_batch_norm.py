@@ -221,6 +221,7 @@ OF_THE_WHOLE = {
     *("batch_statistics", "update_from", "with_module", "to", "audit"),
     # What they return is of the network, or of the data.
     *("params", "set_params", "layout", "n_params", "n_examples", "n_outputs"),
+    "distributed",
     *("device", "dtype", "output_shape", "chunk_size", "l2", "paths", "keeps_graph"),
     *("batch_norm", "check_gauss_newton", "check_likelihood"),
     "check_running_statistics",

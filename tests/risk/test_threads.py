@@ -125,6 +125,7 @@ def calls(risk, theta, seed=0):
         "linearize": lambda: risk.linearize(theta).hvp(v),
         "model_slopes": lambda: risk.model_slopes(theta, rng()),
         "n_examples": lambda: risk.n_examples,
+        "distributed": lambda: risk.distributed,
         "n_outputs": lambda: risk.n_outputs,
         "n_params": lambda: risk.n_params,
         "outputs": lambda: risk.outputs(theta),

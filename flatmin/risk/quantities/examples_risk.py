@@ -62,6 +62,11 @@ class ExamplesRisk(NetworkRisk):
         return self._shard.n_examples
 
     @property
+    def distributed(self) -> bool:
+        """Whether the processes of a group share the examples, and must ask alike."""
+        return self._ranks.serial > 0
+
+    @property
     def n_outputs(self) -> int:
         """Numbers in one example's output."""
         return torch.Size(self.output_shape).numel()

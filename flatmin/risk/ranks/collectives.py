@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flatmin._utils.messages import message
 
-__all__ = ["ALONE", "Ranks", "find_ranks"]
+__all__ = ["ALONE", "Ranks", "find_ranks", "is_first"]
 
 _MESSAGE_BYTES = 2000
 _TOLD = "_flatmin_told"  # of an error that all ranks raise
@@ -167,6 +167,26 @@ class Ranks:
             dist.all_reduce(said, op=dist.ReduceOp.MAX, group=_control_group())
         return int(said[0]) != -int(said[1])
 
+    def of_first(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the first rank, on a CPU.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            Of the same shape and dtype on all ranks.
+
+        Returns
+        -------
+        Tensor
+        """
+        if self.size == 1:
+            return tensor
+        self.agree("what the first rank says", torch.tensor(tensor.shape))
+        found = tensor.clone()
+        with _answered():
+            dist.broadcast(found, 0, group=_control_group())
+        return found
+
     def sum(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """Return the sums over all ranks, the same bits on each, by one all-reduce.
 
@@ -284,6 +304,20 @@ def find_ranks(distributed: bool) -> Ranks:
         )
     _control_group()
     return Ranks(dist.get_rank(), dist.get_world_size(), next(_SERIALS))
+
+
+def is_first(distributed: bool) -> bool:
+    """Return whether this process is the one that shows and writes.
+
+    Parameters
+    ----------
+    distributed : bool
+
+    Returns
+    -------
+    bool
+    """
+    return not (distributed and dist.is_initialized() and dist.get_rank())
 
 
 def _mark(error: Exception) -> Exception:
