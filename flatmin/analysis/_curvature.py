@@ -136,6 +136,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         select=None,
         tol=1e-4,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         random_state=None,
@@ -153,6 +154,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.select = select
         self.tol = tol
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.random_state = random_state

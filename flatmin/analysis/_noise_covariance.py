@@ -107,6 +107,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         select=None,
         tol=1e-4,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         random_state=None,
@@ -123,6 +124,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.select = select
         self.tol = tol
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.random_state = random_state

@@ -43,6 +43,7 @@ def risk_of_model(
     l2: float | None = None,
     batch_norm: BatchNorm | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
+    compile: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> EmpiricalRisk:
@@ -72,7 +73,8 @@ def risk_of_model(
     batch_norm : {"error", "frozen", "batch"}, default=None
         The same; None is "frozen".
     hvp : {"exact", "finite_difference"}, default="exact"
-        As in :class:`~flatmin.EmpiricalRisk`.
+        As in :class:`~flatmin.EmpiricalRisk`, as is the next.
+    compile : bool, default=False
     device : torch.device or str, default=None
         None is the model's.
     dtype : {"float32", "float64"}, default=None
@@ -114,7 +116,7 @@ def risk_of_model(
             use_class_weight=use_class_weight,
             device=device,
             dtype=dtype,
-        ).to(hvp=hvp)
+        ).to(hvp=hvp, compile=compile)
     module, loss = _module_and_loss(model, loss)
     batch_norm = batch_norm or "frozen"
     check_batch_norm(module, batch_norm)  # in the mode that it has
@@ -132,6 +134,7 @@ def risk_of_model(
         l2=0.0 if l2 is None else l2,
         batch_norm=batch_norm,
         hvp=hvp,
+        compile=compile,
         device=device,
         dtype=dtype,
     )
@@ -154,6 +157,7 @@ def training_risk(
     l2: float | None = None,
     batch_norm: BatchNorm | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
+    compile: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> EmpiricalRisk:
@@ -168,7 +172,8 @@ def training_risk(
     loss, output_transform, target, positions, l2, batch_norm : None
         The estimator has its own.
     hvp : {"exact", "finite_difference"}, default="exact"
-        As in :class:`~flatmin.EmpiricalRisk`.
+        As in :class:`~flatmin.EmpiricalRisk`, as is the next.
+    compile : bool, default=False
     device : torch.device or str, default=None
         None is the model's.
     dtype : {"float32", "float64"}, default=None
@@ -207,7 +212,7 @@ def training_risk(
         if hasattr(model, "risk_"):
             risk = model.risk_
             if risk is not None:
-                return risk.to(device=device, dtype=dtype, hvp=hvp)
+                return risk.to(device=device, dtype=dtype, hvp=hvp, compile=compile)
             why = (
                 f"this {type(model).__name__} no longer holds its training data "
                 "(store_data=False, or it was pickled, as for another process)"

@@ -99,6 +99,7 @@ class SharpnessScorer(ModelByReference):
         "l2": [None, Interval(Real, 0, None, closed="left")],
         "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
+        "compile": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -118,6 +119,7 @@ class SharpnessScorer(ModelByReference):
         l2=None,
         batch_norm=None,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         random_state=0,
@@ -135,6 +137,7 @@ class SharpnessScorer(ModelByReference):
         self.l2 = l2
         self.batch_norm = batch_norm
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.random_state = random_state

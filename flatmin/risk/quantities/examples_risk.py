@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any, Self
 
 import torch
@@ -14,12 +15,13 @@ from flatmin.risk.arguments import as_indices, check_products, within
 from flatmin.risk.autodiff.surroundings import alone
 from flatmin.risk.chains.dispatch import over_chains
 from flatmin.risk.chains.ways import ChainWays
-from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.data.chunks import Chunk, check_whole_batch, choose_chunk_size
 from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.example_sums.scalars import ExampleScalars, losses_and_gradient
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.batch_statistics import needs_examples
+from flatmin.risk.probe import check_dependence
 from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
@@ -41,6 +43,7 @@ class ExamplesRisk(NetworkRisk):
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
     _chain_ways: ChainWays
+    _compile: bool
     _over_chains: Any  # OverChains, which knows all words
     _hessians: ExampleHessians
     _ways: ProductWays
@@ -196,9 +199,25 @@ class ExamplesRisk(NetworkRisk):
         self._uniform = torch.full((n,), 1 / n, dtype=self.dtype, device=self.device)
         if (n, chunk_size) not in self._all_graphs:
             self._all_graphs[n, chunk_size] = ProductGraphs(
-                self._ways, chunk_size, n * self._work_per_example
+                self._ways,
+                chunk_size,
+                n * self._work_per_example,
+                compiles=self._compile,
             )
         self._graphs = self._all_graphs[n, chunk_size]
+
+    def _size_of_chunk(self, asked: int | None, n_examples: int, n_numbers: int) -> int:
+        """Return how many examples are worked on at a time."""
+        if self._model.normalises_batch:
+            check_whole_batch(asked, n_examples, n_numbers, self._model.params[0])
+            return n_examples
+        return min(asked or choose_chunk_size(n_examples, n_numbers), n_examples)
+
+    def _check_dependence(self) -> None:
+        # The first example may do, if it has a loss of its own.
+        alone = None if self._model.normalises_batch else 1
+        first_chunk = islice(self._chunks(alone), 1)
+        check_dependence(self._model, self._loss, chain(first_chunk, self._chunks()))
 
     def _chunks(self, chunk_size: int | None = None) -> Iterator[Chunk]:
         size = self.chunk_size if chunk_size is None else chunk_size
