@@ -139,6 +139,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         subset=None,
         tol=1e-4,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         distributed=False,
@@ -158,6 +159,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.subset = subset
         self.tol = tol
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.distributed = distributed

@@ -111,6 +111,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         subset=None,
         tol=1e-4,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         distributed=False,
@@ -129,6 +130,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.subset = subset
         self.tol = tol
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.distributed = distributed

@@ -117,6 +117,7 @@ class SharpnessScorer(ModelByReference):
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "subset": SUBSET_CONSTRAINTS,
         "distributed": ["boolean"],
+        "compile": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -136,6 +137,7 @@ class SharpnessScorer(ModelByReference):
         l2=None,
         batch_norm=None,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         subset=None,
@@ -155,6 +157,7 @@ class SharpnessScorer(ModelByReference):
         self.l2 = l2
         self.batch_norm = batch_norm
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.subset = subset

@@ -47,6 +47,7 @@ class ExamplesRisk(NetworkRisk):
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
     _chain_ways: ChainWays
+    _compile: bool
     _over_chains: Any  # OverChains, which knows all words
     _hessians: ExampleHessians
     _ways: ProductWays
@@ -219,7 +220,10 @@ class ExamplesRisk(NetworkRisk):
         self._uniform = ones.fill_(1 / n_all)
         if (n, chunk_size) not in self._all_graphs:
             self._all_graphs[n, chunk_size] = ProductGraphs(
-                self._ways, chunk_size, n * self._work_per_example
+                self._ways,
+                chunk_size,
+                n * self._work_per_example,
+                compiles=self._compile,
             )
         self._graphs = self._all_graphs[n, chunk_size]
 
