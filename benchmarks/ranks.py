@@ -1,6 +1,6 @@
 """What two processes save and send, beside one process of one or of two threads.
 
-    python benchmarks/ranks.py [--json OUT]
+    python benchmarks/ranks.py [--quick] [--json OUT]
 
 starts itself twice, as torchrun would. Each call is made in turn by the risk of all
 examples in one process (while the other process does the same, so that both cores are
@@ -27,13 +27,15 @@ from flatmin.modules import MLP, LeNet
 from flatmin.noise import make_noise_law
 from flatmin.risk import EmpiricalRisk
 
-REPEATS = 7
+REPEATS, QUICK = 7, 3
 
 
-def problems():
-    """Yield a name, a module, X and y; only shapes matter for these costs."""
+def problems(quick):
+    """Yield a name, a module and X; only shapes matter for these costs."""
     torch.manual_seed(0)
     yield "LeNet, N = 1200", LeNet(), torch.rand(1200, 1, 28, 28)
+    if quick:
+        return
     yield (
         "MLP of 1e6, N = 1200",
         MLP(784, 10, hidden_layer_sizes=(1000, 200)),
@@ -57,11 +59,11 @@ def calls(risk):
     }
 
 
-def times(call):
+def times(call, repeats):
     """Return medians of the wall's and the processor's seconds of a call."""
     call()
     wall, processor = [], []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         if dist.is_initialized():
             dist.barrier()
         began = time.perf_counter(), time.process_time()
@@ -71,18 +73,20 @@ def times(call):
     return {"wall": statistics.median(wall), "processor": statistics.median(processor)}
 
 
-def measure(n_threads, n_ranks):
+def measure(n_threads, n_ranks, *, quick):
     """Return the times of every call, alone and, with several ranks, together."""
     torch.set_num_threads(n_threads)
     found = {}
-    for name, module, X in problems():
+    for name, module, X in problems(quick):
         y = torch.arange(len(X)) % 10
         found[name] = {"D": sum(p.numel() for p in module.parameters())}
         for shared in (False, True)[:n_ranks]:
             risk = EmpiricalRisk(module, "cross_entropy", X, y, distributed=shared)
             for quantity, call in calls(risk).items():
                 row = found[name].setdefault(quantity, {})
-                row["shared" if shared else "alone"] = times(call)
+                row["shared" if shared else "alone"] = times(
+                    call, QUICK if quick else REPEATS
+                )
                 if shared:
                     before = risk._ranks.n_bytes
                     call()
@@ -90,14 +94,14 @@ def measure(n_threads, n_ranks):
     return found
 
 
-def rank_main(folder):
+def rank_main(folder, *, quick):
     """Measure as one of two ranks; the first writes."""
     rank = int(os.environ["RANK"])
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    found = measure(1, 2)
+    found = measure(1, 2, quick=quick)
     agreement = torch.zeros(5, dtype=torch.long)
-    found["agreement"] = times(lambda: dist.all_reduce(agreement))
+    found["agreement"] = times(lambda: dist.all_reduce(agreement), 20)
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -106,13 +110,15 @@ def rank_main(folder):
 def main():
     """Start the ranks, then one process of two threads; print and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one problem, 3 calls")
     parser.add_argument("--json", type=Path, help="where to store the result")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
-        return rank_main(args.rank)
+        return rank_main(args.rank, quick=args.quick)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--rank", folder]
+        command += ["--quick"] * args.quick
         running = [
             subprocess.Popen(command, env={**os.environ, "RANK": str(rank)})
             for rank in range(2)
@@ -121,7 +127,7 @@ def main():
         if any(codes):
             raise RuntimeError("a rank has failed; its message is above")
         found = json.loads((Path(folder) / "found.json").read_text())
-    for name, rows in measure(2, 1).items():
+    for name, rows in measure(2, 1, quick=args.quick).items():
         for quantity, row in rows.items():
             if quantity != "D":
                 found[name][quantity]["two threads"] = row["alone"]
