@@ -15,8 +15,9 @@ import pandas as pd
 
 from flatmin._utils.results import HtmlTable
 from flatmin.curvature._eigenpairs import GRAM_LIMIT
+from flatmin.linalg._basis_memory import basis_size
 from flatmin.linalg._density import _MAX_DENSE
-from flatmin.linalg._eigsh import basis_size, is_dense
+from flatmin.linalg._eigsh import is_dense
 from flatmin.measures._deflation import PILOT
 from flatmin.measures._rounding import FEW
 
