@@ -387,7 +387,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return self._n_selected(risk)
 
-    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
+    def _eigenpairs(
+        self, risk: EmpiricalRisk, k: int, which: Any, **search: Any
+    ) -> Eigenpairs:
         result = eigsh(
             self._operator(risk),
             k,
@@ -395,5 +397,6 @@ class CurvatureAnalyzer(BaseAnalyzer):
             tol=self.tol,
             rng=self._generator(risk.device),
             verbose=self._shown,
+            **search,
         )
         return Eigenpairs.wrap(self.matrix, result)
