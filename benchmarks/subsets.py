@@ -207,6 +207,22 @@ def measure(name, sizes, n_draws, n_blocks):
     }
 
 
+def as_markdown(problems):
+    """Return the share of draws that are covered, as it stands in docs/."""
+    names = ("λ₁", "λ₅", "γ₁", "Tr(HΣ)", "Tr(H)", "Tr(Σ)")
+    lines = [
+        f"| problem | n of N | {' | '.join(names)} | λ₁ of the subset, too large by |",
+        "|" + "---|" * (3 + len(names)),
+    ]
+    for problem in problems:
+        for row in problem["rows"]:
+            cells = [f"{row['coverage'][name]:.3f}" for name in names]
+            bias = row["relative_bias_of_the_subset"]["λ₁"]
+            head = f"{problem['problem']} | {row['n']} of {problem['N']}"
+            lines.append(f"| {head} | {' | '.join(cells)} | {bias:.1%} |")
+    return "\n".join(lines)
+
+
 def named(numbers):
     return dict(zip(NAMES, map(float, numbers), strict=True))
 
@@ -233,6 +249,7 @@ def main():
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("flatmin", "torch", "numpy")},
     }
+    print(as_markdown(stored["problems"]))
     if arguments.json:
         text = json.dumps(stored, indent=1, ensure_ascii=False)
         arguments.json.write_text(text + "\n", encoding="utf-8")
