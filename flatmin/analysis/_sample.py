@@ -25,7 +25,7 @@ __all__ = [
 # Of how many examples and blocks the interval covered in 200 draws: see
 # benchmarks/subsets.py and benchmarks/results/subsets.json. Below it is refused.
 N_BLOCKS = 10
-LEAST = 200
+LEAST = 400
 
 SUBSET_CONSTRAINTS = [
     None,

@@ -22,7 +22,7 @@ from flatmin.risk import EmpiricalRisk
 
 from ._problems import blobs, classifier, network
 
-N_ALL, N, L2 = 330, 203, 0.3
+N_ALL, N, L2 = 600, 403, 0.3
 X, y = blobs(N_ALL)
 WEIGHTS = np.random.default_rng(1).uniform(0.2, 3.0, N_ALL)
 OPTIONS = {"loss": "cross_entropy", "dtype": "float64", "random_state": 3}
@@ -225,7 +225,7 @@ def test_the_table_of_the_alignment(net, dense, drawn):
 @pytest.mark.parametrize("matrix", ["ggn", "fisher", "empirical_fisher"])
 def test_means_of_other_matrices(net, drawn, matrix):
     """A trace is a mean: of as many examples the parts have the mean of the whole."""
-    analyzer = fitted(CurvatureAnalyzer, net, 200, matrix=matrix)
+    analyzer = fitted(CurvatureAnalyzer, net, 400, matrix=matrix)
     found = analyzer.trace(rtol=1e-9)
     whole = fitted(CurvatureAnalyzer, net, None, matrix=matrix).trace(rtol=1e-9)
     assert abs(found.value - whole.value) < 4 * found.stderr
@@ -258,11 +258,11 @@ def test_a_share_and_the_random_state(net):
         settings = OPTIONS | options
         return CurvatureAnalyzer(net, **settings).fit(X, y).trace()
 
-    share, size = numbers(subset=2 / 3), numbers(subset=220)
+    share, size = numbers(subset=0.75), numbers(subset=450)
     assert share.value == size.value
-    assert share.to_frame()["n_examples"].item() == 220
+    assert share.to_frame()["n_examples"].item() == 450
     assert share.to_frame()["n_all"].item() == N_ALL
-    assert numbers(subset=220, random_state=4).value != share.value
+    assert numbers(subset=450, random_state=4).value != share.value
 
 
 def test_the_training_data_without_a_fit():
@@ -295,7 +295,7 @@ def test_sharpness(net, drawn, measure):
 def test_expected_sharpness_meets_the_same_draws_on_each_block(net):
     """Else the error of the draws would be in the spread of the blocks again."""
     options = {"loss": "cross_entropy", "sigma": 0.05, "n_draws": 20}
-    scorer = SharpnessScorer(net, subset=200, **options).fit(X, y)
+    scorer = SharpnessScorer(net, subset=400, **options).fit(X, y)
     whole = SharpnessScorer(net, **options).fit(X, y)
     # With the same perturbations, the mean of the blocks is the subset's number.
     assert abs(scorer.sampling_.bias) < 1e-4 * scorer.sharpness_
@@ -322,9 +322,9 @@ def test_what_is_refused(net):
         lambda: noise.transform(X, y),
         lambda: noise.score(X, y),
     ):
-        refuses("no sampling error.*203 of 330 examples.*subset=None", call)
+        refuses("no sampling error.*403 of 600 examples.*subset=None", call)
     kind = CurvatureAnalyzer
-    refuses("at most the number of examples, 330", lambda: fitted(kind, net, 331))
+    refuses("at most the number of examples, 600", lambda: fitted(kind, net, 601))
     refuses(f"at least {LEAST} examples", lambda: fitted(kind, net, LEAST - 1))
     for wrong in (0, -1, 0.0, 1.5, "half"):
         refuses("subset", lambda wrong=wrong: fitted(kind, net, wrong))
