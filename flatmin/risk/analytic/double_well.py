@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_held_by, check_positive
-from flatmin._utils.placement import resolve_dtype
+from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk.analytic.analytic_risk import AnalyticRisk
 
 __all__ = ["DoubleWellRisk"]
@@ -15,10 +15,11 @@ __all__ = ["DoubleWellRisk"]
 class DoubleWellRisk(AnalyticRisk):
     """L(θ) = b ((θ/w)² - 1)² with L'' = k at both minima ±w and the barrier b at 0.
 
-    The half width is w = √(8b/k), and L'' = -k/2 on the barrier: two wells of one depth,
-    sharper or flatter as k is. For mean times of escape: start at ``minimum`` and let
-    ``reached`` be the other side. Noise of temperature T leaves after about
-    2π √2/k · exp(b/T) units of time, an iteration being η of them (Kramers).
+    The half width is w = √(8b/k), and L'' = -k/2 on the barrier: two wells of one
+    depth, sharper or flatter as k is. For mean times of escape start at ``minimum``.
+    White noise of temperature T comes to the other minimum after about
+    2π √2/k · exp(b/T) units of time, an iteration being η of them, and to the barrier
+    in half of that (Kramers). As a squared error of f = √b (θ/w)² it has G = k (θ/w)².
 
     It has one example, so that Σ = 0, and laws with a size of their own move on it:
     ``GLDConst(sigma=s)`` is white noise of T = η s²/2, and
@@ -32,6 +33,7 @@ class DoubleWellRisk(AnalyticRisk):
     barrier : float, default=1.0
         b, in units of loss.
     dtype : torch.dtype or str, default="float32"
+    device : torch.device or str, default="cpu"
 
     Raises
     ------
@@ -64,15 +66,16 @@ class DoubleWellRisk(AnalyticRisk):
         barrier: float = 1.0,
         *,
         dtype: torch.dtype | str = "float32",
+        device: torch.device | str = "cpu",
     ) -> None:
         self.curvature = check_positive("curvature", curvature)
         self.barrier = check_positive("barrier", barrier)
         self.dtype = resolve_dtype(dtype)
         check_held_by("curvature", self.curvature, self.dtype)
         check_held_by("barrier", self.barrier, self.dtype)
-        self.device = torch.device("cpu")
+        self.device = resolve_device(device)
         self.width = (8 * self.barrier / self.curvature) ** 0.5
-        self.minimum = torch.tensor([self.width], dtype=self.dtype)
+        self.minimum = torch.tensor([self.width], dtype=self.dtype, device=self.device)
 
     def example_losses(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_losses`; one example."""
@@ -93,7 +96,7 @@ class DoubleWellRisk(AnalyticRisk):
         return curved.unsqueeze(-1)
 
     def gauss_newton_roots(self, theta: Tensor) -> Tensor:
-        """Return L''^½ where it is not negative.
+        """Return √2 df/dθ.
 
         Parameters
         ----------
@@ -102,20 +105,9 @@ class DoubleWellRisk(AnalyticRisk):
         Returns
         -------
         Tensor of shape (\\*chains, 1, 1)
-
-        Raises
-        ------
-        ValueError
-            On the barrier, where L'' < 0.
         """
-        hessian = self.hessian(theta)
-        if bool((hessian < 0).any()):
-            raise ValueError(
-                "The Gauss-Newton matrix of a double well is L'', which must not be "
-                f"negative. Got {float(hessian.min()):.3g}; use the Hessian, as "
-                "method='gld_hessian' does."
-            )
-        return hessian.sqrt()
+        self._check(theta)
+        return (self.curvature**0.5 / self.width * theta).unsqueeze(-1)
 
     def _height(self, theta: Tensor) -> Tensor:
         """Return (θ/w)² - 1, shape (\\*chains, 1)."""
