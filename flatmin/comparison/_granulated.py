@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from flatmin._utils.messages import naming
+from flatmin._utils.messages import naming, shown
 from flatmin._utils.numbers import check_between, check_count
 from flatmin._utils.random_state import resolve_random_state
 from flatmin._utils.results import HtmlTable, ShortRepr
@@ -121,6 +121,10 @@ def granulated_tau(
     confidence = check_between("confidence", confidence, 0, 1)
     with naming("factors"):
         factors = [factors] if isinstance(factors, str) else list(factors)
+    for name, column in {"measure": measure, "error": error, "seed": seed}.items():
+        _check_column(table, name, column)
+    for factor in factors:
+        _check_column(table, "factors", factor)
     table = _checked(table, [measure, error], factors, seed)
     seeds, place = np.unique(table[seed].to_numpy(), return_inverse=True)
     if len(seeds) < 2:
@@ -155,19 +159,21 @@ def granulated_tau(
     )
 
 
-def _checked(
-    table: Any, numbers: list[str], factors: list[str], seed: str
-) -> pd.DataFrame:
+def _check_column(table: Any, name: str, column: Any) -> None:
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"table must be a DataFrame. Got {type(table).__name__}.")
+    if not isinstance(column, str) or column not in table:
+        raise ValueError(
+            f"{name} must be of the table's columns. Got {shown(column)}; there are "
+            f"{', '.join(map(repr, table.columns))}."
+        )
+
+
+def _checked(
+    table: pd.DataFrame, numbers: list[str], factors: list[str], seed: str
+) -> pd.DataFrame:
     if not factors:
         raise ValueError("factors must name a column or more. Got none.")
-    for name in (*numbers, *factors, seed):
-        if name not in table:
-            raise ValueError(
-                f"table must have the columns that are named. Got {name!r}; there are "
-                f"{', '.join(map(repr, table.columns))}."
-            )
     values = table[numbers].to_numpy(dtype=float)
     if not np.isfinite(values).all():
         raise ValueError(
