@@ -457,13 +457,15 @@ class Report:
         """Add rows of tail_index and of tic, both on one layer."""
         truth, layer = self.part, self.sizes.layer
         coordinates = _layers(self.problem)[layer]
-        noise = truth.noise[:, coordinates]
+        noise = np.abs(truth.noise[:, coordinates])  # no sums that cancel
         X = noise.ravel()
         K = max(k for k in range(1, math.isqrt(len(X)) + 1) if len(X) % k == 0)
         Y, eps = X.reshape(-1, K).sum(1), np.finfo(float).eps
         mean = np.log(np.abs(Y) + eps).mean() - np.log(np.abs(X) + eps).mean()
         found = fm.tail_index(torch.tensor(noise), pooled=True)
-        self.exact(f"{layer}: tail_index of the nᵢ, pooled", found, math.log(K) / mean)
+        self.exact(
+            f"{layer}: tail_index of the |nᵢ|, pooled", found, math.log(K) / mean
+        )
         damping = 0.01 * float(truth.ggn_eigenvalues[0])
         found = fm.tic(
             self.part_risk, self.theta, damping=damping, matrix="ggn", select=layer
@@ -494,7 +496,8 @@ class Report:
             scorer = self.scorer.set_params(measure=name)
             scorer.fit(self.problem.X, self.problem.y)
             self.drawn(name, scorer.sharpness_, known, scorer.stderr_)
-        scorer.set_params(measure_params={"empirical": True})
+        options = {"measure_params": {"empirical": True}}
+        scorer.set_params(measure="fisher_rao", **options)
         score = -scorer(self.problem.module, self.problem.X, self.problem.y)
         slopes = ((truth.gradients @ theta) ** 2).mean()
         self.exact("fisher_rao, at the labels", score, slopes)
