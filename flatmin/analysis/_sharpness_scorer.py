@@ -53,8 +53,8 @@ class SharpnessScorer(ModelByReference):
         :class:`CurvatureAnalyzer`.
     measure : str or callable, default="expected"
         A name from :data:`flatmin.measures.SHARPNESS_MEASURES`: "expected", "trace",
-        "max_eigenvalue", "sam", "asam", "adaptive_expected" or "fisher_rao", and what
-        :func:`flatmin.measures.register_measure` has added. Or a function of (risk,
+        "max_eigenvalue", "sam", "asam", "adaptive_expected", "fisher_rao" or "batch",
+        and what :func:`flatmin.measures.register_measure` has added. Or a function of (risk,
         theta) that returns one number, small for what is flat; an option ``rng`` is
         given a generator.
     sigma : float, default=None
