@@ -245,8 +245,8 @@ class ProductGraphs:
 
     # A copy of the risk has a model of its own, and a graph does not pickle.
     def __getstate__(self) -> dict[str, object]:
-        made = {"paths": {}, "graphs": {}, "_tried_at": {}, "_prepared": None}
-        return {**self.__dict__, **made}
+        state = {**self.__dict__, "paths": {}, "graphs": {}, "_tried_at": {}}
+        return {**state, "_prepared": None}
 
 
 def repays(n_products: int, n_chunks: int) -> bool:
