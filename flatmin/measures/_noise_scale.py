@@ -208,7 +208,8 @@ def curvature_noise_scale(
     moments = gradient_moments(risk, theta)
     moments.check_gradient("The curvature-weighted noise scale")
     gradient = moments.mean
-    curved = HessianOperator(risk, theta).matvec(gradient.to(risk.dtype)).double()
+    operator = HessianOperator(risk, theta, n_products=1)
+    curved = operator.matvec(gradient.to(risk.dtype)).double()
     along = (gradient * curved).sum(-1)
     norm = torch.linalg.vector_norm
     largest = norm(gradient, dim=-1) * norm(curved, dim=-1)

@@ -52,6 +52,7 @@ from flatmin.risk.network.prepared_module import (
 from flatmin.risk.probe import (
     check_dependence,
     choose_strides,
+    enough_examples,
     probe_example,
     trial_examples,
     trial_scalars,
@@ -279,16 +280,16 @@ class EmpiricalRisk(LabelNoiseRisk):
 
     def _make_kernels(self, n_numbers: int, chunk_size: int) -> None:
         """Make what computes sums over examples and products; nothing is tried yet."""
-        self._work_per_example = n_numbers + self.n_params
+        self._work_per_example = work = n_numbers + self.n_params
         self._all_graphs = {}
-        rows = ROW_BUDGET // self._work_per_example
-        self._row_chunk_size = max(1, min(chunk_size, rows))
+        self._row_chunk_size = max(1, min(chunk_size, ROW_BUDGET // work))
         # No method of the risk's own: it would be held by what it holds, and its memory
         # would wait for a collection.
         scalars = partial(trial_scalars, self._model, self._loss, self._few)
         self._sums = ExampleSums(self._model, self._row_chunk_size, scalars)
         self._ways = ProductWays(
-            *(self._model, self._loss, self._sums, self._few),
+            *(self._model, self._loss, self._sums),
+            enough_examples(self._few, self._model, n_numbers),
             finite_difference=self._hvp == "finite_difference",
         )
         self._hessians = ExampleHessians(self._ways)

@@ -21,7 +21,7 @@ from flatmin.risk.autodiff.differences import (
     same_at_both,
 )
 from flatmin.risk.autodiff.held_constants import HeldConstants
-from flatmin.risk.data.chunks import Chunk, pad_chunk
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.per_example import looped_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
 from flatmin.risk.products.double_backward import DoubleBackward
@@ -259,7 +259,7 @@ class _Point:
         graph = graphs.find(quantity, self.theta, chunk)
         if graph is None:
             raise ValueError(f"no graph: {graphs.paths[quantity]}")
-        kept = graph.prepare(self.theta, *pad_chunk(chunk, len(chunk.X)))
+        kept = graphs.prepare(graph, self.theta, chunk)
         reference = ReferenceProducts(self.risk._ways, self.theta, chunk)
         return difference(
             graph.use(*kept, direction), getattr(reference, quantity)(direction)

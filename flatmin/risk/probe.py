@@ -33,12 +33,14 @@ __all__ = [
     "ProbeResult",
     "check_dependence",
     "choose_strides",
+    "enough_examples",
     "probe_example",
     "share_of_activations",
     "trial_examples",
     "trial_scalars",
 ]
 
+_ENOUGH_NUMBERS = 1 << 20
 _INTEGERS = (
     ". In a mapping or a tuple integers stay integers: convert to float those that are "
     "no indices."
@@ -237,6 +239,30 @@ def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:
         return trial_indices(len(examples))
     counting = weights.cpu().nonzero().flatten()
     return counting[trial_indices(len(counting))]
+
+
+def enough_examples(few: Chunk, model: FlatModel, n_numbers: int) -> Chunk:
+    """Return as many examples as tell whether second derivatives are right.
+
+    They are tried in float64, by several passes. The more numbers an example has in its
+    layers, the more it shows of each function there: two examples at least, and a
+    million numbers.
+
+    Parameters
+    ----------
+    few : Chunk
+    model : FlatModel
+        Where it takes the statistics of a batch all examples count.
+    n_numbers : int
+        Input and activations of one example.
+
+    Returns
+    -------
+    Chunk
+    """
+    if model.normalises_batch:
+        return few
+    return few.first(max(2, -(-_ENOUGH_NUMBERS // n_numbers)))
 
 
 def trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:

@@ -1,6 +1,7 @@
 """The traced path against dense float64 autograd, and which path runs when."""
 
 import copy
+import dataclasses
 import pickle
 import threading
 import weakref
@@ -99,6 +100,36 @@ def test_a_mismatch_is_noticed_and_named(monkeypatch):
     product = risk.linearize(theta).ggn(theta)
     close(product, oracle("mlp").gauss_newton @ theta, 1e-9)
     assert risk.paths["ggn"].startswith("reference: the product by a graph is off by")
+
+
+@pytest.mark.parametrize("weights", [None, torch.arange(1.0, 6)])
+def test_a_trial_prepares_for_the_first_product(weights, monkeypatch):
+    """Where it takes the chunk as it is, that is without weights."""
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
+    X, y = torch.randn(5, 4).double(), torch.arange(5) % 3
+    risk = EmpiricalRisk(mlp().double(), "cross_entropy", X, y, sample_weight=weights)
+    theta, prepared = risk.params(), []
+    make = graphs.two_stage_graph
+
+    def counted(*args):
+        graph = make(*args)
+
+        def prepare(*args):
+            prepared.append(args)
+            return graph.prepare(*args)
+
+        return dataclasses.replace(graph, prepare=prepare)
+
+    monkeypatch.setattr(graphs, "two_stage_graph", counted)
+    dense = oracles.dense(
+        mlp().double(), oracles.cross_entropy, X, y, theta, weights=weights
+    )
+    for at in (theta, 2 * theta):
+        point = risk.linearize(at)
+        for _ in range(2):
+            point.hvp(theta)
+    assert len(prepared) == (2 if weights is None else 3)
+    close(risk.linearize(theta).hvp(theta), dense.hessian @ theta, 1e-9)
 
 
 def test_a_trial_that_ran_out_of_memory_is_made_again(monkeypatch):

@@ -21,9 +21,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 def run(function, *args):
     """Record a function at ``args``, and return the graph as a function."""
-    graph, constants = record(functionalize(function, remove="mutations"), *args)
-    code = two_stage._compiled(graph, constants)
-    return lambda *others: code(*others)
+    return compiled(*record(functionalize(function, remove="mutations"), *args))
+
+
+def compiled(graph, constants):
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    return two_stage.as_function(graph, inputs, output.args[0], constants)
 
 
 X, OTHER = torch.linspace(-1, 1, 6), torch.linspace(2, 3, 6)
@@ -67,7 +71,7 @@ def test_a_list_within_a_result_is_of_the_function():
         library.impl("nested", kernel, "CompositeExplicitAutograd")
         nested = torch.ops.flatmin_tests.nested.default
         graph, constants = record(lambda x: nested(x)[1][1] + nested(x)[0], X)
-        recorded = two_stage._compiled(graph, constants)
+        recorded = compiled(graph, constants)
         assert constants == {}
         torch.testing.assert_close(recorded(OTHER), 2 * OTHER + OTHER.sin())
 
@@ -170,6 +174,43 @@ def test_a_hook_is_differentiated(monkeypatch):
     assert risk.paths == {"hvp": "graph"}
 
 
+def test_formulas_are_loaded_where_an_operation_needs_them():
+    """No layer tells that the module takes a norm."""
+    code = """if True:
+        import sys, torch
+        from torch.nn.functional import cross_entropy, layer_norm
+        from flatmin import EmpiricalRisk
+        from flatmin.risk.products import graphs
+        graphs._WORTH_A_GRAPH = 0
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.last = torch.nn.Linear(3, 4)
+                self.first = torch.nn.Linear(3, 3)
+            def forward(self, X):
+                return self.last(layer_norm(self.first(X), (3,)))
+        net, y = Net().double(), torch.arange(5) % 4
+        X = torch.randn(5, 3, dtype=torch.float64)
+        risk = EmpiricalRisk(net, "cross_entropy", X, y)
+        v = torch.randn(risk.n_params, dtype=torch.float64)
+        found = risk.linearize(risk.params()).hvp(v)
+        parameters = list(net.parameters())
+        slopes = torch.autograd.grad(
+            cross_entropy(net(X), y), parameters, create_graph=True
+        )
+        along = sum((s.flatten() @ p) for s, p in zip(
+            slopes, v.split([p.numel() for p in parameters])
+        ))
+        right = torch.autograd.grad(along, parameters)
+        right = torch.cat([part.flatten() for part in right])
+        print(risk.paths["hvp"], torch.allclose(found, right))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["graph", "True"]
+
+
 def test_products_do_not_load_the_compiler():
     code = """if True:
         import sys, torch
@@ -183,7 +224,8 @@ def test_products_do_not_load_the_compiler():
         for name in ("hvp", "ggn", "jvp", "directional_derivatives"):
             getattr(point, name)(v)
         point.vjp(torch.ones(5, 4))
-        print(*set(point.paths.values()), "torch._dynamo" in sys.modules)
+        names = ("torch._dynamo", "torch._decomp.decompositions_for_jvp")
+        print(*set(point.paths.values()), any(name in sys.modules for name in names))
     """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

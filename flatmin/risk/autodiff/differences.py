@@ -138,17 +138,15 @@ def disagreement(
     -------
     float
     """
-    wide, narrow = (
-        central_difference(gradient, theta, v, step) for step in STEPS[precision]
-    )
+    limit = DIFFERENCE_LIMITS[precision]
+    narrow = central_difference(gradient, theta, v, STEPS[precision][1])
+    if difference(product, narrow, sizes) <= limit:
+        return 0.0
+    wide = central_difference(gradient, theta, v, STEPS[precision][0])
     # These errors are not divided by the differences: at a kink a difference is as
     # large as its error.
     far, near = ((product - found).norm() for found in (wide, narrow))
     if not bool(same_at_both(far, near)):
-        return 0.0
-    limit = DIFFERENCE_LIMITS[precision]
-    off = difference(product, narrow, sizes)
-    if off <= limit:
         return 0.0
     h = difference_step(theta, v, STEPS[precision][1])
     ahead, here, behind = (gradient(theta + s * h * v) for s in (1, 0, -1))

@@ -47,6 +47,18 @@ class Chunk:
             return values
         return values * self.weights.view(-1, *(1 for _ in values.shape[1:]))
 
+    def first(self, n: int) -> Chunk:
+        """Return the first n examples, or all where there are fewer."""
+        n = min(n, len(self.X))
+        weights = None if self.weights is None else self.weights[:n]
+        whole = self.rows
+        rows = (
+            whole[:n]
+            if isinstance(whole, Tensor)
+            else slice(whole.start, whole.start + n)
+        )
+        return Chunk(self.X[:n], self.y[:n], weights, rows)
+
     def double(self) -> Chunk:
         """Return the same examples in float64; integers stay integers."""
         weights = None if self.weights is None else self.weights.double()

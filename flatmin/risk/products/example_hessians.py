@@ -110,8 +110,7 @@ class ExampleHessians:
         return self._one_by_one(of, theta, chunk, v)
 
     def _settle(self, of: str, theta: Tensor, v: Tensor) -> str | None:
-        chunk = self.ways.examples
-        few = Chunk(chunk.X[:_N_TRIED], chunk.y[:_N_TRIED], None, slice(0, _N_TRIED))
+        few = self.ways.examples.first(_N_TRIED)
         expected = self._one_by_one(of, theta, few, v)
         if not tells(expected):
             return None

@@ -66,7 +66,7 @@ def drop_copies(graph: Graph) -> None:
             _replace(node, node.args[1])
         elif node.target is aten.t.default and node.args[0].target is aten.t.default:
             _replace(node, node.args[0].args[0])
-    graph.eliminate_dead_code()
+    _drop_unused(graph)
 
 
 def fold_zeros(graph: Graph) -> None:
@@ -96,7 +96,7 @@ def fold_zeros(graph: Graph) -> None:
                 and alike(right, node)
             ):
                 _replace(node, right)
-    graph.eliminate_dead_code()
+    _drop_unused(graph)
 
 
 def share_repeats(graph: Graph) -> None:
@@ -132,7 +132,7 @@ def trim_convolutions(graph: Graph) -> None:
             used = {user.args[1] for user in node.users}
             wanted = [want and i in used for i, want in enumerate(node.args[-1])]
             node.args = (*node.args[:-1], wanted)
-    graph.eliminate_dead_code()
+    _drop_unused(graph)
 
 
 _SAME_SHAPE = (
@@ -198,6 +198,13 @@ def _is_zero_gradient(node: object, index: object, zeros: set[Node]) -> bool:
     gradient, inputs, weight = node.args[:3]
     factor = {0: weight, 1: inputs}.get(index)  # type: ignore[call-overload]
     return gradient in zeros or factor in zeros
+
+
+def _drop_unused(graph: Graph) -> None:
+    # PyTorch's own asks of each call whether it does something besides: none does.
+    for node in reversed(graph.nodes):
+        if node.op in ("call_function", "get_attr") and not node.users:
+            graph.erase_node(node)
 
 
 def _replace(node: Node, by: object) -> None:

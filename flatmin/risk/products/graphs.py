@@ -18,6 +18,7 @@ from torch import Tensor
 from flatmin._utils.trees import Inputs, with_leaves
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.autodiff.pullback import with_its_graph
+from flatmin.risk.autodiff.pushforward import has_norms, load_formulas
 from flatmin.risk.data.chunks import Chunk, pad_chunk
 from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.network.model import FlatModel
@@ -81,6 +82,7 @@ class ProductGraphs:
         self.work = work
         self.paths: dict[str, str] = {}
         self.graphs: dict[str, TwoStage] = {}
+        self._prepared: tuple[Tensor, ...] | None = None  # by the last trial
         self._tried_at: dict[str, int] = {}  # number of updates of the module then
 
     def of(self, model: FlatModel) -> ProductGraphs:
@@ -120,11 +122,13 @@ class ProductGraphs:
         -------
         TwoStage or None
         """
+        self._prepared = None
         n_updates = self.model.n_updates
         if quantity in self.graphs and self._tried_at[quantity] != n_updates:
             # Numbers of buffers that Python has read are constants of the graph.
             if not self._still_holds(quantity, theta, chunk):
                 del self.graphs[quantity], self.paths[quantity]
+                self._prepared = None
             self._tried_at[quantity] = n_updates
         if quantity not in self.paths:
             path = self._try(quantity, theta, chunk)
@@ -133,6 +137,26 @@ class ProductGraphs:
             self.paths[quantity] = path
             self._tried_at[quantity] = n_updates
         return self.graphs.get(quantity)
+
+    def prepare(
+        self, graph: TwoStage, theta: Tensor, chunk: Chunk
+    ) -> tuple[Tensor, ...]:
+        """Return what a graph keeps for a chunk; call it behind :meth:`find`.
+
+        Parameters
+        ----------
+        graph : TwoStage
+        theta : Tensor of shape (D,)
+        chunk : Chunk
+
+        Returns
+        -------
+        tuple of Tensor
+        """
+        kept, self._prepared = self._prepared, None
+        if kept is None or chunk.weights is not None:  # the trial leaves these out
+            kept = graph.prepare(theta, *pad_chunk(chunk, self.chunk_size))
+        return kept
 
     def _try(self, quantity: str, theta: Tensor, chunk: Chunk) -> str | None:
         """Return the path, or None where numbers that are not finite tell nothing."""
@@ -151,6 +175,7 @@ class ProductGraphs:
             if reason is None:
                 return "graph" + self._compiled(quantity, theta, trial)
             self.graphs.pop(quantity, None)
+            self._prepared = None
         return f"reference: {reason}"
 
     def _compiled(self, quantity: str, theta: Tensor, trial: _Trial) -> str:
@@ -180,6 +205,8 @@ class ProductGraphs:
         """Make a graph, and return how far its product is from what is expected."""
         padded = pad_chunk(trial.chunk, self.chunk_size)
         direction = pad_direction(quantity, trial.probe, self.chunk_size)
+        if quantity == "hvp" and has_norms(self.model.module):
+            load_formulas()  # now, not when half is recorded
         with twice_differentiable(self.model.module):
             graph = two_stage_graph(
                 partial(self._product, quantity, trial.chunk.X),
@@ -208,7 +235,9 @@ class ProductGraphs:
     ) -> Tensor:
         kept = graph.prepare(theta, *pad_chunk(trial.chunk, self.chunk_size))
         direction = pad_direction(quantity, trial.probe, self.chunk_size)
-        return unpad(quantity, graph.use(*kept, direction), len(trial.chunk.X))
+        found = unpad(quantity, graph.use(*kept, direction), len(trial.chunk.X))
+        self._prepared = kept
+        return found
 
     def _still_holds(self, quantity: str, theta: Tensor, chunk: Chunk) -> bool:
         """Try the graph again, on a module that was updated."""
@@ -246,7 +275,8 @@ class ProductGraphs:
 
     # A copy of the risk has a model of its own, and a graph does not pickle.
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "paths": {}, "graphs": {}, "_tried_at": {}}
+        state = {**self.__dict__, "paths": {}, "graphs": {}, "_tried_at": {}}
+        return {**state, "_prepared": None}
 
 
 def repays(n_products: int, n_chunks: int) -> bool:

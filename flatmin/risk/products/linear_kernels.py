@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.func import jvp
 
 from flatmin._utils.trees import Inputs
 from flatmin.risk.autodiff.pullback import pull_back
+from flatmin.risk.autodiff.pushforward import push_forward
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 
@@ -38,8 +38,7 @@ def _hvp(
             lambda _losses: weights,
         )
 
-    product: Tensor = jvp(gradient, (theta,), (v,))[1]
-    return product
+    return push_forward(gradient, theta, v)
 
 
 def _ggn(
@@ -71,8 +70,7 @@ def _jvp(
     weights: Tensor,
 ) -> Tensor:
     """Return J v, shape (n, \\*output_shape)."""
-    tangent: Tensor = jvp(lambda t: model.functional(t, X), (theta,), (v,))[1]
-    return tangent
+    return push_forward(lambda theta: model.functional(theta, X), theta, v)
 
 
 def _vjp(
@@ -102,8 +100,7 @@ def _directional_derivatives(
     def losses(theta: Tensor) -> Tensor:
         return loss.per_example(model.functional(theta, X), y) * weights
 
-    tangent: Tensor = jvp(losses, (theta,), (v,))[1]
-    return tangent
+    return push_forward(losses, theta, v)
 
 
 LINEAR_KERNELS: dict[str, Callable[..., Tensor]] = {

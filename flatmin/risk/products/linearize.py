@@ -11,7 +11,7 @@ from torch import Tensor
 from flatmin._utils.locks import Lock
 from flatmin.risk.arguments import as_direction
 from flatmin.risk.autodiff.precision import in_full_float32
-from flatmin.risk.data.chunks import Chunk, pad_chunk
+from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.failures import NotTaken
 from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.network.model import FlatModel
@@ -300,7 +300,7 @@ class Linearization:
     def _prepared(
         self, graph: TwoStage, quantity: str, index: int, chunk: Chunk
     ) -> tuple[Tensor, ...]:
-        kept = graph.prepare(self.theta, *pad_chunk(chunk, self._graphs.chunk_size))
+        kept = self._graphs.prepare(graph, self.theta, chunk)
         size = _bytes_held(kept)
         if self._kept_bytes + size <= _KEPT_BYTES:
             self._kept[quantity, index] = kept

@@ -224,8 +224,10 @@ class ProductWays:
     def _hessian_off(self, name: str, theta: Tensor) -> float:
         """Return how far H v is from symmetric; raise where it is no derivative."""
         found = []
+        model, loss, dtype = self._in_float64(theta)
         for chunk in self._sizes():
-            point = self._in_float64(theta, chunk)
+            few = chunk.double() if dtype == torch.float64 else chunk
+            point = DoubleBackward(model, loss, theta.to(dtype), few)
             try:
                 found.append(hessian_off(name, point))
                 self._check_rounding(name, theta, chunk, point)
@@ -234,8 +236,7 @@ class ProductWays:
                     raise
                 # Differences are rounding: the network's second derivative shows in
                 # projections of its outputs.
-                chunk = point.chunk
-                point = DoubleBackward(point.model, PROJECTION, point.theta, chunk)
+                point = DoubleBackward(model, PROJECTION, point.theta, few)
                 found.append(hessian_off(name, point))
         return max(found)
 
@@ -254,14 +255,13 @@ class ProductWays:
             raise ValueError(f"casts to {inside} in the module change it by {off:.1e}")
         self.cast_error = max(off, self.cast_error or 0.0)
 
-    def _in_float64(self, theta: Tensor, chunk: Chunk) -> DoubleBackward:
-        """Return a point in float64, or in θ's own dtype for modules of one dtype."""
+    def _in_float64(self, theta: Tensor) -> tuple[FlatModel, ExampleLoss, torch.dtype]:
+        """Return model and loss in float64, or as they are for modules of one dtype."""
         self.model.bind(theta)
-        loss, few = self.loss.to(dtype=torch.float64), chunk.double()
-        point = DoubleBackward(self.model.to(torch.float64), loss, theta.double(), few)
-        if not leave_out_casts(point.model, loss, few):
-            return DoubleBackward(self.model, self.loss, theta, chunk)
-        return point
+        model, loss = self.model.to(torch.float64), self.loss.to(dtype=torch.float64)
+        if leave_out_casts(model, loss, self.examples.double()):
+            return model, loss, torch.float64
+        return self.model, self.loss, theta.dtype
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

@@ -8,7 +8,8 @@ nothing here needs them.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ __all__ = ["record"]
 aten = torch.ops.aten
 
 _TAG = "_flatmin_place"  # attribute of a tensor that a recorder has seen
+# Forward mode asks them of each tangent; their results are no tensors.
+_OF_SHAPES = {aten.is_same_size.default, aten._has_same_storage_numel.default}
 # As of a number in the source, which Python may read. More are no such constants.
 _MOST_NUMBERS = 1000
 
@@ -106,6 +109,8 @@ class _Recorder(PlainMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _OF_SHAPES:
+            return func(*args, **kwargs)
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # it says itself which calls it is made of
         if func is aten._efficientzerotensor.default:
@@ -117,15 +122,15 @@ class _Recorder(PlainMode):
         return self._call(func, args, kwargs)
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = _tensors_in((args, kwargs))
+        tensors = [*_tensors_in(args), *_tensors_in(kwargs.values())]
         is_source = bool(tensors) and all(map(self._is_source, tensors))
         self._check(func, args, tensors)
-        noted = self._without_writing(func, args) if func._schema.is_mutable else func
+        noted = self._without_writing(func, args) if _writes(func) else func
         result = func(*args, **kwargs)
-        if is_source and _is_small(result):
+        found = _tensors_in((result,))
+        if is_source and all(tensor.numel() <= _MOST_NUMBERS for tensor in found):
             self._know_all(result, None)
-            return result
-        if _tensors_in(result):  # others ask for shapes
+        elif found:  # others ask for shapes
             node = self.graph.call_function(
                 noted,
                 map_aggregate(args, self.node_of),
@@ -136,14 +141,15 @@ class _Recorder(PlainMode):
 
     def _check(self, func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
         """Note what a graph cannot hold. A module may catch what is raised here."""
+        tags = _tags(func)
         # An index has a shape of its own, except for a mask.
-        if torch.Tag.dynamic_output_shape in func.tags and (
+        if torch.Tag.dynamic_output_shape in tags and (
             func is not aten.index.Tensor or _has_mask(args[1])
         ):
             self.refused = f"it has shapes that depend on numbers ({func})"
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in tags:
             self.refused = f"it draws random numbers ({func})"
-        if torch.Tag.data_dependent_output in func.tags and any(
+        if torch.Tag.data_dependent_output in tags and any(
             self._find(tensor) is not None for tensor in tensors
         ):
             self.refused = f"it reads numbers that depend on θ or the data ({func})"
@@ -179,7 +185,7 @@ class _Recorder(PlainMode):
             self._know(result, node)
         elif isinstance(result, list | tuple):
             for index, part in enumerate(result):
-                if not _tensors_in(part):
+                if not _tensors_in((part,)):
                     continue
                 taken = node
                 if node is not None:
@@ -196,21 +202,25 @@ class _Recorder(PlainMode):
         return node
 
 
-def _tensors_in(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
+@cache
+def _writes(func: Any) -> bool:
+    return bool(func._schema.is_mutable)
 
-    def note(value: Any) -> Any:
+
+@cache
+def _tags(func: Any) -> frozenset[torch.Tag]:
+    return frozenset(func.tags)
+
+
+def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
         if isinstance(value, Tensor):
             found.append(value)
-        return value
-
-    map_aggregate(values, note)
+        elif isinstance(value, list | tuple):
+            found += _tensors_in(value)
     return found
 
 
 def _has_mask(indices: list[Tensor | None]) -> bool:
     return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
-
-
-def _is_small(result: Any) -> bool:
-    return all(tensor.numel() <= _MOST_NUMBERS for tensor in _tensors_in(result))
