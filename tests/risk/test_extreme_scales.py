@@ -48,6 +48,10 @@ NETS = {
         lambda _: nn.Conv2d(24, 32, 3, stride=2, padding=1),
         (24, 3, 3),
     ),
+    "convolution, of many positions": (
+        lambda _: nn.Conv2d(2, 3, 3, padding=1),
+        (2, 16, 16),
+    ),
     "convolution, dilated": (lambda _: nn.Conv2d(2, 3, 3, dilation=2), (2, 7, 7)),
     "convolution, grouped": (
         lambda _: nn.Conv2d(4, 6, 3, stride=2, groups=2),
