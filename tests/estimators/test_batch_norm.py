@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from flatmin import CurvatureAnalyzer, NoisyDiffusionClassifier, NoisyDiffusionRegressor
 from flatmin.dynamics import Recorder
+from flatmin.risk.quantities import first_order
 
 from .. import oracles
 
@@ -162,6 +163,18 @@ def test_validation_has_the_statistics_of_the_training_set(net):
         logits = tensor(outputs(module, X_val))
         close(row["valid_loss"], F.cross_entropy(logits, tensor(y_val)).item())
         assert row["valid_score"] == np.mean(logits.argmax(1).numpy() == y_val)
+
+
+def test_a_fit_takes_the_statistics_once_a_point(net, monkeypatch):
+    passes, true = [], first_order.recorded_statistics
+
+    def counted(module):
+        passes.append(module)
+        return true(module)
+
+    monkeypatch.setattr(first_order, "recorded_statistics", counted)
+    clf = classifier(net).fit(X, y, X_val=X_val, y_val=y_val)
+    assert len(passes) == len(clf.history_)
 
 
 class Looks(Callback):

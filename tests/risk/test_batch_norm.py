@@ -14,6 +14,7 @@ from flatmin._utils import memory
 from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.data import chunks
 from flatmin.risk.products import graphs
+from flatmin.risk.quantities import first_order
 from flatmin.risk.quantities.over_chains import OverChains
 
 from .. import oracles
@@ -345,6 +346,30 @@ def test_the_statistics_give_the_same_outputs_in_evaluation_mode(net):
         before.hvp(theta)
     # The module itself has not been touched.
     assert float(tracked.norm.num_batches_tracked) == 0
+
+
+def test_the_statistics_take_one_pass_a_point(net, monkeypatch):
+    passes, true = [], first_order.recorded_statistics
+
+    def counted(module):
+        passes.append(module)
+        return true(module)
+
+    monkeypatch.setattr(first_order, "recorded_statistics", counted)
+    risk = make_risk(net)
+    theta, other = risk.params(), risk.params() + 0.1
+    kept = risk.batch_statistics(theta)
+    kept["last"][0].zero_()  # which is the caller's
+    here = risk.batch_statistics(theta.clone())
+    assert here["last"][0].any()
+    assert len(passes) == 1
+    there = risk.batch_statistics(other)
+    assert not torch.equal(there["last"][0], here["last"][0])
+    before = len(passes)
+    close(risk.batch_statistics(other)["last"][1], there["last"][1])
+    risk.update_from(net)
+    risk.batch_statistics(other)  # other buffers may be behind it
+    assert len(passes) == before + 1
 
 
 def test_running_statistics_and_mode_of_the_module_do_not_count(net):

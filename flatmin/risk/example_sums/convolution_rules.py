@@ -1,18 +1,29 @@
-"""The rows of a convolution: slopes times the patches that they have seen."""
+"""The rows of a convolution: slopes times the patches that they have seen.
+
+Where there are groups, or few channels and many positions, patches are many times the
+input: then a grouped convolution makes the rows, in which each example is a group.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.example_sums.row_rule import InputAndRules, RowRule, sum_of_channels
 
 __all__ = ["convolution_rules"]
+
+# Where a grouped convolution over the examples takes less time than patches on a CPU:
+# at 128 images of 32 x 32 and 16 channels each half, at 8 x 8 and 64 twice as long.
+_FEW_OUTPUTS = 16
+_MANY_POSITIONS = 1 << 8
 
 
 def convolution_rules(
@@ -44,13 +55,18 @@ def convolution_rules(
     """
     o, i, *kernel = weight.shape
     stride, dilation = _each(stride, kernel), _each(dilation, kernel)
-    factors = partial(
-        _patches_and_slopes,
-        kernel=kernel,
-        stride=stride,
-        padding=_padding(padding, kernel, dilation),
-        dilation=dilation,
-        groups=groups,
+    settings: dict[str, Any] = {
+        "stride": stride,
+        "padding": _padding(padding, kernel, dilation),
+        "dilation": dilation,
+        "groups": groups,
+    }
+    if _takes_groups(input, o, groups):
+        sums = partial(_by_groups, shape=weight.shape, **settings)
+        rule = RowRule(sums, batch_sums=sums)
+        return input, [(weight, rule), (bias, RowRule(sum_of_channels))]
+    factors: Callable[..., Factors] = partial(
+        _patches_and_slopes, kernel=kernel, **settings
     )
 
     def rows(input: Tensor, slope: Tensor, m: int = 1) -> Tensor:
@@ -72,6 +88,12 @@ def convolution_rules(
     return input, [(weight, rule), (bias, RowRule(sum_of_channels))]
 
 
+def _takes_groups(input: Tensor, n_outputs: int, groups: int) -> bool:
+    """Whether one grouped convolution makes the rows, each m images one group."""
+    few = n_outputs <= _FEW_OUTPUTS and input[0, 0].numel() >= _MANY_POSITIONS
+    return input.device.type == "cpu" and (groups > 1 or few)
+
+
 def _each(value: Any, kernel: list[int]) -> list[int]:
     """Return a setting of a convolution for each dimension."""
     values = [value] if isinstance(value, int) else list(value)
@@ -89,6 +111,38 @@ def _padding(value: Any, kernel: list[int], dilation: list[int]) -> list[int]:
             size = 0 if value == "valid" else _each(value, kernel)[dimension]
             amounts += [size, size]
     return amounts
+
+
+def _by_groups(
+    input: Tensor,
+    slope: Tensor,
+    m: int = 1,
+    *,
+    shape: torch.Size,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Return the sums of m rows each, (n / m, P), in the order of the weight."""
+    before, after = padding[::2], padding[1::2]
+    if before != after:
+        input, before = F.pad(input, padding), [0] * len(before)
+    k = len(input) // m
+    images, slopes = (
+        t.unflatten(0, (k, m)).transpose(0, 1).flatten(1, 2) for t in (input, slope)
+    )
+    gradient = conv1d_weight if input.ndim == 3 else conv2d_weight
+    total: Tensor = gradient(  # type: ignore[no-untyped-call]
+        images,
+        (k * shape[0], *shape[1:]),
+        slopes,
+        stride=stride,
+        padding=before[::-1],
+        dilation=dilation,
+        groups=k * groups,
+    )
+    return total.reshape(k, -1)
 
 
 def _patches_and_slopes(

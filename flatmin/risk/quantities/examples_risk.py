@@ -20,7 +20,7 @@ from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.example_sums.scalars import ExampleScalars, losses_and_gradient
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.losses.example_loss import ExampleLoss
-from flatmin.risk.network.batch_statistics import needs_examples
+from flatmin.risk.network.batch_statistics import Statistics, needs_examples
 from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.linearize import Linearization
@@ -54,6 +54,7 @@ class ExamplesRisk(NetworkRisk):
     _graphs: ProductGraphs
     _all_graphs: dict[tuple[int, int], ProductGraphs]
     _block: tuple[tuple[tuple[str, ...], int], Tensor, ProductGraphs] | None
+    _statistics: tuple[int, Tensor, Statistics] | None  # of the last θ
     _row_chunk_size: int
     _work_per_example: int
 
@@ -218,7 +219,7 @@ class ExamplesRisk(NetworkRisk):
         n, n_all = len(examples), shard.n_examples
         self._data = examples
         self._shard = shard
-        self._block = None
+        self._block = self._statistics = None
         self.chunk_size = chunk_size
         ones = torch.ones(n_all, dtype=self.dtype, device=self.device)
         self._uniform = ones.fill_(1 / n_all)

@@ -133,7 +133,7 @@ class FirstOrderRisk(ExamplesRisk):
 
     @in_full_float32
     def batch_statistics(self, theta: Tensor) -> Statistics:
-        """Return mean and variance of what each BatchNorm takes in, by one pass.
+        """Return mean and variance of what each BatchNorm takes in, by one pass a θ.
 
         With them as running statistics, the network in evaluation mode has the outputs
         on X that it has with the statistics of the batch.
@@ -160,10 +160,18 @@ class FirstOrderRisk(ExamplesRisk):
                 "running statistics from the buffers of the module."
             )
         self._model.bind(theta)
-        with recorded_statistics(self._model.module) as statistics:
-            for chunk in self._chunks():
-                self._model.evaluate(chunk.X)
-        return statistics
+        # A fit asks for them at one θ when it records, and when it writes them.
+        key, theta = self._model.n_updates, self._model.theta()
+        kept = self._statistics
+        if kept is None or kept[0] != key or not torch.equal(kept[1], theta):
+            with recorded_statistics(self._model.module) as statistics:
+                for chunk in self._chunks():
+                    self._model.evaluate(chunk.X)
+            kept = self._statistics = key, theta, statistics
+        return {
+            name: (mean.clone(), variance.clone())
+            for name, (mean, variance) in kept[2].items()
+        }
 
     @summed
     @over_chains
