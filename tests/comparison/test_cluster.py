@@ -175,11 +175,13 @@ def test_a_killed_unit_goes_on_elsewhere(processes, tmp_path):
 @pytest.mark.slow
 def test_a_unit_that_always_kills_has_failed_alone(processes, tmp_path):
     always = {"method": "gd", "callbacks": [Killer(tmp_path, always=True)]}
-    found = on_cluster({"killer": always, "gd": {}, "sgd": {}})
-    assert found.failures["method"].tolist() == ["killer", "killer"]
-    assert found.failures["error"].tolist() == ["KilledWorker", "KilledWorker"]
-    rest = found.table[found.table["method"] != "killer"].reset_index(drop=True)
-    assert_frame_equal(rest, compare(["gd", "sgd"]).table, check_exact=True)
+    estimator = classifier(record_every=1)
+    found = on_cluster({"killer": always, "gd": {}}, [3], estimator=estimator)
+    assert found.failures["method"].tolist() == ["killer"]
+    assert found.failures["error"].tolist() == ["KilledWorker"]
+    rest = found.table[found.table["method"] == "gd"].reset_index(drop=True)
+    alone = compare(["gd"], [3], estimator=estimator)
+    assert_frame_equal(rest[alone.table.columns], alone.table, check_exact=True)
 
 
 def threads(risk, theta):
