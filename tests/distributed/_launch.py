@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def launch(program, folder, *, size=2, arguments=(), timeout=300):
+def launch(program, folder, *, size=2, arguments=(), timeout=900):
     """Return (exit code, standard error, what was written as JSON) of each rank."""
     folder.mkdir(parents=True, exist_ok=True)
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -32,6 +32,7 @@ def launch(program, folder, *, size=2, arguments=(), timeout=300):
     finally:
         for process in running:
             process.kill()
+            process.wait()
     return [
         (code, (folder / f"err{rank}").read_text(), _read(folder / f"said{rank}.json"))
         for rank, code in enumerate(codes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -332,19 +334,24 @@ class FirstOrderRisk(ExamplesRisk):
         """
         batches = as_indices(batches, "batches", 2, self.device)
         self._model.bind(theta)
-        if self._ranks.size > 1:  # of each batch, other numbers of examples are here
-            return torch.stack([self.batch_gradient(theta, b) for b in batches])
         m = batches.shape[1]
-        per_chunk = max(1, self.chunk_size // m)
+        with within("batches", self.n_examples):
+            local, counted = self._shard.of_batches(batches)
+        width = local.shape[1]
+        per_chunk = max(1, self.chunk_size // width)
         parts = []
-        for some in batches.split(per_chunk):
+        for start in range(0, len(batches), per_chunk):
+            some = slice(start, start + per_chunk)
             with within("batches", self.n_examples):
-                chunk = self._data.select(some.flatten())
-            sums = self._sums.batch_sums(self._scalars(chunk), m)
+                chunk = self._data.select(local[some].flatten())
+            if counted is not None:
+                counts = counted[some].flatten().to(self.dtype)
+                chunk = replace(chunk, weights=chunk.weigh(counts))
+            sums = self._sums.batch_sums(self._scalars(chunk), width)
             if sums is None:
                 return torch.stack([self.batch_gradient(theta, b) for b in batches])
             parts.append(sums / m)
         gradients = torch.cat(parts)
-        if self.l2:
-            gradients.add_(self._model.theta(), alpha=self.l2)
+        if l2 := self._ranks.once(self.l2):
+            gradients.add_(self._model.theta(), alpha=l2)
         return gradients

@@ -66,6 +66,33 @@ class Shard:
         here = local[rows] if len(rows) else rows.new_zeros(1)
         return of_rows(rows, len(indices)), here
 
+    def of_batches(self, batches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return where the examples of batches are here, as many of each batch.
+
+        Parameters
+        ----------
+        batches : Tensor of shape (b, m)
+            Places among the N.
+
+        Returns
+        -------
+        local : Tensor of shape (b, k)
+            k is the most that one batch has here.
+        counted : Tensor of shape (b, k) or None
+            Whether it is one of the batch, or fills up; None where all are.
+
+        Raises
+        ------
+        IndexError
+            If there is no such example.
+        """
+        if self.rows is None:
+            return batches, None
+        local = self._here[batches].sort(1, descending=True).values
+        width = max(1, int((local >= 0).sum(1).max()))
+        local = local[:, :width]
+        return local.clamp(min=0), local >= 0
+
     def spread(self, part: Tensor, axis: int = 0) -> Tensor:
         """Return what belongs to the examples that are here, and 0 for the others.
 
