@@ -12,6 +12,7 @@ from flatmin.linalg._bounded_basis import BoundedBasis
 from flatmin.linalg._bounded_lanczos import BoundedLanczos
 from flatmin.linalg._copies import differ, has_copies, n_search_steps, search_gaps
 from flatmin.linalg._dense import check_finite
+from flatmin.linalg._distributed import Ranks
 from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator
 from flatmin.linalg._orthogonal import column_blocks, dots
@@ -198,23 +199,28 @@ def _measured(basis: BoundedBasis, U: Tensor) -> tuple[Tensor, Tensor]:
         Rayleigh quotients.
     residuals : Tensor of shape (k,)
     """
-    ranks = basis.ranks
+    _orthonormalise(U, basis.ranks)
+    found = [_measured_one(basis, u) for u in U]
+    values, squares = (torch.stack(numbers) for numbers in zip(*found, strict=True))
+    check_finite(values)
+    return values, squares.sqrt()
+
+
+def _orthonormalise(U: Tensor, ranks: Ranks) -> None:
     gram = ranks.of_first(ranks.sum(dots(U, U.mT)))
     check_finite(gram)
     lower = torch.linalg.cholesky(gram)
     for block in column_blocks(U):
         part = torch.linalg.solve_triangular(lower, U[:, block].double(), upper=False)
         U[:, block] = part.to(U.dtype)
-    values, squares = [], []
-    for u in U:
-        w = basis.product_with(u)
-        value = ranks.sum(dots(u.unsqueeze(0), w))[0]
-        square = torch.zeros_like(value)
-        for block in column_blocks(w.unsqueeze(0)):
-            rest = w[block].double() - value * u[block].double()
-            square += rest @ rest
-        values.append(value)
-        squares.append(ranks.sum(square))
-    found = torch.stack(values)
-    check_finite(found)
-    return found, torch.stack(squares).sqrt()
+
+
+def _measured_one(basis: BoundedBasis, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return uᵀAu and ‖Au - (uᵀAu) u‖², in float64."""
+    w = basis.product_with(u)
+    value = basis.ranks.sum(dots(u.unsqueeze(0), w))[0]
+    square = torch.zeros_like(value)
+    for block in column_blocks(w.unsqueeze(0)):
+        rest = w[block].double() - value * u[block].double()
+        square += rest @ rest
+    return value, basis.ranks.sum(square)

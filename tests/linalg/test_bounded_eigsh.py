@@ -1,5 +1,6 @@
 """Searches that hold few vectors, in another memory or precision."""
 
+import gc
 import warnings
 
 import numpy as np
@@ -215,3 +216,29 @@ def test_bad_input(options, message, size):
         eigsh(DiagonalOperator(torch.ones(size)), 2, **options)
     with pytest.raises(TypeError, match=r"distributed must be True or False\. Got 2"):
         eigsh(DiagonalOperator(torch.ones(size)), 2, distributed=2)
+
+
+@pytest.mark.parametrize("basis_dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("k", "max_basis"), [(1, 4), (3, 9)])
+def test_a_product_finds_few_vectors_in_memory(k, max_basis, basis_dtype):
+    """Storages that Python knows of, while a product is taken."""
+    size, held = 3011, []
+    diagonal = torch.linspace(0, 1, size, dtype=torch.float64) ** 4
+
+    def product(v):
+        found = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in gc.get_objects()
+            if type(tensor) is torch.Tensor and tensor.shape[-1:] == (size,)
+        }
+        del found[diagonal.untyped_storage().data_ptr()]
+        held.append(sum(found.values()))
+        return diagonal * v
+
+    A = FunctionOperator(product, size, dtype=torch.float64)
+    options = {"tol": 1e-2, "max_basis": max_basis, "basis_dtype": basis_dtype}
+    search(A, k, max_matvecs=60, **options)
+    rows = (max_basis + 1) * size * torch.finfo(basis_dtype).bits // 8
+    assert len(held) > max_basis + k
+    assert max(held) >= rows
+    assert max(held) <= max(rows + 8 * size, (k + 1) * 8 * size)
