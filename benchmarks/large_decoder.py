@@ -119,16 +119,19 @@ def measure(ask, quick):
         return torch.autograd.grad(loss, list(module.parameters()))
 
     gradient()
-    units, bare = [seconds(gradient) for _ in range(3)], high_water()
+    units, bare = [seconds(gradient) for _ in range(2)], high_water()
+    print("bare", units, bare, file=sys.stderr, flush=True)
     found = {"n_params": sum(p.numel() for p in module.parameters())}
     start = time.process_time()
     risk = EmpiricalRisk(module, "next_token", X, X)
     times = {"construction": time.process_time() - start}
+    print("made", times, high_water(), file=sys.stderr, flush=True)
     made = high_water()
     call = ASKED[ask](risk, risk.params())
     times["first"] = seconds(call)
     first = high_water()
-    times["later"] = statistics.median(seconds(call) for _ in range(3))
+    print("first", times, first, file=sys.stderr, flush=True)
+    times["later"] = statistics.median(seconds(call) for _ in range(3 if quick else 1))
     units.append(seconds(gradient))
     b = statistics.median(units)
     return found | {

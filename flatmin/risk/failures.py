@@ -7,6 +7,8 @@ import textwrap
 import traceback
 from pathlib import Path
 
+from torch.utils.checkpoint import CheckpointError
+
 from flatmin._utils.messages import message
 
 __all__ = ["NotTaken", "UnsupportedLayers", "explain"]
@@ -36,12 +38,20 @@ def explain(error: Exception) -> str:
     """
     if isinstance(error, NotTaken):
         return message(error)
+    if isinstance(error, CheckpointError):
+        return _CHECKPOINT
     reason = f"{type(error).__name__}: {_first_sentence(message(error))}"
     if _is_our_own(error):
         _logger.error("A fault of flatmin sends it to a slower path.", exc_info=error)
     else:
         _logger.debug("A path was not taken. %s", reason, exc_info=error)
     return reason
+
+
+_CHECKPOINT = (
+    "the module computes parts again (torch.utils.checkpoint); a product keeps what "
+    "checkpoints let go"
+)
 
 
 def _first_sentence(text: str) -> str:

@@ -221,7 +221,7 @@ def _warn_ignored_names(model: FlatModel, X: Tree, outputs: Tensor) -> None:
             )
 
 
-def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:
+def trial_examples(examples: ExampleData, model: FlatModel, size: int) -> Tensor:
     """Return the indices of up to 16 examples, of those that count if there are any.
 
     Parameters
@@ -229,6 +229,9 @@ def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:
     examples : ExampleData
     model : FlatModel
         Where it takes the statistics of a batch all examples count.
+    size : int
+        Examples that are worked on at a time, because of the memory that they take:
+        not many more are tried.
 
     Returns
     -------
@@ -236,9 +239,9 @@ def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:
     """
     weights = None if model.normalises_batch else examples.weights
     if weights is None or not bool(weights.any()):
-        return trial_indices(len(examples))
+        return trial_indices(len(examples))[: max(2, size)]
     counting = weights.cpu().nonzero().flatten()
-    return counting[trial_indices(len(counting))]
+    return counting[trial_indices(len(counting))[: max(2, size)]]
 
 
 def enough_examples(few: Chunk, model: FlatModel, n_numbers: int) -> Chunk:

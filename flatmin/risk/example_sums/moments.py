@@ -143,6 +143,7 @@ def merge_moments(parts: Iterator[Moments]) -> Moments:
     Parameters
     ----------
     parts : iterator of Moments
+        Overwritten.
 
     Returns
     -------
@@ -157,15 +158,14 @@ def merge_moments(parts: Iterator[Moments]) -> Moments:
 
 
 def _merge(one: Moments, other: Moments) -> Moments:
+    """Merge two groups into the numbers of the first, whose D are many in a network."""
     n = one.n + other.n
-    delta = other.mean - one.mean
-    between = delta.square() * (one.n * other.n / n)
-    return Moments(
-        n,
-        one.value + (other.value - one.value) * (other.n / n),
-        one.mean + delta * (other.n / n),
-        one.centred_squares + other.centred_squares + between,
-    )
+    value = one.value + (other.value - one.value) * (other.n / n)
+    delta = other.mean.sub_(one.mean)
+    one.centred_squares.add_(other.centred_squares)
+    one.centred_squares.addcmul_(delta, delta, value=one.n * other.n / n)
+    one.mean.add_(delta, alpha=other.n / n)
+    return one._replace(n=n, value=value)
 
 
 def _share(risk: Any, own: Moments, _theta: Tensor) -> tuple[Tensor, Tensor]:

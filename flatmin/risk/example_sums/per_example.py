@@ -69,10 +69,11 @@ def looped_rows(model: FlatModel, examples: ExampleScalars) -> tuple[Tensor, Ten
     values : Tensor of shape (n,)
     rows : Tensor of shape (n, D)
     """
-    every_value, every_row = [], []
-    for i in range(len(examples)):
+    every_value = []
+    rows = model.params[0].detach().new_empty(len(examples), model.layout.n_params)
+    for i, row in enumerate(rows):  # in place: of a large network they are held once
         one = examples[i : i + 1]
         values = one.of(model(one.X))
         every_value.append(values.detach())
-        every_row.append(model.gradient(values, torch.ones_like(values)))
-    return torch.cat(every_value), torch.stack(every_row)
+        row.copy_(model.gradient(values, torch.ones_like(values)))
+    return torch.cat(every_value), rows

@@ -87,9 +87,17 @@ class SumsByLayer:
         -------
         Moments
         """
-        means, squares = zip(*(part.moments() for part in self.parts), strict=True)
         value = self.values.mean(dtype=torch.float64)
-        return Moments(self.n, value, torch.cat(means), torch.cat(squares))
+        sizes = [part.parameter.numel() for part in self.parts]
+        # Written in place: of a large network they are held once.
+        mean, squares = value.new_empty(2, sum(sizes))
+        places = zip(self.parts, mean.split(sizes), squares.split(sizes), strict=True)
+        for part, its_mean, its_squares in places:
+            for place, found in zip(
+                (its_mean, its_squares), part.moments(), strict=True
+            ):
+                place.copy_(found)
+        return Moments(self.n, value, mean, squares)
 
     def batch_sums(self, m: int) -> Tensor:
         """Return the sums of m gᵢ each, in order; m divides n.

@@ -216,7 +216,8 @@ class ProductGraphs:
             )
         if any(self.model.holds(constant) for constant in graph.constants):
             raise NotTaken(
-                "the module reads its parameters past θ, as a checkpoint does"
+                "the module reads its parameters past θ, as a checkpoint does; a "
+                "product keeps what checkpoints let go"
             )
         off = self._distance(graph, quantity, theta, trial)
         self.graphs[quantity] = graph  # not before: the trial may run out of memory

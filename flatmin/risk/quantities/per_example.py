@@ -128,7 +128,7 @@ class PerExampleRisk(FirstOrderRisk):
         Tensor of shape (\\*chains, D)
             In float64.
         """
-        return self._moments(theta).centred_squares / self.n_examples
+        return self._moments(theta).centred_squares.div_(self.n_examples)
 
     @needs_examples
     @over_chains
@@ -150,7 +150,7 @@ class PerExampleRisk(FirstOrderRisk):
             In float64.
         """
         moments = self._moments(theta)
-        variances = moments.centred_squares / self.n_examples
+        variances = moments.centred_squares.div_(self.n_examples)
         value, mean = self._penalised(moments.value, moments.mean)
         return value.to(self.dtype), mean.to(self.dtype), variances
 
