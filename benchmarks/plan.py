@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -37,19 +38,23 @@ from flatmin.risk import EmpiricalRisk
 RESULTS = Path(__file__).parent / "results"
 STORED = RESULTS / "plan.json"
 VGG11_OPERATIONS = 153_293_824  # multiply-adds of an image of 32 x 32 pixels
+VGG11_ROWS = 9_220_480  # parameters of its convolutions
 VGG11_IMAGES = 500  # of vgg11.py
 N_PRODUCTS = 19  # for λ₁ to 1e-4: scaling.json, k = 1
 N_SAMPLES = 50  # for Tr(HΣ), of 200 at most
 ALONG = 1.0  # a sweep of directional derivatives, in gradients
 N_VECTORS = 25  # 20 of a basis, and 5 that are worked on
 N_PROCESSES = 64
+QUANTITIES = ("gradient", "λ₁", "Tr(Σ)", "Tr(HΣ)", "gld_full")
 
 ASSUMPTIONS = (
     "An example takes 6 operations for each multiply-add of its forward pass, at the "
     "rate that VGG11 had in float32: 500 images on two cores, or on one H100 without "
     "TF32. Other kinds of layers have other rates.",
-    "Ratios to a gradient are those of VGG11. Per-example sums of a transformer, or of "
-    "a network with a large vocabulary, have others.",
+    "Ratios to a gradient are those of VGG11, also for a transformer. Tr(Σ) is a "
+    "gradient and the rows of the convolutions, at VGG11's time for each of their "
+    "numbers. No per-example sums of a large transformer are stored, so that its Tr(Σ) "
+    "is left out.",
     f"λ₁ to a residual of 1e-4 takes {N_PRODUCTS} products, as LeNet on Fashion-MNIST, "
     f"and Tr(HΣ) {N_SAMPLES} samples, a quarter of the default limit. Another spectrum "
     "takes more or fewer.",
@@ -68,15 +73,17 @@ class Job(NamedTuple):
     n_examples: int
     n_params: int
     operations: float  # multiply-adds of one example's forward pass
+    # Parameters of the convolutions, of which each example has a row; None is unknown.
+    n_rows: int | None
 
 
 JOBS = (
-    Job("VGG11, CIFAR-10", 50_000, 9_750_922, VGG11_OPERATIONS),
+    Job("VGG11, CIFAR-10", 50_000, 9_750_922, VGG11_OPERATIONS, VGG11_ROWS),
     # Of the network's paper and of torchvision.
-    Job("ResNet-50, ImageNet", 1_281_167, 25_557_032, 4.09e9),
+    Job("ResNet-50, ImageNet", 1_281_167, 25_557_032, 4.09e9, 23_508_032),
     # One multiply-add for each parameter and token; sequences of 1024.
-    Job("language model, 1e6 sequences", 1_000_000, 1_000_000_000, 1e9 * 1024),
-    Job("the same, 1e4 sequences", 10_000, 1_000_000_000, 1e9 * 1024),
+    Job("language model, 1e6 sequences", 1_000_000, 10**9, 1e9 * 1024, None),
+    Job("the same, 1e4 sequences", 10_000, 10**9, 1e9 * 1024, None),
 )
 
 
@@ -94,7 +101,8 @@ def stored_machine(vgg11, scaling):
         "operations_per_second": 6 * VGG11_OPERATIONS * VGG11_IMAGES / b,
         "prepare": rows["prepare"]["b"],
         "product": rows["hvp"]["b"],
-        "sweep": rows["the same again"]["b"],
+        # Per-example gradients, in seconds for each of their numbers.
+        "row": (rows["the same again"]["seconds"] - b) / VGG11_ROWS / VGG11_IMAGES,
         "gld_full": rows["gld_full, iteration"]["b"],
         # What Lanczos does beside a product, in seconds for each of its D numbers.
         "beside_a_product": beside / found["products"] / largest["D"],
@@ -127,6 +135,10 @@ def predict(
     total = seconds_of_a_sum(4 * job.n_params, all_reduce, n_processes)
     beside = machine["beside_a_product"] * job.n_params
     product, prepare = machine["product"] * b, machine["prepare"] * b
+    sweep = None
+    if job.n_rows is not None:
+        rows = machine["row"] * job.n_rows * job.n_examples / n_processes
+        sweep = b + rows + 4 * total  # sums in float64 of the gᵢ and of their squares
     sample = (1 + ALONG) * b + product
     vectors = 4 * job.n_params / 2**30
     # VGG11's own vectors are in what it held.
@@ -137,9 +149,8 @@ def predict(
             "seconds": prepare + n_products * (product + beside + total),
             "gib": held + N_VECTORS * vectors,
         },
-        # Sums in float64 of the gᵢ and of their squares.
         "Tr(Σ)": {
-            "seconds": machine["sweep"] * b + 4 * total,
+            "seconds": sweep,
             "gib": held + 5 * vectors,
         },
         "Tr(HΣ)": {
@@ -166,6 +177,8 @@ def table(constants):
 
 def spoken(seconds):
     """Return a time in the unit that suits it."""
+    if seconds is None:
+        return "not told"
     units = {"years": 365 * 86400, "d": 86400, "h": 3600, "min": 60, "s": 1}
     for unit, size in units.items():
         if seconds >= size:
@@ -175,13 +188,12 @@ def spoken(seconds):
 
 def as_markdown(rows):
     """Return the table as it stands in docs/what_it_costs.md."""
-    names = ["gradient", "λ₁", "Tr(Σ)", "Tr(HΣ)", "gld_full"]
     lines = [
-        f"| problem | machine | processes | {' | '.join(names)} | GiB for λ₁ |",
-        "|" + "---|" * (4 + len(names)),
+        f"| problem | machine | processes | {' | '.join(QUANTITIES)} | GiB for λ₁ |",
+        "|" + "---|" * (4 + len(QUANTITIES)),
     ]
     for row in rows:
-        cells = [spoken(row[name]["seconds"]) for name in names]
+        cells = [spoken(row[name]["seconds"]) for name in QUANTITIES]
         head = f"{row['job']} | {row['machine']} | {row['n_processes']}"
         gib = f"{row['λ₁']['gib']:.3g}"
         lines.append(f"| {head} | {' | '.join(cells)} | {gib} |")
@@ -231,13 +243,15 @@ def make_risk(kind, size, n):
         module = MLP(1024, 10, hidden_layer_sizes=(size, 10))
         X = torch.randn(n, 1024)
     y = torch.randint(0, 10, (n,))
-    operations = count_operations(module, X[0])
-    return EmpiricalRisk(module, "cross_entropy", X, y), operations
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    n_rows = sum(p.numel() for m in convolutions for p in m.parameters())
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    return risk, count_operations(module, X[0]), n_rows
 
 
 def measure_network(kind, size, n):
     """Return the CPU seconds of each quantity, and the job."""
-    risk, operations = make_risk(kind, size, n)
+    risk, operations, n_rows = make_risk(kind, size, n)
     theta, rng = risk.params(), torch.Generator().manual_seed(0)
     v = torch.randn(len(theta), generator=rng)
     law = make_noise_law("gld_full")
@@ -260,7 +274,7 @@ def measure_network(kind, size, n):
         ),
         repeats=1,
     )
-    job = Job(f"{kind}, size {size:g}", n, len(theta), operations)
+    job = Job(f"{kind}, size {size:g}", n, len(theta), operations, n_rows)
     return {
         "job": job._asdict(),
         "seconds": found,
@@ -278,7 +292,7 @@ def fitted_machine(measured):
         "operations_per_second": 6 * job.operations * job.n_examples / b,
         "prepare": seconds["prepare"] / b,
         "product": seconds["product"] / b,
-        "sweep": seconds["Tr(Σ)"] / b,
+        "row": (seconds["Tr(Σ)"] - b) / job.n_rows / job.n_examples,
         "gld_full": seconds["gld_full"] / b,
         "beside_a_product": max(0.0, beside) / n / job.n_params,
         "held_gib": 0.0,
@@ -289,14 +303,13 @@ def check(measured, machine, all_reduce):
     """Return predictions beside what was measured, for its own number of products."""
     options = {name: measured[name] for name in ("n_products", "n_samples")}
     told = predict(Job(**measured["job"]), machine, all_reduce, **options)
-    names = ["gradient", "λ₁", "Tr(Σ)", "Tr(HΣ)", "gld_full"]
     return {
         name: {
             "predicted": told[name]["seconds"],
             "measured": measured["seconds"][name],
             "ratio": told[name]["seconds"] / measured["seconds"][name],
         }
-        for name in names
+        for name in QUANTITIES
     }
 
 
@@ -338,7 +351,7 @@ def measure_all_reduce(folder):
     return {"seconds_a_round": few / 2, "seconds_a_byte": a_byte}
 
 
-def measure(quick, folder):
+def measure(quick):
     """Return everything that is stored."""
     torch.set_num_threads(1)
     sizes = (
@@ -346,7 +359,8 @@ def measure(quick, folder):
         if quick
         else [("VGG11", 0.25, 32), ("VGG11", 0.5, 16), ("MLP", 300, 600)]
     )
-    all_reduce = measure_all_reduce(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        all_reduce = measure_all_reduce(folder)
     fit, *others = [measure_network(*size) for size in sizes]
     machine = fitted_machine(fit)
     constants = {"machines": machines(), "all_reduce": all_reduce}
@@ -370,10 +384,9 @@ def main():
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, default=STORED)
-    parser.add_argument("--folder", type=Path, default=Path.cwd())
     arguments = parser.parse_args()
     if arguments.measure:
-        stored = measure(arguments.quick, arguments.folder.resolve())
+        stored = measure(arguments.quick)
         text = json.dumps(stored, indent=1, ensure_ascii=False)
         arguments.json.write_text(text + "\n", encoding="utf-8")
     stored = json.loads(arguments.json.read_text(encoding="utf-8"))
