@@ -40,8 +40,8 @@ class SharpnessScorer(ModelByReference):
     measure : str or callable, default="expected"
         A name from :data:`flatmin.measures.SHARPNESS_MEASURES`: "expected", "trace",
         "max_eigenvalue", "sam", "asam", "adaptive_expected", "fisher_rao" or "batch",
-        and what :func:`flatmin.measures.register_measure` has added. Or a function of (risk,
-        theta) that returns one number, small for what is flat; an option ``rng`` is
+        and what :func:`flatmin.measures.register_measure` has added. Or a function of
+        (risk, theta) that returns one number, small for what is flat; an option ``rng`` is
         given a generator.
     sigma : float, default=None
         Size of the perturbations, for measures that have it. None is the measure's own:
