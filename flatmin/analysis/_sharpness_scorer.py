@@ -41,8 +41,8 @@ class SharpnessScorer(ModelByReference):
         A name from :data:`flatmin.measures.SHARPNESS_MEASURES`: "expected", "trace",
         "max_eigenvalue", "sam", "asam", "adaptive_expected", "fisher_rao" or "batch",
         and what :func:`flatmin.measures.register_measure` has added. Or a function of
-        (risk, theta) that returns one number, small for what is flat; an option ``rng`` is
-        given a generator.
+        (risk, theta) that returns one number, small for what is flat; an option ``rng``
+        is given a generator.
     sigma : float, default=None
         Size of the perturbations, for measures that have it. None is the measure's own:
         0.01, for "adaptive_expected" 0.05.
