@@ -192,13 +192,18 @@ def test_numbers_out_of_range(method, setting):
         ("sgd", "sampling", ("replacement", "without_replacement", "epoch")),
         ("gld_leading", "source", ("minibatches", "examples")),
         *(
-            (name, "match", ("trace", "none", "curvature"))
+            (name, "match", ("trace", "none", "curvature", "frobenius"))
             for name, law in METHODS.items()
             if "match" in law._get_param_names()
             and name not in {"gld_hessian", "alpha_stable"}
         ),
         ("alpha_stable", "match", ("trace", "none")),
-        ("gld_hessian", "match", ("trace", "hessian_trace", "none", "curvature")),
+        (
+            "gld_hessian",
+            "match",
+            ("trace", "hessian_trace", "none", "curvature", "frobenius"),
+        ),
+        ("gradient_penalty", "norm", ("full", "batches")),
     ],
 )
 def test_options(method, setting, options):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -76,25 +74,26 @@ class DoubleWellRisk(AnalyticRisk):
         check_held_by("curvature", self.curvature, self.dtype)
         check_held_by("barrier", self.barrier, self.dtype)
         self.device = resolve_device(device)
-        self.width = math.sqrt(8 * self.barrier / self.curvature)
+        self.width = (8 * self.barrier / self.curvature) ** 0.5
         self.minimum = torch.tensor([self.width], dtype=self.dtype, device=self.device)
 
     def example_losses(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_losses`; one example."""
         self._check(theta)
-        return self.barrier * self._height(theta).square()
+        losses: Tensor = self.barrier * self._height(theta).square()
+        return losses
 
     def example_gradients(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.example_gradients`; one example."""
         self._check(theta)
         # L' = (4b/w²) θ ((θ/w)² - 1), and 4b/w² = k/2.
-        slope = self.curvature / 2 * theta * self._height(theta)
+        slope: Tensor = self.curvature / 2 * theta * self._height(theta)
         return slope.unsqueeze(-2)
 
     def hessian(self, theta: Tensor) -> Tensor:
         """See :meth:`AnalyticRisk.hessian`."""
         self._check(theta)
-        curved = self.curvature / 2 * (3 * self._height(theta) + 2)
+        curved: Tensor = self.curvature / 2 * (3 * self._height(theta) + 2)
         return curved.unsqueeze(-1)
 
     def gauss_newton_roots(self, theta: Tensor) -> Tensor:
@@ -109,8 +108,10 @@ class DoubleWellRisk(AnalyticRisk):
         Tensor of shape (\\*chains, 1, 1)
         """
         self._check(theta)
-        return (math.sqrt(self.curvature) / self.width * theta).unsqueeze(-1)
+        root: Tensor = self.curvature**0.5 / self.width * theta
+        return root.unsqueeze(-1)
 
     def _height(self, theta: Tensor) -> Tensor:
         """Return (θ/w)² - 1, shape (\\*chains, 1)."""
-        return (theta / self.width).square() - 1
+        height: Tensor = (theta / self.width).square() - 1
+        return height
