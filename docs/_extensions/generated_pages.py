@@ -15,6 +15,13 @@ OBJECTS = (
     *("NoiseCovarianceAnalyzer", "SharpnessScorer", "FlatnessMonitor", "EmpiricalRisk"),
 )
 _STORED = (stored_tables.peers, stored_tables.scaling, stored_tables.iterations)
+_ARROW = {
+    "arrowstyle": "->",
+    "color": "0.65",
+    "shrinkA": 16,
+    "shrinkB": 16,
+    "connectionstyle": "arc3,rad=0.08",
+}
 # From the ground up, as the floors lie.
 FLOORS = (
     ("_utils",),
@@ -88,14 +95,10 @@ def draw_floors(path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 7))
     for above, below in sorted(arrows()):
         if above in places and below in places and below != "_utils":
-            axes.annotate(
-                "", places[below], places[above],
-                arrowprops={"arrowstyle": "->", "color": "0.65", "shrinkA": 16,
-                            "shrinkB": 16, "connectionstyle": "arc3,rad=0.08"},
-            )  # fmt: skip
+            axes.annotate("", places[below], places[above], arrowprops=_ARROW)
     for name, place in places.items():
-        axes.text(*place, name, ha="center", va="center", fontsize=11,
-                  bbox={"boxstyle": "round,pad=0.5", "fc": "#e8f0fa", "ec": "#4a6fa5"})  # fmt: skip
+        box = {"boxstyle": "round,pad=0.5", "fc": "#e8f0fa", "ec": "#4a6fa5"}
+        axes.text(*place, name, ha="center", va="center", fontsize=11, bbox=box)
     axes.set(xlim=(0, 1), ylim=(-0.5, len(FLOORS) - 0.5))
     axes.axis("off")
     figure.savefig(path, bbox_inches="tight", transparent=False)

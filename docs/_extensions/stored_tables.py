@@ -24,7 +24,11 @@ def peers() -> str:
     """Return medians of each library at each work, in b."""
     medians: dict[tuple[str, str], dict[str, float]] = {}
     for case in load("peers.json")["cases"]:
-        if case["work"] in WORK and case["problem"] in PROBLEMS and "median" in case.get("default", {}):
+        if (
+            case["work"] in WORK
+            and case["problem"] in PROBLEMS
+            and "median" in case.get("default", {})
+        ):
             key = case["work"], case["library"]
             medians.setdefault(key, {})[case["problem"]] = case["default"]["median"]
     rows = [
