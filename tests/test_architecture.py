@@ -44,6 +44,7 @@ ROOMS = (
     "interface",
     "failures",
     "trials",
+    "ranks",
     "autodiff",
     "network",
     "losses",
@@ -71,7 +72,10 @@ HOMES = {
     "torch._functorch": {"risk"},
     "torch.autograd": {"risk"},
     "torch.func": {"risk"},
+    "torch.distributed": {"linalg", "risk"},
     "torch.fx": {"risk"},
+    "dask": {"comparison"},
+    "distributed": {"comparison"},
     "lightning": {"integrations"},
     "skorch": {"dynamics", "estimators", "integrations"},
     "transformers": {"integrations"},
@@ -86,6 +90,7 @@ THIRD_PARTY = {"linalg": {"numpy", "scipy", "sklearn.exceptions", "torch"}}
 # asked for, by `__getattr__` in flatmin/__init__.py; tests/test_package.py knows what
 # must not come with it.
 LAZY = {
+    "comparison": {"dask", "distributed"},
     "linalg": {"scipy.sparse.linalg", "sklearn.exceptions"},
     "plotting": {"matplotlib", "seaborn"},
 }

@@ -2,21 +2,35 @@
 
 The lock is the operating system's: it goes with the process that holds it, however that
 ends, so what was killed can be resumed at once.
+
+Between machines it is as good as the locks of the file system, and two kinds are not
+good enough. So the holder gives a sign of life as well: its name is in the file while
+it holds it, and it touches the file every ten seconds. Where locks are known to one
+machine alone, a lock that another one has signed, and touched in the last two minutes,
+is not free. Where the server keeps the lock of a machine that died,
+:func:`silent_holder` tells.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 from filelock import FileLock, Timeout
 
-__all__ = ["locked_folder"]
+__all__ = ["locked_folder", "silent_holder"]
 
 _PATIENCE = 5.0  # seconds that a killed process may take to let go
+_BEAT = 10.0  # seconds between two signs of life
+# Seconds without one after which another machine is taken for dead. Clients of network
+# file systems may see times that are a minute old.
+_SILENCE = 120.0
+_PAUSE = 0.2  # seconds between two looks at another machine's sign of life
 
 
 @contextmanager
@@ -49,37 +63,118 @@ def locked_folder(
         return
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    file = folder / ".lock"
+    handles: list[int] = []
     # A soft lock, a mere file, would outlive a kill.
-    lock = FileLock(folder / ".lock", fallback_to_soft=False, on_acquired=_sign)
+    lock = FileLock(file, fallback_to_soft=False, on_acquired=handles.append)
+    end = time.monotonic() + (_PATIENCE if patience is None else patience)
     try:
-        lock.acquire(timeout=_PATIENCE if patience is None else patience)
+        _acquire(lock, file, handles, end)
     except Timeout:
         raise BlockingIOError(
-            f"{folder} is in use by {_holder(folder / '.lock')}: two runs in one "
-            "folder would overwrite each other's checkpoints. Wait until that one has "
-            "ended, end it, or name another checkpoint_dir."
+            f"{folder} is in use by {_holder(file) or 'another process'}: two runs in "
+            "one folder would overwrite each other's checkpoints. Wait until that one "
+            "has ended, end it, or name another checkpoint_dir."
         ) from None
     except OSError as error:
         raise OSError(
             error.errno,
             f"A folder of checkpoints must be one that can be written and locked, and "
             f"{folder} is not ({error.strerror}). Name another checkpoint_dir",
-            str(folder / ".lock"),
+            str(file),
         ) from error
     try:
-        yield
+        with _signed(file, handles[-1]):
+            yield
     finally:
         lock.release()
 
 
-def _sign(handle: int) -> None:
+def silent_holder(path: str | os.PathLike[str], seconds: float) -> str | None:
+    """Return who holds a folder from another machine without a sign of life.
+
+    Parameters
+    ----------
+    path : path-like
+        A folder that is held.
+    seconds : float
+        For so long.
+
+    Returns
+    -------
+    str or None
+        None if there was a sign, or this machine holds it and knows.
+    """
+    file = Path(path) / ".lock"
+    holder = _holder(file)
+    try:
+        if _is_foreign(holder) and _age(file, file.stat().st_mtime) > seconds:
+            return holder
+    except OSError:  # it has let go, and somebody has removed the folder
+        pass
+    return None
+
+
+def _acquire(lock: FileLock, file: Path, handles: list[int], end: float) -> None:
+    """Acquire the lock before a time of the monotonic clock, or raise Timeout."""
+    while True:
+        lock.acquire(timeout=max(0.0, end - time.monotonic()))
+        if not _is_of_another_machine(file, handles[-1]):
+            return
+        lock.release()
+        if time.monotonic() > end:
+            raise Timeout(str(file))
+        time.sleep(_PAUSE)
+
+
+@contextmanager
+def _signed(file: Path, handle: int) -> Iterator[None]:
+    """Have a name in the file, and signs of life of it, while the context lasts."""
+    pid, stop = os.getpid(), Event()
+    _write(handle, f"process {pid} on {platform.node()}")
+    heart = Thread(target=_beat, args=(file, stop), daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        if os.getpid() == pid:  # a fork has neither the lock nor this thread
+            stop.set()
+            heart.join()
+            _write(handle, "")
+
+
+def _beat(file: Path, stop: Event) -> None:
+    while not stop.wait(_BEAT):
+        with suppress(OSError):
+            os.utime(file)
+
+
+def _write(handle: int, name: str) -> None:
     with suppress(OSError):  # a full disk: the lock holds without a name in it
         os.truncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, name.encode())
+
+
+def _is_of_another_machine(file: Path, handle: int) -> bool:
+    """Say whether a machine that is alive holds what this one's lock says is free."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    name = os.read(handle, 1000).decode(errors="replace")
+    return _is_foreign(name) and _age(file, os.fstat(handle).st_mtime) < _SILENCE
+
+
+def _is_foreign(name: str) -> bool:
+    return bool(name) and not name.endswith(f" on {platform.node()}")
+
+
+def _age(file: Path, then: float) -> float:
+    """Return the seconds since a time, both of the file system's own clock."""
+    os.utime(file.parent)
+    return file.parent.stat().st_mtime - then
 
 
 def _holder(path: Path) -> str:
-    """Return who signed; Windows lets nobody read what is locked."""
+    """Return who signed, or ""; Windows lets nobody read what is locked."""
     with suppress(OSError):
-        return path.read_text(errors="replace")[:1000] or "another process"
-    return "another process"
+        return path.read_text(errors="replace")[:1000]
+    return ""

@@ -11,6 +11,7 @@ from flatmin.analysis._results import (
     SpectralDensity,
     Trace,
 )
+from flatmin.analysis._sampling import Sampling
 from flatmin.analysis._sharpness_scorer import SharpnessScorer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Eigenpairs",
     "FlatnessMonitor",
     "NoiseCovarianceAnalyzer",
+    "Sampling",
     "SharpnessScorer",
     "SpectralDensity",
     "Trace",

@@ -22,9 +22,11 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.validation import Interval, StrOptions
-from flatmin.analysis._cost import Cost, Problem, work_of
+from flatmin.analysis._cost import Cost, Problem, leaves_out, work_of_parts
 from flatmin.analysis._model_by_reference import ModelByReference
+from flatmin.analysis._of_all import eigen_of_all
 from flatmin.analysis._results import Eigenpairs
+from flatmin.analysis._sample import SUBSET_CONSTRAINTS, Sample, draw_sample
 from flatmin.linalg import LinearOperator
 from flatmin.risk import Audit, EmpiricalRisk
 
@@ -42,12 +44,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
         "select": [None, str, list],
+        "subset": SUBSET_CONSTRAINTS,
         "output_transform": [None, callable],
         "target": [None, str],
         "positions": [None, StrOptions({"all", "example"})],
         "l2": [None, Interval(Real, 0, None, closed="left")],
         "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
+        "distributed": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -57,6 +61,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     n_components: int
     tol: float
     select: Any
+    subset: Any
     verbose: Any
     _kept: dict[str, Any]
 
@@ -107,11 +112,13 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             raise ValueError("y and sample_weight come with X. Got X=None.")
         learner = scratch_copy(self)
         if X is None:
-            learner.risk_ = self._training_risk(self.estimator)
+            risk = self._training_risk(self.estimator)
         else:
             learner._check_features(X, reset=True)
-            learner.risk_ = self._risk_on(self.estimator, X, y, sample_weight)
-        self._check_risk(learner.risk_)
+            risk = self._risk_on(self.estimator, X, y, sample_weight)
+        self._check_risk(risk)
+        learner._drawn = draw_sample(risk, self.subset, self.random_state)
+        learner.risk_ = learner._drawn.risk
         learner._kept = {}
         self._basis_size(learner.risk_)  # a name in ``select`` that fits nothing
         adopt_attributes(self, learner)
@@ -177,8 +184,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         check_known("which", which, ("LA", "LM", "SA", "BE"))
         if k is None and which == "LA":
             return self._basis()
-        risk = self._risk()
-        return self._eigenpairs(risk, self._basis_size(risk) if k is None else k, which)
+        return self._leading(k, which)
 
     @one_at_a_time
     def cost(self, call: str, **options: Any) -> Cost:
@@ -223,8 +229,11 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
                 self._check_by_layer(value)
             elif name != "which" and name != "rtol" and value is not None:
                 check_count(name, value)
-        risk = self._risk()
+        sample = self._sample()
+        risk = sample.risk
         self._check_risk(risk)
+        if call not in ("eigen", "trace", "diagonal", "alignment"):
+            sample.check_whole(call)
         if self.batch_norm == "batch" and call in ("transform", "score"):
             risk.check_examples(call)
         theta = risk.params()
@@ -238,7 +247,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             itemsize=theta.element_size(),
             n_components=self._basis_size(risk),
         )
-        work = work_of(call, problem, known | options)
+        arguments = known | options
+        sizes = sample.sizes(leave_out=leaves_out(call, problem, arguments))
+        work = work_of_parts(call, problem, arguments, sizes)
         float(risk.gradient(theta).sum())  # sets up what the second one uses
         began = time.perf_counter()
         float(risk.gradient(theta).sum())  # a host read waits for the device
@@ -249,6 +260,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             work.expected,
             work.at_most,
             risk.n_examples,
+            sample.n_all,
             seconds,
             work.memory,
         )
@@ -261,12 +273,23 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             )
         return by_layer
 
-    def _risk(self) -> EmpiricalRisk:
-        """Return the risk that fit has fixed, else that of the training."""
+    def _sample(self) -> Sample:
+        """Return the examples that fit has fixed, else those of the training."""
         if not hasattr(self, "risk_"):
             self._validate_params()
-            return self._training_risk(self.estimator)
-        return self.risk_
+            risk = self._training_risk(self.estimator)
+            return draw_sample(risk, self.subset, self.random_state)
+        return self._drawn
+
+    def _risk(self) -> EmpiricalRisk:
+        """Return the risk of these examples."""
+        return self._sample().risk
+
+    def _whole_risk(self, what: str) -> EmpiricalRisk:
+        """Return the risk, or raise where it is of a subset."""
+        sample = self._sample()
+        sample.check_whole(what)
+        return sample.risk
 
     def _new_risk(
         self, X: Any, y: Any, sample_weight: Any = None, **options: Any
@@ -294,14 +317,19 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         return self._kept[name][1]
 
     def _operator(self, risk: EmpiricalRisk) -> LinearOperator:
+        if risk is not getattr(self, "risk_", risk):  # of a part of these examples
+            return self._make_operator(risk)
         return self._keep("operator", lambda: self._make_operator(risk))
 
     def _basis(self) -> Eigenpairs:
-        def compute() -> Eigenpairs:
-            risk = self._risk()
-            return self._eigenpairs(risk, self._basis_size(risk), "LA")
+        return self._keep("basis", lambda: self._leading(None, "LA"))
 
-        return self._keep("basis", compute)
+    def _leading(self, k: int | None, which: str) -> Eigenpairs:
+        sample = self._sample()
+        size = self._basis_size(sample.risk) if k is None else k
+        if which != "LA":
+            sample.check_whole(f"eigen with which={which!r}")
+        return eigen_of_all(sample, lambda risk: self._eigenpairs(risk, size, which))
 
     def _basis_size(self, risk: EmpiricalRisk) -> int:
         return min(self.n_components, self._largest_basis(risk))
@@ -338,7 +366,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         indices = self._indices(risk)
         along = []
         total = columns.shape[1]
-        with progress_bar(total, "coordinates", verbose=self.verbose) as bar:
+        with progress_bar(total, "coordinates", verbose=self._shown) as bar:
             for column in columns.unbind(1):
                 u = column
                 if indices is not None:

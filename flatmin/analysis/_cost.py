@@ -7,7 +7,7 @@ of per-example gradients two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from flatmin.linalg._eigsh import basis_size, is_dense
 from flatmin.measures._deflation import PILOT
 from flatmin.measures._rounding import FEW
 
-__all__ = ["Cost", "Problem", "Work", "work_of"]
+__all__ = ["Cost", "Problem", "Work", "leaves_out", "work_of_parts"]
 
 _PRODUCT, _PREPARE, _ALONG, _SWEEP = 2.0, 1.0, 1.0, 2.0
 _DOUBLE = 8  # bytes
@@ -67,9 +67,10 @@ class Cost(HtmlTable):
     """What a call takes that nothing has been kept for."""
 
     call: str
-    gradients: float  # of all examples, as expected
+    gradients: float  # of these examples, as expected
     at_most: float  # where a solver goes to its limit; the same if it is known
-    n_examples: int
+    n_examples: int  # of the subset, where there is one
+    n_all: int  # N
     seconds_per_gradient: float  # as timed
     memory: int  # bytes of what the call holds, beside what a gradient takes
 
@@ -89,18 +90,66 @@ class Cost(HtmlTable):
         Returns
         -------
         pandas.DataFrame
-            Columns gradients, at_most, seconds and memory.
+            Columns gradients, at_most, seconds, memory, n_examples and n_all.
         """
-        names = ("gradients", "at_most", "seconds", "memory")
+        names = ("gradients", "at_most", "seconds", "memory", "n_examples", "n_all")
         row = {name: getattr(self, name) for name in names}
         return pd.DataFrame(row, pd.Index([self.call], name="call"))
 
     def __repr__(self) -> str:
         limit = "" if self.at_most == self.gradients else f" (at most {self.at_most:g})"
+        of = "" if self.n_all == self.n_examples else f" of {self.n_all}"
         return (
-            f"{self.call}: {self.gradients:g} gradients of {self.n_examples} examples"
-            f"{limit}, {self.seconds:.2g} s, {self.memory / 2**20:.2g} MiB"
+            f"{self.call}: {self.gradients:g} gradients of {self.n_examples}{of} "
+            f"examples{limit}, {self.seconds:.2g} s, {self.memory / 2**20:.2g} MiB"
         )
+
+
+def leaves_out(quantity: str, problem: Problem, options: Mapping[str, Any]) -> bool:
+    """Tell whether a method leaves out each block of a subset, or takes it alone.
+
+    Parameters
+    ----------
+    quantity : str
+        Its name.
+    problem : Problem
+    options : mapping of str to object
+        All its arguments.
+
+    Returns
+    -------
+    bool
+    """
+    exact = quantity == "alignment" and problem.size <= options["max_matvecs"]
+    return quantity == "eigen" or exact
+
+
+def work_of_parts(
+    quantity: str, problem: Problem, options: Mapping[str, Any], sizes: Sequence[int]
+) -> Work:
+    """Return the work of a method on several parts of the examples, one by one.
+
+    Parameters
+    ----------
+    quantity : str
+        Its name.
+    problem : Problem
+        Its work counts in gradients of its examples.
+    options : mapping of str to object
+        All its arguments.
+    sizes : sequence of int
+        Examples of each part.
+
+    Returns
+    -------
+    Work
+    """
+    total = Work()
+    for size in sizes:
+        work = work_of(quantity, replace(problem, n_examples=size), options)
+        share = size / problem.n_examples
+        total += Work(share * work.expected, share * work.at_most, work.memory)
+    return total
 
 
 def work_of(quantity: str, problem: Problem, options: Mapping[str, Any]) -> Work:

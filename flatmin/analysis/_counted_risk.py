@@ -20,6 +20,7 @@ _FORWARD = 1 / 3
 _COSTS = {
     "accuracy": _FORWARD,
     "batch_statistics": _FORWARD,
+    "covariance_trace_gradient": 6.0,
     "gradient": 1.0,
     "gradient_variances": 2.0,
     "label_covariance_product": 2.0,
@@ -35,6 +36,7 @@ _COSTS = {
     "value_and_gradient": 1.0,
     "value_and_label_draw": 1.0,
     "value_and_noisy_gradient": 1.0,
+    "value_gradient_and_product": 5.0,
     "value_gradient_and_variances": 2.0,
     "vjp": 1.0,
     "weighted_gradient": 1.0,

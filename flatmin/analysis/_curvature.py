@@ -10,9 +10,11 @@ import torch
 from flatmin._utils.arrays import to_array
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_accuracy, check_count
+from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.validation import StrOptions
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._model_by_reference import with_risk_entries
+from flatmin.analysis._of_all import Found, mean_of_all
 from flatmin.analysis._results import (
     Diagonal,
     Eigenpairs,
@@ -28,7 +30,7 @@ from flatmin.curvature import (
     ggn_trace,
 )
 from flatmin.curvature._finite import check_finite
-from flatmin.linalg import diagonal, eigsh, spectral_density, trace
+from flatmin.linalg import Estimate, diagonal, eigsh, spectral_density, trace
 from flatmin.measures._rounding import gradient_moments
 from flatmin.risk import EmpiricalRisk
 
@@ -134,10 +136,12 @@ class CurvatureAnalyzer(BaseAnalyzer):
         matrix="hessian",
         n_components=20,
         select=None,
+        subset=None,
         tol=1e-4,
         hvp="exact",
         device=None,
         dtype=None,
+        distributed=False,
         random_state=None,
         verbose=False,
     ):
@@ -151,10 +155,12 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.matrix = matrix
         self.n_components = n_components
         self.select = select
+        self.subset = subset
         self.tol = tol
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
@@ -182,25 +188,30 @@ class CurvatureAnalyzer(BaseAnalyzer):
             If ``rtol`` or ``max_matvecs`` is too small.
         """
         rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-        risk = self._risk()
-        rng = self._generator(risk.device)
+        sample, seed = self._sample(), make_seed(self.random_state)
         if self.matrix == "fisher":
-            self._operator(risk)  # raises if the loss is no likelihood
+            self._operator(sample.risk)  # raises if the loss is no likelihood
+        found = mean_of_all(
+            sample, lambda risk: self._trace(risk, rtol, max_matvecs, seed)
+        )
+        return Trace.wrap(self.matrix, found)
+
+    def _trace(
+        self, risk: EmpiricalRisk, rtol: float, max_matvecs: int, seed: int
+    ) -> Estimate:
+        rng = make_generator(seed, risk.device)
         # An example has a part of G of its own, but not with a batch's statistics.
         by_examples = self.select is None and risk.batch_norm != "batch"
         if self.matrix in ("ggn", "fisher") and by_examples:
             is_ggn = self.matrix == "ggn"
-            result = ggn_trace(risk, risk.params(), rtol=rtol, penalty=is_ggn, rng=rng)
-        else:
-            result = trace(
-                self._operator(risk),
-                rtol=rtol,
-                max_matvecs=max_matvecs,
-                rng=rng,
-                verbose=self.verbose,
-            )
-        value, stderr = float(result.value), float(result.stderr)
-        return Trace(value, stderr, result.n_matvecs, matrix=self.matrix)
+            return ggn_trace(risk, risk.params(), rtol=rtol, penalty=is_ggn, rng=rng)
+        return trace(
+            self._operator(risk),
+            rtol=rtol,
+            max_matvecs=max_matvecs,
+            rng=rng,
+            verbose=self._shown,
+        )
 
     @one_at_a_time
     def diagonal(self, *, rtol: float = 0.05, max_matvecs: int = 200) -> Diagonal:
@@ -223,24 +234,26 @@ class CurvatureAnalyzer(BaseAnalyzer):
             If ``rtol`` or ``max_matvecs`` is too small.
         """
         rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-        risk = self._risk()
-        names = self._parameter_names(risk)
+        sample, seed = self._sample(), make_seed(self.random_state)
+        found = mean_of_all(
+            sample, lambda risk: self._diagonal(risk, rtol, max_matvecs, seed)
+        )
+        return Diagonal.wrap(self.matrix, found, self._parameter_names(sample.risk))
+
+    def _diagonal(
+        self, risk: EmpiricalRisk, rtol: float, max_matvecs: int, seed: int
+    ) -> Found | Estimate:
         if self.matrix == "empirical_fisher":
             squares = self._selected(risk, risk.squared_gradient_sum(risk.params()))
             check_finite("Σ gᵢ²", squares, risk, self._indices(risk))
             value = squares.cpu().numpy() / risk.n_examples
-            zero = np.zeros_like(value)
-            return Diagonal(value, zero, matrix=self.matrix, parameters=names)
-        result = diagonal(
+            return Found(value, np.zeros_like(value))
+        return diagonal(
             self._operator(risk),
             rtol=rtol,
             max_matvecs=max_matvecs,
-            rng=self._generator(risk.device),
-            verbose=self.verbose,
-        )
-        value, stderr = result.value.cpu().numpy(), result.stderr.cpu().numpy()
-        return Diagonal(
-            value, stderr, result.n_matvecs, matrix=self.matrix, parameters=names
+            rng=make_generator(seed, risk.device),
+            verbose=self._shown,
         )
 
     @one_at_a_time
@@ -265,13 +278,13 @@ class CurvatureAnalyzer(BaseAnalyzer):
         """
         n_probes = check_count("n_probes", n_probes, at_least=2)
         n_steps = check_count("n_steps", n_steps)
-        risk = self._risk()
+        risk = self._whole_risk("density")
         result = spectral_density(
             self._operator(risk),
             n_probes=n_probes,
             n_steps=n_steps,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         return SpectralDensity.wrap(self.matrix, result)
 
@@ -295,7 +308,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ValueError
             If ``v`` has another shape.
         """
-        operator = self._operator(self._risk())
+        operator = self._operator(self._whole_risk("matvec"))
         size = operator.shape[-1]
         v = to_array("v", v, finite=False)
         if v.ndim not in (1, 2) or len(v) != size:
@@ -322,6 +335,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             ∇ℓᵢᵀuⱼ, not centred. Weights, of examples and of classes, are in the basis
             and not in these rows.
         """
+        self._whole_risk("transform")
         return self._new_coordinates(X, y, self._basis().eigenvectors)
 
     @one_at_a_time
@@ -347,6 +361,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             If there is one example, or all gradients are equal up to rounding: Σ = 0
             has no shares.
         """
+        self._whole_risk("score")
         basis = self._basis()
         risk = self._new_risk(X, y, sample_weight)
         if risk.n_examples < 2:
@@ -377,6 +392,6 @@ class CurvatureAnalyzer(BaseAnalyzer):
             which=which,
             tol=self.tol,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         return Eigenpairs.wrap(self.matrix, result)

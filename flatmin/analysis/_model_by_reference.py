@@ -21,6 +21,7 @@ from flatmin.analysis._risk import (
 )
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.source import is_data_set
+from flatmin.risk.ranks.collectives import is_first
 
 __all__ = ["ModelByReference", "with_risk_entries"]
 
@@ -50,6 +51,16 @@ device : str or torch.device, default=None
     Of the analysis; None is the model's, "auto" CUDA where there is any.
 dtype : {"float32", "float64"}, default=None
     Of the analysis; None is the model's.
+subset : int or float, default=None
+    How many of the examples to look at, or which share of them; None is all. They are
+    drawn without replacement, by ``random_state``. What is measured is then an estimate
+    of that of all examples, the bias subtracted and the error of the draw in its
+    standard error: see :class:`~flatmin.analysis.Sampling`. What has no such error, and
+    subsets that are too small, are refused.
+distributed : bool, default=False
+    Whether the processes of the default group of ``torch.distributed`` share the
+    examples, see :class:`~flatmin.EmpiricalRisk`: all of them call the same, with one
+    ``random_state``, and all get the results; the first shows progress.
 """
 )
 
@@ -67,7 +78,9 @@ class ModelByReference(BaseEstimator):
     hvp: Any
     device: Any
     dtype: Any
+    distributed: Any
     random_state: Any
+    verbose: Any
 
     def __sklearn_clone__(self) -> Self:
         # clone() hands a FrozenEstimator on as it is, so its own checks hold.
@@ -148,7 +161,13 @@ class ModelByReference(BaseEstimator):
             "hvp": self.hvp,
             "device": self.device,
             "dtype": self.dtype,
+            "distributed": self.distributed,
         }
+
+    @property
+    def _shown(self) -> Any:
+        """Return ``verbose`` where this process shows something."""
+        return is_first(self.distributed) and self.verbose
 
     def _check_features(self, X: Any, *, reset: bool) -> None:
         if is_nested(X):

@@ -24,6 +24,7 @@ from flatmin.analysis._monitored import (
     Quantity,
     find_quantity,
 )
+from flatmin.analysis._sampling import jackknife
 from flatmin.linalg import Estimate
 from flatmin.measures import SHARPNESS_MEASURES
 from flatmin.risk import EmpiricalRisk
@@ -379,8 +380,5 @@ def _error(value: float, stderr: float, parts: list[float], share: float) -> flo
         return stderr
     if not math.isfinite(value) or not np.isfinite(parts).all():
         return math.nan
-    # Parts drawn without replacement: a mean of n of N has (1 - n/N) of the variance.
-    variance = (1 - share) * float(np.var(parts, ddof=1)) / len(parts)
-    # With a bias of b/n, a part of n/J examples is off by J b/n, and all N by b/N.
-    bias = (1 - share) * (float(np.mean(parts)) - value) / (len(parts) - 1)
-    return math.sqrt(variance + bias**2 + stderr**2)
+    _, drawn = jackknife(value, parts, kept=1 / len(parts), share=share)
+    return math.hypot(drawn, stderr)

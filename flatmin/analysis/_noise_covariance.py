@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatmin import measures
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.numbers import check_count
 from flatmin._utils.progress import progress_bar
+from flatmin._utils.random import make_generator, make_seed
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._model_by_reference import with_risk_entries
+from flatmin.analysis._of_all import Found, alignment_of_all, mean_of_all
 from flatmin.analysis._results import (
     Alignment,
     Diagonal,
@@ -26,7 +29,7 @@ from flatmin.curvature import (
 )
 from flatmin.curvature._finite import check_finite
 from flatmin.linalg import eigsh
-from flatmin.measures import LayerAlignments, alignment, alignment_by_layer, overlap
+from flatmin.measures import LayerAlignments, alignment_by_layer, overlap
 from flatmin.measures._rounding import gradient_moments
 from flatmin.risk import EmpiricalRisk
 
@@ -105,10 +108,12 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         batch_norm=None,
         n_components=20,
         select=None,
+        subset=None,
         tol=1e-4,
         hvp="exact",
         device=None,
         dtype=None,
+        distributed=False,
         random_state=None,
         verbose=False,
     ):
@@ -121,10 +126,12 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.batch_norm = batch_norm
         self.n_components = n_components
         self.select = select
+        self.subset = subset
         self.tol = tol
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
+        self.distributed = distributed
         self.random_state = random_state
         self.verbose = verbose
 
@@ -136,8 +143,11 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         -------
         Trace
         """
-        total = float(self._variances(self._risk()).sum())
-        return Trace(total, 0.0, matrix=self._name)
+
+        def measure(risk: EmpiricalRisk) -> Found:
+            return Found(float(self._variances(risk).sum()), 0.0)
+
+        return Trace.wrap(self._name, mean_of_all(self._sample(), measure))
 
     @one_at_a_time
     def diagonal(self) -> Diagonal:
@@ -147,12 +157,14 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         -------
         Diagonal
         """
-        risk = self._risk()
-        value = self._variances(risk).cpu().numpy()
-        names = self._parameter_names(risk)
-        return Diagonal(
-            value, np.zeros_like(value), matrix=self._name, parameters=names
-        )
+
+        def measure(risk: EmpiricalRisk) -> Found:
+            value = self._variances(risk).cpu().numpy()
+            return Found(value, np.zeros_like(value))
+
+        sample = self._sample()
+        names = self._parameter_names(sample.risk)
+        return Diagonal.wrap(self._name, mean_of_all(sample, measure), names)
 
     @one_at_a_time
     def sample(self, n: int = 1) -> np.ndarray:
@@ -175,11 +187,11 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             If n is less than 1.
         """
         n = check_count("n", n)
-        risk = self._risk()
+        risk = self._whole_risk("sample")
         rng = self._generator(risk.device)
         theta = risk.params()
         draws = []
-        with progress_bar(n, "draws", verbose=self.verbose) as bar:
+        with progress_bar(n, "draws", verbose=self._shown) as bar:
             for _ in range(n):
                 z = torch.randn(
                     risk.n_examples, generator=rng, dtype=risk.dtype, device=risk.device
@@ -245,8 +257,10 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             If ``select`` and ``by_layer`` come together.
         """
         by_layer = self._check_by_layer(by_layer)
-        risk = self._risk()
+        sample = self._sample()
+        risk = sample.risk
         if by_layer:
+            sample.check_whole("alignment by layer")
             return alignment_by_layer(
                 risk,
                 risk.params(),
@@ -255,27 +269,27 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 rtol=rtol,
                 max_matvecs=max_matvecs,
                 rng=self._generator(risk.device),
-                verbose=bool(self.verbose),
+                verbose=bool(self._shown),
             )
-        result = alignment(
-            risk,
-            risk.params(),
-            self._basis_size(risk) if k is None else k,
-            select=self.select,
-            tol=self.tol,
-            rtol=rtol,
-            max_matvecs=max_matvecs,
-            rng=self._generator(risk.device),
-            verbose=self.verbose,
-        )
-        return Alignment(
-            result.n_params,
-            result.to_frame(),
-            result.pairs_to_frame(),
-            result.inner_products.cpu().numpy(),
-            result.n_matvecs,
-            result.undefined,
-        )
+        seed = make_seed(self.random_state)
+
+        def measure(risk: EmpiricalRisk) -> measures.Alignment:
+            own = risk is sample.risk
+            # The blocks of a subset have fewer eigenpairs, and none is asked of them.
+            size = self._basis_size(risk) if k is None else k
+            return measures.alignment(
+                risk,
+                risk.params(),
+                size if own else min(size, self._largest_basis(risk)),
+                select=self.select,
+                tol=self.tol,
+                rtol=rtol,
+                max_matvecs=max_matvecs,
+                rng=make_generator(seed, risk.device),
+                verbose=self._shown,
+            )
+
+        return alignment_of_all(sample, measure)
 
     @one_at_a_time
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
@@ -294,6 +308,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             g₀ but for a penalty. Weights, of examples and of classes, are in the basis
             and in ḡ, not in these rows.
         """
+        self._whole_risk("transform")
         basis = self._basis()
         mean = self._keep("mean", lambda: self._mean_coordinates(basis))
         return self._new_coordinates(X, y, basis.eigenvectors) - mean
@@ -323,6 +338,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             If all gradients of the fixed data are equal up to rounding: Σ = 0 has no
             directions.
         """
+        self._whole_risk("score")
         basis = self._basis()
         self._keep("noise", self._check_noise)
         risk = self._new_risk(X, y, sample_weight)
@@ -331,7 +347,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             len(basis.eigenvalues),
             tol=self.tol,
             rng=self._generator(risk.device),
-            verbose=self.verbose,
+            verbose=self._shown,
         )
         V = torch.tensor(basis.eigenvectors, device=risk.device)
         return float(overlap(hessian.eigenvectors, V))
@@ -372,7 +388,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 tol=self.tol,
                 rng=rng,
                 select=self.select,
-                verbose=self.verbose,
+                verbose=self._shown,
             )
         else:
             result = eigsh(
@@ -381,6 +397,6 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 which=which,
                 tol=self.tol,
                 rng=rng,
-                verbose=self.verbose,
+                verbose=self._shown,
             )
         return Eigenpairs.wrap(self._name, result)

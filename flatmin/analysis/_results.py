@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 
 from flatmin import linalg
-from flatmin._utils.arrays import to_array
+from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.results import HtmlTable, html_table
+from flatmin.analysis._sampling import Sampled, Sampling
 
 __all__ = [
     "Alignment",
@@ -25,8 +26,12 @@ __all__ = [
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Eigenpairs(HtmlTable):
-    """Eigenpairs of a matrix of the risk, and how good they are."""
+class Eigenpairs(HtmlTable, Sampled):
+    """Eigenpairs of a matrix of the risk, and how good they are.
+
+    Of a subset the eigenvalues are estimates of those of all examples, with the bias
+    subtracted; vectors and residuals are those of the subset's own matrix.
+    """
 
     matrix: str
     eigenvalues: np.ndarray  # (k,), float64, in the order that was asked for
@@ -34,6 +39,13 @@ class Eigenpairs(HtmlTable):
     residuals: np.ndarray  # (k,) ||A u - λ u||, from products with A
     converged: np.ndarray  # (k,) bool: residual <= tol * max |λ|
     n_matvecs: int  # products; 0 where a sweep of gradients gave all
+    stderr: np.ndarray | None = None  # (k,) of a subset; None without
+    sampling: Sampling | None = None
+
+    @property
+    def value(self) -> np.ndarray:
+        """The eigenvalues, as other results call what they estimate."""
+        return self.eigenvalues
 
     @classmethod
     def wrap(cls, matrix: str, result: linalg.Eigenpairs) -> Eigenpairs:
@@ -70,32 +82,38 @@ class Eigenpairs(HtmlTable):
         Returns
         -------
         pandas.DataFrame
-            Columns eigenvalue, residual and converged.
+            Columns eigenvalue, of a subset stderr, residual and converged.
         """
         index = pd.RangeIndex(1, len(self.eigenvalues) + 1, name="pair")
-        return pd.DataFrame(
-            {
-                "eigenvalue": self.eigenvalues,
-                "residual": self.residuals,
-                "converged": self.converged,
-            },
-            index,
-        )
+        columns = {"eigenvalue": self.eigenvalues, "stderr": self.stderr}
+        columns |= {"residual": self.residuals, "converged": self.converged}
+        if self.stderr is None:
+            del columns["stderr"]
+        return pd.DataFrame(columns, index)
 
     def __repr__(self) -> str:
         d, k = self.eigenvectors.shape
         cost = f"{self.n_matvecs} products" if self.n_matvecs else "per-example sweep"
         title = f"{k} eigenpairs of the {self.matrix}, {d} parameters ({cost})"
+        title += _of_subset(self.sampling)
         return f"{title}\n{_table(self.to_frame())}"
 
 
 @dataclass(frozen=True, repr=False)
-class Trace(HtmlTable, linalg.Estimate):
+class Trace(HtmlTable, Sampled, linalg.Estimate):
     """The trace of a matrix of the risk and how well it is known."""
 
     value: float  # type: ignore[assignment]
     stderr: float  # type: ignore[assignment]
     matrix: str = field(kw_only=True)
+    sampling: Sampling | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def wrap(cls, matrix: str, found: Any) -> Trace:
+        """Return a number that was found as floats of Python."""
+        value, stderr = float(found.value), float(found.stderr)
+        sampling = found.sampling
+        return cls(value, stderr, found.n_matvecs, matrix=matrix, sampling=sampling)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row.
@@ -103,18 +121,22 @@ class Trace(HtmlTable, linalg.Estimate):
         Returns
         -------
         pandas.DataFrame
-            Columns trace, stderr and n_matvecs.
+            Columns trace, stderr and n_matvecs; of a subset n_examples and n_all, too.
         """
         row = {"trace": self.value, "stderr": self.stderr, "n_matvecs": self.n_matvecs}
+        if self.sampling is not None:
+            row |= {"n_examples": self.sampling.n_examples}
+            row |= {"n_all": self.sampling.n_all}
         return pd.DataFrame(row, pd.Index([self.matrix], name="matrix"))
 
     def __repr__(self) -> str:
         error = f"± {self.stderr:.2g}" if self.stderr else "(exact)"
-        return f"trace of the {self.matrix}: {self.value:.6g} {error}"
+        subset = _of_subset(self.sampling)
+        return f"trace of the {self.matrix}: {self.value:.6g} {error}{subset}"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Diagonal(linalg.Estimate):
+class Diagonal(Sampled, linalg.Estimate):
     """The diagonal of a matrix of the risk and how well each entry is known."""
 
     value: np.ndarray  # type: ignore[assignment]  # (d,); d parameters were selected
@@ -122,6 +144,19 @@ class Diagonal(linalg.Estimate):
     matrix: str = field(kw_only=True)
     # (d,) of str, the name of the tensor that each belongs to
     parameters: np.ndarray = field(kw_only=True)
+    sampling: Sampling | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def wrap(cls, matrix: str, found: Any, parameters: np.ndarray) -> Diagonal:
+        """Return what was found as arrays of NumPy."""
+        return cls(
+            to_numpy("value", found.value),
+            to_numpy("stderr", found.stderr),
+            found.n_matvecs,
+            matrix=matrix,
+            parameters=parameters,
+            sampling=found.sampling,
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row a coordinate of θ.
@@ -148,10 +183,11 @@ class Diagonal(linalg.Estimate):
 
     def __repr__(self) -> str:
         title = f"diagonal of the {self.matrix}, {len(self.value)} parameters"
-        if self.n_matvecs:
+        if self.n_matvecs or self.sampling is not None:
             error, norm = np.linalg.norm(self.stderr), np.linalg.norm(self.value)
             share = error / norm if norm else 0.0
             title += f" ({self.n_matvecs} products, error {share:.1%})"
+        title += _of_subset(self.sampling)
         return f"{title}\n{_table(self._by_tensor())}"
 
 
@@ -307,6 +343,7 @@ class Alignment(HtmlTable):
     n_matvecs: int  # products with H and with Σ
     # Why a quantity is NaN, by name.
     undefined: dict[str, str] = field(default_factory=dict)
+    sampling: Sampling | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Return the single numbers, one a row.
@@ -325,10 +362,15 @@ class Alignment(HtmlTable):
     def __repr__(self) -> str:
         title = (
             f"gradient covariance Σ beside the Hessian H, {self.n_params} parameters "
-            f"({self.n_matvecs} products)"
+            f"({self.n_matvecs} products){_of_subset(self.sampling)}"
         )
         reasons = "".join(f"\n{name}: {why}" for name, why in self.undefined.items())
-        return f"{title}\n{_table(self.quantities)}{reasons}\n\n{_table(self.pairs)}"
+        pairs = "" if self.sampling is not None else f"\n\n{_table(self.pairs)}"
+        return f"{title}\n{_table(self.quantities)}{reasons}{pairs}"
+
+
+def _of_subset(sampling: Sampling | None) -> str:
+    return "" if sampling is None else f"; from {sampling}"
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -45,6 +45,7 @@ def risk_of_model(
     hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    distributed: bool = False,
 ) -> EmpiricalRisk:
     """Return the risk of a fitted model on data, with the loss of its training.
 
@@ -77,6 +78,8 @@ def risk_of_model(
         None is the model's.
     dtype : {"float32", "float64"}, default=None
         None is the model's.
+    distributed : bool, default=False
+        As in :class:`~flatmin.EmpiricalRisk`.
 
     Returns
     -------
@@ -114,6 +117,7 @@ def risk_of_model(
             use_class_weight=use_class_weight,
             device=device,
             dtype=dtype,
+            distributed=distributed,
         ).to(hvp=hvp)
     module, loss = _module_and_loss(model, loss)
     batch_norm = batch_norm or "frozen"
@@ -134,6 +138,7 @@ def risk_of_model(
         hvp=hvp,
         device=device,
         dtype=dtype,
+        distributed=distributed,
     )
 
 
@@ -156,6 +161,7 @@ def training_risk(
     hvp: Literal["exact", "finite_difference"] = "exact",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    distributed: bool = False,
 ) -> EmpiricalRisk:
     """Return the risk on the training data that a flatmin estimator still holds.
 
@@ -173,6 +179,8 @@ def training_risk(
         None is the model's.
     dtype : {"float32", "float64"}, default=None
         None is the model's; the data keep the digits that they were trained on with.
+    distributed : bool, default=False
+        Must be that of the training.
 
     Returns
     -------
@@ -207,6 +215,7 @@ def training_risk(
         if hasattr(model, "risk_"):
             risk = model.risk_
             if risk is not None:
+                _check_distributed(risk, distributed)
                 return risk.to(device=device, dtype=dtype, hvp=hvp)
             why = (
                 f"this {type(model).__name__} no longer holds its training data "
@@ -216,6 +225,16 @@ def training_risk(
         f"This {caller} has no data: {why}. Call fit(X, y) first, with the data to "
         "analyse on."
     )
+
+
+def _check_distributed(risk: EmpiricalRisk, distributed: bool) -> None:
+    """Raise if ranks share the training data and not the analysis, or else."""
+    if risk.distributed != bool(distributed):
+        raise ValueError(
+            "Training data are analysed by the processes that hold them. Got "
+            f"distributed={bool(distributed)}, and a model that was trained with "
+            f"distributed={risk.distributed}; pass that, or fit(X, y) first."
+        )
 
 
 def warn_of_batch_norm(estimator: Any) -> None:

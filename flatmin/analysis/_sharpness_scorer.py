@@ -9,17 +9,31 @@ from typing import Any, ClassVar, Self
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
+from flatmin._utils.random import make_generator, make_seed
 from flatmin._utils.registry import pack, unpack
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._model_by_reference import (
     ModelByReference,
     with_risk_entries,
 )
+from flatmin.analysis._of_all import Found, estimate_all
+from flatmin.analysis._sample import SUBSET_CONSTRAINTS, draw_sample
 from flatmin.linalg import Estimate
 from flatmin.measures import SHARPNESS_MEASURES
 from flatmin.measures._registry import BUILT_IN, as_estimate
+from flatmin.risk import EmpiricalRisk
 
 __all__ = ["SharpnessScorer"]
+
+# Means over examples, or smooth in them, whatever θ is. "sam" and "asam" go along g₀,
+# which near a minimum is nothing but noise on a subset.
+_SMOOTH = [
+    SHARPNESS_MEASURES[name]
+    for name in (
+        *("expected", "adaptive_expected", "trace"),
+        *("max_eigenvalue", "fisher_rao"),
+    )
+]
 
 
 @with_risk_entries
@@ -67,6 +81,8 @@ class SharpnessScorer(ModelByReference):
         Its standard error; 0 where nothing is drawn.
     n_matvecs_ : int
         Products with a curvature matrix that it took.
+    sampling_ : Sampling or None
+        Of a subset, what it knows of all the examples.
     n_features_in_ : int
         Size of axis 1 of the X of :meth:`fit`; not there for a mapping or a tuple.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -99,6 +115,8 @@ class SharpnessScorer(ModelByReference):
         "l2": [None, Interval(Real, 0, None, closed="left")],
         "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
+        "subset": SUBSET_CONSTRAINTS,
+        "distributed": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -120,6 +138,8 @@ class SharpnessScorer(ModelByReference):
         hvp="exact",
         device=None,
         dtype=None,
+        subset=None,
+        distributed=False,
         random_state=0,
     ):
         self.estimator = estimator
@@ -137,6 +157,8 @@ class SharpnessScorer(ModelByReference):
         self.hvp = hvp
         self.device = device
         self.dtype = dtype
+        self.subset = subset
+        self.distributed = distributed
         self.random_state = random_state
 
     def __call__(
@@ -165,7 +187,7 @@ class SharpnessScorer(ModelByReference):
         ValueError, TypeError
             If parameters, model and data do not fit together.
         """
-        return -float(self._measure(estimator, X, y, sample_weight))
+        return -float(self._measure(estimator, X, y, sample_weight).value)
 
     @one_at_a_time
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
@@ -193,9 +215,10 @@ class SharpnessScorer(ModelByReference):
         learner = scratch_copy(self)
         if X is not None:
             learner._check_features(X, reset=True)
-        learner.sharpness_ = float(result)
+        learner.sharpness_ = float(result.value)
         learner.stderr_ = float(result.stderr)
         learner.n_matvecs_ = result.n_matvecs
+        learner.sampling_ = result.sampling
         adopt_attributes(self, learner)
         return self
 
@@ -227,7 +250,7 @@ class SharpnessScorer(ModelByReference):
             )
         return self.estimator
 
-    def _measure(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> Estimate:
+    def _measure(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> Found:
         self._validate_params()
         if X is None and (y is not None or sample_weight is not None):
             raise ValueError("y and sample_weight come with X. Got X=None.")
@@ -240,9 +263,17 @@ class SharpnessScorer(ModelByReference):
             risk = self._training_risk(estimator)
         else:
             risk = self._risk_on(estimator, X, y, sample_weight)
-        if draws:
-            options["rng"] = self._generator(risk.device)
-        return as_estimate(title, measure(risk, risk.params(), **options))
+        sample = draw_sample(risk, self.subset, self.random_state)
+        if not any(measure is one for one in _SMOOTH) or options.get("absolute"):
+            sample.check_whole(title)
+        seed = make_seed(self.random_state) if draws else 0
+
+        def measured(risk: EmpiricalRisk) -> Estimate:
+            if draws:
+                options["rng"] = make_generator(seed, risk.device)
+            return as_estimate(title, measure(risk, risk.params(), **options))
+
+        return estimate_all(sample, measured(sample.risk), measured)
 
     def _options(self, title: str, measure: Any) -> tuple[dict[str, Any], bool]:
         """Return what the measure is called with, and whether it takes an rng too."""

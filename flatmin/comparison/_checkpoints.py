@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import warnings
@@ -20,7 +21,7 @@ from typing import Any
 
 from flatmin._runs.checkpoint_files import DamagedFileError, read_file, write_file
 from flatmin._runs.fingerprint import check_identity, hashes
-from flatmin._runs.folder_lock import locked_folder
+from flatmin._runs.folder_lock import locked_folder, silent_holder
 from flatmin.estimators._parameter_roles import parameters_for
 from flatmin.noise._registry import registered_laws
 
@@ -47,7 +48,22 @@ class UnitFolder:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Hold the folder while the context lasts, and say whether it was free."""
+        """Hold the folder while the context lasts, and say whether it was free.
+
+        Yields
+        ------
+        bool
+
+        Raises
+        ------
+        ValueError
+            If this machine does not see the folder that the caller has made.
+        """
+        if self.path is not None and not self.path.parent.is_dir():
+            raise ValueError(
+                "checkpoint_dir must be on a file system that all workers share. Got "
+                f"{self.path.parent}, which {platform.node()} does not see."
+            )
         with ExitStack() as stack:
             free = True
             try:
@@ -65,6 +81,10 @@ class UnitFolder:
                 return not free
         except OSError:  # the run will meet it, and say so
             return False
+
+    def silent_holder(self, seconds: float) -> str | None:
+        """Return who holds the folder elsewhere, with no sign of life for so long."""
+        return None if self.path is None else silent_holder(self.path, seconds)
 
     def begin(self) -> None:
         """Write down what the folder, which is held, is for."""
@@ -150,7 +170,8 @@ class ComparisonFolder:
         estimator: Any,
         estimators: Mapping[str, Any],
     ) -> None:
-        self._path = None if path is None else Path(path)
+        # Absolute: a worker may be elsewhere.
+        self._path = None if path is None else Path(path).absolute()
         self._every = every
         self._warmup: dict[str, str] = {}
         self._units: dict[str, dict[str, str]] = {}

@@ -19,6 +19,7 @@ from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random_state import resolve_random_state
 from flatmin.comparison._checkpoints import ComparisonFolder
+from flatmin.comparison._cluster import is_cluster
 from flatmin.comparison._inputs import (
     check_backend,
     check_pickles,
@@ -31,7 +32,7 @@ from flatmin.comparison._machines import describe_mixture
 from flatmin.comparison._methods import check_estimator, resolve_methods
 from flatmin.comparison._plan import Plan, Source, check_metrics
 from flatmin.comparison._protocol import array_values, make_protocol
-from flatmin.comparison._provenance import provenance
+from flatmin.comparison._provenance import origin, provenance
 from flatmin.comparison._result import ComparisonResult
 from flatmin.comparison._schedule import run_units
 from flatmin.comparison._tasks import Unit
@@ -221,8 +222,10 @@ def compare_dynamics(
         **quenches,
         keep_params=check_flag("keep_params", keep_params),
         n_threads=n_threads,
-        # An error here, and not in each unit.
-        provenance=provenance(resolve_device(estimator.device)),
+        # An error here, and not in each unit. A cluster may have devices of its own.
+        provenance=origin()
+        if is_cluster()
+        else provenance(resolve_device(estimator.device)),
     )
     check_pickles(plan.source.data, n_jobs)
     folders = _folders(checkpoint_dir, checkpoint_every, plan, estimators)
@@ -269,7 +272,9 @@ def _run(
 def _memory(memory: Any, estimator: Any) -> Any:
     if isinstance(memory, str):
         check_path("memory", memory)
-    return estimator.memory if memory is None else memory
+    found = estimator.memory if memory is None else memory
+    # A worker may be elsewhere.
+    return os.path.abspath(found) if isinstance(found, str) else found
 
 
 def _folders(

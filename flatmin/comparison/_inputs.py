@@ -26,6 +26,7 @@ from flatmin._utils.numbers import (
 )
 from flatmin._utils.random_state import spawn_seeds
 from flatmin._utils.trees import as_tree, check_one_length, is_nested
+from flatmin.comparison._cluster import fewest_cores, is_cluster
 from flatmin.estimators._inputs import as_source
 from flatmin.risk.data.source import Source, is_data_set, split_targets
 
@@ -136,7 +137,7 @@ def check_pickles(held: Any, n_jobs: int | None) -> None:
     backend, _ = get_active_backend()
     shares = getattr(backend, "supports_sharedmem", False)
     n_workers = effective_n_jobs(n_jobs)  # type: ignore[arg-type]
-    if n_workers == 1 or shares or callable(held):
+    if (n_workers == 1 and not is_cluster()) or shares or callable(held):
         return
     for name, part in zip(("X", "y", "X_test", "y_test"), held, strict=False):
         if isinstance(part, Source):
@@ -198,6 +199,14 @@ def resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
 
 def check_threads(n_threads: int, n_jobs: int | None) -> None:
     """Raise if the workers together would have more threads than there are cores."""
+    if n_threads > 1 and is_cluster() and n_threads > fewest_cores():
+        raise ValueError(
+            "n_threads must be at most the cores that a worker of the cluster has for "
+            f"each of its units, {fewest_cores()}. Got {n_threads}; start workers with "
+            "fewer threads of Dask's, or more cores."
+        )
+    if is_cluster():
+        return
     workers = effective_n_jobs(n_jobs)  # type: ignore[arg-type]
     if n_threads > 1 and n_threads * workers > cpu_count():
         raise ValueError(

@@ -26,7 +26,9 @@ def describe_mixture(units: Iterable[tuple[int, Mapping[str, Any]]]) -> str | No
     """
     kinds: dict[int, set[str]] = {}
     for seed, provenance in units:
-        machine = provenance["machine"]
+        machine = provenance.get("machine")
+        if machine is None:  # of a unit that was lost on a cluster
+            continue
         names = ("platform", "processor", "device")
         kind = ", ".join(str(machine.get(name, "unknown")) for name in names)
         kinds.setdefault(seed, set()).add(kind)

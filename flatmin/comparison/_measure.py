@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 
 from flatmin._utils.placement import resolve_device
+from flatmin.comparison._cluster import is_cluster, work
 from flatmin.comparison._fits import fit, measure_at, plain_descent
 from flatmin.comparison._inputs import resolve_data
 from flatmin.comparison._methods import check_estimator
 from flatmin.comparison._plan import Source
 from flatmin.comparison._protocol import describe_settings
-from flatmin.comparison._provenance import provenance
-from flatmin.comparison._workers import work
+from flatmin.comparison._provenance import origin, place
 from flatmin.estimators._parameter_roles import parameters_for
 
 __all__ = ["measure_ends", "resolve_source"]
@@ -137,7 +137,8 @@ def measure_ends(
     -------
     pandas.DataFrame
     """
-    here = provenance(resolve_device(source.estimator.device))
+    if not is_cluster():
+        resolve_device(source.estimator.device)  # an error here, and not in a worker
     tasks = []
     for seed in dict.fromkeys(int(key[2]) for key in ends.index):
         losses = ends[ends.index.get_level_values("seed") == seed].to_dict()
@@ -153,14 +154,19 @@ def measure_ends(
             )
         )
     found: dict[Key, dict[str, float]] = {}
+    places: list[dict[str, Any]] = []
     before = torch.get_num_threads()
     try:
-        for some in work(_measure_seed, tasks, n_jobs):
+        for some, where in work(_measure_seed, tasks, n_jobs, common="source"):
             found |= some
+            if where not in places:
+                places.append(where)
     finally:
         torch.set_num_threads(before)
     frame = pd.DataFrame([found[key] for key in ends.index], index=ends.index)
-    frame.attrs["provenance"] = here
+    # On a cluster seeds may be measured on machines of several kinds.
+    where = places[0] if len(places) == 1 else {"places": places}
+    frame.attrs["provenance"] = origin() | where
     return frame
 
 
@@ -177,8 +183,10 @@ class _MeasureTask:
     n_threads: int
 
 
-def _measure_seed(task: _MeasureTask) -> dict[Key, dict[str, float]]:
-    """Return measures at end points of one seed.
+def _measure_seed(
+    task: _MeasureTask,
+) -> tuple[dict[Key, dict[str, float]], dict[str, Any]]:
+    """Return measures at end points of one seed, and where they were taken.
 
     Parameters
     ----------
@@ -186,7 +194,7 @@ def _measure_seed(task: _MeasureTask) -> dict[Key, dict[str, float]]:
 
     Returns
     -------
-    dict of dict
+    dict of dict, dict
 
     Raises
     ------
@@ -220,4 +228,4 @@ def _measure_seed(task: _MeasureTask) -> dict[Key, dict[str, float]]:
                 f"{stored:.6g}, and is {loss:.6g} with these."
             )
         found[key] = measure_at(risk, task.measures, "measures")
-    return found
+    return found, place(risk.device)

@@ -20,6 +20,7 @@ from flatmin.risk.data.source import Source
 
 # Parameters that results of earlier versions do not have, and what those did.
 _LATER = {
+    "distributed": False,
     "keep_params_every": None,
     "l2": 0.0,
     "output_transform": None,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from flatmin.comparison._checkpoints import ComparisonFolder
+from flatmin.comparison._checkpoints import ComparisonFolder, UnitFolder
+from flatmin.comparison._cluster import work
 from flatmin.comparison._plan import Plan
 from flatmin.comparison._tasks import Outcome, Start, StartTask, UnitTask
 from flatmin.comparison._unit import (
@@ -17,11 +18,13 @@ from flatmin.comparison._unit import (
     run_start,
     run_unit,
 )
-from flatmin.comparison._workers import work
 
 __all__ = ["run_units"]
 
-_PAUSE = 0.2  # seconds between two looks at what other calls are at
+# Seconds between two looks at what other calls are at: more and more, since many jobs
+# may look at one file server.
+_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+_GIVE_UP = 600.0  # seconds after which a server has let go of what a dead machine held
 
 
 def run_units(
@@ -52,6 +55,11 @@ def run_units(
     Yields
     ------
     tuple of Unit and dict
+
+    Raises
+    ------
+    OSError
+        If all that is left is held by machines that give no sign of life.
     """
     kept, left = [], []
     for seed, label in product(seeds, estimators):
@@ -68,6 +76,7 @@ def run_units(
     starts: dict[int, Start] = {}
     waiting = list(dict.fromkeys(seed for _, seed in left))
     bar.update(len(seeds) - len(waiting))
+    pause = _PAUSE
     # Units that another call is computing come last. They are taken from the folder
     # when they are done, or run here if that call has ended without them.
     while left:
@@ -76,7 +85,7 @@ def run_units(
             for seed in waiting
             if not folders.warmup(seed).in_use()
         ]
-        for start in work(run_start, warmups, n_jobs, lost_start):
+        for start in work(run_start, warmups, n_jobs, lost_start, common="plan"):
             if start is not None:
                 starts[start.seed] = start
                 waiting.remove(start.seed)
@@ -89,7 +98,7 @@ def run_units(
             if seed in starts and not folders.unit(label, seed).in_use()
         ]
         ended = False
-        for outcome in work(run_unit, units, n_jobs, lost_unit):
+        for outcome in work(run_unit, units, n_jobs, lost_unit, common="plan"):
             if outcome is not None:
                 ended = True
                 left.remove((outcome[0].record["method"], outcome[0].record["seed"]))
@@ -97,4 +106,22 @@ def run_units(
                 yield outcome
         bar.set_postfix_str(f"{len(left)} in another call" if left else "")
         if left and not ended:
-            time.sleep(_PAUSE)
+            _check_holders(
+                folders.warmup(seed) if seed in waiting else folders.unit(label, seed)
+                for label, seed in left
+            )
+            time.sleep(pause)
+        pause = _PAUSE if ended else min(2 * pause, _LONGEST_PAUSE)
+
+
+def _check_holders(folders: Iterable[UnitFolder]) -> None:
+    """Raise if machines that are gone hold all of these folders."""
+    held = [(folder.path, folder.silent_holder(_GIVE_UP)) for folder in folders]
+    if all(holder is not None for _, holder in held):
+        path, holder = held[0]
+        raise OSError(
+            f"{len(held)} units are left, whose folders are locked by machines without "
+            f"a sign of life for {_GIVE_UP / 60:.0f} minutes: {path} by {holder}. If "
+            "that machine is gone, its file server has kept the lock: delete the file "
+            ".lock in that folder and call again. What has ended is kept."
+        )

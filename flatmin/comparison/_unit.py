@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 
 from flatmin._utils.messages import message
+from flatmin._utils.placement import resolve_device
 from flatmin.comparison._checkpoints import UnitFolder
 from flatmin.comparison._fits import Data, divergence, fit, guarded, history, measure_at
 from flatmin.comparison._plan import Plan
+from flatmin.comparison._provenance import place
 from flatmin.comparison._quench import quench, quench_to_loss
 from flatmin.comparison._tasks import Outcome, Start, StartTask, Unit, UnitTask
 
@@ -235,15 +237,16 @@ def _run_unit(task: UnitTask) -> Outcome:
         record["quench_loss"] = outcome
     kept = params if plan.keep_params else {}
     unit = Unit(_table(rows, record), record, kept)
+    here = {**plan.provenance, **place(resolve_device(task.estimator.device))}
     if failure is None or failure[0] == "DivergenceError":
         content = {
             "rows": unit.rows.to_dict("list"),
             "record": unit.record,
-            "provenance": plan.provenance,
+            "provenance": here,
         }
         # Without the key it is not known where the phases ended.
         task.folder.write(content | ({"params": kept} if plan.keep_params else {}))
-    return unit, dict(plan.provenance)
+    return unit, here
 
 
 def _record(

@@ -18,7 +18,7 @@ from joblib.externals.loky.backend.reduction import (  # type: ignore[import-unt
 
 from flatmin._utils.messages import message
 
-__all__ = ["work"]
+__all__ = ["able_to_travel", "work"]
 
 _WATCH = "flatmin: ends an orphan"
 
@@ -103,7 +103,7 @@ def _call(
     try:
         return i, function(task)
     except Exception as error:
-        raise _able_to_travel(error) from None
+        raise able_to_travel(error) from None
 
 
 def _end_with(parent: Any) -> None:
@@ -125,8 +125,17 @@ def _is_gone(parent: Any) -> bool:
         return bool(os.getppid() != parent.pid)
 
 
-def _able_to_travel(error: Exception) -> Exception:
-    """Return an exception that the caller can unpickle, this one if it can."""
+def able_to_travel(error: Exception) -> Exception:
+    """Return an exception that the caller can unpickle, this one if it can.
+
+    Parameters
+    ----------
+    error : Exception
+
+    Returns
+    -------
+    Exception
+    """
     try:
         pickle.loads(dumps(error))
         return error

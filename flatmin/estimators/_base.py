@@ -14,15 +14,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from flatmin._runs.folder_lock import locked_folder
 from flatmin._utils.arrays import to_array
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.numbers import check_flag
 from flatmin._utils.quiet import ignored
 from flatmin._utils.registry import pack, unpack
-from flatmin.dynamics import FlatBinding
-from flatmin.estimators._checkpoints import RunCheckpoints
 from flatmin.estimators._examples import Examples
+from flatmin.estimators._fit import run_fit
 from flatmin.estimators._fitted import set_fitted
 from flatmin.estimators._inputs import (
     as_source,
@@ -33,16 +31,14 @@ from flatmin.estimators._inputs import (
 from flatmin.estimators._laws import resolve_law
 from flatmin.estimators._outputs import outputs_and_targets, try_first
 from flatmin.estimators._parameters import CONSTRAINTS
-from flatmin.estimators._prepare import prepare, start_of
 from flatmin.estimators._routing import RoutedParamsMixin
-from flatmin.estimators._training import make_net, train
-from flatmin.estimators._warmup import warm_up
 from flatmin.noise import METHODS, NoiseLaw
 from flatmin.noise._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.autodiff.surroundings import modes_put_back
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.network.module_copy import graphs_left_out
+from flatmin.risk.ranks.collectives import find_ranks
 
 __all__ = ["BaseNoisyDiffusion"]
 
@@ -144,25 +140,14 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             cannot be written, and those that are there are kept.
         """
         self._validate_params()
+        ranks = find_ranks(bool(self.distributed))
         learner = scratch_copy(self)
-        run = prepare(learner, X, y, sample_weight, validation=(X_val, y_val))
-        net = make_net(learner, run)
-        binding = FlatBinding(net.module_, watch=bool(self.callbacks))
-        net.bind(binding)
-        binding.assign(start_of(learner, run))
-        with locked_folder(None if run.folder is None else run.folder.path):
-            saved = None
-            if run.folder is not None:
-                saved = RunCheckpoints(self, run, binding.theta, net.callbacks_)
-            try:
-                warm_up(self, run, binding, saved)
-                train(learner, run, net, binding=binding, saved=saved)
-            except KeyboardInterrupt:
-                # Without a row of its own nothing has been trained.
-                if getattr(net, "rows_", None) or (run.rows and not run.continues):
-                    set_fitted(learner, run, net, binding)
-                    adopt_attributes(self, learner)
-                raise
+        with ranks.announced("fit"):
+            data = {"X": X, "y": y, "sample_weight": sample_weight}
+            run, net, binding = run_fit(
+                self, learner, ranks, validation=(X_val, y_val), **data
+            )
+        ranks.agree("fit", binding.theta)
         set_fitted(learner, run, net, binding)
         adopt_attributes(self, learner)
         if run.diverged is not None:
@@ -219,6 +204,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         use_class_weight: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        distributed: bool = False,
     ) -> EmpiricalRisk:
         """Return the risk of the fitted network on other data, with the same loss.
 
@@ -239,6 +225,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             None is the network's.
         dtype : {"float32", "float64"}, default=None
             None is the network's.
+        distributed : bool, default=False
+            As in :class:`flatmin.EmpiricalRisk`.
 
         Returns
         -------
@@ -254,6 +242,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             use_class_weight=use_class_weight,
             device=device,
             dtype=dtype,
+            distributed=distributed,
         )
 
     def _make_risk_of(
@@ -266,6 +255,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         use_class_weight: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        distributed: bool = False,
     ) -> EmpiricalRisk:
         """Return the risk of a network that is held elsewhere; see :meth:`make_risk`.
 
@@ -278,6 +268,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         use_class_weight : bool, default=True
         device : torch.device or str, default=None
         dtype : {"float32", "float64"}, default=None
+        distributed : bool, default=False
 
         Returns
         -------
@@ -297,6 +288,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             **self._risk_options(),
             device=device,
             dtype=dtype,
+            distributed=distributed,
         )
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -26,6 +26,7 @@ from flatmin.estimators._run import Run
 from flatmin.estimators._settings import FolderSettings
 from flatmin.noise import Step, step_for
 from flatmin.noise._registry import BUILT_IN
+from flatmin.risk.ranks.collectives import is_first
 
 __all__ = ["RunCheckpoints", "check_seed"]
 
@@ -74,6 +75,7 @@ class RunCheckpoints:
         self._folder = CheckpointFolder(folder.path)
         self._every = folder.every
         self._run = run
+        self._writes = is_first(estimator.distributed)
         self._identity = hashes(_identity(estimator, run, theta))
         self._environment = {
             "torch": str(torch.__version__),
@@ -91,6 +93,14 @@ class RunCheckpoints:
             self._phases.add(self.found["phase"])
             if self.found["phase"] != "finished":
                 self._compare_environment(self.found["environment"])
+
+    @property
+    def n_done(self) -> int:
+        """How many iterations of how many phases were found; 0 where none were."""
+        if self.found is None:
+            return 0
+        done: int = self.found["offset"] + self.found["descent"]["iteration"]
+        return 1 + done
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -163,7 +173,8 @@ class RunCheckpoints:
                 "diverged": run.diverged,
                 **parts(),
             }
-            self._folder.write(content)
+            if self._writes:
+                self._folder.write(content)
             self._phases.add(phase)
         except (OSError, TypeError) as error:
             known = self._phases

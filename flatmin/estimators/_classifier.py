@@ -146,6 +146,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         batch_norm="error",
         device="cpu",
         dtype="float32",
+        distributed=False,
         callbacks=None,
         on_divergence="raise",
         checkpoint_dir=None,
@@ -183,6 +184,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.batch_norm = batch_norm
         self.device = device
         self.dtype = dtype
+        self.distributed = distributed
         self.callbacks = callbacks
         self.on_divergence = on_divergence
         self.checkpoint_dir = checkpoint_dir
@@ -362,8 +364,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         if not is_next_token(self.loss):
             y, counted = examples.y, self._counted(examples.y)
             labels = self.classes_[np.where(counted, y, 0)]
-            if not counted.all():
-                labels = np.where(counted, labels, y)
+            labels = labels if counted.all() else np.where(counted, labels, y)
             examples = replace(examples, y=labels)
         return super()._for_skorch(examples, module, dtype)
 

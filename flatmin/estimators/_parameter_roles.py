@@ -26,7 +26,7 @@ _BY_ROLE = {
     ),
     "measurement": ("metrics", "keep_params_every"),
     # Sums on another device differ in their last bits.
-    "device": ("device",),
+    "device": ("device", "distributed"),
     # Which of many runs it is, and what becomes of one that diverges.
     "fit": ("random_state", "on_divergence"),
     "folder": ("checkpoint_dir",),

@@ -44,6 +44,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "record_every": [Interval(Integral, 1, None, closed="left")],
     "keep_params_every": [None, Interval(Integral, 1, None, closed="left")],
     "batch_norm": [StrOptions({"error", "frozen", "batch"})],
+    "distributed": ["boolean"],
     "callbacks": [None, list],
     "on_divergence": [StrOptions({"raise", "stop"})],
     "checkpoint_dir": [None, str, PathLike, dict],
@@ -167,6 +168,14 @@ device : str or torch.device, default="cpu"
     "auto" is CUDA where there is any.
 dtype : {"float32", "float64"}, default="float32"
     Of θ and X.
+distributed : bool, default=False
+    Whether the processes of the default group of ``torch.distributed`` share the
+    examples of each iteration, see :class:`flatmin.EmpiricalRisk`. All of them call
+    ``fit`` with the same X and y, and end with the same θ bit for bit; the seeds are
+    those of the first, which alone shows progress and writes checkpoints, in a folder
+    that all can read. Callbacks and metrics run on each. ``risk_`` is shared: all ask
+    it alike. Predictions are each process's own. Refused with ``memory``,
+    ``batch_norm="batch"`` and a ``torch.utils.data.Subset``.
 callbacks : list of skorch callbacks, default=None
     Those that work on epochs; batch-level ones are refused. What they write into
     the module is followed: the θ that they leave when training begins is the

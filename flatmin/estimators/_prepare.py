@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_text
@@ -40,12 +41,19 @@ from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.inputs import check_held
 from flatmin.risk.network.batch_statistics import normalises_batch
 from flatmin.risk.network.module_copy import copy_module
+from flatmin.risk.ranks.collectives import Ranks
 
 __all__ = ["prepare", "start_of"]
 
 
 def prepare(
-    estimator: Any, X: Any, y: Any, sample_weight: Any, *, validation: tuple[Any, Any]
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    *,
+    validation: tuple[Any, Any],
+    ranks: Ranks,
 ) -> Run:
     """Check everything that can be checked before work is done.
 
@@ -56,6 +64,7 @@ def prepare(
     X, y, sample_weight : object
         As in ``fit``.
     validation : tuple of (X_val, y_val)
+    ranks : Ranks
 
     Returns
     -------
@@ -63,6 +72,8 @@ def prepare(
     """
     device, dtype = resolve_device(estimator.device), resolve_dtype(estimator.dtype)
     _check_settings(estimator, dtype)
+    if ranks.size > 1:
+        _check_shared(estimator, X, validation[0])
     folder = read_folder(estimator.checkpoint_dir)
     check_seed(estimator.random_state, folder)
     law = estimator._make_law()
@@ -72,7 +83,7 @@ def prepare(
     examples = estimator._check_examples(X, y, "X and y", reset=not warm)
     held_out = estimator._check_validation(*validation)
     fraction = _fraction(training.stopping, held_out)
-    seeds = _seeds(estimator, splits=fraction is not None)
+    seeds = _seeds(estimator, ranks, splits=fraction is not None)
     if fraction is not None:
         seed = seeds.pop("validation")
         examples, sample_weight, held_out = hold_out(
@@ -84,6 +95,7 @@ def prepare(
     loss = estimator._probe_loss(module, examples, dtype, device)
     options = estimator._risk_options() | placed
     options["batch_norm"] = estimator.batch_norm
+    options["distributed"] = bool(estimator.distributed)
     risk = EmpiricalRisk(
         module, loss, *examples.for_risk(), sample_weight=weights, **options
     )
@@ -149,10 +161,34 @@ def start_of(estimator: Any, run: Run) -> Tensor:
     return start
 
 
-def _seeds(estimator: Any, *, splits: bool) -> dict[str, int]:
+def _seeds(estimator: Any, ranks: Ranks, *, splits: bool) -> dict[str, int]:
     names = ("init", "warmup", "noise", "batches", "warmup batches")
     names += ("validation",) if splits else ()
-    return spawn_seeds(estimator.random_state, names)
+    seeds = spawn_seeds(estimator.random_state, names)
+    told = ranks.of_first(torch.tensor(list(seeds.values()))).tolist()
+    return dict(zip(seeds, told, strict=True))
+
+
+def _check_shared(estimator: Any, X: Any, X_val: Any) -> None:
+    """Raise where ranks that share the examples could not end alike."""
+    if estimator.memory is not None:
+        raise ValueError(
+            "With distributed=True a warm-up that one rank remembers and another does "
+            f"not would end neither. Got memory={estimator.memory!r}; use "
+            "checkpoint_dir, or leave memory at None."
+        )
+    for part in (X, X_val):
+        if isinstance(part, Subset) or isinstance(_inside(part), Subset):
+            raise ValueError(
+                "With distributed=True every rank needs all examples in fit, whose "
+                "classes and scores are of all of them. Got a Subset, which a risk "
+                "takes as this rank's own part; pass the data set itself, of which "
+                "each rank reads its part in each iteration."
+            )
+
+
+def _inside(loader: Any) -> Any:
+    return loader.dataset if isinstance(loader, DataLoader) else None
 
 
 def _fraction(

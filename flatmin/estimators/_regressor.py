@@ -98,6 +98,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         batch_norm="error",
         device="cpu",
         dtype="float32",
+        distributed=False,
         callbacks=None,
         on_divergence="raise",
         checkpoint_dir=None,
@@ -134,6 +135,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.batch_norm = batch_norm
         self.device = device
         self.dtype = dtype
+        self.distributed = distributed
         self.callbacks = callbacks
         self.on_divergence = on_divergence
         self.checkpoint_dir = checkpoint_dir

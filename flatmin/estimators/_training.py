@@ -29,6 +29,7 @@ from flatmin.estimators._checkpoints import RunCheckpoints
 from flatmin.estimators._net import make_reader
 from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._trajectory import rows_before
+from flatmin.risk.ranks.collectives import is_first
 
 __all__ = ["make_net", "train"]
 
@@ -149,7 +150,8 @@ def train(
         if isinstance(estimator.method, str)
         else type(run.law).__name__
     )
-    bar = progress_bar(int(estimator.max_iter), title, verbose=estimator.verbose)
+    shown = is_first(estimator.distributed) and estimator.verbose
+    bar = progress_bar(int(estimator.max_iter), title, verbose=shown)
     net.attach(
         descent,
         run.recorder,

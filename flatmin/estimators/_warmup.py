@@ -28,6 +28,7 @@ from flatmin.dynamics import (
 from flatmin.estimators._checkpoints import RunCheckpoints
 from flatmin.estimators._run import Run, make_batches
 from flatmin.estimators._settings import WarmupSettings
+from flatmin.risk.ranks.collectives import is_first
 
 __all__ = ["warm_up"]
 
@@ -69,10 +70,10 @@ def warm_up(
     is_kept = not (estimator.memory is None or estimator.random_state is None)
     # The key is made before a checkpoint moves θ: it names the start of the warm-up.
     key = _describe(estimator, run, descent) if is_kept and not run.streamed else None
-    settings = {
+    settings: dict[str, Any] = {
         "n_iter": run.warmup.max_iter,
         "record_every": int(estimator.record_every),
-        "verbose": estimator.verbose,
+        "verbose": is_first(estimator.distributed) and estimator.verbose,
         "rows": [],
         "checkpoints": Checkpoints(),
     }

@@ -4,6 +4,7 @@ from flatmin.measures._alignment import alignment
 from flatmin.measures._alignment_by_layer import LayerAlignments, alignment_by_layer
 from flatmin.measures._alignment_result import Alignment
 from flatmin.measures._ascent_sharpness import asam_sharpness, sam_sharpness
+from flatmin.measures._batch_sharpness import batch_sharpness
 from flatmin.measures._curvature_sharpness import max_eigenvalue, trace_sharpness
 from flatmin.measures._curves import CurveProfile, bezier_profile, segment_profile
 from flatmin.measures._fisher_rao import fisher_rao_norm
@@ -25,6 +26,7 @@ from flatmin.measures._power_law import (
     covariance_exponents,
 )
 from flatmin.measures._registry import SHARPNESS_MEASURES, register_measure
+from flatmin.measures._rescaling import rescale_layers
 from flatmin.measures._sharpness import adaptive_expected_sharpness, expected_sharpness
 from flatmin.measures._stability import (
     edge_of_stability,
@@ -39,6 +41,8 @@ from flatmin.measures._subspaces import (
     random_projection_residual,
     subspace_share,
 )
+from flatmin.measures._tail_index import TailIndex, tail_index
+from flatmin.measures._tic import tic
 from flatmin.measures._trace_product import TraceProduct, trace_hessian_covariance
 
 __all__ = [
@@ -53,11 +57,13 @@ __all__ = [
     "PowerLaw",
     "PowerLaws",
     "SignalToNoise",
+    "TailIndex",
     "TraceProduct",
     "adaptive_expected_sharpness",
     "alignment",
     "alignment_by_layer",
     "asam_sharpness",
+    "batch_sharpness",
     "bezier_profile",
     "cosines",
     "covariance_exponent",
@@ -81,9 +87,12 @@ __all__ = [
     "projection_residual",
     "random_projection_residual",
     "register_measure",
+    "rescale_layers",
     "sam_sharpness",
     "segment_profile",
     "subspace_share",
+    "tail_index",
+    "tic",
     "trace_hessian_covariance",
     "trace_sharpness",
 ]

@@ -13,6 +13,7 @@ from flatmin._utils.messages import shown
 from flatmin._utils.registry import enter
 from flatmin.linalg import Estimate
 from flatmin.measures._ascent_sharpness import asam_sharpness, sam_sharpness
+from flatmin.measures._batch_sharpness import batch_sharpness
 from flatmin.measures._curvature_sharpness import max_eigenvalue, trace_sharpness
 from flatmin.measures._fisher_rao import fisher_rao_norm
 from flatmin.measures._sharpness import adaptive_expected_sharpness, expected_sharpness
@@ -37,6 +38,7 @@ SHARPNESS_MEASURES: dict[str, Measure] = {
     "asam": asam_sharpness,
     "adaptive_expected": adaptive_expected_sharpness,
     "fisher_rao": fisher_rao_norm,
+    "batch": batch_sharpness,
 }
 
 # What a user registers later is not in it.

@@ -48,12 +48,13 @@ class AntiPGD(MatchedLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
-    match : {"trace", "none", "curvature"}, default="trace"
+    match : {"trace", "none", "curvature", "frobenius"}, default="trace"
         "trace" is 2s²D = Tr(Σ)/m, in gradient units: the noise cancels as far as
         η s stays what it is.
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=1
         Iterations between two evaluations of Tr(Σ).
 
@@ -86,7 +87,7 @@ class AntiPGD(MatchedLaw):
         sigma: float = 1e-3,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "trace",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "trace",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 1,
     ) -> None:

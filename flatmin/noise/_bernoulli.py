@@ -30,11 +30,12 @@ class Bernoulli(MatchedLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
-    match : {"trace", "none", "curvature"}, default="none"
+    match : {"trace", "none", "curvature", "frobenius"}, default="none"
         "none" is the size as it comes.
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
 
     References
     ----------
@@ -65,7 +66,7 @@ class Bernoulli(MatchedLaw):
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "none",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "none",
         match_every: int = DEFAULT_MATCH_EVERY,
     ) -> None:
         self.batch_size = batch_size

@@ -61,13 +61,12 @@ class GLDConst(MatchedGaussianLaw):
         m, for a match; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε, and so T by its square.
-    match : {"trace", "none", "curvature"}, default="none"
-        "trace" and "curvature" leave nothing of σ but its direction: C is then
-        gld_dynamic's, or I scaled so;
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`. With a temperature
-        "none" alone.
+    match : {"trace", "none", "curvature", "frobenius"}, default="none"
+        All but "none" leave nothing of σ but its direction: C is then gld_dynamic's,
+        or I scaled to Tr(HC) = Tr(HΣ)/m or to ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`. With a temperature "none" alone.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
 
     References
     ----------
@@ -100,7 +99,7 @@ class GLDConst(MatchedGaussianLaw):
         temperature: float | None = None,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "none",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "none",
         match_every: int = DEFAULT_MATCH_EVERY,
     ) -> None:
         self.sigma = sigma

@@ -24,11 +24,12 @@ class GLDDiagonal(MatchedGaussianLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
-    match : {"trace", "none", "curvature"}, default="trace"
+    match : {"trace", "none", "curvature", "frobenius"}, default="trace"
         The trace is SGD's as it comes;
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=1
         Iterations between two evaluations of diag(Σ).
 
@@ -60,7 +61,7 @@ class GLDDiagonal(MatchedGaussianLaw):
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "trace",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "trace",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 1,
     ) -> None:
@@ -86,7 +87,7 @@ class GLDDiagonal(MatchedGaussianLaw):
         step: Step | None = None,
     ) -> tuple[DiagonalOperator, Tensor, Tensor]:
         """See :meth:`NoiseLaw.refreshed_gradient`; one sweep for L, g₀ and diag(Σ)."""
-        if self.match == "curvature":
+        if self.match not in self._matched_by_refresh:
             return super().refreshed_gradient(risk, theta, rng, previous, step=step)
         loss, gradient, variances = risk.value_gradient_and_variances(theta)
         state = self._noise(risk, variances)

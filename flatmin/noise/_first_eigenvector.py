@@ -15,17 +15,21 @@ __all__ = ["GLDFirstEigenvector"]
 class GLDFirstEigenvector(HessianSpectrumLaw):
     """GLD first eigenvector, C = Tr(Σ)/m u₁u₁ᵀ, u₁ of the largest eigenvalue of H.
 
+    All of SGD's noise in one direction. Noise along u₁ of the variance that SGD's has
+    there, u₁ᵀΣu₁/m, is ``Projected(n_components=1)``.
+
     Parameters
     ----------
     batch_size : int, default=None
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
-    match : {"trace", "none", "curvature"}, default="trace"
+    match : {"trace", "none", "curvature", "frobenius"}, default="trace"
         "none" is C = |λ₁| u₁u₁ᵀ;
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=10
         Iterations between two computations of u₁; noise is drawn at every one.
     tol : float, default=1e-2
@@ -58,7 +62,7 @@ class GLDFirstEigenvector(HessianSpectrumLaw):
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "trace",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "trace",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
         tol: float = 1e-2,

@@ -28,11 +28,10 @@ class GLDFull(MatchedLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
-    match : {"trace", "none", "curvature"}, default="trace"
-        The trace is SGD's as it comes, and so is the curvature;
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+    match : {"trace", "none", "curvature", "frobenius"}, default="trace"
+        Of no effect: C is Σ/m, whose trace and other sizes are SGD's.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Of no effect here; what other laws need for the last two.
 
     References
     ----------
@@ -56,14 +55,14 @@ class GLDFull(MatchedLaw):
 
     name = "gld_full"
     _made_of_examples = True
-    _matched_by_refresh = ("trace", "none", "curvature")
+    _matched_by_refresh = ("trace", "none", "curvature", "frobenius")
 
     def __init__(
         self,
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "trace",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "trace",
         match_every: int = DEFAULT_MATCH_EVERY,
     ) -> None:
         self.batch_size = batch_size

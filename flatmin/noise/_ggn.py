@@ -38,11 +38,12 @@ class GLDGGN(MatchedLaw):
         m; None is min(20, N).
     noise_scale : float, default=1.0
         Multiplies ε.
-    match : {"trace", "none", "curvature"}, default="trace"
+    match : {"trace", "none", "curvature", "frobenius"}, default="trace"
         "none" sets σ_G = 1;
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=10
         Iterations between two evaluations of Tr(Σ) and Tr(G).
 
@@ -69,7 +70,7 @@ class GLDGGN(MatchedLaw):
         *,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "trace",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "trace",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
     ) -> None:

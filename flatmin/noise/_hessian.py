@@ -38,12 +38,13 @@ class GLDHessian(HessianSpectrumLaw):
         dense decomposition for D ≤ 1000 or an analytic risk, else by Lanczos without
         eigenvectors. A draw then takes some 170 products with H, for a relative error
         of 5 %, and a refresh 300, which leaves Tr|H| a standard error of a few percent.
-    match : {"trace", "hessian_trace", "none", "curvature"}, default="trace"
+    match : str, default="trace"
+        "trace", "hessian_trace", "none", "curvature" or "frobenius":
         σ_H² = Tr(Σ)/(m Σ_{i≤k} |λᵢ|), so that E‖ε‖² is SGD's; the text's
         Tr(Σ)/(m Tr(H)), an error where Tr(H) ≤ 0; or 1. "curvature" is
-        Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=10
         Iterations between two eigendecompositions; noise is drawn at every one.
     tol : float, default=1e-2
@@ -70,7 +71,7 @@ class GLDHessian(HessianSpectrumLaw):
     """
 
     name = "gld_hessian"
-    matches = ("trace", "hessian_trace", "none", "curvature")
+    matches = ("trace", "hessian_trace", "none", "curvature", "frobenius")
     _matched_by_refresh = ("trace", "hessian_trace", "none")
 
     def __init__(
@@ -79,7 +80,9 @@ class GLDHessian(HessianSpectrumLaw):
         batch_size: int | None = None,
         noise_scale: float = 1.0,
         n_components: int | Literal["full"] | None = None,
-        match: Literal["trace", "hessian_trace", "none", "curvature"] = "trace",
+        match: Literal[
+            "trace", "hessian_trace", "none", "curvature", "frobenius"
+        ] = "trace",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
         tol: float = 1e-2,

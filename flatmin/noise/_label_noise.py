@@ -41,12 +41,13 @@ class LabelNoise(MatchedLaw):
         m, for a match; None is min(20, N). Labels are drawn for all examples.
     noise_scale : float, default=1.0
         Multiplies ε.
-    match : {"trace", "none", "curvature"}, default="none"
+    match : {"trace", "none", "curvature", "frobenius"}, default="none"
         "none" is the size as it comes; "trace" is Tr(Σ)/m, which vanishes where
         all examples are fitted, and the noise with it.
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=10
         Iterations between two evaluations of the factor of "trace", which takes a
         sweep over the examples for each output.
@@ -81,7 +82,7 @@ class LabelNoise(MatchedLaw):
         centred: bool = True,
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "none",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "none",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
     ) -> None:

@@ -35,11 +35,12 @@ class GLDLeading(MatchedGaussianLaw):
         "minibatches" is the paper's appendix C: a random partition into ⌊N/m⌋
         batches, the ragged one dropped; their covariance with ddof 1, times m,
         estimates N/(N-1) Σ. "examples" takes Σ itself.
-    match : {"trace", "none", "curvature"}, default="none"
+    match : {"trace", "none", "curvature", "frobenius"}, default="none"
         "trace" rescales C to Tr(Σ)/m;
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=1
         Iterations between two evaluations of Σ_k. A refresh draws its partition by
         one ``torch.rand(N).argsort()``.
@@ -74,7 +75,7 @@ class GLDLeading(MatchedGaussianLaw):
         noise_scale: float = 1.0,
         n_components: int | None = None,
         source: Literal["minibatches", "examples"] = "minibatches",
-        match: Literal["trace", "none", "curvature"] = "none",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "none",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 1,
     ) -> None:

@@ -1,4 +1,4 @@
-"""How large a law's noise is: as SGD's by trace or by curvature, or as it comes."""
+"""How large a law's noise is: as SGD's by one of three sizes, or as it comes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flatmin.curvature import (
 )
 from flatmin.linalg import LinearOperator
 from flatmin.noise._base import GaussianLaw, NoiseLaw
+from flatmin.noise._match_frobenius import frobenius_norms
 from flatmin.noise._step import Step, declares_step, step_for
 from flatmin.risk import AnalyticRisk, Risk
 
@@ -62,11 +63,13 @@ class MatchedLaw(NoiseLaw):
       60 parameters; else both traces are means of εᵀHε over 30 draws, and the standard
       error of the factor is in the state. Where one of them is not positive
       :class:`UndefinedNoiseError` is raised.
+    - "frobenius": C₀ scaled to ‖C‖_F = ‖Σ‖_F/m, 0 where C₀ is. Measured as often as for
+      "curvature", and exact where that is; else from 30 products with each matrix.
 
     All are times ``noise_scale``² in the end.
     """
 
-    matches: ClassVar[tuple[str, ...]] = ("trace", "none", "curvature")
+    matches: ClassVar[tuple[str, ...]] = ("trace", "none", "curvature", "frobenius")
     # Whether C₀ is made of the gᵢ. The size of SGD's noise, which others are given by a
     # match, always is.
     _made_of_examples: ClassVar[bool] = False
@@ -177,6 +180,8 @@ class MatchedLaw(NoiseLaw):
                 return replace(previous, inner=inner, age=age)
         if self.noise_scale == 0:
             return MatchedState(inner, zero, zero, 0)
+        if self.match == "frobenius":
+            return self._match_frobenius(risk, theta, inner, rng)
         return self._match_curvature(risk, theta, inner, rng, step=step)
 
     def noisy_gradient(
@@ -234,7 +239,7 @@ class MatchedLaw(NoiseLaw):
         step: Step | None,
     ) -> MatchedState:
         """Measure c² = Tr(HΣ)/m over Tr(HC₀)."""
-        if isinstance(risk, AnalyticRisk) or risk.n_params <= 2 * _N_DRAWS:
+        if _is_small(risk):
             found = self._exact_curvatures(risk, theta, inner)
         else:
             found = self._sampled_curvatures(risk, theta, inner, rng, step=step)
@@ -248,10 +253,35 @@ class MatchedLaw(NoiseLaw):
                 "use match='trace', or begin where the curvature that the noise meets "
                 "is positive."
             )
-        factor = float(self.noise_scale) * (sgd / own).sqrt()
-        relative = ((sgd_error / sgd).square() + (own_error / own).square()).sqrt() / 2
-        stderr = factor * relative
-        return MatchedState(inner, factor.to(risk.dtype), stderr.to(risk.dtype), 0)
+        return self._scaled(risk, inner, (sgd, sgd_error), (own, own_error))
+
+    def _match_frobenius(
+        self, risk: Risk, theta: Tensor, inner: Any, rng: torch.Generator
+    ) -> MatchedState:
+        """Measure c² = ‖Σ‖_F/m over ‖C₀‖_F."""
+        n_probes = None if _is_small(risk) else _N_DRAWS
+        sigma = GradientCovarianceOperator(risk, theta)
+        sgd = frobenius_norms(sigma, n_probes, rng)
+        own = frobenius_norms(self._covariance(risk, theta, inner), n_probes, rng)
+        per_step = int(self.n_substeps) / self._batch_size(risk)
+        return self._scaled(risk, inner, (sgd[0] * per_step, sgd[1] * per_step), own)
+
+    def _scaled(
+        self,
+        risk: Risk,
+        inner: Any,
+        sgd: tuple[Tensor, Tensor],
+        own: tuple[Tensor, Tensor],
+    ) -> MatchedState:
+        """Return the state with c² = SGD's size over the law's own."""
+        factor = float(self.noise_scale) * (sgd[0] / own[0]).sqrt()
+        relative = torch.hypot(sgd[1] / sgd[0], own[1] / own[0]) / 2
+        pair = (
+            torch.where((sgd[0] > 0) & (own[0] > 0), x, 0)
+            for x in (factor, factor * relative)
+        )
+        factor, stderr = (x.to(risk.dtype) for x in pair)
+        return MatchedState(inner, factor, stderr, 0)
 
     def _exact_curvatures(
         self, risk: Risk, theta: Tensor, inner: Any
@@ -338,6 +368,11 @@ class MatchedGaussianLaw(MatchedLaw, GaussianLaw):
 
     def _restore_state(self, stored: Any, risk: Risk) -> Any:
         return GaussianLaw.restore_state(self, stored, risk)
+
+
+def _is_small(risk: Risk) -> bool:
+    """Return whether a size is exact: by D products, or by closed forms."""
+    return isinstance(risk, AnalyticRisk) or risk.n_params <= 2 * _N_DRAWS
 
 
 def _smallest(value: Tensor, stderr: Tensor) -> str:

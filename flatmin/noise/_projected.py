@@ -33,7 +33,9 @@ class Projected(MatchedLaw):
     """C = P C₁ P: another law's noise, on H's top-k eigenspace or its complement.
 
     P = UUᵀ with U the eigenvectors of the k largest eigenvalues of H (algebraically),
-    or I - UUᵀ. A draw computes g₀ as well, to tell ε from it.
+    or I - UUᵀ. A draw computes g₀ as well, to tell ε from it. With
+    ``n_components=1`` and ``GLDFull()`` inside it is noise along u₁ alone, of the
+    variance u₁ᵀΣu₁/m that SGD's has there.
 
     Parameters
     ----------
@@ -51,12 +53,13 @@ class Projected(MatchedLaw):
         m, also of the inner law; None is the law's own.
     noise_scale : float, default=1.0
         Multiplies ε, on top of the inner law's scale.
-    match : {"trace", "none", "curvature"}, default="none"
+    match : {"trace", "none", "curvature", "frobenius"}, default="none"
         "none" is what P leaves of C₁, "trace" gives it SGD's Tr(Σ)/m again, times l
         for an inner law of l steps an iteration.
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=10
         Iterations between two eigendecompositions; noise is drawn at every one.
     tol : float, default=1e-2
@@ -79,7 +82,7 @@ class Projected(MatchedLaw):
         on: Literal["noise", "step"] = "noise",
         batch_size: int | None = None,
         noise_scale: float = 1.0,
-        match: Literal["trace", "none", "curvature"] = "none",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "none",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
         tol: float = 1e-2,

@@ -19,6 +19,7 @@ from flatmin.noise._fisher import GLDFisher
 from flatmin.noise._full import GLDFull
 from flatmin.noise._gd import GD
 from flatmin.noise._ggn import GLDGGN
+from flatmin.noise._gradient_penalty import GradientPenalty
 from flatmin.noise._hessian import GLDHessian
 from flatmin.noise._label_noise import LabelNoise
 from flatmin.noise._leading import GLDLeading
@@ -64,6 +65,7 @@ METHODS: dict[str, type[NoiseLaw]] = {
         LabelNoise,
         AntiPGD,
         SAM,
+        GradientPenalty,
     )
 }
 

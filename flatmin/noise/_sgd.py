@@ -46,11 +46,11 @@ class SGD(MatchedLaw):
         c.
     sampling : {"replacement", "without_replacement", "epoch"}, default="replacement"
         How the batches are drawn.
-    match : {"trace", "none", "curvature"}, default="none"
-        C is a multiple of Σ, so that "trace" and "curvature" are the same: they take
+    match : {"trace", "none", "curvature", "frobenius"}, default="none"
+        C is a multiple of Σ, so that all but "none" are the same: they take
         away the factor of sampling without replacement, for a full gradient a step.
     match_every : int, default=50
-        Of no effect here; what other laws need for "curvature".
+        Of no effect here; what other laws need for the last two.
 
     References
     ----------
@@ -82,7 +82,7 @@ class SGD(MatchedLaw):
         sampling: Literal[
             "replacement", "without_replacement", "epoch"
         ] = "replacement",
-        match: Literal["trace", "none", "curvature"] = "none",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "none",
         match_every: int = DEFAULT_MATCH_EVERY,
     ) -> None:
         self.batch_size = batch_size

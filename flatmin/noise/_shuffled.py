@@ -24,11 +24,12 @@ class GLDShuffled(HessianSpectrumLaw):
         Multiplies ε.
     n_components : int, default=None
         k; None is min(20, D).
-    match : {"trace", "none", "curvature"}, default="trace"
+    match : {"trace", "none", "curvature", "frobenius"}, default="trace"
         "none" is the magnitudes of H as they come, σ = 1;
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=10
         Iterations between two eigendecompositions; noise is drawn at every one.
     tol : float, default=1e-2

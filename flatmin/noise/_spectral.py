@@ -29,11 +29,12 @@ class HessianSpectrumLaw(MatchedGaussianLaw):
         Multiplies ε.
     n_components : int, default=None
         k; None is min(20, D).
-    match : {"trace", "none", "curvature"}, default="trace"
+    match : {"trace", "none", "curvature", "frobenius"}, default="trace"
         "none" is the magnitudes of H as they come, σ = 1;
-        "curvature" is Tr(HC) = Tr(HΣ)/m; see :class:`MatchedLaw`.
+        "curvature" is Tr(HC) = Tr(HΣ)/m, "frobenius" ‖C‖_F = ‖Σ‖_F/m; see
+        :class:`MatchedLaw`.
     match_every : int, default=50
-        Iterations between two measurements of the factor of "curvature".
+        Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=10
         Iterations between two eigendecompositions; noise is drawn at every one.
     tol : float, default=1e-2
@@ -50,7 +51,7 @@ class HessianSpectrumLaw(MatchedGaussianLaw):
         batch_size: int | None = None,
         noise_scale: float = 1.0,
         n_components: int | None = None,
-        match: Literal["trace", "none", "curvature"] = "trace",
+        match: Literal["trace", "none", "curvature", "frobenius"] = "trace",
         match_every: int = DEFAULT_MATCH_EVERY,
         refresh_every: int = 10,
         tol: float = 1e-2,

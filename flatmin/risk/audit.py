@@ -140,7 +140,9 @@ def audit(risk: Any, theta: Tensor) -> Audit:
 def _in_float64(risk: Any) -> Any:
     """Return the risk of a few examples, in float64 where the module allows."""
     few = risk
-    if risk.batch_norm != "batch":
+    if risk._ranks.size > 1:  # every rank has the few, and tries them by itself
+        few = risk._of_few()
+    elif risk.batch_norm != "batch":
         few = risk.subset(trial_indices(risk.n_examples))
     with suppress(RuntimeError, ValueError):
         few = few.to(dtype=torch.float64)

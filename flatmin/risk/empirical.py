@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
@@ -17,10 +16,11 @@ from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
 from flatmin.risk.chains.ways import ChainWays
-from flatmin.risk.data.chunks import check_whole_batch, choose_chunk_size
+from flatmin.risk.data.chunks import find_chunk_size
 from flatmin.risk.data.example_data import ExampleData
 from flatmin.risk.data.inputs import check_held
 from flatmin.risk.data.opened_data import open_data
+from flatmin.risk.data.shared_data import share_out
 from flatmin.risk.data.weights import KnownWeights, as_weights, example_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
 from flatmin.risk.example_sums.sums import ExampleSums
@@ -55,6 +55,7 @@ from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.quantities.over_chains import OverChains
+from flatmin.risk.ranks.words import made_on_all_ranks
 
 __all__ = ["EmpiricalRisk"]
 
@@ -144,6 +145,14 @@ class EmpiricalRisk(LabelNoiseRisk):
         a log_softmax there, and NLLLoss, H v has an error of about 1 % at a loss of
         1e-6, and of 10 % at 1e-7. Leave the softmax to "cross_entropy" there.
 
+    distributed : bool, default=False
+        Whether the processes of the default group of ``torch.distributed`` share the
+        examples. All are given the same X and y, and process r of p takes r, r + p,
+        ...; a ``torch.utils.data.Subset`` is its own part, that of rank 0 first. All
+        ask for the same at the same θ and from one seed: what differs on a CPU is
+        refused. Each gets, bit for bit, the same numbers of all N examples; what is one
+        number or row an example is gathered. What one raises, all raise.
+
     Attributes
     ----------
     layout : ParameterLayout
@@ -182,6 +191,7 @@ class EmpiricalRisk(LabelNoiseRisk):
     tensor([10.])
     """
 
+    @made_on_all_ranks
     @undisturbed
     def __init__(
         self,
@@ -200,6 +210,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         hvp: Literal["exact", "finite_difference"] = "exact",
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        distributed: bool = False,
     ) -> None:
         check_known("hvp", hvp, ("exact", "finite_difference"))
         check_known("positions", positions, ("all", "example"))
@@ -231,39 +242,30 @@ class EmpiricalRisk(LabelNoiseRisk):
         targets = self._loss.prepare_targets(data.y, probe.output)
         check_held(targets, data.y, "y")
         data = replace(data, X=X, y=targets)
-        size = self._size_of_chunk(chunk_size, len(data), probe.n_numbers)
         examples = data.as_examples(
             self._model, self._loss, probe.output, by_rows=by_rows
         )
-        examples.weights = example_weights(
-            sample_weight, positions, examples, loss=self._loss, size=size, like=first
+        shared = share_out(data, examples, self._ranks, self._shard)
+        size = find_chunk_size(
+            *(chunk_size, len(shared.own), probe.n_numbers, first, self._ranks.size),
+            whole=self._model.normalises_batch,
         )
-        self._try(examples, original)
+        weigh = partial(example_weights, sample_weight, positions, shared, self._ranks)
+        shared.set_weights(weigh(loss=self._loss, size=size, like=first))
+        self._try(shared.tried, original, size)
         self._make_kernels(probe.n_numbers, size)
-        self._hold(examples, size)
-        self._check_dependence()
+        self._hold(shared.own, size, shared.shard)
+        check_dependence(self._model, self._loss, shared.tried, size)
         self._theta = self._model.theta()
 
-    def _check_dependence(self) -> None:
-        # The first example may do, if it has a loss of its own.
-        alone = None if self._model.normalises_batch else 1
-        first_chunk = islice(self._chunks(alone), 1)
-        check_dependence(self._model, self._loss, chain(first_chunk, self._chunks()))
-
-    def _size_of_chunk(self, asked: int | None, n_examples: int, n_numbers: int) -> int:
-        """Return how many examples are worked on at a time."""
-        if self._model.normalises_batch:
-            check_whole_batch(asked, n_examples, n_numbers, self._model.params[0])
-            return n_examples
-        return min(asked or choose_chunk_size(n_examples, n_numbers), n_examples)
-
-    def _try(self, examples: ExampleData, original: nn.Module) -> None:
-        """Try module and loss on a few of the examples."""
+    def _try(self, examples: ExampleData, original: nn.Module, size: int) -> None:
+        """Try module and loss on a few of the examples, and the module on a chunk."""
         indices = trial_examples(examples, self._model).to(self.device)
         # A weight of 0 would hide an example.
         self._few = replace(examples.select(indices), weights=None)
         check_state(self._model, self._loss, self._few, original)
-        check_independence(self._model, self._loss, self._few)
+        chunks = examples.iterate(size)
+        check_independence(self._model, self._loss, self._few, chunks)
 
     def _make_kernels(self, n_numbers: int, chunk_size: int) -> None:
         """Make what computes sums over examples and products; nothing is tried yet."""
@@ -276,10 +278,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         scalars = partial(trial_scalars, self._model, self._loss, self._few)
         self._sums = ExampleSums(self._model, self._row_chunk_size, scalars)
         self._ways = ProductWays(
-            self._model,
-            self._loss,
-            self._sums,
-            self._few,
+            *(self._model, self._loss, self._sums, self._few),
             finite_difference=self._hvp == "finite_difference",
         )
         self._hessians = ExampleHessians(self._ways)
@@ -397,4 +396,5 @@ class EmpiricalRisk(LabelNoiseRisk):
             hvp=hvp,
             device=device,
             dtype=dtype,
+            distributed=self._shard if self.distributed else False,  # type: ignore[arg-type]
         )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from flatmin._utils.messages import first_line
+from flatmin._utils.trees import map_inputs
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trials import difference, random_like, tolerance
+from flatmin.risk.trials import difference, random_like, tells, tolerance
 
 __all__ = ["check_independence", "check_shapes"]
+
+# Examples of a whole chunk that are compared with themselves alone.
+_N_SPOTS = 64
+
+_Off = Callable[[FlatModel, ExampleLoss, Chunk], float]
 
 
 def check_shapes(several: Tensor, single: Tensor) -> None:
@@ -50,13 +57,16 @@ def check_shapes(several: Tensor, single: Tensor) -> None:
     )
 
 
-def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> None:
+def check_independence(
+    model: FlatModel, loss: ExampleLoss, chunk: Chunk, chunks: Iterator[Chunk]
+) -> None:
     """Check that examples are computed by themselves, and one function throughout.
 
     Outputs of the examples together, of two of them, and of each alone are compared;
     so are the losses, and the gradient of all with the sum of those alone. Outputs
     with a graph are compared with those without one. A BatchNorm that takes the
-    statistics of its input is given those of the chunk, once for all.
+    statistics of its input is given those of the chunk, once for all. Outputs among as
+    many examples as are ever worked on at a time are compared, too.
 
     Parameters
     ----------
@@ -65,6 +75,8 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
     loss : ExampleLoss
     chunk : Chunk
         The examples of :func:`trial_indices`.
+    chunks : iterator of Chunk
+        The data. The first is read, and none is larger.
 
     Raises
     ------
@@ -92,6 +104,7 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
     # A deep network in float32 can lose more digits than that.
     if off > limit and _in_float64(model, loss, chunk, _outputs_off) > limit / 10:
         raise ValueError(_seeing_each_other(outputs, single, off))
+    _check_crowds(model, loss, chunk, next(chunks))
     with torch.no_grad():
         losses = loss.per_example(outputs, chunk.y)
         apart = [
@@ -107,6 +120,75 @@ def check_independence(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> Non
             "losses and losses that normalise over the batch are none of a risk's."
         )
     _check_gradient(model, loss, chunk, 10 * limit)
+
+
+def _check_crowds(
+    model: FlatModel, loss: ExampleLoss, few: Chunk, whole: Chunk
+) -> None:
+    """Check outputs among as many examples as are ever worked on at a time.
+
+    What examples share may run out among many alone, such as the places of an expert.
+    A crowd of copies of one example asks for more of it than the data do, and at any θ.
+
+    Raises
+    ------
+    ValueError
+        If they are not those of the example alone.
+    """
+    n, limit = len(whole.X), tolerance(model.precision, 0)
+    one = _example_of_a_crowd(model, few)
+    trials: dict[str, tuple[Chunk, _Off]] = {}
+    trials[f"{n} copies of one"] = one, partial(_crowd_off, n)
+    if n > len(few.X):  # the few were together before
+        trials[f"{n} others"] = whole, _spots_off
+    for among, (chunk, off_by) in trials.items():
+        off = off_by(model, loss, chunk)
+        if off > limit and _in_float64(model, loss, chunk, off_by) > limit / 10:
+            raise ValueError(_DEPENDS + _AMONG.format(among=among, off=off) + _CAUSES)
+
+
+def _example_of_a_crowd(model: FlatModel, few: Chunk) -> Chunk:
+    """Return one example, with positions that are all alike where it has positions."""
+    one = Chunk(few.X[:1], few.y[:1], None, slice(0, 1))
+    alike = replace(one, X=map_inputs(_alike_positions, one.X))
+    try:
+        told = tells(model.evaluate(alike.X))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # no such example may exist
+        told = False
+    return alike if told else one
+
+
+def _alike_positions(leaf: Tensor) -> Tensor:
+    """Return an example with one number throughout, unless it has no positions."""
+    if leaf.ndim < 2 or leaf.dtype == torch.bool or leaf.is_complex():
+        return leaf
+    if leaf.is_floating_point():
+        if leaf.ndim == 2:  # features
+            return leaf
+        value = leaf.flatten(1).amax(1)
+    else:  # the smallest index is within every table
+        value = leaf.flatten(1).amin(1)
+    return value.view(-1, *(1 for _ in leaf.shape[1:])).expand_as(leaf).clone()
+
+
+def _crowd_off(n: int, model: FlatModel, _loss: ExampleLoss, one: Chunk) -> float:
+    """Return how far outputs of n copies of an example are from those of it alone."""
+    alone = model.evaluate(one.X)
+    copies = torch.zeros(n, dtype=torch.long, device=alone.device)
+    crowd = model.evaluate(one.X[copies])
+    check_shapes(crowd, alone)
+    return difference(crowd, alone.expand_as(crowd))
+
+
+def _spots_off(model: FlatModel, _loss: ExampleLoss, chunk: Chunk) -> float:
+    """Return how far outputs of some examples among all are from those alone."""
+    n = len(chunk.X)
+    spots = torch.linspace(0, n - 1, min(n, _N_SPOTS), device="cpu").long().tolist()
+    together = model.evaluate(chunk.X)[spots]
+    alone = [model.evaluate(chunk.X[i : i + 1]) for i in spots]
+    return difference(together, torch.cat(alone))
 
 
 def _check_gradient(
@@ -168,7 +250,7 @@ def _in_float64(
     model: FlatModel,
     loss: ExampleLoss,
     chunk: Chunk,
-    off: Callable[[FlatModel, ExampleLoss, Chunk], float],
+    off: _Off,
 ) -> float:
     """Return a difference in float64; infinite where the module does not allow it."""
     try:
@@ -190,15 +272,28 @@ def _seeing_each_other(outputs: Tensor, single: Tensor, off: float) -> str:
             "The module must return its outputs in the order of X. Got those of "
             f"{len(rows)} examples in another order."
         )
-    return (
-        "The output for one example must not depend on the others: per-example "
-        "gradients and their covariance would not be defined, and the loss would "
-        "depend on how the data are cut. Got outputs that change by "
-        f"{off:.1e}, relative to their size, when each example comes alone. Look for "
-        "statistics of the batch (F.batch_norm with training=True, x.mean(0)), which "
-        "only an nn.BatchNorm layer may take, with batch_norm='batch'; for "
-        "recurrent and transformer layers that need batch_first=True, for a capacity "
-        "that examples share, and for the nodes of a graph as examples: there an "
-        "example is a whole graph, in dense batches of features (N, nodes, f) and "
-        "adjacency matrices (N, nodes, nodes)."
-    )
+    return _DEPENDS + _ALONE.format(off=off) + _CAUSES
+
+
+_DEPENDS = (
+    "The output for one example must not depend on the others: per-example gradients "
+    "and their covariance would not be defined, and the loss would depend on how the "
+    "data are cut. "
+)
+_ALONE = (
+    "Got outputs that change by {off:.1e}, relative to their size, when each example "
+    "comes alone. "
+)
+_AMONG = (
+    "Got outputs that change by {off:.1e}, relative to their size, when an example "
+    "comes among {among} and not alone. "
+)
+_CAUSES = (
+    "Look for statistics of the batch (F.batch_norm with training=True, x.mean(0)), "
+    "which only an nn.BatchNorm layer may take, with batch_norm='batch'; for recurrent "
+    "and transformer layers that need batch_first=True, for a capacity that examples "
+    "share, as experts have (switch it off, or make it as large as all tokens of a "
+    "chunk), and for the nodes of a graph as examples: there an example is a whole "
+    "graph, in dense batches of features (N, nodes, f) and adjacency matrices "
+    "(N, nodes, nodes)."
+)

@@ -122,6 +122,16 @@ class Risk(Protocol):
         """Return (1/N) Σᵢ Hᵢ² v with Hᵢ = ∇²ℓ̃ᵢ, shape (\\*chains, D)."""
         ...
 
+    def covariance_trace_gradient(self, theta: Tensor) -> Tensor:
+        """Return ∇ Tr(Σ) = (2/N) Σ Hᵢ(gᵢ - g₀), shape (\\*chains, D)."""
+        ...
+
+    def value_gradient_and_product(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), g₀ and H g₀."""
+        ...
+
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -140,6 +150,10 @@ class Risk(Protocol):
         Without ``rng`` it is exact and takes ``n_outputs`` times as long. With
         ``n_sweeps`` it is one estimate a row, shape (n_sweeps, \\*chains, N).
         """
+        ...
+
+    def subset(self, indices: Tensor) -> Risk:
+        """Return the risk of the examples at ``indices``, shape (m,)."""
         ...
 
     @property

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -214,7 +215,7 @@ def _warn_ignored_names(model: FlatModel, X: Tree, outputs: Tensor) -> None:
                 f"arguments of the module: {', '.join(known)}. Leave it out, or give "
                 "it the name that it has there.",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
 
@@ -261,7 +262,7 @@ def trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleSca
 
 
 def check_dependence(
-    model: FlatModel, loss: ExampleLoss, chunks: Iterator[Chunk]
+    model: FlatModel, loss: ExampleLoss, examples: ExampleData, size: int
 ) -> None:
     """Warn about parameters that no example's loss depends on.
 
@@ -269,8 +270,10 @@ def check_dependence(
     ----------
     model : FlatModel
     loss : ExampleLoss
-    chunks : iterator of Chunk
-        Read until every parameter has been seen at work; the first may be small.
+    examples : ExampleData
+        Read until every parameter has been seen at work.
+    size : int
+        How many at a time.
 
     Raises
     ------
@@ -278,7 +281,10 @@ def check_dependence(
         If the loss depends on none.
     """
     unused = dict(zip(model.layout.names, model.params, strict=True))
-    for chunk in chunks:
+    # The first example may do, if it has a loss of its own.
+    alone = size if model.normalises_batch else 1
+    first = islice(examples.iterate(alone), 1)
+    for chunk in chain(first, examples.iterate(size)):
         with torch.enable_grad():
             total = example_losses(model, loss, chunk).sum()
         if total.requires_grad:

@@ -2,15 +2,17 @@
 
 import errno
 import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
 
 from flatmin._runs import folder_lock
-from flatmin._runs.folder_lock import locked_folder
+from flatmin._runs.folder_lock import locked_folder, silent_holder
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -125,3 +127,70 @@ def test_a_full_disk_does_not_matter(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "write", full)
     with locked_folder(tmp_path):
         assert_refused(tmp_path, "in use by another process")
+
+
+# ---------------------------------------------------------------- other machines
+def test_a_name_is_there_while_it_is_held(tmp_path):
+    with locked_folder(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "free"),
+    [
+        ("process 7 on elsewhere", 0, False),
+        ("process 7 on elsewhere", 100, False),
+        ("process 7 on elsewhere", 130, True),
+        (f"process 7 on {platform.node()}", 0, True),
+        ("", 0, True),
+    ],
+)
+def test_a_lock_that_only_its_own_machine_sees(tmp_path, name, age, free):
+    """It is not taken from a machine that lives, and is from one that died."""
+    file = tmp_path / ".lock"
+    file.write_text(name)
+    then = time.time() - age
+    os.utime(file, (then, then))
+    if free:
+        with locked_folder(tmp_path, 0):
+            assert file.read_text() == f"process {os.getpid()} on {platform.node()}"
+    else:
+        assert_refused(tmp_path, "in use by process 7 on elsewhere")
+        assert_refused(tmp_path, "in use by process 7 on elsewhere")
+        assert file.stat().st_mtime == pytest.approx(then, abs=1e-3)
+
+
+def test_it_is_taken_as_soon_as_a_machine_is_silent(monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_lock, "_SILENCE", 0.5)
+    (tmp_path / ".lock").write_text("process 7 on elsewhere")
+    begun = time.monotonic()
+    with locked_folder(tmp_path, 30):
+        assert 0.4 < time.monotonic() - begun < 20
+
+
+def test_a_sign_of_life_is_given_while_it_is_held(monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_lock, "_BEAT", 0.01)
+    file = tmp_path / ".lock"
+    with locked_folder(tmp_path):
+        os.utime(file, (0, 0))
+        end = time.monotonic() + 30
+        while file.stat().st_mtime == 0 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert file.stat().st_mtime > 0
+    os.utime(file, (0, 0))
+    time.sleep(0.1)
+    assert file.stat().st_mtime == 0
+
+
+def test_who_is_silent_is_named(tmp_path):
+    file = tmp_path / ".lock"
+    assert silent_holder(tmp_path / "nowhere", 0) is None
+    for name, age, found in [
+        ("process 7 on elsewhere", 700, "process 7 on elsewhere"),
+        ("process 7 on elsewhere", 500, None),
+        (f"process 7 on {platform.node()}", 700, None),
+    ]:
+        file.write_text(name)
+        os.utime(file, (time.time() - age,) * 2)
+        assert silent_holder(tmp_path, 600) == found

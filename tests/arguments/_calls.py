@@ -51,7 +51,14 @@ LEFT_OUT = {
             "PairedDifference",
         ),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
-        *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
+        *(
+            "Sampling",
+            "Simulation",
+            "SpectralDensity",
+            "SqrtResult",
+            "Trace",
+            "TraceProduct",
+        ),
         "Trajectory",
     ],
     "to subclass": [

@@ -6,7 +6,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
-from flatmin.comparison import _compare, merge_checkpoints, merge_comparisons
+from flatmin.comparison import _unit, merge_checkpoints, merge_comparisons
 
 from ._problems import classifier, digits
 
@@ -21,13 +21,13 @@ def compare(seeds, folder=None, methods=("gd", "sgd"), **options):
 @pytest.fixture
 def on_another_machine(monkeypatch):
     """Return a function after which units are said to be run elsewhere."""
-    plain = _compare.provenance
+    plain = _unit.place
 
     def elsewhere(device):
         found = plain(device)
         return {**found, "machine": {**found["machine"], "device": "a GPU"}}
 
-    return lambda: monkeypatch.setattr(_compare, "provenance", elsewhere)
+    return lambda: monkeypatch.setattr(_unit, "place", elsewhere)
 
 
 def test_each_machine_has_run_some_seeds(monkeypatch, tmp_path, on_another_machine):

@@ -63,7 +63,7 @@ every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def small_chunks(monkeypatch):
     """Chunks that are ragged, where the data would else be one."""
     monkeypatch.setattr(
-        "flatmin.risk.empirical.choose_chunk_size",
+        "flatmin.risk.data.chunks.choose_chunk_size",
         lambda n, numbers: min(23, choose_chunk_size(n, numbers)),
     )
     monkeypatch.setattr("flatmin.estimators._inputs._N_LOOKED_AT", 16)

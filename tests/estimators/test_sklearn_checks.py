@@ -10,6 +10,7 @@ from flatmin.noise import METHODS
 WEIGHT_IS_REPETITION = {"gd", "sam", "gld_const"}
 # Laws that ask of an estimator nothing that others do not.
 LIKE_OTHERS = {"projected", "bernoulli", "alpha_stable", "anti_pgd"}
+LIKE_OTHERS |= {"gradient_penalty"}
 
 # Checks fit a hundred times: few iterations of Adam, which takes any scale of y.
 QUICK = {

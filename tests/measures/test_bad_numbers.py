@@ -9,6 +9,7 @@ from flatmin.measures import (
     adaptive_expected_sharpness,
     alignment,
     asam_sharpness,
+    batch_sharpness,
     cosines,
     covariance_exponent,
     covariance_exponents,
@@ -26,6 +27,7 @@ from flatmin.measures import (
     overlap,
     random_projection_residual,
     sam_sharpness,
+    tic,
     trace_hessian_covariance,
     trace_sharpness,
 )
@@ -43,6 +45,7 @@ NUMBERS = {
     adaptive_expected_sharpness: {"sigma": POSITIVE, "n_draws": [1, *COUNT]},
     alignment: {"k": COUNT, "tol": POSITIVE, **ACCURACY},
     asam_sharpness: {"rho": POSITIVE, "eta": NOT_NEGATIVE},
+    batch_sharpness: {"n_draws": [1, *COUNT], "batch_size": COUNT[:-1]},
     covariance_exponent: ACCURACY,
     covariance_exponents: ACCURACY,
     curvature_noise_scale: ACCURACY,
@@ -59,6 +62,7 @@ NUMBERS = {
     noise_spectrum: {"k": COUNT, "tol": POSITIVE, **ACCURACY},
     non_uniformity: {"tol": POSITIVE},
     sam_sharpness: {"rho": POSITIVE},
+    tic: {"damping": POSITIVE},
     trace_hessian_covariance: {"k": COUNT, **ACCURACY},
     trace_sharpness: {"sigma": POSITIVE, **ACCURACY},
 }

@@ -26,6 +26,7 @@ class Point:
     hessian: torch.Tensor  # (D, D) H
     gauss_newton: torch.Tensor  # (D, D) G
     labels: object = None  # law -> (D, D) covariance that new labels give, (D,) bias
+    norms: object = None  # m -> (D,) gradient of E‖g_B‖², with m = inf of ‖g₀‖²
     penalty: float = 0.0  # (λ/2)‖θ‖²
     pull: float | torch.Tensor = 0.0  # (D,) λθ
 
@@ -51,12 +52,22 @@ def point(losses, gauss_newton, theta, labels=None, l2=0.0):
     """Differentiate ``losses(theta)``, the vector of the ℓ̃ᵢ; λ of a penalty beside."""
     theta = theta.double()
     curved = l2 * torch.eye(len(theta), dtype=theta.dtype)
+
+    def norms(m):
+        def square(t):
+            rows = jacrev(losses)(t)
+            spread = (rows - rows.mean(0)).square().sum(1).mean() / m
+            return (rows.mean(0) + l2 * t).square().sum() + spread
+
+        return jacrev(square)(theta)
+
     return Point(
         losses(theta),
         jacrev(losses)(theta),
         hessian(lambda t: losses(t).mean())(theta) + curved,
         gauss_newton(theta) + curved,
         None if labels is None else (lambda law: labels(theta, law)),
+        norms,
         l2 / 2 * theta.square().sum(),
         l2 * theta,
     )
@@ -277,6 +288,7 @@ FORMULAS = {
     "alpha_stable": lambda p, law, _: isotropic(p, law.sigma**2),
     "label_noise": lambda p, law, _: p.labels(law)[0],
     "sam": lambda p, law, _: isotropic(p, 0.0),
+    "gradient_penalty": lambda p, law, _: isotropic(p, 0.0),
 }
 
 
@@ -285,6 +297,8 @@ def matched(C, p, law):
     match = getattr(law, "match", "none")
     if match == "trace":
         return with_trace(C, p.sgd_trace / law.batch_size)
+    if match == "frobenius":
+        return C * (p.covariance.norm() / law.batch_size / C.norm())
     if match == "curvature":
         target = (p.hessian @ p.covariance).trace() / law.batch_size
         return C * (target / (p.hessian @ C).trace())

@@ -18,6 +18,7 @@ N, C = 12, 2
 MADE_WITHOUT_EXAMPLES = {
     "gd": {},
     "sam": {"rho": 0.1},
+    "gradient_penalty": {"norm": "full", "weight": 0.3},
     "gld_const": {"match": "none", "sigma": 0.3},
     "gld_hessian": {"match": "none", "n_components": 3},
     "gld_first_eigenvector": {"match": "none"},
@@ -64,7 +65,7 @@ def laws():
     for name, kind in METHODS.items():
         law = kind(**MADE_WITHOUT_EXAMPLES.get(name, {}))
         yield pytest.param(law, name in MADE_WITHOUT_EXAMPLES, id=name)
-        for match in ("trace", "curvature", "hessian_trace"):
+        for match in ("trace", "curvature", "frobenius", "hessian_trace"):
             if match in getattr(kind, "matches", ("trace",)) and hasattr(law, "match"):
                 options = {**MADE_WITHOUT_EXAMPLES.get(name, {}), "match": match}
                 yield pytest.param(kind(**options), False, id=f"{name}-{match}")
@@ -100,7 +101,10 @@ def test_a_law_has_its_covariance_or_is_refused(law, is_right, problem):
     there = theta
     if law.name == "sam":
         there = theta + law.rho * gradient(theta) / gradient(theta).norm()
-    off = noise.mean(0) - gradient(there)
+    mean = gradient(there)
+    if law.name == "gradient_penalty":
+        mean = mean + 2 * law.weight * point.hessian @ mean
+    off = noise.mean(0) - mean
     assert float(off.norm()) <= 4 * float((expected.trace() / 300).sqrt()) + 1e-12
 
 

@@ -78,6 +78,7 @@ VARIANTS = {
         {"sigma": 0.3},
         {"sigma": 0.3, "match": "trace"},
         {"sigma": 0.3, "match": "curvature"},
+        {"sigma": 0.3, "match": "frobenius"},
     ],
     "gld_leading": [
         {"source": source, "match": match}
@@ -89,9 +90,10 @@ VARIANTS = {
         *({"match": m} for m in ("trace", "hessian_trace", "none", "curvature")),
         {"n_components": "full"},
         {"n_components": "full", "match": "curvature"},
+        {"match": "frobenius"},
     ],
-    "gld_diagonal": [{"match": match} for match in ("trace", "curvature")],
-    "gld_full": [{"match": match} for match in ("trace", "curvature")],
+    "gld_diagonal": [{"match": m} for m in ("trace", "curvature", "frobenius")],
+    "gld_full": [{"match": m} for m in ("trace", "curvature", "frobenius")],
     **{
         name: [{"match": match} for match in ("trace", "none", "curvature")]
         for name in (
@@ -114,9 +116,13 @@ VARIANTS = {
     "projected": [
         {"keep": "top"},
         {"keep": "bulk", "match": "trace"},
+        {"keep": "bulk", "match": "frobenius"},
     ],
     "gld_dynamic": [{"match": match} for match in ("trace", "curvature")],
+    "gradient_penalty": [{"norm": norm, "weight": 0.2} for norm in ("full", "batches")],
 }
+# What draws nothing.
+SILENT = {"gd", "sam", "gradient_penalty"}
 
 
 def _laws():
@@ -135,7 +141,10 @@ FACTORED = {"sgd", "gld_diagonal", "gld_fisher", "gld_ggn", "label_noise", "anti
 
 
 def _draws_in_its_own_way(law):
-    return getattr(law, "match", None) != "curvature" or law.name in FACTORED
+    match = getattr(law, "match", None)
+    if match == "frobenius":
+        return law.name == "gld_diagonal"
+    return match != "curvature" or law.name in FACTORED
 
 
 LAWS = list(_laws())
@@ -258,12 +267,16 @@ def formula(law, name):
 
 
 def mean_gradient(law, name):
-    """Return the mean of what a law draws: g₀, or for sam the gradient elsewhere."""
+    """Return the mean of what a law draws: g₀, but for those that say otherwise."""
     case = problem(name)
     means = torch.stack([p.mean for p in case.points]).view(case.theta.shape)
     if law.name == "label_noise" and not law.centred:
         biases = torch.stack([p.labels(law)[1] for p in case.points])
         return means + biases.view(means.shape)
+    if law.name == "gradient_penalty":
+        m = torch.inf if law.norm == "full" else law.batch_size
+        pulls = [p.norms(m) for p in case.points]
+        return means + law.weight * torch.stack(pulls).view(means.shape)
     if law.name != "sam":
         return means
     there = case.theta + law.rho * means / means.norm(dim=-1, keepdim=True)
@@ -367,7 +380,7 @@ def test_the_seed_decides(law, name):
     first = run(0)
     torch.rand(1)
     assert torch.equal(first, run(0))
-    assert torch.equal(first, run(1)) == (law.name in {"gd", "sam"})
+    assert torch.equal(first, run(1)) == (law.name in SILENT)
     torch.set_rng_state(before)
     run(0)
     assert torch.equal(torch.get_rng_state(), before), "used the global generator"

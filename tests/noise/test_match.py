@@ -17,6 +17,8 @@ def own_covariance(name, point):
     """Return C₀ of a law for m = 3."""
     if name == "gld_fisher":
         return point.gradients.T @ point.gradients / len(point.gradients) / 3
+    if name == "gld_diagonal":
+        return point.covariance.diag().diag() / 3
     return point.sgd_trace / (3 * len(point.mean)) * torch.eye(len(point.mean)).double()
 
 
@@ -57,9 +59,28 @@ def test_what_is_measured_is_the_noise_about_its_mean(name, settings, monkeypatc
         assert stderr < 0.15 * mean
 
 
-def test_few_parameters_are_exact():
+@pytest.mark.parametrize("name", ["gld_dynamic", "gld_fisher", "gld_diagonal"])
+def test_a_drawn_frobenius_norm_is_as_wrong_as_it_says(name):
+    case = problem("cnn")
+    covariance = case.point.covariance / 3
+    own = own_covariance(name, case.point)
+    expected = float((covariance.norm() / own.norm()).sqrt())
+    law, rng = make_noise_law(name, batch_size=3, match="frobenius"), generator()
+    states = [law.refresh(case.risk, case.theta, rng) for _ in range(40)]
+    factors = torch.stack([state.factor for state in states])
+    stderrs = torch.stack([state.stderr for state in states])
+    assert 0.6 < ((factors - expected) / stderrs).square().mean().sqrt() < 1.6
+    assert factors.mean() == pytest.approx(expected, rel=0.05)
+    assert (stderrs < 0.15 * factors).all()
+    noise = law.covariance(case.risk, case.theta, states[0]).to_dense()
+    ratio = float(noise.norm() / covariance.norm())
+    assert abs(ratio - 1) < 8 * float(stderrs[0] / factors[0])
+
+
+@pytest.mark.parametrize("match", ["curvature", "frobenius"])
+def test_few_parameters_are_exact(match):
     case = problem("mlp")
-    law = make_noise_law("gld_dynamic", match="curvature")
+    law = make_noise_law("gld_dynamic", match=match)
     state = law.refresh(case.risk, case.theta, generator())
     assert state.stderr == 0
 

@@ -9,7 +9,8 @@ from flatmin.risk import QuadraticRisk
 
 from ._problems import generator, problem
 
-INSIDE = [name for name in METHODS if name not in {"projected", "sam", "alpha_stable"}]
+OWN_MEAN = {"sam", "gradient_penalty"}  # that is not g₀
+INSIDE = [x for x in METHODS if x not in {"projected", "alpha_stable"} | OWN_MEAN]
 
 
 def projection(matrix, k, keep):
@@ -68,6 +69,16 @@ def test_a_projected_step_has_a_projected_mean():
         )[1]
         expected = P @ (case.point.mean if law is step else inside)
         torch.testing.assert_close(draw, expected, atol=1e-8, rtol=0)
+
+
+def test_noise_along_the_first_eigenvector_has_the_variance_of_sgd():
+    case = problem("mlp")
+    law = Projected(n_components=1, batch_size=3, tol=1e-10)
+    state = law.refresh(case.risk, case.theta, generator())
+    u = torch.linalg.eigh(case.point.hessian).eigenvectors[:, -1]
+    expected = u @ case.point.covariance @ u / 3 * torch.outer(u, u)
+    C = law.covariance(case.risk, case.theta, state).to_dense()
+    torch.testing.assert_close(C, expected, rtol=0, atol=1e-7 * float(expected.norm()))
 
 
 class Asks(NoiseLaw):

@@ -29,6 +29,7 @@ NAMES = [
     "label_noise",
     "anti_pgd",
     "sam",
+    "gradient_penalty",
 ]
 # The laws that use H or G, which are dear.
 REFRESHED_RARELY = {
@@ -61,6 +62,8 @@ DEFAULTS = {
     "law": None,
     "keep": "top",
     "on": "noise",
+    "weight": 0.01,
+    "norm": "full",
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 

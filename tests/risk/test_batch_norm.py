@@ -192,6 +192,7 @@ EXAMPLES = {
     "per_example_gradients": lambda r, t: r.per_example_gradients(t),
     "squared_gradient_sum": lambda r, t: r.squared_gradient_sum(t),
     "squared_hessian_product": lambda r, t: r.squared_hessian_product(t, t),
+    "covariance_trace_gradient": lambda r, t: r.covariance_trace_gradient(t),
     "squared_norms": lambda r, t: r.squared_norms(t),
     "subset": lambda r, t: r.subset(torch.arange(4)),
     "value_and_batch_gradient": lambda r, t: r.value_and_batch_gradient(
@@ -216,9 +217,11 @@ OF_THE_WHOLE = {
         "vjp",
     ),
     *("linearize", "value_and_gauss_newton_draw", "model_slopes"),
+    "value_gradient_and_product",
     *("batch_statistics", "update_from", "with_module", "to", "audit"),
     # What they return is of the network, or of the data.
     *("params", "set_params", "layout", "n_params", "n_examples", "n_outputs"),
+    "distributed",
     *("device", "dtype", "output_shape", "chunk_size", "l2", "paths", "keeps_graph"),
     *("batch_norm", "check_gauss_newton", "check_likelihood"),
     "check_running_statistics",

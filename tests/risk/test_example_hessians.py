@@ -1,4 +1,4 @@
-"""(1/N) Σ Hᵢ² v against the Hessians of single examples, in dense float64."""
+"""(1/N) Σ Hᵢ² v and (2/N) Σ Hᵢnᵢ against dense float64 of single examples."""
 
 import pytest
 import torch
@@ -23,18 +23,23 @@ close = torch.testing.assert_close
 
 
 def dense(name, w):
-    """Return (1/N) Σ Hᵢ²."""
+    """Return (1/N) Σ Hᵢ², (2/N) Σ Hᵢnᵢ with nᵢ = gᵢ - g₀, and H g₀."""
     p = problem(name)
     total = torch.zeros(len(p.theta), len(p.theta), dtype=torch.float64)
+    hessians, rows = [], []
     transform = p.case.options.get("output_transform", lambda outputs: outputs)
     for i in range(N):
         one = slice(i, i + 1)
-        H = oracles.dense(
+        example = oracles.dense(
             *(p.module, p.case.losses, p.X[one], p.y[one], p.theta),
             transform=transform,
-        ).hessian
-        total += w[i] ** 2 * H @ H / N
-    return total
+        )
+        hessians.append(w[i] * example.hessian)
+        rows.append(w[i] * example.gradient)
+        total += hessians[i] @ hessians[i] / N
+    mean = torch.stack(rows).mean(0)
+    pulls = (H @ (g - mean) for H, g in zip(hessians, rows, strict=True))
+    return total, 2 / N * sum(pulls), torch.stack(hessians).mean(0) @ mean
 
 
 @pytest.mark.parametrize(
@@ -48,14 +53,19 @@ def dense(name, w):
 def test_against_dense_hessians(name, weighted):
     risk, theta = make_risk(name, 3, weighted), problem(name).theta
     w = WEIGHTS * N / WEIGHTS.sum() if weighted else torch.ones(N).double()
-    expected = dense(name, w)
+    expected, pulls, product = dense(name, w)
     for v in torch.eye(len(theta)).double()[:: max(1, len(theta) // 4)]:
         close(risk.squared_hessian_product(theta, v), expected @ v)
-    path = risk.paths["per-example Hessians"]
-    if name in VECTORISED:
-        assert path == "vmap"
-    if name in PLAIN:
-        assert path.startswith("reference: ")
+    close(risk.covariance_trace_gradient(theta), pulls)
+    close(risk.value_gradient_and_product(theta)[2], product)
+    several = risk.value_gradient_and_product(theta.expand(2, -1))
+    close(several[2], product.expand(2, -1))
+    for sums in ("per-example Hessians", "per-example Hessians, ∇Tr(Σ)"):
+        path = risk.paths[sums]
+        if name in VECTORISED:
+            assert path == "vmap"
+        if name in PLAIN:
+            assert path.startswith("reference: ")
 
 
 def test_a_wrong_vectorised_product_is_noticed(monkeypatch):
@@ -73,6 +83,9 @@ def test_a_wrong_vectorised_product_is_noticed(monkeypatch):
     )
     close(other.squared_hessian_product(theta, v), right)
     assert "is off by" in other.paths["per-example Hessians"]
+    pulled = risk.covariance_trace_gradient(theta)
+    close(other.covariance_trace_gradient(theta), pulled)
+    assert "is off by" in other.paths["per-example Hessians, ∇Tr(Σ)"]
 
 
 def test_linear_regression():
@@ -84,9 +97,16 @@ def test_linear_regression():
     close(analytic.squared_hessian_product(theta, v), expected)
     chains = analytic.squared_hessian_product(theta.expand(3, 4), v.expand(3, 4))
     close(chains, expected.expand(3, 4))
+    rows = 2 * (X @ theta - y)[:, None] * X
+    centred = rows - rows.mean(0)
+    pulled = sum(4 * x * (x @ n) for x, n in zip(X, centred, strict=True)) / 6
+    close(analytic.covariance_trace_gradient(theta), pulled)
+    close(analytic.covariance_trace_gradient(theta.expand(3, 4)), pulled.expand(3, 4))
     module = nn.Linear(4, 1, bias=False).double()
     risk = EmpiricalRisk(module, "squared_error", X, y, chunk_size=4)
     close(risk.squared_hessian_product(theta, v), expected)
+    close(risk.covariance_trace_gradient(theta), pulled)
+    close(risk.covariance_trace_gradient(theta.expand(2, 4)), pulled.expand(2, 4))
 
 
 def test_a_quadratic_has_one_hessian():

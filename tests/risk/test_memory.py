@@ -62,6 +62,7 @@ def ask(risk, *left_out):
         "norms": lambda: risk.squared_norms(theta),
         "rows": lambda: list(risk.per_example_gradients(theta)),
         "hessians": lambda: risk.squared_hessian_product(theta, v),
+        "trace's gradient": lambda: risk.covariance_trace_gradient(theta),
     }
     for name, call in calls.items():
         if name not in left_out:

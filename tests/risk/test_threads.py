@@ -125,6 +125,7 @@ def calls(risk, theta, seed=0):
         "linearize": lambda: risk.linearize(theta).hvp(v),
         "model_slopes": lambda: risk.model_slopes(theta, rng()),
         "n_examples": lambda: risk.n_examples,
+        "distributed": lambda: risk.distributed,
         "n_outputs": lambda: risk.n_outputs,
         "n_params": lambda: risk.n_params,
         "outputs": lambda: risk.outputs(theta),
@@ -134,6 +135,7 @@ def calls(risk, theta, seed=0):
         "set_params": lambda: risk.set_params(risk.params()),
         "squared_gradient_sum": lambda: risk.squared_gradient_sum(theta),
         "squared_hessian_product": lambda: risk.squared_hessian_product(theta, v),
+        "covariance_trace_gradient": lambda: risk.covariance_trace_gradient(theta),
         "squared_norms": lambda: risk.squared_norms(theta),
         "subset": lambda: risk.subset(few).gradient(theta),
         "to": lambda: risk.to(dtype=torch.float64).value(theta.double()),
@@ -147,6 +149,7 @@ def calls(risk, theta, seed=0):
             theta, draw, scale, rng()
         ),
         "value_and_noisy_gradient": lambda: risk.value_and_noisy_gradient(theta, rows),
+        "value_gradient_and_product": lambda: risk.value_gradient_and_product(theta),
         "value_gradient_and_variances": lambda: risk.value_gradient_and_variances(
             theta
         ),

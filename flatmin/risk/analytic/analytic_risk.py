@@ -161,6 +161,13 @@ class AnalyticRisk(ABC):
         with within("batches", self.n_examples):
             return _chosen(rows, batches).mean(-2)
 
+    def subset(self, indices: Tensor) -> AnalyticRisk:
+        """Return the risk of the examples at ``indices``, shape (m,)."""
+        indices = as_indices(indices, "indices", 1, self.device)
+        with within("indices", self.n_examples):
+            chosen = torch.arange(self.n_examples, device=self.device)
+            return _Subset(self, chosen.gather(0, indices))
+
     def _check(self, theta: Tensor, name: str = "theta") -> None:
         check_point(self, theta, name)
         if theta.dtype != self.dtype:
@@ -227,6 +234,20 @@ class AnalyticRisk(ABC):
         product: Tensor = pull(rows)[0]
         return product / self.n_examples
 
+    def covariance_trace_gradient(self, theta: Tensor) -> Tensor:
+        """Return ∇ Tr(Σ) = (2/N) Σ Hᵢ(gᵢ - g₀), shape (\\*chains, D)."""
+        self._check(theta)
+        rows, pull, *_ = vjp(self.example_gradients, theta)
+        product: Tensor = pull(rows - rows.mean(-2, keepdim=True))[0]
+        return product * (2 / self.n_examples)
+
+    def value_gradient_and_product(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), ∇L(θ) and H ∇L(θ), half the gradient of ‖∇L‖²."""
+        value, gradient = self.value_and_gradient(theta)
+        return value, gradient, self.linearize(theta).hvp(gradient)
+
     def value_and_gauss_newton_draw(
         self, theta: Tensor, scale: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -269,6 +290,36 @@ class AnalyticRisk(ABC):
         check_products(n_products)
         self._check(theta)
         return DenseLinearization(self, theta)
+
+
+class _Subset(AnalyticRisk):
+    """Some of the examples of another risk."""
+
+    def __init__(self, risk: AnalyticRisk, indices: Tensor) -> None:
+        self.risk = risk
+        self.indices = indices
+        self.n_params, self.n_examples = risk.n_params, len(indices)
+        self.dtype, self.device = risk.dtype, risk.device
+
+    def example_losses(self, theta: Tensor) -> Tensor:
+        return self.risk.example_losses(theta)[..., self.indices]
+
+    def example_gradients(self, theta: Tensor) -> Tensor:
+        return self.risk.example_gradients(theta)[..., self.indices, :]
+
+    def hessian(self, theta: Tensor) -> Tensor:
+        """Return H; D passes back through the gradient."""
+        self._check(theta)
+        pull = vjp(lambda t: self.example_gradients(t).mean(-2), theta)[1]
+        units = torch.eye(self.n_params, dtype=self.dtype, device=self.device)
+        return torch.stack([pull(unit.expand_as(theta))[0] for unit in units], -2)
+
+    def gauss_newton_roots(self, theta: Tensor) -> Tensor:
+        raise ValueError(
+            "The Gauss-Newton matrix of some of the examples is not known of a risk "
+            f"that is given by formulas. Got {type(self.risk).__name__}; make an "
+            "EmpiricalRisk of a module."
+        )
 
 
 def _chosen(rows: Tensor, indices: Tensor) -> Tensor:

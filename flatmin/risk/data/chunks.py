@@ -16,6 +16,7 @@ __all__ = [
     "Chunk",
     "check_whole_batch",
     "choose_chunk_size",
+    "find_chunk_size",
     "iterate_chunks",
     "pad_chunk",
 ]
@@ -33,7 +34,7 @@ class Chunk:
     X: Inputs  # (n, ...); several arrays are one tree
     y: Tensor  # (n, ...)
     weights: Tensor | None  # (n,) N wᵢ / Σw; None when all are one
-    rows: slice  # where the chunk lies among the N examples
+    rows: slice | Tensor  # where the chunk lies among the N examples
 
     @property
     def targets_and_weights(self) -> tuple[Tensor, ...]:
@@ -82,8 +83,43 @@ def choose_chunk_size(n_examples: int, numbers_per_example: int) -> int:
     return math.ceil(n_examples / math.ceil(n_examples / largest))
 
 
+def find_chunk_size(
+    asked: int | None,
+    n_examples: int,
+    numbers_per_example: int,
+    theta: Tensor,
+    n_ranks: int,
+    *,
+    whole: bool,
+) -> int:
+    """Return how many examples are worked on at a time; arguments as below.
+
+    Parameters
+    ----------
+    asked : int or None
+    n_examples : int
+    numbers_per_example : int
+    theta : Tensor
+    n_ranks : int
+    whole : bool
+        Whether all examples must be worked on at once.
+
+    Returns
+    -------
+    int
+    """
+    if whole:
+        check_whole_batch(asked, n_examples, numbers_per_example, theta, n_ranks)
+        return n_examples
+    return min(asked or choose_chunk_size(n_examples, numbers_per_example), n_examples)
+
+
 def check_whole_batch(
-    chunk_size: int | None, n_examples: int, numbers_per_example: int, theta: Tensor
+    chunk_size: int | None,
+    n_examples: int,
+    numbers_per_example: int,
+    theta: Tensor,
+    n_ranks: int = 1,
 ) -> None:
     """Raise unless all examples can be worked on at once.
 
@@ -97,12 +133,20 @@ def check_whole_batch(
         Of intermediate values that one example needs.
     theta : Tensor
         Of the dtype, and on the device, of the work.
+    n_ranks : int, default=1
+        Processes that share the examples.
 
     Raises
     ------
     ValueError
-        If fewer were asked for, or memory does not reach.
+        If fewer were asked for, memory does not reach, or others have the rest.
     """
+    if n_ranks > 1:
+        raise ValueError(
+            "With batch_norm='batch' each loss depends on the statistics of all "
+            f"examples. Got distributed=True, where {n_ranks} ranks share them; use "
+            "batch_norm='frozen', or one process."
+        )
     if chunk_size is not None and chunk_size < n_examples:
         raise ValueError(
             "With batch_norm='batch' each loss depends on the statistics of all "

@@ -31,6 +31,10 @@ class ExampleData(Protocol):
         """Return some examples; one may come twice."""
         ...
 
+    def part(self, indices: Tensor) -> ExampleData:
+        """Return some examples as data of their own."""
+        ...
+
     def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
         """Return what each example's targets count, shape (N,); None for alike.
 
@@ -72,6 +76,11 @@ class ArrayData:
         X = map_inputs(lambda leaf: _select(leaf, indices), self.X)
         weights = None if self.weights is None else self.weights[indices]
         return Chunk(X, self.y[indices], weights, slice(0, len(indices)))
+
+    def part(self, indices: Tensor) -> ArrayData:
+        """See :meth:`ExampleData.part`."""
+        chosen = self.select(indices)
+        return ArrayData(chosen.X, chosen.y, chosen.weights)
 
     def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
         """See :meth:`ExampleData.target_weights`."""

@@ -110,6 +110,23 @@ class Source:
         source.targets = targets
         return source
 
+    def part(self, indices: list[int]) -> Source:
+        """Return some of the examples.
+
+        Parameters
+        ----------
+        indices : list of int
+
+        Returns
+        -------
+        Source
+        """
+        source = copy.copy(self)
+        source.dataset = data.Subset(self.dataset, indices)
+        source.targets = None if self.targets is None else self.targets[indices]
+        source._checksums = Checksums(len(indices))
+        return source
+
     def joined(self) -> Source:
         """Return the same examples as pairs ((x, y), y): the module is given both."""
         source = copy.copy(self)

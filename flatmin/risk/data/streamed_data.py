@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -67,6 +68,13 @@ class StreamedData:
         X, y = self.source.read(indices.tolist())
         weights = None if self.weights is None else self.weights[indices]
         return self._chunk(X, y, weights, slice(0, len(X)))
+
+    def part(self, indices: Tensor) -> StreamedData:
+        """See :meth:`ExampleData.part`."""
+        data = copy.copy(self)
+        data.source = self.source.part(indices.tolist())
+        data.weights = None if self.weights is None else self.weights[indices]
+        return data
 
     def target_weights(self, loss: ExampleLoss, size: int) -> Tensor | None:
         """See :meth:`ExampleData.target_weights`."""

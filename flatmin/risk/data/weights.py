@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.weights import relative_weights
-from flatmin.risk.data.example_data import ExampleData
 from flatmin.risk.data.inputs import as_tensor
+from flatmin.risk.data.shared_data import SharedData
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.ranks.collectives import Ranks
 
 __all__ = ["KnownWeights", "as_weights", "example_weights", "normalised_weights"]
 
@@ -64,7 +65,8 @@ def as_weights(
 def example_weights(
     sample_weight: Any,
     positions: str,
-    examples: ExampleData,
+    shared: SharedData,
+    ranks: Ranks,
     *,
     loss: ExampleLoss,
     size: int,
@@ -74,10 +76,13 @@ def example_weights(
 
     Parameters
     ----------
-    sample_weight : Tensor of shape (N,), KnownWeights or None
+    sample_weight : Tensor of shape (N,) or (n,), KnownWeights or None
+        Of all examples, or of this rank's own.
     positions : {"all", "example"}
         Of a risk.
-    examples : ExampleData
+    shared : SharedData
+    ranks : Ranks
+        Σw is over the examples of all of them.
     loss : ExampleLoss
     size : int
         Examples to read at a time.
@@ -87,11 +92,18 @@ def example_weights(
     Returns
     -------
     Tensor of shape (N,) or None
+        Known ones as they are.
     """
     if isinstance(sample_weight, KnownWeights):
         weights = sample_weight.values
     else:
-        counts = examples.target_weights(loss, size)
+        counts = shared.own.target_weights(loss, size)
+        given = [isinstance(part, Tensor) for part in (sample_weight, counts)]
+        ranks.agree("the weights", torch.tensor(given))
+        if counts is not None:
+            (counts,) = ranks.sum(shared.shard.spread(counts))
+        if sample_weight is not None and shared.tried is shared.own:
+            (sample_weight,) = ranks.sum(shared.shard.spread(sample_weight))
         if counts is not None and positions == "example":
             counts = counts > 0
         weights = normalised_weights(sample_weight, counts, like.dtype)

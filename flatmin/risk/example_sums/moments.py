@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from flatmin.risk.ranks.words import over_ranks
 
 __all__ = [
     "Moments",
     "centred_moments",
     "mean_and_squares",
     "merge_moments",
+    "merged",
     "squared_row_norms",
     "squared_sums",
 ]
@@ -163,3 +166,24 @@ def _merge(one: Moments, other: Moments) -> Moments:
         one.mean + delta * (other.n / n),
         one.centred_squares + other.centred_squares + between,
     )
+
+
+def _share(risk: Any, own: Moments, _theta: Tensor) -> tuple[Tensor, Tensor]:
+    n = risk._shard.n_own
+    if not n:  # an example stood in
+        return torch.zeros_like(own.value), torch.zeros_like(own.mean)
+    share = n / risk.n_examples
+    return own.value * share, own.mean * share
+
+
+def _merged(risk: Any, own: Moments, sums: tuple[Tensor, ...]) -> Moments:
+    (value, mean), n = sums, risk._shard.n_own
+    squares = torch.zeros_like(mean)
+    if n:
+        squares = own.centred_squares + n * (own.mean - mean).square()
+    return Moments(risk.n_examples, value, mean, *risk._ranks.sum(squares))
+
+
+# The method returns the moments of the examples that are here. As between two chunks:
+# the squares of all ranks, and those of their means about the mean of all.
+merged = over_ranks(_share, _merged)

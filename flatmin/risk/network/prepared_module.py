@@ -87,7 +87,7 @@ def prepare_module(
             "The module has active dropout. The risk is a deterministic function of "
             "the parameters, so dropout is switched off (eval mode).",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     first = trainable(module)[0]
     copied = copy_module(

@@ -12,7 +12,7 @@ import operator
 import torch
 from torch.fx import Graph, Node
 
-__all__ = ["simplify"]
+__all__ = ["alike", "simplify"]
 
 aten = torch.ops.aten
 
@@ -59,10 +59,10 @@ def drop_copies(graph: Graph) -> None:
     """
     for node in list(graph.nodes):
         if node.target in (aten.alias.default, aten.detach.default) or (
-            node.target in _SAME_SHAPE and _alike(node.args[0], node)
+            node.target in _SAME_SHAPE and alike(node.args[0], node)
         ):
             _replace(node, node.args[0])
-        elif node.target is aten.copy.default and _alike(node.args[1], node):
+        elif node.target is aten.copy.default and alike(node.args[1], node):
             _replace(node, node.args[1])
         elif node.target is aten.t.default and node.args[0].target is aten.t.default:
             _replace(node, node.args[0].args[0])
@@ -87,13 +87,13 @@ def fold_zeros(graph: Graph) -> None:
             zeros.add(node)
         elif node.target in (aten.add.Tensor, aten.sub.Tensor):
             left, right = node.args[:2]
-            if right in zeros and _alike(left, node):
+            if right in zeros and alike(left, node):
                 _replace(node, left)
             elif (
                 left in zeros
                 and node.target is aten.add.Tensor
                 and not node.kwargs
-                and _alike(right, node)
+                and alike(right, node)
             ):
                 _replace(node, right)
     graph.eliminate_dead_code()
@@ -205,8 +205,19 @@ def _replace(node: Node, by: object) -> None:
     node.graph.erase_node(node)
 
 
-def _alike(one: object, other: Node) -> bool:
-    """Say whether two values have the same shape, dtype and device."""
+def alike(one: object, other: Node) -> bool:
+    """Say whether two values have the same shape, dtype and device.
+
+    Parameters
+    ----------
+    one : object
+        A number is like no tensor.
+    other : torch.fx.Node
+
+    Returns
+    -------
+    bool
+    """
     if not isinstance(one, Node):
         return False
     form = one.meta.get("form")

@@ -23,6 +23,9 @@ from flatmin.risk.products.graphs import (
 )
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage
+from flatmin.risk.ranks.collectives import Ranks
+from flatmin.risk.ranks.shard import Shard
+from flatmin.risk.ranks.words import gathered, summed
 
 __all__ = ["Linearization"]
 
@@ -48,8 +51,9 @@ class Linearization:
         Returns an iterator over the data.
     theta : Tensor of shape (D,)
         Copied.
-    n_examples : int
-        N.
+    shard : Shard
+        Which of the N examples the chunks hold.
+    ranks : Ranks
     output_shape : tuple of int
         Of one example's output.
     l2 : float
@@ -63,7 +67,8 @@ class Linearization:
         graphs: ProductGraphs,
         chunks: Callable[[], Iterator[Chunk]],
         theta: Tensor,
-        n_examples: int,
+        shard: Shard,
+        ranks: Ranks,
         output_shape: tuple[int, ...],
         *,
         l2: float,
@@ -71,11 +76,14 @@ class Linearization:
     ) -> None:
         self.theta = theta.detach().clone()
         self.device = theta.device
-        self.n_examples = n_examples
+        self.n_examples = shard.n_examples
+        self._shard = shard
+        self._ranks = ranks
+        self._n_own = self.n_examples if shard.rows is None else len(shard.rows)
         self._output_shape = output_shape
         self._l2 = l2
         self._graphs = graphs
-        n_chunks = math.ceil(n_examples / graphs.chunk_size)
+        n_chunks = math.ceil(self._n_own / graphs.chunk_size)
         self._takes_graphs = n_products is None or repays(n_products, n_chunks)
         self._few: set[str] = set()  # asked for without trying a graph
         self._n_updates = graphs.model.n_updates
@@ -99,6 +107,7 @@ class Linearization:
     def _lock(self) -> Lock:
         return self._model.lock
 
+    @summed
     @in_full_float32
     def hvp(self, v: Tensor) -> Tensor:
         """Return H v.
@@ -113,6 +122,7 @@ class Linearization:
         """
         return self._penalised(self._sum("hvp", v) / self.n_examples, v)
 
+    @summed
     @in_full_float32
     def ggn(self, v: Tensor) -> Tensor:
         """Return G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v + λv.
@@ -127,6 +137,7 @@ class Linearization:
         """
         return self._penalised(self.fisher(v), v)
 
+    @summed
     @in_full_float32
     def fisher(self, v: Tensor) -> Tensor:
         """Return F v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v, without the penalty: no likelihood has it.
@@ -141,6 +152,7 @@ class Linearization:
         """
         return self._sum("ggn", v) / self.n_examples
 
+    @gathered()
     @in_full_float32
     def jvp(self, v: Tensor) -> Tensor:
         """Return J v, the derivative of all outputs along v.
@@ -155,6 +167,7 @@ class Linearization:
         """
         return torch.cat(list(self._parts("jvp", v)))
 
+    @summed
     @in_full_float32
     def vjp(self, u: Tensor) -> Tensor:
         """Return Jᵀ u = Σ Jᵢᵀ uᵢ.
@@ -170,6 +183,7 @@ class Linearization:
         return self._sum("vjp", u)
 
     @needs_examples
+    @gathered()
     @in_full_float32
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀ v.
@@ -185,9 +199,10 @@ class Linearization:
         return torch.cat(list(self._parts("directional_derivatives", v)))
 
     def _penalised(self, product: Tensor, v: Tensor) -> Tensor:
-        if not self._l2:
+        l2 = self._ranks.once(self._l2)
+        if not l2:
             return product
-        return product.add(v.to(product), alpha=self._l2)
+        return product.add(v.to(product), alpha=l2)
 
     def _sum(self, quantity: str, direction: Tensor) -> Tensor:
         parts = self._parts(quantity, direction)
@@ -212,11 +227,13 @@ class Linearization:
     def _parts(self, quantity: str, direction: Tensor) -> Iterator[Tensor]:
         self._model.check_current(self._n_updates)
         direction = self._checked(quantity, direction)
-        size, n = self._graphs.chunk_size, self.n_examples
+        size, n = self._graphs.chunk_size, self._n_own
         starts = range(0, n, size)
 
         def use(graph: TwoStage, kept: tuple[Tensor, ...], rows: slice) -> Tensor:
-            part = direction[rows] if quantity == "vjp" else direction
+            part = direction
+            if quantity == "vjp":
+                part = direction[self._shard.place(rows)]
             product = graph.use(*kept, pad_direction(quantity, part, size))
             if not bool(product.isfinite().all()):
                 raise NotTaken("a product that is not finite")
@@ -239,6 +256,7 @@ class Linearization:
         for index, chunk in enumerate(self._chunks()):
             if index < n_done:
                 continue
+            start = index * size
             graph = None
             if self._takes_graphs:
                 graph = self._graphs.find(quantity, self.theta, chunk)
@@ -247,7 +265,7 @@ class Linearization:
                     kept = self._kept.get((quantity, index))
                     if kept is None:
                         kept = self._prepared(graph, quantity, index, chunk)
-                    yield use(graph, kept, chunk.rows)
+                    yield use(graph, kept, slice(start, start + len(chunk.X)))
                     continue
                 except torch.OutOfMemoryError:
                     raise
@@ -264,7 +282,9 @@ class Linearization:
         wild = ~product.isfinite()
         if quantity in ("jvp", "directional_derivatives"):
             rows = wild.reshape(len(wild), -1).any(1).nonzero().flatten()
-            first = chunk.rows.start + int(rows[0])
+            first = int(
+                torch.arange(self.n_examples, device=self.device)[chunk.rows][rows[0]]
+            )
             where = f"for {len(rows)} examples, of which {first} is the first"
         else:
             layout = self._graphs.model.layout
@@ -291,7 +311,7 @@ class Linearization:
         if self._reference is not None:
             return self._reference
         reference = ReferenceProducts(self._graphs.ways, self.theta, chunk)
-        if len(chunk.X) == self.n_examples:
+        if len(chunk.X) == self._n_own:
             # The graphs of several chunks would not be bounded by the size of one.
             self._reference = reference
         return reference

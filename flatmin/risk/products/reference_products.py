@@ -60,10 +60,18 @@ class ReferenceProducts:
         """Return Σ Jᵢᵀ uᵢ over the chunk, shape (D,)."""
         return self._point.vjp(u)
 
+    def gradient(self) -> Tensor:
+        """Return Σ gᵢ over the chunk, shape (D,)."""
+        return self.vjp(self.chunk.weigh(self._slopes()))
+
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀ v, shape (n,)."""
+        return self.chunk.weigh(inner_products(self._slopes(), self.jvp(v)))
+
+    def _slopes(self) -> Tensor:
+        """Return the slopes of the losses, without weights, (n, \\*output_shape)."""
         leaf = self._point.outputs.requires_grad_()
         with torch.enable_grad():
             total = self.ways.loss.per_example(leaf, self.chunk.y).sum()
         (slopes,) = torch.autograd.grad(total, leaf)
-        return self.chunk.weigh(inner_products(slopes, self.jvp(v)))
+        return slopes

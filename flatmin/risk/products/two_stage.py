@@ -22,6 +22,7 @@ from torch.fx import Graph, Node
 
 from flatmin._utils.quiet import ignored
 from flatmin.risk.autodiff.isolation import isolated
+from flatmin.risk.products.fusion import fuse
 from flatmin.risk.products.graph_passes import simplify
 from flatmin.risk.products.recorder import record
 
@@ -97,6 +98,7 @@ def _cut(whole: Graph, constants: dict[str, Tensor]) -> TwoStage:
     use, copied = Graph(), dict[Node, Node]()
     for node in (*kept, direction):
         copied[node] = use.placeholder(node.name)
+        copied[node].meta = dict(node.meta)
     for node in whole.nodes:
         needed = node.op == "get_attr" or node in depends
         if needed and node is not output and node not in copied:
@@ -112,6 +114,7 @@ def _cut(whole: Graph, constants: dict[str, Tensor]) -> TwoStage:
 
 def _compiled(graph: Graph, constants: dict[str, Tensor]) -> Callable[..., Any]:
     """Return a graph as a function of its arguments."""
+    fuse(graph)
     # No GraphModule is made: it and its graph refer to each other, so that the garbage
     # collector alone would free their memory and the constants'.
     code = graph.python_code("self")

@@ -52,7 +52,8 @@ class ChainGradients(ChainSums):
                 for chunk in risk._chunks():
                     sums += self._cat(partial(self._losses, chunk), n, thetas)
             value: Tensor = (sums / risk.n_examples).to(risk.dtype)
-            return value_with_penalty(value, thetas, risk.l2) if risk.l2 else value
+            l2 = risk._ranks.once(risk.l2)
+            return value_with_penalty(value, thetas, l2) if l2 else value
 
         value: Tensor = self._ways.compute(
             *(GRADIENTS, n, thetas),
@@ -152,7 +153,8 @@ class ChainGradients(ChainSums):
             lambda theta, z, scale: risk._gauss_newton_pull(theta, z, scale),
         )
         if beside is not None:  # G holds λI
-            gradient = gradient + scales.unsqueeze(-1) * risk.l2**0.5 * beside
+            size = risk._ranks.once(risk.l2) ** 0.5
+            gradient = gradient + scales.unsqueeze(-1) * size * beside
         return self._result(*self._penalised(value, gradient, thetas), chains)
 
     @alone
@@ -236,15 +238,12 @@ class ChainGradients(ChainSums):
             value, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
             return self._penalised(value.to(risk.dtype), gradient, thetas)
 
-        return self._ways.compute(
-            BATCHES,
-            m,
-            thetas,
-            together=together,
-            apart=lambda: self._pairs_apart(
-                risk.value_and_batch_gradient, thetas, indices
-            ),
-        )
+        def apart() -> tuple[Tensor, Tensor]:
+            return self._pairs_apart(risk.value_and_batch_gradient, thetas, indices)
+
+        if risk._ranks.size > 1:  # of each batch, other numbers of examples are here
+            return apart()
+        return self._ways.compute(BATCHES, m, thetas, together=together, apart=apart)
 
     def _losses(self, chunk: Chunk, thetas: Tensor) -> Tensor:
         """Return Σ ℓ̃ᵢ of a chunk in each chain, in float64."""

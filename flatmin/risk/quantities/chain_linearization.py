@@ -15,6 +15,9 @@ from flatmin.risk.chains.products import ChainProducts
 from flatmin.risk.chains.ways import PRODUCTS, ChainWays
 from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.network.model import FlatModel
+from flatmin.risk.ranks.collectives import Ranks
+from flatmin.risk.ranks.shard import Shard
+from flatmin.risk.ranks.words import gathered, summed
 
 __all__ = ["ChainLinearization"]
 
@@ -40,6 +43,8 @@ class ChainLinearization:
         self._thetas = thetas
         self._lock: Lock = risk._lock
         self._ways: ChainWays = risk._chain_ways
+        self._ranks: Ranks = risk._ranks
+        self._shard: Shard = risk._shard
         self._n_updates = risk._model.n_updates
 
     @property
@@ -58,33 +63,39 @@ class ChainLinearization:
         paths: dict[str, str] = self.risk.paths
         return paths
 
+    @summed
     @in_full_float32
     def hvp(self, v: Tensor) -> Tensor:
         """Return H v; ``v`` and the result of shape (\\*chains, D)."""
         return self._product("hvp", v)
 
+    @summed
     @in_full_float32
     def ggn(self, v: Tensor) -> Tensor:
         """Return G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v + λv; shapes as of ``hvp``."""
         product = self.fisher(v)
-        return product.add(v.to(product), alpha=self.risk.l2)
+        return product.add(v.to(product), alpha=self._ranks.once(self.risk.l2))
 
+    @summed
     @in_full_float32
     def fisher(self, v: Tensor) -> Tensor:
         """Return (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v, without the penalty; shapes as of ``hvp``."""
         return self._product("fisher", v)
 
+    @gathered()
     @in_full_float32
     def jvp(self, v: Tensor) -> Tensor:
         """Return J v, shape (\\*chains, N, \\*output_shape)."""
         return self._product("jvp", v)
 
+    @summed
     @in_full_float32
     def vjp(self, u: Tensor) -> Tensor:
         """Return Σ Jᵢᵀuᵢ; ``u`` of shape (\\*chains, N, \\*output_shape)."""
         return self._product("vjp", u)
 
     @needs_examples
+    @gathered()
     @in_full_float32
     def directional_derivatives(self, v: Tensor) -> Tensor:
         """Return gᵢᵀv, shape (\\*chains, N)."""
@@ -100,14 +111,7 @@ class ChainLinearization:
         if not bool(direction.isfinite().all()):
             raise FloatingPointError(f"{name} must be finite. Got NaN or infinity.")
         directions = direction.reshape(len(self._thetas), *shape[len(self.chains) :])
-        n = min(risk.chunk_size, risk.n_examples)
-        product = self._ways.compute(
-            PRODUCTS,
-            n,
-            self._thetas,
-            together=lambda: self._together(quantity, n, directions),
-            apart=lambda: self._apart(quantity, directions),
-        )
+        product = self.unchecked(quantity, directions)
         if not bool(product.isfinite().all()):
             wild = (~product.isfinite()).flatten(1).any(1)
             raise FloatingPointError(
@@ -116,6 +120,28 @@ class ChainLinearization:
                 "not finite there, or the network has no such derivative at this θ."
             )
         return product.view(*self.chains, *product.shape[1:])
+
+    def unchecked(self, quantity: str, directions: Tensor) -> Tensor:
+        """Return a product without waiting for the device to look for NaN.
+
+        Parameters
+        ----------
+        quantity : str
+        directions : Tensor of shape (C, ...)
+            Of all chains in a row.
+
+        Returns
+        -------
+        Tensor of shape (C, ...)
+        """
+        n = min(self.risk.chunk_size, len(self.risk._data))
+        return self._ways.compute(
+            PRODUCTS,
+            n,
+            self._thetas,
+            together=lambda: self._together(quantity, n, directions),
+            apart=lambda: self._apart(quantity, directions),
+        )
 
     def _together(self, quantity: str, n: int, directions: Tensor) -> Tensor:
         risk = self.risk
@@ -138,7 +164,7 @@ class ChainLinearization:
         if quantity in ("hvp", "fisher"):
             product /= risk.n_examples
         if quantity == "hvp":
-            product.add_(directions, alpha=risk.l2)
+            product.add_(directions, alpha=self._ranks.once(risk.l2))
         return product
 
     def _apart(self, quantity: str, directions: Tensor) -> Tensor:

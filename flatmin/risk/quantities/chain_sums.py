@@ -40,7 +40,7 @@ class ChainSums:
 
     def _n(self) -> int:
         """Return how many examples there are at a time."""
-        return min(int(self.risk.chunk_size), int(self.risk.n_examples))
+        return min(int(self.risk.chunk_size), len(self.risk._data))
 
     def _flat(self, theta: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return θ as (C, D) in the risk's dtype, and (\\*chains)."""
@@ -162,9 +162,10 @@ class ChainSums:
     def _penalised(
         self, value: Tensor, gradient: Tensor, thetas: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if not self.risk.l2:
+        l2 = self.risk._ranks.once(self.risk.l2)
+        if not l2:
             return value, gradient
-        return add_penalty(value, gradient, thetas, self.risk.l2)
+        return add_penalty(value, gradient, thetas, l2)
 
     @staticmethod
     def _result(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.quantities.network_risk import NetworkRisk
 from flatmin.risk.quantities.penalty import add_penalty
+from flatmin.risk.ranks.collectives import ALONE, Ranks
+from flatmin.risk.ranks.shard import Shard
+from flatmin.risk.ranks.words import gathered
 
 __all__ = ["ExamplesRisk"]
 
@@ -37,7 +41,9 @@ class ExamplesRisk(NetworkRisk):
     chunk_size: int
     l2: float
     _loss: ExampleLoss
-    _data: ExampleData
+    _data: ExampleData  # of this rank
+    _ranks: Ranks
+    _shard: Shard
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
     _chain_ways: ChainWays
@@ -53,7 +59,12 @@ class ExamplesRisk(NetworkRisk):
     @property
     def n_examples(self) -> int:
         """N."""
-        return len(self._data)
+        return self._shard.n_examples
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the processes of a group share the examples, and must ask alike."""
+        return self._ranks.serial > 0
 
     @property
     def n_outputs(self) -> int:
@@ -71,7 +82,7 @@ class ExamplesRisk(NetworkRisk):
         with self._lock:
             tried = {
                 "per-example sums": self._sums.path,
-                "per-example Hessians": self._hessians.path,
+                **self._hessians.paths,
             }
             found = {name: path for name, path in tried.items() if path is not None}
             lowest = self._model.lowest_dtype
@@ -108,13 +119,15 @@ class ExamplesRisk(NetworkRisk):
         """
         indices = as_indices(indices, "indices", 1, self.device)
         with within("indices", self.n_examples):
-            chosen = self._data.select(indices)
+            shard, local = self._shard.subset(indices)
+            chosen = self._data.select(local)
         part = copy.copy(self)
         # Chunks of one size: a graph fills up the last one.
-        n_chunks = math.ceil(len(indices) / self.chunk_size)
+        n_chunks = math.ceil(len(local) / self.chunk_size)
         part._hold(
             ArrayData(chosen.X, chosen.y, chosen.weights),
-            math.ceil(len(indices) / n_chunks),
+            math.ceil(len(local) / n_chunks),
+            shard,
         )
         return part
 
@@ -169,7 +182,8 @@ class ExamplesRisk(NetworkRisk):
             graphs,
             self._chunks,
             graphs.model.theta(),
-            self.n_examples,
+            self._shard,
+            self._ranks,
             self.output_shape,
             l2=self.l2,
             n_products=n_products,
@@ -188,12 +202,21 @@ class ExamplesRisk(NetworkRisk):
             self._block = kept
         return kept[2]
 
-    def _hold(self, examples: ExampleData, chunk_size: int) -> None:
-        n = len(examples)
+    def _of_few(self) -> Self:
+        """Return the risk of the examples that things are tried on, of this rank."""
+        part, few = copy.copy(self), self._few
+        part._ranks, n = ALONE, len(few.X)
+        part._hold(ArrayData(few.X, few.y, None), min(self.chunk_size, n), Shard(n))
+        return part
+
+    def _hold(self, examples: ExampleData, chunk_size: int, shard: Shard) -> None:
+        n, n_all = len(examples), shard.n_examples
         self._data = examples
+        self._shard = shard
         self._block = None
         self.chunk_size = chunk_size
-        self._uniform = torch.full((n,), 1 / n, dtype=self.dtype, device=self.device)
+        ones = torch.ones(n_all, dtype=self.dtype, device=self.device)
+        self._uniform = ones.fill_(1 / n_all)
         if (n, chunk_size) not in self._all_graphs:
             self._all_graphs[n, chunk_size] = ProductGraphs(
                 self._ways, chunk_size, n * self._work_per_example
@@ -202,12 +225,26 @@ class ExamplesRisk(NetworkRisk):
 
     def _chunks(self, chunk_size: int | None = None) -> Iterator[Chunk]:
         size = self.chunk_size if chunk_size is None else chunk_size
-        return self._data.iterate(size)
+        chunks = self._data.iterate(size)
+        return chunks if self._shard.rows is None else map(self._placed, chunks)
+
+    def _placed(self, chunk: Chunk) -> Chunk:
+        """Return a chunk of this rank with its places among the N examples."""
+        return replace(chunk, rows=self._shard.place(cast(slice, chunk.rows)))
 
     def _targets(self, n_chains: int = 1) -> Tensor:
         """Return y of all examples, for each chain in a row."""
-        y = torch.cat([chunk.y for chunk in self._chunks()])
+        y = self._every_y()
         return y.expand(n_chains, *y.shape).flatten(0, 1)
+
+    @gathered()
+    def _every_y(self) -> Tensor:
+        return torch.cat([chunk.y for chunk in self._chunks()])
+
+    @gathered()
+    def _every_weight(self) -> Tensor:
+        """Return N wᵢ / Σw of all examples, where they have weights."""
+        return cast(Tensor, self._data.weights)
 
     def _scalars(self, chunk: Chunk) -> ExampleScalars:
         """Return ℓ̃ᵢ of a chunk, to be differentiated."""
@@ -228,9 +265,10 @@ class ExamplesRisk(NetworkRisk):
 
     def _penalised(self, value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Add the penalty of the bound θ to a value, and its gradient to a gradient."""
-        if not self.l2:  # θ is not even copied
+        l2 = self._ranks.once(self.l2)
+        if not l2:  # θ is not even copied
             return value, gradient
-        return add_penalty(value, gradient, self._model.theta(), self.l2)
+        return add_penalty(value, gradient, self._model.theta(), l2)
 
     def _add(self, parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         losses, total = next(parts)

@@ -22,6 +22,7 @@ from flatmin.risk.network.batch_statistics import (
 )
 from flatmin.risk.quantities.examples_risk import ExamplesRisk
 from flatmin.risk.quantities.penalty import value_with_penalty
+from flatmin.risk.ranks.words import gathered, summed
 
 __all__ = ["FirstOrderRisk"]
 
@@ -29,6 +30,7 @@ __all__ = ["FirstOrderRisk"]
 class FirstOrderRisk(ExamplesRisk):
     """L and its gradients: of all examples, weighted, and of minibatches."""
 
+    @summed
     @over_chains
     @in_full_float32
     def value(self, theta: Tensor) -> Tensor:
@@ -47,10 +49,8 @@ class FirstOrderRisk(ExamplesRisk):
             evaluate_losses(self._model, self._loss, chunk).sum(dtype=torch.float64)
             for chunk in self._chunks()
         ]
-        value = self._mean(sums)
-        if not self.l2:
-            return value
-        return value_with_penalty(value, self._model.theta(), self.l2)
+        value, l2 = self._mean(sums), self._ranks.once(self.l2)
+        return value_with_penalty(value, self._model.theta(), l2) if l2 else value
 
     def losses_at(self, thetas: Tensor) -> Tensor:
         """Return L at several points.
@@ -66,6 +66,7 @@ class FirstOrderRisk(ExamplesRisk):
         check_tensor("thetas", thetas, 2)
         return torch.stack([self.value(theta) for theta in thetas])
 
+    @gathered()
     @over_chains
     @in_full_float32
     def outputs(self, theta: Tensor) -> Tensor:
@@ -82,7 +83,6 @@ class FirstOrderRisk(ExamplesRisk):
         self._model.bind(theta)
         return torch.cat([self._model.evaluate(chunk.X) for chunk in self._chunks()])
 
-    @in_full_float32
     def accuracy(self, theta: Tensor) -> Tensor:
         """Return the share of the targets whose class has the largest output.
 
@@ -112,14 +112,24 @@ class FirstOrderRisk(ExamplesRisk):
         >>> risk.accuracy(torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.0]))
         tensor(1., dtype=torch.float64)
         """
+        n_right, n_counted, n_wild = self._count_right(theta)
+        share: Tensor = n_right / n_counted
+        return share.masked_fill(n_wild > 0, torch.nan)
+
+    @summed
+    @in_full_float32
+    def _count_right(self, theta: Tensor) -> Tensor:
+        """Return how many outputs are right, how many count, and how many are NaN."""
         self._model.bind(theta)
-        right, wild = [], []
+        counts = torch.zeros(3, dtype=torch.float64, device=self.device)
         for chunk in self._chunks():
             outputs = self._model.evaluate(chunk.X)
-            right.append(self._loss.right(outputs, chunk.y))
-            wild.append(outputs.isnan().any())
-        share = torch.cat(right).double().mean()
-        return share.masked_fill(torch.stack(wild).any(), torch.nan)
+            right = self._loss.right(outputs, chunk.y)
+            wild = outputs.isnan().sum()
+            counts[0] += right.sum()
+            counts[1] += len(right)
+            counts[2] += wild
+        return counts
 
     @in_full_float32
     def batch_statistics(self, theta: Tensor) -> Statistics:
@@ -155,6 +165,7 @@ class FirstOrderRisk(ExamplesRisk):
                 self._model.evaluate(chunk.X)
         return statistics
 
+    @summed
     @over_chains
     @in_full_float32
     def gradient(self, theta: Tensor) -> Tensor:
@@ -170,6 +181,7 @@ class FirstOrderRisk(ExamplesRisk):
         """
         return self.value_and_gradient(theta)[1]
 
+    @summed
     @over_chains
     @alone
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,6 +199,7 @@ class FirstOrderRisk(ExamplesRisk):
         return self._penalised(*self._pull_back(theta, self._uniform))
 
     @needs_examples
+    @summed
     @over_chains
     @in_full_float32
     def weighted_gradient(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -206,6 +219,7 @@ class FirstOrderRisk(ExamplesRisk):
         return self._pull_back(theta, v / self.n_examples)[1]
 
     @needs_examples
+    @summed
     @over_chains
     @alone
     def value_and_noisy_gradient(
@@ -232,6 +246,7 @@ class FirstOrderRisk(ExamplesRisk):
         return self._penalised(*self._pull_back(theta, (v + 1) / self.n_examples))
 
     @needs_examples
+    @summed
     @over_chains
     def batch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """Return the plain mean of gᵢ over a minibatch, with the penalty's gradient.
@@ -249,6 +264,7 @@ class FirstOrderRisk(ExamplesRisk):
         return self.value_and_batch_gradient(theta, indices)[1]
 
     @needs_examples
+    @summed
     @over_chains
     @alone
     def value_and_batch_gradient(
@@ -275,16 +291,22 @@ class FirstOrderRisk(ExamplesRisk):
         m = len(indices)
         self._model.bind(theta)
         with within("indices", self.n_examples):
-            chosen = self._data.select(indices)
+            shard, local = self._shard.subset(indices)
+            chosen = self._data.select(local)
         parts = iterate_chunks(chosen.X, chosen.y, chosen.weights, self.chunk_size)
-        cotangents = torch.full((m,), 1 / m, dtype=self.dtype, device=self.device)
+        cotangents = torch.full(
+            local.shape, 1 / m, dtype=self.dtype, device=self.device
+        )
         value, gradient = self._add(
             losses_and_gradient(self._model, self._loss, chunk, cotangents[chunk.rows])
             for chunk in parts
         )
+        if not shard.counts:  # none of them is here
+            value, gradient = value.zero_(), gradient.zero_()
         return self._penalised(value * (self.n_examples / m), gradient)
 
     @needs_examples
+    @summed
     @over_chains
     @in_full_float32
     def batch_gradients(self, theta: Tensor, batches: Tensor) -> Tensor:
@@ -302,6 +324,8 @@ class FirstOrderRisk(ExamplesRisk):
         """
         batches = as_indices(batches, "batches", 2, self.device)
         self._model.bind(theta)
+        if self._ranks.size > 1:  # of each batch, other numbers of examples are here
+            return torch.stack([self.batch_gradient(theta, b) for b in batches])
         m = batches.shape[1]
         per_chunk = max(1, self.chunk_size // m)
         parts = []

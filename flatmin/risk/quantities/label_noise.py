@@ -26,6 +26,7 @@ from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.quantities.chain_linearization import ChainLinearization
 from flatmin.risk.quantities.second_order import SecondOrderRisk
+from flatmin.risk.ranks.words import gathered, summed
 
 __all__ = ["LabelNoiseRisk"]
 
@@ -40,6 +41,7 @@ class LabelNoiseRisk(SecondOrderRisk):
         check_label_noise(self._loss, self._targets())
 
     @needs_examples
+    @summed
     @over_chains
     @alone
     def value_and_label_draw(
@@ -121,11 +123,12 @@ class LabelNoiseRisk(SecondOrderRisk):
         y = self._targets(len(flat) // self.n_examples)
         product = label_kernel_product(self._loss, y, flat, draw).view(u.shape)
         if self._data.weights is not None:
-            weights = self._data.weights.square()
+            weights = self._every_weight().square()
             product = product * weights.view(-1, *(1 for _ in self.output_shape))
         return point.vjp(product) / self.n_examples**2
 
     @needs_examples
+    @gathered()
     @over_chains
     @in_full_float32
     def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:

@@ -41,10 +41,11 @@ __all__ = ["OverChains"]
 class OverChains(ChainGradients):
     """All words: those of gradients, per-example sums, and second derivatives."""
 
-    def per_example_gradients(self, theta: Tensor) -> Iterator[Tensor]:
+    def _own_rows(self, theta: Tensor) -> Iterator[Tensor]:
         """See :meth:`flatmin.EmpiricalRisk.per_example_gradients`."""
         with self._lock:
             thetas, chains = self._flat(theta)
+            theta = thetas.view(*chains, -1)
         most = self._ways.examples_at_a_time(SUMS, len(thetas))
         chunks = self.risk._chunks(min(most, self.risk._row_chunk_size))
         while True:
@@ -53,20 +54,19 @@ class OverChains(ChainGradients):
                 chunk = next(chunks, None)
                 if chunk is None:
                     return
-                rows = self._rows(thetas, chunk)
-            yield rows.view(*chains, *rows.shape[1:])
+                rows = self._rows(theta, chunk)
+            yield rows
 
     @in_full_float32
     def squared_norms(self, theta: Tensor) -> Tensor:
         """See :meth:`flatmin.EmpiricalRisk.squared_norms`."""
         thetas, chains = self._flat(theta)
-        risk = self.risk
 
         def of(some: Tensor, chunk: Chunk) -> Tensor:
             return squared_row_norms(self._loss_rows(some, chunk)[1])
 
         norms = self._examples(thetas, of, lambda: self._apart("squared_norms", thetas))
-        return norms.view(*chains, risk.n_examples)
+        return norms.view(*chains, -1)
 
     @alone
     def value_gradient_and_variances(
@@ -74,7 +74,7 @@ class OverChains(ChainGradients):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`flatmin.EmpiricalRisk.value_gradient_and_variances`."""
         thetas, chains = self._flat(theta)
-        moments = self._moments(thetas)
+        moments = self.risk._moments(thetas)
         variances = moments.centred_squares / self.risk.n_examples
         value, mean = self._penalised(moments.value, moments.mean, thetas)
         dtype = self.risk.dtype
@@ -105,7 +105,7 @@ class OverChains(ChainGradients):
             return torch.stack([risk._gauss_newton_sweeps(*pair).mT for pair in pairs])
 
         squares = self._examples(thetas, of, apart, z)
-        return squares.movedim(-1, 0).reshape(-1, *chains, risk.n_examples)
+        return squares.movedim(-1, 0).reshape(z.shape[1], *chains, -1)
 
     @in_full_float32
     def label_traces(self, theta: Tensor, draw: LabelDraw) -> Tensor:
@@ -126,7 +126,7 @@ class OverChains(ChainGradients):
         def apart() -> Tensor:
             return torch.stack([risk.label_traces(theta, draw) for theta in thetas])
 
-        return self._examples(thetas, of, apart).view(*chains, risk.n_examples)
+        return self._examples(thetas, of, apart).view(*chains, -1)
 
     def linearize(
         self, theta: Tensor, *, select: Any = None, n_products: int | None = None
@@ -149,6 +149,24 @@ class OverChains(ChainGradients):
         pairs = zip(thetas, v.reshape(thetas.shape), strict=True)
         products = [self.risk.squared_hessian_product(*pair) for pair in pairs]
         return torch.stack(products).view(*chains, -1)
+
+    @in_full_float32
+    def covariance_trace_gradient(self, theta: Tensor) -> Tensor:
+        """See :meth:`flatmin.EmpiricalRisk.covariance_trace_gradient`."""
+        thetas, chains = self._flat(theta)
+        gradients = [self.risk.covariance_trace_gradient(t) for t in thetas]
+        return torch.stack(gradients).view(*chains, -1)
+
+    @in_full_float32
+    def value_gradient_and_product(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`flatmin.EmpiricalRisk.value_gradient_and_product`."""
+        value, gradient = self.value_and_gradient(theta)
+        thetas, chains = self._flat(theta)
+        point = ChainLinearization(self.risk, thetas.clone(), chains)
+        product = point.unchecked("hvp", gradient.reshape(thetas.shape))
+        return value, gradient, product.view(*chains, -1)
 
     def _examples(
         self,
@@ -186,7 +204,7 @@ class OverChains(ChainGradients):
 
         def apart() -> Moments:
             parts = zip(*(risk._moments(theta)[1:] for theta in thetas), strict=True)
-            return Moments(risk.n_examples, *map(torch.stack, parts))
+            return Moments(len(risk._data), *map(torch.stack, parts))
 
         moments = self._ways.compute(
             SUMS,
@@ -201,8 +219,9 @@ class OverChains(ChainGradients):
         )
 
     @in_full_float32
-    def _rows(self, thetas: Tensor, chunk: Chunk) -> Tensor:
+    def _rows(self, theta: Tensor, chunk: Chunk) -> Tensor:
         risk, n = self.risk, len(chunk.X)
+        thetas, chains = self._flat(theta)
 
         def together() -> Tensor:
             blocks = self._ways.blocks(SUMS, n, thetas)
@@ -211,7 +230,8 @@ class OverChains(ChainGradients):
         def apart() -> Tensor:
             return torch.stack([risk._rows(theta, chunk) for theta in thetas])
 
-        return self._ways.compute(SUMS, n, thetas, together=together, apart=apart)
+        rows = self._ways.compute(SUMS, n, thetas, together=together, apart=apart)
+        return rows.view(*chains, *rows.shape[1:])
 
     def _loss_rows(self, thetas: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Return ℓ̃ᵢ and gᵢ of each chain."""

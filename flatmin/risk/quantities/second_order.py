@@ -17,7 +17,9 @@ from flatmin.risk.products.gauss_newton import (
     gauss_newton_draw,
     gauss_newton_example_traces,
 )
+from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.quantities.per_example import PerExampleRisk
+from flatmin.risk.ranks.words import gathered, summed
 
 __all__ = ["SecondOrderRisk"]
 
@@ -43,6 +45,7 @@ class SecondOrderRisk(PerExampleRisk):
         return self.linearize(theta, n_products=1).vjp(u)
 
     @needs_examples
+    @summed
     @over_chains
     @in_full_float32
     def squared_hessian_product(self, theta: Tensor, v: Tensor) -> Tensor:
@@ -67,6 +70,68 @@ class SecondOrderRisk(PerExampleRisk):
             total += self._hessians.squared_product(theta, chunk, v)
         return total / self.n_examples
 
+    @needs_examples
+    @over_chains
+    @in_full_float32
+    def covariance_trace_gradient(self, theta: Tensor) -> Tensor:
+        """Return ∇ Tr(Σ) = (2/N) Σ Hᵢ(gᵢ - g₀), by two passes back through the gᵢ.
+
+        The gᵢ, and g₀ here, hold no penalty.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (\\*chains, D)
+
+        Returns
+        -------
+        Tensor of shape (\\*chains, D)
+        """
+        mean = self.gradient(theta)
+        self._model.bind(theta)
+        theta = self._model.theta()
+        mean -= self.l2 * theta
+        return self._spread_products(theta, mean) * (2 / self.n_examples)
+
+    @summed
+    def _spread_products(self, theta: Tensor, mean: Tensor) -> Tensor:
+        total = torch.zeros_like(theta)
+        for chunk in self._chunks(self._row_chunk_size):
+            total += self._hessians.spread_product(theta, chunk, mean)
+        return total
+
+    @over_chains
+    @in_full_float32
+    def value_gradient_and_product(
+        self, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return L(θ), g₀ and H g₀, half the gradient of ‖g₀‖².
+
+        Without waiting for the device to look for NaN, as ``hvp`` does.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (\\*chains, D)
+
+        Returns
+        -------
+        value : Tensor of shape (\\*chains)
+        gradient : Tensor of shape (\\*chains, D)
+        product : Tensor of shape (\\*chains, D)
+        """
+        value, gradient = self.value_and_gradient(theta)
+        self._model.bind(theta)
+        theta = self._model.theta()
+        product = self._reference_products(theta, gradient) / self.n_examples
+        return value, gradient, product.add(gradient, alpha=self.l2)
+
+    @summed
+    def _reference_products(self, theta: Tensor, v: Tensor) -> Tensor:
+        total = torch.zeros_like(theta)
+        for chunk in self._chunks():
+            total += ReferenceProducts(self._ways, theta, chunk).hvp(v)
+        return total
+
+    @summed
     @over_chains
     @alone
     def value_and_gauss_newton_draw(
@@ -101,7 +166,7 @@ class SecondOrderRisk(PerExampleRisk):
             beside = torch.randn(
                 (self.n_params,), generator=rng, dtype=self.dtype, device=self.device
             )
-            gradient += scale * self.l2**0.5 * beside
+            gradient += scale * self._ranks.once(self.l2) ** 0.5 * beside
         return self._penalised(value, gradient)
 
     def _gauss_newton_pull(
@@ -170,6 +235,7 @@ class SecondOrderRisk(PerExampleRisk):
             total += self._gauss_newton_sweeps(theta, z.expand(-1, *shape)).sum(0)
         return total
 
+    @gathered(1)
     @over_chains
     @in_full_float32
     def _gauss_newton_sweeps(self, theta: Tensor, z: Tensor) -> Tensor:
@@ -225,7 +291,7 @@ class SecondOrderRisk(PerExampleRisk):
         flat = outputs.reshape(-1, *self.output_shape)
         y = self._targets(len(flat) // self.n_examples)
         slopes = self._loss.model_slope(flat, y, rng).view(outputs.shape)
-        weights = self._data.weights
-        if weights is None:
+        if self._data.weights is None:
             return slopes
+        weights = self._every_weight()
         return slopes * weights.sqrt().view(-1, *(1 for _ in self.output_shape))

@@ -1,0 +1,159 @@
+"""Vectors shared out over the ranks of the default process group."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Ranks", "default_group"]
+
+
+class Ranks:
+    """The processes that solve one problem, with a shard of every vector each.
+
+    Rank r of p has the coordinates r w, …, r w + w - 1 with w = ⌈D/p⌉. Where D does
+    not fill the last shards, they end in zeros. All methods but :meth:`shard` are
+    collective: every rank calls them, in the same order.
+
+    Parameters
+    ----------
+    size : int
+        D.
+    rank : int, default=0
+    count : int, default=1
+        p. One process calls no collective.
+
+    Attributes
+    ----------
+    width : int
+        w.
+    """
+
+    def __init__(self, size: int, *, rank: int = 0, count: int = 1) -> None:
+        self.size = size
+        self.rank = rank
+        self.count = count
+        self.width = -(-size // count)
+
+    @property
+    def coordinates(self) -> slice:
+        """The coordinates of this rank."""
+        start = min(self.rank * self.width, self.size)
+        return slice(start, min(start + self.width, self.size))
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """Return the sum over the ranks, with the same bits on each.
+
+        Parameters
+        ----------
+        numbers : Tensor of any shape
+
+        Returns
+        -------
+        Tensor of that shape
+            Added in the order of the ranks; an all-reduce promises no order.
+        """
+        if self.count == 1:
+            return numbers
+        first, *others = self._of_all(numbers)
+        for other in others:
+            first = first + other
+        return first
+
+    def largest(self, number: Tensor) -> Tensor:
+        """Return the largest of a number of each rank; NaN if one is.
+
+        Parameters
+        ----------
+        number : Tensor of shape ()
+
+        Returns
+        -------
+        Tensor of shape ()
+        """
+        if self.count == 1:
+            return number
+        return torch.stack(self._of_all(number)).amax()
+
+    def of_first(self, numbers: Tensor) -> Tensor:
+        """Return what rank 0 has.
+
+        Parameters
+        ----------
+        numbers : Tensor of any shape
+            The same shape on each rank.
+
+        Returns
+        -------
+        Tensor of that shape
+        """
+        if self.count > 1:
+            numbers = numbers.contiguous()
+            dist.broadcast(numbers, src=0)
+        return numbers
+
+    def shard(self, vector: Tensor) -> Tensor:
+        """Return the shard of this rank.
+
+        Parameters
+        ----------
+        vector : Tensor of shape (D,)
+
+        Returns
+        -------
+        Tensor of shape (w,)
+            A copy, or of one process the vector itself.
+        """
+        if self.count == 1:
+            return vector
+        mine = vector[self.coordinates]
+        return torch.nn.functional.pad(mine, (0, self.width - len(mine)))
+
+    def whole(self, shard: Tensor) -> Tensor:
+        """Return the vector that the ranks hold.
+
+        Parameters
+        ----------
+        shard : Tensor of shape (w,)
+
+        Returns
+        -------
+        Tensor of shape (D,)
+        """
+        if self.count == 1:
+            return shard
+        vector = shard.new_empty(self.count * self.width)
+        dist.all_gather_into_tensor(vector, shard.contiguous())
+        return vector[: self.size]
+
+    def _of_all(self, numbers: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(numbers) for _ in range(self.count)]
+        dist.all_gather(found, numbers.contiguous())
+        return found
+
+
+def default_group(size: int) -> Ranks:
+    """Return this process among the ranks of the default process group.
+
+    Parameters
+    ----------
+    size : int
+        D.
+
+    Returns
+    -------
+    Ranks
+
+    Raises
+    ------
+    ValueError
+        If there is no such group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "distributed=True takes the default process group of torch.distributed. "
+            "Got none; call torch.distributed.init_process_group() first (under "
+            "torchrun it needs no arguments), or leave distributed at False."
+        )
+    return Ranks(size, rank=dist.get_rank(), count=dist.get_world_size())

@@ -1,0 +1,176 @@
+"""Estimators, analyzers and the scorer: two processes against one."""
+
+import json
+import pickle
+import sys
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from torch.utils.data import Subset, TensorDataset
+
+from flatmin import (
+    CurvatureAnalyzer,
+    NoiseCovarianceAnalyzer,
+    NoisyDiffusionClassifier,
+    NoisyDiffusionRegressor,
+    SharpnessScorer,
+)
+
+from ._failures import tell
+from ._join import folder, join, say
+from ._quantities import data, net
+
+X, y = (part.numpy() for part in data(41))
+
+
+def classifier(**settings):
+    common = {"max_iter": 6, "record_every": 3, "dtype": "float64", "random_state": 0}
+    return NoisyDiffusionClassifier(net(), **(common | settings))
+
+
+def numbers(model):
+    """Return what a fit has found, as one array."""
+    history = model.history_.select_dtypes("number").fillna(-1.0)
+    return np.concatenate([model.params_, history.to_numpy().ravel()])
+
+
+def of_estimators():
+    found = {}
+    cases = {
+        "gld_full": {"method": "gld_full"},
+        "sgd": {"method": "sgd", "batch_size": 4, "l2": 0.1},
+        "a warm-up": {"method": "gld_hessian", "warmup": {"max_iter": 3}},
+        "batches": {"gradient_batch_size": 10, "method": "gld_diagonal"},
+        "early stopping": {"training": {"early_stopping": True}},
+        "class weights": {"class_weight": "balanced", "optimizer": "adam"},
+        "metrics": {"metrics": {"norms": lambda r, t: r.squared_norms(t).sum()}},
+    }
+    for name, settings in cases.items():
+        one = numbers(classifier(**settings).fit(X, y))
+        many = clone(classifier(**settings, distributed=True))
+        many = pickle.loads(pickle.dumps(many)) if name != "metrics" else many
+        two = numbers(many.fit(X, y, X_val=X[:9], y_val=y[:9]))
+        if name != "early stopping":  # one holds out, and the other need not
+            two = numbers(many.fit(X, y))
+            found[name] = [float(np.abs(one - two).max()), two.tobytes().hex()]
+        else:
+            found[name] = [0.0, two.tobytes().hex()]
+    labels = np.array(["b", "c", "a"])[y]
+    named = classifier(distributed=True).fit(X, labels)
+    found["classes"] = [float(list(named.classes_) != ["a", "b", "c"]), ""]
+    free = classifier(distributed=True, random_state=None, method="sgd").fit(X, y)
+    found["seeds of the first"] = [0.0, numbers(free).tobytes().hex()]
+    targets = X[:, :1] * 2
+    regressors = [
+        NoisyDiffusionRegressor(max_iter=4, random_state=0, distributed=many)
+        for many in (False, True)
+    ]
+    one, two = (numbers(model.fit(X, targets)) for model in regressors)
+    found["a regressor"] = [float(np.abs(one - two).max()) / 1e5, two.tobytes().hex()]
+    streamed = TensorDataset(*data(41))
+    one, two = (
+        numbers(classifier(distributed=many).fit(streamed)) for many in (False, True)
+    )
+    found["a data set"] = [float(np.abs(one - two).max()), two.tobytes().hex()]
+    return found
+
+
+def of_analyzers():
+    found = {}
+    calls = {
+        "Curvature": (
+            CurvatureAnalyzer,
+            {
+                "eigen": lambda a: a.eigen().eigenvalues,
+                "trace": lambda a: a.trace().value,
+                "diagonal": lambda a: a.diagonal().values,
+                "density": lambda a: a.density().density,
+                "matvec": lambda a: a.matvec(np.ones(43)),
+                "transform": lambda a: a.transform(X, y),
+                "score": lambda a: a.score(X, y),
+            },
+        ),
+        "Noise": (
+            NoiseCovarianceAnalyzer,
+            {
+                "eigen": lambda a: a.eigen().eigenvalues,
+                "trace": lambda a: a.trace().value,
+                "diagonal": lambda a: a.diagonal().values,
+                "sample": lambda a: a.sample(3),
+                "alignment": lambda a: a.alignment().trace_product.value,
+                "transform": lambda a: a.transform(X, y),
+                "score": lambda a: a.score(X, y),
+            },
+        ),
+    }
+    settings = {"loss": "cross_entropy", "n_components": 3, "random_state": 0}
+    for name, (kind, quantities) in calls.items():
+        one, two = (
+            kind(net(), **settings, distributed=many).fit(X, y)
+            for many in (False, True)
+        )
+        for quantity, call in quantities.items():
+            right, got = (np.asarray(call(each)) for each in (one, two))
+            off = float(np.abs(right - got).max() / np.abs(right).max())
+            found[f"{name}: {quantity}"] = [off, got.tobytes().hex()]
+        found[f"{name}: audit"] = [float(len(two.audit().fails)), ""]
+    for measure in ("expected", "worst_case"):
+        options = {"loss": "cross_entropy", "measure": measure}
+        scores = [
+            SharpnessScorer(**options, distributed=many)(net(), X, y)
+            for many in (False, True)
+        ]
+        found[measure] = [abs(scores[0] / scores[1] - 1), ""]
+    return found
+
+
+def of_checkpoints(rank):
+    """A run that ends early, and goes on; files come from the first rank alone."""
+    place = folder() / "run"
+    settings = {"method": "sgd", "distributed": True, "checkpoint_dir": place}
+
+    def stop(risk, theta, seen=[]):  # noqa: B006 - counts its calls
+        seen.append(1)
+        if len(seen) == 3:
+            raise OSError("stopped on the way")
+        return 0.0
+
+    whole = classifier(method="sgd", distributed=True).fit(X, y).params_
+    first = tell(lambda: classifier(**settings, metrics={"m": stop}).fit(X, y))
+    again = classifier(**settings, metrics={"m": stop}).fit(X, y).params_
+    writer = sorted(path.name for path in place.iterdir())
+    return {
+        "checkpoints: stopped": [float("stopped on the way" not in first[1]), ""],
+        "checkpoints: goes on": [float(np.abs(whole - again).max()), ""],
+        "checkpoints: files": [float(len(writer) == 0), json.dumps(writer)],
+    }
+
+
+def of_refusals(rank):
+    subset = Subset(TensorDataset(*data(41)), range(20))
+    fitted = classifier(distributed=True).fit(X, y)
+    bad = X.copy()
+    bad[3] = np.nan if rank else bad[3]
+    return {
+        "memory": tell(lambda: classifier(distributed=True, memory="x").fit(X, y)),
+        "a Subset": tell(lambda: classifier(distributed=True).fit(subset)),
+        "NaN on one rank": tell(lambda: classifier(distributed=True).fit(bad, y)),
+        "an analyzer alone": tell(lambda: CurvatureAnalyzer(fitted).eigen(1)),
+        "all is well": tell(lambda: classifier(distributed=True).fit(X, y)),
+    }
+
+
+def shown(rank):
+    sys.stderr.write("<progress>")
+    classifier(distributed=True, verbose=True).fit(X, y)
+    sys.stderr.write("</progress>")
+
+
+if __name__ == "__main__":
+    rank = join()
+    numbers_ = of_estimators() | of_analyzers() | of_checkpoints(rank)
+    refusals = of_refusals(rank)
+    shown(rank)
+    assert torch.distributed.is_initialized()
+    say({"numbers": numbers_, "refusals": refusals})
