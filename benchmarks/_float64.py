@@ -89,6 +89,25 @@ class Truth:
         ]
         return _mean(np.abs(rises) if absolute else np.array(rises))
 
+    def batch_sharpness(self, m: int, n_draws: int) -> Known:
+        """Return E[gᵀHg/‖g‖²] over batches of m, from draws of its own."""
+        rng, theta = np.random.default_rng(SEED), torch.as_tensor(self.theta)
+        found = []
+        for _ in range(n_draws):
+            chosen = rng.choice(self.n_examples, m, replace=False)
+            g = self.gradients[chosen].mean(0)
+            X, y = self.problem.X[chosen], self.problem.y[chosen]
+            point = DoublePoint(replace(self.problem, X=X, y=y), theta)
+            found.append(g @ point.hvp(torch.as_tensor(g)).numpy() / (g @ g))
+        return _mean(np.array(found))
+
+    def tic(self, rows: np.ndarray, damping: float) -> float:
+        """Return Tr((G + δI)⁻¹Σ) of the blocks at some coordinates."""
+        B, noise = self.sweep.factors[:, rows], self.noise[:, rows]
+        damped = B.T @ B + damping * np.eye(len(rows))
+        sigma = noise.T @ noise / self.n_examples
+        return float(np.trace(np.linalg.solve(damped, sigma)))
+
     # Gradients and their covariance.
 
     @functools.cached_property

@@ -100,6 +100,7 @@ class Report:
             self.layer_rows,
             self.power_law_rows,
             self.gaussianity_rows,
+            self.tail_rows,
             self.sharpness_rows,
             self.stability_rows,
         ):
@@ -452,6 +453,26 @@ class Report:
             stderr = 0.5 / n_batches**0.5
             self.drawn(f"distance along v{j + 1}", found.distance[j], distance, stderr)
 
+    def tail_rows(self) -> None:
+        """Add rows of tail_index and of tic, both on one layer."""
+        truth, layer = self.part, self.sizes.layer
+        coordinates = _layers(self.problem)[layer]
+        noise = np.abs(truth.noise[:, coordinates])  # no sums that cancel
+        X = noise.ravel()
+        K = max(k for k in range(1, math.isqrt(len(X)) + 1) if len(X) % k == 0)
+        Y, eps = X.reshape(-1, K).sum(1), np.finfo(float).eps
+        mean = np.log(np.abs(Y) + eps).mean() - np.log(np.abs(X) + eps).mean()
+        found = fm.tail_index(torch.tensor(noise), pooled=True)
+        self.exact(
+            f"{layer}: tail_index of the |nᵢ|, pooled", found, math.log(K) / mean
+        )
+        damping = 0.01 * float(truth.ggn_eigenvalues[0])
+        found = fm.tic(
+            self.part_risk, self.theta, damping=damping, matrix="ggn", select=layer
+        )
+        wanted = truth.tic(coordinates, damping)
+        self.exact(f"{layer}: tic of G, δ = λ₁/100", found, wanted, 1e-2)
+
     def sharpness_rows(self) -> None:
         truth, n = self.truth, self.sizes.n_draws
         theta, size = truth.theta, np.abs(truth.theta)
@@ -468,13 +489,15 @@ class Report:
             "asam": Known(truth.value(theta + asam) - truth.loss),
             "adaptive_expected": truth.rise(0.05 * size, n, False),
             "fisher_rao": Known(truth.sweep.fisher_rao),
+            "batch": truth.batch_sharpness(min(20, truth.n_examples), 100),
         }
         assert list(wanted) == list(fm.SHARPNESS_MEASURES)
         for name, known in wanted.items():
             scorer = self.scorer.set_params(measure=name)
             scorer.fit(self.problem.X, self.problem.y)
             self.drawn(name, scorer.sharpness_, known, scorer.stderr_)
-        scorer.set_params(measure_params={"empirical": True})
+        options = {"measure_params": {"empirical": True}}
+        scorer.set_params(measure="fisher_rao", **options)
         score = -scorer(self.problem.module, self.problem.X, self.problem.y)
         slopes = ((truth.gradients @ theta) ** 2).mean()
         self.exact("fisher_rao, at the labels", score, slopes)

@@ -52,6 +52,9 @@ def calls(risk, few, theta):
     table["minibatch_gaussianity"] = lambda: measures.minibatch_gaussianity(
         risk, theta, batch_size=M
     )
+    table["tic, the last layer"] = lambda: measures.tic(
+        risk, theta, damping=1.0, select=risk.layout.names[-2]
+    )
     return table
 
 

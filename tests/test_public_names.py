@@ -13,6 +13,7 @@ FLOORS = (
 )
 # What floors share with those above them, and do not promise to users.
 SHARED = {
+    "linalg": {"Which"},
     "dynamics": {
         *("Checkpoints", "EarlyStopping", "FlatBinding", "GradientBatches"),
         *("KeptParams", "MeanLoss", "NoisyDescent", "NoisyNetClassifier"),

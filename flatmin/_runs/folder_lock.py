@@ -17,13 +17,13 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
 from filelock import FileLock, Timeout
 
-__all__ = ["locked_folder", "silent_holder"]
+__all__ = ["is_held", "locked_folder", "silent_holder"]
 
 _PATIENCE = 5.0  # seconds that a killed process may take to let go
 _BEAT = 10.0  # seconds between two signs of life
@@ -64,30 +64,43 @@ def locked_folder(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ".lock"
-    handles: list[int] = []
-    # A soft lock, a mere file, would outlive a kill.
-    lock = FileLock(file, fallback_to_soft=False, on_acquired=handles.append)
-    end = time.monotonic() + (_PATIENCE if patience is None else patience)
+    with ExitStack() as stack:
+        try:
+            acquired = _acquired(file, _PATIENCE if patience is None else patience)
+            handle = stack.enter_context(acquired)
+        except Timeout:
+            raise BlockingIOError(
+                f"{folder} is in use by {_holder(file) or 'another process'}: two runs "
+                "in one folder would overwrite each other's checkpoints. Wait until "
+                "that one has ended, end it, or name another checkpoint_dir."
+            ) from None
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                "A folder of checkpoints must be one that can be written and locked, "
+                f"and {folder} is not ({error.strerror}). Name another checkpoint_dir",
+                str(file),
+            ) from error
+        stack.enter_context(_signed(file, handle))
+        yield
+
+
+def is_held(path: str | os.PathLike[str]) -> bool:
+    """Say whether another run, or thread, holds a folder that is there.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    bool
+    """
     try:
-        _acquire(lock, file, handles, end)
+        with _acquired(Path(path) / ".lock", 0):
+            return False
     except Timeout:
-        raise BlockingIOError(
-            f"{folder} is in use by {_holder(file) or 'another process'}: two runs in "
-            "one folder would overwrite each other's checkpoints. Wait until that one "
-            "has ended, end it, or name another checkpoint_dir."
-        ) from None
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"A folder of checkpoints must be one that can be written and locked, and "
-            f"{folder} is not ({error.strerror}). Name another checkpoint_dir",
-            str(file),
-        ) from error
-    try:
-        with _signed(file, handles[-1]):
-            yield
-    finally:
-        lock.release()
+        return True
 
 
 def silent_holder(path: str | os.PathLike[str], seconds: float) -> str | None:
@@ -115,14 +128,19 @@ def silent_holder(path: str | os.PathLike[str], seconds: float) -> str | None:
     return None
 
 
-def _acquire(lock: FileLock, file: Path, handles: list[int], end: float) -> None:
-    """Acquire the lock before a time of the monotonic clock, or raise Timeout."""
+@contextmanager
+def _acquired(file: Path, patience: float) -> Iterator[int]:
+    """Hold the lock, and give its file; Timeout is raised if it is not free by then."""
+    handles: list[int] = []
+    # A soft lock, a mere file, would outlive a kill.
+    lock = FileLock(file, fallback_to_soft=False, on_acquired=handles.append)
+    end = time.monotonic() + patience
     while True:
-        lock.acquire(timeout=max(0.0, end - time.monotonic()))
-        if not _is_of_another_machine(file, handles[-1]):
-            return
-        lock.release()
-        if time.monotonic() > end:
+        with lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            if not _is_of_another_machine(file, handles[-1]):
+                yield handles[-1]
+                return
+        if time.monotonic() >= end:
             raise Timeout(str(file))
         time.sleep(_PAUSE)
 

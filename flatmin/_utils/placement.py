@@ -7,13 +7,15 @@ from flatmin._utils.messages import first_line
 __all__ = ["resolve_device", "resolve_dtype"]
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device, name: str = "device") -> torch.device:
     """Turn "cpu", "cuda", "auto", … into a device that is there.
 
     Parameters
     ----------
     device : str or torch.device
         "auto" is CUDA where there is any.
+    name : str, default="device"
+        For the message.
 
     Returns
     -------
@@ -40,8 +42,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     # A build without CUDA raises an AssertionError.
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            "device must be one that PyTorch can use on this machine; 'cpu' always is, "
-            f"and 'auto' is CUDA where there is any. Got {str(device)!r}: "
+            f"{name} must be one that PyTorch can use on this machine; 'cpu' always "
+            f"is, and 'auto' is CUDA where there is any. Got {str(device)!r}: "
             f"{first_line(error)}."
         ) from error
     return resolved

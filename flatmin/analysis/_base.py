@@ -28,9 +28,12 @@ from flatmin.analysis._of_all import eigen_of_all
 from flatmin.analysis._results import Eigenpairs
 from flatmin.analysis._sample import SUBSET_CONSTRAINTS, Sample, draw_sample
 from flatmin.linalg import LinearOperator
+from flatmin.linalg._basis_memory import search_arguments
 from flatmin.risk import Audit, EmpiricalRisk
 
 __all__ = ["BaseAnalyzer"]
+
+_NO_COUNTS = ("which", "rtol", "basis_device", "basis_dtype")  # of arguments
 
 
 class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByReference):
@@ -52,6 +55,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         "batch_norm": [None, StrOptions({"error", "frozen", "batch"})],
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "distributed": ["boolean"],
+        "compile": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -74,8 +78,10 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """Return how many eigenpairs there are."""
 
     @abstractmethod
-    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
-        """Return k eigenpairs of that matrix."""
+    def _eigenpairs(
+        self, risk: EmpiricalRisk, k: int, which: Any, **search: Any
+    ) -> Eigenpairs:
+        """Return k eigenpairs of that matrix; ``search`` goes to ``eigsh``."""
 
     def _check_risk(self, risk: EmpiricalRisk) -> None:
         """Raise if the matrix does not exist for this risk."""
@@ -160,8 +166,21 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         return self._risk().audit()
 
     @one_at_a_time
-    def eigen(self, k: int | None = None, *, which: str = "LA") -> Eigenpairs:
+    def eigen(
+        self,
+        k: int | None = None,
+        *,
+        which: str = "LA",
+        max_matvecs: int | None = None,
+        max_basis: int | None = None,
+        basis_device: torch.device | str | None = None,
+        basis_dtype: torch.dtype | str | None = None,
+    ) -> Eigenpairs:
         """Return leading eigenpairs.
+
+        Of a large model let the search hold few vectors, such as
+        ``eigen(1, max_basis=5)``. Without the arguments after ``which`` the result for
+        k = None is kept for ``transform`` and ``score``.
 
         Parameters
         ----------
@@ -169,6 +188,11 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             None is ``n_components``, or all there are if they are fewer.
         which : {"LA", "LM", "SA", "BE"}, default="LA"
             Largest algebraic, largest magnitude, smallest algebraic, or both ends.
+        max_matvecs, max_basis : int, default=None
+            Products, and vectors in the basis, at most.
+        basis_device, basis_dtype : default=None
+            Of the basis; as those two see :func:`flatmin.linalg.eigsh`. Without effect
+            where no search is made, as for Σ from a Gram matrix.
 
         Returns
         -------
@@ -177,14 +201,20 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         Raises
         ------
         ValueError
-            If ``k`` does not fit.
+            If an argument does not fit.
         """
         if k is not None:
             k = check_count("k", k)
         check_known("which", which, ("LA", "LM", "SA", "BE"))
-        if k is None and which == "LA":
+        search = search_arguments(
+            max_matvecs=max_matvecs,
+            max_basis=max_basis,
+            basis_device=basis_device,
+            basis_dtype=basis_dtype,
+        )
+        if k is None and which == "LA" and not search:
             return self._basis()
-        return self._leading(k, which)
+        return self._leading(k, which, **search)
 
     @one_at_a_time
     def cost(self, call: str, **options: Any) -> Cost:
@@ -227,7 +257,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             check_known(f"argument of {call}", name, known)
             if name == "by_layer":
                 self._check_by_layer(value)
-            elif name != "which" and name != "rtol" and value is not None:
+            elif name not in _NO_COUNTS and value is not None:
                 check_count(name, value)
         sample = self._sample()
         risk = sample.risk
@@ -324,12 +354,14 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     def _basis(self) -> Eigenpairs:
         return self._keep("basis", lambda: self._leading(None, "LA"))
 
-    def _leading(self, k: int | None, which: str) -> Eigenpairs:
+    def _leading(self, k: int | None, which: str, **search: Any) -> Eigenpairs:
         sample = self._sample()
         size = self._basis_size(sample.risk) if k is None else k
         if which != "LA":
             sample.check_whole(f"eigen with which={which!r}")
-        return eigen_of_all(sample, lambda risk: self._eigenpairs(risk, size, which))
+        return eigen_of_all(
+            sample, lambda risk: self._eigenpairs(risk, size, which, **search)
+        )
 
     def _basis_size(self, risk: EmpiricalRisk) -> int:
         return min(self.n_components, self._largest_basis(risk))

@@ -15,8 +15,9 @@ import pandas as pd
 
 from flatmin._utils.results import HtmlTable
 from flatmin.curvature._eigenpairs import GRAM_LIMIT
+from flatmin.linalg._basis_memory import basis_size
 from flatmin.linalg._density import _MAX_DENSE
-from flatmin.linalg._eigsh import basis_size, is_dense
+from flatmin.linalg._eigsh import is_dense
 from flatmin.measures._deflation import PILOT
 from flatmin.measures._rounding import FEW
 
@@ -24,6 +25,7 @@ __all__ = ["Cost", "Problem", "Work", "leaves_out", "work_of_parts"]
 
 _PRODUCT, _PREPARE, _ALONG, _SWEEP = 2.0, 1.0, 1.0, 2.0
 _DOUBLE = 8  # bytes
+_DEFAULT: Mapping[str, Any] = {}  # arguments of a search
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,9 @@ def work_of(quantity: str, problem: Problem, options: Mapping[str, Any]) -> Work
     coordinates = Work.of(_PREPARE + _ALONG * p.n_components)
     if quantity == "eigen":
         k = options["k"] or p.n_components
-        return _basis(p, k) if options["which"] == "LA" else _lanczos(p, k)
+        if options["which"] == "LA":
+            return _basis(p, k, options)
+        return _lanczos(p, k, options)
     if quantity == "transform":
         mean = Work.of(1.0 if p.matrix == "covariance" else 0.0)
         return basis + mean + coordinates
@@ -216,25 +220,33 @@ def _hessian(p: Problem) -> Problem:
     return replace(p, matrix="hessian")
 
 
-def _basis(p: Problem, k: int) -> Work:
+def _basis(p: Problem, k: int, search: Mapping[str, Any] = _DEFAULT) -> Work:
     """Return the work of the leading eigenpairs."""
     if p.matrix != "covariance" or p.n_examples * p.size > GRAM_LIMIT:
-        return _lanczos(p, k)
+        return _lanczos(p, k, search)
     rows = 2 * p.n_examples * p.size * p.itemsize
     return Work.of(_PREPARE + _SWEEP, rows + p.n_examples**2 * _DOUBLE)
 
 
-def _lanczos(p: Problem, k: int) -> Work:
-    return Work.of(_PREPARE) + _products_of_eigsh(p, k)
+def _lanczos(p: Problem, k: int, search: Mapping[str, Any] = _DEFAULT) -> Work:
+    return Work.of(_PREPARE) + _products_of_eigsh(p, k, search)
 
 
-def _products_of_eigsh(p: Problem, k: int) -> Work:
+def _products_of_eigsh(
+    p: Problem, k: int, search: Mapping[str, Any] = _DEFAULT
+) -> Work:
     if is_dense(p.size, k):
         return _dense(p)
     # Products to a tolerance of 1e-4. A count for comparison: 20 pairs of a network of
     # 11,330 parameters took 46 of them, against 65 here.
-    expected, limit = 2 * k + 25, 20 * (k + 20)
+    limit = search.get("max_matvecs") or 20 * (k + 20)
+    expected = min(2 * k + 25, limit)
     memory = (basis_size(p.size, k) + k) * p.size * p.itemsize
+    if search.get("max_basis") or search.get("basis_dtype"):
+        bounded = search.get("max_basis") or basis_size(p.size, k)
+        dtype = str(search.get("basis_dtype")).removeprefix("torch.")
+        one = {"bfloat16": 2, "float32": 4}.get(dtype, p.itemsize)
+        memory = ((bounded + 1) * one + max(2, k) * p.itemsize) * p.size
     return Work(_PRODUCT * expected, _PRODUCT * limit, memory)
 
 

@@ -139,6 +139,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         subset=None,
         tol=1e-4,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         distributed=False,
@@ -158,6 +159,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         self.subset = subset
         self.tol = tol
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.distributed = distributed
@@ -385,7 +387,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return self._n_selected(risk)
 
-    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
+    def _eigenpairs(
+        self, risk: EmpiricalRisk, k: int, which: Any, **search: Any
+    ) -> Eigenpairs:
         result = eigsh(
             self._operator(risk),
             k,
@@ -393,5 +397,6 @@ class CurvatureAnalyzer(BaseAnalyzer):
             tol=self.tol,
             rng=self._generator(risk.device),
             verbose=self._shown,
+            **search,
         )
         return Eigenpairs.wrap(self.matrix, result)

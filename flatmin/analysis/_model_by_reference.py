@@ -47,6 +47,9 @@ batch_norm : {"error", "frozen", "batch"}, default=None
 hvp : {"exact", "finite_difference"}, default="exact"
     How products with the Hessian are computed; the second is for networks of which
     PyTorch has no second derivative, see :class:`~flatmin.EmpiricalRisk`.
+compile : bool, default=False
+    Run ``torch.compile`` on the graph of products, which takes a minute or more and
+    pays for many of them; see :class:`~flatmin.EmpiricalRisk`.
 device : str or torch.device, default=None
     Of the analysis; None is the model's, "auto" CUDA where there is any.
 dtype : {"float32", "float64"}, default=None
@@ -76,6 +79,7 @@ class ModelByReference(BaseEstimator):
     l2: Any
     batch_norm: Any
     hvp: Any
+    compile: Any
     device: Any
     dtype: Any
     distributed: Any
@@ -159,6 +163,7 @@ class ModelByReference(BaseEstimator):
             "l2": self.l2,
             "batch_norm": self.batch_norm,
             "hvp": self.hvp,
+            "compile": self.compile,
             "device": self.device,
             "dtype": self.dtype,
             "distributed": self.distributed,

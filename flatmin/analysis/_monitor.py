@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import check_accuracy, check_count, check_positive
+from flatmin._utils.numbers import (
+    check_accuracy,
+    check_count,
+    check_flag,
+    check_positive,
+)
 from flatmin._utils.random import make_generator
 from flatmin._utils.random_state import spawn_seeds
 from flatmin.analysis._counted_risk import WorkCounter, counted
@@ -90,7 +95,8 @@ class FlatnessMonitor:
         "frozen" uses the running statistics that BatchNorm has at the step. A monitor
         has no "batch", since a subset of the examples has other statistics than all.
     hvp : {"exact", "finite_difference"}, default="exact"
-        These two as in :class:`~flatmin.EmpiricalRisk`.
+    compile : bool, default=False
+        These three as in :class:`~flatmin.EmpiricalRisk`.
     device : str or torch.device, default=None
         None is the module's.
     dtype : {"float32", "float64"}, default=None
@@ -144,6 +150,7 @@ class FlatnessMonitor:
         l2: float = 0.0,
         batch_norm: Literal["frozen", "error"] = "frozen",
         hvp: Literal["exact", "finite_difference"] = "exact",
+        compile: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         random_state: int | np.random.RandomState | None = 0,
@@ -173,6 +180,7 @@ class FlatnessMonitor:
             "l2": l2,
             "batch_norm": batch_norm,
             "hvp": hvp,
+            "compile": check_flag("compile", compile),
             "device": device,
             "dtype": dtype,
         }

@@ -111,6 +111,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         subset=None,
         tol=1e-4,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         distributed=False,
@@ -129,6 +130,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         self.subset = subset
         self.tol = tol
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.distributed = distributed
@@ -378,25 +380,15 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     def _largest_basis(self, risk: EmpiricalRisk) -> int:
         return max(1, min(self._n_selected(risk), risk.n_examples - 1))
 
-    def _eigenpairs(self, risk: EmpiricalRisk, k: int, which: Any) -> Eigenpairs:
+    def _eigenpairs(
+        self, risk: EmpiricalRisk, k: int, which: Any, **search: Any
+    ) -> Eigenpairs:
         rng = self._generator(risk.device)
+        search |= {"tol": self.tol, "rng": rng, "verbose": self._shown}
         if which == "LA":
             result = covariance_eigenpairs(
-                risk,
-                risk.params(),
-                k,
-                tol=self.tol,
-                rng=rng,
-                select=self.select,
-                verbose=self._shown,
+                risk, risk.params(), k, select=self.select, **search
             )
         else:
-            result = eigsh(
-                self._operator(risk),
-                k,
-                which=which,
-                tol=self.tol,
-                rng=rng,
-                verbose=self._shown,
-            )
+            result = eigsh(self._operator(risk), k, which=which, **search)
         return Eigenpairs.wrap(self._name, result)

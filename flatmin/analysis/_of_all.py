@@ -13,7 +13,7 @@ from torch import Tensor
 from flatmin import measures
 from flatmin._utils.arrays import to_numpy
 from flatmin.analysis._results import Alignment, Eigenpairs
-from flatmin.analysis._sample import LEAST_FOR_EIGENVALUES, Sample
+from flatmin.analysis._sample import Sample
 from flatmin.analysis._sampling import Sampling, jackknife
 from flatmin.linalg import Estimate
 from flatmin.risk import EmpiricalRisk
@@ -121,13 +121,7 @@ def eigen_of_all(
     -------
     Eigenpairs
         Vectors and residuals are the sample's own. NaN is what a solver has not found.
-
-    Raises
-    ------
-    ValueError
-        If a subset has too few examples.
     """
-    sample.check_size("An eigenvalue", LEAST_FOR_EIGENVALUES)
     pairs = solve(sample.risk)
     if not sample.blocks:
         return pairs

@@ -43,6 +43,7 @@ def risk_of_model(
     l2: float | None = None,
     batch_norm: BatchNorm | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
+    compile: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     distributed: bool = False,
@@ -73,7 +74,8 @@ def risk_of_model(
     batch_norm : {"error", "frozen", "batch"}, default=None
         The same; None is "frozen".
     hvp : {"exact", "finite_difference"}, default="exact"
-        As in :class:`~flatmin.EmpiricalRisk`.
+        As in :class:`~flatmin.EmpiricalRisk`, as is the next.
+    compile : bool, default=False
     device : torch.device or str, default=None
         None is the model's.
     dtype : {"float32", "float64"}, default=None
@@ -118,7 +120,7 @@ def risk_of_model(
             device=device,
             dtype=dtype,
             distributed=distributed,
-        ).to(hvp=hvp)
+        ).to(hvp=hvp, compile=compile)
     module, loss = _module_and_loss(model, loss)
     batch_norm = batch_norm or "frozen"
     check_batch_norm(module, batch_norm)  # in the mode that it has
@@ -136,6 +138,7 @@ def risk_of_model(
         l2=0.0 if l2 is None else l2,
         batch_norm=batch_norm,
         hvp=hvp,
+        compile=compile,
         device=device,
         dtype=dtype,
         distributed=distributed,
@@ -159,6 +162,7 @@ def training_risk(
     l2: float | None = None,
     batch_norm: BatchNorm | None = None,
     hvp: Literal["exact", "finite_difference"] = "exact",
+    compile: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     distributed: bool = False,
@@ -174,7 +178,8 @@ def training_risk(
     loss, output_transform, target, positions, l2, batch_norm : None
         The estimator has its own.
     hvp : {"exact", "finite_difference"}, default="exact"
-        As in :class:`~flatmin.EmpiricalRisk`.
+        As in :class:`~flatmin.EmpiricalRisk`, as is the next.
+    compile : bool, default=False
     device : torch.device or str, default=None
         None is the model's.
     dtype : {"float32", "float64"}, default=None
@@ -216,7 +221,7 @@ def training_risk(
             risk = model.risk_
             if risk is not None:
                 _check_distributed(risk, distributed)
-                return risk.to(device=device, dtype=dtype, hvp=hvp)
+                return risk.to(device=device, dtype=dtype, hvp=hvp, compile=compile)
             why = (
                 f"this {type(model).__name__} no longer holds its training data "
                 "(store_data=False, or it was pickled, as for another process)"

@@ -16,7 +16,6 @@ from flatmin.risk import EmpiricalRisk
 
 __all__ = [
     "LEAST",
-    "LEAST_FOR_EIGENVALUES",
     "N_BLOCKS",
     "SUBSET_CONSTRAINTS",
     "Sample",
@@ -26,8 +25,7 @@ __all__ = [
 # Of how many examples and blocks the interval covered in 200 draws: see
 # benchmarks/subsets.py and benchmarks/results/subsets.json. Below it is refused.
 N_BLOCKS = 10
-LEAST = 100
-LEAST_FOR_EIGENVALUES = 200
+LEAST = 400
 
 SUBSET_CONSTRAINTS = [
     None,
@@ -49,28 +47,6 @@ class Sample:
         n = self.risk.n_examples
         sizes = [len(block) for block in self.blocks]
         return [n, *([n - size for size in sizes] if leave_out else sizes)]
-
-    def check_size(self, what: str, least: int) -> None:
-        """Raise if a subset has fewer examples than an interval needs to cover.
-
-        Parameters
-        ----------
-        what : str
-            That is wanted.
-        least : int
-
-        Raises
-        ------
-        ValueError
-            With the size to pass.
-        """
-        n = self.risk.n_examples
-        if self.blocks and n < least:
-            raise ValueError(
-                f"{what} of a subset needs at least {least} examples, or its interval "
-                f"was not seen to cover. Got {n} of {self.n_all}; pass a subset of "
-                f"{least} or more, or None for all."
-            )
 
     def check_whole(self, what: str) -> None:
         """Raise if this is a subset.
@@ -126,13 +102,14 @@ def draw_sample(risk: EmpiricalRisk, subset: Any, random_state: Any) -> Sample:
         )
     if n == n_all:
         return Sample(risk, n_all)
+    if n < LEAST:
+        raise ValueError(
+            f"subset must be at least {LEAST} examples, since the intervals of fewer "
+            f"were seen not to cover. Got {n} of {n_all}; pass {LEAST} or more, or "
+            "None for all."
+        )
     # Another stream than that of probes, which have the seed itself.
     seed = spawn_seeds(make_seed(random_state), ["subset"])["subset"]
     order = torch.randperm(n_all, generator=make_generator(seed))[:n]
-    sample = Sample(
-        risk.subset(order.to(risk.device)),
-        n_all,
-        torch.arange(n, device=risk.device).tensor_split(N_BLOCKS),
-    )
-    sample.check_size("Any quantity", LEAST)
-    return sample
+    blocks = torch.arange(n, device=risk.device).tensor_split(N_BLOCKS)
+    return Sample(risk.subset(order.to(risk.device)), n_all, blocks)

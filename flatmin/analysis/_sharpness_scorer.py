@@ -53,10 +53,10 @@ class SharpnessScorer(ModelByReference):
         :class:`CurvatureAnalyzer`.
     measure : str or callable, default="expected"
         A name from :data:`flatmin.measures.SHARPNESS_MEASURES`: "expected", "trace",
-        "max_eigenvalue", "sam", "asam", "adaptive_expected" or "fisher_rao", and what
-        :func:`flatmin.measures.register_measure` has added. Or a function of (risk,
-        theta) that returns one number, small for what is flat; an option ``rng`` is
-        given a generator.
+        "max_eigenvalue", "sam", "asam", "adaptive_expected", "fisher_rao" or "batch",
+        and what :func:`flatmin.measures.register_measure` has added. Or a function of
+        (risk, theta) that returns one number, small for what is flat; an option ``rng``
+        is given a generator.
     sigma : float, default=None
         Size of the perturbations, for measures that have it. None is the measure's own:
         0.01, for "adaptive_expected" 0.05.
@@ -117,6 +117,7 @@ class SharpnessScorer(ModelByReference):
         "hvp": [StrOptions({"exact", "finite_difference"})],
         "subset": SUBSET_CONSTRAINTS,
         "distributed": ["boolean"],
+        "compile": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -136,6 +137,7 @@ class SharpnessScorer(ModelByReference):
         l2=None,
         batch_norm=None,
         hvp="exact",
+        compile=False,
         device=None,
         dtype=None,
         subset=None,
@@ -155,6 +157,7 @@ class SharpnessScorer(ModelByReference):
         self.l2 = l2
         self.batch_norm = batch_norm
         self.hvp = hvp
+        self.compile = compile
         self.device = device
         self.dtype = dtype
         self.subset = subset

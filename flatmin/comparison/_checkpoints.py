@@ -21,7 +21,7 @@ from typing import Any
 
 from flatmin._runs.checkpoint_files import DamagedFileError, read_file, write_file
 from flatmin._runs.fingerprint import check_identity, hashes
-from flatmin._runs.folder_lock import locked_folder, silent_holder
+from flatmin._runs.folder_lock import is_held, locked_folder, silent_holder
 from flatmin.estimators._parameter_roles import parameters_for
 from flatmin.noise._registry import registered_laws
 
@@ -77,8 +77,7 @@ class UnitFolder:
         if self.path is None or not self.path.exists():
             return False
         try:
-            with self.held() as free:
-                return not free
+            return is_held(self.path)
         except OSError:  # the run will meet it, and say so
             return False
 

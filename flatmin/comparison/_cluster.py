@@ -39,7 +39,8 @@ def fewest_cores() -> int:
     """Return the fewest cores that a worker of the cluster has for each unit."""
     client = _backend().client
     cores = client.run(cpu_count)
-    return min(cores[name] // n for name, n in client.nthreads().items())
+    n_threads = client.nthreads(list(cores))
+    return max(1, min(cores[name] // n for name, n in n_threads.items()))
 
 
 def work(

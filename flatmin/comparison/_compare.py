@@ -125,7 +125,10 @@ def compare_dynamics(
     n_jobs : int, default=None
         Units at a time, through joblib, whose ``parallel_config`` chooses the back
         end: "loky" processes unless told otherwise; "threading" works too, and
-        "multiprocessing" does not, since it hands over no unit before the last.
+        "multiprocessing" does not, since it hands over no unit before the last. With
+        "dask" a cluster runs as many units as its workers have threads, whatever is
+        given here; the data go there once, and a unit whose worker dies goes on
+        elsewhere.
     n_threads : int, default=1
         Of PyTorch in each worker. Sums depend, in the last bits, on the number of
         threads and on nothing else here: not on ``n_jobs``, the back end or the order.

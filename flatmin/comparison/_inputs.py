@@ -199,16 +199,17 @@ def resolve_seeds(n_seeds: Any, random_state: Any) -> list[int]:
 
 def check_threads(n_threads: int, n_jobs: int | None) -> None:
     """Raise if the workers together would have more threads than there are cores."""
-    if n_threads > 1 and is_cluster() and n_threads > fewest_cores():
-        raise ValueError(
-            "n_threads must be at most the cores that a worker of the cluster has for "
-            f"each of its units, {fewest_cores()}. Got {n_threads}; start workers with "
-            "fewer threads of Dask's, or more cores."
-        )
-    if is_cluster():
-        return
     workers = effective_n_jobs(n_jobs)  # type: ignore[arg-type]
-    if n_threads > 1 and n_threads * workers > cpu_count():
+    if n_threads == 1:
+        return
+    if is_cluster():
+        if n_threads > (fewest := fewest_cores()):
+            raise ValueError(
+                "n_threads must be at most the cores that a worker of the cluster has "
+                f"for each of its units, {fewest}. Got {n_threads}; start workers with "
+                "fewer threads of Dask's, or more cores."
+            )
+    elif n_threads * workers > cpu_count():
         raise ValueError(
             f"n_threads must be at most the cores a worker has, "
             f"{max(1, cpu_count() // workers)} with {workers} workers on "

@@ -36,11 +36,19 @@ def check_estimator(estimator: Any) -> None:
     ------
     TypeError
         If it is not.
+    ValueError
+        If several processes share its examples.
     """
     if not isinstance(estimator, _ESTIMATORS):
         raise TypeError(
             "estimator must be a NoisyDiffusionClassifier or a "
             f"NoisyDiffusionRegressor. Got {estimator!r}."
+        )
+    if estimator.distributed:
+        raise ValueError(
+            "A comparison shares out its runs, one a process. Got an estimator with "
+            "distributed=True, which shares out the examples of one run; use n_jobs, "
+            "or fit the estimator by itself."
         )
 
 

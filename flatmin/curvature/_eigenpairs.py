@@ -15,6 +15,7 @@ from flatmin.curvature._hessian import HessianOperator
 from flatmin.curvature._point import Point, as_point
 from flatmin.curvature._preconditioner import check_preconditioner
 from flatmin.linalg import Eigenpairs, Which, eigsh, order_eigenvalues
+from flatmin.linalg._basis_memory import search_arguments
 from flatmin.risk import AnalyticRisk, Risk
 from flatmin.risk.arguments import as_direction, as_indices
 
@@ -34,6 +35,10 @@ def hessian_eigenpairs(
     which: Which = "LA",
     tol: float = 1e-4,
     v0: Tensor | None = None,
+    max_matvecs: int | None = None,
+    max_basis: int | None = None,
+    basis_device: torch.device | str | None = None,
+    basis_dtype: torch.dtype | str | None = None,
     rng: torch.Generator | int | None = None,
 ) -> Eigenpairs:
     """Return k eigenpairs of H.
@@ -52,6 +57,9 @@ def hessian_eigenpairs(
     v0 : Tensor of shape (D,), default=None
         Where Lanczos starts, such as the leading eigenvector at a θ nearby: the fewer
         products the closer it is. Without effect where H is dense.
+    max_matvecs, max_basis, basis_device, basis_dtype : default=None
+        As in :func:`flatmin.linalg.eigsh`: products at most, and what bounds the
+        vectors that a search holds. Without effect where H is dense.
     rng : torch.Generator, int or None, default=None
         For Lanczos' start vector; None is random. A seed gives every chain the same
         one, a generator serves one chain after the other.
@@ -63,7 +71,7 @@ def hessian_eigenpairs(
     Raises
     ------
     ValueError
-        If k or ``v0`` does not fit.
+        If k, ``v0`` or an argument of the search does not fit.
 
     Examples
     --------
@@ -83,17 +91,20 @@ def hessian_eigenpairs(
     if v0 is not None:
         check_floating("v0", v0)
         v0 = as_direction(v0, "v0", (risk.n_params,), theta)
+    search = search_arguments(
+        max_matvecs=max_matvecs,
+        max_basis=max_basis,
+        basis_device=basis_device,
+        basis_dtype=basis_dtype,
+    )
     if isinstance(risk, AnalyticRisk):
         return _dense_eigenpairs(risk.hessian(theta), k, which, tol)
+    search |= {"which": which, "tol": tol, "v0": v0, "rng": rng}
     if theta.ndim > 1:
         return _of_each_chain(
-            lambda one: hessian_eigenpairs(
-                risk, one, k, which=which, tol=tol, v0=v0, rng=rng
-            ),
-            theta,
+            lambda one: hessian_eigenpairs(risk, one, k, **search), theta
         )
-    operator = HessianOperator(risk, theta)
-    return eigsh(operator, k, which=which, tol=tol, v0=v0, rng=rng)
+    return eigsh(HessianOperator(risk, theta), k, **search)
 
 
 def covariance_eigenpairs(
@@ -104,6 +115,10 @@ def covariance_eigenpairs(
     select: str | list[str] | None = None,
     preconditioner: Tensor | None = None,
     tol: float = 1e-4,
+    max_matvecs: int | None = None,
+    max_basis: int | None = None,
+    basis_device: torch.device | str | None = None,
+    basis_dtype: torch.dtype | str | None = None,
     rng: torch.Generator | int | None = None,
     verbose: bool = False,
 ) -> Eigenpairs:
@@ -128,6 +143,9 @@ def covariance_eigenpairs(
         :class:`PreconditionedCovarianceOperator`.
     tol : float, default=1e-4
         Residual relative to the largest eigenvalue.
+    max_matvecs, max_basis, basis_device, basis_dtype : default=None
+        As in :func:`flatmin.linalg.eigsh`. Without effect where the Gram matrix is
+        formed.
     rng : torch.Generator, int or None, default=None
         For Lanczos' start vector; None is random.
     verbose : bool, default=False
@@ -140,7 +158,7 @@ def covariance_eigenpairs(
     Raises
     ------
     ValueError
-        If k or ``preconditioner`` does not fit.
+        If k, ``preconditioner`` or an argument of the search does not fit.
 
     Examples
     --------
@@ -160,6 +178,13 @@ def covariance_eigenpairs(
     size = operator.shape[-1]
     largest = min(size, risk.n_examples - 1)
     k = check_count("k", k, at_most=largest, limit="min(D, N - 1)")
+    search = search_arguments(
+        max_matvecs=max_matvecs,
+        max_basis=max_basis,
+        basis_device=basis_device,
+        basis_dtype=basis_dtype,
+    )
+    search |= {"tol": tol, "rng": rng, "verbose": verbose}
     n_numbers = theta.numel() // risk.n_params * risk.n_examples * size
     if n_numbers > GRAM_LIMIT and theta.ndim > 1 and not isinstance(risk, AnalyticRisk):
         return _of_each_chain(
@@ -169,14 +194,12 @@ def covariance_eigenpairs(
                 k,
                 select=select,
                 preconditioner=preconditioner,
-                tol=tol,
-                rng=rng,
-                verbose=verbose,
+                **search,
             ),
             theta,
         )
     if risk.n_examples * size > GRAM_LIMIT:
-        return eigsh(operator, k, which="LA", tol=tol, rng=rng, verbose=verbose)
+        return eigsh(operator, k, which="LA", **search)
     chunks = risk.per_example_gradients(theta)
     if preconditioner is not None:
         P = check_preconditioner(preconditioner, risk)

@@ -34,6 +34,8 @@ class FisherOperator(LinearizedOperator):
         See :class:`RiskOperator`.
     n_samples : int, default=None
         Labels drawn for each example, once, here; None takes the expectation.
+    n_products : int, default=None
+        How many will be asked for, if that is known; see ``linearize`` of the risk.
     rng : torch.Generator, int or None, default=None
         For the labels; None is random.
 
@@ -65,9 +67,10 @@ class FisherOperator(LinearizedOperator):
         *,
         select: str | list[str] | None = None,
         n_samples: int | None = None,
+        n_products: int | None = None,
         rng: torch.Generator | int | None = None,
     ) -> None:
-        super().__init__(risk, theta, select=select)
+        super().__init__(risk, theta, select=select, n_products=n_products)
         if n_samples is not None:
             n_samples = check_count("n_samples", n_samples)
         self.n_samples = n_samples

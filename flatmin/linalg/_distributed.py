@@ -8,6 +8,9 @@ from torch import Tensor
 
 __all__ = ["Ranks", "default_group"]
 
+# Without a second copy of the whole. PyTorch 2.13 has renamed it.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Ranks:
     """The processes that solve one problem, with a shard of every vector each.
@@ -20,6 +23,8 @@ class Ranks:
     ----------
     size : int
         D.
+    device : torch.device
+        Where the backend of the group finds what is sent.
     rank : int, default=0
     count : int, default=1
         p. One process calls no collective.
@@ -30,8 +35,11 @@ class Ranks:
         w.
     """
 
-    def __init__(self, size: int, *, rank: int = 0, count: int = 1) -> None:
+    def __init__(
+        self, size: int, device: torch.device, *, rank: int = 0, count: int = 1
+    ) -> None:
         self.size = size
+        self.device = device
         self.rank = rank
         self.count = count
         self.width = -(-size // count)
@@ -88,10 +96,26 @@ class Ranks:
         -------
         Tensor of that shape
         """
+        if self.count == 1:
+            return numbers
+        sent = numbers.to(self.device).contiguous()
+        dist.broadcast(sent, src=0)
+        return sent.to(numbers.device)
+
+    def same_generator(self, rng: torch.Generator) -> torch.Generator:
+        """Return a generator in the state of that of rank 0.
+
+        Parameters
+        ----------
+        rng : torch.Generator
+
+        Returns
+        -------
+        torch.Generator
+        """
         if self.count > 1:
-            numbers = numbers.contiguous()
-            dist.broadcast(numbers, src=0)
-        return numbers
+            rng.set_state(self.of_first(rng.get_state()))
+        return rng
 
     def shard(self, vector: Tensor) -> Tensor:
         """Return the shard of this rank.
@@ -120,26 +144,31 @@ class Ranks:
         Returns
         -------
         Tensor of shape (D,)
+            On the device of the group.
         """
         if self.count == 1:
-            return shard
-        vector = shard.new_empty(self.count * self.width)
-        dist.all_gather_into_tensor(vector, shard.contiguous())
+            return shard.to(self.device)
+        sent = shard.to(self.device).contiguous()
+        vector = sent.new_empty(self.count * self.width)
+        _gather(vector, sent)
         return vector[: self.size]
 
     def _of_all(self, numbers: Tensor) -> list[Tensor]:
-        found = [torch.empty_like(numbers) for _ in range(self.count)]
-        dist.all_gather(found, numbers.contiguous())
-        return found
+        sent = numbers.to(self.device).contiguous()
+        found = [torch.empty_like(sent) for _ in range(self.count)]
+        dist.all_gather(found, sent)
+        return [part.to(numbers.device) for part in found]
 
 
-def default_group(size: int) -> Ranks:
+def default_group(size: int, device: torch.device) -> Ranks:
     """Return this process among the ranks of the default process group.
 
     Parameters
     ----------
     size : int
         D.
+    device : torch.device
+        As of :class:`Ranks`.
 
     Returns
     -------
@@ -156,4 +185,4 @@ def default_group(size: int) -> Ranks:
             "Got none; call torch.distributed.init_process_group() first (under "
             "torchrun it needs no arguments), or leave distributed at False."
         )
-    return Ranks(size, rank=dist.get_rank(), count=dist.get_world_size())
+    return Ranks(size, device, rank=dist.get_rank(), count=dist.get_world_size())

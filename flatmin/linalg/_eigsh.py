@@ -11,8 +11,11 @@ from flatmin._utils.arrays import check_floating
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
+from flatmin.linalg._basis_memory import basis_memory, basis_size
+from flatmin.linalg._bounded_search import bounded_search
 from flatmin.linalg._convergence import warn_not_converged
 from flatmin.linalg._dense import eigh
+from flatmin.linalg._distributed import Ranks
 from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._orthogonal import random_direction
@@ -20,11 +23,6 @@ from flatmin.linalg._thick_restart import thick_restart
 from flatmin.linalg._unit_scale import UnitScaled
 
 __all__ = ["eigsh"]
-
-# Numbers in a basis (128 MiB in float32) up to which it is larger than it has to be:
-# most solves then need no restart, which can stall on eigenvalues inside of the
-# spectrum, as the smaller ones of largest magnitude are.
-_ROOMY = 1 << 25
 
 
 def eigsh(
@@ -35,6 +33,10 @@ def eigsh(
     tol: float = 1e-4,
     v0: Tensor | None = None,
     max_matvecs: int | None = None,
+    max_basis: int | None = None,
+    basis_device: torch.device | str | None = None,
+    basis_dtype: torch.dtype | str | None = None,
+    distributed: bool = False,
     rng: torch.Generator | int | None = None,
     verbose: bool = False,
 ) -> Eigenpairs:
@@ -65,6 +67,21 @@ def eigsh(
     operator's dtype. An operator that is not symmetric shows in its residuals and does
     not converge.
 
+    **Large vectors.** ``max_basis``, ``basis_device``, ``basis_dtype`` or
+    ``distributed`` bounds what a search holds. Beside what a product itself takes that
+    is ``max_basis`` + 1 vectors in ``basis_dtype`` on ``basis_device``, and
+    max(2, k) in the dtype of the products; one more for ``v0``, and one for the vector
+    that is multiplied where it is not a row of the basis as it is. Without these
+    arguments it is up to ``basis size`` + 2 k + 12, where the basis size is 4 k + 40,
+    or max(20, 2 k + 10) where that were more than 2²⁵ numbers. Few vectors take more
+    products: with k + 4 of them 1.1 to 1.7 times as many as with 4 k + 40 for
+    ``tol=1e-2`` on five spectra of D = 2000, with k + 2 up to 2.2 times.
+
+    Such a search looks for copies by a Lanczos process that keeps two vectors, and goes
+    on with one fresh vector where there are any. At its end the rest of the basis is
+    let go, and k products measure the eigenvalues and the residuals, which are summed
+    in float64.
+
     Parameters
     ----------
     operator : LinearOperator of shape (D, D)
@@ -78,11 +95,33 @@ def eigsh(
     v0 : Tensor of shape (D,), default=None
         Start vector; drawn when None.
     max_matvecs : int, default=None
-        Products at most, not less than k; None allows 20 (k + 20).
+        Products at most, not less than k, or than 2 k where residuals are measured by
+        products; None allows 20 (k + 20). A search that ends there returns what it has
+        found, with ``converged`` False.
+    max_basis : int, default=None
+        Vectors in the basis at most, more than k; None takes as many as stated above.
+    basis_device : torch.device or str, default=None
+        Where the basis lives and is made orthogonal, such as "cpu"; None is the device
+        of the products.
+    basis_dtype : torch.dtype or str, default=None
+        Of the basis, no finer than that of the products, which None takes:
+        torch.float32 where they are in float64, or torch.bfloat16. It bounds the
+        residuals that can be reached, relative to max |λ|: with torch.float32 near
+        1e-7, with torch.bfloat16 2e-3 to 5e-3, and more after many restarts. So
+        ``tol`` is at least the machine epsilon of ``basis_dtype``, 1.2e-7 or 7.8e-3. A
+        search ends where rounding alone is more than ``tol``.
+    distributed : bool, default=False
+        Share the basis out over the ranks of the default process group of
+        ``torch.distributed``: a rank holds w = ⌈D/p⌉ numbers of a vector, and whole
+        ones only while it multiplies. Every rank calls ``eigsh`` with the same operator
+        and arguments. Eigenvectors stay shared out: rank r returns its rows r w to
+        r w + w - 1, of shape (w, k) but for the last ranks where p does not divide D;
+        all else is the same on each rank.
     rng : torch.Generator, int or None, default=None
         For the start vector; None is random.
     verbose : bool, default=False
-        Show a progress bar over ``max_matvecs`` with the number of converged pairs.
+        Show a progress bar over ``max_matvecs`` with the number of converged pairs and
+        the worst residual, relative to max |λ|.
 
     Returns
     -------
@@ -93,10 +132,11 @@ def eigsh(
     Raises
     ------
     ValueError
-        If k, ``tol``, ``v0`` or ``max_matvecs`` does not fit, ``which`` is unknown or
-        the operator holds several matrices.
+        If k, ``tol``, ``v0``, ``max_matvecs``, ``max_basis`` or ``basis_dtype`` does
+        not fit, ``which`` is unknown, the operator holds several matrices, or there is
+        no process group.
     TypeError
-        If ``v0`` is no tensor.
+        If ``v0`` is no tensor or ``distributed`` no bool.
     torch.linalg.LinAlgError
         If a product is not finite.
 
@@ -125,17 +165,45 @@ def eigsh(
         raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")
     k = check_count("k", k, at_most=size, limit="D")
     tol = check_positive("tol", tol, or_zero=True)
+    memory = basis_memory(
+        operator,
+        k,
+        tol,
+        max_basis=max_basis,
+        basis_device=basis_device,
+        basis_dtype=basis_dtype,
+        distributed=distributed,
+    )
     if max_matvecs is not None:
-        # One for each pair.
-        max_matvecs = check_count("max_matvecs", max_matvecs, at_least=k)
+        # One for each pair, and where residuals are taken at the end another one.
+        least = k if memory is None else 2 * k
+        max_matvecs = check_count("max_matvecs", max_matvecs, at_least=least)
     start = None if v0 is None else _normalised(operator, v0)
 
-    n_basis = basis_size(size, k)
-    unit = UnitScaled(operator)
+    unit = UnitScaled(operator, None if memory is None else memory.ranks)
     if is_dense(size, k):
-        return _rescaled(_dense(unit, k, which, tol), unit)
+        result = _dense(unit, k, which, tol)
+        if memory is not None:
+            result = _shared_out(result, memory.ranks)
+        return _rescaled(result, unit)
     limit = 20 * (k + 20) if max_matvecs is None else max_matvecs
     generator = make_generator(rng, operator.device)
+    if memory is not None:
+        if rng is None:
+            generator = memory.ranks.same_generator(generator)
+        with progress_bar(limit, f"{k} eigenpairs", verbose=verbose) as bar:
+            result = bounded_search(
+                unit,
+                k,
+                which,
+                tol,
+                start=start,
+                limit=limit,
+                memory=memory,
+                rng=generator,
+                bar=bar,
+            )
+        return _rescaled(result, unit)
     if start is None:
         nothing = torch.empty(0, size, dtype=operator.dtype, device=operator.device)
         start = random_direction(nothing, generator)
@@ -147,23 +215,29 @@ def eigsh(
             tol,
             start=start,
             limit=limit,
-            n_basis=n_basis,
+            n_basis=basis_size(size, k),
             rng=generator,
             bar=bar,
         )
     return _rescaled(result, unit)
 
 
-def basis_size(size: int, k: int) -> int:
-    """Return how many vectors a basis for k of ``size`` eigenpairs may hold."""
-    roomy = 4 * k + 40
-    return roomy if roomy * size <= _ROOMY else max(20, 2 * k + 10)
-
-
 def is_dense(size: int, k: int) -> bool:
     """Return whether all pairs are taken from the whole matrix, by D products."""
     # A basis of nearly D vectors is the whole space.
     return size <= max(64, basis_size(size, k) + k + 2)
+
+
+def _shared_out(whole: Eigenpairs, ranks: Ranks) -> Eigenpairs:
+    """Return the pairs of rank 0, with the rank's own coordinates of the vectors."""
+    vectors = ranks.of_first(whole.eigenvectors)
+    return replace(
+        whole,
+        eigenvalues=ranks.of_first(whole.eigenvalues),
+        eigenvectors=vectors[ranks.coordinates],
+        residuals=ranks.of_first(whole.residuals),
+        converged=ranks.of_first(whole.converged),
+    )
 
 
 def _rescaled(result: Eigenpairs, unit: UnitScaled) -> Eigenpairs:

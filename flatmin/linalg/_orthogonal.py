@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-__all__ = ["dots", "orthogonalise", "random_direction"]
+__all__ = ["column_blocks", "dots", "orthogonalise", "random_direction"]
 
 # Rows of a float32 basis are summed in float64, this many numbers at a time: at ten
 # million parameters a float32 dot product loses three of its seven digits. Copies of
@@ -13,6 +15,26 @@ __all__ = ["dots", "orthogonalise", "random_direction"]
 # the system has to find memory for; a GPU wants few large ones.
 _BLOCK_CPU = 1 << 19
 _BLOCK_GPU = 1 << 25
+
+
+def column_blocks(V: Tensor, n_columns: int = 1) -> Iterator[slice]:
+    """Yield the coordinates of V, so many at a time as are worked on in float64.
+
+    Parameters
+    ----------
+    V : Tensor of shape (j, D)
+        Rows are vectors.
+    n_columns : int, default=1
+        Vectors that they are multiplied with.
+
+    Yields
+    ------
+    slice
+    """
+    block = _BLOCK_CPU if V.device.type == "cpu" else _BLOCK_GPU
+    width = max(1024, block // max(1, len(V), n_columns))
+    for start in range(0, V.shape[1], width):
+        yield slice(start, start + width)
 
 
 def dots(V: Tensor, w: Tensor) -> Tensor:
@@ -30,11 +52,8 @@ def dots(V: Tensor, w: Tensor) -> Tensor:
     """
     shape = (len(V), *w.shape[1:])
     total = torch.zeros(shape, dtype=torch.float64, device=V.device)
-    block = _BLOCK_CPU if V.device.type == "cpu" else _BLOCK_GPU
-    width = max(1024, block // max(1, *shape))
-    for start in range(0, V.shape[1], width):
-        stop = start + width
-        total += V[:, start:stop].double() @ w[start:stop].double()
+    for block in column_blocks(V, w[0].numel()):
+        total += V[:, block].double() @ w[block].double()
     return total
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,11 +9,13 @@ import torch
 from torch import Tensor
 
 from flatmin.linalg._band_lanczos import BandLanczos
+from flatmin.linalg._bounded_lanczos import BoundedLanczos
 from flatmin.linalg._convergence import warn_not_converged
+from flatmin.linalg._copies import differ, has_copies, n_search_steps, search_gaps
 from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator
 
-__all__ = ["thick_restart"]
+__all__ = ["advance", "shrink", "tell", "thick_restart", "warn_unless_converged"]
 
 
 def thick_restart(
@@ -59,13 +60,12 @@ def thick_restart(
     )
     repeated = False
     while True:
-        spent = _advance(process, k, which, limit=limit, bar=bar)
+        spent = advance(process, k, which, limit=limit, bar=bar)
         ritz, S, residuals = process.ritz()
         wanted = order_eigenvalues(ritz, which, k)
         scale = ritz.abs().max()
         done = residuals[wanted] <= tol * scale
-        if not bar.disable:
-            bar.set_postfix(converged=int(done.sum()))
+        tell(bar, done, residuals[wanted] / scale)
         all_done = bool(done.all())
         if not (spent or all_done):
             continue
@@ -77,12 +77,10 @@ def thick_restart(
             process.n_matvecs,
         )
         if all_done:
-            # One start vector sees one vector of every eigenspace, so a repeated
-            # eigenvalue can be missing although all residuals are small: a short look
-            # for what stands out, and once there are copies a long one for the rest.
             allowed = 2 * tol * scale
-            repeated = repeated or _has_copies(result, allowed)
-            gaps = [0.5, _gap(result, ritz, which, allowed)] if repeated else [0.5]
+            found = result.eigenvalues
+            repeated = repeated or has_copies(found, allowed)
+            gaps = search_gaps(found, ritz, which, allowed, repeated=repeated)
             outcome = _search_copies(
                 process, result, which=which, allowed=allowed, gaps=gaps, limit=limit
             )
@@ -94,28 +92,42 @@ def thick_restart(
                 repeated = True
                 continue
             result = replace(result, converged=torch.zeros_like(done))
-        _warn_unless_converged(result, tol, scale)
+        warn_unless_converged(result, tol, scale)
         return result
 
 
-def _advance(
-    process: BandLanczos, k: int, which: Which, *, limit: int, bar: Any
+def advance(
+    process: BandLanczos | BoundedLanczos,
+    k: int,
+    which: Which,
+    *,
+    limit: int,
+    bar: Any,
 ) -> bool:
-    """Take products until the Ritz pairs are worth a look; say if none are left."""
+    """Take products until the Ritz pairs are worth a look; say if none are left.
+
+    Parameters
+    ----------
+    process : BandLanczos or BoundedLanczos
+    k : int
+    which : {"LM", "LA", "SA", "BE"}
+    limit : int
+        Products at most.
+    bar : tqdm.tqdm
+        Counts products.
+
+    Returns
+    -------
+    bool
+    """
     while True:
         if process.is_full:
-            _shrink(process, k, which)
+            shrink(process, k, which)
         process.advance()
         bar.update()
         spent, beyond = process.n_matvecs >= limit, process.n - k
         if beyond >= 0 and (process.is_full or spent or beyond % 2 == 0):
             return spent
-
-
-def _has_copies(result: Eigenpairs, allowed: Tensor) -> bool:
-    # Rounding can bring in copies, too; values of a crowd are not as equal.
-    apart = result.eigenvalues.sort().values.diff()
-    return bool((apart <= allowed / 100).any())
 
 
 def _search_copies(
@@ -130,82 +142,71 @@ def _search_copies(
     """Look for missing copies of wanted eigenvalues from fresh vectors, one a gap."""
     k = len(result.eigenvalues)
     for gap in gaps:
-        length = _n_search_steps(process.V.shape[1], gap)
+        length = n_search_steps(process.V.shape[1], gap)
         if process.p + 1 >= process.n_starts:
             return "cut short"
         if process.n + length > process.n_basis:
-            _shrink(process, k, which)
+            shrink(process, k, which)
             process.widen(process.n + length)
         n_probes = min(length, limit - process.n_matvecs)
         if n_probes < 1:
             return "cut short"
         seen = process.extend_from_random(n_probes)
-        seen = seen[order_eigenvalues(seen, which, k)]
-        if _differ(seen, result, which, allowed):
+        if differ(seen, result.eigenvalues, which, allowed):
             return "copies"
         if n_probes < length:
             return "cut short"
     return "nothing"
 
 
-def _gap(result: Eigenpairs, ritz: Tensor, which: Which, allowed: Tensor) -> float:
-    """Return how far the last wanted value is from others, over the rest's range."""
-    # A missing copy of one of those has let the last one in.
-    values = result.eigenvalues
-    sides = [values.abs(), ritz.abs()] if which == "LM" else [values, ritz]
-    found = []
-    for sign in {"SA": (-1,), "BE": (1, -1)}.get(which, (1,)):
-        wanted, every = (sign * side for side in sides)
-        if which == "BE":
-            wanted = wanted[wanted > every.mean()]
-        if not len(wanted):  # where all values are equal, or there are none at this end
-            continue
-        last = wanted.min()
-        above = wanted[wanted - last > allowed] - last
-        width = 2 * last if which == "LM" else last - every.min()
-        if len(above):
-            found.append(float(above.min() / width.clamp(min=allowed)))
-    return min(found, default=0.5)
-
-
-def _n_search_steps(size: int, gap: float) -> int:
-    """Return how many products to spend on looking for repeated eigenvalues.
+def shrink(process: BandLanczos | BoundedLanczos, k: int, which: Which) -> None:
+    """Restart with the wanted Ritz vectors and half of the room that is left.
 
     Parameters
     ----------
-    size : int
-        D.
-    gap : float
-        How far a value stands out from the rest, over the range of the rest.
-
-    Returns
-    -------
-    int
+    process : BandLanczos or BoundedLanczos
+    k : int
+    which : {"LM", "LA", "SA", "BE"}
     """
-    # By the bound of Kaniel and Paige n products from a random vector, whose share in
-    # it is 1/√D, see such a value to a half of the gap where the Chebyshev polynomial
-    # cosh((n - 1) arccosh(1 + 2 gap)) is √(2 D (1 + 1/gap)).
-    height = (2 * size * (1 + 1 / gap)) ** 0.5
-    return 1 + round(math.acosh(height) / math.acosh(1 + 2 * gap))
-
-
-def _shrink(process: BandLanczos, k: int, which: Which) -> None:
-    """Restart with the wanted Ritz vectors and half of the room that is left."""
     ritz, S, _ = process.ritz()
     kept = order_eigenvalues(ritz, which, k + (process.n_basis - k) // 2)
     process.restart(S[:, kept], ritz[kept])
 
 
-def _differ(now: Tensor, found: Eigenpairs, which: Which, allowed: Tensor) -> bool:
-    """Return whether wanted values differ from found ones by more than their errors."""
-    before = found.eigenvalues
-    if which == "LM":  # of λ and -λ either will do
-        now, before = now.abs(), before.abs()
-    change = (now.sort().values - before.sort().values).abs().max()
-    return bool(change > allowed)
+def tell(bar: Any, done: Tensor, relative: Tensor) -> None:
+    """Show how far a search is.
+
+    Parameters
+    ----------
+    bar : tqdm.tqdm
+    done : Tensor of shape (k,)
+        Which pairs have converged.
+    relative : Tensor of shape (k,)
+        Residuals over max |λ|.
+    """
+    if not bar.disable:  # else a GPU would be waited for
+        worst = f"{float(relative.max()):.1e}"
+        bar.set_postfix(converged=int(done.sum()), residual=worst)
 
 
-def _warn_unless_converged(result: Eigenpairs, tol: float, scale: Tensor) -> None:
+def warn_unless_converged(
+    result: Eigenpairs, tol: float, scale: Tensor, *, hint: str = ""
+) -> None:
+    """Warn where pairs have not converged, with why and what to do.
+
+    Parameters
+    ----------
+    result : Eigenpairs
+    tol : float
+    scale : Tensor of shape ()
+        max |λ|.
+    hint : str, default=""
+        What else there is to do.
+
+    Warns
+    -----
+    ConvergenceWarning
+    """
     if bool(result.converged.all()):
         return
     failed, k = int((~result.converged).sum()), len(result.converged)
@@ -216,6 +217,6 @@ def _warn_unless_converged(result: Eigenpairs, tol: float, scale: Tensor) -> Non
     warn_not_converged(
         f"{failed} of {k} eigenpairs have not converged to tol={tol:g} within "
         f"{result.n_matvecs} products ({why}). Raise max_matvecs or tol, or ask for "
-        "fewer pairs.",
+        f"fewer pairs.{hint}",
         stacklevel=4,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin.linalg._dense import check_finite
+from flatmin.linalg._distributed import Ranks
 from flatmin.linalg._operator import LinearOperator
 
 __all__ = ["UnitScaled"]
@@ -23,6 +24,8 @@ class UnitScaled(LinearOperator):
     Parameters
     ----------
     operator : LinearOperator of shape (D, D)
+    ranks : Ranks, default=None
+        Which agree on s.
 
     Attributes
     ----------
@@ -30,11 +33,12 @@ class UnitScaled(LinearOperator):
         s, in float64; 1 before the first product that is not zero.
     """
 
-    def __init__(self, operator: LinearOperator) -> None:
+    def __init__(self, operator: LinearOperator, ranks: Ranks | None = None) -> None:
         super().__init__(
             operator.shape[-1], dtype=operator.dtype, device=operator.device
         )
         self.operator = operator
+        self.ranks = ranks
         self.scale = torch.ones((), dtype=torch.float64, device=operator.device)
         self._factor: Tensor | None = None  # 1 / s in the operator's dtype
 
@@ -57,7 +61,10 @@ class UnitScaled(LinearOperator):
 
     def _scaled(self, product: Tensor) -> Tensor:
         if self._factor is None:
-            largest = product.abs().amax().double()
+            # The largest magnitude, without a copy of the product.
+            largest = torch.maximum(product.amax(), -product.amin()).double()
+            if self.ranks is not None:
+                largest = self.ranks.largest(largest)
             check_finite(largest)
             if not bool(largest > 0):
                 return product

@@ -85,6 +85,10 @@ def max_eigenvalue(
     *,
     tol: float = 1e-4,
     v0: Tensor | None = None,
+    max_matvecs: int | None = None,
+    max_basis: int | None = None,
+    basis_device: torch.device | str | None = None,
+    basis_dtype: torch.dtype | str | None = None,
     rng: torch.Generator | int | None = 0,
 ) -> Estimate:
     """Return λ₁, the largest eigenvalue of H.
@@ -101,6 +105,9 @@ def max_eigenvalue(
         smaller.
     v0 : Tensor of shape (D,), default=None
         Where Lanczos starts, such as the eigenvector at a θ nearby.
+    max_matvecs, max_basis, basis_device, basis_dtype : default=None
+        As in :func:`flatmin.linalg.eigsh`: products at most, and what bounds the
+        vectors that a search holds.
     rng : torch.Generator, int or None, default=0
         For Lanczos' start vector.
 
@@ -112,7 +119,8 @@ def max_eigenvalue(
     Raises
     ------
     ValueError
-        If ``tol`` is not positive, or ``v0`` does not fit.
+        If ``tol`` is not positive, or ``v0`` or an argument of the search does not
+        fit.
 
     Examples
     --------
@@ -125,5 +133,16 @@ def max_eigenvalue(
     tol = check_positive("tol", tol)
     theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
-    pair = hessian_eigenpairs(risk, theta, 1, tol=tol, v0=v0, rng=generator)
+    pair = hessian_eigenpairs(
+        risk,
+        theta,
+        1,
+        tol=tol,
+        v0=v0,
+        max_matvecs=max_matvecs,
+        max_basis=max_basis,
+        basis_device=basis_device,
+        basis_dtype=basis_dtype,
+        rng=generator,
+    )
     return exact(pair.eigenvalues[..., 0], pair.n_matvecs)

@@ -71,7 +71,7 @@ def rescale_layers(
     """
     if not isinstance(risk, EmpiricalRisk):
         raise TypeError(
-            "rescale_layers needs an EmpiricalRisk, whose module has layers. Got "
+            "risk must be an EmpiricalRisk, whose module has layers. Got "
             f"{type(risk).__name__}."
         )
     if not isinstance(factors, Mapping):

@@ -186,7 +186,7 @@ class LandscapeDisplay(BaseDisplay):
             None makes a figure.
         **risk_options
             How the risk of a module is made: ``output_transform``, ``target``,
-            ``positions``, ``l2``, ``batch_norm`` and ``hvp``, as in
+            ``positions``, ``l2``, ``batch_norm``, ``hvp`` and ``compile``, as in
             :class:`flatmin.CurvatureAnalyzer`.
 
         Returns
@@ -287,7 +287,7 @@ class LandscapeDisplay(BaseDisplay):
             None makes a figure.
         **risk_options
             How the risk of a module is made: ``output_transform``, ``target``,
-            ``positions``, ``l2``, ``batch_norm`` and ``hvp``, as in
+            ``positions``, ``l2``, ``batch_norm``, ``hvp`` and ``compile``, as in
             :class:`flatmin.CurvatureAnalyzer`.
 
         Returns

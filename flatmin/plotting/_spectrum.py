@@ -171,7 +171,7 @@ class SpectrumDisplay(BaseDisplay):
             See :meth:`plot`.
         **risk_options
             How the risk of a module is made: ``output_transform``, ``target``,
-            ``positions``, ``l2``, ``batch_norm`` and ``hvp``, as in
+            ``positions``, ``l2``, ``batch_norm``, ``hvp`` and ``compile``, as in
             :class:`flatmin.CurvatureAnalyzer`.
 
         Returns

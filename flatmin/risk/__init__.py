@@ -2,6 +2,7 @@
 
 from flatmin.risk.analytic.analytic_risk import AnalyticRisk
 from flatmin.risk.analytic.basins import TwoBasinsRisk
+from flatmin.risk.analytic.double_well import DoubleWellRisk
 from flatmin.risk.analytic.function import FunctionRisk
 from flatmin.risk.analytic.linear_regression import LinearRegressionRisk
 from flatmin.risk.analytic.quadratic import QuadraticRisk
@@ -18,6 +19,7 @@ __all__ = [
     "LOSSES",
     "AnalyticRisk",
     "Audit",
+    "DoubleWellRisk",
     "EmpiricalRisk",
     "ExampleLoss",
     "FunctionRisk",

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from flatmin._utils.callables import check_callable
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import check_count, check_held_by, check_positive
+from flatmin._utils.numbers import (
+    check_count,
+    check_flag,
+    check_held_by,
+    check_positive,
+)
 from flatmin._utils.placement import resolve_device, resolve_dtype
 from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
@@ -137,6 +142,10 @@ class EmpiricalRisk(LabelNoiseRisk):
         second derivative: a central difference of the gradient in float64, at a step
         that agrees with a quarter of it; four gradients a product. ``paths`` tells by
         how much the two differ. In both, what the module detaches is held constant.
+    compile : bool, default=False
+        Run ``torch.compile`` on the graph of each product, once for each shape of a
+        chunk. It takes a minute or more, and a C++ compiler on a CPU. The first product
+        is compared with the one that is not compiled; ``paths`` tells.
     device : torch.device or str, default=None
         None is the module's, "auto" CUDA where there is any.
     dtype : {"float32", "float64"} or torch.dtype, default=None
@@ -208,6 +217,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         output_transform: OutputTransform | None = None,
         batch_norm: BatchNorm = "error",
         hvp: Literal["exact", "finite_difference"] = "exact",
+        compile: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         distributed: bool = False,
@@ -218,7 +228,7 @@ class EmpiricalRisk(LabelNoiseRisk):
             chunk_size = check_count("chunk_size", chunk_size)
         if output_transform is not None:
             check_callable("output_transform", output_transform, "outputs")
-        self._hvp = hvp
+        self._hvp, self._compile = hvp, check_flag("compile", compile)
         self.l2 = check_positive("l2", l2, or_zero=True)
         joins = isinstance(loss, ModuleLoss)
         if isinstance(loss, ModuleLoss):
@@ -323,6 +333,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         hvp: Literal["exact", "finite_difference"] | None = None,
+        compile: bool | None = None,
     ) -> EmpiricalRisk:
         """Return the same risk elsewhere, in another precision, or with another H v.
 
@@ -334,20 +345,25 @@ class EmpiricalRisk(LabelNoiseRisk):
             None stays. The data keep the digits that they have.
         hvp : {"exact", "finite_difference"}, default=None
             None stays.
+        compile : bool, default=None
+            None stays.
 
         Returns
         -------
         EmpiricalRisk
             Itself where nothing changes, else a copy.
         """
-        device = self.device if device is None else resolve_device(device)
-        dtype = self.dtype if dtype is None else resolve_dtype(dtype)
-        hvp = self._hvp if hvp is None else hvp
-        check_known("hvp", hvp, ("exact", "finite_difference"))
-        if (device, dtype, hvp) == (self.device, self.dtype, self._hvp):
+        changed = {
+            "device": self.device if device is None else resolve_device(device),
+            "dtype": self.dtype if dtype is None else resolve_dtype(dtype),
+            "hvp": self._hvp if hvp is None else hvp,
+            "compile": self._compile if compile is None else compile,
+        }
+        own = (self.device, self.dtype, self._hvp, self._compile)
+        if tuple(changed.values()) == own:
             return self
         self._model.bind(self._theta)
-        return self._of(self._model.module, device, dtype, hvp)
+        return self._of(self._model.module, **changed)
 
     @alone
     def with_module(self, module: nn.Module) -> EmpiricalRisk:
@@ -374,15 +390,9 @@ class EmpiricalRisk(LabelNoiseRisk):
             return self
         module = evaluation_mode(copy_module(module))
         first = trainable(module)[0]
-        return self._of(module, first.device, first.dtype, self._hvp)
+        return self._of(module, device=first.device, dtype=first.dtype)
 
-    def _of(
-        self,
-        module: nn.Module,
-        device: torch.device,
-        dtype: torch.dtype,
-        hvp: Literal["exact", "finite_difference"],
-    ) -> EmpiricalRisk:
+    def _of(self, module: nn.Module, **changed: Any) -> EmpiricalRisk:
         return EmpiricalRisk(
             module,
             self._loss,
@@ -393,8 +403,6 @@ class EmpiricalRisk(LabelNoiseRisk):
             chunk_size=self.chunk_size,
             output_transform=self._model.output_transform,
             batch_norm="batch" if self._model.normalises_batch else "error",
-            hvp=hvp,
-            device=device,
-            dtype=dtype,
+            **{"hvp": self._hvp, "compile": self._compile, **changed},
             distributed=self._shard if self.distributed else False,  # type: ignore[arg-type]
         )

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from flatmin import CurvatureAnalyzer, NoiseCovarianceAnalyzer, SharpnessScorer
 from flatmin.analysis._counted_risk import WorkCounter, counted
-from flatmin.analysis._sample import LEAST, LEAST_FOR_EIGENVALUES, N_BLOCKS
+from flatmin.analysis._sample import LEAST, N_BLOCKS
 from flatmin.measures import SHARPNESS_MEASURES
 from flatmin.risk import EmpiricalRisk
 
 from ._problems import blobs, classifier, network
 
-N_ALL, N, L2 = 330, 203, 0.3
+N_ALL, N, L2 = 600, 403, 0.3
 X, y = blobs(N_ALL)
 WEIGHTS = np.random.default_rng(1).uniform(0.2, 3.0, N_ALL)
 OPTIONS = {"loss": "cross_entropy", "dtype": "float64", "random_state": 3}
@@ -164,6 +164,40 @@ def test_estimates_and_errors_are_those_of_the_dense_jackknife(net, dense, drawn
     assert f"{N} of {N_ALL} examples" in repr(found)
 
 
+def test_positions_that_do_not_count(drawn):
+    """L is the mean over all targets that count, whichever a subset has of them."""
+    rng = torch.Generator().manual_seed(0)
+    data = torch.randn(N_ALL, 4, 3, generator=rng, dtype=torch.float64)
+    targets = torch.randint(0, 3, (N_ALL, 4), generator=rng)
+    left_out = (
+        torch.rand(N_ALL, 4, generator=rng) < torch.linspace(0, 0.9, N_ALL)[:, None]
+    )
+    targets = targets.masked_fill(left_out, -100)
+    linear = nn.Linear(3, 3).double()
+    analyzer = CurvatureAnalyzer(
+        linear, output_transform=lambda f: f.transpose(1, 2), subset=N, **OPTIONS
+    )
+    found = analyzer.fit(data, targets).trace()
+    chosen, *parts = drawn
+    weight, bias = (p.detach() for p in linear.parameters())
+
+    def number(c):
+        def loss(W, b):
+            outputs = data[c] @ W.T + b
+            total = F.cross_entropy(
+                outputs.transpose(1, 2), targets[c], reduction="sum", ignore_index=-100
+            )
+            return total * N_ALL / (targets != -100).sum() / len(c)
+
+        blocks = hessian(loss, (weight, bias))
+        of_weight = blocks[0][0].reshape(9, 9).trace()
+        return float(of_weight + blocks[1][1].trace())
+
+    value, stderr = by_hand(number, chosen, parts, leave_out=False)
+    assert found.value == pytest.approx(value, rel=1e-9)
+    assert found.stderr == pytest.approx(stderr, rel=1e-6)
+
+
 def test_the_table_of_the_alignment(net, dense, drawn):
     table = fitted(NoiseCovarianceAnalyzer, net, l2=L2).alignment(2)
     chosen, *parts = drawn
@@ -191,7 +225,7 @@ def test_the_table_of_the_alignment(net, dense, drawn):
 @pytest.mark.parametrize("matrix", ["ggn", "fisher", "empirical_fisher"])
 def test_means_of_other_matrices(net, drawn, matrix):
     """A trace is a mean: of as many examples the parts have the mean of the whole."""
-    analyzer = fitted(CurvatureAnalyzer, net, 200, matrix=matrix)
+    analyzer = fitted(CurvatureAnalyzer, net, 400, matrix=matrix)
     found = analyzer.trace(rtol=1e-9)
     whole = fitted(CurvatureAnalyzer, net, None, matrix=matrix).trace(rtol=1e-9)
     assert abs(found.value - whole.value) < 4 * found.stderr
@@ -224,17 +258,17 @@ def test_a_share_and_the_random_state(net):
         settings = OPTIONS | options
         return CurvatureAnalyzer(net, **settings).fit(X, y).trace()
 
-    share, size = numbers(subset=0.5), numbers(subset=165)
+    share, size = numbers(subset=0.75), numbers(subset=450)
     assert share.value == size.value
-    assert share.to_frame()["n_examples"].item() == 165
+    assert share.to_frame()["n_examples"].item() == 450
     assert share.to_frame()["n_all"].item() == N_ALL
-    assert numbers(subset=165, random_state=4).value != share.value
+    assert numbers(subset=450, random_state=4).value != share.value
 
 
 def test_the_training_data_without_a_fit():
     clf = classifier(max_iter=5).fit(X, y)
     once, again = (
-        CurvatureAnalyzer(clf, subset=150, random_state=0).trace() for _ in range(2)
+        CurvatureAnalyzer(clf, subset=N, random_state=0).trace() for _ in range(2)
     )
     assert once.sampling.n_all == N_ALL
     assert once.value == again.value
@@ -261,7 +295,7 @@ def test_sharpness(net, drawn, measure):
 def test_expected_sharpness_meets_the_same_draws_on_each_block(net):
     """Else the error of the draws would be in the spread of the blocks again."""
     options = {"loss": "cross_entropy", "sigma": 0.05, "n_draws": 20}
-    scorer = SharpnessScorer(net, subset=200, **options).fit(X, y)
+    scorer = SharpnessScorer(net, subset=400, **options).fit(X, y)
     whole = SharpnessScorer(net, **options).fit(X, y)
     # With the same perturbations, the mean of the blocks is the subset's number.
     assert abs(scorer.sampling_.bias) < 1e-4 * scorer.sharpness_
@@ -288,15 +322,12 @@ def test_what_is_refused(net):
         lambda: noise.transform(X, y),
         lambda: noise.score(X, y),
     ):
-        refuses("no sampling error.*203 of 330 examples.*subset=None", call)
-    few = fitted(CurvatureAnalyzer, net, LEAST_FOR_EIGENVALUES - 1)
-    refuses(f"at least {LEAST_FOR_EIGENVALUES} examples.*or more", lambda: few.eigen(1))
-    refuses("at most the number of examples, 330", lambda: fitted(type(few), net, 331))
-    refuses(
-        f"at least {LEAST} examples", lambda: fitted(type(few), net, LEAST - 1).trace()
-    )
+        refuses("no sampling error.*403 of 600 examples.*subset=None", call)
+    kind = CurvatureAnalyzer
+    refuses("at most the number of examples, 600", lambda: fitted(kind, net, 601))
+    refuses(f"at least {LEAST} examples", lambda: fitted(kind, net, LEAST - 1))
     for wrong in (0, -1, 0.0, 1.5, "half"):
-        refuses("subset", lambda wrong=wrong: fitted(type(few), net, wrong))
+        refuses("subset", lambda wrong=wrong: fitted(kind, net, wrong))
     refuses("level must be", lambda: of_h.trace().interval(1.5))
     for measure in ("sam", "asam", lambda risk, theta: risk.value(theta)):
         scorer = SharpnessScorer(
@@ -333,13 +364,8 @@ def test_the_sizes_below_which_it_is_refused_were_measured():
     assert stored["n_blocks"] == N_BLOCKS
     assert stored["n_draws"] >= 200
     lowest = {}
-    for problem in stored["problems"]:
-        for row in problem["rows"]:
-            for name, coverage in row["coverage"].items():
-                key = ("traces" if name in ("Tr(H)", "Tr(Σ)") else "others", row["n"])
-                lowest[key] = min(coverage, lowest.get(key, 1.0))
-    for kind, least in (("traces", LEAST), ("others", LEAST_FOR_EIGENVALUES)):
-        covered = {n: low >= 0.9 for (of, n), low in lowest.items() if of == kind}
-        assert least == min(
-            n for n in covered if all(covered[m] for m in covered if m >= n)
-        )
+    for row in (row for problem in stored["problems"] for row in problem["rows"]):
+        coverage = min(row["coverage"].values())
+        lowest[row["n"]] = min(coverage, lowest.get(row["n"], 1.0))
+    covered = {n: coverage >= 0.9 for n, coverage in lowest.items()}
+    assert min(n for n in lowest if all(covered[m] for m in lowest if m >= n)) == LEAST

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -19,6 +20,7 @@ import flatmin
 from flatmin import linalg, measures, plotting
 from flatmin.curvature import GGNOperator, HessianOperator
 from flatmin.risk import (
+    DoubleWellRisk,
     EmpiricalRisk,
     FunctionRisk,
     LabelDraw,
@@ -51,15 +53,9 @@ LEFT_OUT = {
             "PairedDifference",
         ),
         *("ParameterLayout", "PowerLaw", "PowerLaws", "Proportion", "SignalToNoise"),
-        *(
-            "Sampling",
-            "Simulation",
-            "SpectralDensity",
-            "SqrtResult",
-            "Trace",
-            "TraceProduct",
-        ),
-        "Trajectory",
+        *("Simulation", "SpectralDensity", "SqrtResult", "Trace", "TraceProduct"),
+        *("Trajectory", "GranulatedTau", "TailIndex"),
+        "Sampling",
     ],
     "to subclass": [
         *("AnalyticRisk", "ExampleLoss", "GaussianLaw", "LinearOperator", "NoiseLaw"),
@@ -193,6 +189,7 @@ def _valid(name: str) -> Any:
         "batch_size": lambda: 4,
         "batches": lambda: torch.arange(12).view(3, 4),
         "column": lambda: "loss",
+        "damping": lambda: 1.0,
         "data_home": lambda: None,
         "density": lambda: w.density,
         "diagonal": lambda: torch.ones(3),
@@ -219,6 +216,7 @@ def _valid(name: str) -> Any:
         "n_iter": lambda: 3,
         "n_params": lambda: 8,
         "name": lambda: "sgd",
+        "noise": lambda: torch.randn(16, 2, generator=torch.Generator().manual_seed(0)),
         "offsets": lambda: torch.zeros(4, 2),
         "operator": lambda: linalg.DenseOperator(torch.eye(3)),
         "optimizer": _stepped_adam,
@@ -228,6 +226,7 @@ def _valid(name: str) -> Any:
         "patterns": lambda: "weight",
         "point": lambda: w.risk.linearize(w.theta),
         "preconditioner": lambda: torch.ones(8),
+        "result": lambda: w.comparison,
         "results": lambda: [w.comparison],
         "risk": lambda: w.risk,
         "rng": lambda: torch.Generator().manual_seed(0),
@@ -255,6 +254,11 @@ def _valid(name: str) -> Any:
         "z": lambda: torch.ones(3),
     }
     return made[name]()
+
+
+def _models() -> Any:
+    rows = [(seed, lr, lr + seed, lr) for seed in (0, 1) for lr in (0.1, 0.2)]
+    return pd.DataFrame(rows, columns=["seed", "lr", "flat", "gap"])
 
 
 def _stepped_adam() -> Any:
@@ -304,6 +308,17 @@ _OWN: dict[str, dict[str, Callable[[], Any]]] = {
     "trace_hessian_covariance": {"k": lambda: 2},
     "EmpiricalRisk": {"y": lambda: world().y},
     "loss_scaled_alignment": {"k": lambda: 2},
+    "batch_sharpness": {"n_draws": lambda: 2},
+    "tic": {"matrix": lambda: "ggn"},
+    "rescale_layers": {"factors": dict},
+    "steps_to_loss": {"loss": lambda: 0.5},
+    "granulated_tau": {
+        "table": _models,
+        "measure": lambda: "flat",
+        "error": lambda: "gap",
+        "factors": lambda: ["lr"],
+        "n_resamples": lambda: 3,
+    },
     "compare_dynamics": {
         "estimator": lambda: flatmin.NoisyDiffusionClassifier(
             world().module, max_iter=2
@@ -344,6 +359,17 @@ def _risk_methods(w: World) -> dict[str, tuple[Any, dict[str, Callable[[], Any]]
             {**_ANALYTIC, "point": lambda: linear.linearize(torch.ones(2).double())},
         ),
         "TwoBasinsRisk": (basins, _ANALYTIC),
+        "DoubleWellRisk": (
+            DoubleWellRisk(dtype="float64"),
+            {
+                **_ANALYTIC,
+                "theta": lambda: torch.ones(1, dtype=torch.float64),
+                "thetas": lambda: torch.ones(3, 1, dtype=torch.float64),
+                "v": lambda: torch.ones(1, dtype=torch.float64),
+                "indices": lambda: torch.tensor([0]),
+                "batches": lambda: torch.tensor([[0], [0]]),
+            },
+        ),
         "FunctionRisk": (
             FunctionRisk(
                 lambda theta: (theta**4).sum(-1), torch.ones(2, dtype=torch.float64)

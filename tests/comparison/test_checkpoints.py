@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Event, Thread
@@ -14,6 +15,7 @@ from joblib import parallel_config
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
+from flatmin._runs import folder_lock
 from flatmin._runs.folder_lock import locked_folder
 from flatmin.comparison import ComparisonResult, _schedule, _unit
 from flatmin.dynamics import NoisyDescent
@@ -208,26 +210,80 @@ def test_another_one_that_came_first_is_not_overwritten(tmp_path):
     assert len(compare(tmp_path, **other).failures) == 0
 
 
-def test_two_processes_share_a_folder(tmp_path):
-    """They come to the table of one, and each warm-up and unit is run once."""
-    files = [tmp_path / f"{i}.json" for i in range(2)]
-    calls = [
+def start_two(folder, files):
+    """Start two processes that share a folder; each writes its result into a file."""
+    return [
         subprocess.Popen(
-            [sys.executable, _shared.__file__, str(tmp_path / "folder"), str(file)],
+            [sys.executable, _shared.__file__, str(folder), str(file)],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         for file in files
     ]
+
+
+NAMES = ("gd", "gld_hessian", "warm-up")
+ALL_RUNS = [
+    f"{name} {seed}"
+    for name in ("gd", "gld_hessian", "warm-up")
+    for seed in range(1, 5)
+]
+
+
+def test_two_processes_share_a_folder(tmp_path):
+    """They come to the table of one, and each warm-up and unit is run once."""
+    files = [tmp_path / f"{i}.json" for i in range(2)]
+    calls = start_two(tmp_path / "folder", files)
     runs = [call.communicate()[0].splitlines() for call in calls]
     assert [call.returncode for call in calls] == [0, 0]
     for file in files:
         assert_alike(ComparisonResult.from_json(file), _shared.compare(None))
     run = sorted(line.partition(" ")[2] for lines in runs for line in lines)
-    names = ("gd", "gld_hessian", "warm-up")
-    assert run == [f"{name} {seed}" for name in names for seed in (1, 2, 3, 4)]
+    assert run == ALL_RUNS
     assert all(len(lines) > 0 for lines in runs)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_what_a_killed_process_was_at_is_taken_up(tmp_path):
+    folder, files = tmp_path / "folder", [tmp_path / f"{i}.json" for i in range(2)]
+    calls = start_two(folder, files)
+    pids = {call.pid: call for call in calls}
+    killed = None
+    while killed is None:
+        assert all(call.poll() is None for call in calls), "nobody was killed"
+        for checkpoint in folder.glob("gld*/noise/checkpoint-*"):
+            signed = (checkpoint.parents[1] / ".lock").read_text().split()
+            if signed and killed is None:
+                killed = pids[int(signed[1])]
+                killed.kill()
+    runs = [call.communicate()[0].splitlines() for call in calls]
+    (other,) = (call for call in calls if call is not killed)
+    assert other.returncode == 0
+    found = ComparisonResult.from_json(files[calls.index(other)])
+    assert_alike(found, _shared.compare(None))
+    run = [line.partition(" ")[2] for lines in runs for line in lines]
+    # What had ended is not run again, and what had begun is.
+    assert sorted(set(run)) == ALL_RUNS
+    assert len(run) == len(ALL_RUNS) + 1
+
+
+def test_it_does_not_wait_for_a_machine_that_is_gone(monkeypatch, tmp_path):
+    """Its file server has not noticed, and keeps the lock."""
+    monkeypatch.setattr(folder_lock, "_BEAT", 1000)
+    monkeypatch.setattr(_schedule, "_PAUSE", 0.01)
+    compare(tmp_path)
+    (unit,) = tmp_path.glob("sgd-*-3")
+    (unit / "end.flatmin").unlink()
+    with held_by_another(unit):
+        (unit / ".lock").write_text("process 7 on elsewhere")
+        os.utime(unit / ".lock", (time.time() - 700,) * 2)
+        match = (
+            r"1 units are left.*sgd-\w+-3 by process 7 on elsewhere.*delete the file"
+        )
+        with pytest.raises(OSError, match=match):
+            compare(tmp_path)
+    assert_alike(compare(tmp_path), compare(None))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs fcntl")

@@ -15,6 +15,7 @@ from flatmin.curvature import (
     hessian_trace,
 )
 from flatmin.risk import EmpiricalRisk, QuadraticRisk
+from flatmin.risk.products import graphs
 
 from ._problems import (
     ANALYTIC,
@@ -83,6 +84,21 @@ def test_an_operator_stays_at_its_point():
     risk.gradient(theta)
     for A, product in zip(operators, before, strict=True):
         assert torch.equal(A @ start, product)
+
+
+@pytest.mark.parametrize("make", [HessianOperator, GGNOperator, FisherOperator])
+def test_a_few_products_take_no_graph(make, monkeypatch):
+    monkeypatch.setattr(graphs, "_WORTH_A_GRAPH", 0)
+    net, X, y = nn.Linear(2, 3), torch.randn(4, 2), torch.arange(4) % 3
+    risk = EmpiricalRisk(net, "cross_entropy", X, y, dtype="float64")
+    v, products = torch.ones(9, dtype=torch.float64), []
+    for n_products, path in [(1, "reference: few products"), (None, "graph")]:
+        operator = make(risk, risk.params(), n_products=n_products)
+        products.append(operator.matvec(v))
+        assert next(iter(operator._point.paths.values())).startswith(path)
+    close(*products)
+    with pytest.raises(ValueError, match="n_products must be"):
+        make(risk, risk.params(), n_products=0)
 
 
 def test_chains(analytic, chains):

@@ -70,6 +70,10 @@ def of_risks(rank):
     other = theta + 1e-12 * rank
     found["another θ"] = tell(lambda: risk.gradient(other))
     found["another v"] = tell(lambda: risk.linearize(theta).hvp(other))
+    some = torch.tensor([0, 1 + rank])
+    found["another subset"] = tell(lambda: risk.subset(some))
+    shape = theta[:3] if rank == 0 else theta
+    found["a θ that does not fit"] = tell(lambda: risk.linearize(shape).hvp(theta))
     seed = generator(rank)
     found["another seed"] = tell(
         lambda: risk.value_and_gauss_newton_draw(theta, theta.new_ones(()), seed)

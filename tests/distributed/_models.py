@@ -16,6 +16,8 @@ from flatmin import (
     NoisyDiffusionRegressor,
     SharpnessScorer,
 )
+from flatmin._runs.checkpoint_files import CheckpointFolder
+from flatmin.measures import SHARPNESS_MEASURES
 
 from ._failures import tell
 from ._join import folder, join, say
@@ -84,8 +86,8 @@ def of_analyzers():
             {
                 "eigen": lambda a: a.eigen().eigenvalues,
                 "trace": lambda a: a.trace().value,
-                "diagonal": lambda a: a.diagonal().values,
-                "density": lambda a: a.density().density,
+                "diagonal": lambda a: a.diagonal().value,
+                "density": lambda a: np.stack([a.density().nodes, a.density().weights]),
                 "matvec": lambda a: a.matvec(np.ones(43)),
                 "transform": lambda a: a.transform(X, y),
                 "score": lambda a: a.score(X, y),
@@ -96,9 +98,9 @@ def of_analyzers():
             {
                 "eigen": lambda a: a.eigen().eigenvalues,
                 "trace": lambda a: a.trace().value,
-                "diagonal": lambda a: a.diagonal().values,
+                "diagonal": lambda a: a.diagonal().value,
                 "sample": lambda a: a.sample(3),
-                "alignment": lambda a: a.alignment().trace_product.value,
+                "alignment": lambda a: a.alignment().quantities.to_numpy(),
                 "transform": lambda a: a.transform(X, y),
                 "score": lambda a: a.score(X, y),
             },
@@ -112,10 +114,10 @@ def of_analyzers():
         )
         for quantity, call in quantities.items():
             right, got = (np.asarray(call(each)) for each in (one, two))
-            off = float(np.abs(right - got).max() / np.abs(right).max())
+            off = float(np.nanmax(np.abs(right - got)) / np.nanmax(np.abs(right)))
             found[f"{name}: {quantity}"] = [off, got.tobytes().hex()]
         found[f"{name}: audit"] = [float(len(two.audit().fails)), ""]
-    for measure in ("expected", "worst_case"):
+    for measure in SHARPNESS_MEASURES:
         options = {"loss": "cross_entropy", "measure": measure}
         scores = [
             SharpnessScorer(**options, distributed=many)(net(), X, y)
@@ -130,18 +132,24 @@ def of_checkpoints(rank):
     place = folder() / "run"
     settings = {"method": "sgd", "distributed": True, "checkpoint_dir": place}
 
-    def stop(risk, theta, seen=[]):  # noqa: B006 - counts its calls
-        seen.append(1)
-        if len(seen) == 3:
-            raise OSError("stopped on the way")
-        return 0.0
+    write, written = CheckpointFolder.write, []
+
+    def stop(self, content):
+        written.append(1)
+        if len(written) == 3:
+            raise RuntimeError("stopped on the way")
+        write(self, content)
 
     whole = classifier(method="sgd", distributed=True).fit(X, y).params_
-    first = tell(lambda: classifier(**settings, metrics={"m": stop}).fit(X, y))
-    again = classifier(**settings, metrics={"m": stop}).fit(X, y).params_
+    CheckpointFolder.write = stop
+    first = tell(lambda: classifier(**settings).fit(X, y))
+    CheckpointFolder.write = write
+    wrote = len(written) == (0 if rank else 3)
+    again = classifier(**settings).fit(X, y).params_
     writer = sorted(path.name for path in place.iterdir())
     return {
         "checkpoints: stopped": [float("stopped on the way" not in first[1]), ""],
+        "checkpoints: the first writes": [float(not wrote), ""],
         "checkpoints: goes on": [float(np.abs(whole - again).max()), ""],
         "checkpoints: files": [float(len(writer) == 0), json.dumps(writer)],
     }

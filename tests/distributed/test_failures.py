@@ -13,6 +13,8 @@ EXPECTED = {
     "a wrong θ on one rank": ("ValueError", "θ must have shape"),
     "another θ": ("RuntimeError", "at the same θ"),
     "another v": ("RuntimeError", "at the same θ"),
+    "another subset": ("RuntimeError", "ask for subset at the same θ"),
+    "a θ that does not fit": ("ValueError", "θ must have shape"),
     "another seed": ("RuntimeError", "give all ranks one seed"),
     "another word": ("RuntimeError", "the same words of a risk in the same order"),
     "not finite": ("FloatingPointError", "must be finite"),

@@ -171,7 +171,7 @@ def test_residuals_after_a_random_restart_are_upper_bounds(name, size, dtype, to
 @pytest.mark.parametrize("k", [1, 20, 55, 69, 70, 100, 149, 150])
 def test_every_k_with_a_small_basis(monkeypatch, k, which):
     """From k = 70 on the basis would be the whole space, and the solver is dense."""
-    monkeypatch.setattr("flatmin.linalg._eigsh._ROOMY", 0)
+    monkeypatch.setattr("flatmin.linalg._basis_memory._ROOMY", 0)
     A = operator(SPECTRA["positive"])
     result = eigsh(A, k, which=which, tol=1e-8, max_matvecs=5000, rng=0)
     expected = wanted(SPECTRA["positive"], which, k)

@@ -44,7 +44,9 @@ def rng():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("name", sorted({*SHARPNESS_MEASURES} - {"fisher_rao"}))
+@pytest.mark.parametrize(
+    "name", sorted({*SHARPNESS_MEASURES} - {"fisher_rao", "batch"})
+)
 def test_a_sharpness_is_that_of_the_potential(name, pair):
     measure = SHARPNESS_MEASURES[name]
     drawn = {} if name in ("sam", "asam") else {"rng": rng}
@@ -89,6 +91,8 @@ def test_the_fisher_rao_norm_is_of_the_whole_map(pair):
         lambda r, t: measures.non_uniformity(r, t),
         lambda r, t: measures.alignment_by_layer(r, t, 1),
         lambda r, t: measures.loss_scaled_alignment(r, t),
+        lambda r, t: measures.batch_sharpness(r, t, batch_size=4),
+        lambda r, t: measures.tic(r, t, damping=1.0),
         lambda r, t: measures.fisher_rao_norm(r, t, empirical=True),
     ],
 )

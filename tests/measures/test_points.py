@@ -31,10 +31,16 @@ OWN = {
     "minibatch_gaussianity": {"batch_size": 2, "n_batches": 20, "k": 1},
     "noise_spectrum": {"k": 2},
     "loss_scaled_alignment": {"k": 1},
+    "tic": {"damping": 1.0},
 }
 # Of networks alone.
 NETWORKS = {"GGNOperator", "FisherOperator", "ggn_trace", "fisher_rao_norm"}
-NETWORKS |= {"RiskOperator", "covariance_exponents", "alignment_by_layer"}
+NETWORKS |= {
+    "RiskOperator",
+    "covariance_exponents",
+    "alignment_by_layer",
+    "rescale_layers",
+}
 
 
 def takers():

@@ -107,7 +107,7 @@ def test_what_is_refused(build, factors, sentence):
 
 def test_what_has_no_layers():
     quadratic = QuadraticRisk(torch.eye(2), torch.zeros(1, 2))
-    with pytest.raises(TypeError, match=r"needs an EmpiricalRisk.*Got QuadraticRisk"):
+    with pytest.raises(TypeError, match=r"must be an EmpiricalRisk.*Got QuadraticRisk"):
         rescale_layers(quadratic, torch.zeros(2), {})
     problem = mlp()
     with pytest.raises(TypeError, match=r"factors must be a mapping.*Got list"):

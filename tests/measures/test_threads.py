@@ -23,6 +23,9 @@ GIVEN = {
     "adaptive_expected_sharpness": {"n_draws": 5},
     "expected_sharpness": {"n_draws": 5},
     "non_uniformity": {"tol": 1e-2},
+    "batch_sharpness": {"batch_size": 4, "n_draws": 5},
+    "tic": {"damping": 1.0, "matrix": "ggn"},
+    "rescale_layers": {"factors": {}},
 }
 
 

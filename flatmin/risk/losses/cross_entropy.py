@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from flatmin.risk.losses.example_loss import (
     ExampleLoss,
     mean_over_positions,
 )
+from flatmin.risk.losses.positions import losses_by_position, product_by_position
 from flatmin.risk.losses.saturated import (
     below_the_largest,
     softmax_product,
@@ -87,39 +90,29 @@ class CrossEntropy(ExampleLoss):
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
         if _are_soft(targets):
-            return mean_over_positions(self._soft(outputs, targets))
-        if self.label_smoothing > 0:
-            losses = self._smoothed(outputs, targets)
-        else:
-            losses = self._of_indices(outputs, targets)
+            losses = losses_by_position(self._soft, outputs, targets)
+            return mean_over_positions(losses)
+        of = self._smoothed if self.label_smoothing > 0 else self._of_indices
+        losses = losses_by_position(of, outputs, targets)
         return self.classes.mean(losses, targets)
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S = √s (diag(√p) - p√pᵀ) at each position, s as in the Hessian."""
-        p = outputs.softmax(1)
-        a = outputs.argmax(1, keepdim=True)
-        others = (p.sqrt() * z).scatter(1, a, 0)
-        product = others - p * (p.sqrt() * z).sum(1, keepdim=True)
-        # The entry of the largest class is minus the sum of the others: by itself it
-        # would be a difference of numbers near 1.
-        product = product.scatter(1, a, -product.scatter(1, a, 0).sum(1, keepdim=True))
-        return product * self._scale(outputs, targets).sqrt()
+        scale = self._scale(outputs, targets).sqrt()
+        return product_by_position(_root_product, outputs, targets, z, scale)
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H = s (diag(p) - ppᵀ) at each of T positions, s = 1/T where all count one."""
-        return softmax_product(outputs, u) * self._scale(outputs, targets)
+        scale = self._scale(outputs, targets)
+        return product_by_position(_hessian_product, outputs, targets, u, scale)
 
     def model_slope(
         self, outputs: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Tensor:
         """See :meth:`ExampleLoss.model_slope`; √s (p - e_y) at each position."""
-        p = outputs.softmax(1)
-        # In float32 a class of less than some 1e-7 would never be drawn.
-        rows = p.double().movedim(1, -1).flatten(0, -2)
-        drawn = torch.multinomial(rows, 1, generator=rng).view(p[:, :1].shape)
-        others = p.scatter(1, drawn, 0)
-        slope = others.scatter(1, drawn, -others.sum(1, keepdim=True))
-        return slope * self._scale(outputs, targets).sqrt()
+        scale = self._scale(outputs, targets).sqrt()
+        slope = partial(_drawn_slope, rng)
+        return product_by_position(slope, outputs, targets, scale)
 
     def _of_indices(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of class indices, times what their targets count."""
@@ -135,8 +128,9 @@ class CrossEntropy(ExampleLoss):
         """Return the losses of class indices with label smoothing."""
         return F.cross_entropy(
             # PyTorch's derivatives lose digits where logits are large. The loss is the
-            # same for logits less their largest.
-            outputs - outputs.max(1, keepdim=True).values,
+            # same for logits less their largest. Its second derivative fails where the
+            # classes are last in memory (torch 2.13).
+            (outputs - outputs.max(1, keepdim=True).values).contiguous(),
             targets,
             weight=self.classes.weight,
             ignore_index=self.classes.ignore_index,
@@ -180,6 +174,31 @@ class CrossEntropy(ExampleLoss):
                 "more than that in its sum. Leave those examples out, give the class a "
                 "positive weight, or pass the smoothed class probabilities as targets."
             )
+
+
+def _root_product(outputs: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+    p = outputs.softmax(1)
+    a = outputs.argmax(1, keepdim=True)
+    others = (p.sqrt() * z).scatter(1, a, 0)
+    product = others - p * (p.sqrt() * z).sum(1, keepdim=True)
+    # The entry of the largest class is minus the sum of the others: by itself it would
+    # be a difference of numbers near 1.
+    product = product.scatter(1, a, -product.scatter(1, a, 0).sum(1, keepdim=True))
+    return product * scale
+
+
+def _drawn_slope(rng: torch.Generator, outputs: Tensor, scale: Tensor) -> Tensor:
+    p = outputs.softmax(1)
+    # In float32 a class of less than some 1e-7 would never be drawn.
+    rows = p.double().movedim(1, -1).flatten(0, -2)
+    drawn = torch.multinomial(rows, 1, generator=rng).view(p[:, :1].shape)
+    others = p.scatter(1, drawn, 0)
+    slope = others.scatter(1, drawn, -others.sum(1, keepdim=True))
+    return slope * scale
+
+
+def _hessian_product(outputs: Tensor, u: Tensor, scale: Tensor) -> Tensor:
+    return softmax_product(outputs, u) * scale
 
 
 def _n_positions(outputs: Tensor) -> int:

@@ -50,7 +50,8 @@ class NextToken(ExampleLoss):
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.per_example`."""
-        return self._of_shifted.per_example(_classes_second(outputs), targets[:, 1:])
+        # The last token's logits, which have no target, are left out there.
+        return self._of_shifted.per_example(outputs.transpose(1, 2), targets[:, 1:])
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.right`; of the next token."""
@@ -58,28 +59,22 @@ class NextToken(ExampleLoss):
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S as for cross-entropy; 0 at the last token."""
-        shifted = _classes_second(outputs), targets[:, 1:], _classes_second(z)
-        return _with_last(self._of_shifted.root_product(*shifted))
+        shifted = outputs.transpose(1, 2), targets[:, 1:], z.transpose(1, 2)
+        return self._of_shifted.root_product(*shifted).transpose(1, 2)
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H as for cross-entropy; 0 at the last token."""
-        shifted = _classes_second(outputs), targets[:, 1:], _classes_second(u)
-        return _with_last(self._of_shifted.hessian_product(*shifted))
+        shifted = outputs.transpose(1, 2), targets[:, 1:], u.transpose(1, 2)
+        return self._of_shifted.hessian_product(*shifted).transpose(1, 2)
 
     def model_slope(
         self, outputs: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Tensor:
         """See :meth:`ExampleLoss.model_slope`; 0 at the last token."""
-        shifted = _classes_second(outputs), targets[:, 1:]
-        return _with_last(self._of_shifted.model_slope(*shifted, rng))
+        shifted = outputs.transpose(1, 2), targets[:, 1:]
+        return self._of_shifted.model_slope(*shifted, rng).transpose(1, 2)
 
 
 def _classes_second(logits: Tensor) -> Tensor:
     """Return all but the last token's numbers, (n, T, V) as (n, V, T - 1)."""
     return logits[:, :-1].transpose(1, 2)
-
-
-def _with_last(numbers: Tensor) -> Tensor:
-    """Return (n, V, T - 1) as (n, T, V), with zeros for the last token."""
-    rows = numbers.transpose(1, 2)
-    return torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)

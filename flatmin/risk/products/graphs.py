@@ -22,6 +22,7 @@ from flatmin.risk.data.chunks import Chunk, pad_chunk
 from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.probe import share_of_activations
+from flatmin.risk.products.compiled import compiled
 from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
@@ -57,17 +58,23 @@ class ProductGraphs:
         Examples in every chunk that a graph will see.
     work : int
         Numbers that one pass over all data computes, about.
+    compiles : bool, default=False
+        Whether ``torch.compile`` is tried on what is used for each product.
 
     Attributes
     ----------
     paths : dict of str to str
-        For each quantity that was asked for, "graph", or "reference" and why.
+        For each quantity that was asked for, "graph", or "reference" and why; of a
+        graph, too, whether it is compiled, where that was tried.
     graphs : dict of str to TwoStage
         Of those that serve.
     """
 
-    def __init__(self, ways: ProductWays, chunk_size: int, work: int) -> None:
+    def __init__(
+        self, ways: ProductWays, chunk_size: int, work: int, *, compiles: bool = False
+    ) -> None:
         self.ways = ways
+        self.compiles = compiles
         self.model = ways.model
         self.loss = ways.loss
         self.chunk_size = chunk_size
@@ -80,12 +87,14 @@ class ProductGraphs:
         """Return those of another model with the same outputs, such as a block."""
         share = share_of_activations(model, self.ways.examples.X)
         work = int(self.work * share)
-        return ProductGraphs(self.ways.of(model), self.chunk_size, work)
+        ways = self.ways.of(model)
+        return ProductGraphs(ways, self.chunk_size, work, compiles=self.compiles)
 
     def describe(self) -> dict[str, str]:
         """Return :attr:`paths`, with how the reference products come about."""
         return {
-            quantity: path if path == "graph" else path + self.ways.describe(quantity)
+            quantity: path
+            + ("" if quantity in self.graphs else self.ways.describe(quantity))
             for quantity, path in self.paths.items()
         }
 
@@ -140,9 +149,24 @@ class ProductGraphs:
             with context():
                 reason = attempt("the product by a graph", compare, limit)
             if reason is None:
-                return "graph"
+                return "graph" + self._compiled(quantity, theta, trial)
             self.graphs.pop(quantity, None)
         return f"reference: {reason}"
+
+    def _compiled(self, quantity: str, theta: Tensor, trial: _Trial) -> str:
+        """Take compiled code where it is right; return what the path tells of it."""
+        if not self.compiles:
+            return ""
+        graph = self.graphs[quantity]
+        fast = replace(graph, use=compiled(graph.use))
+        plain = trial._replace(expected=self._found(graph, quantity, theta, trial))
+        compare = partial(self._distance, fast, quantity, theta, plain)
+        limit = tolerance(self.model.precision, 2)
+        reason = attempt("the compiled product", compare, limit)
+        if reason is not None:
+            return f", not compiled: {reason}"
+        self.graphs[quantity] = fast
+        return ", compiled"
 
     def _trial(self, quantity: str, theta: Tensor, chunk: Chunk) -> _Trial:
         # A weight of zero would hide an example, and with it a difference.
@@ -175,11 +199,16 @@ class ProductGraphs:
         self, graph: TwoStage, quantity: str, theta: Tensor, trial: _Trial
     ) -> float:
         """Return how far a graph's product is from what is expected."""
-        kept = graph.prepare(theta, *pad_chunk(trial.chunk, self.chunk_size))
-        direction = pad_direction(quantity, trial.probe, self.chunk_size)
-        found = unpad(quantity, graph.use(*kept, direction), len(trial.chunk.X))
+        found = self._found(graph, quantity, theta, trial)
         sizes = self.model.layout.sizes if quantity in _OF_THETA else None
         return difference(found, trial.expected, sizes)
+
+    def _found(
+        self, graph: TwoStage, quantity: str, theta: Tensor, trial: _Trial
+    ) -> Tensor:
+        kept = graph.prepare(theta, *pad_chunk(trial.chunk, self.chunk_size))
+        direction = pad_direction(quantity, trial.probe, self.chunk_size)
+        return unpad(quantity, graph.use(*kept, direction), len(trial.chunk.X))
 
     def _still_holds(self, quantity: str, theta: Tensor, chunk: Chunk) -> bool:
         """Try the graph again, on a module that was updated."""

@@ -29,7 +29,7 @@ from flatmin.risk.quantities.network_risk import NetworkRisk
 from flatmin.risk.quantities.penalty import add_penalty
 from flatmin.risk.ranks.collectives import ALONE, Ranks
 from flatmin.risk.ranks.shard import Shard
-from flatmin.risk.ranks.words import gathered
+from flatmin.risk.ranks.words import announced, gathered
 
 __all__ = ["ExamplesRisk"]
 
@@ -47,6 +47,7 @@ class ExamplesRisk(NetworkRisk):
     _uniform: Tensor  # (N,) of 1/N
     _sums: ExampleSums
     _chain_ways: ChainWays
+    _compile: bool
     _over_chains: Any  # OverChains, which knows all words
     _hessians: ExampleHessians
     _ways: ProductWays
@@ -93,6 +94,7 @@ class ExamplesRisk(NetworkRisk):
             return {**self._graphs.describe(), **found, **self._chain_ways.paths}
 
     @needs_examples
+    @announced
     @alone
     def subset(self, indices: Tensor) -> Self:
         """Return the risk of some of the examples, L_B(θ) = (1/B) Σ ℓ̃ᵢ over them.
@@ -118,9 +120,11 @@ class ExamplesRisk(NetworkRisk):
             If there are no indices, or they are no integers along one axis.
         """
         indices = as_indices(indices, "indices", 1, self.device)
-        with within("indices", self.n_examples):
-            shard, local = self._shard.subset(indices)
-            chosen = self._data.select(local)
+        with self._ranks.together("subset") as asked:
+            asked.append(indices)
+            with within("indices", self.n_examples):
+                shard, local = self._shard.subset(indices)
+                chosen = self._data.select(local)
         part = copy.copy(self)
         # Chunks of one size: a graph fills up the last one.
         n_chunks = math.ceil(len(local) / self.chunk_size)
@@ -131,6 +135,7 @@ class ExamplesRisk(NetworkRisk):
         )
         return part
 
+    @announced
     @over_chains
     @alone
     def linearize(
@@ -219,7 +224,10 @@ class ExamplesRisk(NetworkRisk):
         self._uniform = ones.fill_(1 / n_all)
         if (n, chunk_size) not in self._all_graphs:
             self._all_graphs[n, chunk_size] = ProductGraphs(
-                self._ways, chunk_size, n * self._work_per_example
+                self._ways,
+                chunk_size,
+                n * self._work_per_example,
+                compiles=self._compile,
             )
         self._graphs = self._all_graphs[n, chunk_size]
 

@@ -26,7 +26,7 @@ from flatmin.risk.network.batch_statistics import needs_examples
 from flatmin.risk.products.linearize import Linearization
 from flatmin.risk.quantities.chain_linearization import ChainLinearization
 from flatmin.risk.quantities.second_order import SecondOrderRisk
-from flatmin.risk.ranks.words import gathered, summed
+from flatmin.risk.ranks.words import announced, gathered, summed
 
 __all__ = ["LabelNoiseRisk"]
 
@@ -35,6 +35,7 @@ class LabelNoiseRisk(SecondOrderRisk):
     """Labels drawn anew, in the gradient and in closed form."""
 
     @needs_examples
+    @announced
     @alone
     def check_label_noise(self) -> None:
         """Raise ValueError if the labels cannot be drawn anew."""
@@ -90,6 +91,7 @@ class LabelNoiseRisk(SecondOrderRisk):
         )
 
     @needs_examples
+    @announced
     @alone
     def label_covariance_product(
         self, point: Linearization | ChainLinearization, v: Tensor, draw: LabelDraw

@@ -19,7 +19,7 @@ from flatmin.risk.products.gauss_newton import (
 )
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.quantities.per_example import PerExampleRisk
-from flatmin.risk.ranks.words import gathered, summed
+from flatmin.risk.ranks.words import announced, gathered, summed
 
 __all__ = ["SecondOrderRisk"]
 
@@ -182,6 +182,7 @@ class SecondOrderRisk(PerExampleRisk):
         )
 
     @needs_examples
+    @announced
     def gauss_newton_traces(
         self,
         theta: Tensor,
@@ -259,6 +260,7 @@ class SecondOrderRisk(PerExampleRisk):
         """Raise TypeError if the loss is no likelihood, which F needs."""
         self._loss.check_likelihood()
 
+    @announced
     @alone
     def model_slopes(self, theta: Tensor, rng: torch.Generator) -> Tensor:
         """Return slopes sᵢ at targets that the model draws, with E[sᵢsᵢᵀ] = Hᵢ.

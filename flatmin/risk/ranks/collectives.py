@@ -97,17 +97,19 @@ class Ranks:
         if self.size == 1 or self._at_work:
             yield asked
             return
-        self._at_work = True
-        try:
-            with self.announced(word):
+        with self.announced(word):
+            self._at_work = True
+            try:
                 yield asked
-        finally:
-            self._at_work = False
+            finally:
+                self._at_work = False
         self.agree(word, *asked)
 
     @contextmanager
     def announced(self, word: str) -> Iterator[None]:
         """Tell the others, at their next agreement, what this rank raises.
+
+        Within a word nothing is told: what is caught there does not end it.
 
         Parameters
         ----------
@@ -125,9 +127,10 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            if self.size > 1 and not getattr(error, _TOLD, False):
+            if not (self.size == 1 or self._at_work or getattr(error, _TOLD, False)):
                 _mark(error)
-                self._agree(word, (-1, -1), error)
+                with suppress(RuntimeError):  # the others are gone
+                    self._agree(word, (-1, -1), error)
             raise
 
     def agree(self, word: str, *asked: Any) -> None:

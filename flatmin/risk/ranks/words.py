@@ -12,7 +12,7 @@ from torch import Tensor
 from flatmin.risk.ranks.collectives import Ranks, find_ranks
 from flatmin.risk.ranks.shard import Shard
 
-__all__ = ["gathered", "made_on_all_ranks", "over_ranks", "summed"]
+__all__ = ["announced", "gathered", "made_on_all_ranks", "over_ranks", "summed"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -94,6 +94,27 @@ def gathered(before: int = 0) -> Callable[[Method], Method]:
         return (self._shard.spread(part, axis),)
 
     return over_ranks(spread, _as_found)
+
+
+def announced(method: Method) -> Method:
+    """Let a method that needs no other rank, but those who wait for it, raise for all.
+
+    Parameters
+    ----------
+    method : callable
+        Of an object with ``_ranks``.
+
+    Returns
+    -------
+    callable
+    """
+
+    @functools.wraps(method)
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._ranks.announced(method.__name__):
+            return method(self, *args, **kwargs)
+
+    return cast(Method, told)
 
 
 def made_on_all_ranks(init: Method) -> Method:

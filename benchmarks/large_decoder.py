@@ -1,0 +1,180 @@
+"""One large model: a decoder of GPT-2's size, each question in a process of its own.
+
+    python benchmarks/large_decoder.py [--quick] [--ask gld_full ...] [--json OUT]
+
+124 million parameters, embeddings tied to the head, a vocabulary of 50,257, 8 sequences
+of 64 tokens that are drawn at random; θ is where the module begins. Times are of the
+CPU, in units of b, a bare gradient of the plain module in the same process: they say
+little of the wall's clock where several cores work. A first call holds what is tried
+before the first number, and the making of a graph. Memory is the high-water mark of the
+whole process, and how much of it the question took beyond a bare gradient.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from kinds import Layer, high_water, provenance, write
+from torch import nn
+
+from flatmin.curvature import covariance_trace
+from flatmin.noise import make_noise_law
+from flatmin.risk import EmpiricalRisk
+
+SEED = 0
+SIZES = {  # layers, vocabulary, width, heads, sequences, tokens
+    False: (12, 50_257, 768, 12, 8, 64),
+    True: (2, 997, 48, 4, 4, 16),
+}
+
+
+class TiedDecoder(nn.Module):
+    """GPT-2's shapes: the head multiplies by the embedding of the tokens."""
+
+    def __init__(self, n_layers, n_tokens, width, n_heads):
+        super().__init__()
+        self.tokens = nn.Embedding(n_tokens, width)
+        self.places = nn.Embedding(1024, width)
+        self.layers = nn.Sequential(*(Layer(width, n_heads) for _ in range(n_layers)))
+        self.norm = nn.LayerNorm(width)
+        for table in (self.tokens, self.places):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, X):
+        places = self.places(torch.arange(X.shape[1], device=X.device))
+        H = self.norm(self.layers(self.tokens(X) + places))
+        return nn.functional.linear(H, self.tokens.weight)
+
+
+def gld_full(risk, theta):
+    law, rng = (
+        make_noise_law("gld_full", batch_size=1),
+        torch.Generator().manual_seed(1),
+    )
+    state = law.refresh(risk, theta, rng)
+    return lambda: law.noisy_gradient(risk, theta, state, rng)
+
+
+def hvp(risk, theta):
+    v = torch.randn_like(theta)
+    points = []
+
+    def product():
+        points[:] = points or [risk.linearize(theta)]
+        return points[0].hvp(v)
+
+    return product
+
+
+def ggn(risk, theta):
+    v = torch.randn_like(theta)
+    points = []
+
+    def product():
+        points[:] = points or [risk.linearize(theta)]
+        return points[0].ggn(v)
+
+    return product
+
+
+def one_hvp(risk, theta):
+    v = torch.randn_like(theta)
+    return lambda: risk.linearize(theta, n_products=1).hvp(v)
+
+
+def trace(risk, theta):
+    return lambda: covariance_trace(risk, theta)
+
+
+ASKED = {
+    "gld_full": gld_full,
+    "H v": hvp,
+    "H v, one product": one_hvp,
+    "G v": ggn,
+    "Tr(Σ)": trace,
+}
+
+
+def seconds(call):
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def measure(ask, quick):
+    """Measure one question in this process."""
+    torch.manual_seed(SEED)
+    *sizes, n, length = SIZES[quick]
+    module = TiedDecoder(*sizes)
+    X = torch.randint(0, sizes[1], (n, length))
+
+    def gradient():
+        logits = module(X)[:, :-1].transpose(1, 2)
+        loss = nn.functional.cross_entropy(logits, X[:, 1:])
+        return torch.autograd.grad(loss, list(module.parameters()))
+
+    gradient()
+    units, bare = [seconds(gradient) for _ in range(3)], high_water()
+    found = {"n_params": sum(p.numel() for p in module.parameters())}
+    start = time.process_time()
+    risk = EmpiricalRisk(module, "next_token", X, X)
+    times = {"construction": time.process_time() - start}
+    made = high_water()
+    call = ASKED[ask](risk, risk.params())
+    times["first"] = seconds(call)
+    first = high_water()
+    times["later"] = statistics.median(seconds(call) for _ in range(3))
+    units.append(seconds(gradient))
+    b = statistics.median(units)
+    return found | {
+        "b_seconds": b,
+        "in_b": {name: t / b for name, t in times.items()},
+        "peak_mib": {
+            "bare gradient": bare,
+            "construction": made,
+            "first": first,
+            "later": high_water(),
+        },
+        "paths": risk.paths,
+    }
+
+
+def in_a_process(ask, quick):
+    command = [sys.executable, __file__, "--one", ask] + ["--quick"] * quick
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended by {done.returncode}"]
+        return {"error": lines[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small, in a minute")
+    parser.add_argument("--ask", nargs="+", choices=ASKED, default=list(ASKED))
+    parser.add_argument("--json", type=Path, default=None, metavar="OUT")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        print(json.dumps(measure(arguments.one, arguments.quick)))
+        return
+    result = {"format": 1, **provenance(), "seed": SEED, "quick": arguments.quick}
+    result["rows"] = rows = {}
+    for ask in arguments.ask:
+        rows[ask] = found = in_a_process(ask, arguments.quick)
+        write(arguments.json, result)
+        if "error" in found:
+            print(f"{ask:18}{found['error']}", flush=True)
+            continue
+        times = ", ".join(f"{k} {v:.1f} b" for k, v in found["in_b"].items())
+        peak = found["peak_mib"]["later"] / 1024
+        print(f"{ask:18}{times}; {peak:.1f} GiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
