@@ -52,7 +52,7 @@ class Section:
 SECTIONS = (
     Section(
         "The covariance of the gradient and the Hessian (equations 6 and 7)",
-        "fisher_equals_hessian",
+        "plot_fisher_equals_hessian",
         "paper/fisher_equals_hessian.json",
         "Logistic regression with a known truth, N from 100 to 100,000, 20 data sets; "
         "H and Σ dense, in float64.",
@@ -61,7 +61,7 @@ SECTIONS = (
     ),
     Section(
         "A cubic fitted by small networks (figures 1, 2, 8 and 9)",
-        "cubic_regression",
+        "plot_cubic_regression",
         "paper/cubic_regression.json",
         "SGD with m = 5 on 20 points, 20,000 iterations, ten seeds; H and Σ dense, in "
         "float64; late is the last quarter.",
@@ -70,7 +70,7 @@ SECTIONS = (
     ),
     Section(
         "Escape in two dimensions (figures 3 and 10)",
-        "basins_2d",
+        "plot_basins_2d",
         "paper/basins_2d.json",
         "10,000 runs a law from the sharp minimum. *Matched* is the text's surface at "
         "a stable η with noise of one trace; *released code* is the authors' program. "
@@ -170,7 +170,7 @@ SECTIONS = (
     ),
     Section(
         "Tr(HΣ) with one hidden layer (2019 version)",
-        "one_hidden_layer",
+        "plot_one_hidden_layer",
         "paper/one_hidden_layer.json",
         "1000 points, 100 ReLU units, D = 300, ten seeds; H and Σ dense, in float64.",
         read_file,
@@ -178,7 +178,7 @@ SECTIONS = (
     ),
     Section(
         "The size of the noise (figure 11)",
-        "noise_against_gradient",
+        "plot_noise_against_gradient",
         "paper/noise_against_gradient.json",
         "The images and the network of figure 4, SGD at 0.07 with m = 20, 20,000 "
         "iterations, three seeds.",

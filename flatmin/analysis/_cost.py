@@ -66,7 +66,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cost(HtmlTable):
-    """What a call takes that nothing has been kept for."""
+    """What a call takes that nothing has been kept for.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import CurvatureAnalyzer, NoisyDiffusionClassifier
+    >>> clf = NoisyDiffusionClassifier(max_iter=100).fit(*load_iris(return_X_y=True))
+    >>> analyzer = CurvatureAnalyzer(clf, random_state=0)
+    >>> cost = analyzer.cost("trace")
+    >>> cost.gradients <= cost.at_most
+    True
+    """
 
     call: str
     gradients: float  # of these examples, as expected

@@ -31,6 +31,16 @@ class Eigenpairs(HtmlTable, Sampled):
 
     Of a subset the eigenvalues are estimates of those of all examples, with the bias
     subtracted; vectors and residuals are those of the subset's own matrix.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import CurvatureAnalyzer, NoisyDiffusionClassifier
+    >>> clf = NoisyDiffusionClassifier(max_iter=100).fit(*load_iris(return_X_y=True))
+    >>> analyzer = CurvatureAnalyzer(clf, random_state=0)
+    >>> pairs = analyzer.eigen(k=2)
+    >>> pairs.to_frame().shape
+    (2, 3)
     """
 
     matrix: str
@@ -101,7 +111,18 @@ class Eigenpairs(HtmlTable, Sampled):
 
 @dataclass(frozen=True, repr=False)
 class Trace(HtmlTable, Sampled, linalg.Estimate):
-    """The trace of a matrix of the risk and how well it is known."""
+    """The trace of a matrix of the risk and how well it is known.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import CurvatureAnalyzer, NoisyDiffusionClassifier
+    >>> clf = NoisyDiffusionClassifier(max_iter=100).fit(*load_iris(return_X_y=True))
+    >>> analyzer = CurvatureAnalyzer(clf, random_state=0)
+    >>> trace = analyzer.trace()
+    >>> float(trace) == trace.value
+    True
+    """
 
     value: float  # type: ignore[assignment]
     stderr: float  # type: ignore[assignment]
@@ -137,7 +158,18 @@ class Trace(HtmlTable, Sampled, linalg.Estimate):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Diagonal(Sampled, linalg.Estimate):
-    """The diagonal of a matrix of the risk and how well each entry is known."""
+    """The diagonal of a matrix of the risk and how well each entry is known.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import CurvatureAnalyzer, NoisyDiffusionClassifier
+    >>> clf = NoisyDiffusionClassifier(max_iter=100).fit(*load_iris(return_X_y=True))
+    >>> analyzer = CurvatureAnalyzer(clf, random_state=0)
+    >>> diagonal = analyzer.diagonal()
+    >>> diagonal.value.shape == clf.params_.shape
+    True
+    """
 
     value: np.ndarray  # type: ignore[assignment]  # (d,); d parameters were selected
     stderr: np.ndarray  # type: ignore[assignment]  # (d,); 0 where it is exact
@@ -197,6 +229,16 @@ class SpectralDensity:
 
     Each probe has nodes and weights of its own. See
     :class:`flatmin.linalg.SpectralDensity` for what the errors are.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import CurvatureAnalyzer, NoisyDiffusionClassifier
+    >>> clf = NoisyDiffusionClassifier(max_iter=100).fit(*load_iris(return_X_y=True))
+    >>> analyzer = CurvatureAnalyzer(clf, random_state=0)
+    >>> density = analyzer.density()
+    >>> density.moment(1)[0] > 0
+    True
     """
 
     matrix: str
@@ -334,7 +376,18 @@ class SpectralDensity:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Alignment(HtmlTable):
-    """How the gradient covariance Σ lies to the Hessian H, on D parameters."""
+    """How the gradient covariance Σ lies to the Hessian H, on D parameters.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import NoiseCovarianceAnalyzer, NoisyDiffusionClassifier
+    >>> clf = NoisyDiffusionClassifier(max_iter=100).fit(*load_iris(return_X_y=True))
+    >>> analyzer = NoiseCovarianceAnalyzer(clf, random_state=0)
+    >>> table = analyzer.alignment(k=3)
+    >>> table["anisotropy gain"] > 1
+    True
+    """
 
     n_params: int  # D, or the number of those selected
     quantities: pd.DataFrame  # value and stderr of the single numbers, by name

@@ -27,6 +27,15 @@ class Sampling(ShortRepr):
     result is Student's, with nine degrees of freedom.
 
     How often it covers was measured: ``benchmarks/subsets.py``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from flatmin import CurvatureAnalyzer, NoisyDiffusionClassifier
+    >>> clf = NoisyDiffusionClassifier(max_iter=10).fit(*load_digits(return_X_y=True))
+    >>> trace = CurvatureAnalyzer(clf, matrix="ggn", subset=500, random_state=0).trace()
+    >>> trace.sampling.n_examples, trace.sampling.n_all
+    (500, 1797)
     """
 
     n_examples: int  # n, drawn without replacement

@@ -20,7 +20,17 @@ __all__ = ["GranulatedTau", "granulated_tau"]
 
 @dataclass(frozen=True, repr=False)
 class GranulatedTau(HtmlTable, ShortRepr):
-    """The mean of Kendall's τ over factors; ``float`` gives it."""
+    """The mean of Kendall's τ over factors; ``float`` gives it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from flatmin.comparison import granulated_tau
+    >>> rows = [(lr, seed, lr + seed, 2.0 * lr) for lr in (1, 2, 3) for seed in (0, 1)]
+    >>> table = pd.DataFrame(rows, columns=["lr", "seed", "flat", "gap"])
+    >>> float(granulated_tau(table, "flat", "gap", factors=["lr"]))
+    1.0
+    """
 
     value: float
     low: float  # ends of the bootstrap interval over seeds

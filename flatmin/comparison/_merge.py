@@ -46,6 +46,19 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
         If there are none, their protocols or data differ, or a unit is in two of them.
         Data and metrics that are functions count by name; of a seed that is in two
         results the first losses tell other data.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import NoisyDiffusionClassifier, compare_dynamics
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = NoisyDiffusionClassifier(max_iter=20)
+    >>> from flatmin.comparison import merge_comparisons
+    >>> from functools import partial
+    >>> run = partial(compare_dynamics, ["gd"], X, y, estimator=clf, random_state=0)
+    >>> parts = [run(n_seeds=[i]) for i in (0, 1)]
+    >>> merge_comparisons(parts).units["seed"].tolist()
+    [0, 1]
     """
     with naming("results"):
         results = list(results) if isinstance(results, Iterable) else [results]

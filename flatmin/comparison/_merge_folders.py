@@ -58,6 +58,24 @@ def merge_checkpoints(
         were run on several kinds of machine. Nothing is written then.
     OSError
         If ``into`` cannot be written.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import NoisyDiffusionClassifier, compare_dynamics
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = NoisyDiffusionClassifier(max_iter=20)
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from flatmin.comparison import merge_checkpoints
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for seed in (0, 1):
+    ...     _ = compare_dynamics(
+    ...         ["gd"], X, y, estimator=clf, n_seeds=[seed], random_state=0,
+    ...         checkpoint_dir=folder / str(seed),
+    ...     )
+    >>> len(merge_checkpoints([folder / "0", folder / "1"], folder / "both"))
+    2
     """
     check_path("into", into)
     if isinstance(folders, str | os.PathLike):

@@ -54,6 +54,17 @@ class ComparisonResult:
         holds it was not there.
     source : object
         Data and estimator, in the process that has run the comparison.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import NoisyDiffusionClassifier, compare_dynamics
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = NoisyDiffusionClassifier(max_iter=20)
+    >>> settings = {"estimator": clf, "n_seeds": 2, "random_state": 0}
+    >>> found = compare_dynamics(["gd", "sgd"], X, y, **settings)
+    >>> found.units["method"].tolist()
+    ['gd', 'gd', 'sgd', 'sgd']
     """
 
     table: pd.DataFrame

@@ -21,7 +21,15 @@ _N_SIGN_PATTERNS = 2**14
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A mean of paired differences, with what is known about it."""
+    """A mean of paired differences, with what is known about it.
+
+    Examples
+    --------
+    >>> from flatmin.comparison import paired_difference
+    >>> found = paired_difference([3.0, 4.0, 5.0], [1.0, 2.0, 2.0])
+    >>> found.mean, found.n
+    (2.3333333333333335, 3)
+    """
 
     mean: float
     low: float  # ends of the t interval; NaN from a single pair

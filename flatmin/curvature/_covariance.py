@@ -262,6 +262,17 @@ def covariance_trace(risk: Risk, theta: Point, *, check: bool = True) -> Tensor:
     ------
     FloatingPointError
         If a variance is not finite and ``check``; the message names the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import covariance_trace
+    >>> covariance_trace(risk, theta)
+    tensor(15., dtype=torch.float64)
     """
     theta = as_point(risk, theta)
     check_flag("check", check)
@@ -288,6 +299,17 @@ def covariance_diagonal(risk: Risk, theta: Point) -> Tensor:
     ------
     FloatingPointError
         If a variance is not finite; the message names the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import covariance_diagonal
+    >>> covariance_diagonal(risk, theta)  # (9 + 9 + 1 + 1)/4 and (16 + 16 + 4 + 4)/4
+    tensor([ 5., 10.], dtype=torch.float64)
     """
     theta = as_point(risk, theta)
     return check_finite("The diagonal of Σ", risk.gradient_variances(theta), risk)

@@ -72,6 +72,17 @@ def hessian_eigenpairs(
     ------
     ValueError
         If k, ``v0`` or an argument of the search does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import hessian_eigenpairs
+    >>> hessian_eigenpairs(risk, theta, 1, rng=0).eigenvalues
+    tensor([4.], dtype=torch.float64)
     """
     theta = as_point(risk, theta)
     check_seed(rng)
@@ -148,6 +159,17 @@ def covariance_eigenpairs(
     ------
     ValueError
         If k, ``preconditioner`` or an argument of the search does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import covariance_eigenpairs
+    >>> covariance_eigenpairs(risk, theta, 1).eigenvalues  # (15 + √125)/2
+    tensor([13.0902], dtype=torch.float64)
     """
     theta = as_point(risk, theta)
     check_seed(rng)
@@ -216,6 +238,18 @@ def minibatch_eigenpairs(
     ------
     ValueError
         If k does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import minibatch_eigenpairs
+    >>> batches = torch.tensor([[0], [1], [2], [3]])
+    >>> minibatch_eigenpairs(risk, theta, 1, batches=batches).eigenvalues  # 4/3 of Σ's
+    tensor([17.4536], dtype=torch.float64)
     """
     theta = as_point(risk, theta)
     check_tensor("batches", batches, 2)

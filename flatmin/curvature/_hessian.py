@@ -66,6 +66,17 @@ class GGNOperator(LinearizedOperator):
         See :class:`RiskOperator`.
     n_products : int, default=None
         How many will be asked for, if that is known; see ``linearize`` of the risk.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import GGNOperator
+    >>> GGNOperator(risk, theta).matvec(torch.ones(2))
+    tensor([4., 1.])
     """
 
     def _product(self, v: Tensor) -> Tensor:
@@ -97,6 +108,17 @@ def hessian_trace(
     Returns
     -------
     Estimate
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import hessian_trace
+    >>> hessian_trace(risk, theta)
+    Estimate(value=5, stderr=0, n_matvecs=2)
     """
     theta = as_point(risk, theta)
     check_seed(rng)
@@ -149,6 +171,17 @@ def ggn_trace(
         If ``max_sweeps`` is less than 2.
     FloatingPointError
         If the trace of an example is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import ggn_trace
+    >>> float(ggn_trace(risk, theta, rng=0))
+    5.0
     """
     theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)

@@ -40,6 +40,17 @@ class RiskOperator(LinearOperator):
     ------
     ValueError
         If a name fits no parameter, or the risk has no names.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.curvature import HessianOperator, RiskOperator
+    >>> isinstance(HessianOperator(risk, theta), RiskOperator)
+    True
     """
 
     def __init__(

@@ -17,7 +17,14 @@ __all__ = ["DivergenceError", "DivergenceGuard", "Place"]
 
 
 class DivergenceError(ArithmeticError):
-    """The loss is not finite any more."""
+    """The loss is not finite any more.
+
+    Examples
+    --------
+    >>> from flatmin import DivergenceError
+    >>> issubclass(DivergenceError, ArithmeticError)
+    True
+    """
 
 
 class Place(NamedTuple):

@@ -17,7 +17,20 @@ __all__ = ["Simulation"]
 
 @dataclass(frozen=True)
 class Simulation:
-    """What the chains of one law did."""
+    """What the chains of one law did.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.dynamics import simulate
+    >>> runs = simulate(risk, "gd", torch.ones(2), lr=0.1, n_iter=10, n_chains=3)
+    >>> runs["gd"].theta[0]  # 0.6¹⁰ and 0.9¹⁰
+    tensor([0.0060, 0.3487])
+    """
 
     law: NoiseLaw
     theta: Tensor  # (n_chains, D) after the last step

@@ -57,6 +57,17 @@ class SpectralDensity(ShortRepr):
     .. [1] M. F. Hutchinson, "A stochastic estimator of the trace of the influence
        matrix for Laplacian smoothing splines", 1989,
        :doi:`10.1080/03610918908812806`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import DiagonalOperator, spectral_density
+    >>> A = DiagonalOperator(torch.tensor([1.0, 2.0, 3.0]))
+    >>> density = spectral_density(A, rng=0)
+    >>> density.exact, density.nodes
+    (True, tensor([[1., 2., 3.]], dtype=torch.float64))
+    >>> density.moment(1)[0]
+    tensor(2., dtype=torch.float64)
     """
 
     nodes: Tensor  # (n_probes, n_steps) Ritz values, float64, rising

@@ -17,7 +17,19 @@ Which = Literal["LM", "LA", "SA", "BE"]
 
 @dataclass(frozen=True, repr=False)
 class Eigenpairs(ShortRepr):
-    """Eigenpairs, how good they are and what they cost."""
+    """Eigenpairs, how good they are and what they cost.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import DiagonalOperator, eigsh
+    >>> A = DiagonalOperator(torch.tensor([1.0, 2.0, 5.0]))
+    >>> pairs = eigsh(A, 2, which="LA", rng=0)
+    >>> pairs.eigenvalues
+    tensor([5., 2.], dtype=torch.float64)
+    >>> bool(pairs.converged.all())
+    True
+    """
 
     eigenvalues: Tensor  # (*chains, k), float64, in the order that was asked for
     eigenvectors: Tensor  # (*chains, D, k), columns, in the operator's dtype
@@ -44,6 +56,15 @@ def order_eigenvalues(values: Tensor, which: Which, k: int) -> Tensor:
     -------
     Tensor of shape (\\*chains, k)
         For ``take_along_dim``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import order_eigenvalues
+    >>> order_eigenvalues(torch.tensor([-3.0, 1.0, 2.0]), "LM", 2)
+    tensor([0, 2])
+    >>> order_eigenvalues(torch.tensor([-3.0, 1.0, 2.0]), "LA", 2)
+    tensor([2, 1])
     """
     if which == "LM":
         return values.abs().argsort(dim=-1, descending=True)[..., :k]

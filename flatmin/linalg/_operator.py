@@ -44,6 +44,20 @@ class LinearOperator(ABC):
     n_matvecs : int
         Products with one vector that the asking thread has taken so far (several
         matrices count once).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import LinearOperator, eigsh
+    >>> class Differences(LinearOperator):  # the second ones, on a ring of 4 points
+    ...     def __init__(self):
+    ...         super().__init__(4, dtype=torch.float64, device=torch.device("cpu"))
+    ...     def _matvec(self, v):
+    ...         return 2 * v - v.roll(1) - v.roll(-1)
+    >>> eigsh(Differences(), 1, which="LA", rng=0).eigenvalues
+    tensor([4.0000], dtype=torch.float64)
+    >>> Differences().trace()
+    tensor(8., dtype=torch.float64)
     """
 
     def __init__(

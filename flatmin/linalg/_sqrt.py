@@ -24,7 +24,17 @@ __all__ = ["SqrtResult", "sqrt_matvec"]
 
 @dataclass(frozen=True, repr=False)
 class SqrtResult(ShortRepr):
-    """|A|^(1/2) z, how good it is and what it cost."""
+    """|A|^(1/2) z, how good it is and what it cost.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import DiagonalOperator, sqrt_matvec
+    >>> A = DiagonalOperator(torch.tensor([4.0, 9.0]))
+    >>> found = sqrt_matvec(A, torch.ones(2), tol=1e-6)
+    >>> found.vector, found.converged
+    (tensor([2., 3.]), True)
+    """
 
     vector: Tensor  # (D,), in the operator's dtype
     error: Tensor  # () estimate of ||vector - |A|^(1/2) z||, float64

@@ -66,6 +66,15 @@ def operator_from_storable(stored: dict[str, Any]) -> LinearOperator:
     Returns
     -------
     LinearOperator
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import DiagonalOperator, operator_from_storable
+    >>> from flatmin.linalg import operator_to_storable
+    >>> stored = operator_to_storable(DiagonalOperator(torch.tensor([2.0, 3.0])))
+    >>> operator_from_storable(stored).matvec(torch.ones(2))
+    tensor([2., 3.])
     """
     kinds = {kind.__name__: kind for kind in _PARTS}
     parts = {name: value for name, value in stored.items() if name != "kind"}

@@ -68,6 +68,14 @@ class DenseOperator(LinearOperator):
     ----------
     matrix : Tensor of shape (\\*chains, D, D)
         Symmetric; not checked.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import DenseOperator
+    >>> A = DenseOperator(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    >>> A.matvec(torch.tensor([1.0, 0.0])), A.trace()
+    (tensor([2., 1.]), tensor(4.))
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -128,6 +136,14 @@ class ScaledIdentityOperator(LinearOperator):
         s, in the dtype of the vectors.
     size : int
         D.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import ScaledIdentityOperator
+    >>> A = ScaledIdentityOperator(torch.tensor(2.0), 3)
+    >>> A.matvec(torch.ones(3)), A.trace()
+    (tensor([2., 2., 2.]), tensor(6.))
     """
 
     def __init__(self, scale: Tensor, size: int) -> None:
@@ -175,6 +191,14 @@ class DiagonalOperator(LinearOperator):
     ----------
     diagonal : Tensor of shape (\\*chains, D)
         d.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import DiagonalOperator
+    >>> A = DiagonalOperator(torch.tensor([2.0, 3.0]))
+    >>> (A + A).matvec(torch.ones(2))
+    tensor([4., 6.])
     """
 
     def __init__(self, diagonal: Tensor) -> None:

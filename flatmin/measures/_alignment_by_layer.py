@@ -21,7 +21,23 @@ __all__ = ["LayerAlignments", "alignment_by_layer"]
 
 @dataclass(frozen=True)
 class LayerAlignments(HtmlTable):
-    """The alignment of each layer's blocks of Σ and H."""
+    """The alignment of each layer's blocks of Σ and H.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import EmpiricalRisk
+    >>> X, y = load_iris(return_X_y=True)
+    >>> _ = torch.manual_seed(0)
+    >>> layers = torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+    >>> net = torch.nn.Sequential(*layers)
+    >>> risk = EmpiricalRisk(net, "cross_entropy", X, y)
+    >>> from flatmin.measures import alignment_by_layer
+    >>> found = alignment_by_layer(risk, risk.params(), 2)
+    >>> found.layers["0"].n_params, found.layers["2"].n_params
+    (25, 18)
+    """
 
     layers: dict[str, Alignment]
     left_out: dict[str, str]  # why a layer has none
@@ -78,6 +94,20 @@ def alignment_by_layer(
         If θ is not one vector, an argument does not fit, or no layer has both H and Σ.
     FloatingPointError
         If the loss or a derivative is not finite; the message names the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import EmpiricalRisk
+    >>> X, y = load_iris(return_X_y=True)
+    >>> _ = torch.manual_seed(0)
+    >>> layers = torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+    >>> net = torch.nn.Sequential(*layers)
+    >>> risk = EmpiricalRisk(net, "cross_entropy", X, y)
+    >>> from flatmin.measures import alignment_by_layer
+    >>> list(alignment_by_layer(risk, risk.params(), 2).layers)
+    ['0', '2']
     """
     k = check_count("k", k)
     tol = check_positive("tol", tol)

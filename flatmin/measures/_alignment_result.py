@@ -27,6 +27,18 @@ class Alignment(HtmlTable, ShortRepr):
 
     (λᵢ, uᵢ) are the k largest eigenpairs of H, (γᵢ, vᵢ) those of Σ. With a
     preconditioner PΣP stands for Σ everywhere, and ``noise`` says so.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.measures import alignment
+    >>> found = alignment(risk, theta, 1)
+    >>> float(found.trace_product), float(found.anisotropy_gain)  # 30 · 2/(5 · 15)
+    (30.0, 0.8)
     """
 
     n_params: int  # D

@@ -33,6 +33,19 @@ class CurveProfile(HtmlTable, ShortRepr):
     """L(φ(t)) on a curve from φ(0) = a to φ(1) = b.
 
     ``float`` gives the barrier.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.measures import segment_profile
+    >>> ends = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0])
+    >>> profile = segment_profile(risk, *ends)
+    >>> float(profile.barrier)
+    0.0
     """
 
     t: Tensor  # (n,), float64, from 0 to 1

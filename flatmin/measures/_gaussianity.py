@@ -27,6 +27,18 @@ class Gaussianity(HtmlTable, ShortRepr):
     """How far the noise of minibatches is from Gaussian, direction by direction.
 
     ``float`` gives the largest of the distances.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.measures import minibatch_gaussianity
+    >>> found = minibatch_gaussianity(risk, theta, 1, batch_size=2, rng=0)
+    >>> found.excess_kurtosis.shape
+    torch.Size([1])
     """
 
     skewness: Tensor  # (k,) of εᵀv, exact; 0 for a Gaussian

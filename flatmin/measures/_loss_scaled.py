@@ -23,7 +23,19 @@ __all__ = ["LossScaledAlignment", "loss_scaled_alignment"]
 
 @dataclass(frozen=True, repr=False)
 class LossScaledAlignment(Estimate):
-    """μ = Tr(ΣG) / (2 L ‖G‖²_F) and what it is made of."""
+    """μ = Tr(ΣG) / (2 L ‖G‖²_F) and what it is made of.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.measures import loss_scaled_alignment
+    >>> float(loss_scaled_alignment(risk, torch.tensor([1.0, 0.0])))  # 30/(2 · 2 · 17)
+    0.4411764705882353
+    """
 
     curvature_norm: Estimate = field(kw_only=True)  # ‖G‖_F
 

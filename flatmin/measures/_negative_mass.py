@@ -93,6 +93,16 @@ def density_negative_mass(density: SpectralDensity) -> Estimate:
         If it is no density.
     ValueError
         For a zero matrix, of which it is 0/0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.linalg import DiagonalOperator, spectral_density
+    >>> from flatmin.measures import density_negative_mass
+    >>> A = DiagonalOperator(torch.tensor([-1.0, 1.0, 2.0]))
+    >>> density = spectral_density(A, rng=0)
+    >>> float(density_negative_mass(density))
+    0.25
     """
     if not isinstance(density, SpectralDensity):
         raise TypeError(

@@ -30,7 +30,20 @@ __all__ = [
 
 @dataclass(frozen=True, repr=False)
 class GradientNoise(ShortRepr):
-    """Sizes of the gradient and of its noise; ``float`` gives the noise scale."""
+    """Sizes of the gradient and of its noise; ``float`` gives the noise scale.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.measures import gradient_noise
+    >>> found = gradient_noise(risk, torch.tensor([0.0, 3.0]))
+    >>> float(found)  # Tr(Σ)/‖g₀‖² = 15/9
+    1.6666666666666667
+    """
 
     gradient_norm: Tensor  # (*chains) ‖g₀‖, float64
     trace: Tensor  # (*chains) Tr(Σ), float64
@@ -232,7 +245,19 @@ def curvature_noise_scale(
 
 @dataclass(frozen=True, repr=False)
 class SignalToNoise(ShortRepr):
-    """The GSNR and what it is the mean of; ``float`` gives the mean."""
+    """The GSNR and what it is the mean of; ``float`` gives the mean.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.measures import gradient_signal_to_noise
+    >>> float(gradient_signal_to_noise(risk, torch.ones(2)))  # (16/5 + 1/10)/2
+    1.6500000000000001
+    """
 
     value: Tensor  # (*chains), float64
     n_used: Tensor  # (*chains), coordinates whose examples differ

@@ -23,7 +23,19 @@ __all__ = ["NoiseSpectrum", "noise_spectrum"]
 
 @dataclass(frozen=True, repr=False)
 class NoiseSpectrum(ShortRepr):
-    """Σ, divisor N, on D coordinates; ``float`` gives the effective rank."""
+    """Σ, divisor N, on D coordinates; ``float`` gives the effective rank.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.measures import noise_spectrum
+    >>> float(noise_spectrum(risk, theta, 2))  # 15²/(25 + 25 + 25 + 100)
+    1.2857142857142825
+    """
 
     n_params: int  # D
     eigenvalues: Tensor  # (k,) γᵢ, float64, falling

@@ -28,7 +28,19 @@ _CLEAR = 5.0
 
 @dataclass(frozen=True, repr=False)
 class PowerLaw(ShortRepr):
-    """The line log Σᵢᵢ = b log Hᵢᵢ + c by least squares; ``float`` gives b."""
+    """The line log Σᵢᵢ = b log Hᵢᵢ + c by least squares; ``float`` gives b.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.measures import covariance_exponent
+    >>> from flatmin.risk import QuadraticRisk
+    >>> scale = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    >>> slopes = torch.cat([torch.diag(scale), -torch.diag(scale)])
+    >>> risk = QuadraticRisk(torch.diag(scale), slopes)
+    >>> round(float(covariance_exponent(risk, torch.zeros(4))), 6)  # Σᵢᵢ ∝ Hᵢᵢ²
+    2.0
+    """
 
     exponent: float  # b
     stderr: float  # of b, from the scatter about the line
@@ -42,7 +54,23 @@ class PowerLaw(ShortRepr):
 
 
 class PowerLaws(HtmlTable, dict[str, PowerLaw]):
-    """The fits by layer; ``left_out`` says why a layer has none."""
+    """The fits by layer; ``left_out`` says why a layer has none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import EmpiricalRisk
+    >>> X, y = load_iris(return_X_y=True)
+    >>> _ = torch.manual_seed(0)
+    >>> layers = torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+    >>> net = torch.nn.Sequential(*layers)
+    >>> risk = EmpiricalRisk(net, "cross_entropy", X, y)
+    >>> from flatmin.measures import covariance_exponents
+    >>> fits = covariance_exponents(risk, risk.params())
+    >>> sorted(fits)
+    ['0', '2']
+    """
 
     def __init__(self, fits: dict[str, PowerLaw], left_out: dict[str, str]) -> None:
         super().__init__(fits)
@@ -168,6 +196,20 @@ def covariance_exponents(
         If ``rtol`` or ``max_matvecs`` is too small.
     FloatingPointError
         If a number is not finite; the message names the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import EmpiricalRisk
+    >>> X, y = load_iris(return_X_y=True)
+    >>> _ = torch.manual_seed(0)
+    >>> layers = torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+    >>> net = torch.nn.Sequential(*layers)
+    >>> risk = EmpiricalRisk(net, "cross_entropy", X, y)
+    >>> from flatmin.measures import covariance_exponents
+    >>> list(covariance_exponents(risk, risk.params()))
+    ['0', '2']
     """
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)

@@ -34,7 +34,19 @@ MATRICES: dict[str, type[RiskOperator]] = {
 
 @dataclass(frozen=True, repr=False)
 class TraceProduct(Estimate):
-    """Tr(HΣ) in float64; ``n_matvecs`` counts products with H."""
+    """Tr(HΣ) in float64; ``n_matvecs`` counts products with H.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.measures import trace_hessian_covariance
+    >>> float(trace_hessian_covariance(risk, theta))  # 4 · 5 + 10
+    30.0
+    """
 
     # (*chains) at most what a low rank leaves out; 0 of the other routes
     bound: Tensor = field(kw_only=True)

@@ -52,6 +52,20 @@ class AlphaStable(NoiseLaw):
     U. Simsekli, L. Sagun and M. Gurbuzbalaban, "A tail-index analysis of stochastic
     gradient noise in deep neural networks", ICML 2019, arXiv 1901.06053; J. Chambers,
     C. Mallows and B. Stuck, JASA 71 (1976) 340, for the draws.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import AlphaStable
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = AlphaStable(alpha=2, batch_size=1)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[7.5000, 0.0000],
+            [0.0000, 7.5000]])
     """
 
     name = "alpha_stable"

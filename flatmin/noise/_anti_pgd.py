@@ -62,6 +62,20 @@ class AntiPGD(MatchedLaw):
     ----------
     A. Orvieto et al., "Anticorrelated noise injection for improved generalization",
     ICML 2022, arXiv 2202.02831.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import AntiPGD
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = AntiPGD(batch_size=1)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[7.5000, 0.0000],
+            [0.0000, 7.5000]])
     """
 
     name = "anti_pgd"

@@ -64,6 +64,27 @@ class NoiseLaw(BaseEstimator, ABC):
     needs_example_gradients : bool
         Whether the noise, or its size, is made of the gᵢ. Under
         ``batch_norm="batch"`` a risk has none, and :meth:`check` refuses the law.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.linalg import ScaledIdentityOperator
+    >>> from flatmin.noise import NoiseLaw
+    >>> class Shake(NoiseLaw):
+    ...     name = "shake"
+    ...     def noisy_gradient(self, risk, theta, state, rng):
+    ...         loss, gradient = risk.value_and_gradient(theta)
+    ...         return loss, gradient + torch.randn(theta.shape, generator=rng)
+    ...     def covariance(self, risk, theta, state):
+    ...         return ScaledIdentityOperator(torch.ones(()), theta.shape[-1])
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> loss, gradient = Shake().noisy_gradient(risk, theta, None, rng)
+    >>> gradient.shape
+    torch.Size([2])
     """
 
     name: ClassVar[str]
@@ -338,6 +359,24 @@ class GaussianLaw(NoiseLaw):
 
     A subclass writes :meth:`refresh` alone, which returns one of the operators of
     :mod:`flatmin.linalg` that have a ``sample`` method.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.linalg import DiagonalOperator
+    >>> from flatmin.noise import GaussianLaw
+    >>> class WeightNoise(GaussianLaw):
+    ...     name = "weight_noise"
+    ...     def refresh(self, risk, theta, rng, previous=None):
+    ...         return DiagonalOperator(theta.square())
+    >>> law, rng = WeightNoise(), torch.Generator().manual_seed(0)
+    >>> state = law.refresh(risk, torch.tensor([1.0, 2.0]), rng)
+    >>> law.covariance(risk, theta, state).trace()
+    tensor(5.)
     """
 
     def noisy_gradient(

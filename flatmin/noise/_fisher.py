@@ -38,6 +38,20 @@ class GLDFisher(MatchedLaw):
     ----------
     J. Wu et al., "On the noisy gradient descent that generalizes as SGD", ICML 2020,
     arXiv 1906.07405.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import GLDFisher
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = GLDFisher(batch_size=1)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[ 5.,  5.],
+            [ 5., 10.]])
     """
 
     name = "gld_fisher"

@@ -37,6 +37,20 @@ class GLDFull(MatchedLaw):
     ----------
     Equation 2 of arXiv 1803.00195; J. Wu et al., "On the noisy gradient descent that
     generalizes as SGD", ICML 2020, arXiv 1906.07405, for the weighted loss.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import GLDFull
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = GLDFull(batch_size=1)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[ 5.,  5.],
+            [ 5., 10.]])
     """
 
     name = "gld_full"

@@ -46,6 +46,20 @@ class GLDGGN(MatchedLaw):
         Iterations between two measurements of the factor of the last two.
     refresh_every : int, default=10
         Iterations between two evaluations of Tr(Σ) and Tr(G).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import GLDGGN
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = GLDGGN(batch_size=1)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[12.,  0.],
+            [ 0.,  3.]])
     """
 
     name = "gld_ggn"

@@ -54,6 +54,20 @@ class GLDHessian(HessianSpectrumLaw):
     ----------
     Section 4.2, item 6, and section 5.1 of arXiv 1803.00195. The authors' released
     code divides by the signed sum of the λᵢ; the text's normaliser is Tr(H).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import GLDHessian
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = GLDHessian(batch_size=1, n_components=1)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[15.,  0.],
+            [ 0.,  0.]])
     """
 
     name = "gld_hessian"

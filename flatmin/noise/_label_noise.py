@@ -57,6 +57,18 @@ class LabelNoise(MatchedLaw):
     G. Blanc et al., COLT 2020, arXiv 1904.09080; A. Damian, T. Ma and J. Lee, "Label
     noise SGD provably prefers flat global minimizers", NeurIPS 2021, arXiv 2106.06530.
     They draw minibatches besides.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin import EmpiricalRisk
+    >>> from flatmin.noise import LabelNoise
+    >>> line, x = torch.nn.Linear(1, 1, bias=False), torch.tensor([[1.0], [2.0]])
+    >>> risk = EmpiricalRisk(line, "squared_error", x, x)
+    >>> law, theta = LabelNoise(sigma=1.0, match="none"), risk.params()
+    >>> state = law.refresh(risk, theta, torch.Generator())
+    >>> law.covariance(risk, theta, state).to_dense()  # (1/4)(4 · 1² + 4 · 2²)
+    tensor([[5.]])
     """
 
     name = "label_noise"

@@ -48,6 +48,20 @@ class GLDLeading(MatchedGaussianLaw):
     References
     ----------
     Equation 12 and appendix C of arXiv 1803.00195.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import GLDLeading
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = GLDLeading(batch_size=1, n_components=1, source="examples")
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[3.6180, 5.8541],
+            [5.8541, 9.4721]])
     """
 
     name = "gld_leading"

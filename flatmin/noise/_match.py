@@ -32,12 +32,27 @@ _N_DRAWS = 30
 
 
 class UndefinedNoiseError(ArithmeticError):
-    """A law's noise has no size at this θ; training ends there, with the reason."""
+    """A law's noise has no size at this θ; training ends there, with the reason.
+
+    Examples
+    --------
+    >>> from flatmin.noise import UndefinedNoiseError
+    >>> issubclass(UndefinedNoiseError, ArithmeticError)
+    True
+    """
 
 
 @dataclass(frozen=True)
 class MatchedState:
-    """A law's own state, and the factor c that gives its noise another size."""
+    """A law's own state, and the factor c that gives its noise another size.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import MatchedState
+    >>> MatchedState(None, torch.tensor(2.0), torch.tensor(0.1), 0).factor
+    tensor(2.)
+    """
 
     inner: Any
     factor: Tensor  # (*chains) c, of ε
@@ -67,6 +82,19 @@ class MatchedLaw(NoiseLaw):
       "curvature", and exact where that is; else from 30 products with each matrix.
 
     All are times ``noise_scale``² in the end.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.noise import GLDDynamic
+    >>> law = GLDDynamic(batch_size=1, match="none")
+    >>> state = law.refresh(risk, theta, torch.Generator())
+    >>> law.covariance(risk, theta, state).trace()
+    tensor(15.)
     """
 
     matches: ClassVar[tuple[str, ...]] = ("trace", "none", "curvature", "frobenius")
@@ -344,6 +372,12 @@ class MatchedGaussianLaw(MatchedLaw, GaussianLaw):
     """A law whose own state is the covariance of its own size.
 
     A subclass writes ``_refresh`` alone; see :class:`GaussianLaw`.
+
+    Examples
+    --------
+    >>> from flatmin.noise import GLDDiagonal, MatchedGaussianLaw
+    >>> isinstance(GLDDiagonal(), MatchedGaussianLaw)
+    True
     """
 
     def _noisy_gradient(

@@ -69,6 +69,20 @@ class Projected(MatchedLaw):
     ----------
     G. Gur-Ari, D. Roberts and E. Dyer, arXiv 1812.04754, for the top subspace; M. Song,
     K. Ahn and C. Yun, arXiv 2405.16002, for steps in the bulk.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.noise import Projected
+    >>> law = Projected(n_components=1, batch_size=1)
+    >>> state = law.refresh(risk, theta, torch.Generator().manual_seed(0))
+    >>> law.covariance(risk, theta, state).to_dense()  # of Σ = [[5, 5], [5, 10]]
+    tensor([[5., 0.],
+            [0., 0.]])
     """
 
     name = "projected"

@@ -31,6 +31,15 @@ class SAM(NoiseLaw):
     ----------
     P. Foret et al., "Sharpness-aware minimization for efficiently improving
     generalization", ICLR 2021, arXiv 2010.01412.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import SAM
+    >>> from flatmin.risk import QuadraticRisk
+    >>> risk = QuadraticRisk(torch.eye(1), torch.ones(2, 1))
+    >>> SAM(rho=0.5).noisy_gradient(risk, torch.tensor([3.0]), None, torch.Generator())
+    (tensor(4.5000), tensor([3.5000]))
     """
 
     name = "sam"

@@ -55,6 +55,20 @@ class SGD(MatchedLaw):
     References
     ----------
     Equations 1 to 3 of arXiv 1803.00195.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import SGD
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = SGD(batch_size=1)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[ 5.,  5.],
+            [ 5., 10.]])
     """
 
     name = "sgd"

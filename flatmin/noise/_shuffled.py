@@ -34,6 +34,20 @@ class GLDShuffled(HessianSpectrumLaw):
         Iterations between two eigendecompositions; noise is drawn at every one.
     tol : float, default=1e-2
         Residual ‖Hu - λu‖ relative to max |λ|.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import GLDShuffled
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = GLDShuffled(batch_size=1, n_components=2)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[ 3.,  0.],
+            [ 0., 12.]])
     """
 
     name = "gld_shuffled"

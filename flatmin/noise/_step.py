@@ -21,6 +21,12 @@ class Step:
         Steps of this run before it: 0 where the noise begins. Refreshes count with it.
     lr : float
         η of this step, after any schedule.
+
+    Examples
+    --------
+    >>> from flatmin.noise import Step
+    >>> Step(iteration=3, lr=0.1)
+    Step(iteration=3, lr=0.1)
     """
 
     iteration: int
@@ -54,6 +60,12 @@ def step_for(method: Callable[..., Any], step: Step | None) -> dict[str, Step | 
     -------
     dict
         ``{"step": step}`` where the method declares it, else nothing.
+
+    Examples
+    --------
+    >>> from flatmin.noise import GD, GLDConst, Step, step_for
+    >>> step_for(GD().refresh, Step(3, 0.1)), step_for(GLDConst().refresh, Step(3, 0.1))
+    ({}, {'step': Step(iteration=3, lr=0.1)})
     """
     return {"step": step} if declares_step(method) else {}
 

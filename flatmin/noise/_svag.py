@@ -40,6 +40,20 @@ class SVAG(NoiseLaw):
     ----------
     Z. Li, S. Malladi and S. Arora, "On the validity of modeling SGD with stochastic
     differential equations", NeurIPS 2021, arXiv 2102.12470.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.noise import SVAG
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta, rng = torch.zeros(2), torch.Generator().manual_seed(0)
+    >>> law = SVAG(batch_size=1, n_substeps=2)  # Σ is [[5, 5], [5, 10]]
+    >>> state = law.refresh(risk, theta, rng)
+    >>> law.covariance(risk, theta, state).to_dense()
+    tensor([[10., 10.],
+            [10., 20.]])
     """
 
     name = "svag"

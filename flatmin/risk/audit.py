@@ -57,6 +57,18 @@ class Audit:
         Module, loss, sizes and device, as the first line of the table has them.
     versions : tuple of (str, str)
         Python's, and those of the packages that compute.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin import EmpiricalRisk
+    >>> line = torch.nn.Linear(2, 1)
+    >>> risk = EmpiricalRisk(line, "squared_error", torch.eye(2), torch.ones(2, 1))
+    >>> audit = risk.audit()
+    >>> audit.fails
+    ()
+    >>> len(audit.checks) > 5
+    True
     """
 
     checks: tuple[Check, ...]

@@ -12,7 +12,19 @@ __all__ = ["LinearizedRisk", "Risk"]
 
 
 class LinearizedRisk(Protocol):
-    """A risk prepared at one θ, or at that of each chain, for products there."""
+    """A risk prepared at one θ, or at that of each chain, for products there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> point = risk.linearize(theta)
+    >>> point.hvp(torch.ones(2))
+    tensor([4., 1.])
+    """
 
     def hvp(self, v: Tensor) -> Tensor:
         """Return H v, H = ∇²L(θ); shape (\\*chains, D)."""
@@ -31,6 +43,16 @@ class Risk(Protocol):
     """L(θ) = (1/N) Σ ℓ̃ᵢ(θ) + (λ/2)‖θ‖² and what can be asked of it.
 
     θ has shape ``(*chains, D)``: leading dimensions are independent chains.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> risk.value(torch.ones(2)), risk.gradient(torch.ones(2))
+    (tensor(2.5000), tensor([4., 1.]))
     """
 
     @property

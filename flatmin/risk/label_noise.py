@@ -50,6 +50,12 @@ class LabelDraw:
         cross-entropy, where it becomes 1 - y.
     centred : bool
         Whether the slopes' mean E s(y') is taken away, or else s(y).
+
+    Examples
+    --------
+    >>> from flatmin.risk import LabelDraw
+    >>> LabelDraw(sigma=0.5, flip_probability=0.0)
+    LabelDraw(sigma=0.5, flip_probability=0.0, centred=True)
     """
 
     sigma: float

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.mark.slow
 def test_the_table_holds_both_scores(load_example, monkeypatch, capsys):
-    module = load_example("flatness_in_a_grid_search")
+    module = load_example("plot_flatness_in_a_grid_search")
     monkeypatch.setattr(module, "N", 300)
     monkeypatch.setattr(module, "WARMUP", 500)
     monkeypatch.setattr(module, "N_ITER", 50)

@@ -11,7 +11,7 @@ RESULT = ROOT / "benchmarks" / "results" / "langevin" / "langevin.json"
 
 @pytest.fixture
 def example(load_example):
-    return load_example("langevin_samples")
+    return load_example("plot_langevin_samples")
 
 
 def test_chains_are_compared_with_the_formula(example, tmp_path, capsys):

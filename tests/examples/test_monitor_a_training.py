@@ -13,7 +13,7 @@ RESULT = ROOT / "benchmarks" / "results" / "monitor" / "edge_of_stability.json"
 
 @pytest.fixture
 def example(load_example):
-    return load_example("monitor_a_training")
+    return load_example("plot_monitor_a_training")
 
 
 def test_two_runs_are_watched(example, tmp_path, capsys):

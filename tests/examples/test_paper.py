@@ -58,7 +58,7 @@ def run(script, path, capsys):
 
 
 def test_basins(load, tmp_path, capsys, monkeypatch):
-    script = load("basins_2d")
+    script = load("plot_basins_2d")
     monkeypatch.setattr(script, "N_RUNS", 40)
     monkeypatch.setattr(script, "RECORD_EVERY", 100)
     result, table = run(script, tmp_path / "basins.json", capsys)
@@ -70,7 +70,7 @@ def test_basins(load, tmp_path, capsys, monkeypatch):
 
 
 def test_more_basins_come_in_blocks(load, monkeypatch):
-    script = load("basins_2d")
+    script = load("plot_basins_2d")
     monkeypatch.setattr(script, "BLOCK", 8)
     setting = script.SETTINGS["matched"]
     law = setting.laws(setting.lr)["gld_leading"]
@@ -81,7 +81,7 @@ def test_more_basins_come_in_blocks(load, monkeypatch):
 
 def test_a_law_of_fixed_size(load):
     """C = τ C'/Tr(C'), and draws of that covariance within 4.5 standard errors."""
-    script = load("basins_2d")
+    script = load("plot_basins_2d")
     risk, rng = TwoBasinsRisk.from_paper("matched"), torch.Generator().manual_seed(0)
     matrix = torch.tensor([[4.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
 
@@ -106,7 +106,7 @@ def test_a_law_of_fixed_size(load):
 
 
 def test_cubic_regression(load, tmp_path, capsys, monkeypatch):
-    script = load("cubic_regression")
+    script = load("plot_cubic_regression")
     monkeypatch.setattr(
         script,
         "protocol",
@@ -122,7 +122,7 @@ def test_cubic_regression(load, tmp_path, capsys, monkeypatch):
 
 def test_what_the_cubic_regression_measures(load):
     """For a network that is linear in θ, with data of one input: known H, Σ, norms."""
-    script = load("cubic_regression")
+    script = load("plot_cubic_regression")
     module = torch.nn.Linear(1, 1)
     risk = script.make_risk(module, 20)
     X, y = (torch.as_tensor(part) for part in script.make_cubic_regression(20))
@@ -147,7 +147,7 @@ def test_what_the_cubic_regression_measures(load):
 
 
 def test_fisher_equals_hessian(load, tmp_path, capsys):
-    script = load("fisher_equals_hessian")
+    script = load("plot_fisher_equals_hessian")
     result, table = run(script, tmp_path / "fisher.json", capsys)
     assert list(result["gaps"]) == list(script.LOOKS)
     assert "exponent" in table
@@ -155,7 +155,7 @@ def test_fisher_equals_hessian(load, tmp_path, capsys):
 
 def test_gaps_of_the_logistic_regression(load):
     """H = (1/N) Σ p(1 - p) xxᵀ, Σ that of (p - y) x; at 0, Σ = H - g₀g₀ᵀ."""
-    script = load("fisher_equals_hessian")
+    script = load("plot_fisher_equals_hessian")
     X, y, _ = script.draw_data(50, seed=0)
     risk, zero = script.make_risk(X, y), torch.zeros(5, dtype=torch.float64)
     p = torch.sigmoid(X @ script.TRUTH)
@@ -169,7 +169,7 @@ def test_gaps_of_the_logistic_regression(load):
 
 
 def test_one_hidden_layer(load, tmp_path, capsys, monkeypatch):
-    script = load("one_hidden_layer")
+    script = load("plot_one_hidden_layer")
     monkeypatch.setattr(script, "N_UNITS", 60)
     result, table = run(script, tmp_path / "layer.json", capsys)
     assert np.shape(result["runs"]["trace_HS"]) == (2, 7)
@@ -178,7 +178,7 @@ def test_one_hidden_layer(load, tmp_path, capsys, monkeypatch):
 
 def test_the_bound_on_the_gain_holds(load, monkeypatch):
     """Tr(HΣ) ≥ λ₁ u₁ᵀΣu₁ for a positive semi-definite H, which this network has."""
-    script = load("one_hidden_layer")
+    script = load("plot_one_hidden_layer")
     monkeypatch.setattr(script, "N_UNITS", 10)
     risk, y = script.make_risk(3, 60)
     row = script.measure(risk, risk.params(), y)
@@ -188,7 +188,7 @@ def test_the_bound_on_the_gain_holds(load, monkeypatch):
 
 
 def test_noise_against_gradient(load, tmp_path, capsys, monkeypatch):
-    script = load("noise_against_gradient")
+    script = load("plot_noise_against_gradient")
     rng = np.random.default_rng(0)
     X = rng.standard_normal((60, 1, 28, 28)).astype(np.float32)
     data = type("Data", (), {"data": X, "target": np.arange(60) % 10})

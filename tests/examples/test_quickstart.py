@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture
 def quickstart(load_example, monkeypatch):
     mpl.use("Agg")
-    module = load_example("quickstart")
+    module = load_example("plot_quickstart")
     monkeypatch.setattr(module, "N_ITER", 50)
     monkeypatch.setattr(module, "N_QUENCH", 25)
     monkeypatch.setitem(module.WARMUP, "max_iter", 25)

@@ -10,7 +10,7 @@ def test_two_processes_of_torchrun():
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
-        str(ROOT / "examples/two_processes.py"),
+        str(ROOT / "examples/plot_two_processes.py"),
     ]
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def test_the_comparison_ends_in_a_table(load_example, capsys):
-    table = load_example("your_own_question").main(max_iter=20, n_seeds=2)
+    table = load_example("plot_your_own_question").main(max_iter=20, n_seeds=2)
     assert "max_eigenvalue" in capsys.readouterr().out
     table = table.reset_index()
     of_noise = (table["column"] == "max_eigenvalue") & (table["phase"] == "noise")
@@ -14,7 +14,7 @@ def test_the_comparison_ends_in_a_table(load_example, capsys):
 
 
 def test_a_fifth_of_the_training_labels_are_wrong(load_example):
-    module = load_example("your_own_question")
+    module = load_example("plot_your_own_question")
     X, y, X_test, y_test = module.data(0)
     assert len(X) == len(y) == 426
     assert len(X_test) == len(y_test) == 143

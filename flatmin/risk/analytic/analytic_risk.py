@@ -42,6 +42,17 @@ class AnalyticRisk(ABC):
         Always 1: Tr(G) costs no more than one estimate.
     l2 : float
         Always 0: a penalty would be a part of the formulas.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import QuadraticRisk
+    >>> slopes = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1.0, -2.0], [-1.0, 2.0]])
+    >>> risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), slopes)
+    >>> theta = torch.zeros(2)
+    >>> from flatmin.risk import AnalyticRisk
+    >>> isinstance(risk, AnalyticRisk), risk.n_params, risk.n_examples
+    (True, 2, 4)
     """
 
     n_params: int

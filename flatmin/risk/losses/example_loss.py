@@ -17,6 +17,14 @@ class ExampleLoss(ABC):
 
     Outputs have shape ``(n, *output_shape)``; everything below acts on each example
     by itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.risk import resolve_loss
+    >>> loss = resolve_loss("squared_error")
+    >>> loss.per_example(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    tensor([4.])
     """
 
     name: str

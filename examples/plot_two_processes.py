@@ -7,7 +7,7 @@ gradients, products with H and traces are sums over examples, so that a process 
 its part, and one all-reduce adds the parts. ``distributed=True`` is all it takes, in a
 program that every process runs alike:
 
-    torchrun --nproc-per-node=2 examples/two_processes.py
+    torchrun --nproc-per-node=2 examples/plot_two_processes.py
 
 On GPUs it is ``init_process_group("nccl")``, and ``device=f"cuda:{rank}"``. What is
 asserted below: all processes end with the same θ bit for bit, and it is the θ of one

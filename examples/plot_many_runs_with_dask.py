@@ -1,4 +1,8 @@
-"""A comparison and a grid search on a Dask cluster, here of two processes.
+"""
+Many runs on a Dask cluster
+===========================
+
+A comparison and a grid search on a Dask cluster, here of two processes.
 
 joblib runs on the cluster whatever is called under ``parallel_config(backend="dask")``.
 Another cluster than this one, which lives on this machine, is another line in

@@ -1,6 +1,10 @@
-"""One picture of every Display, of the paper's network on Fashion-MNIST.
+"""
+One picture of every Display
+============================
 
-    python examples/displays.py [--full] [--theta FILE.npy] [--output DIR]
+One picture of every Display, of the paper's network on Fashion-MNIST.
+
+    python examples/plot_displays.py [--full] [--theta FILE.npy] [--output DIR]
 
 ``--full`` trains the LeNet of 11,330 parameters by gradient descent for 3000 iterations
 on 1200 images, as the paper does; without it everything is small, for a first
@@ -38,7 +42,7 @@ METHODS = ("gd", "sgd", "gld_dynamic")
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the paper's network")
     parser.add_argument("--theta", type=Path, default=None, help="flat θ, .npy")
     parser.add_argument(

@@ -1,4 +1,8 @@
-"""Flatness beside accuracy in a grid search whose warm-up is run once a fold.
+"""
+Flatness beside accuracy in a grid search
+=========================================
+
+Flatness beside accuracy in a grid search whose warm-up is run once a fold.
 
 A search over the noise of the last iterations, on handwritten digits. Every network is
 scored by its accuracy and by its flatness, which is minus its sharpness, on the data

@@ -9,7 +9,7 @@ What is watched is the edge of stability (Cohen et al. 2021, arXiv 2103.00065). 
 descent raises λ₁, the largest eigenvalue of the Hessian, until λ₁η/2 reaches 1, where
 it would begin to diverge, and hovers there. SGD at the same rate stays below.
 
-    python examples/monitor_a_training.py [--full] [--output DIR] [--log-dir DIR]
+    python examples/plot_monitor_a_training.py [--full] [--output DIR] [--log-dir DIR]
 
 ``--log-dir`` writes TensorBoard's files, too, where that is installed. Lightning, the
 ``Trainer`` of Hugging Face and skorch take the monitor as a callback: see

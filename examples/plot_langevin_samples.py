@@ -14,7 +14,7 @@ standard errors of the formula; and at ηλ₁ = 1 the variance is off the poste
 more than 10. Middle: the chains at the largest η. Right: a network on cubic data. The
 points that one chain keeps (``keep_params_every``) are averaged by ``predict``.
 
-    python examples/langevin_samples.py [--full] [--output DIR]
+    python examples/plot_langevin_samples.py [--full] [--output DIR]
 """
 
 # %%

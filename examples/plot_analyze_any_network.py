@@ -1,4 +1,8 @@
-"""Curvature, gradient noise and sharpness of three networks, three lines each.
+"""
+Curvature, noise and sharpness of three networks
+================================================
+
+Curvature, gradient noise and sharpness of three networks, three lines each.
 
 A flatmin estimator on handwritten digits, a convolutional network that skorch has
 trained on the same digits as images, and a transformer block on sequences of tokens in

@@ -1,4 +1,8 @@
-"""Does the shape of gradient noise matter? Handwritten digits, seven dynamics.
+"""
+Does the shape of gradient noise matter?
+========================================
+
+Does the shape of gradient noise matter? Handwritten digits, seven dynamics.
 
 Gradient descent learns 500 digits by heart, 15 % of them with a wrong label. From that
 minimum each method goes on with noise of its own shape. Then the noise is switched off
@@ -159,7 +163,7 @@ def draw(result):
 
 def main():
     """Run, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--all", action="store_true", help="run all thirteen methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED")
     parser.add_argument("--output", type=Path, default="quickstart-output")

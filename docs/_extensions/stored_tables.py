@@ -1,0 +1,62 @@
+"""Tables that are made from stored results."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+PROBLEMS = ("lenet", "transformer", "tabular")
+WORK = ("H v", "G v", "diag Σ", "‖gᵢ‖²", "eigenpairs of H")
+QUANTITIES = ("gradient", "gld_full", "G v", "H v", "diag Σ")
+
+
+def load(name: str) -> dict:
+    """Return a stored result."""
+    return json.loads((RESULTS / name).read_text("utf-8"))
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def peers() -> str:
+    """Return medians of each library at each work, in b."""
+    medians: dict[tuple[str, str], dict[str, float]] = {}
+    for case in load("peers.json")["cases"]:
+        if (
+            case["work"] in WORK
+            and case["problem"] in PROBLEMS
+            and "median" in case.get("default", {})
+        ):
+            key = case["work"], case["library"]
+            medians.setdefault(key, {})[case["problem"]] = case["default"]["median"]
+    rows = [
+        [work, library, *(f"{found[p]:.3g}" if p in found else "–" for p in PROBLEMS)]
+        for (work, library), found in sorted(
+            medians.items(), key=lambda item: WORK.index(item[0][0])
+        )
+    ]
+    return table(["work", "library", *PROBLEMS], rows)
+
+
+def scaling() -> str:
+    """Return seconds of each quantity by the number of examples and of parameters."""
+    stored = load("scaling.json")
+    rows = [
+        [f"{row['N']:,}", f"{row['D']:,}"]
+        + [f"{row['seconds'][quantity]:.3g}" for quantity in QUANTITIES]
+        for part in ("examples", "parameters")
+        for row in stored[part]
+    ]
+    return table(["N", "D", *QUANTITIES], rows)
+
+
+def iterations() -> str:
+    """Return what an iteration of each law takes, in b."""
+    laws = load("iteration_cost.json")["iterations"]
+    rows = [
+        [f"`{law}`", *(f"{found[key]:.3g}" for key in ("median", "min", "max"))]
+        for law, found in laws.items()
+    ]
+    return table(["law", "median, b", "minimum", "maximum"], rows)

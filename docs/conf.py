@@ -1,0 +1,98 @@
+"""How the site is built: ``tox run -e docs``, or ``sphinx-build -W docs site``."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import flatmin
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_extensions"))
+
+project = "flatmin"
+author = "flatmin developers"
+project_copyright = "flatmin developers"
+release = version = flatmin.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "mathml",
+    "generated_pages",
+]
+if os.environ.get("FLATMIN_DOCS_ONLINE"):  # references into other packages' sites
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "python": ("https://docs.python.org/3", None),
+        "scipy": ("https://docs.scipy.org/doc/scipy", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+        "skorch": ("https://skorch.readthedocs.io/en/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+
+nitpicky = True
+# Without the network nobody can tell whether a name of another package exists.
+nitpick_ignore_regex = [
+    (
+        r"py:.*",
+        r"(torch|numpy|np|scipy|sklearn|skorch|pandas|matplotlib|joblib|lightning"
+        r"|transformers|collections|typing|contextlib|dataclasses|abc|functools)(\..*)?",
+    ),
+]
+suppress_warnings = ["config.cache"]  # sphinx-gallery's reset functions do not pickle
+
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+exclude_patterns = ["_build", "_generated", "_templates", "site"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+templates_path = ["_templates"]
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_class_signature = "mixed"
+autoclass_content = "class"
+numpydoc_show_class_members = False
+numpydoc_class_members_toctree = False
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+html_theme = "pydata_sphinx_theme"
+html_title = "flatmin"
+html_static_path = ["_static"]
+html_css_files = ["flatmin.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "navbar_align": "left",
+    "show_prev_next": True,
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    # Long ones are shown with their stored pictures, and not run.
+    "filename_pattern": r"examples/plot_",
+    "ignore_pattern": r"(/_|__init__|/report\.py)",
+    "backreferences_dir": "api/generated/backreferences",
+    "doc_module": ("flatmin",),
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "min_reported_time": 1,
+    "plot_gallery": "True",
+}
+warnings.filterwarnings("ignore", category=UserWarning, message=".*non-interactive.*")
