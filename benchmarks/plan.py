@@ -1,8 +1,6 @@
 """What a large problem will cost, from what small ones were measured to cost.
 
-    python benchmarks/plan.py                     prints the table, its assumptions
-    python benchmarks/plan.py --measure           measures and stores first
-    python benchmarks/plan.py --measure --quick   the same on the smallest sizes
+    python benchmarks/plan.py [--measure [--quick]] [--json OUT]
 
 The unit is one gradient of all N examples, b = 6 F N / (operations a second): two for
 each of the F multiply-adds of an example, three times, once forward and twice backward.

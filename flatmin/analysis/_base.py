@@ -222,7 +222,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
         It costs two gradients: one is timed. What an earlier call has kept is counted
         as if it had not, and data that are handed to ``transform`` or ``score`` as if
-        they were as many as the fixed ones.
+        they were as many as the fixed ones. Of a subset its blocks are counted, too.
 
         Parameters
         ----------

@@ -87,8 +87,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
     Attributes
     ----------
     risk_ : EmpiricalRisk
-        On the data of :meth:`fit`, for the functions of the floors below; its
-        ``params()`` are the model's θ.
+        On the data of :meth:`fit`, or the subset of them, for the functions of the
+        floors below; its ``params()`` are the model's θ.
     n_features_in_ : int
         Size of axis 1 of the X of :meth:`fit`; not there for a mapping or a tuple.
     feature_names_in_ : ndarray of shape (n_features_in_,)

@@ -65,8 +65,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     Attributes
     ----------
     risk_ : EmpiricalRisk
-        On the data of :meth:`fit`, for the functions of the floors below; its
-        ``params()`` are the model's θ.
+        On the data of :meth:`fit`, or the subset of them, for the functions of the
+        floors below; its ``params()`` are the model's θ.
     n_features_in_ : int
         Size of axis 1 of the X of :meth:`fit`; not there for a mapping or a tuple.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -273,16 +273,15 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
                 rng=self._generator(risk.device),
                 verbose=bool(self._shown),
             )
-        seed = make_seed(self.random_state)
+        own, seed = sample.risk, make_seed(self.random_state)
 
         def measure(risk: EmpiricalRisk) -> measures.Alignment:
-            own = risk is sample.risk
             # The blocks of a subset have fewer eigenpairs, and none is asked of them.
             size = self._basis_size(risk) if k is None else k
             return measures.alignment(
                 risk,
                 risk.params(),
-                size if own else min(size, self._largest_basis(risk)),
+                min(size, self._largest_basis(risk)) if risk is not own else size,
                 select=self.select,
                 tol=self.tol,
                 rtol=rtol,

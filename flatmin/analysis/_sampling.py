@@ -130,10 +130,10 @@ def jackknife(
     error is that variance over 3.
 
     >>> bias, _ = jackknife(8 / 3, [1.0, 4.0, 1.0], kept=2 / 3, share=0.0)
-    >>> round(8 / 3 - bias, 6)
+    >>> round(float(8 / 3 - bias), 6)
     4.0
     >>> _, stderr = jackknife(2.0, [3.0, 2.0, 1.0], kept=2 / 3, share=0.0)
-    >>> round(stderr**2, 6)
+    >>> round(float(stderr**2), 6)
     1.333333
     """
     replicates = np.asarray(replicates, dtype=np.float64)
