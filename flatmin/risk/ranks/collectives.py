@@ -5,7 +5,8 @@ ranks *agree*: one small collective says whether all of them have a part, of the
 word at the same θ. Then one all-reduce adds the parts. A rank that raises comes to the
 agreement too, so that no other waits for it.
 
-This file alone speaks to ``torch.distributed``. In one process nothing of it runs.
+In ``risk`` this file alone speaks to ``torch.distributed``; ``linalg``, on the same
+floor, has ``linalg/_distributed.py`` for vectors. In one process nothing of it runs.
 """
 
 from __future__ import annotations
