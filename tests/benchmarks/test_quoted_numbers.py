@@ -1,4 +1,4 @@
-"""The README quotes what is stored beside it."""
+"""The README and the pages quote what is stored beside them."""
 
 import json
 import re
@@ -14,10 +14,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def words(path):
+    """Return those of a page, whatever the line breaks are."""
+    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
+
+
 @pytest.fixture(scope="module")
 def readme():
-    """Return its words, whatever the line breaks are."""
-    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    return words("README.md")
 
 
 def test_the_kinds_of_the_zoo(readme):
@@ -32,13 +36,14 @@ def test_the_models_of_other_packages(readme):
     assert f"the numbers of {len(models)} models of other packages" in readme
 
 
-def test_many_copies_of_a_network(readme):
+def test_many_copies_of_a_network():
+    page = words("docs/howto/many_copies.md")
     stored = json.loads((RESULTS / "chains.json").read_text())
     few, more, most = (round(row["ratio"][1]) for row in stored["time"])
     assert (
         f"in the time of {few} steps of one on 20 points, of {more} on 100 and of "
         f"{most} on 1,000"
-    ) in readme
+    ) in page
     exits = stored["exits"]
     first, both, lr_alone = (
         f"{run['mean_lr_t']:.2f} ± {run['lr'] * run['stderr']:.2f}"
@@ -47,6 +52,6 @@ def test_many_copies_of_a_network(readme):
     assert (
         f"after ηt = {first} at η = 0.01 and m = 2, after {both} with both halved, "
         f"and after {lr_alone} with η alone halved"
-    ) in readme
+    ) in page
     assert exits["agrees"]
-    assert f"p = {exits['ks']['p']:.2f})" in readme
+    assert f"p = {exits['ks']['p']:.2f})" in page
