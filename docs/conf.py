@@ -1,4 +1,4 @@
-"""How the site is built: ``tox run -e docs``, or ``sphinx-build -W docs site``."""
+"""How the site is built: ``tox run -e docs``, or ``sphinx-build docs docs/site``."""
 
 import os
 import sys
