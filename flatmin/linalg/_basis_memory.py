@@ -75,6 +75,8 @@ def basis_memory(
     ------
     ValueError
         If one does not fit.
+    RuntimeError
+        If ``distributed`` is True and there is no process group.
     """
     distributed = check_flag("distributed", distributed)
     if not distributed and max_basis is basis_device is basis_dtype is None:

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flatmin._utils.messages import NO_PROCESS_GROUP
+
 __all__ = ["Ranks", "default_group"]
 
 # Without a second copy of the whole. PyTorch 2.13 has renamed it.
@@ -176,13 +178,9 @@ def default_group(size: int, device: torch.device) -> Ranks:
 
     Raises
     ------
-    ValueError
+    RuntimeError
         If there is no such group.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError(
-            "distributed=True takes the default process group of torch.distributed. "
-            "Got none; call torch.distributed.init_process_group() first (under "
-            "torchrun it needs no arguments), or leave distributed at False."
-        )
+        raise RuntimeError(NO_PROCESS_GROUP)
     return Ranks(size, device, rank=dist.get_rank(), count=dist.get_world_size())

@@ -138,10 +138,11 @@ def eigsh(
     ------
     ValueError
         If k, ``tol``, ``v0``, ``max_matvecs``, ``max_basis`` or ``basis_dtype`` does
-        not fit, ``which`` is unknown, the operator holds several matrices, or there is
-        no process group.
+        not fit, ``which`` is unknown or the operator holds several matrices.
     TypeError
         If ``v0`` is no tensor or ``distributed`` no bool.
+    RuntimeError
+        If ``distributed`` is True and there is no process group.
     torch.linalg.LinAlgError
         If a product is not finite.
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flatmin._utils.messages import message
+from flatmin._utils.messages import NO_PROCESS_GROUP, message
 
 __all__ = ["ALONE", "Ranks", "find_ranks", "is_first"]
 
@@ -301,11 +301,7 @@ def find_ranks(distributed: bool) -> Ranks:
     if not distributed:
         return ALONE
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "distributed=True takes the default process group of torch.distributed. "
-            "Got none: call torch.distributed.init_process_group('gloo') first, in a "
-            "program that is started by torchrun --nproc-per-node=2 FILE."
-        )
+        raise RuntimeError(NO_PROCESS_GROUP)
     _control_group()
     return Ranks(dist.get_rank(), dist.get_world_size(), next(_SERIALS))
 
