@@ -8,11 +8,11 @@ from flatmin.analysis._results import (
     Alignment,
     Diagonal,
     Eigenpairs,
-    SpectralDensity,
     Trace,
 )
 from flatmin.analysis._sampling import Sampling
 from flatmin.analysis._sharpness_scorer import SharpnessScorer
+from flatmin.analysis._spectral_density import SpectralDensity
 
 __all__ = [
     "Alignment",

@@ -15,12 +15,8 @@ from flatmin._utils.validation import StrOptions
 from flatmin.analysis._base import BaseAnalyzer
 from flatmin.analysis._model_by_reference import with_risk_entries
 from flatmin.analysis._of_all import Found, mean_of_all
-from flatmin.analysis._results import (
-    Diagonal,
-    Eigenpairs,
-    SpectralDensity,
-    Trace,
-)
+from flatmin.analysis._results import Diagonal, Eigenpairs, Trace
+from flatmin.analysis._spectral_density import SpectralDensity
 from flatmin.curvature import (
     EmpiricalFisherOperator,
     FisherOperator,
