@@ -23,6 +23,7 @@ from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.validation import Interval, StrOptions
 from flatmin.analysis._cost import Cost, Problem, leaves_out, work_of_parts
+from flatmin.analysis._cost_arguments import WHICH, check_arguments, check_eigen
 from flatmin.analysis._model_by_reference import ModelByReference
 from flatmin.analysis._of_all import eigen_of_all
 from flatmin.analysis._results import Eigenpairs
@@ -32,8 +33,6 @@ from flatmin.linalg._basis_memory import search_arguments
 from flatmin.risk import Audit, EmpiricalRisk
 
 __all__ = ["BaseAnalyzer"]
-
-_NO_COUNTS = ("which", "rtol", "basis_device", "basis_dtype")  # of arguments
 
 
 class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByReference):
@@ -205,7 +204,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         """
         if k is not None:
             k = check_count("k", k)
-        check_known("which", which, ("LA", "LM", "SA", "BE"))
+        check_known("which", which, WHICH)
         search = search_arguments(
             max_matvecs=max_matvecs,
             max_basis=max_basis,
@@ -242,7 +241,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         Raises
         ------
         ValueError
-            If there is no such method, or it has no such argument.
+            If there is no such method, or an argument does not fit.
         NotFittedError
             If there are no data.
         """
@@ -253,12 +252,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             for name, parameter in parameters.items()
             if name not in ("self", "X", "y", "v", "sample_weight")
         }
-        for name, value in options.items():
-            check_known(f"argument of {call}", name, known)
-            if name == "by_layer":
-                self._check_by_layer(value)
-            elif name not in _NO_COUNTS and value is not None:
-                check_count(name, value)
+        check_arguments(call, options, known)
+        if "by_layer" in options:
+            self._check_by_layer(options["by_layer"])
         sample = self._sample()
         risk = sample.risk
         self._check_risk(risk)
@@ -266,6 +262,9 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             sample.check_whole(call)
         if self.batch_norm == "batch" and call in ("transform", "score"):
             risk.check_examples(call)
+        arguments = known | options
+        if call == "eigen":
+            check_eigen(sample, arguments, self._largest_basis(risk))
         theta = risk.params()
         problem = Problem(
             matrix=getattr(self, "matrix", "covariance"),
@@ -277,7 +276,6 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             itemsize=theta.element_size(),
             n_components=self._basis_size(risk),
         )
-        arguments = known | options
         sizes = sample.sizes(leave_out=leaves_out(call, problem, arguments))
         work = work_of_parts(call, problem, arguments, sizes)
         float(risk.gradient(theta).sum())  # sets up what the second one uses

@@ -135,6 +135,31 @@ def test_a_call_that_is_not_there():
         bare.cost("eigen")
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"which": "XX"}, "Unknown which 'XX'"),
+        ({"basis_dtype": "float16"}, r"basis_dtype must be .*'float16'"),
+        ({"k": 44}, "k must be .* 43"),
+    ],
+)
+def test_no_cost_of_eigenpairs_that_are_refused(options, reason):
+    model = analyzer("hessian", SMALL)
+    for ask in (model.eigen, functools.partial(model.cost, "eigen")):
+        with pytest.raises(ValueError, match=reason):
+            ask(**options)
+
+
+def test_no_cost_of_the_other_end_of_a_subset():
+    X, y = torch.randn(500, 3), torch.randint(2, (500,))
+    model = CurvatureAnalyzer(
+        nn.Linear(3, 2), loss="cross_entropy", subset=400, random_state=0
+    ).fit(X, y)
+    for ask in (model.eigen, functools.partial(model.cost, "eigen")):
+        with pytest.raises(ValueError, match="which='SA' has no sampling error"):
+            ask(k=1, which="SA")
+
+
 def test_the_layers_without_their_rows(passes, monkeypatch):
     """Where the gradients of all are too many to hold, each layer asks for its own."""
     for module in (_alignment_by_layer, _cost, _eigenpairs):

@@ -1,0 +1,68 @@
+"""The arguments of a call whose cost is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flatmin._utils.names import check_known
+from flatmin._utils.numbers import check_count
+from flatmin.analysis._sample import Sample
+from flatmin.linalg._basis_memory import search_arguments
+
+__all__ = ["WHICH", "check_arguments", "check_eigen"]
+
+WHICH = ("LA", "LM", "SA", "BE")
+
+_NO_COUNTS = ("which", "rtol", "basis_device", "basis_dtype")  # of arguments
+
+
+def check_arguments(
+    call: str, options: Mapping[str, Any], known: Mapping[str, Any]
+) -> None:
+    """Raise if a method has no such argument, or one that counts is no count.
+
+    Parameters
+    ----------
+    call : str
+        Its name.
+    options : mapping of str to object
+        What it is asked with; ``by_layer`` is not looked at.
+    known : mapping of str to object
+        Its arguments and their defaults.
+
+    Raises
+    ------
+    ValueError
+        If one does not fit.
+    """
+    for name, value in options.items():
+        check_known(f"argument of {call}", name, known)
+        if name not in (*_NO_COUNTS, "by_layer") and value is not None:
+            check_count(name, value)
+
+
+def check_eigen(sample: Sample, arguments: Mapping[str, Any], largest: int) -> None:
+    """Raise where ``eigen`` would for its arguments, before a product.
+
+    Parameters
+    ----------
+    sample : Sample
+    arguments : mapping of str to object
+        All of ``eigen``.
+    largest : int
+        How many eigenpairs there are.
+
+    Raises
+    ------
+    ValueError
+        If one does not fit.
+    """
+    k, which = arguments["k"], arguments["which"]
+    check_known("which", which, WHICH)
+    if which != "LA":
+        sample.check_whole(f"eigen with which={which!r}")
+    if k is not None:
+        k = check_count("k", k, at_most=largest, limit="all there are")
+    names = ("max_matvecs", "max_basis", "basis_device", "basis_dtype")
+    search_arguments(**{name: arguments[name] for name in names})
