@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-import time
 from abc import abstractmethod
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import (
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-)
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from torch import Tensor
 
 from flatmin._utils.fitted_attributes import adopt_attributes, scratch_copy
 from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag
-from flatmin._utils.progress import progress_bar
 from flatmin._utils.validation import Interval, StrOptions
-from flatmin.analysis._cost import Cost, Problem, leaves_out, work_of_parts
-from flatmin.analysis._cost_arguments import WHICH, check_arguments, check_eigen
+from flatmin.analysis._coordinates import coordinates
+from flatmin.analysis._cost import (
+    Cost,
+    Problem,
+    layer_sizes,
+    leaves_out,
+    seconds_of_a_gradient,
+    work_of_parts,
+)
+from flatmin.analysis._cost_arguments import WHICH, all_arguments, check_eigen
 from flatmin.analysis._model_by_reference import ModelByReference
 from flatmin.analysis._of_all import eigen_of_all
 from flatmin.analysis._results import Eigenpairs
@@ -246,13 +248,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             If there are no data.
         """
         check_known("call", call, self._calls)
-        parameters = inspect.signature(getattr(type(self), call)).parameters
-        known = {
-            name: parameter.default
-            for name, parameter in parameters.items()
-            if name not in ("self", "X", "y", "v", "sample_weight")
-        }
-        check_arguments(call, options, known)
+        arguments = all_arguments(getattr(type(self), call), options)
         if "by_layer" in options:
             self._check_by_layer(options["by_layer"])
         sample = self._sample()
@@ -262,26 +258,20 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             sample.check_whole(call)
         if self.batch_norm == "batch" and call in ("transform", "score"):
             risk.check_examples(call)
-        arguments = known | options
         if call == "eigen":
             check_eigen(sample, arguments, self._largest_basis(risk))
-        theta = risk.params()
         problem = Problem(
             matrix=getattr(self, "matrix", "covariance"),
             size=self._n_selected(risk),
             whole=self.select is None and risk.batch_norm != "batch",
-            layers=_layer_sizes(risk) if options.get("by_layer") else (),
+            layers=layer_sizes(risk) if options.get("by_layer") else (),
             n_examples=risk.n_examples,
             n_outputs=risk.n_outputs,
-            itemsize=theta.element_size(),
+            itemsize=risk.params().element_size(),
             n_components=self._basis_size(risk),
         )
         sizes = sample.sizes(leave_out=leaves_out(call, problem, arguments))
         work = work_of_parts(call, problem, arguments, sizes)
-        float(risk.gradient(theta).sum())  # sets up what the second one uses
-        began = time.perf_counter()
-        float(risk.gradient(theta).sum())  # a host read waits for the device
-        seconds = time.perf_counter() - began
         shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
         return Cost(
             f"{call}({shown})",
@@ -289,7 +279,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             work.at_most,
             risk.n_examples,
             sample.n_all,
-            seconds,
+            seconds_of_a_gradient(risk),
             work.memory,
         )
 
@@ -390,21 +380,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         return self._coordinates(risk, vectors).cpu().numpy()
 
     def _coordinates(self, risk: EmpiricalRisk, vectors: np.ndarray) -> Tensor:
-        """Return gᵢᵀuⱼ of all examples, (N, k) in float64, by k passes."""
-        columns = torch.tensor(vectors, dtype=risk.dtype, device=risk.device)
-        point = risk.linearize(risk.params(), n_products=columns.shape[1] or None)
-        indices = self._indices(risk)
-        along = []
-        total = columns.shape[1]
-        with progress_bar(total, "coordinates", verbose=self._shown) as bar:
-            for column in columns.unbind(1):
-                u = column
-                if indices is not None:
-                    u = column.new_zeros(risk.n_params)
-                    u[indices] = column
-                along.append(point.directional_derivatives(u))
-                bar.update()
-        return torch.stack(along, 1).double()
+        return coordinates(risk, vectors, self._indices(risk), shown=self._shown)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "risk_")
@@ -421,8 +397,3 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if "_kept" in state:  # what is prepared at θ is quickly prepared again
             state["_kept"] = {k: v for k, v in self._kept.items() if k != "operator"}
         return state
-
-
-def _layer_sizes(risk: EmpiricalRisk) -> tuple[int, ...]:
-    layers = risk.layout.layers().values()
-    return tuple(part.stop - part.start for part in layers)

@@ -7,6 +7,7 @@ of per-example gradients two.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,17 @@ from flatmin.linalg._density import _MAX_DENSE
 from flatmin.linalg._eigsh import is_dense
 from flatmin.measures._deflation import PILOT
 from flatmin.measures._rounding import FEW
+from flatmin.risk import EmpiricalRisk
 
-__all__ = ["Cost", "Problem", "Work", "leaves_out", "work_of_parts"]
+__all__ = [
+    "Cost",
+    "Problem",
+    "Work",
+    "layer_sizes",
+    "leaves_out",
+    "seconds_of_a_gradient",
+    "work_of_parts",
+]
 
 _PRODUCT, _PREPARE, _ALONG, _SWEEP = 2.0, 1.0, 1.0, 2.0
 _DOUBLE = 8  # bytes
@@ -116,6 +126,39 @@ class Cost(HtmlTable):
             f"{self.call}: {self.gradients:g} gradients of {self.n_examples}{of} "
             f"examples{limit}, {self.seconds:.2g} s, {self.memory / 2**20:.2g} MiB"
         )
+
+
+def layer_sizes(risk: EmpiricalRisk) -> tuple[int, ...]:
+    """Return how many parameters each layer has.
+
+    Parameters
+    ----------
+    risk : EmpiricalRisk
+
+    Returns
+    -------
+    tuple of int
+    """
+    layers = risk.layout.layers().values()
+    return tuple(part.stop - part.start for part in layers)
+
+
+def seconds_of_a_gradient(risk: EmpiricalRisk) -> float:
+    """Return the time of the second of two gradients, which the first has set up.
+
+    Parameters
+    ----------
+    risk : EmpiricalRisk
+
+    Returns
+    -------
+    float
+    """
+    theta = risk.params()
+    float(risk.gradient(theta).sum())
+    began = time.perf_counter()
+    float(risk.gradient(theta).sum())  # a host read waits for the device
+    return time.perf_counter() - began
 
 
 def leaves_out(quantity: str, problem: Problem, options: Mapping[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flatmin._utils.names import check_known
@@ -10,36 +11,44 @@ from flatmin._utils.numbers import check_count
 from flatmin.analysis._sample import Sample
 from flatmin.linalg._basis_memory import search_arguments
 
-__all__ = ["WHICH", "check_arguments", "check_eigen"]
+__all__ = ["WHICH", "all_arguments", "check_eigen"]
 
 WHICH = ("LA", "LM", "SA", "BE")
 
 _NO_COUNTS = ("which", "rtol", "basis_device", "basis_dtype")  # of arguments
 
 
-def check_arguments(
-    call: str, options: Mapping[str, Any], known: Mapping[str, Any]
-) -> None:
-    """Raise if a method has no such argument, or one that counts is no count.
+def all_arguments(
+    method: Callable[..., Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all arguments of a method but the data, some of which are given.
 
     Parameters
     ----------
-    call : str
-        Its name.
+    method : callable
+        Of an analyzer.
     options : mapping of str to object
-        What it is asked with; ``by_layer`` is not looked at.
-    known : mapping of str to object
-        Its arguments and their defaults.
+        What is given; ``by_layer`` is not looked at.
+
+    Returns
+    -------
+    dict
 
     Raises
     ------
     ValueError
-        If one does not fit.
+        If the method has no such argument, or one that counts is no count.
     """
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(method).parameters.items()
+        if name not in ("self", "X", "y", "v", "sample_weight")
+    }
     for name, value in options.items():
-        check_known(f"argument of {call}", name, known)
+        check_known(f"argument of {method.__name__}", name, known)
         if name not in (*_NO_COUNTS, "by_layer") and value is not None:
             check_count(name, value)
+    return known | dict(options)
 
 
 def check_eigen(sample: Sample, arguments: Mapping[str, Any], largest: int) -> None:
