@@ -25,7 +25,7 @@ from flatmin.analysis._cost import (
     seconds_of_a_gradient,
     work_of_parts,
 )
-from flatmin.analysis._cost_arguments import WHICH, all_arguments, check_eigen
+from flatmin.analysis._cost_arguments import WHICH, all_arguments, check_pairs
 from flatmin.analysis._model_by_reference import ModelByReference
 from flatmin.analysis._of_all import eigen_of_all
 from flatmin.analysis._results import Eigenpairs
@@ -258,8 +258,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
             sample.check_whole(call)
         if self.batch_norm == "batch" and call in ("transform", "score"):
             risk.check_examples(call)
-        if call == "eigen":
-            check_eigen(sample, arguments, self._largest_basis(risk))
+        if call in ("eigen", "alignment"):
+            check_pairs(sample, arguments, self._largest_basis(risk))
         problem = Problem(
             matrix=getattr(self, "matrix", "covariance"),
             size=self._n_selected(risk),

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flatmin._utils.names import check_known
-from flatmin._utils.numbers import check_count
+from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin.analysis._sample import Sample
 from flatmin.linalg._basis_memory import search_arguments
 
-__all__ = ["WHICH", "all_arguments", "check_eigen"]
+__all__ = ["WHICH", "all_arguments", "check_pairs"]
 
 WHICH = ("LA", "LM", "SA", "BE")
 
@@ -37,7 +37,7 @@ def all_arguments(
     Raises
     ------
     ValueError
-        If the method has no such argument, or one that counts is no count.
+        If the method has no such argument, or one does not fit.
     """
     known = {
         name: parameter.default
@@ -48,17 +48,20 @@ def all_arguments(
         check_known(f"argument of {method.__name__}", name, known)
         if name not in (*_NO_COUNTS, "by_layer") and value is not None:
             check_count(name, value)
-    return known | dict(options)
+    arguments = known | dict(options)
+    if "rtol" in arguments:
+        check_accuracy(arguments["rtol"], arguments["max_matvecs"])
+    return arguments
 
 
-def check_eigen(sample: Sample, arguments: Mapping[str, Any], largest: int) -> None:
-    """Raise where ``eigen`` would for its arguments, before a product.
+def check_pairs(sample: Sample, arguments: Mapping[str, Any], largest: int) -> None:
+    """Raise where ``eigen`` or ``alignment`` would, before a product.
 
     Parameters
     ----------
     sample : Sample
     arguments : mapping of str to object
-        All of ``eigen``.
+        All of one of these.
     largest : int
         How many eigenpairs there are.
 
@@ -67,11 +70,11 @@ def check_eigen(sample: Sample, arguments: Mapping[str, Any], largest: int) -> N
     ValueError
         If one does not fit.
     """
-    k, which = arguments["k"], arguments["which"]
+    k, which = arguments["k"], arguments.get("which", "LA")
     check_known("which", which, WHICH)
     if which != "LA":
         sample.check_whole(f"eigen with which={which!r}")
-    if k is not None:
-        k = check_count("k", k, at_most=largest, limit="all there are")
+    if k is not None and not arguments.get("by_layer"):  # of layers fewer are taken
+        check_count("k", k, at_most=largest, limit="the number of pairs")
     names = ("max_matvecs", "max_basis", "basis_device", "basis_dtype")
-    search_arguments(**{name: arguments[name] for name in names})
+    search_arguments(**{name: arguments.get(name) for name in names})

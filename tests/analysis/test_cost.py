@@ -150,6 +150,22 @@ def test_no_cost_of_eigenpairs_that_are_refused(options, reason):
             ask(**options)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "call", "options", "reason"),
+    [
+        ("hessian", "trace", {"max_matvecs": 5}, "max_matvecs must be .* 6"),
+        ("hessian", "diagonal", {"rtol": -1}, "rtol must be"),
+        ("covariance", "alignment", {"rtol": float("nan")}, "rtol must be"),
+        ("covariance", "alignment", {"k": 40}, "k must be .* 39"),
+    ],
+)
+def test_no_cost_of_estimates_that_are_refused(matrix, call, options, reason):
+    model = analyzer(matrix, SMALL)
+    for ask in (getattr(model, call), functools.partial(model.cost, call)):
+        with pytest.raises(ValueError, match=reason):
+            ask(**options)
+
+
 def test_no_cost_of_the_other_end_of_a_subset():
     X, y = torch.randn(500, 3), torch.randint(2, (500,))
     model = CurvatureAnalyzer(
