@@ -21,6 +21,8 @@ __all__ = ["check_independence", "check_shapes"]
 
 # Examples of a whole chunk that are compared with themselves alone.
 _N_SPOTS = 64
+# Of their size, how far numbers differ that are about alike.
+_APART = 1e-3
 
 _Off = Callable[[FlatModel, ExampleLoss, Chunk], float]
 
@@ -162,12 +164,19 @@ def _example_of_a_crowd(model: FlatModel, few: Chunk) -> Chunk:
 
 def _alike_positions(leaf: Tensor) -> Tensor:
     """Return an example with one number throughout, unless it has no positions."""
+    # Where numbers may differ, they do by a thousandth: experts are asked as by equal
+    # ones, and no position is chosen among equal ones by rounding, as by argmax.
     if leaf.ndim < 2 or leaf.dtype == torch.bool or leaf.is_complex():
         return leaf
     if leaf.is_floating_point():
         if leaf.ndim == 2:  # features
             return leaf
         value = leaf.flatten(1).amax(1)
+        if not leaf.equal(leaf.round()):  # a mask has whole numbers
+            shifts = random_like(leaf, 0)
+            return value.view(-1, *(1 for _ in leaf.shape[1:])) + (
+                leaf.abs().max() * _APART / shifts.abs().max() * shifts
+            )
     else:  # the smallest index is within every table
         value = leaf.flatten(1).amin(1)
     return value.view(-1, *(1 for _ in leaf.shape[1:])).expand_as(leaf).clone()

@@ -134,3 +134,19 @@ def test_refused_or_right(name):
         )
         gradient = torch.cat([part.flatten() for part in parts])
         torch.testing.assert_close(risk.gradient(theta), gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_choice_of_positions_is_no_dependence(dtype):
+    def forward(p, x):
+        h = p["a"](x).tanh()
+        scores = h.sum(-1)
+        # As of kernels, whose rounding depends on where in a batch a number lies.
+        places = torch.arange(scores.numel()).view(scores.shape).to(x)
+        scores = scores * (1 + 4 * torch.finfo(x.dtype).eps * (places % 3))
+        return p["b"](h.mean(1) + p["places"](scores.argmax(1)))
+
+    parts = {"a": nn.Linear(4, 5), "places": nn.Embedding(7, 5)}
+    module = Apply(forward, **parts, b=nn.Linear(5, 3)).to(dtype)
+    X = torch.randn(N, 7, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    EmpiricalRisk(module, "cross_entropy", X, torch.arange(N) % 3)

@@ -88,6 +88,17 @@ def test_a_wrong_vectorised_product_is_noticed(monkeypatch):
     assert "is off by" in other.paths["per-example Hessians, ∇Tr(Σ)"]
 
 
+def test_a_penalty_takes_no_digits_of_the_covariance():
+    X = torch.linspace(-1, 1, 20).view(5, 4)
+    y = torch.tensor([0, 1, 2, 0, 1])
+    plain, penalised = (
+        EmpiricalRisk(mlp(), "cross_entropy", X, y, l2=l2) for l2 in (0.0, 1e6)
+    )
+    theta = plain.params()
+    pulled = plain.covariance_trace_gradient(theta)
+    close(penalised.covariance_trace_gradient(theta), pulled)
+
+
 def test_linear_regression():
     rng = torch.Generator().manual_seed(0)
     X, y = (torch.randn(6, *n, generator=rng).double() for n in ((4,), ()))

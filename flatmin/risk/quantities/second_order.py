@@ -86,10 +86,10 @@ class SecondOrderRisk(PerExampleRisk):
         -------
         Tensor of shape (\\*chains, D)
         """
-        mean = self.gradient(theta)
+        # Not g₀ less λθ: where λθ is much larger no digits would be left.
+        mean = self.weighted_gradient(theta, torch.ones_like(self._uniform))
         self._model.bind(theta)
         theta = self._model.theta()
-        mean -= self.l2 * theta
         return self._spread_products(theta, mean) * (2 / self.n_examples)
 
     @summed
