@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from flatmin._utils.random import make_generator
 from flatmin._utils.random_state import spawn_seeds
 from flatmin.analysis._counted_risk import WorkCounter, counted
 from flatmin.analysis._monitored import (
+    OF_ALL_ONLY,
     QUANTITIES,
     MeasuredPoint,
     Quantity,
@@ -32,6 +34,7 @@ from flatmin.analysis._monitored import (
 from flatmin.analysis._sampling import jackknife
 from flatmin.linalg import Estimate
 from flatmin.measures import SHARPNESS_MEASURES
+from flatmin.measures._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.losses.resolve_loss import LossLike
 
@@ -57,7 +60,9 @@ class FlatnessMonitor:
     of their mean from it gives the bias, which goes as one over the number of examples
     (λ₁ of a few examples is too large); what is drawn has an error of its own. The
     ``_stderr`` of a quantity is the root of the sum of the three squares. With all
-    examples it is that of the draws alone.
+    examples it is that of the draws alone. What a function of one's own returns is that
+    of the subset, of which flatmin does not know how it goes with the number of
+    examples: its ``_stderr`` is NaN unless the subset is all.
 
     Parameters
     ----------
@@ -71,9 +76,11 @@ class FlatnessMonitor:
         Of "loss", "gradient_norm" (‖g₀‖), "max_eigenvalue" (λ₁), "edge_of_stability"
         (λ₁η/2), "hessian_trace" (Tr H), "covariance_trace" (Tr Σ),
         "simple_noise_scale" (Tr Σ / ‖g₀‖²), "curvature_noise_scale", "alignment" (three
-        numbers) and the names in :data:`~flatmin.measures.SHARPNESS_MEASURES`. A
-        function gets ``(risk, theta)`` and returns a number, an ``Estimate``, or a dict
-        of these; it goes by its ``__name__``, or by its key.
+        numbers) and the names in :data:`~flatmin.measures.SHARPNESS_MEASURES`. Four
+        need a budget for all examples: "curvature_noise_scale", "sam", "asam" and
+        "batch"; with less, two numbers of "alignment" are NaN, "overlap" and
+        "first_alignment". A function gets ``(risk, theta)`` and returns a number, an
+        ``Estimate``, or a dict of these; it goes by its ``__name__``, or by its key.
     every : int, default=1
         Steps between two measurements; at others a call returns an empty dict at once.
     budget : float, default=0.1
@@ -116,7 +123,8 @@ class FlatnessMonitor:
     ------
     TypeError, ValueError
         If a parameter is not of its kind; in the first call, if module, loss and data
-        do not fit together, or the budget does not reach for 32 examples.
+        do not fit together, or the budget does not reach for 32 examples, or for all
+        where a quantity needs them.
 
     Examples
     --------
@@ -268,6 +276,15 @@ class FlatnessMonitor:
         cost = counter.n_gradients / least
         if self.budget >= cost:
             return risk
+        for quantity in self._quantities.values():
+            if quantity.name not in OF_ALL_ONLY:
+                continue
+            raise ValueError(
+                f"{quantity.name!r} of a part of the examples has no error that "
+                f"flatmin knows. Got budget={self.budget:g} for quantities that cost "
+                f"{cost:.3g} gradients of each example; pass budget={cost * 1.05:.2g} "
+                "or more, which reaches for all, or leave it out."
+            )
         # Once more in four parts.
         n = min(int(self.budget * n_all / (2 * cost)), n_all - 1)
         if n < least:
@@ -302,14 +319,26 @@ class FlatnessMonitor:
             **self._accuracy,
         )
         found: dict[str, tuple[float, float]] = {}
+        whole = point.risk.n_examples == self._n_examples
         for name, quantity in self._quantities.items():
-            found |= _numbers(name, quantity(point))
+            numbers = _numbers(name, quantity.measure(point))
+            if quantity.name is None and not whole:
+                numbers = {key: (x, math.nan) for key, (x, _) in numbers.items()}
+            found |= numbers
         if "top" in vars(point):
             self._starts[which] = point.top.eigenvectors[:, 0]
         return found
 
 
-def _named(quantities: Any) -> dict[str, Quantity]:
+@dataclass(frozen=True)
+class _Named:
+    """A quantity, and its name where flatmin knows it of a subset or refuses it."""
+
+    measure: Quantity
+    name: str | None  # None is a function of the user's, registered or not
+
+
+def _named(quantities: Any) -> dict[str, _Named]:
     """Return the quantities by the names of their columns, or raise."""
     if isinstance(quantities, str) or not isinstance(quantities, Iterable):
         raise TypeError(
@@ -321,14 +350,17 @@ def _named(quantities: Any) -> dict[str, Quantity]:
         pairs = list(quantities.items())
     else:
         pairs = [(getattr(q, "__name__", q), q) for q in quantities]
-    named: dict[str, Quantity] = {}
+    named: dict[str, _Named] = {}
     for name, quantity in pairs:
         if isinstance(quantity, str):
             check_known("quantity", quantity, known)
-            measure = find_quantity(quantity)
+            is_own = quantity not in QUANTITIES and (
+                SHARPNESS_MEASURES[quantity] not in BUILT_IN
+            )
+            found = _Named(find_quantity(quantity), None if is_own else quantity)
         else:
             check_callable(f"The quantity {name!r}", quantity, "risk", "theta")
-            measure = _of_user(quantity)
+            found = _Named(_of_user(quantity), None)
         if not isinstance(name, str):
             raise TypeError(
                 f"A quantity must have a name. Got {quantity!r}; pass a dict of names."
@@ -338,7 +370,7 @@ def _named(quantities: Any) -> dict[str, Quantity]:
                 f"quantities must have names of their own. Got {name!r} twice, or "
                 "for a column of the monitor's; pass a dict of other names."
             )
-        named[name] = measure
+        named[name] = found
     if not named:
         raise ValueError("quantities must name at least one. Got none.")
     return named

@@ -22,7 +22,7 @@ from flatmin.measures import (
 from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import EmpiricalRisk
 
-__all__ = ["QUANTITIES", "MeasuredPoint", "Quantity", "find_quantity"]
+__all__ = ["OF_ALL_ONLY", "QUANTITIES", "MeasuredPoint", "Quantity", "find_quantity"]
 
 
 @dataclass
@@ -154,10 +154,12 @@ def _curvature_noise_scale(point: MeasuredPoint) -> Estimate:
 def _alignment(point: MeasuredPoint) -> Mapping[str, Any]:
     k = min(5, point.risk.n_params, point.risk.n_examples - 1)
     found = alignment(point.risk, point.theta, k, tol=point.tol, **point.accuracy)
+    # Vectors of a few examples differ from those of all by no error that is known.
+    whole = point.risk.n_examples == point.n_examples
     return {
-        "overlap": found.overlap,
+        "overlap": found.overlap if whole else math.nan,
         "anisotropy_gain": found.anisotropy_gain,
-        "first_alignment": found.first_alignment,
+        "first_alignment": found.first_alignment if whole else math.nan,
     }
 
 
@@ -177,6 +179,11 @@ QUANTITIES: dict[str, Quantity] = {
     "curvature_noise_scale": _curvature_noise_scale,
     "alignment": _alignment,
 }
+
+# Of a subset their bias is none of 1/n: g₀, along which they go or by which they
+# divide, is there nothing but noise near a minimum, and a part of the subset may have
+# fewer examples than a batch.
+OF_ALL_ONLY = ("curvature_noise_scale", "sam", "asam", "batch")
 
 
 def find_quantity(name: str) -> Quantity:

@@ -74,7 +74,7 @@ def estimate_all(
         return Found(own.value, own.stderr, own.n_matvecs)
     value, drawn = _number(own.value), _number(own.stderr)
     if leave_out is None:
-        leave_out = not np.any(drawn)
+        leave_out = not np.any(np.nan_to_num(drawn))
     found = []
     for j in range(len(sample.blocks)):
         part = torch.cat(_without(sample.blocks, j)) if leave_out else sample.blocks[j]
@@ -82,7 +82,7 @@ def estimate_all(
     n, n_blocks = sample.risk.n_examples, len(sample.blocks)
     bias, stderr = jackknife(
         value,
-        [_number(one.value) for one in found],
+        [_known(one) for one in found],
         kept=1 - 1 / n_blocks if leave_out else 1 / n_blocks,
         share=n / sample.n_all,
     )
@@ -187,6 +187,12 @@ def _eigenvalues(pairs: Eigenpairs) -> Found:
 
 def _without(blocks: tuple[Tensor, ...], j: int) -> tuple[Tensor, ...]:
     return blocks[:j] + blocks[j + 1 :]
+
+
+def _known(one: Found | Estimate) -> Any:
+    """Return the number, or NaN where how far off it is is not known."""
+    value, stderr = _number(one.value), _number(one.stderr)
+    return np.where(np.isnan(stderr), np.nan, value)
 
 
 def _number(value: Any) -> Any:

@@ -10,7 +10,6 @@ from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator, hessian_eigenpairs
 from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate, trace
-from flatmin.measures._estimate import exact
 from flatmin.risk import Risk
 
 __all__ = ["max_eigenvalue", "trace_sharpness"]
@@ -114,7 +113,8 @@ def max_eigenvalue(
     Returns
     -------
     Estimate
-        In units of the loss over θ².
+        In units of the loss over θ². ``stderr`` is 0, or NaN where the pair has not
+        converged: the value may then be far below λ₁.
 
     Raises
     ------
@@ -145,4 +145,7 @@ def max_eigenvalue(
         basis_dtype=basis_dtype,
         rng=generator,
     )
-    return exact(pair.eigenvalues[..., 0], pair.n_matvecs)
+    value = pair.eigenvalues[..., 0].double()
+    # Without convergence it is no eigenvalue, and how far off is not known.
+    stderr = torch.zeros_like(value).masked_fill(~pair.converged[..., 0], torch.nan)
+    return Estimate(value, stderr, pair.n_matvecs)

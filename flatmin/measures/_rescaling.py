@@ -95,6 +95,8 @@ def rescale_layers(
     furthest = max((abs(math.log(c)) for c in scales.values()), default=0.0)
     if 0 < furthest < math.log(4):
         further = {name: c ** (math.log(4) / furthest) for name, c in scales.items()}
+        # What rounding leaves of their product would have a power, too.
+        further[next(iter(further))] /= math.prod(further.values())
         _check_same(outputs, risk.outputs(_scaled(risk, theta, further)).flatten())
     return found
 

@@ -52,6 +52,7 @@ def edge_of_stability(
     Returns
     -------
     Estimate
+        ``stderr`` is 0, or NaN where the pair of λ₁ has not converged.
 
     Raises
     ------
@@ -75,7 +76,10 @@ def edge_of_stability(
     tol = check_positive("tol", tol)
     theta = as_point(risk, theta)
     sharpness = max_eigenvalue(risk, theta, tol=tol, rng=rng)
-    return exact(sharpness.value * (lr / 2), sharpness.n_matvecs)
+    scale = lr / 2
+    return Estimate(
+        scale * sharpness.value, scale * sharpness.stderr, sharpness.n_matvecs
+    )
 
 
 def non_uniformity(
@@ -111,7 +115,8 @@ def non_uniformity(
     Returns
     -------
     Estimate
-        In units of H; ``stderr`` is 0 where s² is more than rounding.
+        In units of H; ``stderr`` is 0 where s² is more than rounding, and NaN where its
+        pair has not converged.
 
     Raises
     ------
@@ -174,6 +179,7 @@ def non_uniformity(
                 ConvergenceWarning,
                 stacklevel=2,
             )
+            return Estimate(square.sqrt(), square * torch.nan, pair.n_matvecs)
         return exact(square.sqrt(), pair.n_matvecs)
     return Estimate(torch.zeros_like(square), rounding.sqrt(), pair.n_matvecs)
 

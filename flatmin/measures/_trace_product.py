@@ -188,7 +188,10 @@ def low_rank_trace_product(
     V = pairs.eigenvectors
     curvatures = (V.double() * operator.matmat(V).double()).sum(-2)
     value = (pairs.eigenvalues * curvatures).sum(-1)
-    largest = eigsh(operator, 1, which="LM", rng=rng).eigenvalues[..., 0].abs()
+    top = eigsh(operator, 1, which="LM", rng=rng)
+    # What has not converged bounds nothing; what has is off by its residual at most.
+    largest = top.eigenvalues[0].abs() + top.residuals[0]
+    largest = largest.masked_fill(~top.converged[0], torch.nan)
     left = (covariance_trace.double() - pairs.eigenvalues.sum(-1)).clamp(min=0)
     n_matvecs = operator.n_matvecs - before
     return TraceProduct(value, torch.zeros_like(value), n_matvecs, bound=largest * left)

@@ -236,6 +236,40 @@ def test_functions_of_a_user(net):
     assert row["flat_stderr"] > 0
 
 
+def test_of_a_subset_a_function_of_a_user_has_no_error_that_is_known(net):
+    quantities = {"mine": both, "again": twice, "loss": "loss"}
+    options = {"loss": "cross_entropy", "quantities": quantities}
+    many = X.repeat(10, 1) + torch.arange(10 * N)[:, None] / 640, y.repeat(10)
+    row = FlatnessMonitor(*many, budget=10, **options)(net, 0)
+    assert row["n_examples"] < 10 * N
+    assert math.isnan(row["again_stderr"])
+    assert math.isnan(row["mine_top_stderr"])
+    assert row["loss_stderr"] > 0
+    row = FlatnessMonitor(*many, budget=EVERYTHING, **options)(net, 0)
+    assert row["again_stderr"] == 0 == row["mine_top_stderr"]
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "batch", "curvature_noise_scale"])
+def test_what_goes_along_the_gradient_is_refused_on_a_subset(net, name):
+    """At a minimum "sam" of n of N examples is √(N/n) times too large, or more."""
+    options = {"loss": "cross_entropy", "quantities": {"mine": name}}
+    with pytest.raises(ValueError, match=f"'{name}' of a part .* budget=") as info:
+        FlatnessMonitor(X, y, budget=1, **options)(net, 0)
+    told = float(str(info.value).split("pass budget=")[1].split()[0])
+    assert FlatnessMonitor(X, y, budget=told, **options)(net, 0)["n_examples"] == N
+
+
+def test_of_a_subset_vectors_say_nothing_of_all(net):
+    options = {"loss": "cross_entropy", "quantities": ["alignment"]}
+    many = X.repeat(10, 1) + torch.arange(10 * N)[:, None] / 640, y.repeat(10)
+    row = FlatnessMonitor(*many, budget=100, **options)(net, 0)
+    assert row["n_examples"] < 10 * N
+    for name in ("alignment_overlap", "alignment_first_alignment"):
+        assert math.isnan(row[name])
+        assert math.isnan(row[f"{name}_stderr"])
+    assert row["alignment_anisotropy_gain_stderr"] > 0
+
+
 def text(risk, theta):
     return "flat"
 

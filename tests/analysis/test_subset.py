@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from flatmin import CurvatureAnalyzer, NoiseCovarianceAnalyzer, SharpnessScorer
 from flatmin.analysis._counted_risk import WorkCounter, counted
-from flatmin.analysis._sample import LEAST, N_BLOCKS
+from flatmin.analysis._of_all import Found, estimate_all
+from flatmin.analysis._sample import LEAST, N_BLOCKS, draw_sample
 from flatmin.measures import SHARPNESS_MEASURES
 from flatmin.risk import EmpiricalRisk
 
@@ -301,6 +302,24 @@ def test_expected_sharpness_meets_the_same_draws_on_each_block(net):
     assert abs(scorer.sampling_.bias) < 1e-4 * scorer.sharpness_
     assert abs(scorer.sharpness_ - whole.sharpness_) < 4 * scorer.stderr_
     assert scorer.stderr_ > scorer.sampling_.stderr > 0
+
+
+def test_a_part_that_has_not_converged_leaves_nothing_known(net):
+    kept = []
+
+    def measure(risk):
+        kept.append(risk.n_examples)
+        return Found(2.0, np.nan if len(kept) == 3 else 0.0)
+
+    X, y = np.zeros((2 * LEAST, 3)), np.zeros(2 * LEAST, dtype=int)
+    risk = EmpiricalRisk(nn.Linear(3, 2), "cross_entropy", X, y)
+    found = estimate_all(draw_sample(risk, LEAST, 0), Found(2.0, 0.0), measure)
+    assert np.isnan(found.value)
+    assert np.isnan(found.stderr)
+    # One that has not converged draws nothing: the others are still left out.
+    kept.clear()
+    estimate_all(draw_sample(risk, LEAST, 0), Found(2.0, np.nan), measure)
+    assert set(kept) == {LEAST - LEAST // N_BLOCKS}
 
 
 def test_what_is_refused(net):

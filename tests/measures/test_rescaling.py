@@ -112,3 +112,13 @@ def test_what_has_no_layers():
     problem = mlp()
     with pytest.raises(TypeError, match=r"factors must be a mapping.*Got list"):
         rescale_layers(problem, problem.params(), [1.0])
+
+
+@pytest.mark.parametrize("factor", [1.00001, 1 + 1e-9])
+def test_factors_near_1_whose_product_is_1_to_rounding(factor):
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    X = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)).double()
+    risk = EmpiricalRisk(net, "squared_error", X, torch.zeros(10, 2).double())
+    factors = {"0": factor, "2": 1 / factor}
+    found = rescale_layers(risk, risk.params(), factors)
+    torch.testing.assert_close(risk.outputs(found), risk.outputs(risk.params()))

@@ -12,6 +12,7 @@ from flatmin.linalg import DenseOperator, spectral_density
 from flatmin.measures import (
     density_negative_mass,
     edge_of_stability,
+    max_eigenvalue,
     negative_mass,
     non_uniformity,
     non_uniformity_bound,
@@ -32,6 +33,19 @@ def test_the_edge_of_gradient_descent():
         for _ in range(300):
             at = at - factor * lr * (risk.gradient(at) - risk.gradient(0 * at))
         assert (at.norm() > 100) == (factor > 1)
+
+
+def test_an_eigenvalue_that_has_not_converged_has_no_error_that_is_known():
+    rng = torch.Generator().manual_seed(0)
+    X = torch.randn(300, 150, generator=rng, dtype=torch.float64)
+    net = nn.Linear(150, 1, bias=False, dtype=torch.float64)
+    risk = EmpiricalRisk(net, "squared_error", X, torch.zeros(300, 1).double())
+    with pytest.warns(ConvergenceWarning):
+        found = max_eigenvalue(risk, risk.params(), tol=1e-10, max_matvecs=5)
+    largest = float(torch.linalg.eigvalsh(2 * X.T @ X / 300)[-1])
+    assert float(found) < 0.99 * largest
+    assert math.isnan(found.stderr)
+    assert float(max_eigenvalue(risk, risk.params()).stderr) == 0
 
 
 def test_non_uniformity_of_a_regression():
