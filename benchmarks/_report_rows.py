@@ -175,7 +175,9 @@ class Report:
         if truth.hessian is not None:
             lowest = analyzer.eigen(1, which="SA").eigenvalues
             wanted = np.linalg.eigvalsh(truth.hessian)[0]
-            self.exact("eigen(1, which='SA'): λ_D", lowest[0], wanted)
+            # A tolerance is a share of the largest |λ|, whichever pair it is for.
+            told = self.curvature.tol, scale
+            self.exact("eigen(1, which='SA'): λ_D", lowest[0], wanted, *told)
         v = np.random.default_rng(SEED).standard_normal(truth.n_params)
         self.exact("matvec", analyzer.matvec(v), truth.hvp(v))
         self.exact("transform: gᵢᵀuⱼ", analyzer.transform(X, y), truth.gradients @ U)
