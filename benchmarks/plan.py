@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -27,6 +28,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+from flatmin.comparison._revision import find_revision
 from flatmin.curvature import hessian_eigenpairs
 from flatmin.measures import trace_hessian_covariance
 from flatmin.modules import MLP, VGG11
@@ -363,6 +365,8 @@ def measure(quick):
     machine = fitted_machine(fit)
     constants = {"machines": machines(), "all_reduce": all_reduce}
     return {
+        "revision": find_revision(),
+        "command": " ".join(["python", *sys.argv]),
         "constants": constants,
         "table": table(constants),
         "one_thread": machine,

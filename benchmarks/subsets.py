@@ -22,6 +22,7 @@ import argparse
 import json
 import math
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,7 @@ from torch.nn import functional as F
 
 from flatmin.analysis._sample import N_BLOCKS
 from flatmin.analysis._sampling import jackknife
+from flatmin.comparison._revision import find_revision
 
 SIZES = (50, 100, 200, 400, 800)
 N_DRAWS = 200
@@ -242,6 +244,8 @@ def main():
     sizes, n_draws = ((50, 200), 10) if arguments.quick else (SIZES, N_DRAWS)
     problems = [arguments.only] if arguments.only else PROBLEMS
     stored = {
+        "revision": find_revision(),
+        "command": " ".join(["python", *sys.argv]),
         "level": LEVEL,
         "n_blocks": arguments.blocks,
         "n_draws": n_draws,
