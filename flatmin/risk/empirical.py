@@ -271,7 +271,7 @@ class EmpiricalRisk(LabelNoiseRisk):
 
     def _try(self, examples: ExampleData, original: nn.Module, size: int) -> None:
         """Try module and loss on a few of the examples, and the module on a chunk."""
-        indices = trial_examples(examples, self._model, size).to(self.device)
+        indices = trial_examples(examples, self._model).to(self.device)
         # A weight of 0 would hide an example.
         self._few = replace(examples.select(indices), weights=None)
         check_state(self._model, self._loss, self._few, original)

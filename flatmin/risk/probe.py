@@ -221,7 +221,7 @@ def _warn_ignored_names(model: FlatModel, X: Tree, outputs: Tensor) -> None:
             )
 
 
-def trial_examples(examples: ExampleData, model: FlatModel, size: int) -> Tensor:
+def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:
     """Return the indices of up to 16 examples, of those that count if there are any.
 
     Parameters
@@ -229,9 +229,6 @@ def trial_examples(examples: ExampleData, model: FlatModel, size: int) -> Tensor
     examples : ExampleData
     model : FlatModel
         Where it takes the statistics of a batch all examples count.
-    size : int
-        Examples that are worked on at a time, because of the memory that they take:
-        not many more are tried.
 
     Returns
     -------
@@ -239,9 +236,9 @@ def trial_examples(examples: ExampleData, model: FlatModel, size: int) -> Tensor
     """
     weights = None if model.normalises_batch else examples.weights
     if weights is None or not bool(weights.any()):
-        return trial_indices(len(examples))[: max(2, size)]
+        return trial_indices(len(examples))
     counting = weights.cpu().nonzero().flatten()
-    return counting[trial_indices(len(counting))[: max(2, size)]]
+    return counting[trial_indices(len(counting))]
 
 
 def enough_examples(few: Chunk, model: FlatModel, n_numbers: int) -> Chunk:
