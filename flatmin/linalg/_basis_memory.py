@@ -9,7 +9,7 @@ import torch
 
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.placement import resolve_device
-from flatmin.linalg._distributed import Ranks, default_group
+from flatmin.linalg._distributed import VectorShards, default_group
 from flatmin.linalg._operator import LinearOperator
 
 __all__ = ["BasisMemory", "basis_memory", "basis_size", "search_arguments"]
@@ -27,7 +27,7 @@ class BasisMemory:
     n_basis: int
     dtype: torch.dtype
     device: torch.device
-    ranks: Ranks
+    ranks: VectorShards
 
 
 def basis_size(size: int, k: int) -> int:
@@ -97,7 +97,7 @@ def basis_memory(
         else resolve_device(basis_device, "basis_device")
     )
     dtype = _resolve_basis_dtype(basis_dtype, operator.dtype, tol)
-    ranks = Ranks(size, operator.device)
+    ranks = VectorShards(size, operator.device)
     if distributed:
         ranks = default_group(size, operator.device)
     return BasisMemory(n_basis, dtype, device, ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin.linalg._distributed import Ranks
+from flatmin.linalg._distributed import VectorShards
 from flatmin.linalg._operator import LinearOperator
 from flatmin.linalg._orthogonal import column_blocks, dots
 
@@ -28,7 +28,7 @@ class BoundedBasis:
         Of the rows.
     device : torch.device
         Of the rows.
-    ranks : Ranks
+    ranks : VectorShards
         Rows are shards, of w coordinates.
     """
 
@@ -39,7 +39,7 @@ class BoundedBasis:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        ranks: Ranks,
+        ranks: VectorShards,
     ) -> None:
         self.operator = operator
         self.ranks = ranks

@@ -12,7 +12,7 @@ from flatmin.linalg._bounded_basis import BoundedBasis
 from flatmin.linalg._bounded_lanczos import BoundedLanczos
 from flatmin.linalg._copies import differ, has_copies, n_search_steps, search_gaps
 from flatmin.linalg._dense import check_finite
-from flatmin.linalg._distributed import Ranks
+from flatmin.linalg._distributed import VectorShards
 from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator
 from flatmin.linalg._orthogonal import column_blocks, dots
@@ -206,7 +206,7 @@ def _measured(basis: BoundedBasis, U: Tensor) -> tuple[Tensor, Tensor]:
     return values, squares.sqrt()
 
 
-def _orthonormalise(U: Tensor, ranks: Ranks) -> None:
+def _orthonormalise(U: Tensor, ranks: VectorShards) -> None:
     gram = ranks.of_first(ranks.sum(dots(U, U.mT)))
     check_finite(gram)
     lower = torch.linalg.cholesky(gram)

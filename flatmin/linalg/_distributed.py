@@ -8,14 +8,14 @@ from torch import Tensor
 
 from flatmin._utils.messages import NO_PROCESS_GROUP
 
-__all__ = ["Ranks", "default_group"]
+__all__ = ["VectorShards", "default_group"]
 
 # Without a second copy of the whole. PyTorch 2.13 has renamed it.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class Ranks:
-    """The processes that solve one problem, with a shard of every vector each.
+class VectorShards:
+    """How vectors are shared out over the processes, and what these say to each other.
 
     Rank r of p has the coordinates r w, …, r w + w - 1 with w = ⌈D/p⌉. Where D does
     not fill the last shards, they end in zeros. All methods but :meth:`shard` are
@@ -162,7 +162,7 @@ class Ranks:
         return [part.to(numbers.device) for part in found]
 
 
-def default_group(size: int, device: torch.device) -> Ranks:
+def default_group(size: int, device: torch.device) -> VectorShards:
     """Return this process among the ranks of the default process group.
 
     Parameters
@@ -170,11 +170,11 @@ def default_group(size: int, device: torch.device) -> Ranks:
     size : int
         D.
     device : torch.device
-        As of :class:`Ranks`.
+        As of :class:`VectorShards`.
 
     Returns
     -------
-    Ranks
+    VectorShards
 
     Raises
     ------
@@ -183,4 +183,4 @@ def default_group(size: int, device: torch.device) -> Ranks:
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(NO_PROCESS_GROUP)
-    return Ranks(size, device, rank=dist.get_rank(), count=dist.get_world_size())
+    return VectorShards(size, device, rank=dist.get_rank(), count=dist.get_world_size())

@@ -16,7 +16,7 @@ from flatmin.linalg._basis_memory import basis_memory, basis_size
 from flatmin.linalg._bounded_search import bounded_search
 from flatmin.linalg._convergence import warn_not_converged
 from flatmin.linalg._dense import eigh
-from flatmin.linalg._distributed import Ranks
+from flatmin.linalg._distributed import VectorShards
 from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._orthogonal import random_direction
@@ -219,7 +219,7 @@ def is_dense(size: int, k: int) -> bool:
     return size <= max(64, basis_size(size, k) + k + 2)
 
 
-def _shared_out(whole: Eigenpairs, ranks: Ranks) -> Eigenpairs:
+def _shared_out(whole: Eigenpairs, ranks: VectorShards) -> Eigenpairs:
     """Return the pairs of rank 0, with the rank's own coordinates of the vectors."""
     vectors = ranks.of_first(whole.eigenvectors)
     return replace(

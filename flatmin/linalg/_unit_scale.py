@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin.linalg._dense import check_finite
-from flatmin.linalg._distributed import Ranks
+from flatmin.linalg._distributed import VectorShards
 from flatmin.linalg._operator import LinearOperator
 
 __all__ = ["UnitScaled"]
@@ -24,7 +24,7 @@ class UnitScaled(LinearOperator):
     Parameters
     ----------
     operator : LinearOperator of shape (D, D)
-    ranks : Ranks, default=None
+    ranks : VectorShards, default=None
         Which agree on s.
 
     Attributes
@@ -33,7 +33,9 @@ class UnitScaled(LinearOperator):
         s, in float64; 1 before the first product that is not zero.
     """
 
-    def __init__(self, operator: LinearOperator, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, operator: LinearOperator, ranks: VectorShards | None = None
+    ) -> None:
         super().__init__(
             operator.shape[-1], dtype=operator.dtype, device=operator.device
         )
