@@ -86,7 +86,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     # Long ones are shown with their stored pictures, and not run.
     "filename_pattern": r"examples/plot_",
-    "ignore_pattern": r"(/_|__init__|/report\.py)",
+    "ignore_pattern": r"(/_|__init__|/report\.py|/page\.py)",
     "backreferences_dir": "api/generated/backreferences",
     "doc_module": ("flatmin",),
     "download_all_examples": False,

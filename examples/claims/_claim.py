@@ -1,13 +1,16 @@
 """What a cited claim is, how it is judged, and what is refused as one.
 
 A new claim is a file ``plot_*.py`` beside this one with a ``CLAIM``. Its inequalities,
-seeds and settings are committed before its numbers.
+seeds and settings are committed before its numbers. ``_trial.py`` carries it out.
 """
 
 import math
 from dataclasses import dataclass, fields
 
-from flatmin.comparison import paired_difference
+import numpy as np
+from scipy import stats
+
+from flatmin.comparison import holm, paired_difference
 
 # What was seen of a source: a claim is quoted only as far as that.
 MARKS = ("abstract", "text", "second hand", "code", "from memory")
@@ -27,7 +30,7 @@ class Inequality:
     """low ≤ left - right ≤ high, of means over paired seeds; right may be 0."""
 
     says: str
-    left: str
+    left: str  # the name of an outcome: one number a seed
     right: str = "0"
     low: float = -math.inf
     high: float = math.inf
@@ -44,6 +47,21 @@ class Inequality:
         if found.high < self.low or found.low > self.high:
             return "refuted", found
         return "neither", found
+
+    def p_value(self, left, right=None):
+        """Return that of "not within the bounds", by one-sided t tests at each bound.
+
+        Both must be rejected to say "within", so the larger one counts.
+        """
+        right = np.zeros(len(left)) if right is None else np.asarray(right)
+        differences = np.asarray(left) - right
+        differences = differences[np.isfinite(differences)]
+        tests = [
+            stats.ttest_1samp(differences, bound, alternative=side).pvalue
+            for bound, side in ((self.low, "greater"), (self.high, "less"))
+            if math.isfinite(bound)
+        ]
+        return float(max(tests))
 
 
 @dataclass(frozen=True)
@@ -91,3 +109,34 @@ class Claim:
                 "seeds must be none of those of pilots and of tuning. Got "
                 f"{sorted(set(self.seeds) & set(self.tuned_on))}."
             )
+
+
+def judged(claim, outcomes):
+    """Return a row for each inequality: verdict, mean, interval, p values.
+
+    ``outcomes`` holds one number a seed under each name; what is not finite (a run that
+    diverged) leaves its pair out, and is counted.
+    """
+    rows = []
+    for inequality in claim.inequalities:
+        # Stored results hold None for what is not finite.
+        left = np.array(outcomes[inequality.left], dtype=float)
+        right = np.zeros(len(left))
+        if inequality.right != "0":
+            right = np.array(outcomes[inequality.right], dtype=float)
+        verdict, found = inequality.judge(left, right)
+        rows.append(
+            {
+                "says": inequality.says,
+                "verdict": verdict,
+                "mean": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "n": found.n,
+                "lost": len(left) - found.n,
+                "p": inequality.p_value(left, right),
+            }
+        )
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = float(adjusted)
+    return rows

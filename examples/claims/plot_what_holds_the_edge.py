@@ -13,17 +13,14 @@ that diverges is an outcome: its S is infinite, the pair is left out of the inte
 and the table counts it. All of this is on small networks.
 
 Without ``--full`` a short version shows in less than two minutes that all works; it
-says nothing about the claim. ``--full --output FOLDER`` keeps every unit, a law with a
-seed, in a file of its own, and a second call goes on where the first stopped.
+says nothing about the claim. ``--full --output FILE.json`` keeps every unit, a law with
+a seed, in a file of its own, and a second call goes on where the first stopped.
 """
 
 # %%
-import argparse
-import json
-from pathlib import Path
-
 import numpy as np
 from _claim import Claim, Inequality, Source
+from _trial import Trial, main
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -81,14 +78,14 @@ def make_network():
     return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
 
 
-def run_unit(label, seed, sizes):
-    """Return the late S of a law with a seed, and the late batch sharpness × η/2."""
+def run_unit(label, seed, settings):
+    """Return S and batch sharpness × η/2 over training, and their late means."""
     X, y = load_digits(return_X_y=True)
-    X, y = ((X / 16 - 0.3) / 0.37)[: sizes["n_train"]], y[: sizes["n_train"]]
+    X = ((X / 16 - 0.3) / 0.37)[: settings["n_train"]]
     method, params = LAWS[label]
 
     def of_batches(risk, theta):
-        found = batch_sharpness(risk, theta, batch_size=M, n_draws=sizes["n_draws"])
+        found = batch_sharpness(risk, theta, batch_size=M, n_draws=settings["n_draws"])
         return float(found) * LR / 2
 
     model = NoisyDiffusionRegressor(
@@ -97,8 +94,8 @@ def run_unit(label, seed, sizes):
         method_params=params,
         lr=LR,
         batch_size=M,
-        max_iter=sizes["n_iter"],
-        record_every=sizes["record_every"],
+        max_iter=settings["n_iter"],
+        record_every=settings["record_every"],
         dtype="float64",
         random_state=seed,
         on_divergence="stop",
@@ -106,68 +103,40 @@ def run_unit(label, seed, sizes):
             "S": lambda risk, theta: edge_of_stability(risk, theta, lr=LR, tol=1e-3),
             "batch": of_batches,
         },
-    ).fit(X, np.eye(10)[y])
-    late = model.history_.query("iteration > @model.max_iter * 2 / 3")
+    ).fit(X, np.eye(10)[y[: settings["n_train"]]])
+    history = model.history_
+    late = history.query("iteration > @model.max_iter * 2 / 3")
     diverged = bool(model.diverged_)
     return {
-        "law": label,
-        "seed": seed,
         "diverged": diverged,
         "S": np.inf if diverged else float(late["S"].mean()),
         "batch": np.inf if diverged else float(late["batch"].mean()),
+        "iteration": history["iteration"].tolist(),
+        "S over training": history["S"].tolist(),
     }
 
 
-def unit(label, seed, sizes, folder):
-    """Return a unit, from its file if it is there."""
-    if folder is None:
-        return run_unit(label, seed, sizes)
-    name = label.replace(" ", "_").replace("₁", "1")
-    path = folder / f"{name}-{seed}.json"
-    if not path.exists():
-        path.write_text(json.dumps(run_unit(label, seed, sizes)))
-    return json.loads(path.read_text())
-
-
 # %%
-# The verdict
-# -----------
+# The numbers that are compared, and the picture
+# ----------------------------------------------
 
 
-def judged(units, seeds):
-    """Return a line an inequality: what it says, verdict, mean and interval."""
-    values = {(u["law"], u["seed"]): u["S"] for u in units}
-    values |= {(f"{u['law']}, batch", u["seed"]): u["batch"] for u in units}
-    lines = []
-    for inequality in CLAIM.inequalities:
-        left = [values[inequality.left, seed] for seed in seeds]
-        right = None
-        if inequality.right != "0":
-            right = [values[inequality.right, seed] for seed in seeds]
-        verdict, found = inequality.judge(left, right)
-        lines.append(
-            f"{inequality.says}: {verdict}, {found.mean:.3f} "
-            f"[{found.low:.3f}, {found.high:.3f}], n = {found.n}"
-        )
-    return lines
+def outcomes(units):
+    late = {label: unit["S"] for label, unit in units.items()}
+    return late | {f"{label}, batch": unit["batch"] for label, unit in units.items()}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=CLAIM.title)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--output", type=Path, help="a folder for the units")
-    arguments, _ = parser.parse_known_args()
-    sizes, seeds = (FULL, CLAIM.seeds) if arguments.full else (SHORT, (0, 1))
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-    units = [unit(law, s, sizes, arguments.output) for s in seeds for law in LAWS]
-    for law in LAWS:
-        own = [u for u in units if u["law"] == law]
-        lost = sum(u["diverged"] for u in own)
-        late = np.mean([u["S"] for u in own if not u["diverged"]] or [np.inf])
-        print(f"{law}: late λ₁η/2 {late:.3f}, {lost} of {len(own)} diverged")
-    print(*(judged(units, seeds) if arguments.full else ["(no verdict)"]), sep="\n")
+def draw(axes, units, outcomes):
+    seed = min(seed for _, seed in units)
+    for label in LAWS:
+        unit = units[label, seed]
+        axes.plot(unit["iteration"], unit["S over training"], label=label, lw=1)
+    axes.axhline(1, color="k", ls=":")
+    axes.set(xlabel="iteration", ylabel="S = λ₁η/2", title=f"One seed ({seed})")
+    axes.legend(fontsize=8)
 
+
+TRIAL = Trial(CLAIM, tuple(LAWS), run_unit, outcomes, draw, FULL, SHORT)
 
 if __name__ == "__main__":
-    main()
+    main(TRIAL)

@@ -1,8 +1,11 @@
 """Cited claims: each is whole, and what is no claim is refused."""
 
 import dataclasses
+import json
 import math
+import sys
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -35,16 +38,67 @@ def whole(claim, **changes):
     return claim.Claim(**(parts | changes))
 
 
+@pytest.fixture
+def page(claim):
+    """Return the file that makes the page, which loads every claim."""
+    before = set(sys.modules)
+    import page
+
+    yield page
+    for name in set(sys.modules) - before:
+        if str(FOLDER) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+def test_every_claim_is_on_the_page(page):
+    assert {path.stem for path in CLAIMS} == set(page.SCRIPTS)
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+
+
+def test_every_result_is_of_a_claim(page):
+    names = {name for _, name, _, _ in page.trials()}
+    assert {path.stem for path in page.RESULTS.glob("*.json")} <= names
+
+
 @pytest.mark.parametrize("path", CLAIMS, ids=lambda path: path.stem)
-def test_a_script_has_a_claim(path, claim):
-    names = {"__name__": "a test", "__file__": str(path)}
-    exec(compile(path.read_text(), str(path), "exec"), names)
-    found = names["CLAIM"]
-    assert isinstance(found, claim.Claim)
-    assert found.title in path.read_text()
-    # What is compared is what is run.
-    labels = {name for i in found.inequalities for name in (i.left, i.right)}
-    assert {name.removesuffix(", batch") for name in labels} <= {*names["LAWS"], "0"}
+def test_a_stored_verdict_follows_from_its_outcomes(path, page):
+    for script, name, trial, _ in page.trials():
+        stored = page.RESULTS / f"{name}.json"
+        if script != path.stem or not stored.exists():
+            continue
+        result = json.loads(stored.read_text())
+        assert result["full"]
+        assert tuple(result["seeds"]) == trial.claim.seeds
+        assert result["settings"] == json.loads(json.dumps(trial.full))
+        for inequality, row in zip(
+            trial.claim.inequalities, result["judged"], strict=True
+        ):
+            values = np.array(result["outcomes"][inequality.left], dtype=float)
+            if inequality.right != "0":
+                values = values - np.array(
+                    result["outcomes"][inequality.right], dtype=float
+                )
+            values = values[np.isfinite(values)]
+            t = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+            assert (row["n"], row["lost"]) == (
+                len(values),
+                len(trial.claim.seeds) - len(values),
+            )
+            assert (row["low"], row["high"]) == pytest.approx(tuple(t), rel=1e-4)
+            inside = inequality.low <= t.low and t.high <= inequality.high
+            outside = t.high < inequality.low or t.low > inequality.high
+            expected = "supported" if inside else "refuted" if outside else "neither"
+            assert row["verdict"] == expected
+        # The outcomes are those of the units.
+        for place, seed in enumerate(result["seeds"]):
+            units = {u["label"]: u for u in result["units"] if u["seed"] == seed}
+            again = trial.outcomes(units)
+            for label, value in again.items():
+                kept = result["outcomes"][label][place]
+                if kept is None:
+                    assert value is None or not math.isfinite(value)
+                else:
+                    assert kept == pytest.approx(value, rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +139,22 @@ def test_the_interval_decides(claim):
         assert one.judge(left, right)[0] == expected
     alone = claim.Inequality("a", "x", low=0.0)
     assert alone.judge([1.0, 1.1, 0.9])[0] == "supported"
+
+
+def test_both_bounds_must_be_rejected(claim):
+    left = [0.1, 0.2, 0.3, 0.2]
+    within = claim.Inequality("w", "x", low=0.0, high=0.5)
+    above = stats.ttest_1samp(left, 0.0, alternative="greater").pvalue
+    below = stats.ttest_1samp(left, 0.5, alternative="less").pvalue
+    assert within.p_value(left) == pytest.approx(max(above, below))
+    only = claim.Inequality("w", "x", "y", low=0.0)
+    assert only.p_value([0.2, 0.4, 0.7], [0.1, 0.2, 0.3]) == pytest.approx(
+        stats.ttest_1samp([0.1, 0.2, 0.4], 0.0, alternative="greater").pvalue
+    )
+
+
+def test_runs_that_diverged_are_counted(claim):
+    found = whole(claim, inequalities=(claim.Inequality("a", "x", "y", low=0.0),))
+    (row,) = claim.judged(found, {"x": [1.0, 2.0, None, 4.0], "y": [0.5, 0.5, 0, 1]})
+    assert (row["n"], row["lost"], row["verdict"]) == (3, 1, "neither")
+    assert row["p"] == row["p_holm"]

@@ -1,0 +1,169 @@
+"""
+The page of claims, made from the scripts and the stored results
+================================================================
+
+``python examples/claims/page.py`` writes ``docs/claims.md``; nothing is run. Verdicts
+are judged anew from the stored outcomes. A trial that has not been run is listed.
+"""
+
+# %%
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from _claim import judged
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "claims"
+PAGE = ROOT / "docs" / "claims.md"
+
+# In the order of the page.
+SCRIPTS = ("plot_what_holds_the_edge",)
+
+OPENING = """\
+# Claims about noise and flatness, tried
+
+This field argues by claims. Here each is an inequality, written down before its
+numbers, and one command that anybody can run. **All of this is on small networks**:
+what holds here need not hold on large ones, and what fails here need not fail there.
+
+- *Supported*: the paired 95 % t interval over seeds lies within the bounds of the
+  inequality. *Refuted*: it lies wholly outside. *Neither*: it lies across a bound.
+- A claim is quoted only as far as its text was seen: the mark behind a source says how
+  far that was.
+- p is of "not within the bounds", by one-sided t tests at each bound; *Holm* adjusts it
+  for the inequalities of a claim. Neither changes a verdict.
+- A run that diverged leaves its pair out of the interval, and is counted.
+- The seeds are none of those that a pilot or the choice of settings used.
+"""
+
+CLOSING = """\
+## To add a claim
+
+A file `plot_*.py` in `examples/claims/` with a `CLAIM` (`_claim.py` says what belongs
+to one, and refuses one without inequality, seeds or source), and a `Trial` of it
+(`_trial.py`). Commit it before its numbers, run it with `--full --output`, enter it in
+`page.py`, and run that. `tests/examples/test_claims.py` judges every stored result
+anew.
+"""
+
+
+# %%
+# The page
+# --------
+
+
+def trials():
+    """Return (script, name of its result, trial, what its numbers show), in order."""
+    found = []
+    for script in SCRIPTS:
+        module = importlib.import_module(script)
+        name = script.removeprefix("plot_")
+        findings = getattr(module, "FINDINGS", ("", ""))
+        found.append((script, name, module.TRIAL, findings[0]))
+        if hasattr(module, "SECOND"):
+            found.append((script, f"{name}_second", module.SECOND, findings[1]))
+    return found
+
+
+def page():
+    """Return the text of ``docs/claims.md``."""
+    table = ["| claim | inequality | verdict | mean difference, 95 % interval | cost |"]
+    table.append("|---|---|---|---|---|")
+    sections, missing = [], []
+    for script, name, trial, finding in trials():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            missing.append(f"- {trial.claim.title} (`{_command(script, name)}`)")
+            continue
+        result = json.loads(path.read_text())
+        rows = judged(trial.claim, result["outcomes"])
+        minutes = max(1, round(result["cpu_seconds"] / 60))
+        for place, row in enumerate(rows):
+            first = place == 0
+            table.append(
+                f"| {trial.claim.title if first else ''} | {row['says']} | "
+                f"{row['verdict']} | {_interval(row)} | "
+                f"{f'{minutes} min' if first else ''} |"
+            )
+        sections.append(_section(script, name, trial.claim, rows, finding))
+    if missing:
+        sections.append("\n".join(["## Not run yet", "", *missing, ""]))
+    table.append("")
+    return "\n".join([OPENING, "\n".join(table), *sections, CLOSING])
+
+
+def _section(script, name, claim, rows, finding):
+    sources = "; ".join(f"{s.cite} (seen: {s.seen})" for s in claim.sources)
+    results = [
+        f"| {row['says']} | {_compared(inequality)} | {_interval(row)} | {row['n']} | "
+        f"{row['lost']} | {row['p']:.2g} | {row['p_holm']:.2g} | {row['verdict']} |"
+        for inequality, row in zip(claim.inequalities, rows, strict=True)
+    ]
+    picture = f"../benchmarks/results/claims/{name}.png"
+    return "\n".join(
+        [
+            f"## {claim.title}",
+            "",
+            f"**Claim.** {claim.says} {sources}.",
+            "",
+            f"**Test.** {claim.protocol} Seeds {claim.seeds[0]} to {claim.seeds[-1]}.",
+            "",
+            "| inequality | compared | mean, 95 % interval | n | lost | p | Holm | "
+            "verdict |",
+            "|---|---|---|---|---|---|---|---|",
+            *results,
+            "",
+            f"![{claim.title}]({picture})",
+            "",
+            *([f"**Result.** {finding}", ""] if finding else []),
+            f"**Objection.** {claim.objection}",
+            "",
+            f"**What would change the verdict.** {claim.would_change}",
+            "",
+            f"`{_command(script, name)}`",
+            "",
+        ]
+    )
+
+
+def _compared(inequality):
+    what = inequality.left
+    if inequality.right != "0":
+        what += f" − {inequality.right}"
+    ends = [f"{end:g}".replace("-", "−") for end in (inequality.low, inequality.high)]
+    if inequality.low == -float("inf"):
+        return f"{what} ≤ {ends[1]}"
+    if inequality.high == float("inf"):
+        return f"{what} ≥ {ends[0]}"
+    return f"{ends[0]} ≤ {what} ≤ {ends[1]}"
+
+
+def _interval(row):
+    mean, low, high = (
+        f"{row[key]:.3g}".replace("-", "−") for key in ("mean", "low", "high")
+    )
+    return f"{mean} ({low} to {high})"
+
+
+def _command(script, name):
+    second = " --second" if name.endswith("_second") else ""
+    return (
+        f"python examples/claims/{script}.py --full{second} "
+        f"--output benchmarks/results/claims/{name}.json"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    text = page()
+    if arguments.check:
+        raise SystemExit(0 if PAGE.read_text(encoding="utf-8") == text else 1)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
