@@ -115,8 +115,9 @@ def non_uniformity(
     Returns
     -------
     Estimate
-        In units of H; ``stderr`` is 0 where s² is more than rounding, and NaN where its
-        pair has not converged.
+        In units of H; where s² is more than rounding, ``stderr`` is what the rounding
+        of λv takes from H v - λv, 0 without a penalty. It is NaN where the pair of s²
+        has not converged.
 
     Raises
     ------
@@ -165,11 +166,14 @@ def non_uniformity(
     with ignored(ConvergenceWarning):
         pair = eigsh(operator, 1, tol=tol, rng=make_generator(rng, risk.device))
     square = pair.eigenvalues[0]
-    rounding = CLEAR * torch.finfo(risk.dtype).eps * largest
+    eps = torch.finfo(risk.dtype).eps
+    # H v - λv is off by some ε λ‖v‖, and (H - λ)² v by twice that times ‖H - λ‖.
+    off_by_penalty = 2 * eps * risk.l2 * largest.sqrt()
+    rounding = CLEAR * (eps * largest + off_by_penalty)
     if bool(square > rounding):
         off = float(pair.residuals / square)
         # A tol below the rounding of the products, where D of them gave the matrix.
-        rounded = off <= 100 * torch.finfo(risk.dtype).eps
+        rounded = off <= 100 * eps
         rounded = rounded and pair.n_matvecs == risk.n_params
         if not (bool(pair.converged) or rounded):
             warnings.warn(
@@ -180,7 +184,8 @@ def non_uniformity(
                 stacklevel=2,
             )
             return Estimate(square.sqrt(), square * torch.nan, pair.n_matvecs)
-        return exact(square.sqrt(), pair.n_matvecs)
+        s = square.sqrt()
+        return Estimate(s, off_by_penalty / (2 * s), pair.n_matvecs)
     return Estimate(torch.zeros_like(square), rounding.sqrt(), pair.n_matvecs)
 
 

@@ -160,3 +160,21 @@ def test_a_convex_loss_has_none():
     module = nn.Linear(3, 1).double()
     risk = EmpiricalRisk(module, "binary_cross_entropy", X, (X[:, 0] > 0).long())
     assert float(negative_mass(risk, risk.params())) < 1e-12
+
+
+def test_what_a_penalty_takes_by_rounding_is_told():
+    """(H - λ)v is a difference: of Hessians near 1e-4 λ, float32 keeps three digits."""
+    rng = torch.Generator().manual_seed(0)
+    X = 0.01 * torch.randn(60, 4, generator=rng, dtype=torch.float64)
+    y = torch.randint(0, 3, (60,), generator=rng)
+    module = nn.Linear(4, 3, bias=False).double()
+    theta = oracles.flat_parameters(module)
+    # Of a linear module the Gauss-Newton matrices are the Hessians.
+    hessians = oracles.dense(module, oracles.cross_entropy, X, y, theta).gauss_newtons
+    mean = hessians.mean(0)
+    matrix = (hessians @ hessians).mean(0) - mean @ mean
+    expected = float(torch.linalg.eigvalsh(matrix)[-1].sqrt())
+    risk = EmpiricalRisk(module, "cross_entropy", X, y, l2=1.0, dtype=torch.float32)
+    found = non_uniformity(risk, risk.params(), tol=1e-4)
+    assert 0 < float(found.stderr) < 0.05 * expected
+    assert abs(float(found) - expected) < 3 * float(found.stderr)

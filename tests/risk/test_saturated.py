@@ -214,6 +214,16 @@ def test_an_infinite_logit_is_no_small_loss(loss):
     assert not resolve_loss(loss).per_example(outputs, y).isfinite().any()
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_an_infinite_logit_has_no_slope(label):
+    """As PyTorch's own loss has none: a 0 there would pass for a minimum."""
+    outputs = torch.tensor([[torch.inf, 0.0, 1.0]], requires_grad=True)
+    loss = resolve_loss("cross_entropy").per_example(outputs, torch.tensor([label]))
+    (slope,) = torch.autograd.grad(loss, outputs)
+    assert loss.isnan()
+    assert slope[0, 0].isnan()
+
+
 def test_masked_logits():
     outputs = torch.tensor([[-torch.inf, 1.0, 0.0]], requires_grad=True)
     loss = resolve_loss("cross_entropy").per_example(outputs, torch.tensor([1]))

@@ -27,13 +27,15 @@ def below_the_largest(outputs: Tensor) -> tuple[Tensor, Tensor]:
     -------
     d : Tensor of shape (n, C, ...)
     r : Tensor of shape (n, 1, ...)
+        NaN with its derivatives where the largest logit is infinite, as PyTorch's.
     """
     top, a = outputs.max(1, keepdim=True)
     # d_a is a constant: through it a slope of one would pass, there and back. Of an
     # infinite logit it is NaN.
     d = (outputs - top).scatter(1, a, (top - top).detach())
     rest = d.exp().scatter(1, a, 0).sum(1, keepdim=True)
-    return d, rest.log1p()
+    # 0 and its slopes, or NaN and its slopes: a difference alone has slopes of 0.
+    return d, rest.log1p() + top * (0 * top)
 
 
 def softmax_product(outputs: Tensor, u: Tensor) -> Tensor:
