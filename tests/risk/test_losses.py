@@ -1,6 +1,7 @@
 """Losses beside PyTorch's own modules, on all data and example by example."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -329,6 +330,30 @@ def test_long_sequences_need_no_matrix_of_all_outputs():
         column = loss.root_product(outputs, y, unit.view(1, 20, 1).expand(2, 20, 400))
         total += column * (column * u).sum(1, keepdim=True)
     close(total, found)
+
+
+def test_signs_of_a_triangular_root_vary_little():
+    """Over all signs, ‖Sz‖² has the mean Tr(H), and less variance than by √p."""
+    loss = resolve_loss("cross_entropy")
+    outputs, y = numbers(1, 6), torch.tensor([2])
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=6))).double()
+    p = outputs.softmax(1)[0]
+    trace = (p * (1 - p)).sum()
+    spreads = []
+    for product in (loss.sign_product, loss.root_product):
+        norms = product(outputs.expand(64, 6), y.expand(64), signs).square().sum(1)
+        close(norms.mean(), trace)
+        spreads.append(float(norms.var(correction=0)))
+    assert spreads[0] < spreads[1] / 3
+
+
+def test_half_precision_sums_in_full():
+    outputs, y = numbers(3, 500), torch.tensor([0, 1, 2])
+    loss, z = resolve_loss("cross_entropy"), numbers(3, 500).sign()
+    right = loss.sign_product(outputs.bfloat16().double(), y, z)
+    found = loss.sign_product(outputs.bfloat16(), y, z.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), right, rtol=0.01, atol=1e-6)
 
 
 def test_a_root_without_blocks_is_refused_above_a_size():

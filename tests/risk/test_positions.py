@@ -161,9 +161,9 @@ def test_products_with_the_output_hessian(name, sliced):
     right = torch.stack([H @ v.flatten() for H, v in zip(blocks, u, strict=True)])
     torch.testing.assert_close(loss.hessian_product(f, y, u), right.view_as(u))
     unit = torch.eye(f[0].numel(), dtype=f.dtype).view(-1, *f.shape[1:])
-    columns = [loss.root_product(f, y, z.expand_as(f)).flatten(1) for z in unit]
-    S = torch.stack(columns, 2)
-    torch.testing.assert_close(S @ S.mT, torch.stack(blocks), atol=1e-10, rtol=1e-7)
+    for product in (loss.root_product, loss.sign_product):
+        S = torch.stack([product(f, y, z.expand_as(f)).flatten(1) for z in unit], 2)
+        torch.testing.assert_close(S @ S.mT, torch.stack(blocks), atol=1e-10, rtol=1e-7)
 
 
 class Tokens(nn.Module):

@@ -150,12 +150,11 @@ def test_noise_of_sure_predictions(gap, n_outputs, dtype, monkeypatch):
     right = p[:1] * rest[:1]
     if n_outputs > 1:
         right = np.where(np.eye(4) > 0, p * rest, -p[:, None] * p)
-    S = torch.cat(
-        [loss.root_product(outputs, y, e[None]) for e in torch.eye(n_outputs)]
-    )
-    # Not a product in float32, where squares of 1e-27 are zero.
-    S = S.double()
-    close(S.T @ S, right, dtype)
+    for product in (loss.root_product, loss.sign_product):
+        S = torch.cat([product(outputs, y, e[None]) for e in torch.eye(n_outputs)])
+        # Not a product in float32, where squares of 1e-27 are zero.
+        S = S.double()
+        close(S.T @ S, right, dtype)
     slopes = []
     for drawn in range(len(p)):  # of the one output, whether it is the rarer class
         forced = torch.tensor([[drawn]])

@@ -101,6 +101,11 @@ class CrossEntropy(ExampleLoss):
         scale = self._scale(outputs, targets).sqrt()
         return product_by_position(_root_product, outputs, targets, z, scale)
 
+    def sign_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.sign_product`; S is triangular."""
+        scale = self._scale(outputs, targets).sqrt()
+        return product_by_position(_triangular_product, outputs, targets, z, scale)
+
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H = s (diag(p) - ppᵀ) at each of T positions, s = 1/T where all count one."""
         scale = self._scale(outputs, targets)
@@ -185,6 +190,25 @@ def _root_product(outputs: Tensor, z: Tensor, scale: Tensor) -> Tensor:
     # be a difference of numbers near 1.
     product = product.scatter(1, a, -product.scatter(1, a, 0).sum(1, keepdim=True))
     return product * scale
+
+
+def _triangular_product(outputs: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+    # With the classes from the most probable one down and q_j = Σ_{i>j} p_i, column j
+    # of S is √(p_j q_j / q_{j-1}) (e_j - Σ_{i>j} (p_i / q_j) e_i): first the largest
+    # class against all others, then the next one against those behind it (Tanabe and
+    # Sagae, J. R. Stat. Soc. B 54 (1992) 211-219). Late in a training on digits,
+    # ‖JᵀSz‖² has a ninth of the variance that it has with √p on the diagonal.
+    # Sums of small numbers, which half precision would not hold.
+    dtype = torch.promote_types(outputs.dtype, torch.float32)
+    p, order = outputs.softmax(1, dtype=dtype).sort(1, descending=True)
+    sums = p.flip(1).cumsum(1).flip(1)  # q_{j-1}, from the smallest p up
+    q = torch.cat([sums[:, 1:], torch.zeros_like(sums[:, :1])], 1)
+    shares = z.to(dtype) * (p / sums).sqrt().masked_fill(sums == 0, 0)
+    before = (shares / q.sqrt()).masked_fill(q == 0, 0).cumsum(1)
+    before = torch.cat([torch.zeros_like(q[:, :1]), before[:, :-1]], 1)
+    sorted_product = shares * q.sqrt() - p * before
+    product = torch.zeros_like(p).scatter(1, order, sorted_product)
+    return product.to(torch.promote_types(outputs.dtype, z.dtype)) * scale
 
 
 def _drawn_slope(rng: torch.Generator, outputs: Tensor, scale: Tensor) -> Tensor:

@@ -55,6 +55,24 @@ class ExampleLoss(ABC):
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """Return Sᵢzᵢ for ``z`` of the outputs' shape."""
 
+    def sign_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+        """Return Sᵢzᵢ for signs ``z``, of a root whose columns overlap little.
+
+        ‖Jᵢᵀ Sᵢ zᵢ‖² has the mean Tr(Gᵢ) for every root. Its variance is twice the sum
+        of the squared inner products between different columns of Jᵢᵀ Sᵢ.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, \\*output_shape)
+        targets : Tensor of shape (n, ...)
+        z : Tensor of shape (n, \\*output_shape)
+
+        Returns
+        -------
+        Tensor of shape (n, \\*output_shape)
+        """
+        return self.root_product(outputs, targets, z)
+
     @abstractmethod
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """Return Hᵢuᵢ for ``u`` of the outputs' shape."""

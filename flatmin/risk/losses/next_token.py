@@ -62,6 +62,11 @@ class NextToken(ExampleLoss):
         shifted = outputs.transpose(1, 2), targets[:, 1:], z.transpose(1, 2)
         return self._of_shifted.root_product(*shifted).transpose(1, 2)
 
+    def sign_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+        """See :meth:`ExampleLoss.sign_product`; as for cross-entropy."""
+        shifted = outputs.transpose(1, 2), targets[:, 1:], z.transpose(1, 2)
+        return self._of_shifted.sign_product(*shifted).transpose(1, 2)
+
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H as for cross-entropy; 0 at the last token."""
         shifted = outputs.transpose(1, 2), targets[:, 1:], u.transpose(1, 2)

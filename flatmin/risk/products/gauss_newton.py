@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from flatmin.risk.data.chunks import Chunk
@@ -51,7 +53,7 @@ def gauss_newton_draw(
     """
 
     def cotangents(outputs: Tensor, slopes: Tensor) -> Tensor:
-        noise = weighted_root(loss, outputs, z, *chunk.targets_and_weights)
+        noise = weighted_root(loss.root_product, outputs, z, *chunk.targets_and_weights)
         part: Tensor = noise * (scale / n_examples**0.5)
         return slopes / n_examples + part
 
@@ -80,14 +82,15 @@ def gauss_newton_example_traces(
     """
     # Beforehand: the root of a loss that is a callable does not vectorise.
     outputs = model.evaluate(chunk.X)
-    roots = [weighted_root(loss, outputs, of, *chunk.targets_and_weights) for of in z]
+    others = chunk.targets_and_weights
+    roots = [weighted_root(loss.sign_product, outputs, of, *others) for of in z]
     return sums.several_squared_norms(
         [ExampleScalars(chunk.X, (root,), inner_products) for root in roots]
     )
 
 
 def weighted_root(
-    loss: ExampleLoss,
+    product: Callable[[Tensor, Tensor, Tensor], Tensor],
     outputs: Tensor,
     z: Tensor,
     y: Tensor,
@@ -97,7 +100,8 @@ def weighted_root(
 
     Parameters
     ----------
-    loss : ExampleLoss
+    product : callable
+        ``root_product`` or ``sign_product`` of a loss.
     outputs : Tensor of shape (n, \\*output_shape)
     z : Tensor of shape (n, \\*output_shape)
     y : Tensor of shape (n, ...)
@@ -107,7 +111,7 @@ def weighted_root(
     -------
     Tensor of shape (n, \\*output_shape)
     """
-    product = loss.root_product(outputs, y, z)
+    root = product(outputs, y, z)
     if weights is None:
-        return product
-    return product * weights.sqrt().view(-1, *(1 for _ in product.shape[1:]))
+        return root
+    return root * weights.sqrt().view(-1, *(1 for _ in root.shape[1:]))

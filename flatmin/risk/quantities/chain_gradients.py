@@ -135,7 +135,7 @@ class ChainGradients(ChainSums):
             def of(outputs: Tensor, slopes: Tensor) -> Tensor:
                 chunk = shared.examples
                 noise = weighted_root(
-                    risk._loss,
+                    risk._loss.root_product,
                     outputs,
                     z[:, chunk.rows].flatten(0, 1),
                     *chunk.targets_and_weights,

@@ -96,7 +96,9 @@ class OverChains(ChainGradients):
             others = shared.examples.targets_and_weights
             squares = []
             for own in z[:, :, chunk.rows].unbind(1):
-                u = weighted_root(risk._loss, outputs, own.flatten(0, 1), *others)
+                u = weighted_root(
+                    risk._loss.sign_product, outputs, own.flatten(0, 1), *others
+                )
                 squares.append(self._squares(some, shared, u))
             return torch.stack(squares, -1)
 
