@@ -46,7 +46,9 @@ def central_difference(
     Tensor of shape (D,)
     """
     h = difference_step(theta, v, step)
-    return (gradient(theta + h * v) - gradient(theta - h * v)) / (2 * h)
+    ahead = gradient(theta + h * v)
+    ahead = ahead - gradient(theta - h * v)
+    return ahead / (2 * h)
 
 
 def difference_step(theta: Tensor, v: Tensor, step: float) -> Tensor:

@@ -9,7 +9,10 @@ from flatmin._utils.arrays import check_tensor
 from flatmin.risk.network.layout import ParameterLayout
 from flatmin.risk.network.module_checks import trainable
 
-__all__ = ["FlatParameters"]
+__all__ = ["FlatParameters", "joined"]
+
+# Numbers in a vector of which a second copy counts.
+_LARGE = 1 << 24
 
 
 class FlatParameters:
@@ -104,3 +107,26 @@ class FlatParameters:
         for i in self._odd:
             views[i] = views[i].clone()
         return {place: views[i] for place, i in self._places.items()}
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Return parts of a vector, one after the other.
+
+    Parameters
+    ----------
+    parts : list of Tensor
+        Emptied: on a CPU a large part is let go of as soon as it is copied.
+
+    Returns
+    -------
+    Tensor of shape (D,)
+    """
+    n = sum(part.numel() for part in parts)
+    if n < _LARGE or parts[0].device.type != "cpu":
+        return torch.cat([part.reshape(-1) for part in parts])
+    flat, end = parts[0].new_empty(n), n
+    while parts:
+        part = parts.pop()
+        flat[end - part.numel() : end].copy_(part.reshape(-1))
+        end -= part.numel()
+    return flat

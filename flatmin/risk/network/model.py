@@ -24,7 +24,7 @@ from flatmin.risk.network.batch_statistics import (
     recorded_statistics,
     write_statistics,
 )
-from flatmin.risk.network.flat_parameters import FlatParameters
+from flatmin.risk.network.flat_parameters import FlatParameters, joined
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.module_update import check_form, copy_tensors, reads_alike
 from flatmin.risk.network.outputs import OutputTransform, read_output
@@ -333,8 +333,7 @@ class FlatModel:
 
     def gradient(self, tensors: Tensor, cotangents: Tensor) -> Tensor:
         """Return the flat vector-Jacobian product at the bound θ, shape (D,)."""
-        parts = self.gradients(tensors, cotangents)
-        return torch.cat([part.reshape(-1) for part in parts])
+        return joined(self.gradients(tensors, cotangents))
 
     def gradients(
         self,

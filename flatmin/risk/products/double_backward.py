@@ -15,6 +15,7 @@ from torch import Tensor
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.flat_parameters import joined
 from flatmin.risk.network.model import FlatModel
 
 __all__ = ["DoubleBackward"]
@@ -24,7 +25,7 @@ class DoubleBackward:
     """The part of one chunk in the products at one θ.
 
     The graphs of the gradient and of the pullback are built when they are first needed
-    and kept: let go of the object to free them.
+    and kept: let go of the object, or call :meth:`forget`, to free them.
 
     Parameters
     ----------
@@ -98,6 +99,11 @@ class DoubleBackward:
         """
         return self._pull([self._outputs], [u])
 
+    def forget(self) -> None:
+        """Let go of the graphs; they are built anew when they are needed."""
+        for name in ("_outputs", "_gradient", "_pullback"):
+            vars(self).pop(name, None)
+
     @property
     def outputs(self) -> Tensor:
         """Of the chunk, shape (n, \\*output_shape)."""
@@ -135,8 +141,7 @@ class DoubleBackward:
         if not depends:
             return torch.zeros_like(self.theta)
         some, along = zip(*depends, strict=True)
-        parts = self.model.gradients(list(some), list(along), retain_graph=True)
-        return torch.cat([part.reshape(-1) for part in parts])
+        return joined(self.model.gradients(list(some), list(along), retain_graph=True))
 
 
 class _PullbackGraph(NamedTuple):

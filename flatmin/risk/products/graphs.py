@@ -196,6 +196,8 @@ class ProductGraphs:
     def _trial(self, quantity: str, theta: Tensor, chunk: Chunk) -> _Trial:
         # A weight of zero would hide an example, and with it a difference.
         chunk = replace(chunk, weights=None)
+        if quantity == "hvp":  # before the vectors of this trial are there
+            self.ways.settle_hessian(theta)
         probe = self._probe(quantity, chunk)
         # Without a name: it holds a graph, which is gone before the next one is made.
         expected = getattr(ReferenceProducts(self.ways, theta, chunk), quantity)(probe)

@@ -34,15 +34,21 @@ _ROUNDINGS = 10  # that differences of slopes may be off by
 
 def hessian_off(name: str, point: DoubleBackward) -> float:
     """Return how far H v is from symmetric; raise where it is no derivative."""
-    a, b = (random_like(point.theta, seed) for seed in (1, 2))
-    Ha, Hb = (HESSIANS[name](point, v) for v in (a, b))
+    # Of a large network a vector takes gigabytes in float64, and a graph several: no
+    # more are held than are compared.
+    Ha = HESSIANS[name](point, random_like(point.theta, 1))
+    b = random_like(point.theta, 2)
+    Hb = HESSIANS[name](point, b)
+    point.forget()
+    a = random_like(point.theta, 1)
+    asymmetric = asymmetry(a, Ha, b, Hb)
+    del b, Hb
     off = _gradient_off(point, Ha, a)
     if off:
         raise NotTaken(f"it differs by {off:.1e} from differences of the gradient")
-    off = asymmetry(a, Ha, b, Hb)
-    if off > tolerance(point.model.precision, 2):
-        raise NotTaken(f"aᵀHb and bᵀHa differ by {off:.1e}")
-    return off
+    if asymmetric > tolerance(point.model.precision, 2):
+        raise NotTaken(f"aᵀHb and bᵀHa differ by {asymmetric:.1e}")
+    return asymmetric
 
 
 def is_fitted(point: DoubleBackward) -> bool:

@@ -170,13 +170,7 @@ class ProductWays:
             If θ, or outputs and losses there, are not finite, and no way was found
             before.
         """
-        choice = self.hessian
-        if choice.taken is None:
-            _check_finite("θ", point.theta)
-        name = choice.taken or choice.settle(
-            {way: partial(self._hessian_off, way, point.theta) for way in HESSIANS},
-            tolerance(self.model.precision, 2),
-        )
+        choice, name = self.hessian, self.settle_hessian(point.theta)
         if name is None:
             self._check_outputs(choice, point.theta)
             reasons = _listed(choice)
@@ -187,6 +181,31 @@ class ProductWays:
                 f"such as the Gauss-Newton matrix and Σ.{_elsewhere(choice)}"
             )
         return HESSIANS[name](point, v)
+
+    def settle_hessian(self, theta: Tensor) -> str | None:
+        """Return the way to H v, after a trial at the first call.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        str or None
+            None if no way is right.
+
+        Raises
+        ------
+        FloatingPointError
+            If θ is not finite, and no way was found before.
+        """
+        choice = self.hessian
+        if choice.taken is None:
+            _check_finite("θ", theta)
+        return choice.taken or choice.settle(
+            {way: partial(self._hessian_off, way, theta) for way in HESSIANS},
+            tolerance(self.model.precision, 2),
+        )
 
     @torch.no_grad()
     def _check_outputs(self, choice: Choice, theta: Tensor) -> None:
