@@ -104,6 +104,7 @@ def _gradient(
 
     def gradient(theta: Tensor) -> Tensor:
         losses = losses_at(theta)
+        del theta  # bound, which is a copy: nobody else holds it
         return point.model.gradient(losses, torch.ones_like(losses))
 
     return gradient
