@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import flatmin
@@ -21,12 +22,17 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
+    "sphinx.ext.extlinks",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "mathml",
     "generated_pages",
+    "references",
+    "stored_pictures",
 ]
+autodoc_mock_imports = ["lightning", "transformers"]
+extlinks = {"doi": ("https://doi.org/%s", "doi:%s")}
 if os.environ.get("FLATMIN_DOCS_ONLINE"):  # references into other packages' sites
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
@@ -44,8 +50,10 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(torch|numpy|np|scipy|sklearn|skorch|pandas|matplotlib|joblib|lightning"
-        r"|transformers|collections|typing|contextlib|dataclasses|abc|functools)(\..*)?",
+        r"|transformers|collections|typing|contextlib|dataclasses|abc|functools|fnmatch)"
+        r"(\..*)?",
     ),
+    (r".*", r"(python|numpy):.*"),  # what numpydoc makes of int and array-like
 ]
 suppress_warnings = ["config.cache"]  # sphinx-gallery's reset functions do not pickle
 
@@ -61,6 +69,14 @@ autodoc_class_signature = "mixed"
 autoclass_content = "class"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
+# Types of parameters and results are links where they are public names of flatmin.
+numpydoc_xref_param_type = True
+numpydoc_xref_ignore = "all"
+numpydoc_xref_aliases = {
+    name: name
+    for floor in flatmin._FLOORS
+    for name in import_module(f"flatmin.{floor}").__all__
+}
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
@@ -84,14 +100,17 @@ copybutton_prompt_is_regexp = True
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    # Long ones are shown with their stored pictures, and not run.
-    "filename_pattern": r"examples/plot_",
-    "ignore_pattern": r"(/_|__init__|/report\.py|/page\.py)",
+    # The others take longer, or need a launcher, a cluster or a download. They are
+    # shown with their stored pictures.
+    "filename_pattern": r"examples/plot_"
+    r"(analyze_any|flatness_in|langevin|monitor_a|noise_laws|quickstart)",
+    "ignore_pattern": r"^(_|report\.py|page\.py)",
     "backreferences_dir": "api/generated/backreferences",
     "doc_module": ("flatmin",),
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
+    "write_computation_times": False,
     "min_reported_time": 1,
     "plot_gallery": "True",
 }
