@@ -6,6 +6,8 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
+import numpydoc.xref
+
 import flatmin
 
 HERE = Path(__file__).parent
@@ -28,6 +30,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "mathml",
     "generated_pages",
+    "code_blocks",
     "references",
     "stored_pictures",
 ]
@@ -53,7 +56,6 @@ nitpick_ignore_regex = [
         r"|transformers|collections|typing|contextlib|dataclasses|abc|functools|fnmatch)"
         r"(\..*)?",
     ),
-    (r".*", r"(python|numpy):.*"),  # what numpydoc makes of int and array-like
 ]
 suppress_warnings = ["config.cache"]  # sphinx-gallery's reset functions do not pickle
 
@@ -72,6 +74,7 @@ numpydoc_class_members_toctree = False
 # Types of parameters and results are links where they are public names of flatmin.
 numpydoc_xref_param_type = True
 numpydoc_xref_ignore = "all"
+numpydoc.xref.DEFAULT_LINKS.clear()  # int is a word, and no page of another site
 numpydoc_xref_aliases = {
     name: name
     for floor in flatmin._FLOORS
@@ -85,6 +88,10 @@ html_title = "flatmin"
 html_static_path = ["_static"]
 html_css_files = ["flatmin.css"]
 html_show_sourcelink = False
+# Pages that stand alone have no neighbours to show beside them.
+html_sidebars = {
+    page: [] for page in ("index", "getting_started", "reproduction", "claims")
+}
 html_theme_options = {
     "navbar_align": "left",
     "show_prev_next": True,

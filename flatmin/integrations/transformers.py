@@ -22,8 +22,8 @@ class FlatnessCallback(TrainerCallback):
     trainer : transformers.Trainer, default=None
         Whose ``log`` gets the numbers. Without it they go into the state's
         ``log_history``.
-    prefix : str, default="flatmin_"
-        Of the names that are logged.
+    prefix : str
+        Of the names that are logged: ``flatmin_`` by default.
 
     Examples
     --------
