@@ -32,7 +32,7 @@ extensions = [
     "generated_pages",
     "code_blocks",
     "references",
-    "stored_pictures",
+    "stored_runs",
 ]
 autodoc_mock_imports = ["lightning", "transformers"]
 extlinks = {"doi": ("https://doi.org/%s", "doi:%s")}
@@ -107,10 +107,10 @@ copybutton_prompt_is_regexp = True
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    # The others take longer, or need a launcher, a cluster or a download. They are
-    # shown with their stored pictures.
+    # The others take longer, or need a launcher, a cluster or a download. What is
+    # stored of them is shown.
     "filename_pattern": r"examples/plot_"
-    r"(analyze_any|flatness_in|langevin|monitor_a|noise_laws|quickstart)",
+    r"(analyze_any|langevin|monitor_a|noise_laws)",
     "ignore_pattern": r"^(_|report\.py|page\.py)",
     "backreferences_dir": "api/generated/backreferences",
     "doc_module": ("flatmin",),

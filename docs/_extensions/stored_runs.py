@@ -1,4 +1,4 @@
-"""Stored pictures of the long examples, which are not run in the build."""
+"""What is stored of the long examples, which are not run in the build."""
 
 import re
 import shutil
@@ -12,8 +12,7 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 # Pictures that lie elsewhere than in a folder or a file of the script's name.
 ELSEWHERE = {
     "plot_comparison_on_fashion_mnist": "fashion_mnist/figure5.png",
-    "plot_langevin_samples": "langevin/langevin.png",
-    "plot_monitor_a_training": "monitor/edge_of_stability.png",
+    "plot_quickstart": "../../docs/images/quickstart.png",
 }
 
 
@@ -44,18 +43,21 @@ def copy(app) -> None:
 
 
 def show(app, docname: str, source: list[str]) -> None:
-    """Show all pictures of a script between its text and its code."""
+    """Show all that is stored of a script between its text and its code."""
     page = DOCS / docname
     if GALLERY not in page.parents or not page.name.startswith("plot_"):
         return
     script = EXAMPLES / page.relative_to(GALLERY).with_suffix(".py")
     if not is_run(app, script):
-        images = [
+        shown = [
             f".. image:: {relpath(path, page.parent)}\n   :alt: {path.stem}\n\n"
             for path in pictures(script)
         ]
+        stored = RESULTS / f"{script.stem.removeprefix('plot_')}.txt"
+        if stored.exists():
+            shown.append(f".. literalinclude:: {relpath(stored, page.parent)}\n\n")
         text, code, rest = source[0].partition(".. GENERATED FROM PYTHON SOURCE")
-        source[0] = "".join((text, *images, code, rest))
+        source[0] = "".join((text, *shown, code, rest))
 
 
 def setup(app):
