@@ -109,8 +109,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     # The others take longer, or need a launcher, a cluster or a download. What is
     # stored of them is shown.
-    "filename_pattern": r"examples/plot_"
-    r"(analyze_any|langevin|monitor_a|noise_laws)",
+    "filename_pattern": r"examples/plot_(analyze_any_network|noise_laws)",
     "ignore_pattern": r"^(_|report\.py|page\.py)",
     "backreferences_dir": "api/generated/backreferences",
     "doc_module": ("flatmin",),

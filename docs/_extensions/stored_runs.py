@@ -12,6 +12,8 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 # Pictures that lie elsewhere than in a folder or a file of the script's name.
 ELSEWHERE = {
     "plot_comparison_on_fashion_mnist": "fashion_mnist/figure5.png",
+    "plot_langevin_samples": "langevin/langevin.png",
+    "plot_monitor_a_training": "monitor/edge_of_stability.png",
     "plot_quickstart": "../../docs/images/quickstart.png",
 }
 
