@@ -1,5 +1,7 @@
 """How docstrings refer: public names without their floor, and bars as norms."""
 
+import inspect
+
 from docutils.parsers.rst.states import Inliner
 
 
@@ -20,7 +22,17 @@ def bar(inliner, match, lineno):
     return match.string[:end], [], match.string[end:], []
 
 
+def signature(app, what, name, obj, options, text, returns):
+    """Give an adapter its own signature, and not that of a base that is not there."""
+    if what != "class" or not name.startswith("flatmin.integrations."):
+        return None
+    _, *own = inspect.signature(obj.__init__).parameters.values()
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in own]
+    return str(inspect.Signature(bare)), None
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", signature)
     Inliner.dispatch["|"] = bar
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

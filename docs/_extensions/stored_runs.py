@@ -57,7 +57,8 @@ def show(app, docname: str, source: list[str]) -> None:
         ]
         stored = RESULTS / f"{script.stem.removeprefix('plot_')}.txt"
         if stored.exists():
-            shown.append(f".. literalinclude:: {relpath(stored, page.parent)}\n\n")
+            path = relpath(stored, page.parent)
+            shown.append(f".. literalinclude:: {path}\n   :language: text\n\n")
         text, code, rest = source[0].partition(".. GENERATED FROM PYTHON SOURCE")
         source[0] = "".join((text, *shown, code, rest))
 
