@@ -5,6 +5,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpydoc.xref
+
 import flatmin
 
 HERE = Path(__file__).parent
@@ -21,12 +23,18 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
+    "sphinx.ext.extlinks",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "mathml",
     "generated_pages",
+    "code_blocks",
+    "references",
+    "stored_runs",
 ]
+autodoc_mock_imports = ["lightning", "transformers"]
+extlinks = {"doi": ("https://doi.org/%s", "doi:%s")}
 if os.environ.get("FLATMIN_DOCS_ONLINE"):  # references into other packages' sites
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
@@ -44,7 +52,8 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(torch|numpy|np|scipy|sklearn|skorch|pandas|matplotlib|joblib|lightning"
-        r"|transformers|collections|typing|contextlib|dataclasses|abc|functools)(\..*)?",
+        r"|transformers|collections|typing|contextlib|dataclasses|abc|functools|fnmatch)"
+        r"(\..*)?",
     ),
 ]
 suppress_warnings = ["config.cache"]  # sphinx-gallery's reset functions do not pickle
@@ -61,6 +70,16 @@ autodoc_class_signature = "mixed"
 autoclass_content = "class"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
+# Types of parameters and results are links where they are public names of one floor.
+numpydoc_xref_param_type = True
+numpydoc_xref_ignore = "all"
+numpydoc.xref.DEFAULT_LINKS.clear()  # int is a word, and no page of another site
+_names = [name for f in flatmin._FLOORS for name in getattr(flatmin, f).__all__]
+numpydoc_xref_aliases = {
+    name: f"flatmin.{name}"
+    for name in _names
+    if _names.count(name) == 1 and name != "Cost"  # an audit has others
+}
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
@@ -69,6 +88,10 @@ html_title = "flatmin"
 html_static_path = ["_static"]
 html_css_files = ["flatmin.css"]
 html_show_sourcelink = False
+# Pages that stand alone have no neighbours to show beside them.
+html_sidebars = {
+    page: [] for page in ("index", "getting_started", "reproduction", "claims")
+}
 html_theme_options = {
     "navbar_align": "left",
     "show_prev_next": True,
@@ -84,14 +107,16 @@ copybutton_prompt_is_regexp = True
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    # Long ones are shown with their stored pictures, and not run.
-    "filename_pattern": r"examples/plot_",
-    "ignore_pattern": r"(/_|__init__|/report\.py|/page\.py)",
+    # The others take longer, or need a launcher, a cluster or a download. What is
+    # stored of them is shown.
+    "filename_pattern": r"examples/plot_(analyze_any_network|noise_laws)",
+    "ignore_pattern": r"^(_|report\.py|page\.py)",
     "backreferences_dir": "api/generated/backreferences",
     "doc_module": ("flatmin",),
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
+    "write_computation_times": False,
     "min_reported_time": 1,
     "plot_gallery": "True",
 }

@@ -1,16 +1,20 @@
 """The package as users get it: the wheel, its version and its public names."""
 
 import ast
+import email
 import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 import flatmin
@@ -24,15 +28,60 @@ SUBPACKAGES = sorted(
 )
 
 
-def test_wheel_holds_flatmin_alone(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
     builder = WheelBuilder(str(ROOT))
-    (wheel,) = builder.build(directory=str(tmp_path), versions=["standard"])
-    names = zipfile.ZipFile(wheel).namelist()
+    folder = str(tmp_path_factory.mktemp("wheel"))
+    (path,) = builder.build(directory=folder, versions=["standard"])
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_holds_flatmin_alone(wheel):
+    names = wheel.namelist()
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"flatmin", f"flatmin-{flatmin.__version__}.dist-info"}
     assert "flatmin/py.typed" in names
     source = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("flatmin/**/*.py")}
     assert source == {name for name in names if name.endswith(".py")}
+
+
+def test_sdist_holds_docs_and_tests_and_nothing_that_was_built(tmp_path):
+    builder = SdistBuilder(str(ROOT))
+    (path,) = builder.build(directory=str(tmp_path), versions=["standard"])
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    assert folders == {"docs", "examples", "flatmin", "tests"}
+    files = {"README.md", "LICENSE", "SECURITY.md", "constraints-min.txt", "tox.ini"}
+    assert {*files, "docs/conf.py", "tests/test_package.py", "hatch_build.py"} <= names
+    pages = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*/*.md")}
+    assert {p for p in pages if not p.startswith("docs/_generated")} <= names
+    built = ("docs/site", "docs/gallery", "docs/api/generated", "docs/_generated")
+    assert not [name for name in names if name.startswith(built)]
+
+
+def test_the_readme_of_an_index_leads_to_no_path(wheel):
+    name = f"flatmin-{flatmin.__version__}.dist-info/METADATA"
+    text = email.message_from_bytes(wheel.read(name)).get_payload()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    assert "BatchNorm (docs/howto/batch_norm.md), which" in text
+    readme = (ROOT / "README.md").read_text("utf-8")
+    code = re.compile("```.*?```", re.DOTALL)
+    assert code.findall(text) == code.findall(readme)
+
+
+def test_the_oldest_versions_are_those_that_are_asked_for():
+    def pins(text, sign):
+        return dict(re.findall(rf"^\W*([a-z-]+){sign}([0-9.]+)", text, re.MULTILINE))
+
+    bounds = pins((ROOT / "pyproject.toml").read_text("utf-8"), ">=")
+    oldest = pins((ROOT / "constraints-min.txt").read_text("utf-8"), "==")
+    others = {"torch", "hypothesis", "pyparsing"}
+    assert {"numpy", "scikit-learn", "skorch"} < oldest.keys() - others
+    for name in oldest.keys() - others:
+        assert f"{oldest[name]}.0".startswith(f"{bounds[name]}."), name
 
 
 def test_version_is_that_of_the_installed_distribution():

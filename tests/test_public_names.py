@@ -17,7 +17,7 @@ SHARED = {
     "dynamics": {
         *("Checkpoints", "EarlyStopping", "FlatBinding", "GradientBatches"),
         *("KeptParams", "MeanLoss", "NoisyDescent", "NoisyNetClassifier"),
-        *("NoisyNetRegressor", "Proportion", "Recorder", "Schedule", "StopTraining"),
+        *("NoisyNetRegressor", "Recorder", "Schedule", "StopTraining"),
         *("WarmupResult", "callback_settings", "check_callbacks", "check_metrics"),
         *("check_monitors", "check_plain_steps", "check_room", "check_rows"),
         *("count_kept", "make_schedule", "measure_metrics", "record_warmup"),

@@ -266,7 +266,9 @@ def describe(section, finding):
     if finding is None:
         yield f"**Not run yet.** Rule and protocol: {where}.\n"
         return
-    stored = f"[{section.path}](../benchmarks/results/{section.path})"
+    stored = f"`benchmarks/results/{section.path}`"
+    if section.path.endswith(".json"):  # a site has pages and files, but no folders
+        stored = f"[{section.path}](../benchmarks/results/{section.path})"
     yield f"Rule: {where}. Results: {stored}, {made_by(finding.origins)}\n"
     if finding.missing:
         yield "Not run yet: " + "; ".join(finding.missing) + ".\n"

@@ -87,7 +87,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
         floors below; its ``params()`` are the model's θ.
     n_features_in_ : int
         Size of axis 1 of the X of :meth:`fit`; not there for a mapping or a tuple.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names, if it had them.
 
     See Also

@@ -12,7 +12,22 @@ __all__ = ["Proportion"]
 
 @dataclass(frozen=True)
 class Proportion:
-    """The share of chains with some property, with its Wilson interval."""
+    """The share of chains with some property, with its Wilson interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+        The share, and the ends of its interval.
+    count, n : int
+        How many have the property, and of how many.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flatmin.dynamics import Proportion
+    >>> Proportion.of(torch.tensor([True, False])).value
+    0.5
+    """
 
     value: float
     low: float

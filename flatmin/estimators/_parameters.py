@@ -244,7 +244,7 @@ risk_ : EmpiricalRisk or None
     another risk is made where ``module_`` has changed. None after unpickling.
 n_features_in_ : int
     Size of axis 1 of X; not there where X is a mapping or a tuple.
-feature_names_in_ : ndarray of shape (n_features_in_,)
+feature_names_in_ : ndarray of shape (`n_features_in_`,)
     Column names, if X had them.
 """
 

@@ -24,9 +24,10 @@ class FlatnessCallback(Callback):
 
     Examples
     --------
-    ``Trainer(callbacks=[FlatnessCallback(FlatnessMonitor(X, y, loss="cross_entropy",
-    every=100))])``; the numbers are in the trainer's loggers and in
-    ``monitor.history_``.
+    The numbers are in the trainer's loggers and in ``monitor.history_``::
+
+        monitor = FlatnessMonitor(X, y, loss="cross_entropy", every=100)
+        trainer = Trainer(callbacks=[FlatnessCallback(monitor)])
     """
 
     def __init__(self, monitor: FlatnessMonitor, *, prefix: str = "flatmin/") -> None:

@@ -27,6 +27,20 @@ class FlatnessCallback(Callback):
     Notes
     -----
     The numbers are in the rows of ``net.history`` and in ``monitor.history_``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from flatmin import FlatnessMonitor, NoisyDiffusionClassifier
+    >>> from flatmin.integrations.skorch import FlatnessCallback
+    >>> X, y = load_iris(return_X_y=True)
+    >>> monitor = FlatnessMonitor(X, y, loss="cross_entropy", budget=30)
+    >>> callbacks = [("flatness", FlatnessCallback(monitor))]
+    >>> clf = NoisyDiffusionClassifier(
+    ...     max_iter=20, record_every=10, callbacks=callbacks, random_state=0
+    ... ).fit(X, y)
+    >>> monitor.history_["step"].tolist()
+    [0, 1, 2]
     """
 
     def __init__(

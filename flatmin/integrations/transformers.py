@@ -20,10 +20,17 @@ class FlatnessCallback(TrainerCallback):
     monitor : FlatnessMonitor
         Gets the model, the trainer's ``global_step``, and η of the first group.
     trainer : transformers.Trainer, default=None
-        Whose ``log`` gets the numbers: ``trainer.add_callback(FlatnessCallback(monitor,
-        trainer))``. Without it they go into the state's ``log_history``.
-    prefix : str, default="flatmin_"
-        Of the names that are logged.
+        Whose ``log`` gets the numbers. Without it they go into the state's
+        ``log_history``.
+    prefix : str
+        Of the names that are logged: ``flatmin_`` by default.
+
+    Examples
+    --------
+    The numbers are logged as the losses are, and in ``monitor.history_``::
+
+        monitor = FlatnessMonitor(batch, loss="cross_entropy", target="labels")
+        trainer.add_callback(FlatnessCallback(monitor, trainer))
     """
 
     def __init__(

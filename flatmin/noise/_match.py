@@ -81,7 +81,7 @@ class MatchedLaw(NoiseLaw):
     - "frobenius": C₀ scaled to ‖C‖_F = ‖Σ‖_F/m, 0 where C₀ is. Measured as often as for
       "curvature", and exact where that is; else from 30 products with each matrix.
 
-    All are times ``noise_scale``² in the end.
+    All are times the square of ``noise_scale`` in the end.
 
     Examples
     --------

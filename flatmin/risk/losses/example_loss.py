@@ -162,12 +162,12 @@ class ExampleLoss(ABC):
         Raises
         ------
         TypeError
-            If the loss is not :attr:`is_likelihood`.
+            If the loss is not ``is_likelihood``.
         """
         raise self._no_likelihood()
 
     def check_likelihood(self) -> None:
-        """Raise TypeError if the loss is not :attr:`is_likelihood`."""
+        """Raise TypeError if the loss is not ``is_likelihood``."""
         if not self.is_likelihood:
             raise self._no_likelihood()
 
