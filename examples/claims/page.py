@@ -19,7 +19,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "claims"
 PAGE = ROOT / "docs" / "claims.md"
 
 # In the order of the page.
-SCRIPTS = ("plot_what_holds_the_edge", "plot_sharpness_made_to_order")
+SCRIPTS = (
+    "plot_what_holds_the_edge",
+    "plot_sharpness_made_to_order",
+    "plot_tail_index_of_gaussian_noise",
+)
 
 OPENING = """\
 # Claims about noise and flatness, tried
