@@ -23,6 +23,7 @@ SCRIPTS = (
     "plot_what_holds_the_edge",
     "plot_sharpness_made_to_order",
     "plot_tail_index_of_gaussian_noise",
+    "plot_the_gradient_penalty",
     "plot_the_tiny_subspace",
 )
 
