@@ -112,7 +112,7 @@ def run_unit(label, seed, settings):
     outputs = risk.outputs(theta)
     # The way to H v is tried at the first θ that asks for it. At c = 0.01 the finite
     # differences that it is tried by would cross kinks, and refuse what is right.
-    risk.hvp(theta, theta)
+    max_eigenvalue(risk, theta)
     draws = dict.fromkeys(("expected", "adaptive expected"), settings["n_draws"])
     factors = np.geomspace(0.01, 100, settings["n_c"])  # the middle one is 1
     curves = {name: [] for name in MEASURES}
