@@ -124,16 +124,14 @@ def draw(axes, units, outcomes):
     errors = 100 * np.array([outcomes[label] for label in LAWS])
     axes.plot(errors, color="0.8", lw=1)
     axes.plot(errors, "o", color="tab:blue", markersize=4)
-    axes.plot(errors.mean(1), "k_", markersize=30, label="mean over seeds")
+    axes.plot(errors.mean(1), "k_", markersize=30)
     words = ["GD", "SGD", "GD with\n(η/4) E‖g_B‖²", "GD with\n(η/4) ‖g₀‖²"]
     axes.set_xticks(range(len(LAWS)), words)
     axes.set(
         xlim=(-0.5, len(LAWS) - 0.5),
         ylabel="test error at one training loss, %",
-        title="A line a seed",
+        title="A line a seed; bars are means",
     )
-    axes.margins(y=0.15)
-    axes.legend(fontsize=8, loc="upper right")
 
 
 TRIAL = Trial(CLAIM, tuple(LAWS), run_unit, outcomes, draw, FULL, SHORT)
