@@ -6,7 +6,9 @@ as it ends, and a second call goes on where the first stopped.
 
 import argparse
 import json
+import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,8 @@ def main(trial, second=None):
         trial = second
     result = carried_out(trial, arguments)
     for row in result["judged"]:
+        # Of less than two pairs there is no interval, and a file has None for NaN.
+        row = {key: math.nan if x is None else x for key, x in row.items()}
         verdict = row["verdict"] if arguments.full else "(no verdict)"
         print(
             f"{row['says']}: {verdict}, {row['mean']:.3g} "
@@ -78,7 +82,8 @@ def carried_out(trial, arguments):
         "full": arguments.full,
         "settings": settings,
         "seeds": list(seeds),
-        "cpu_seconds": round(sum(unit["seconds"] for unit in units), 1),
+        # Units of before it was measured have their time by the clock alone.
+        "cpu_seconds": round(sum(u.get("cpu_seconds", u["seconds"]) for u in units), 1),
         "unit_revisions": sorted({str(unit.pop("revision")) for unit in units}),
         "units": units,
         "outcomes": outcomes,
@@ -89,8 +94,10 @@ def carried_out(trial, arguments):
 
 def drawn(trial, result):
     """Return the claim's own picture beside its inequalities with their bounds."""
-    size = (10, max(4, 0.6 * len(trial.claim.inequalities)))
-    figure, (own, verdicts) = plt.subplots(1, 2, figsize=size, layout="constrained")
+    height = max(4, 0.6 * len(trial.claim.inequalities))
+    figure, (own, verdicts) = plt.subplots(
+        1, 2, figsize=(10, height), layout="constrained"
+    )
     units = {(unit["label"], unit["seed"]): unit for unit in result["units"]}
     trial.draw(own, units, result["outcomes"])
     rows = list(zip(trial.claim.inequalities, result["judged"], strict=True))
@@ -105,6 +112,9 @@ def _draw_inequalities(axes, rows):
     ends are written beside it.
     """
     for place, (inequality, row) in enumerate(reversed(rows)):
+        if row["low"] is None:
+            axes.text(0.5, place, f"{row['says']}: no interval", ha="center")
+            continue
         ends = [row["low"], row["high"], row["mean"]]
         ends += [b for b in (inequality.low, inequality.high) if abs(b) < float("inf")]
         least, span = min(ends), (max(ends) - min(ends)) or 1.0
@@ -126,7 +136,7 @@ def _draw_inequalities(axes, rows):
             0.5,
             place + 0.2,
             f"{row['says']}: {row['verdict']}\n"
-            f"{row['mean']:.2g} ({row['low']:.2g} to {row['high']:.2g})",
+            f"{row['mean']:.3g} ({row['low']:.3g} to {row['high']:.3g})",
             ha="center",
             fontsize=8,
         )
@@ -146,9 +156,12 @@ def _unit(run_unit, label, seed, settings, folder):
         unit = json.loads(path.read_text())
     else:
         torch.set_num_threads(1)  # however many units run, a seed gives one number
-        unit = store(
-            path,
-            lambda: {"label": label, "seed": seed} | run_unit(label, seed, settings),
-        )
+
+        def run():
+            begin = time.process_time()
+            unit = {"label": label, "seed": seed} | run_unit(label, seed, settings)
+            return unit | {"cpu_seconds": time.process_time() - begin}
+
+        unit = store(path, run)
     told_once = ("command", "device", "machine", "versions")
     return {key: value for key, value in unit.items() if key not in told_once}
