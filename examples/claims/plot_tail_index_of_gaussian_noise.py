@@ -168,6 +168,14 @@ def draw(axes, units, outcomes):
     axes.legend(fontsize=8, loc="upper left")
 
 
+FINDINGS = (
+    "Of exactly Gaussian noise with SGD's covariance the released recipe says 1.5 to "
+    "2.4, by the seed, and of SGD what it says of that twin, less 0.095 (0.067 to "
+    "0.123). It follows the covariance: the two networks at 1.5 have 4 % of dead "
+    "coordinates. Coordinate by coordinate the twin has 2.01 and SGD's late noise 1.71 "
+    "(1.68 to 1.73), so it is not Gaussian; but that rises by 0.41 (0.37 to 0.45) from "
+    "sums of 2 to sums of 128, as under no α-stable law.",
+)
 TRIAL = Trial(CLAIM, MOMENTS, run_unit, outcomes, draw, FULL, SHORT)
 
 if __name__ == "__main__":
