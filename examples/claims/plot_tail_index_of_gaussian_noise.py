@@ -195,8 +195,8 @@ SECOND = Trial(
         title="The tail index, where black pixels are 0",
         inequalities=tuple(i for i in CLAIM.inequalities if "early" not in i.left),
         seeds=tuple(range(28, 36)),
-        protocol="As before, with pixels in [0, 1], so that the weights of a pixel that "
-        "is always black are dead; η = 0.3, after 3000 iterations.",
+        protocol="As before, with pixels in [0, 1], so that the weights of a pixel "
+        "that is always black are dead; η = 0.3, after 3000 iterations.",
     ),
     MOMENTS[1:],
     run_unit,
