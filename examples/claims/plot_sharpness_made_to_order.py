@@ -179,6 +179,13 @@ def draw(axes, units, outcomes):
     axes.legend(fontsize=8, loc="upper center")
 
 
+FINDINGS = (
+    "At c = 0.1 the least of four measures has grown 21 times (17 to 25) and λ₁ 90 "
+    "times; three others keep 13 digits, as the outputs do. But training does not go "
+    "there: λ₁ of SGD's end point is 1.44 times (1.29 to 1.60) that of its flattest c, "
+    "of GD's 1.33 times (1.18 to 1.49). SGD's ratio of layers is 1.25 times GD's (1.23 "
+    "to 1.26).",
+)
 TRIAL = Trial(CLAIM, LAWS, run_unit, outcomes, draw, FULL, SHORT)
 
 if __name__ == "__main__":
