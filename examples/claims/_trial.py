@@ -127,7 +127,7 @@ def _draw_inequalities(axes, rows):
             place,
             at(inequality.high) - at(inequality.low),
             left=at(inequality.low),
-            height=0.5,
+            height=0.3,
             color="tab:green",
             alpha=0.2,
         )
@@ -135,7 +135,7 @@ def _draw_inequalities(axes, rows):
         axes.plot(at(row["mean"]), place, "ko", markersize=5)
         axes.text(
             0.5,
-            place + 0.32,
+            place + 0.2,
             f"{row['says']}: {row['verdict']}\n"
             f"{row['mean']:.3g} ({row['low']:.3g} to {row['high']:.3g})",
             ha="center",

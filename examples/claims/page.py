@@ -1,7 +1,6 @@
 """
 The page of claims, made from the scripts and the stored results
-================================================================
-
+=========================================================
 ``python examples/claims/page.py`` writes ``docs/claims.md``; nothing is run. Verdicts
 are judged anew from the stored outcomes. A trial that has not been run is listed.
 """
@@ -22,11 +21,15 @@ PAGE = ROOT / "docs" / "claims.md"
 SCRIPTS = (
     "plot_what_holds_the_edge",
     "plot_edge_of_stability",
+    "plot_tail_index_of_gaussian_noise",
+    "plot_the_gradient_penalty",
+    "plot_contest_of_measures",
+    "plot_shape_size_class",
+    "plot_the_tiny_subspace",
+    "plot_useful_batch",
     "plot_sparse_truth",
     "plot_flat_zero_loss",
-    "plot_shape_size_class",
-    "plot_contest_of_measures",
-    "plot_useful_batch",
+    "plot_sharpness_made_to_order",
 )
 
 OPENING = """\
