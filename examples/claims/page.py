@@ -9,6 +9,7 @@ are judged anew from the stored outcomes. A trial that has not been run is liste
 import argparse
 import importlib
 import json
+import math
 from pathlib import Path
 
 from _claim import judged
@@ -47,6 +48,8 @@ what holds here need not hold on large ones, and what fails here need not fail t
   for the inequalities of a claim. Neither changes a verdict.
 - A run that diverged leaves its pair out of the interval, and is counted.
 - The seeds are none of those that a pilot or the choice of settings used.
+- The cost is of all units on one core, by the CPU's clock, or by the wall's on a busy
+  machine, which is more.
 """
 
 CLOSING = """\
@@ -152,6 +155,8 @@ def _compared(inequality):
 
 
 def _interval(row):
+    if not math.isfinite(row["low"]):
+        return "no interval"
     mean, low, high = (
         f"{row[key]:.3g}".replace("-", "−") for key in ("mean", "low", "high")
     )

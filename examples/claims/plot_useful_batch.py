@@ -74,7 +74,7 @@ FINDINGS = (
     "39, 51 and 64: it is right in order and growth, and 1.6 to 1.7 times too large. "
     "The interval lies within a factor of 2 for the lowest loss and reaches beyond it "
     "for the other two. B_crit grows by 1.8 (1.6 to 1.9) as the loss halves, and the "
-    "curve misses by 15 % at most on average.",
+    "largest miss of the curve is 15 % on average.",
 )
 # m -> the fastest η to each target, of neighbours by factors of 2.
 RATES = {
