@@ -158,10 +158,10 @@ def draw(axes, units, outcomes):
 
 FINDINGS = (
     "With cross-entropy 87 % of g₀ is in the span of ten eigenvectors (83 to 90), and "
-    "70 % of a minibatch's gradient; with squared error 70 and 46 %. Steps inside do 2 % "
-    "of the work (-3 to 8), and none with squared error (-1 to 1). Steps outside do all "
-    "of it with squared error (98 to 101 %) and 81 % with cross-entropy (75 to 88): "
-    "there the two parts need each other.",
+    "70 % of a minibatch's gradient; with squared error 70 and 46 %. Steps inside do "
+    "2 % of the work (-3 to 8), and none with squared error (-1 to 1). Steps outside "
+    "do all of it with squared error (98 to 101 %) and 81 % with cross-entropy (75 to "
+    "88): there the two parts need each other.",
 )
 TRIAL = Trial(CLAIM, tuple(LOSSES), run_unit, outcomes, draw, FULL, SHORT)
 
