@@ -56,7 +56,11 @@ nitpick_ignore_regex = [
         r"(\..*)?",
     ),
 ]
-suppress_warnings = ["config.cache"]  # sphinx-gallery's reset functions do not pickle
+suppress_warnings = [
+    "config.cache",  # sphinx-gallery's reset functions do not pickle
+    # Two folders have a script of one name. Pages of a folder are apart.
+    "sphinx_gallery.duplicate_filename",
+]
 
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "_generated", "_templates", "site"]
