@@ -58,7 +58,7 @@ CLAIM = Claim(
         Inequality("adaptive expected sharpness does", "adaptive", low=0),
         Inequality("the norm of θ does not", "norm of θ", high=0),
         Inequality(
-            "at one η λ₁ tells little: |τ| is below 0.2", "λ₁ at one η", "0", -0.2, 0.2
+            "at one η λ₁ tells little: τ within ±0.2", "λ₁ at one η", "0", -0.2, 0.2
         ),
         Inequality("adaptive does so better than λ₁", "adaptive", "λ₁", low=0),
     ),
@@ -73,6 +73,14 @@ CLAIM = Claim(
     objection="The winner depends on the grid, and a narrow range of errors makes τ "
     "noisy.",
     would_change="A grid with rates at which the largest ones do harm, or other data.",
+)
+FINDINGS = (
+    "λ₁ orders networks by test error in each factor (mean τ 0.64, 0.79 and 0.85), and "
+    "at one η no worse, 0.82: it does not only tell the rate. Adaptive sharpness does "
+    "as well, 0.78 on average. Expected sharpness and the norm of θ fail in a factor: "
+    "τ over the width is −0.84 for the first, over m −0.51 for the second. Left out "
+    "are 9 of 96 networks that did not reach L, all eight of η = 0.3, m = 5, width 12, "
+    "where noise is largest.",
 )
 CELLS = {
     ", ".join(f"{name} = {x:g}" for name, x in zip(FACTORS, cell, strict=True)): cell
@@ -170,7 +178,7 @@ def draw(axes, units, outcomes):
             axes.plot(row["tau"], at, f"C{shift}o", label=label)
     axes.axvline(0, color="0.5", lw=0.8)
     axes.set(
-        xlim=(-1, 1),
+        xlim=(-1.05, 1.05),
         yticks=range(len(MEASURES)),
         yticklabels=list(MEASURES),
         xlabel="Kendall's τ with the test error, bootstrap over seeds",
