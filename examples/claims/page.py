@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "claims"
 PAGE = ROOT / "docs" / "claims.md"
 
 # In the order of the page.
-SCRIPTS = ("plot_what_holds_the_edge", "plot_edge_of_stability")
+SCRIPTS = ("plot_what_holds_the_edge", "plot_edge_of_stability", "plot_sparse_truth")
 
 OPENING = """\
 # Claims about noise and flatness, tried
