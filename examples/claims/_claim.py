@@ -56,6 +56,8 @@ class Inequality:
         right = np.zeros(len(left)) if right is None else np.asarray(right)
         differences = np.asarray(left) - right
         differences = differences[np.isfinite(differences)]
+        if len(differences) < 2:
+            return math.nan
         tests = [
             stats.ttest_1samp(differences, bound, alternative=side).pvalue
             for bound, side in ((self.low, "greater"), (self.high, "less"))

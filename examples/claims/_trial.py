@@ -6,6 +6,7 @@ as it ends, and a second call goes on where the first stopped.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ def main(trial, second=None):
         trial = second
     result = carried_out(trial, arguments)
     for row in result["judged"]:
+        # Of less than two pairs there is no interval, and a file has None for NaN.
+        row = {key: math.nan if x is None else x for key, x in row.items()}
         verdict = row["verdict"] if arguments.full else "(no verdict)"
         print(
             f"{row['says']}: {verdict}, {row['mean']:.3g} "
@@ -104,6 +107,9 @@ def _draw_inequalities(axes, rows):
     ends are written beside it.
     """
     for place, (inequality, row) in enumerate(reversed(rows)):
+        if row["low"] is None:
+            axes.text(0.5, place, f"{row['says']}: no interval", ha="center")
+            continue
         ends = [row["low"], row["high"], row["mean"]]
         ends += [b for b in (inequality.low, inequality.high) if abs(b) < float("inf")]
         least, span = min(ends), (max(ends) - min(ends)) or 1.0

@@ -19,7 +19,12 @@ RESULTS = ROOT / "benchmarks" / "results" / "claims"
 PAGE = ROOT / "docs" / "claims.md"
 
 # In the order of the page.
-SCRIPTS = ("plot_what_holds_the_edge", "plot_edge_of_stability", "plot_sparse_truth")
+SCRIPTS = (
+    "plot_what_holds_the_edge",
+    "plot_edge_of_stability",
+    "plot_sparse_truth",
+    "plot_flat_zero_loss",
+)
 
 OPENING = """\
 # Claims about noise and flatness, tried

@@ -183,11 +183,15 @@ def make_problem(seed, n_examples=40, d=100, n_ones=5):
     return X, X @ truth, truth
 
 
+def stacked_problems(seeds):
+    parts = zip(*(make_problem(seed) for seed in seeds), strict=True)
+    return [torch.tensor(np.array(part)) for part in parts]
+
+
 @lru_cache
 def errors_of_all(label, seeds, n_iter, lr):
     """Return log₁₀ ‖v∘v - w*‖² of each seed over the iterations, and at the end."""
-    parts = zip(*(make_problem(seed) for seed in seeds), strict=True)
-    X, y, truth = (torch.tensor(np.array(part)) for part in parts)
+    X, y, truth = stacked_problems(seeds)
     risk, v = SquaresRisk(X, y), torch.ones_like(truth)
     law, found = make_law(label, risk.n_examples), [v]
     lost = torch.zeros(len(v), dtype=bool)
