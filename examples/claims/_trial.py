@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,8 @@ def carried_out(trial, arguments):
         "full": arguments.full,
         "settings": settings,
         "seeds": list(seeds),
-        "cpu_seconds": round(sum(unit["seconds"] for unit in units), 1),
+        # Units of before it was measured have their time by the clock alone.
+        "cpu_seconds": round(sum(u.get("cpu_seconds", u["seconds"]) for u in units), 1),
         "unit_revisions": sorted({str(unit.pop("revision")) for unit in units}),
         "units": units,
         "outcomes": outcomes,
@@ -131,7 +133,7 @@ def _draw_inequalities(axes, rows):
             0.5,
             place + 0.32,
             f"{row['says']}: {row['verdict']}\n"
-            f"{row['mean']:.2g} ({row['low']:.2g} to {row['high']:.2g})",
+            f"{row['mean']:.3g} ({row['low']:.3g} to {row['high']:.3g})",
             ha="center",
             fontsize=8,
         )
@@ -151,9 +153,12 @@ def _unit(run_unit, label, seed, settings, folder):
         unit = json.loads(path.read_text())
     else:
         torch.set_num_threads(1)  # however many units run, a seed gives one number
-        unit = store(
-            path,
-            lambda: {"label": label, "seed": seed} | run_unit(label, seed, settings),
-        )
+
+        def run():
+            begin = time.process_time()
+            unit = {"label": label, "seed": seed} | run_unit(label, seed, settings)
+            return unit | {"cpu_seconds": time.process_time() - begin}
+
+        unit = store(path, run)
     told_once = ("command", "device", "machine", "versions")
     return {key: value for key, value in unit.items() if key not in told_once}

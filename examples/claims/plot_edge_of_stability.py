@@ -51,6 +51,12 @@ CLAIM = Claim(
     would_change="A smooth network and an η at which λ₁ levels off below 2/η although "
     "a run at a tenth of η goes beyond.",
 )
+FINDINGS = (
+    "S comes to 1 at all three rates: its late mean is 1.02, 1.00 and 0.99 for η = 2, "
+    "1 and 0.7, and between 0.97 and 1.03 in each of the 24 runs. At η = 0.2 the same "
+    "networks go beyond 2/0.7 in all seeds, by 4 to 37 %. In two of eight seeds λ₁ "
+    "falls slowly below the edge of η = 0.7 in the end.",
+)
 N_ITER = {2.0: 1500, 1.0: 2500, 0.7: 3500, 0.2: 6000}
 LABELS = {f"η = {lr:g}": lr for lr in N_ITER}
 FULL = {"n_train": 500, "share": 1.0, "n_records": 30}
@@ -122,7 +128,7 @@ def draw(axes, units, outcomes):
         ylabel="largest curvature λ₁",
         title="All seeds; dotted: 2/η",
     )
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper right")
 
 
 TRIAL = Trial(CLAIM, tuple(LABELS), run_unit, outcomes, draw, FULL, SHORT)

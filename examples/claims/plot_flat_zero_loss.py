@@ -58,10 +58,10 @@ CLAIM = Claim(
     protocol="The model ⟨v∘v, x⟩ of d = 100, 40 normal examples with targets of 5 ones "
     "in w*, loss (⟨v∘v, x⟩ − y)²/4, v = 1 at the start. 20,000 iterations at η = 0.01, "
     "in which the noise acts from the first; then gradient descent goes on to "
-    "L = 1e-5, and log Tr H is compared there. Label noise is Gaussian, with the covariance of "
-    "one label at a time moved by ±1/2; ξ of the anticorrelated noise has the standard "
-    "deviation 0.02 in each parameter, and the uncorrelated noise the variance of its "
-    "steps. A seed draws examples, w* and noise.",
+    "L = 1e-5, and log Tr H is compared there. Label noise is Gaussian, with the "
+    "covariance of one label at a time moved by ±1/2; ξ of the anticorrelated noise "
+    "has the standard deviation 0.02 in each parameter, and the uncorrelated noise the "
+    "variance of its steps. A seed draws examples, w* and noise.",
     objection="Tr H may fall because L rises: hence one loss for all. With "
     "cross-entropy labels would have to be flipped.",
     would_change="An η or σ at which uncorrelated noise lowers Tr H at that loss.",
