@@ -94,7 +94,10 @@ def carried_out(trial, arguments):
 
 def drawn(trial, result):
     """Return the claim's own picture beside its inequalities with their bounds."""
-    figure, (own, verdicts) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    height = max(4, 0.6 * len(trial.claim.inequalities))
+    figure, (own, verdicts) = plt.subplots(
+        1, 2, figsize=(10, height), layout="constrained"
+    )
     units = {(unit["label"], unit["seed"]): unit for unit in result["units"]}
     trial.draw(own, units, result["outcomes"])
     rows = list(zip(trial.claim.inequalities, result["judged"], strict=True))

@@ -24,6 +24,7 @@ SCRIPTS = (
     "plot_edge_of_stability",
     "plot_sparse_truth",
     "plot_flat_zero_loss",
+    "plot_shape_size_class",
 )
 
 OPENING = """\
