@@ -25,6 +25,7 @@ SCRIPTS = (
     "plot_sparse_truth",
     "plot_flat_zero_loss",
     "plot_shape_size_class",
+    "plot_contest_of_measures",
 )
 
 OPENING = """\

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
 from _descent import descend_to_loss
-from _digits import make_digits, make_risk, starts, errors_on_test
+from _digits import errors_on_test, make_digits, make_risk, starts
 from _trial import Trial, main
 
 from flatmin.dynamics import simulate

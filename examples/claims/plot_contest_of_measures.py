@@ -1,0 +1,186 @@
+"""
+Does sharpness order networks by their test error?
+==================================================
+
+Of networks trained to one loss, with other rates, batches and widths, the flatter ones
+are said to test better. Against that it is said that no measure does so throughout, and
+that sharpness mostly tells what the rate was.
+
+The inequalities were written before any of their numbers, and the seeds are none of a
+pilot's; ``_claim.py`` says how the interval over seeds decides. All of this is on small
+networks. Without ``--full`` a short version shows that all works, and says nothing
+about the claim.
+"""
+
+# %%
+from functools import lru_cache
+from itertools import combinations, product
+
+import numpy as np
+import pandas as pd
+from _claim import Claim, Inequality, Source
+from _descent import descend_to_loss
+from _digits import errors_on_test, make_digits, make_risk, starts
+from _trial import Trial, main
+
+from flatmin.comparison import granulated_tau
+from flatmin.dynamics import simulate
+from flatmin.measures import SHARPNESS_MEASURES
+from flatmin.noise import SGD
+
+FACTORS = {"η": (0.1, 0.3), "m": (5, 20, 100), "width": (12, 48)}
+# As in a table of results -> a name of SHARPNESS_MEASURES.
+MEASURES = {
+    "λ₁": "max_eigenvalue",
+    "expected": "expected",
+    "adaptive": "adaptive_expected",
+    "ASAM": "asam",
+    "norm of θ": None,
+}
+CLAIM = Claim(
+    title="Does sharpness order networks by their test error?",
+    says="Measures of sharpness order networks by how they generalise, in each factor "
+    "by itself; against that, none does throughout, and sharpness follows η.",
+    sources=(
+        Source("Y. Jiang et al., arXiv 1912.02178", "second hand"),
+        Source("J. Kwon et al., arXiv 2102.11600, for adaptive measures", "abstract"),
+        Source("G. Dziugaite et al., arXiv 2010.11924, against", "second hand"),
+        Source("M. Andriushchenko et al., arXiv 2302.07011, against", "abstract"),
+    ),
+    inequalities=(
+        *(
+            Inequality(
+                f"λ₁ orders networks that differ in {name}", f"λ₁, {name}", low=0
+            )
+            for name in FACTORS
+        ),
+        Inequality("expected sharpness does, on average", "expected", low=0),
+        Inequality("adaptive expected sharpness does", "adaptive", low=0),
+        Inequality("the norm of θ does not", "norm of θ", high=0),
+        Inequality(
+            "at one η λ₁ tells little: |τ| is below 0.2", "λ₁ at one η", "0", -0.2, 0.2
+        ),
+        Inequality("adaptive does so better than λ₁", "adaptive", "λ₁", low=0),
+    ),
+    seeds=tuple(range(20, 28)),
+    tuned_on=tuple(range(18)),
+    protocol="Digits, 300 training images, the labels of 45 drawn anew, cross-entropy, "
+    "ReLU; η = 0.1 or 0.3, m = 5, 20 or 100, width 12 or 48: 12 networks a seed, by "
+    "SGD to ηn = 240, then by gradient descent to L = 0.01; one that does not get there "
+    "is left out. Compared is Kendall's τ of measure and test error over pairs that "
+    "differ in one factor, the mean of the three factors if none is named. A seed draws "
+    "initialisation and batches; images and labels are the same for all.",
+    objection="The winner depends on the grid, and a narrow range of errors makes τ "
+    "noisy.",
+    would_change="A grid with rates at which the largest ones do harm, or other data.",
+)
+CELLS = {
+    ", ".join(f"{name} = {x:g}" for name, x in zip(FACTORS, cell, strict=True)): cell
+    for cell in product(*FACTORS.values())
+}
+FULL = {"seeds": list(CLAIM.seeds), "time": 240, "loss": 0.01, "quench": 6000}
+SHORT = {"seeds": list(CLAIM.tuned_on[:2]), "time": 1.5, "loss": 1.0, "quench": 100}
+
+
+# %%
+# A unit
+# ------
+# All seeds are chains of one simulation.
+
+
+@lru_cache
+def ends_of_all(label, seeds, time, loss, quench):
+    """Return the measures and the test error of each seed at the loss."""
+    lr, m, width = CELLS[label]
+    data = make_digits()
+    risk = make_risk(data, width)
+    run = simulate(
+        risk,
+        SGD(batch_size=m),
+        starts(seeds, width),
+        lr=lr,
+        n_iter=round(time / lr),
+        n_chains=len(seeds),
+    )["sgd"]
+    theta, reached = descend_to_loss(risk, run.theta, loss, lr=0.3, max_iter=quench)
+    errors = errors_on_test(theta, data, width)
+    rows = []
+    for point, error, ok in zip(theta, errors, reached.tolist(), strict=True):
+        row = {"err": error, "reached": ok, "norm of θ": float(point.norm())}
+        for title, name in MEASURES.items():
+            if name is not None:
+                row[title] = float(SHARPNESS_MEASURES[name](risk, point))
+        rows.append(row)
+    return rows
+
+
+def run_unit(label, seed, settings):
+    """Return a seed's part of the simulation of all seeds."""
+    settings = settings | {"seeds": tuple(settings["seeds"])}
+    return ends_of_all(label, **settings)[settings["seeds"].index(seed)]
+
+
+# %%
+# The numbers that are compared, and the picture
+# ----------------------------------------------
+
+
+def outcomes(units):
+    """Return τ of each measure and factor; of networks that reached the loss."""
+    table = as_table(units.values())
+    found = {}
+    for title in MEASURES:
+        taus = {name: tau(table, title, name) for name in FACTORS}
+        found |= {f"{title}, {name}": taus[name] for name in FACTORS}
+        found[title] = float(np.mean(list(taus.values())))
+        found[f"{title} at one η"] = (taus["m"] + taus["width"]) / 2
+    return found
+
+
+def as_table(units):
+    names = list(FACTORS)
+    rows = [
+        unit | dict(zip(names, CELLS[unit["label"]], strict=True))
+        for unit in units
+        if unit["reached"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def tau(table, measure, factor):
+    """Return the mean of sign(Δmeasure) sign(Δerror) over pairs of one stratum."""
+    others = [name for name in FACTORS if name != factor]
+    agree = [
+        np.sign((a[measure] - b[measure]) * (a["err"] - b["err"]))
+        for _, stratum in table.groupby(others)
+        for (_, a), (_, b) in combinations(stratum.iterrows(), 2)
+    ]
+    return float(np.mean(agree)) if agree else np.nan
+
+
+def draw(axes, units, outcomes):
+    table = as_table(units.values())
+    for place, title in enumerate(MEASURES):
+        found = granulated_tau(table, title, "err", factors=list(FACTORS))
+        frame = found.to_frame()
+        for shift, (factor, row) in enumerate(frame.iterrows()):
+            at = place + 0.22 * (shift - 1)
+            axes.plot([row["low"], row["high"]], [at, at], f"C{shift}", lw=2)
+            label = f"{factor} varies" if place == 0 else None
+            axes.plot(row["tau"], at, f"C{shift}o", label=label)
+    axes.axvline(0, color="0.5", lw=0.8)
+    axes.set(
+        xlim=(-1, 1),
+        yticks=range(len(MEASURES)),
+        yticklabels=list(MEASURES),
+        xlabel="Kendall's τ with the test error, bootstrap over seeds",
+        title="Right: what is large where the error is",
+    )
+    axes.invert_yaxis()
+    axes.legend(fontsize=8)
+
+
+TRIAL = Trial(CLAIM, tuple(CELLS), run_unit, outcomes, draw, FULL, SHORT)
+
+if __name__ == "__main__":
+    main(TRIAL)
