@@ -66,10 +66,10 @@ CLAIM = Claim(
     tuned_on=tuple(range(18)),
     protocol="Digits, 300 training images, the labels of 45 drawn anew, cross-entropy, "
     "ReLU; η = 0.1 or 0.3, m = 5, 20 or 100, width 12 or 48: 12 networks a seed, by "
-    "SGD to ηn = 240, then by gradient descent to L = 0.01; one that does not get there "
-    "is left out. Compared is Kendall's τ of measure and test error over pairs that "
-    "differ in one factor, the mean of the three factors if none is named. A seed draws "
-    "initialisation and batches; images and labels are the same for all.",
+    "SGD to ηn = 240, then by gradient descent to L = 0.01; one that does not get "
+    "there is left out. Compared is Kendall's τ of measure and test error over pairs "
+    "that differ in one factor, the mean of the three factors if none is named. A seed "
+    "draws initialisation and batches; images and labels are the same for all.",
     objection="The winner depends on the grid, and a narrow range of errors makes τ "
     "noisy.",
     would_change="A grid with rates at which the largest ones do harm, or other data.",
