@@ -81,12 +81,12 @@ CLAIM = Claim(
     would_change="An isotropic noise of another size that finds w*.",
 )
 FINDINGS = (
-    "Label noise finds w*: its error is 1300 times below that of gradient descent, which "
-    "stays at 54 to 87. Isotropic noise of equal trace ends at 37 to 2800, with the "
-    "decay of η as without, so that neither size nor schedule explains it. The Gaussian "
-    "twin finds w* too; after the decay its error is 2.4 times that of label noise (1.8 "
-    "to 3.3). Noise of minibatches alone takes away only 62 % of the error: it vanishes "
-    "where all examples are fitted.",
+    "Label noise finds w*: its error is 1300 times below that of gradient descent, "
+    "which stays at 54 to 87. Isotropic noise of equal trace ends at 37 to 2800, with "
+    "the decay of η as without, so that neither size nor schedule explains it. The "
+    "Gaussian twin finds w* too; after the decay its error is 2.4 times that of label "
+    "noise (1.8 to 3.3). Noise of minibatches alone takes away only 62 % of the error: "
+    "it vanishes where all examples are fitted.",
 )
 LABELS = "gradient descent", "label noise", "Gaussian twin", "isotropic", "minibatches"
 FULL = {"seeds": list(CLAIM.seeds), "n_iter": 60_000, "lr": 0.01}
