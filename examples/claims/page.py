@@ -26,6 +26,7 @@ SCRIPTS = (
     "plot_flat_zero_loss",
     "plot_shape_size_class",
     "plot_contest_of_measures",
+    "plot_useful_batch",
 )
 
 OPENING = """\
