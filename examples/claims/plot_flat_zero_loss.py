@@ -66,6 +66,12 @@ CLAIM = Claim(
     "cross-entropy labels would have to be flipped.",
     would_change="An η or σ at which uncorrelated noise lowers Tr H at that loss.",
 )
+FINDINGS = (
+    "At L = 1e-5 label noise has 0.62 of gradient descent's Tr H (0.61 to 0.64), "
+    "anticorrelated noise 0.74 (0.72 to 0.75), in each of eight seeds. Uncorrelated "
+    "noise of the same step is above gradient descent on average, but of two kinds: "
+    "2.2 to 5.1 times its Tr H in five seeds, and 0.70 to 0.97 times in three.",
+)
 LABELS = "gradient descent", "label noise", "anticorrelated", "uncorrelated"
 LR, XI = 0.01, 0.02
 FULL = {
@@ -153,11 +159,15 @@ def draw(axes, units, outcomes):
         spread = np.linspace(-0.15, 0.15, len(ends))
         axes.plot(place + spread, ends, f"C{place}o", alpha=0.7)
     axes.set(
+        xlim=(-0.5, len(LABELS) - 0.5),
         xticks=range(len(LABELS)),
         ylabel="Tr H at L = 1e-5",
         yscale="log",
+        yticks=(50, 100, 200, 500, 1000),
+        yticklabels=(50, 100, 200, 500, 1000),
         title="A point is a seed",
     )
+    axes.minorticks_off()
     axes.set_xticklabels([label.replace(" ", "\n") for label in LABELS])
 
 
