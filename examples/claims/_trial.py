@@ -113,7 +113,8 @@ def _draw_inequalities(axes, rows):
     """
     for place, (inequality, row) in enumerate(reversed(rows)):
         if row["low"] is None:
-            axes.text(0.5, place, f"{row['says']}: no interval", ha="center")
+            text = f"{row['says']}: no interval"
+            axes.text(0.5, place, text, ha="center", fontsize=8)
             continue
         ends = [row["low"], row["high"], row["mean"]]
         ends += [b for b in (inequality.low, inequality.high) if abs(b) < float("inf")]

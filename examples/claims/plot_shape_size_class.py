@@ -76,6 +76,16 @@ CLAIM = Claim(
     would_change="A larger network, or a rate at which SGD survives and its Gaussian "
     "twin diverges.",
 )
+FINDINGS = (
+    "Noise with SGD's covariance, of whatever class, ends at half of gradient "
+    "descent's λ₁ (0.65 to 0.98 against 1.45 to 1.81); Gaussian, it tests better by "
+    "2.6 points (1.5 to 3.7). Isotropic and diagonal noise of equal trace end where "
+    "gradient descent does. In λ₁ the Gaussian and SVAG agree with SGD; in the test "
+    "error the interval is too wide to tell. With the norm of Σ/m diagonal noise ends "
+    "flatter, too, but tests worse by 8 points. Isotropic noise with its Tr(HC), "
+    "measured every 100 iterations, fitted nothing: its loss was above 1.4 in all "
+    "seeds, so that this objection could not be judged.",
+)
 # Label -> the law and its settings.
 LAWS = {
     "gd": ("gd", {}),
@@ -148,19 +158,39 @@ def outcomes(units):
 
 
 def draw(axes, units, outcomes):
-    for place, label in enumerate(LAWS):
+    names = {
+        "gd": "no noise",
+        "sgd": "SGD",
+        "gld_full": "Gaussian, Σ/m",
+        "svag": "SVAG",
+        "isotropic": "isotropic, trace of Σ/m",
+        "diagonal": "diagonal of Σ/m",
+        "isotropic, Tr(HC)": "isotropic, Tr(HC) of Σ/m",
+        "diagonal, norm": "diagonal, norm of Σ/m",
+    }
+    for place, (label, name) in enumerate(names.items()):
         sharpness = np.exp(np.array(outcomes[label], dtype=float))
         errors = np.array(outcomes[f"{label}, err"], dtype=float) * 100
+        at_loss = np.isfinite(sharpness)
         axes.plot(sharpness, errors, f"C{place}o", ms=3, alpha=0.5)
-        middle = np.nanmean(sharpness), np.nanmean(errors)
-        axes.plot(*middle, f"C{place}o", ms=10, mec="k", label=label)
+        if not at_loss.all():
+            name += f"\n({at_loss.sum()} of {len(at_loss)} seeds got to L)"
+        middle = np.array([sharpness, errors])[:, at_loss].sum(1) / max(
+            1, at_loss.sum()
+        )
+        middle = np.where(at_loss.any(), middle, np.nan)
+        axes.plot(*middle, f"C{place}o", ms=10, mec="k", label=name)
+    ticks = 0.4, 0.6, 0.8, 1, 1.5, 2
     axes.set(
         xscale="log",
+        xticks=ticks,
+        xticklabels=ticks,
         xlabel="largest curvature λ₁ at L = 0.01",
         ylabel="test error (%)",
         title="Small: a seed; large: mean of the seeds",
     )
-    axes.legend(fontsize=7)
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
 
 
 TRIAL = Trial(CLAIM, tuple(LAWS), run_unit, outcomes, draw, FULL, SHORT)
