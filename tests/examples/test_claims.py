@@ -79,11 +79,18 @@ def test_a_stored_verdict_follows_from_its_outcomes(path, page):
                     result["outcomes"][inequality.right], dtype=float
                 )
             values = values[np.isfinite(values)]
-            t = stats.ttest_1samp(values, 0).confidence_interval(0.95)
             assert (row["n"], row["lost"]) == (
                 len(values),
                 len(trial.claim.seeds) - len(values),
             )
+            if len(values) < 2:
+                assert (row["low"], row["high"], row["verdict"]) == (
+                    None,
+                    None,
+                    "neither",
+                )
+                continue
+            t = stats.ttest_1samp(values, 0).confidence_interval(0.95)
             assert (row["low"], row["high"]) == pytest.approx(tuple(t), rel=1e-4)
             inside = inequality.low <= t.low and t.high <= inequality.high
             outside = t.high < inequality.low or t.low > inequality.high
@@ -158,3 +165,11 @@ def test_runs_that_diverged_are_counted(claim):
     (row,) = claim.judged(found, {"x": [1.0, 2.0, None, 4.0], "y": [0.5, 0.5, 0, 1]})
     assert (row["n"], row["lost"], row["verdict"]) == (3, 1, "neither")
     assert row["p"] == row["p_holm"]
+
+
+def test_one_pair_gives_no_interval(claim):
+    found = whole(claim, inequalities=(claim.Inequality("a", "x", low=0.0),))
+    (row,) = claim.judged(found, {"x": [1.0, None, None]})
+    assert (row["n"], row["lost"], row["verdict"]) == (1, 2, "neither")
+    assert math.isnan(row["p"])
+    assert math.isnan(row["low"])
