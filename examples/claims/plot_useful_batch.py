@@ -69,6 +69,13 @@ CLAIM = Claim(
     "others find that workloads differ widely.",
     would_change="Other data, a schedule of η, or momentum.",
 )
+FINDINGS = (
+    "B_crit is 23, 31 and 40 to L = 1, 0.7 and 0.5 (geometric means), the noise scale "
+    "39, 51 and 64: it is right in order and growth, and 1.6 to 1.7 times too large. "
+    "The interval lies within a factor of 2 for the lowest loss and reaches beyond it "
+    "for the other two. B_crit grows by 1.8 (1.6 to 1.9) as the loss halves, and the "
+    "curve misses by 15 % at most on average.",
+)
 # m -> the fastest η to each target, of neighbours by factors of 2.
 RATES = {
     8: (0.2, 0.2, 0.2),
@@ -167,10 +174,15 @@ def draw(axes, units, outcomes):
     axes.set(
         xscale="log",
         yscale="log",
+        xticks=sizes,
+        xticklabels=sizes,
+        yticks=(20, 50, 100, 200),
+        yticklabels=(20, 50, 100, 200),
         xlabel="batch size m",
         ylabel="steps to the loss L",
         title="Square: fitted B_crit; dotted: noise scale",
     )
+    axes.minorticks_off()
     axes.legend(fontsize=8)
 
 
