@@ -154,7 +154,8 @@ def draw(axes, units, outcomes):
         ylabel="training loss, relative to that at the switch",
         title="Mean over seeds",
     )
-    axes.legend(fontsize=8)
+    axes.set_ylim(bottom=0.3)  # free for the legend
+    axes.legend(fontsize=8, loc="lower left")
 
 
 FINDINGS = (
