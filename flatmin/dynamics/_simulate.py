@@ -272,6 +272,8 @@ def _start(risk: ChainsRisk, start: Any, n_chains: int) -> Tensor:
     if not isinstance(start, Tensor):
         start = torch.as_tensor(to_array("start", start))
     check_floating("start", start, 1)
+    if not bool(start.isfinite().all()):
+        raise ValueError("start must be finite. Got NaN or infinity in it.")
     shapes = [(risk.n_params,), (n_chains, risk.n_params)]
     if tuple(start.shape) not in shapes:
         raise ValueError(

@@ -171,6 +171,11 @@ def test_start_and_stability_of_a_network():
     risk = make_risk()
     with pytest.raises(ValueError, match=r"start must have shape \(26,\) or \(2, 26\)"):
         simulate(risk, "gd", torch.zeros(25), lr=0.01, n_iter=1, n_chains=2)
+    broken = risk.params().clone()
+    broken[3] = torch.nan
+    for start in (broken, broken.tolist()):
+        with pytest.raises(ValueError, match="start"):
+            simulate(risk, "gd", start, lr=0.01, n_iter=1, n_chains=2)
     with pytest.raises(TypeError, match="or an EmpiricalRisk"):
         simulate(network(), "gd", risk.params(), lr=0.01, n_iter=1)
     hessian = torch.autograd.functional.hessian(_loss, risk.params())
