@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 
 from _claim import judged
@@ -83,8 +84,10 @@ def trials():
 
 def page():
     """Return the text of ``docs/claims.md``."""
-    table = ["| claim | inequality | verdict | mean difference, 95 % interval | cost |"]
-    table.append("|---|---|---|---|---|")
+    table = [
+        "| claim | arXiv | inequality | verdict | mean difference, 95 % interval | cost |",
+        "|---|---|---|---|---|---|",
+    ]
     sections, missing = [], []
     for script, name, trial, finding in trials():
         path = RESULTS / f"{name}.json"
@@ -97,7 +100,8 @@ def page():
         for place, row in enumerate(rows):
             first = place == 0
             table.append(
-                f"| {trial.claim.title if first else ''} | {row['says']} | "
+                f"| {trial.claim.title if first else ''} | "
+                f"{_numbers(trial.claim.sources) if first else ''} | {row['says']} | "
                 f"{row['verdict']} | {_interval(row)} | "
                 f"{f'{minutes} min' if first else ''} |"
             )
@@ -140,6 +144,11 @@ def _section(script, name, claim, rows, finding):
             "",
         ]
     )
+
+
+def _numbers(sources):
+    """Return the arXiv numbers of those who make a claim or object to it."""
+    return ", ".join(re.findall(r"\d{4}\.\d{5}", " ".join(s.cite for s in sources)))
 
 
 def _compared(inequality):
