@@ -85,7 +85,7 @@ def trials():
 def page():
     """Return the text of ``docs/claims.md``."""
     table = [
-        "| claim | arXiv | inequality | verdict | mean difference, 95 % interval | cost |",
+        "| claim | arXiv | inequality | verdict | mean, 95 % interval | cost |",
         "|---|---|---|---|---|---|",
     ]
     sections, missing = [], []
