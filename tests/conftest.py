@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-# The slow tests of these floors run when they are asked for.
-ON_REQUEST = [Path(__file__).parent / name for name in ("comparison", "estimators")]
+# The slow tests of these folders run when they are asked for.
+ON_REQUEST = [
+    Path(__file__).parent / name for name in ("comparison", "estimators", "examples")
+]
 
 
 def pytest_configure():

@@ -313,8 +313,8 @@ def _gauss_newton_trace(p: Problem) -> Work:
     prepared = _PREPARE if p.matrix == "fisher" else 0.0
     if p.n_outputs <= 2:
         return Work.of(prepared + _SWEEP)
-    # Two sweeps, and then one that is exact where a random one says less.
-    return Work(prepared + 3 * _SWEEP, prepared + 32 * _SWEEP, p.n_examples * _DOUBLE)
+    # Two sweeps most often, and then up to one for each output.
+    return Work(prepared + 2 * _SWEEP, prepared + 32 * _SWEEP, p.n_examples * _DOUBLE)
 
 
 def _density(p: Problem, n_probes: int, n_steps: int) -> Work:
