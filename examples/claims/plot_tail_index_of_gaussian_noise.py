@@ -180,7 +180,12 @@ FINDINGS = (
     "coordinates. Coordinate by coordinate the twin has 2.01 and SGD's late noise 1.71 "
     "(1.68 to 1.73), so it is not Gaussian; but that rises by 0.41 (0.37 to 0.45) from "
     "sums of 2 to sums of 128, as under no α-stable law.",
-    "",
+    "With dead coordinates, 17 to 28 % here, the released recipe says 0.58 (0.52 to "
+    "0.63) of exactly Gaussian noise, and of SGD nothing else (0.016 less, 0.012 to "
+    "0.019). Without the dead ones it says 1.20 (1.16 to 1.23) of the Gaussian. "
+    "Coordinate by coordinate the Gaussian has 2.00, SGD 1.59 (1.55 to 1.62), which "
+    "rises by 0.47 with the length of the sums. So a small α̂ of this recipe is no sign "
+    "of heavy tails.",
 )
 TRIAL = Trial(CLAIM, MOMENTS, run_unit, outcomes, draw, FULL, SHORT)
 
