@@ -2,6 +2,8 @@
 
     python benchmarks/large_decoder.py [--quick] [--ask gld_full ...] [--json OUT]
 
+With an OUT that is there, its other rows are kept; a row has the revision it is of.
+
 124 million parameters, embeddings tied to the head, a vocabulary of 50,257, 8 sequences
 of 64 tokens that are drawn at random; θ is where the module begins. Times are of the
 CPU, in units of b, a bare gradient of the plain module in the same process: they say
@@ -204,6 +206,13 @@ def in_a_process(ask, quick):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def stored_rows(path):
+    """Return what an earlier call has measured, each row with its revision."""
+    if path is None or not path.exists():
+        return {}
+    return json.loads(path.read_text())["rows"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small, in a minute")
@@ -215,9 +224,10 @@ def main():
         print(json.dumps(measure(arguments.one, arguments.quick)))
         return
     result = {"format": 1, **provenance(), "seed": SEED, "quick": arguments.quick}
-    result["rows"] = rows = {}
+    result["rows"] = rows = stored_rows(arguments.json)
     for ask in arguments.ask:
-        rows[ask] = found = in_a_process(ask, arguments.quick)
+        found = in_a_process(ask, arguments.quick)
+        rows[ask] = found | {"revision": result["revision"]}
         write(arguments.json, result)
         if "error" in found:
             print(f"{ask:18}{found['error']}", flush=True)
