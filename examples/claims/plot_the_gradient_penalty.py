@@ -136,10 +136,10 @@ def draw(axes, units, outcomes):
 
 FINDINGS = (
     "At one training loss SGD errs on 22.9 % of other digits, gradient descent on "
-    "25.2 %. The penalty on minibatch norms with the predicted weight comes to 24.2 %: "
-    "1.0 points below gradient descent (0.4 to 1.7), which is some half of the gap, and "
-    "the interval does not say whether more or less. The same weight on ‖g₀‖² moves the "
-    "error by 0.2 points (-0.2 to 0.6).",
+    "25.2 %. The penalty on minibatch norms with the predicted weight comes to 24.2 "
+    "%: 1.0 points below gradient descent (0.4 to 1.7), which is some half of the "
+    "gap, and the interval does not say whether more or less. The same weight on "
+    "‖g₀‖² moves the error by 0.2 points (-0.2 to 0.6).",
 )
 TRIAL = Trial(CLAIM, tuple(LAWS), run_unit, outcomes, draw, FULL, SHORT)
 
