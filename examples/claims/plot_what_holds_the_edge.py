@@ -139,12 +139,12 @@ def draw(axes, units, outcomes):
 
 
 FINDINGS = (
-    "Late in a training S is 1.00 under gradient descent, 0.98 with isotropic noise of "
-    "SGD's size, 0.62 under SGD and 0.64 with Gaussian noise of its covariance: the "
-    "shape holds λ₁ down, and an interval of 0.04 each way leaves open whether the last "
-    "0.05 needs more. Noise along u₁ alone comes to 0.78, 0.16 (0.14 to 0.19) above "
-    "SGD, and noise outside of u₁ to 0.80: neither part is enough. Batch sharpness × "
-    "η/2 is 0.40 under SGD and does not come near 1.",
+    "Late in a training S is 1.00 under gradient descent, 0.98 with isotropic noise "
+    "of SGD's size, 0.62 under SGD and 0.64 with Gaussian noise of its covariance: "
+    "the shape holds λ₁ down, and an interval of 0.04 each way leaves open whether "
+    "the last 0.05 needs more. Noise along u₁ alone comes to 0.78, 0.16 (0.14 to "
+    "0.19) above SGD, and noise outside of u₁ to 0.80: neither part is enough. "
+    "Batch sharpness × η/2 is 0.40 under SGD and does not come near 1.",
 )
 TRIAL = Trial(CLAIM, tuple(LAWS), run_unit, outcomes, draw, FULL, SHORT)
 
