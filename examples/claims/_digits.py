@@ -6,6 +6,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from flatmin import EmpiricalRisk
+from flatmin.datasets import corrupt_labels
 
 
 def make_digits(n_train=300, n_wrong=45):
@@ -18,6 +19,15 @@ def make_digits(n_train=300, n_wrong=45):
     wrong = y[train].copy()
     wrong[:n_wrong] = rng.integers(10, size=n_wrong)
     return X[train], wrong, X[test], y[test]
+
+
+def digits_of_seed(seed, n_train):
+    """Return X in [0, 1], wrong labels among y, and other X and y, as a seed draws."""
+    X, y = load_digits(return_X_y=True)
+    order = np.random.RandomState(seed).permutation(len(X))
+    train, others = order[:n_train], order[n_train:]
+    noisy, _ = corrupt_labels(y[train], fraction=0.15, random_state=seed)
+    return X[train] / 16, noisy, X[others] / 16, y[others]
 
 
 def make_network(width=24):

@@ -82,8 +82,6 @@ def carried_out(trial, arguments):
         "full": arguments.full,
         "settings": settings,
         "seeds": list(seeds),
-        # Units of before it was measured have their time by the clock alone.
-        "cpu_seconds": round(sum(u.get("cpu_seconds", u["seconds"]) for u in units), 1),
         "unit_revisions": sorted({str(unit.pop("revision")) for unit in units}),
         "units": units,
         "outcomes": outcomes,

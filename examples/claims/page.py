@@ -49,8 +49,8 @@ what holds here need not hold on large ones, and what fails here need not fail t
   for the inequalities of a claim. Neither changes a verdict.
 - A run that diverged leaves its pair out of the interval, and is counted.
 - The seeds are none of those that a pilot or the choice of settings used.
-- The cost is of all units on one core, by the CPU's clock, or by the wall's on a busy
-  machine, which is more.
+- The cost is of all units on one core, by the CPU's clock; "by the wall" is that of a
+  busy machine, and more.
 """
 
 CLOSING = """\
@@ -96,14 +96,13 @@ def page():
             continue
         result = json.loads(path.read_text())
         rows = judged(trial.claim, result["outcomes"])
-        minutes = max(1, round(result["cpu_seconds"] / 60))
         for place, row in enumerate(rows):
             first = place == 0
             table.append(
                 f"| {trial.claim.title if first else ''} | "
                 f"{_numbers(trial.claim.sources) if first else ''} | {row['says']} | "
                 f"{row['verdict']} | {_interval(row)} | "
-                f"{f'{minutes} min' if first else ''} |"
+                f"{_cost(result['units']) if first else ''} |"
             )
         sections.append(_section(script, name, trial.claim, rows, finding))
     if missing:
@@ -149,6 +148,13 @@ def _section(script, name, claim, rows, finding):
 def _numbers(sources):
     """Return the arXiv numbers of those who make a claim or object to it."""
     return ", ".join(re.findall(r"\d{4}\.\d{5}", " ".join(s.cite for s in sources)))
+
+
+def _cost(units):
+    """Return the minutes of all units, by the CPU's clock where all have them."""
+    measured = all("cpu_seconds" in unit for unit in units)
+    seconds = sum(unit["cpu_seconds" if measured else "seconds"] for unit in units)
+    return f"{max(1, round(seconds / 60))} min" + ("" if measured else ", by the wall")
 
 
 def _compared(inequality):

@@ -14,11 +14,10 @@ before their numbers, and an interval over seeds decides.
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
+from _digits import digits_of_seed
 from _trial import Trial, main
-from sklearn.datasets import load_digits
 
 from flatmin import NoisyDiffusionClassifier
-from flatmin.datasets import corrupt_labels
 from flatmin.measures import (
     adaptive_expected_sharpness,
     asam_sharpness,
@@ -94,9 +93,7 @@ MEASURES = {
 
 def run_unit(label, seed, settings):
     """Return every measure at every c, for the end point of a law."""
-    X, y = load_digits(return_X_y=True)
-    chosen = np.random.RandomState(seed).permutation(len(X))[: settings["n_train"]]
-    y, _ = corrupt_labels(y[chosen], fraction=0.15, random_state=seed)
+    X, y, _, _ = digits_of_seed(seed, settings["n_train"])
     model = NoisyDiffusionClassifier(
         MLP,
         module_params={"n_features": 64, "n_outputs": 10, "hidden_layer_sizes": 24},
@@ -107,7 +104,7 @@ def run_unit(label, seed, settings):
         record_every=settings["n_iter"],
         dtype="float64",
         random_state=seed,
-    ).fit(X[chosen] / 16, y)
+    ).fit(X, y)
     risk, theta = model.risk_, torch.as_tensor(model.params_)
     outputs = risk.outputs(theta)
     # The way to H v is tried at the first θ that asks for it. At c = 0.01 the finite

@@ -17,11 +17,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
+from _digits import digits_of_seed
 from _trial import Trial, main
-from sklearn.datasets import load_digits
 
 from flatmin import NoisyDiffusionClassifier, make_noise_law
-from flatmin.datasets import corrupt_labels
 from flatmin.measures import tail_index
 from flatmin.modules import MLP
 
@@ -94,10 +93,7 @@ def noise(law, risk, theta, n_draws, rng):
 
 def run_unit(label, seed, settings):
     """Return α̂ of each law at one moment of a training by SGD."""
-    X, y = load_digits(return_X_y=True)
-    chosen = np.random.RandomState(seed).permutation(len(X))[: settings["n_train"]]
-    y, _ = corrupt_labels(y[chosen], fraction=0.15, random_state=seed)
-    X = X[chosen] / 16
+    X, y, _, _ = digits_of_seed(seed, settings["n_train"])
     if settings.get("standardised", True):
         X = (X - 0.3) / 0.37
     model = NoisyDiffusionClassifier(

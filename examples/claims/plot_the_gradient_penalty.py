@@ -15,11 +15,11 @@ before their numbers, and an interval over seeds decides.
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
+from _descent import descend_to_loss
+from _digits import digits_of_seed
 from _trial import Trial, main
-from sklearn.datasets import load_digits
 
 from flatmin import EmpiricalRisk
-from flatmin.datasets import corrupt_labels
 from flatmin.dynamics import simulate
 from flatmin.modules import MLP
 from flatmin.noise import SGD, GradientPenalty
@@ -69,31 +69,18 @@ SHORT = {"n_train": 100, "n_iter": 20, "loss": 1.0, "n_descent": 200}
 # ------
 
 
-def descend(risk, theta, loss, n_iter):
-    """Return the first iterate of gradient descent with at most this loss."""
-    for _ in range(n_iter):
-        value, gradient = risk.value_and_gradient(theta)
-        if value <= loss:
-            break
-        theta = theta - LR * gradient
-    return theta
-
-
 def run_unit(label, seed, settings):
     """Return losses and test errors after the law, and at the one loss."""
-    X, y = load_digits(return_X_y=True)
-    X = (X / 16 - 0.3) / 0.37
-    order = np.random.RandomState(seed).permutation(len(X))
-    train, test = order[: settings["n_train"]], order[settings["n_train"] :]
-    noisy, _ = corrupt_labels(y[train], fraction=0.15, random_state=seed)
+    X, y, X_test, y_test = digits_of_seed(seed, settings["n_train"])
+    X, X_test = ((part - 0.3) / 0.37 for part in (X, X_test))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = MLP(64, 10, hidden_layer_sizes=16)
-    risk = EmpiricalRisk(network, "cross_entropy", X[train], noisy, dtype="float32")
-    others = EmpiricalRisk(network, "cross_entropy", X[test], y[test], dtype="float32")
+    risk = EmpiricalRisk(network, "cross_entropy", X, y, dtype="float32")
+    others = EmpiricalRisk(network, "cross_entropy", X_test, y_test, dtype="float32")
 
     def told(theta):
-        wrong = others.outputs(theta).argmax(1).numpy() != y[test]
+        wrong = others.outputs(theta).argmax(1).numpy() != y_test
         return {"loss": float(risk.value(theta)), "error": float(wrong.mean())}
 
     run = simulate(
@@ -106,7 +93,8 @@ def run_unit(label, seed, settings):
         rng=seed,
     )
     theta = run[label].theta[0]
-    below = descend(risk, theta, settings["loss"], settings["n_descent"])
+    to = {"lr": LR, "max_iter": settings["n_descent"]}
+    below, _ = descend_to_loss(risk, theta, settings["loss"], **to)
     return {"after the law": told(theta), "at one loss": told(below)}
 
 
