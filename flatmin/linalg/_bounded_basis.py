@@ -44,7 +44,8 @@ class BoundedBasis:
         self.operator = operator
         self.ranks = ranks
         self.rounds = dtype != operator.dtype
-        self._rows = torch.zeros(n_rows, ranks.width, dtype=dtype, device=device)
+        # Memory that no row was written into yet is not taken.
+        self._rows = torch.empty(n_rows, ranks.width, dtype=dtype, device=device)
 
     def product(self, i: int) -> Tensor:
         """Return the shard of the product with a row.

@@ -46,9 +46,17 @@ def central_difference(
     Tensor of shape (D,)
     """
     h = difference_step(theta, v, step)
-    ahead = gradient(theta + h * v)
-    ahead = ahead - gradient(theta - h * v)
-    return ahead / (2 * h)
+    change = gradient(_moved(theta, h, v))
+    change = change - gradient(_moved(theta, -h, v))
+    change /= 2 * h
+    return change
+
+
+def _moved(theta: Tensor, h: Tensor, v: Tensor) -> Tensor:
+    """Return θ + hv; of a large network each copy takes gigabytes."""
+    moved = h * v
+    moved += theta
+    return moved
 
 
 def difference_step(theta: Tensor, v: Tensor, step: float) -> Tensor:
@@ -64,7 +72,10 @@ def difference_step(theta: Tensor, v: Tensor, step: float) -> Tensor:
     -------
     Tensor of shape ()
     """
-    size, length = (t.norm() if t.any() else t.new_ones(()) for t in (theta, v))
+    size, length = (
+        t.double().norm() if t.any() else t.new_ones((), dtype=torch.float64)
+        for t in (theta, v)
+    )
     return step * size / length
 
 

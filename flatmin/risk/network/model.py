@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
+from torch.autograd.graph import GradientEdge
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -147,6 +148,11 @@ class FlatModel:
         """
         in_float64 = self.lowest_dtype == torch.float64
         return torch.float64 if in_float64 else torch.float32
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self._flat.theta.dtype
 
     @property
     def n_updates(self) -> int:
@@ -337,16 +343,16 @@ class FlatModel:
 
     def gradients(
         self,
-        tensors: Tensor | list[Tensor],
-        cotangents: Tensor | list[Tensor] | None = None,
+        tensors: Tensor | Sequence[Tensor] | Sequence[GradientEdge],
+        cotangents: Tensor | Sequence[Tensor] | None = None,
         **options: bool,
     ) -> list[Tensor]:
         """Return the vector-Jacobian product at the bound θ by parameter.
 
         Parameters
         ----------
-        tensors : Tensor or list of Tensor
-        cotangents : Tensor or list of Tensor, default=None
+        tensors : Tensor, or sequence of Tensor or of GradientEdge
+        cotangents : Tensor or sequence of Tensor, default=None
             None for a single number.
         **options : bool
             Of ``torch.autograd.grad``.
@@ -357,7 +363,7 @@ class FlatModel:
             Zeros of what does not depend on θ, as where an unused layer is the block.
         """
         several = [tensors] if isinstance(tensors, Tensor) else tensors
-        if not any(tensor.requires_grad for tensor in several):
+        if not any(isinstance(t, GradientEdge) or t.requires_grad for t in several):
             check_autograd()
             return [torch.zeros_like(parameter) for parameter in self.params]
         return list(

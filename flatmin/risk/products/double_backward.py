@@ -6,11 +6,13 @@ counts, also parameters that are reached by a second name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from flatmin.risk.autodiff.kernels import twice_differentiable
 from flatmin.risk.data.chunks import Chunk
@@ -32,6 +34,7 @@ class DoubleBackward:
     model : FlatModel
     loss : ExampleLoss
     theta : Tensor of shape (D,)
+        In the model's dtype, or in a lower one.
     chunk : Chunk
     """
 
@@ -97,7 +100,9 @@ class DoubleBackward:
         -------
         Tensor of shape (D,)
         """
-        return self._pull([self._outputs], [u])
+        outputs = self._outputs
+        edge = get_gradient_edge(outputs) if outputs.requires_grad else None
+        return self._pull([edge], [u])
 
     def forget(self) -> None:
         """Let go of the graphs; they are built anew when they are needed."""
@@ -116,13 +121,15 @@ class DoubleBackward:
             return self.model(self.chunk.X)
 
     @cached_property
-    def _gradient(self) -> list[Tensor]:
-        """Σ ∇ℓ̃ᵢ of the chunk, with its graph."""
+    def _gradient(self) -> list[GradientEdge | None]:
+        """The graph of Σ ∇ℓ̃ᵢ of the chunk, by parameter; None for a constant."""
         self.model.bind(self.theta)
         with torch.enable_grad(), twice_differentiable(self.model.module):
             outputs = self.model(self.chunk.X)
             losses = self.chunk.weigh(self.loss.per_example(outputs, self.chunk.y))
-            return self.model.gradients(losses.sum(), create_graph=True)
+            parts = self.model.gradients(losses.sum(), create_graph=True)
+        # Without the numbers, which nobody reads.
+        return [get_gradient_edge(p) if p.requires_grad else None for p in parts]
 
     @cached_property
     def _pullback(self) -> _PullbackGraph:
@@ -132,16 +139,18 @@ class DoubleBackward:
             pulled = self.model.gradients(self._outputs, cotangents, create_graph=True)
         return _PullbackGraph(cotangents, pulled)
 
-    def _pull(self, tensors: list[Tensor], cotangents: list[Tensor]) -> Tensor:
+    def _pull(
+        self, edges: Sequence[GradientEdge | None], cotangents: Sequence[Tensor]
+    ) -> Tensor:
         """Return Σ ∂tᵀc/∂θ, shape (D,), of what depends on θ."""
         # A checkpoint runs its part of the network again, on what is bound then.
         self.model.bind(self.theta)
-        pairs = zip(tensors, cotangents, strict=True)
-        depends = [(t, c) for t, c in pairs if t.requires_grad]
+        pairs = zip(edges, cotangents, strict=True)
+        depends = [(edge, c) for edge, c in pairs if edge is not None]
         if not depends:
-            return torch.zeros_like(self.theta)
+            return torch.zeros_like(self.theta, dtype=self.model.dtype)
         some, along = zip(*depends, strict=True)
-        return joined(self.model.gradients(list(some), list(along), retain_graph=True))
+        return joined(self.model.gradients(some, along, retain_graph=True))
 
 
 class _PullbackGraph(NamedTuple):

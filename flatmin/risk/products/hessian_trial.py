@@ -24,7 +24,7 @@ from flatmin.risk.failures import NotTaken
 from flatmin.risk.losses.callable_loss import CallableLoss
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.ways import HESSIANS
-from flatmin.risk.trials import asymmetry, random_like, tolerance
+from flatmin.risk.trials import random_like, tolerance
 
 __all__ = ["PROJECTION", "hessian_off", "is_fitted", "losses_in"]
 
@@ -36,13 +36,13 @@ def hessian_off(name: str, point: DoubleBackward) -> float:
     """Return how far H v is from symmetric; raise where it is no derivative."""
     # Of a large network a vector takes gigabytes in float64, and a graph several: no
     # more are held than are compared.
-    Ha = HESSIANS[name](point, random_like(point.theta, 1))
-    b = random_like(point.theta, 2)
-    Hb = HESSIANS[name](point, b)
+    Hb = HESSIANS[name](point, _direction(point, 2)).double()
+    aHb, size_Hb = float(_direction(point, 1).double() @ Hb), float(Hb.norm())
+    del Hb
+    a = _direction(point, 1)
+    Ha = HESSIANS[name](point, a)
     point.forget()
-    a = random_like(point.theta, 1)
-    asymmetric = asymmetry(a, Ha, b, Hb)
-    del b, Hb
+    asymmetric = _asymmetry(point, a, Ha, aHb, size_Hb)
     off = _gradient_off(point, Ha, a)
     if off:
         raise NotTaken(f"it differs by {off:.1e} from differences of the gradient")
@@ -67,10 +67,24 @@ def is_fitted(point: DoubleBackward) -> bool:
     order_one = point.vjp(random_like(point.outputs, 0))
     if bool(gradient.norm() <= eps**0.5 * order_one.norm()):
         return True
-    v, step = random_like(point.theta, 1), STEPS[point.model.precision][0]
+    v, step = _direction(point, 1), STEPS[point.model.precision][0]
     change = central_difference(slope, point.theta, v, step).norm()
     h = difference_step(point.theta, v, step)
     return bool(change * h <= _ROUNDINGS * eps * gradient.norm())
+
+
+def _asymmetry(
+    point: DoubleBackward, a: Tensor, Ha: Tensor, aHb: float, size_Hb: float
+) -> float:
+    """Return |aᵀHb - bᵀHa|, relative to the products."""
+    a, Ha, b = a.double(), Ha.double(), _direction(point, 2).double()
+    scale = float(b.norm() * Ha.norm()) + float(a.norm()) * size_Hb
+    return abs(float(b @ Ha) - aHb) / scale if scale else 0.0
+
+
+def _direction(point: DoubleBackward, seed: int) -> Tensor:
+    """Return normal numbers, shape (D,), in the model's dtype."""
+    return random_like(point.theta, seed).to(point.model.dtype)
 
 
 def _projections(outputs: Tensor, _targets: Tensor) -> Tensor:

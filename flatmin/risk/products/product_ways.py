@@ -246,7 +246,7 @@ class ProductWays:
         model, loss, dtype = self._in_float64(theta)
         for chunk in self._sizes():
             few = chunk.double() if dtype == torch.float64 else chunk
-            point = DoubleBackward(model, loss, theta.to(dtype), few)
+            point = DoubleBackward(model, loss, theta, few)
             try:
                 found.append(hessian_off(name, point))
                 self._check_rounding(name, theta, chunk, point)

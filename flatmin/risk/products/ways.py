@@ -32,9 +32,10 @@ def _forward(
 
     def along(v: Tensor) -> Tensor:
         point.model.bind(point.theta)
+        theta = point.theta.to(point.model.dtype)
         # PyTorch warns of a deprecated part of its own when forward mode first loads.
         with twice_differentiable(point.model.module), ignored(DeprecationWarning):
-            product: Tensor = isolated(lambda: jvp(function, (point.theta,), (v,)))[1]
+            product: Tensor = isolated(lambda: jvp(function, (theta,), (v,)))[1]
         # Parameters that are reached past θ leave a graph.
         return product.detach()
 
