@@ -21,6 +21,11 @@ __all__ = [
     "covariance_trace",
 ]
 
+# Parameters from which memory counts more than a second sweep.
+_LARGE = 1 << 24
+# A difference that is this much smaller than what it is of loses a digit in float32.
+_CANCELS = 16
+
 
 class GradientCovarianceOperator(RiskOperator):
     """Σ = (1/N) Σᵢ (gᵢ - g₀)(gᵢ - g₀)ᵀ at one θ, known by its products.
@@ -246,6 +251,9 @@ def covariance_operator(
 def covariance_trace(risk: Risk, theta: Point, *, check: bool = True) -> Tensor:
     """Return Tr(Σ) = (1/N) Σ‖gᵢ - g₀‖², by one sweep over the examples.
 
+    From 2²⁴ parameters on it takes two sweeps and less memory, unless ‖g₀‖² is nearly
+    all of the mean of ‖gᵢ‖².
+
     Parameters
     ----------
     risk : Risk
@@ -276,10 +284,26 @@ def covariance_trace(risk: Risk, theta: Point, *, check: bool = True) -> Tensor:
     """
     theta = as_point(risk, theta)
     check_flag("check", check)
+    trace = None
+    if theta.shape[-1] >= _LARGE and theta.ndim == 1:
+        trace = _trace_by_norms(risk, theta)
+    if trace is not None:
+        return trace
     variances = risk.gradient_variances(theta)
     if check:
         check_finite("The diagonal of Σ", variances, risk)
     return variances.sum(-1)
+
+
+def _trace_by_norms(risk: Risk, theta: Tensor) -> Tensor | None:
+    """Return (1/N) Σ‖gᵢ‖² - ‖g₀‖², or None where it has few digits."""
+    # Two sweeps, but no vector of variances, which takes gigabytes, and no rows of an
+    # embedding, whose norms come from pairs of positions.
+    square = risk.squared_norms(theta).mean()
+    mean = risk.weighted_gradient(theta, theta.new_ones(risk.n_examples))
+    trace = square - mean.norm(dtype=torch.float64).square()
+    has_digits = trace.isfinite() & (trace >= square / _CANCELS)
+    return trace if bool(has_digits) else None
 
 
 def covariance_diagonal(risk: Risk, theta: Point) -> Tensor:

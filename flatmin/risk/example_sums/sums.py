@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 # Numbers in the rows of a trial.
 _TRIAL_BUDGET = 1 << 24
+# Numbers of a row that are turned to float64 at a time.
+_AT_A_TIME = 1 << 20
 
 
 class ExampleSums:
@@ -278,5 +280,7 @@ def _moments(values: Tensor, rows: Tensor) -> Moments:
 def _norms(rows: Tensor) -> Tensor:
     # Not by squared_row_norms, which the norms by layer are made of: these are tried
     # against it.
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms.square()
+    norms = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for block in rows.split(_AT_A_TIME, 1):  # of a large network no copy is held
+        norms += torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square()
+    return norms
