@@ -9,7 +9,7 @@ from typing import Any
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin.analysis._sample import Sample
-from flatmin.linalg._basis_memory import search_arguments
+from flatmin.linalg._basis_memory import check_max_basis, search_arguments
 
 __all__ = ["WHICH", "all_arguments", "check_pairs"]
 
@@ -78,3 +78,5 @@ def check_pairs(sample: Sample, arguments: Mapping[str, Any], largest: int) -> N
         check_count("k", k, at_most=largest, limit="the number of pairs")
     names = ("max_matvecs", "max_basis", "basis_device", "basis_dtype")
     search_arguments(**{name: arguments.get(name) for name in names})
+    if k is not None and arguments.get("max_basis") is not None:
+        check_max_basis(arguments["max_basis"], k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,12 @@ from flatmin.analysis._model_by_reference import (
 from flatmin.analysis._of_all import Found, estimate_all
 from flatmin.analysis._sample import SUBSET_CONSTRAINTS, draw_sample
 from flatmin.linalg import Estimate
-from flatmin.measures import SHARPNESS_MEASURES
+from flatmin.measures import (
+    SHARPNESS_MEASURES,
+    edge_of_stability,
+    max_eigenvalue,
+    non_uniformity,
+)
 from flatmin.measures._registry import BUILT_IN, as_estimate
 from flatmin.risk import EmpiricalRisk
 
@@ -34,6 +40,9 @@ _SMOOTH = [
         *("max_eigenvalue", "fisher_rao"),
     )
 ]
+
+# Whose stderr is NaN where they have not converged.
+_EIGENVALUES = [max_eigenvalue, edge_of_stability, non_uniformity]
 
 
 @with_risk_entries
@@ -189,8 +198,20 @@ class SharpnessScorer(ModelByReference):
             If the training data are wanted, and the model does not hold them.
         ValueError, TypeError
             If parameters, model and data do not fit together.
+        RuntimeError
+            If an eigenvalue has not converged; ``fit`` keeps it, with its ``stderr_``.
         """
-        return -float(self._measure(estimator, X, y, sample_weight).value)
+        found = self._measure(estimator, X, y, sample_weight)
+        measure = self._measure_of_name()
+        is_eigenvalue = any(measure is one for one in _EIGENVALUES)
+        if is_eigenvalue and math.isnan(found.stderr):
+            raise RuntimeError(
+                f"The measure {self.measure!r} has not converged within "
+                f"{found.n_matvecs} products, and a score has no place to say so. Set "
+                "a larger tol or max_matvecs in measure_params, or take dtype="
+                "torch.float64."
+            )
+        return -float(found.value)
 
     @one_at_a_time
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
@@ -244,6 +265,10 @@ class SharpnessScorer(ModelByReference):
             self._check_features(X, reset=False)
         return self(self._own(), X, y, sample_weight)
 
+    def _measure_of_name(self) -> Any:
+        is_name = isinstance(self.measure, str)
+        return SHARPNESS_MEASURES[self.measure] if is_name else self.measure
+
     def _own(self) -> Any:
         if self.estimator is None:
             raise ValueError(
@@ -257,8 +282,8 @@ class SharpnessScorer(ModelByReference):
         self._validate_params()
         if X is None and (y is not None or sample_weight is not None):
             raise ValueError("y and sample_weight come with X. Got X=None.")
+        measure = self._measure_of_name()
         is_name = isinstance(self.measure, str)
-        measure = SHARPNESS_MEASURES[self.measure] if is_name else self.measure
         title = f"the measure {self.measure if is_name else _name(measure)!r}"
         # Before the risk is made: a wrong option needs no pass over the data.
         options, draws = self._options(title, measure)

@@ -12,7 +12,13 @@ from flatmin._utils.placement import resolve_device
 from flatmin.linalg._distributed import VectorShards, default_group
 from flatmin.linalg._operator import LinearOperator
 
-__all__ = ["BasisMemory", "basis_memory", "basis_size", "search_arguments"]
+__all__ = [
+    "BasisMemory",
+    "basis_memory",
+    "basis_size",
+    "check_max_basis",
+    "search_arguments",
+]
 
 # Numbers in a basis (128 MiB in float32) up to which it is larger than it has to be:
 # most solves then need no restart, which can stall on eigenvalues inside of the
@@ -84,12 +90,7 @@ def basis_memory(
     size = operator.shape[-1]
     n_basis = basis_size(size, k)
     if max_basis is not None:
-        max_basis = check_count("max_basis", max_basis)
-        if max_basis <= k:
-            raise ValueError(
-                f"max_basis must be above k = {k}: a basis holds the wanted vectors "
-                f"and at least one more. Got {max_basis}; ask for fewer pairs."
-            )
+        max_basis = check_max_basis(max_basis, k)
         n_basis = min(max_basis, max(n_basis, size // 2))
     device = (
         operator.device
@@ -101,6 +102,32 @@ def basis_memory(
     if distributed:
         ranks = default_group(size, operator.device)
     return BasisMemory(n_basis, dtype, device, ranks)
+
+
+def check_max_basis(max_basis: Any, k: int) -> int:
+    """Return the size of a basis for k eigenpairs, or raise ValueError.
+
+    Parameters
+    ----------
+    max_basis : object
+    k : int
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If it is no number above k.
+    """
+    size = check_count("max_basis", max_basis)
+    if size <= k:
+        raise ValueError(
+            f"max_basis must be above k = {k}: a basis holds the wanted vectors and at "
+            f"least one more. Got {size}; ask for fewer pairs."
+        )
+    return size
 
 
 def search_arguments(

@@ -141,6 +141,7 @@ def test_a_call_that_is_not_there():
         ({"which": "XX"}, "Unknown which 'XX'"),
         ({"basis_dtype": "float16"}, r"basis_dtype must be .*'float16'"),
         ({"k": 44}, "k must be .* 43"),
+        ({"k": 10, "max_basis": 5}, "max_basis must be above k = 10"),
     ],
 )
 def test_no_cost_of_eigenpairs_that_are_refused(options, reason):

@@ -1,17 +1,19 @@
 """SharpnessScorer as a scorer and as an estimator."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from flatmin import SharpnessScorer, expected_sharpness
 from flatmin.linalg import Estimate
@@ -40,6 +42,25 @@ def test_it_is_minus_the_measure(clf, measure):
         clone(scorer).set_params(on="training")(clf, X_new, y_new),
     ):
         assert on_training == pytest.approx(-float(training), rel=1e-6)
+
+
+def test_an_eigenvalue_that_has_not_converged_is_no_score():
+    wide = nn.Sequential(nn.Linear(X.shape[1], 200), nn.Tanh(), nn.Linear(200, 3))
+    options = {
+        "measure": "max_eigenvalue",
+        "measure_params": {"max_matvecs": 2, "tol": 1e-12},
+        "loss": "cross_entropy",
+    }
+    scorer = SharpnessScorer(wide, **options)
+    for score in (scorer.score, partial(scorer, wide)):
+        with (
+            pytest.warns(ConvergenceWarning),
+            pytest.raises(RuntimeError, match="has not converged within 2 products"),
+        ):
+            score(X, y)
+    with pytest.warns(ConvergenceWarning):
+        scorer.fit(X, y)
+    assert np.isnan(scorer.stderr_)
 
 
 def test_options_of_the_measure(clf):
