@@ -172,6 +172,24 @@ def test_a_killed_unit_goes_on_elsewhere(processes, tmp_path):
 
 
 @needs_kill
+def test_a_search_goes_on_where_a_worker_was_killed(processes, tmp_path):
+    def search(callbacks):
+        grid = GridSearchCV(
+            classifier(random_state=0, record_every=1, callbacks=callbacks),
+            {"method": ["gd", "gld_hessian"]},
+            cv=2,
+        )
+        return grid.fit(X, y).cv_results_
+
+    alone = search(None)
+    with joblib.parallel_config(backend="dask"):
+        found = search([Killer(tmp_path, always=False)])
+    assert (tmp_path / "killed").exists()
+    for fold in ("split0_test_score", "split1_test_score"):
+        np.testing.assert_array_equal(found[fold], alone[fold])
+
+
+@needs_kill
 @pytest.mark.slow
 def test_a_unit_that_always_kills_has_failed_alone(processes, tmp_path):
     always = {"method": "gd", "callbacks": [Killer(tmp_path, always=True)]}
