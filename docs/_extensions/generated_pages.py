@@ -14,7 +14,12 @@ OBJECTS = (
     *("NoisyDiffusionClassifier", "NoisyDiffusionRegressor", "CurvatureAnalyzer"),
     *("NoiseCovarianceAnalyzer", "SharpnessScorer", "FlatnessMonitor", "EmpiricalRisk"),
 )
-_STORED = (stored_tables.peers, stored_tables.scaling, stored_tables.iterations)
+_STORED = (
+    stored_tables.peers,
+    stored_tables.scaling,
+    stored_tables.iterations,
+    stored_tables.large_decoder,
+)
 _ARROW = {
     "arrowstyle": "->",
     "color": "0.65",

@@ -60,3 +60,20 @@ def iterations() -> str:
         for law, found in laws.items()
     ]
     return table(["law", "median, b", "minimum", "maximum"], rows)
+
+
+def large_decoder() -> str:
+    """Return what is asked of one large model: gradients, and memory of the process."""
+    rows = []
+    for asked, found in load("large_decoder.json")["rows"].items():
+        later = found["in_b"].get("later")
+        gib = found["peak_mib"]["first"] / 1024
+        rows.append(
+            [
+                asked,
+                f"{found['in_b']['first']:.2g}",
+                "–" if later is None else f"{later:.2g}",
+                f"{gib:.1f}",
+            ]
+        )
+    return table(["", "first, b", "later, b", "peak, GiB"], rows)

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["NO_PROCESS_GROUP", "first_line", "message", "naming", "shown"]
+__all__ = [
+    "NO_PROCESS_GROUP",
+    "TOLD_TO_RANKS",
+    "first_line",
+    "message",
+    "naming",
+    "shown",
+]
 
 #: Of ``distributed=True`` in a process that has joined no others.
 NO_PROCESS_GROUP = (
@@ -15,6 +22,8 @@ NO_PROCESS_GROUP = (
     "call torch.distributed.init_process_group('gloo') first, in a program that is "
     "started by torchrun --nproc-per-node=2 FILE, or leave distributed at False."
 )
+#: Attribute of an error that all ranks of a process group raise.
+TOLD_TO_RANKS = "_flatmin_told"
 
 
 def message(error: BaseException) -> str:

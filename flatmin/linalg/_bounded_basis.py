@@ -73,7 +73,9 @@ class BoundedBasis:
         """
         # What has few digits is sent with few.
         v = self.ranks.whole(shard).to(self.operator.dtype)
-        return self._mine(self.operator.matvec(v))
+        with self.ranks.agreed("a product with the matrix"):
+            product = self.operator.matvec(v)
+        return self._mine(product)
 
     def dots(self, w: Tensor, stop: int) -> Tensor:
         """Return the inner products with the first rows, in float64.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flatmin._utils.messages import NO_PROCESS_GROUP
+from flatmin._utils.messages import NO_PROCESS_GROUP, TOLD_TO_RANKS
 
 __all__ = ["VectorShards", "default_group"]
 
@@ -154,6 +157,39 @@ class VectorShards:
         vector = sent.new_empty(self.count * self.width)
         _gather(vector, sent)
         return vector[: self.size]
+
+    @contextmanager
+    def agreed(self, work: str) -> Iterator[None]:
+        """Do what each rank does for itself, and raise on all where one has raised.
+
+        Parameters
+        ----------
+        work : str
+            What is done.
+
+        Yields
+        ------
+        None
+
+        Raises
+        ------
+        RuntimeError
+            If another rank has raised; there its own error goes on.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        if self.count > 1 and not getattr(error, TOLD_TO_RANKS, False):
+            mine = torch.tensor(0 if error is None else self.rank + 1)
+            failed = int(self.largest(mine))
+            if failed and error is None:
+                raise RuntimeError(
+                    f"rank {failed - 1} raised in {work}; its own error tells why."
+                )
+        if error is not None:
+            raise error
 
     def _of_all(self, numbers: Tensor) -> list[Tensor]:
         sent = numbers.to(self.device).contiguous()

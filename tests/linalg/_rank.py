@@ -54,6 +54,19 @@ def solved(**more):
     return found
 
 
+def breaks_on(rank):
+    """Return a product that raises at its third call, on one rank alone."""
+    calls = []
+
+    def product(v):
+        calls.append(1)
+        if len(calls) == 3 and dist.get_rank() == rank:
+            raise NotImplementedError("no third product")
+        return v.flip(0)
+
+    return product
+
+
 def main(rank, store, folder):
     torch.set_num_threads(1 + rank)  # no number hangs on it
     dist.init_process_group(
@@ -70,6 +83,10 @@ def main(rank, store, folder):
         eigsh(bad, 1, rng=0, distributed=True)
     except torch.linalg.LinAlgError as error:
         found["message"] = str(error)
+    try:
+        eigsh(FunctionOperator(breaks_on(1), SIZE), 1, rng=0, distributed=True)
+    except RuntimeError as error:
+        found["raised"] = f"{type(error).__name__}: {error}"
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -85,3 +85,9 @@ def test_a_product_that_is_not_finite_on_one_rank_ends_all(ranks):
     for found in ranks:
         assert "must be finite" in found["message"]
     assert SIZE % 2
+
+
+def test_a_rank_that_raises_ends_all(ranks):
+    first, second = (found["raised"] for found in ranks)
+    assert first.startswith("RuntimeError: rank 1 raised in a product")
+    assert second == "NotImplementedError: no third product"

@@ -22,12 +22,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flatmin._utils.messages import NO_PROCESS_GROUP, message
+from flatmin._utils.messages import NO_PROCESS_GROUP, TOLD_TO_RANKS, message
 
 __all__ = ["ALONE", "Ranks", "find_ranks", "is_first"]
 
 _MESSAGE_BYTES = 2000
-_TOLD = "_flatmin_told"  # of an error that all ranks raise
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
@@ -128,7 +127,9 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            if not (self.size == 1 or self._at_work or getattr(error, _TOLD, False)):
+            if not (
+                self.size == 1 or self._at_work or getattr(error, TOLD_TO_RANKS, False)
+            ):
                 _mark(error)
                 with suppress(RuntimeError):  # the others are gone
                     self._agree(word, (-1, -1), error)
@@ -323,7 +324,7 @@ def is_first(distributed: bool) -> bool:
 def _mark(error: Exception) -> Exception:
     """Note that all ranks raise, and return the error."""
     with suppress(AttributeError):
-        setattr(error, _TOLD, True)
+        setattr(error, TOLD_TO_RANKS, True)
     return error
 
 
