@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -203,13 +204,15 @@ class SharpnessScorer(ModelByReference):
         """
         found = self._measure(estimator, X, y, sample_weight)
         measure = self._measure_of_name()
+        while isinstance(measure, partial):
+            measure = measure.func
         is_eigenvalue = any(measure is one for one in _EIGENVALUES)
         if is_eigenvalue and math.isnan(found.stderr):
+            more = " or max_matvecs" if measure is max_eigenvalue else ""
             raise RuntimeError(
-                f"The measure {self.measure!r} has not converged within "
+                f"The measure {_name(measure)!r} has not converged within "
                 f"{found.n_matvecs} products, and a score has no place to say so. Set "
-                "a larger tol or max_matvecs in measure_params, or take dtype="
-                "torch.float64."
+                f"a larger tol{more} in measure_params, or take dtype='float64'."
             )
         return -float(found.value)
 

@@ -259,7 +259,8 @@ def covariance_trace(risk: Risk, theta: Point, *, check: bool = True) -> Tensor:
     risk : Risk
     theta : Tensor or ndarray of shape (\\*chains, D)
     check : bool, default=True
-        False hands on what is not finite: a look at it waits for the device.
+        False hands on what is not finite: a look at it waits for the device, as the
+        choice between one sweep and two does in any case.
 
     Returns
     -------

@@ -112,8 +112,6 @@ class LinearizedOperator(RiskOperator):
         network: Any = risk  # where there is a name to select: no other risk has any
         block = {} if select is None else {"select": select}
         self._point = network.linearize(self.theta, n_products=n_products, **block)
-        if select is None:
-            self.theta = self._point.theta  # a copy is enough
 
     def _on_block(self, v: Tensor) -> Tensor:
         return self._product(v)

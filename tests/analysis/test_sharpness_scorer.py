@@ -17,7 +17,12 @@ from torch import nn
 
 from flatmin import SharpnessScorer, expected_sharpness
 from flatmin.linalg import Estimate
-from flatmin.measures import SHARPNESS_MEASURES, register_measure, trace_sharpness
+from flatmin.measures import (
+    SHARPNESS_MEASURES,
+    max_eigenvalue,
+    register_measure,
+    trace_sharpness,
+)
 
 from ._problems import blobs, classifier, network, skorch_classifier, truth
 
@@ -52,7 +57,9 @@ def test_an_eigenvalue_that_has_not_converged_is_no_score():
         "loss": "cross_entropy",
     }
     scorer = SharpnessScorer(wide, **options)
-    for score in (scorer.score, partial(scorer, wide)):
+    few = partial(max_eigenvalue, **options.pop("measure_params"))
+    of_partial = SharpnessScorer(wide, **options | {"measure": few})
+    for score in (scorer.score, partial(scorer, wide), of_partial.score):
         with (
             pytest.warns(ConvergenceWarning),
             pytest.raises(RuntimeError, match="has not converged within 2 products"),

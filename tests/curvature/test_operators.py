@@ -82,8 +82,29 @@ def test_an_operator_stays_at_its_point():
     start = theta.clone()
     theta += 1
     risk.gradient(theta)
+    for A in operators[:2]:
+        A.theta.add_(1)  # which is a copy of its own
     for A, product in zip(operators, before, strict=True):
         assert torch.equal(A @ start, product)
+
+
+class WordsAlone:
+    """A prepared point that has what the protocol asks for, and nothing else."""
+
+    def __init__(self, point):
+        self.hvp, self.ggn = point.hvp, point.ggn
+        self.directional_derivatives = point.directional_derivatives
+
+
+def test_a_point_of_ones_own_needs_the_words_of_the_protocol(monkeypatch):
+    risk = QuadraticRisk(torch.diag(torch.tensor([4.0, 1.0])), torch.zeros(1, 2))
+    linearize = risk.linearize
+    monkeypatch.setattr(
+        risk, "linearize", lambda *args, **more: WordsAlone(linearize(*args, **more))
+    )
+    for make in (HessianOperator, GGNOperator):
+        product = make(risk, torch.zeros(2)) @ torch.ones(2)
+        assert torch.equal(product, torch.tensor([4.0, 1.0]))
 
 
 @pytest.mark.parametrize("make", [HessianOperator, GGNOperator, FisherOperator])

@@ -39,6 +39,7 @@ def central_difference(
         θ to g(θ), shape (D,).
     theta : Tensor of shape (D,)
     v : Tensor of shape (D,)
+        In the dtype of θ, or in a higher one.
     step : float
 
     Returns
