@@ -71,8 +71,8 @@ def large_decoder() -> str:
         rows.append(
             [
                 asked,
-                f"{found['in_b']['first']:.2g}",
-                "–" if later is None else f"{later:.2g}",
+                f"{found['in_b']['first']:.3g}",
+                "–" if later is None else f"{later:.3g}",
                 f"{gib:.1f}",
             ]
         )
