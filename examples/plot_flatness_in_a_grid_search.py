@@ -13,6 +13,7 @@ gradient descent; ``memory`` keeps it, so that each fold runs it once.
 import tempfile
 import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
@@ -62,6 +63,15 @@ def make_table(grid):
     return pd.DataFrame(columns, index=pd.MultiIndex.from_frame(settings))
 
 
+def draw(table):
+    """Draw accuracy against flatness on data of no fold's training, by law."""
+    _, axes = plt.subplots(layout="constrained")
+    for law, rows in table.groupby(level="method"):
+        axes.plot(rows["flatness", "test"], rows["accuracy", "test"], "o", label=law)
+    axes.set(xlabel="flatness", ylabel="accuracy", title="Means over three folds")
+    axes.legend()
+
+
 def main():
     """Search without and with a memory, print both scores, check what has to hold."""
     X, y = load_digits(return_X_y=True)
@@ -74,6 +84,7 @@ def main():
     print(table.to_string(float_format="{:.4g}".format))
     print(f"\nthe most accurate: {kept.best_params_}")
     print(f"{seconds:.1f} s without memory, {fewer_seconds:.1f} s with it")
+    draw(table)
 
     # The memory changes the time and no number.
     pd.testing.assert_frame_equal(table, make_table(plain))
@@ -88,3 +99,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    plt.show()

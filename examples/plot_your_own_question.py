@@ -16,6 +16,7 @@ SGD and 10.3 with its Gaussian twin; diagonal and isotropic noise leave it where
 (17.5 and 17.8). No test accuracy differs from GD's with certainty.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer
@@ -24,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from flatmin import NoisyDiffusionClassifier, compare_dynamics
 from flatmin.measures import max_eigenvalue
+from flatmin.plotting import ComparisonDisplay
 
 
 class SkipNetwork(torch.nn.Module):
@@ -64,8 +66,10 @@ def main(max_iter=1000, n_seeds=6):
     columns = ["test_score", "max_eigenvalue", "loss"]
     table = found.summary("gd", columns=columns)
     print(table[["mean", "difference", "low", "high", "n"]].round(4).to_string())
+    ComparisonDisplay.from_results(found, columns=columns[1]).plot(kind="differences")
     return table
 
 
 if __name__ == "__main__":
     main()
+    plt.show()
