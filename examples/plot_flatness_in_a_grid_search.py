@@ -69,7 +69,8 @@ def draw(table):
     for law, rows in table.groupby(level="method"):
         axes.plot(rows["flatness", "test"], rows["accuracy", "test"], "o", label=law)
     axes.set(xlabel="flatness", ylabel="accuracy", title="Means over three folds")
-    axes.legend()
+    axes.locator_params("x", nbins=5)
+    axes.figure.legend(loc="outside right upper")
 
 
 def main():
