@@ -195,15 +195,15 @@ class ExampleSums:
 
     def _settle(self) -> str | None:
         """Choose on a few examples; None where their gradients tell nothing."""
-        examples, theta = self.examples(), self.model.theta()
-        examples = examples[: max(3, _TRIAL_BUDGET // len(theta))]
+        examples, n_params = self.examples(), self.model.layout.n_params
+        examples = examples[: max(3, _TRIAL_BUDGET // n_params)]
         _, rows = looped_rows(self.model, examples)
         if not tells(rows):
             return None
         return self.choice.settle(
             {
                 "by layer": partial(self._layers_off, examples, rows),
-                "vmap": partial(self._vmap_off, theta, examples, rows),
+                "vmap": partial(self._vmap_off, examples, rows),
                 "one by one": None,
             },
             tolerance(self.model.precision, 1),
@@ -211,22 +211,24 @@ class ExampleSums:
 
     def _layers_off(self, examples: ExampleScalars, rows: Tensor) -> float:
         """Return how far the sums of layers are from those of the right rows."""
-        some = torch.arange(len(rows) - 1, len(rows) // 2 - 1, -1)
-        found = [self._difference(examples[some], rows[some])]
-        found.append(self._difference(examples, rows))
+        every = torch.arange(len(rows))
+        half = every[len(rows) // 2 :].flip(0)
+        found = [self._difference(examples, rows, some) for some in (half, every)]
         return max(found, key=lambda off: (off != off, off))
 
-    def _difference(self, examples: ExampleScalars, rows: Tensor) -> float:
-        n = len(rows)
-        if n == 1 and self.model.pairs_single:
-            examples, rows = examples[[0, 0]], rows[[0, 0]]
-        (sums,) = SumsByLayer.of(self.model, examples)
+    def _difference(
+        self, examples: ExampleScalars, rows: Tensor, some: Tensor
+    ) -> float:
+        if len(some) == 1 and self.model.pairs_single:
+            some = some[[0, 0]]
+        (sums,) = SumsByLayer.of(self.model, examples[some])
         self._signature = sums.signature
         # Parameter by parameter: the rows of a large network are held only once.
-        norms = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        norms = torch.zeros(len(some), dtype=torch.float64, device=rows.device)
         parts = []
         own = rows.split(self.model.layout.sizes, 1)
-        for part, right in zip(sums.parts, own, strict=True):
+        for part, of_all in zip(sums.parts, own, strict=True):
+            right = of_all[some]
             norms += part.squared_norms()
             mean, squares = mean_and_squares(right)
             moments = part.moments()
@@ -242,10 +244,10 @@ class ExampleSums:
         worst = [
             max(worst_difference(quantity)) for quantity in zip(*parts, strict=True)
         ]
-        return max(*worst, difference(norms, _norms(rows)) / 2)
+        return max(*worst, difference(norms, _norms(rows)[some]) / 2)
 
-    def _vmap_off(self, theta: Tensor, examples: ExampleScalars, rows: Tensor) -> float:
-        _, found = vectorised_rows(self.model, theta, examples)
+    def _vmap_off(self, examples: ExampleScalars, rows: Tensor) -> float:
+        _, found = vectorised_rows(self.model, self.model.theta(), examples)
         return difference(found, rows, self.model.layout.sizes)
 
     def _norms_of_rows(self, examples: ExampleScalars) -> Tensor:
