@@ -28,6 +28,7 @@ def at_construction(problem):
     """Return strategies of faulty arguments by the name of the argument at fault."""
     n, loss = problem.n_examples, problem.loss
     X, y = plain(problem.X), plain(problem.y)
+    twice = np.stack([y, y], -1)
     ones = np.ones(n)
     weights = [
         *(with_entry(ones, i, w) for i in (0, n - 1) for w in (np.nan, np.inf, -1e-9)),
@@ -41,7 +42,7 @@ def at_construction(problem):
         ],
         "y": [
             some([y[:0], y[:-1], np.concatenate([y, y]), y.flatten()[0], *NOT_NUMBERS]),
-            st.just(np.stack([y, y], -1)),
+            None if _are_probabilities(twice, problem) else st.just(twice),
             _entry(y, wild),
         ],
         "sample_weight": [some(weights)],
@@ -63,6 +64,12 @@ def at_construction(problem):
     elif problem.risk_dtype == torch.float32:
         found["y"] += [_entry(y, beyond_float32)]
     return {name: [s for s in kinds if s is not None] for name, kinds in found.items()}
+
+
+def _are_probabilities(y, problem):
+    """Say whether labels have become the probabilities of two classes."""
+    of_two = y.shape[1:] == tuple(problem.output_shape)
+    return problem.loss.targets == "classes" and of_two and y.dtype.kind == "f"
 
 
 def takes_one_length(problem):
