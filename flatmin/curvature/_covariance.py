@@ -285,10 +285,8 @@ def covariance_trace(risk: Risk, theta: Point, *, check: bool = True) -> Tensor:
     """
     theta = as_point(risk, theta)
     check_flag("check", check)
-    trace = None
-    if theta.shape[-1] >= _LARGE and theta.ndim == 1:
-        trace = _trace_by_norms(risk, theta)
-    if trace is not None:
+    is_large = theta.shape[-1] >= _LARGE and theta.ndim == 1
+    if is_large and (trace := _trace_by_norms(risk, theta)) is not None:
         return trace
     variances = risk.gradient_variances(theta)
     if check:

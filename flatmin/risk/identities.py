@@ -266,7 +266,9 @@ class _Point:
         )
 
     def _asymmetry(self, product: Callable[[Tensor], Tensor]) -> float:
-        return asymmetry(self.a, product(self.a), self.b, product(self.b))
+        Ab = product(self.b).double()
+        aAb, size_Ab = float(self.a.double() @ Ab), float(Ab.norm())
+        return asymmetry(self.a, product(self.a), self.b, aAb, size_Ab)
 
     def _slope(
         self, product: Tensor, function: Callable[[Tensor, Tensor], Tensor]

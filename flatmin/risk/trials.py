@@ -166,7 +166,7 @@ def _ratio(difference: float, size: float) -> float:
     return difference / size if size else difference
 
 
-def asymmetry(a: Tensor, Aa: Tensor, b: Tensor, Ab: Tensor) -> float:
+def asymmetry(a: Tensor, Aa: Tensor, b: Tensor, aAb: float, size_Ab: float) -> float:
     """Return |aᵀAb - bᵀAa|, relative to the products.
 
     Parameters
@@ -174,15 +174,18 @@ def asymmetry(a: Tensor, Aa: Tensor, b: Tensor, Ab: Tensor) -> float:
     a : Tensor of shape (D,)
     Aa : Tensor of shape (D,)
     b : Tensor of shape (D,)
-    Ab : Tensor of shape (D,)
+    aAb : float
+        aᵀAb.
+    size_Ab : float
+        ‖Ab‖: of a large network Ab itself need not be held beside Aa.
 
     Returns
     -------
     float
     """
-    a, Aa, b, Ab = (t.double() for t in (a, Aa, b, Ab))
-    scale = float(b.norm() * Aa.norm() + a.norm() * Ab.norm())
-    return abs(float(b @ Aa - a @ Ab)) / scale if scale else 0.0
+    a, Aa, b = (t.double() for t in (a, Aa, b))
+    scale = float(b.norm() * Aa.norm() + a.norm() * size_Ab)
+    return abs(float(b @ Aa) - aAb) / scale if scale else 0.0
 
 
 def random_like(tensor: Tensor, seed: int) -> Tensor:

@@ -24,7 +24,7 @@ from flatmin.risk.failures import NotTaken
 from flatmin.risk.losses.callable_loss import CallableLoss
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.ways import HESSIANS
-from flatmin.risk.trials import random_like, tolerance
+from flatmin.risk.trials import asymmetry, random_like, tolerance
 
 __all__ = ["PROJECTION", "hessian_off", "is_fitted", "losses_in"]
 
@@ -42,7 +42,7 @@ def hessian_off(name: str, point: DoubleBackward) -> float:
     a = _direction(point, 1)
     Ha = HESSIANS[name](point, a)
     point.forget()
-    asymmetric = _asymmetry(point, a, Ha, aHb, size_Hb)
+    asymmetric = asymmetry(a, Ha, _direction(point, 2), aHb, size_Hb)
     off = _gradient_off(point, Ha, a)
     if off:
         raise NotTaken(f"it differs by {off:.1e} from differences of the gradient")
@@ -71,15 +71,6 @@ def is_fitted(point: DoubleBackward) -> bool:
     change = central_difference(slope, point.theta, v, step).norm()
     h = difference_step(point.theta, v, step)
     return bool(change * h <= _ROUNDINGS * eps * gradient.norm())
-
-
-def _asymmetry(
-    point: DoubleBackward, a: Tensor, Ha: Tensor, aHb: float, size_Hb: float
-) -> float:
-    """Return |aᵀHb - bᵀHa|, relative to the products."""
-    a, Ha, b = a.double(), Ha.double(), _direction(point, 2).double()
-    scale = float(b.norm() * Ha.norm()) + float(a.norm()) * size_Hb
-    return abs(float(b @ Ha) - aHb) / scale if scale else 0.0
 
 
 def _direction(point: DoubleBackward, seed: int) -> Tensor:
