@@ -7,11 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-# The slow tests of these folders run when they are asked for.
-ON_REQUEST = [
-    Path(__file__).parent / name for name in ("comparison", "estimators", "examples")
-]
-
 
 def pytest_configure():
     # Workers of pytest-xdist already fill the cores; more threads only make them wait.
@@ -22,11 +17,9 @@ def pytest_configure():
 def pytest_collection_modifyitems(config, items):
     if "slow" in config.option.markexpr:
         return
-    skip = pytest.mark.skip(reason="takes minutes; run it with -m slow")
+    skip = pytest.mark.skip(reason="is slow; run it with -m slow")
     for item in items:
-        if item.get_closest_marker("slow") and any(
-            folder in item.path.parents for folder in ON_REQUEST
-        ):
+        if item.get_closest_marker("slow"):
             item.add_marker(skip)
 
 

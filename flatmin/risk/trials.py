@@ -21,6 +21,7 @@ __all__ = [
     "attempt",
     "difference",
     "difference_and_size",
+    "joined",
     "random_like",
     "tells",
     "tolerance",
@@ -152,9 +153,26 @@ def worst_difference(parts: Sequence[tuple[float, float]]) -> tuple[float, float
     part : float
         See :func:`difference`.
     """
-    rest, size = (math.hypot(*numbers) for numbers in zip(*parts, strict=True))
+    rest, size = joined(parts)
     part = max(_ratio(r, p + 3e-4 * size) for r, p in parts)
     return _ratio(rest, size), part / 10
+
+
+def joined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return ‖found - reference‖ and ‖reference‖ of parts together.
+
+    Parameters
+    ----------
+    parts : sequence of (float, float)
+        Those of each.
+
+    Returns
+    -------
+    difference : float
+    size : float
+    """
+    rest, size = (math.hypot(*numbers) for numbers in zip(*parts, strict=True))
+    return rest, size
 
 
 def _wild(values: Tensor) -> Tensor:

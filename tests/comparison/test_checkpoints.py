@@ -231,6 +231,7 @@ ALL_RUNS = [
 ]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder(tmp_path):
     """They come to the table of one, and each warm-up and unit is run once."""
     files = [tmp_path / f"{i}.json" for i in range(2)]
@@ -338,7 +339,10 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @needs_fork
 @pytest.mark.parametrize(
     ("backend", "phases"),
-    [("threading", "fit quench"), ("loky", "noise")],
+    [
+        ("threading", "fit quench"),
+        pytest.param("loky", "noise", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_comparison_gives_the_same_table(killed_comparisons, backend, phases):
     assert killed_comparisons(backend, phases, 1) >= 1

@@ -216,6 +216,7 @@ def test_a_seed_is_taken_from_its_file(load, tmp_path):
     assert script.resumed(nowhere, "seed3", measure, 3) == {"value": 6}
 
 
+@pytest.mark.slow
 def test_alignment_on_fashion_mnist(load, tmp_path, capsys, monkeypatch):
     script = load("plot_alignment_on_fashion_mnist")
     sizes = {"n_iter": 2, "record_every": 1, "k": 2, "clean": 8, "corrupt": 2}
@@ -324,6 +325,7 @@ def test_smaller_steps_take_more_of_them(load):
     assert ends[0] == pytest.approx(4 * ends[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_learning_rate_and_batch_size(load, tmp_path, capsys, monkeypatch):
     script = load("plot_learning_rate_and_batch_size")
     sizes = {"time": 0.1, "warmup": 2, "quench": 1, "loss": 2.25, "loss_iter": 2}
@@ -439,6 +441,7 @@ def test_the_verdict_on_the_landscape(load):
     assert found["verdict"]["sgd", "segment"] == ""
 
 
+@pytest.mark.slow
 def test_comparison_on_cifar10(load, tmp_path, capsys, monkeypatch):
     script = load("plot_comparison_on_cifar10")
     rng = np.random.default_rng(0)
@@ -523,6 +526,7 @@ def test_the_verdict_on_the_power_law(load, exponents, of_hessian, of_power):
     assert verdicts == [of_hessian, of_power]
 
 
+@pytest.mark.slow
 def test_rmsprop_then_sgd(load, tmp_path, capsys, monkeypatch):
     script = load("plot_rmsprop_then_sgd")
     rng = np.random.default_rng(0)

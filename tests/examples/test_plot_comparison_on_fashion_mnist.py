@@ -67,6 +67,7 @@ def asked(script, monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_and_drawn_again(run, asked, tmp_path):
     methods = ("--methods", "gd", "sgd")
     first = run(*methods)
@@ -87,6 +88,7 @@ def test_a_run_is_resumed_and_drawn_again(run, asked, tmp_path):
     assert len(asked) == 2
 
 
+@pytest.mark.slow
 def test_the_table_names_ends_and_differences(run):
     printed = run("--methods", "gd", "sgd", "gld_full")
     ends, differences = printed.split("Paired differences")

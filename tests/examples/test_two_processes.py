@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun():
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),

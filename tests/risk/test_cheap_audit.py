@@ -199,9 +199,14 @@ FAULTS = {
     ),
 }
 
+SLOW = {"padded transformer"}  # of many parameters, whose H is taken column by column
+
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["reference", "graph"])
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FAULTS],
+)
 def test_a_fault_without_its_mend(name, graphs, monkeypatch):
     mend, make, data, loss = FAULTS[name]
     with torch.random.fork_rng():

@@ -10,7 +10,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.opened_data import trial_indices
+from flatmin.risk.example_sums import parameter_sums, sums
 from flatmin.risk.example_sums.moments import mean_and_squares
+from flatmin.risk.example_sums.parameter_sums import ParameterSums
 
 from ._cases import Apply, batch_norm, make_risk, mlp, problem
 
@@ -704,6 +706,26 @@ def test_what_a_trial_on_three_examples_could_miss(make, path):
     torch.testing.assert_close(value, risk.value(theta))
     torch.testing.assert_close(gradient, rows.mean(0))
     torch.testing.assert_close(variances, rows.var(0, correction=0))
+
+
+@pytest.mark.parametrize("quantity", ["batch_sums", "moments"])
+@pytest.mark.parametrize("wrong_at", [None, 0, -1])
+def test_large_parameters_are_tried_by_columns(wrong_at, quantity, monkeypatch):
+    """Also those in the last columns, of which there are fewer."""
+    monkeypatch.setattr(sums, "_AT_A_TIME", 7)
+    monkeypatch.setattr(parameter_sums, "_COLUMNS", 5)
+    right = getattr(ParameterSums, quantity)
+
+    def off(part, *args):
+        found = right(part, *args)
+        if wrong_at is not None:
+            (found if quantity == "batch_sums" else found[1])[..., wrong_at] += 0.1
+        return found
+
+    monkeypatch.setattr(ParameterSums, quantity, off)
+    risk = check_against_rows(tied_language_model(), tokens, None)
+    is_right = risk.paths["per-example sums"] == "by layer"
+    assert is_right == (wrong_at is None)
 
 
 def test_equal_gradients_spread_by_less_than_a_rounding():

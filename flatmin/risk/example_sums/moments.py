@@ -92,9 +92,9 @@ def centred_moments(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tens
     Parameters
     ----------
     sums : Tensor of shape (D,)
-        Σᵢ gᵢ.
+        Σᵢ gᵢ. Overwritten with the mean.
     squares : Tensor of shape (D,)
-        Σᵢ gᵢ².
+        Σᵢ gᵢ². Overwritten with the centred squares.
     n : int
 
     Returns
@@ -102,8 +102,8 @@ def centred_moments(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tens
     mean : Tensor of shape (D,)
     centred_squares : Tensor of shape (D,)
     """
-    mean = sums / n
-    return mean, (squares - n * mean.square()).clamp(min=0)
+    mean = sums.div_(n)
+    return mean, squares.addcmul_(mean, mean, value=-n).clamp_(min=0)
 
 
 def squared_row_norms(rows: Tensor) -> Tensor:

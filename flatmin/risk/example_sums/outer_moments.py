@@ -85,11 +85,12 @@ def _in_float32(
         s, x = s * slope_scale, x * input_scale
         sums += s.mT @ x
         squares += s.square_().mT @ x.square_()
-    mean, centred = centred_moments(sums, squares, n)
     # NaN and inf fail both.
-    held = (centred >= squares * _LEAST_SPREAD) & (
-        (squares >= n * _LEAST) & (squares < torch.inf) | (squares == 0) & (sums == 0)
-    )
+    in_range = (squares >= n * _LEAST) & (squares < torch.inf)
+    in_range |= (squares == 0) & (sums == 0)
+    least = squares * _LEAST_SPREAD
+    mean, centred = centred_moments(sums, squares, n)
+    held = (centred >= least) & in_range
     if not bool(held.all()):
         return None
     scale = torch.outer(slope_scale.double(), input_scale.double())

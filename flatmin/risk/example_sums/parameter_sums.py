@@ -35,6 +35,8 @@ _FLOAT64_TIMES_GPU = 64
 # hold: patches of a whole chunk.
 _FEW = 16
 _MOST = 1 << 25
+# Numbers of one row that are worked on at a time.
+_COLUMNS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,19 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
     centre: Tensor | None = None
     for rows in _blocks(uses, n, size):
         centre = rows.mean(0) if centre is None else centre
-        rest = rows - centre
-        sums += rest.sum(0)
-        squares += squared_sums(rest)
+        _add_beside(centre, rows, sums, squares)
     mean, squares = centred_moments(sums, squares, n)
-    return mean if centre is None else mean + centre, squares
+    return mean if centre is None else mean.add_(centre), squares
+
+
+def _add_beside(centre: Tensor, rows: Tensor, sums: Tensor, squares: Tensor) -> None:
+    """Add sums and squares of what rows have beside a centre."""
+    # By columns: of a large embedding no second row is held.
+    columns = (of.split(_COLUMNS, -1) for of in (centre, rows, sums, squares))
+    for its_centre, some, its_sums, its_squares in zip(*columns, strict=True):
+        rest = some - its_centre
+        its_sums += rest.sum(0)
+        its_squares += squared_sums(rest)
 
 
 def _has_factors(uses: list[ParameterUse]) -> bool:

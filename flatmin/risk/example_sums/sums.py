@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
+from flatmin.risk.example_sums.parameter_sums import ParameterSums
 from flatmin.risk.example_sums.per_example import looped_rows, vectorised_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.example_sums.sums_by_layer import SumsByLayer
@@ -24,6 +25,7 @@ from flatmin.risk.trials import (
     Choice,
     difference,
     difference_and_size,
+    joined,
     tells,
     tolerance,
     worst_difference,
@@ -228,19 +230,8 @@ class ExampleSums:
         parts = []
         own = rows.split(self.model.layout.sizes, 1)
         for part, of_all in zip(sums.parts, own, strict=True):
-            right = of_all[some]
             norms += part.squared_norms()
-            mean, squares = mean_and_squares(right)
-            moments = part.moments()
-            # Where there is one example, or all are alike, there is no spread.
-            squares += mean.square()
-            parts.append(
-                (
-                    difference_and_size(part.batch_sums(1), right),
-                    difference_and_size(moments[0], mean),
-                    difference_and_size(moments[1] + mean.square(), squares),
-                )
-            )
+            parts.append(_off_by_quantity(part, of_all, some))
         worst = [
             max(worst_difference(quantity)) for quantity in zip(*parts, strict=True)
         ]
@@ -272,6 +263,29 @@ class ExampleSums:
             except Exception as error:
                 self.choice.give_up("vmap", explain(error))
         return looped_rows(self.model, examples)
+
+
+def _off_by_quantity(
+    part: ParameterSums, rows: Tensor, some: Tensor
+) -> tuple[tuple[float, float], ...]:
+    """Return how far rows, mean and squares of a parameter are off, and their sizes."""
+    # A few columns at a time: of a large embedding no copy is held.
+    columns = rows.split(_AT_A_TIME, 1)
+    found = part.batch_sums(1).split(_AT_A_TIME, 1)
+    of_rows = [
+        difference_and_size(ours, right[some])
+        for ours, right in zip(found, columns, strict=True)
+    ]
+    del found
+    means, squares = (of.split(_AT_A_TIME) for of in part.moments())
+    of_means, of_squares = [], []
+    for mean, square, right in zip(means, squares, columns, strict=True):
+        right_mean, right_square = mean_and_squares(right[some])
+        of_means.append(difference_and_size(mean, right_mean))
+        # Where there is one example, or all are alike, there is no spread.
+        ours, its = square + mean.square(), right_square + right_mean.square()
+        of_squares.append(difference_and_size(ours, its))
+    return tuple(joined(parts) for parts in (of_rows, of_means, of_squares))
 
 
 def _moments(values: Tensor, rows: Tensor) -> Moments:
