@@ -12,7 +12,6 @@ depend on them. One process of two threads is measured alone, on the same two co
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from kinds import provenance, write
 
 from flatmin.modules import MLP, LeNet
 from flatmin.noise import make_noise_law
@@ -133,9 +133,8 @@ def main():
                 found[name][quantity]["two threads"] = row["alone"]
     report(found)
     if args.json is not None:
-        machine = {"torch": str(torch.__version__), "machine": platform.platform()}
-        text = json.dumps({**machine, "load": os.getloadavg(), **found}, indent=1)
-        args.json.write_text(text + "\n")
+        about = {**provenance(), "quick": args.quick, "load": os.getloadavg()}
+        write(args.json, {"format": 1, **about, "seed": 0, **found})
     return None
 
 
