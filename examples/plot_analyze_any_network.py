@@ -11,6 +11,7 @@ plain PyTorch. Nothing in the last two knows of flatmin.
 
 import math
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
@@ -23,6 +24,7 @@ from flatmin import (
     NoisyDiffusionClassifier,
     SharpnessScorer,
 )
+from flatmin.plotting import AlignmentDisplay
 
 K = 10  # eigenpairs
 QUANTITIES = ["overlap", "Tr(HΣ)", "Tr(H)Tr(Σ)/D", "anisotropy gain", "trace alignment"]
@@ -91,8 +93,8 @@ def torch_module():
     return net, "cross_entropy", (X, y)
 
 
-def report(title, model, loss, data):
-    """Print what there is to know, and check what has to hold."""
+def report(title, model, loss, data, ax):
+    """Print what there is to know, draw the alignment, and check what has to hold."""
     # The three lines. Without data, fit takes those that the estimator still holds.
     curvature = CurvatureAnalyzer(model, loss=loss, random_state=0).fit(*data)
     noise = NoiseCovarianceAnalyzer(model, loss=loss, random_state=0).fit(*data)
@@ -106,6 +108,8 @@ def report(title, model, loss, data):
     print(f"\n{title}: {risk.n_params} parameters, loss {loss_value:.4f}\n")
     print(pairs, trace, noise.trace(), "", sep="\n")
     print(alignment.to_frame().loc[QUANTITIES].to_string(float_format="{:.4g}".format))
+    AlignmentDisplay.from_results(alignment).plot(ax)
+    ax.set_title(title)
     print(f"\nsharpness at s = 0.01: {sharpness.sharpness_:.2e}", end=" ")
     print(f"± {sharpness.stderr_:.0e}; second order {0.01**2 / 2 * trace.value:.2e}")
 
@@ -136,9 +140,14 @@ def main():
         "a skorch net": skorch_net(),
         "a PyTorch module": torch_module(),
     }
-    rows = {title: report(title, *model) for title, model in models.items()}
+    _, axes = plt.subplots(1, len(models), figsize=(12, 3.6), layout="constrained")
+    rows = {
+        title: report(title, *model, ax)
+        for (title, model), ax in zip(models.items(), axes, strict=True)
+    }
     print("\n", pd.DataFrame(rows).T.to_string(float_format="{:.4g}".format), sep="")
 
 
 if __name__ == "__main__":
     main()
+    plt.show()
