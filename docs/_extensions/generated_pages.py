@@ -19,6 +19,7 @@ _STORED = (
     stored_tables.scaling,
     stored_tables.iterations,
     stored_tables.large_decoder,
+    stored_tables.kinds,
 )
 _ARROW = {
     "arrowstyle": "->",

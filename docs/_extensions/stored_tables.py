@@ -77,3 +77,30 @@ def large_decoder() -> str:
             ]
         )
     return table(["", "first, b", "later, b", "peak, GiB"], rows)
+
+
+def kinds() -> str:
+    """Return first and later calls by kind of network, beside code by hand."""
+    rows = []
+    for path in sorted((RESULTS / "kinds").glob("*.json")):
+        for kind, found in json.loads(path.read_text("utf-8"))["rows"].items():
+            ours, by_hand = (times_of(found[how]) for how in ("flatmin", "by hand"))
+            rows += [
+                [kind, asked, ours[asked], by_hand.get(asked, "–")] for asked in ours
+            ]
+    return table(["network", "", "flatmin, b", "by hand, b"], rows)
+
+
+def times_of(answers: dict) -> dict[str, str]:
+    """Return a cell for each question: median, minimum and maximum of processes."""
+    cells = {}
+    for name, found in answers.items():
+        if "error" in found:
+            cells[name] = "fails"
+            continue
+        for asked, clocks in found["in_b"].items():
+            median, least, most = (
+                f"{clocks['cpu'][key]:.3g}" for key in ("median", "min", "max")
+            )
+            cells[asked] = f"{median} ({least} to {most})"
+    return cells
