@@ -222,7 +222,7 @@ def test_slopes_drawn_from_the_model(monkeypatch):
     y = loss.prepare_targets(y, f[:1])
     monkeypatch.setattr(positions, "_LARGE", 0)
     monkeypatch.setattr(positions, "_SLICE", 10)
-    rng, n = torch.Generator().manual_seed(0), 4000
+    rng, n = torch.Generator().manual_seed(0), 1500
     u = torch.randn_like(f)
     along = [(loss.model_slope(f, y, rng) * u).sum((1, 2)) for _ in range(n)]
     squares = torch.stack(along).square()
