@@ -202,15 +202,18 @@ def class_weights(
     balanced = isinstance(class_weight, str)
     if weights is not None:
         weights = weights[counted]
-    by_class = compute_class_weight(
-        class_weight,
-        classes=classes,
-        y=classes[y[counted]],
-        sample_weight=relative_weights(weights)
-        if balanced and weights is not None
-        else None,
-    )
-    # A class none of whose examples counts is divided by 0, and counts nothing.
+    with np.errstate(divide="ignore"):
+        by_class = compute_class_weight(
+            class_weight,
+            classes=classes,
+            y=classes[y[counted]],
+            sample_weight=relative_weights(weights)
+            if balanced and weights is not None
+            else None,
+        )
+    if balanced:
+        # A class whose examples have no weight is divided by 0, and counts nothing.
+        by_class = np.where(np.isinf(by_class), 0.0, by_class)
     by_class = to_array("class_weight", by_class, (None,))
     if (by_class < 0).any():
         raise ValueError(f"class_weight must not be negative. Got {by_class.min()}.")

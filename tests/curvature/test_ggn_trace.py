@@ -69,3 +69,53 @@ def test_sweeps_that_share_a_run_are_those_made_one_by_one(problem):
     torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=0)
     with pytest.raises(ValueError, match="Got n_sweeps=2 and rng=None; pass rng"):
         risk.gauss_newton_traces(theta, n_sweeps=2)
+
+
+def softmax_risk(X, y, n_outputs, **weights):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        module = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, n_outputs))
+    return EmpiricalRisk(module.double(), "cross_entropy", X, y, **weights)
+
+
+def trace_of_products(risk, theta):
+    point = risk.linearize(theta)
+    eye = torch.eye(risk.n_params, dtype=theta.dtype)
+    return sum(float(v @ point.ggn(v)) for v in eye)
+
+
+@pytest.mark.parametrize("n", [1, 2, 6])
+@pytest.mark.parametrize("more", [0, 400])
+@pytest.mark.parametrize("n_outputs", [3, 5])
+def test_few_examples_are_exact(n, more, n_outputs):
+    """Signs of three outputs agree in one of four pairs of sweeps: no spread is seen.
+
+    Also where few of many examples have a weight.
+    """
+    X, y = randn(n + more, 4), torch.arange(n + more) % 3
+    weights = torch.tensor([1.0] * n + [0.0] * more)
+    risk = softmax_risk(X, y, n_outputs, sample_weight=weights)
+    theta = risk.params()
+    right = trace_of_products(risk, theta)
+    for seed in range(20):
+        found = ggn_trace(risk, theta, rng=rng(seed))
+        assert float(found.stderr) == 0
+        assert float(found.value) == pytest.approx(right, rel=1e-9)
+
+
+def test_the_error_where_few_examples_are_not_saturated():
+    """Most of G is of some of 400 examples: the z-scores are those of a t variable."""
+    X = randn(400, 4)
+    y = (X @ randn(4, 5, seed=1)).argmax(1)
+    risk = softmax_risk(X, y, 5)
+    theta = risk.params()
+    for _ in range(1500):
+        theta = theta - risk.gradient(theta)
+    right, z = trace_of_products(risk, theta), []
+    for seed in range(100):
+        found = ggn_trace(risk, theta, rng=rng(seed))
+        error = float(found.value) - right
+        z.append(error / float(found.stderr) if found.stderr else error / right * 1e9)
+    z = torch.tensor(z)
+    assert z.square().mean().sqrt() < 1.25
+    assert z.abs().max() < 4.5

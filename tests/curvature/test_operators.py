@@ -230,8 +230,8 @@ def test_ggn_trace_of_chains_is_exact(analytic, chains):
 @pytest.mark.parametrize("seed", range(5))
 def test_ggn_trace_without_variance_is_exact(seed):
     # Of a linear model ‖JᵀSz‖² is the same for all signs: the spread is rounding.
-    X, y = randn(N, 3), randn(N, 4, seed=1)
-    risk = EmpiricalRisk(nn.Linear(3, 4).double(), "squared_error", X / 3, y)
+    X, y = randn(400, 3), randn(400, 6, seed=1)
+    risk = EmpiricalRisk(nn.Linear(3, 6).double(), "squared_error", X / 3, y)
     result = ggn_trace(risk, risk.params(), rng=rng(seed))
     close(result.value, 2 * ((X / 3).square().sum(1) + 1).mean())
     assert result.stderr < 1e-7

@@ -31,6 +31,19 @@ def test_class_weights_stay_those_of_the_training():
     )
 
 
+def test_a_class_without_weight_is_balanced_by_none():
+    """It counts nothing; the others have the same weight each."""
+    weights = np.where(y == 2, 0.0, 1.0)
+    clf = classifier(class_weight="balanced").fit(X, y, weights)
+    counts = np.bincount(y)
+    others = {0: 1 / counts[0], 1: 1 / counts[1], 2: 0.0}
+    expected = classifier(class_weight=others).fit(X, y, weights)
+    theta = expected.risk_.params()
+    torch.testing.assert_close(
+        clf.risk_.gradient(theta), expected.risk_.gradient(theta)
+    )
+
+
 def test_device_and_dtype():
     data = plane(n_targets=2)
     reg = regressor().fit(*data)

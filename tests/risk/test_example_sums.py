@@ -377,6 +377,37 @@ def test_a_common_gradient_a_hundred_thousand_times_the_spread():
     torch.testing.assert_close(variances, X.var(0, correction=0), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+@pytest.mark.parametrize("chunk_size", [None, 1, 100])
+@pytest.mark.parametrize("kind", ["column of ones", "token of all"])
+def test_a_common_gradient_far_above_the_spread(kind, chunk_size, offset):
+    """Rows 2(f - y)x of an intercept, or of a token that all examples have."""
+    rng = torch.Generator().manual_seed(0)
+    y = offset + torch.randn(300, generator=rng, dtype=torch.float64)
+    if kind == "token of all":
+        X = torch.zeros(300, 1, dtype=torch.long)
+        module = nn.Sequential(nn.Embedding(3, 1), nn.Flatten(0)).double()
+        design = nn.functional.one_hot(X[:, 0], 3).double()
+    else:
+        X = torch.ones(300, 2, dtype=torch.float64)
+        X[:, 1].normal_(generator=rng)
+        module, design = nn.Linear(2, 1, bias=False).double(), X
+    risk = EmpiricalRisk(module, "squared_error", X, y, chunk_size=chunk_size)
+    theta = risk.params()
+    rows = 2 * (design @ theta - y)[:, None] * design
+    torch.testing.assert_close(
+        risk.gradient_variances(theta), rows.var(0, correction=0), rtol=1e-7, atol=0
+    )
+
+
+def test_one_example_has_no_spread():
+    for dtype in ("float32", "float64"):
+        X, y = torch.randn(1, 4), torch.tensor([1])
+        module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+        risk = EmpiricalRisk(module, "cross_entropy", X, y, dtype=dtype)
+        assert not risk.gradient_variances(risk.params()).any()
+
+
 class Filled(nn.Module):
     """A learned token in place of what is missing, which is so for few examples."""
 

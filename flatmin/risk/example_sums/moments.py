@@ -86,8 +86,8 @@ def squared_sums(rows: Tensor) -> Tensor:
 def centred_moments(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Return the mean and the centred squares of n rows from sums in float64.
 
-    Squares less the square of the mean keep their digits in float64 even where the mean
-    is a hundred thousand times the spread.
+    Squares less the square of the mean lose digits in float64 where the mean is more
+    than a thousand times the spread: the callers look, or take rows beside a centre.
 
     Parameters
     ----------

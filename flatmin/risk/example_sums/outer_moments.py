@@ -23,8 +23,9 @@ _MOST_AT_A_TIME = 512
 # By underflow, a sum over n examples misses at most n 2⁻¹⁵⁰ 2⁵⁶. Above this times n
 # that is beyond its digits.
 _LEAST = 2.0**-66
-# The part of the squares that must be left beside the mean.
+# The part of the squares that must be left beside the mean, in float32 and float64.
 _LEAST_SPREAD = 1 / 4
+_LEAST_REST = 1e-6
 
 
 def outer_moments(
@@ -46,22 +47,59 @@ def outer_moments(
         In float64, as the next.
     centred_squares : Tensor of shape (o i,)
     """
-    n = len(slopes)
     step = max(64, n_numbers // (slopes.shape[1] + inputs.shape[1]))
     # The choice looks at the numbers. On a GPU that would wait for it.
     if slopes.device.type == "cpu" and slopes.dtype == torch.float32:
         found = _in_float32(slopes, inputs, min(step, _MOST_AT_A_TIME))
         if found is not None:
             return found
-    sums = torch.zeros(
-        slopes.shape[1], inputs.shape[1], dtype=torch.float64, device=slopes.device
-    )
+    return _in_float64(slopes, inputs, step)
+
+
+def _in_float64(slopes: Tensor, inputs: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    n, shape = len(slopes), (slopes.shape[1], inputs.shape[1])
+    sums = torch.zeros(shape, dtype=torch.float64, device=slopes.device)
     squares = torch.zeros_like(sums)
     for s, x in zip(slopes.split(step), inputs.split(step), strict=True):
         s, x = s.double(), x.double()
         sums.addmm_(s.mT, x)
         squares.addmm_(s.square().mT, x.square())
-    return centred_moments(sums.flatten(), squares.flatten(), n)
+    least = squares * _LEAST_REST
+    mean, centred = centred_moments(sums, squares, n)
+    lost = centred < least
+    if lost.device.type != "cpu" or bool(lost.any()):
+        better = _beside_constants(slopes, inputs, step)
+        mean, centred = mean.where(~lost, better[0]), centred.where(~lost, better[1])
+    return mean.flatten(), centred.flatten()
+
+
+def _beside_constants(
+    slopes: Tensor, inputs: Tensor, step: int
+) -> tuple[Tensor, Tensor]:
+    """Return the moments of rows that are nearly the same in all examples.
+
+    With s = s̄ + d and x = x̄ + e, the row s xᵀ is s̄ x̄ᵀ and a rest d x̄ᵀ + s eᵀ, whose
+    squares are sums of products again, without what all examples share.
+
+    Returns
+    -------
+    tuple of Tensor
+        Of shape (o, i).
+    """
+    slope, x_mean = (rows.mean(0, dtype=torch.float64) for rows in (slopes, inputs))
+    shared = torch.outer(slope, x_mean)
+    sums, squares, mixed = shared.new_zeros(3, *shared.shape)
+    for s, x in zip(slopes.split(step), inputs.split(step), strict=True):
+        s = s.double()
+        d, e = s - slope, x - x_mean
+        # Σ d and Σ e are rounding.
+        sums.addmm_(d.mT, e)
+        squares.addmm_(s.square().mT, e.square())
+        mixed.addmm_((d * s).mT, e)
+        squares += torch.outer(d.square().sum(0), x_mean.square())
+    squares.addcmul_(mixed, x_mean, value=2)
+    mean, centred = centred_moments(sums, squares, len(slopes))
+    return mean.add_(shared), centred
 
 
 def _in_float32(

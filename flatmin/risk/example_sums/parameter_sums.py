@@ -79,7 +79,7 @@ def _squared_norms(uses: list[ParameterUse], n: int, size: int) -> Tensor:
     if len(uses) == 1 and use.is_outer:
         return squared_row_norms(use.slope) * squared_row_norms(use.input)
     if len(uses) == 1 and use.rule.nonzero_blocks is not None:
-        _, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
+        combined, _ = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
         return combined.square().sum((1, 2))
     # t positions: pairs of them cost t² (i + o), rows t i o.
     n_numbers = sum(use.n_numbers for use in uses)
@@ -98,12 +98,7 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
     if len(uses) == 1 and use.is_outer:
         return outer_moments(use.slope, use.input, _at_a_time(use.slope) // 4)
     if len(uses) == 1 and use.rule.nonzero_blocks is not None:
-        tokens, combined = _combined(*use.rule.nonzero_blocks(use.input, use.slope))
-        flat = combined.flatten(0, 1)
-        rows = flat.new_zeros(2, size // flat.shape[1], flat.shape[1])
-        rows[0].index_add_(0, tokens.flatten(), flat)
-        rows[1].index_add_(0, tokens.flatten(), flat.square())
-        return centred_moments(rows[0].flatten(), rows[1].flatten(), n)
+        return _moments_of_tokens(*use.rule.nonzero_blocks(use.input, use.slope), size)
     at_a_time = _at_a_time(use.slope)
     # Where few rows make a block, the sums of length D take longer than the rows.
     few = _FEW * size > at_a_time and n * use.n_numbers < _MOST
@@ -118,6 +113,23 @@ def _moments(uses: list[ParameterUse], n: int, size: int) -> tuple[Tensor, Tenso
         _add_beside(centre, rows, sums, squares)
     mean, squares = centred_moments(sums, squares, n)
     return mean if centre is None else mean.add_(centre), squares
+
+
+def _moments_of_tokens(
+    tokens: Tensor, slopes: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return mean and centred squares of rows that are zero but at their tokens."""
+    combined, is_first = _combined(tokens, slopes)
+    n, _, width = combined.shape
+    at, rows = tokens.flatten(), combined.flatten(0, 1)
+    there = is_first.to(rows.dtype).flatten().unsqueeze(1)
+    mean = rows.new_zeros(size // width, width).index_add_(0, at, rows / n)
+    rest = (rows - mean[at]) * there
+    squares = torch.zeros_like(mean).index_add_(0, at, rest.square_())
+    # Where a token is not, the rest is the mean.
+    missing = n - mean.new_zeros(len(mean), 1).index_add_(0, at, there)
+    squares.addcmul_(mean.square(), missing)
+    return mean.flatten(), squares.flatten()
 
 
 def _add_beside(centre: Tensor, rows: Tensor, sums: Tensor, squares: Tensor) -> None:
@@ -174,7 +186,7 @@ def _restore(uses: list[ParameterUse], sums: Tensor) -> Tensor:
 
 
 def _combined(tokens: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens and, at the first place of each, its gradient from all places.
+    """Return, at the first place of each token, its gradient from all places.
 
     Parameters
     ----------
@@ -183,11 +195,12 @@ def _combined(tokens: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    tokens : Tensor of shape (n, t)
     combined : Tensor of shape (n, t, o)
         In float64; zero where the token has come before.
+    is_first : Tensor of shape (n, t)
+        Where it has not.
     """
     same = tokens.unsqueeze(2) == tokens.unsqueeze(1)  # n t s
     is_first = ~same.tril(-1).any(2)
     combined = same.double() @ slopes.double()
-    return tokens, combined * is_first.unsqueeze(-1)
+    return combined * is_first.unsqueeze(-1), is_first
