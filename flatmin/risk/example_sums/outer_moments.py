@@ -48,12 +48,16 @@ def outer_moments(
     centred_squares : Tensor of shape (o i,)
     """
     step = max(64, n_numbers // (slopes.shape[1] + inputs.shape[1]))
-    # The choice looks at the numbers. On a GPU that would wait for it.
-    if slopes.device.type == "cpu" and slopes.dtype == torch.float32:
+    if slopes.dtype == torch.float32 and _may_look(slopes):
         found = _in_float32(slopes, inputs, min(step, _MOST_AT_A_TIME))
         if found is not None:
             return found
     return _in_float64(slopes, inputs, step)
+
+
+def _may_look(tensor: Tensor) -> bool:
+    """Whether a choice may look at the numbers: on a GPU that would wait for it."""
+    return tensor.device.type == "cpu"
 
 
 def _in_float64(slopes: Tensor, inputs: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +71,7 @@ def _in_float64(slopes: Tensor, inputs: Tensor, step: int) -> tuple[Tensor, Tens
     least = squares * _LEAST_REST
     mean, centred = centred_moments(sums, squares, n)
     lost = centred < least
-    if lost.device.type != "cpu" or bool(lost.any()):
+    if not _may_look(lost) or bool(lost.any()):
         better = _beside_constants(slopes, inputs, step)
         mean, centred = mean.where(~lost, better[0]), centred.where(~lost, better[1])
     return mean.flatten(), centred.flatten()
