@@ -132,9 +132,8 @@ def main():
             if quantity != "D":
                 found[name][quantity]["two threads"] = row["alone"]
     report(found)
-    if args.json is not None:
-        about = {**provenance(), "quick": args.quick, "load": os.getloadavg()}
-        write(args.json, {"format": 1, **about, "seed": 0, **found})
+    about = {**provenance(), "seed": 0, "quick": args.quick, "load": os.getloadavg()}
+    write(args.json, {"format": 1, **about, **found})
     return None
 
 

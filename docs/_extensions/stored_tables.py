@@ -88,7 +88,7 @@ def kinds() -> str:
             rows += [
                 [kind, asked, ours[asked], by_hand.get(asked, "–")] for asked in ours
             ]
-    return table(["network", "", "flatmin, b", "by hand, b"], rows)
+    return table(["network", "quantity", "flatmin, b", "by hand, b"], rows)
 
 
 def times_of(answers: dict) -> dict[str, str]:

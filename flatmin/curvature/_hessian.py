@@ -24,10 +24,12 @@ __all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
 
 _SWEEPS_AT_ONCE = 8  # they share a run forward, and their cotangents are held
 _BEYOND = 1e9  # in place of an infinite ratio of errors
-# Degrees of freedom from which the spread between sweeps is taken for the error. With
-# fewer, stopping where it looks small biases it (trained networks of 5 and 10 outputs).
+# The spread between sweeps is taken for the error from this many degrees of freedom
+# on. With fewer, sweeps stop where the spread is small by chance, and the error is too
+# small (seen on trained networks of 5 and 10 outputs).
 _LEAST_FREEDOM = 60
-# Outputs, the sweeps of an exact trace, up to which it is: few signs agree too often.
+# Up to this many outputs Tr(G) is exact, by a sweep for each: the signs of two sweeps
+# agree in one of 2ᶜ⁻¹ pairs, and then there is no spread.
 _FEW_OUTPUTS = 4
 
 
@@ -144,13 +146,13 @@ def ggn_trace(
     """Return Tr(G) = E[(1/N) Σ ‖Jᵢᵀ Sᵢ zᵢ‖²] + λD.
 
     A sweep over the data gives N independent estimates. After two, sweeps are added
-    until the standard error of the mean is at most ``rtol`` times the value. Where that
-    would take more than one for each output, or few examples hold most of the trace, so
-    that the spread says little of the error, and ``max_sweeps`` allows for these, Tr(G)
-    is computed exactly from one for each output. Up to four outputs, and an analytic
-    risk, are exact at once. Under ``batch_norm="batch"`` an example has no part of its
-    own in G: the trace is then that of :func:`flatmin.linalg.trace`, by ``max_sweeps``
-    products with G at most.
+    until the standard error of the mean is at most ``rtol`` times the value. More are
+    added where few examples hold most of the trace, since the spread then says little
+    of the error. If that takes more sweeps than there are outputs, and ``max_sweeps``
+    allows it, Tr(G) is computed exactly, by a sweep for each output. Up to four
+    outputs, and an analytic risk, are exact at once. Under ``batch_norm="batch"`` an
+    example has no part of its own in G: the trace is then that of
+    :func:`flatmin.linalg.trace`, by ``max_sweeps`` products with G at most.
 
     Parameters
     ----------
@@ -159,8 +161,9 @@ def ggn_trace(
     rtol : float, default=0.02
         Relative standard error to reach.
     max_sweeps : int, default=32
-        At least 2, since the error is the spread between sweeps. The result's
-        ``stderr`` tells what was reached.
+        At least 2, since the error is the spread between sweeps. Up to four outputs
+        take one sweep each, also beyond it. ``stderr`` of the result tells what was
+        reached; of few examples and few sweeps it is itself rough.
     penalty : bool, default=True
         False leaves λD out: with a likelihood that is the trace of the Fisher matrix.
     rng : torch.Generator, int or None, default=None
@@ -238,8 +241,8 @@ def _exact_ggn_trace(
 
 def _effective_number(sweeps: Tensor) -> float:
     """Return how many equal examples would spread as these; 1 at least."""
-    # The variance of an estimate is of the size of its square, and by squares the
-    # examples are weighed: few draws tell a mean better than a variance.
+    # An example's variance is of the size of its squared trace, so squares are the
+    # weights. From few sweeps the mean is known better than the variance.
     means = sweeps.mean(0)
     squares = (means / means.amax(-1, keepdim=True)).square()
     number = squares.sum(-1).square() / squares.square().sum(-1)

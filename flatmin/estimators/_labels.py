@@ -212,8 +212,8 @@ def class_weights(
             else None,
         )
     if balanced:
-        # A class whose examples have no weight is divided by 0, and counts nothing.
-        by_class = np.where(np.isinf(by_class), 0.0, by_class)
+        # scikit-learn divides by the weight of a class; one without weight counts 0.
+        by_class[np.isinf(by_class)] = 0.0
     by_class = to_array("class_weight", by_class, (None,))
     if (by_class < 0).any():
         raise ValueError(f"class_weight must not be negative. Got {by_class.min()}.")

@@ -164,7 +164,7 @@ def joined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     Parameters
     ----------
     parts : sequence of (float, float)
-        Those of each.
+        ‖found - reference‖ and ‖reference‖ of each part.
 
     Returns
     -------

@@ -47,7 +47,6 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_product_is_right():
     """Of ragged chunks, with columns of a matrix, in any mode; compiled only once."""

@@ -29,8 +29,8 @@ Written by `python -m tests.zoo.table`; `tests/zoo/` holds the kinds, and the te
 this page is what the code does.
 
 Each kind of module, of loss or of function stands in a small network of seven examples.
-Twelve quantities are asked for: the value, the gradient, the rows gᵢ, diag Σ, ‖gᵢ‖², H
-v, G v, J v, Jᵀu, gᵢᵀv, Tr Gᵢ and (1/N) Σ Hᵢ²v. They are asked for of all examples at
+Twelve quantities are asked for: the value, the gradient, the rows gᵢ, diag Σ, ‖gᵢ‖²,
+H v, G v, J v, Jᵀu, gᵢᵀv, Tr Gᵢ and (1/N) Σ Hᵢ²v. They are asked for of all examples at
 once, in chunks of three and of one, but (1/N) Σ Hᵢ²v in one of these; by graphs, which
 larger problems take, H v and one of the other four products, in chunks of three
 (`--full` asks for all of them in every chunk size). "Right" is a relative error below

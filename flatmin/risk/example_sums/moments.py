@@ -86,8 +86,9 @@ def squared_sums(rows: Tensor) -> Tensor:
 def centred_moments(sums: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Return the mean and the centred squares of n rows from sums in float64.
 
-    Squares less the square of the mean lose digits in float64 where the mean is more
-    than a thousand times the spread: the callers look, or take rows beside a centre.
+    The difference of two large numbers loses digits: where the mean is a thousand times
+    the spread, six of float64's sixteen. Callers check for this, or pass sums of rows
+    less a centre.
 
     Parameters
     ----------

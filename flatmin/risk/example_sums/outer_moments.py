@@ -2,7 +2,9 @@
 
 Row i of a matrix W is sᵢ xᵢᵀ, so that the sum of rows is Sᵀ X and that of their squares
 (S∘S)ᵀ(X∘X): two products in place of n rows. On a CPU float32 does them in half the
-time of float64, and it is used where all its digits can be had.
+time of float64, and it is used where all its digits can be had. Where the mean is most
+of a row, the squares are taken beside it in a second pass. A GPU always makes both,
+since to look at the numbers would wait for it.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ _MOST_AT_A_TIME = 512
 # By underflow, a sum over n examples misses at most n 2⁻¹⁵⁰ 2⁵⁶. Above this times n
 # that is beyond its digits.
 _LEAST = 2.0**-66
-# The part of the squares that must be left beside the mean, in float32 and float64.
-_LEAST_SPREAD = 1 / 4
-_LEAST_REST = 1e-6
+# The part of the squares that must be left beside the mean, for sums in each type.
+_LEAST_SPREAD_FLOAT32 = 1 / 4
+_LEAST_SPREAD_FLOAT64 = 1e-6
 
 
 def outer_moments(
@@ -68,7 +70,7 @@ def _in_float64(slopes: Tensor, inputs: Tensor, step: int) -> tuple[Tensor, Tens
         s, x = s.double(), x.double()
         sums.addmm_(s.mT, x)
         squares.addmm_(s.square().mT, x.square())
-    least = squares * _LEAST_REST
+    least = squares * _LEAST_SPREAD_FLOAT64
     mean, centred = centred_moments(sums, squares, n)
     lost = centred < least
     if not _may_look(lost) or bool(lost.any()):
@@ -80,7 +82,7 @@ def _in_float64(slopes: Tensor, inputs: Tensor, step: int) -> tuple[Tensor, Tens
 def _beside_constants(
     slopes: Tensor, inputs: Tensor, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the moments of rows that are nearly the same in all examples.
+    """Return the moments of rows whose slopes and inputs are nearly those of all.
 
     With s = s̄ + d and x = x̄ + e, the row s xᵀ is s̄ x̄ᵀ and a rest d x̄ᵀ + s eᵀ, whose
     squares are sums of products again, without what all examples share.
@@ -90,18 +92,20 @@ def _beside_constants(
     tuple of Tensor
         Of shape (o, i).
     """
-    slope, x_mean = (rows.mean(0, dtype=torch.float64) for rows in (slopes, inputs))
-    shared = torch.outer(slope, x_mean)
-    sums, squares, mixed = shared.new_zeros(3, *shared.shape)
+    slope_mean = slopes.mean(0, dtype=torch.float64)
+    input_mean = inputs.mean(0, dtype=torch.float64)
+    shared = torch.outer(slope_mean, input_mean)
+    sums, squares = shared.new_zeros(2, *shared.shape)
+    slope_squares = torch.zeros_like(slope_mean)
     for s, x in zip(slopes.split(step), inputs.split(step), strict=True):
         s = s.double()
-        d, e = s - slope, x - x_mean
-        # Σ d and Σ e are rounding.
+        d, e = s - slope_mean, x - input_mean
+        # Σ d and Σ e are 0 but for rounding, so that the rests sum to Σ d eᵀ.
         sums.addmm_(d.mT, e)
         squares.addmm_(s.square().mT, e.square())
-        mixed.addmm_((d * s).mT, e)
-        squares += torch.outer(d.square().sum(0), x_mean.square())
-    squares.addcmul_(mixed, x_mean, value=2)
+        squares.addmm_((d * s).mT, 2 * input_mean * e)
+        slope_squares += d.square().sum(0)
+    squares.addr_(slope_squares, input_mean.square())
     mean, centred = centred_moments(sums, squares, len(slopes))
     return mean.add_(shared), centred
 
@@ -130,7 +134,7 @@ def _in_float32(
     # NaN and inf fail both.
     in_range = (squares >= n * _LEAST) & (squares < torch.inf)
     in_range |= (squares == 0) & (sums == 0)
-    least = squares * _LEAST_SPREAD
+    least = squares * _LEAST_SPREAD_FLOAT32
     mean, centred = centred_moments(sums, squares, n)
     held = (centred >= least) & in_range
     if not bool(held.all()):

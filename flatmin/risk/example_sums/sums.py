@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 # Numbers in the rows of a trial.
 _TRIAL_BUDGET = 1 << 24
-# Numbers of a row that are turned to float64 at a time.
+# Numbers of a row that are worked on at a time.
 _AT_A_TIME = 1 << 20
 
 
@@ -269,7 +269,8 @@ def _off_by_quantity(
     part: ParameterSums, rows: Tensor, some: Tensor
 ) -> tuple[tuple[float, float], ...]:
     """Return how far rows, mean and squares of a parameter are off, and their sizes."""
-    # A few columns at a time: of a large embedding no copy is held.
+    # Our rows are held beside the right ones until they are compared. What is made of
+    # both is a few columns large.
     columns = rows.split(_AT_A_TIME, 1)
     found = part.batch_sums(1).split(_AT_A_TIME, 1)
     of_rows = [
