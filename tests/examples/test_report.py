@@ -226,6 +226,7 @@ def late_stability(folder, law):
     [
         ("digits-squared_error-lr1-m16", ("sgd", "gld_leading", "gld_hessian")),
         ("digits-squared_error-lr2-m16", ("sgd", "gld_leading")),
+        ("fashion_mnist-squared_error-lr1-m16", ("sgd",)),
     ],
 )
 def test_the_groups_at_the_edge(report, setting, moves):
