@@ -743,8 +743,8 @@ def test_what_a_trial_on_three_examples_could_miss(make, path):
 @pytest.mark.parametrize("wrong_at", [None, 0, -1])
 def test_large_parameters_are_tried_by_columns(wrong_at, quantity, monkeypatch):
     """Also those in the last columns, of which there are fewer."""
-    monkeypatch.setattr(sums, "_AT_A_TIME", 7)
-    monkeypatch.setattr(parameter_sums, "_COLUMNS", 5)
+    monkeypatch.setattr(sums, "COLUMNS", 7)
+    monkeypatch.setattr(parameter_sums, "COLUMNS", 5)
     right = getattr(ParameterSums, quantity)
 
     def off(part, *args):

@@ -21,7 +21,7 @@ from flatmin.risk.example_sums.moments import (
 from flatmin.risk.example_sums.outer_moments import outer_moments
 from flatmin.risk.example_sums.parameter_uses import ParameterUse
 
-__all__ = ["ParameterSums"]
+__all__ = ["COLUMNS", "ParameterSums"]
 
 # Numbers in rows and patches that are held at a time: they stay within the caches of
 # a CPU. A GPU wants few large ones (VGG11 on an H100: with the CPU's blocks a sweep
@@ -36,7 +36,7 @@ _FLOAT64_TIMES_GPU = 64
 _FEW = 16
 _MOST = 1 << 25
 # Numbers of one row that are worked on at a time.
-_COLUMNS = 1 << 20
+COLUMNS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _moments_of_tokens(
 def _add_beside(centre: Tensor, rows: Tensor, sums: Tensor, squares: Tensor) -> None:
     """Add sums and squares of what rows have beside a centre."""
     # By columns: of a large embedding no second row is held.
-    columns = (of.split(_COLUMNS, -1) for of in (centre, rows, sums, squares))
+    columns = (of.split(COLUMNS, -1) for of in (centre, rows, sums, squares))
     for its_centre, some, its_sums, its_squares in zip(*columns, strict=True):
         rest = some - its_centre
         its_sums += rest.sum(0)

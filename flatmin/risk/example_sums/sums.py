@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
-from flatmin.risk.example_sums.parameter_sums import ParameterSums
+from flatmin.risk.example_sums.parameter_sums import COLUMNS, ParameterSums
 from flatmin.risk.example_sums.per_example import looped_rows, vectorised_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.example_sums.sums_by_layer import SumsByLayer
@@ -37,8 +37,6 @@ T = TypeVar("T")
 
 # Numbers in the rows of a trial.
 _TRIAL_BUDGET = 1 << 24
-# Numbers of a row that are worked on at a time.
-_AT_A_TIME = 1 << 20
 
 
 class ExampleSums:
@@ -271,14 +269,14 @@ def _off_by_quantity(
     """Return how far rows, mean and squares of a parameter are off, and their sizes."""
     # Our rows are held beside the right ones until they are compared. What is made of
     # both is a few columns large.
-    columns = rows.split(_AT_A_TIME, 1)
-    found = part.batch_sums(1).split(_AT_A_TIME, 1)
+    columns = rows.split(COLUMNS, 1)
+    found = part.batch_sums(1).split(COLUMNS, 1)
     of_rows = [
         difference_and_size(ours, right[some])
         for ours, right in zip(found, columns, strict=True)
     ]
     del found
-    means, squares = (of.split(_AT_A_TIME) for of in part.moments())
+    means, squares = (of.split(COLUMNS) for of in part.moments())
     of_means, of_squares = [], []
     for mean, square, right in zip(means, squares, columns, strict=True):
         right_mean, right_square = mean_and_squares(right[some])
@@ -298,6 +296,6 @@ def _norms(rows: Tensor) -> Tensor:
     # Not by squared_row_norms, which the norms by layer are made of: these are tried
     # against it.
     norms = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for block in rows.split(_AT_A_TIME, 1):  # of a large network no copy is held
+    for block in rows.split(COLUMNS, 1):  # of a large network no copy is held
         norms += torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square()
     return norms
