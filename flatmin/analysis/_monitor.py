@@ -108,6 +108,10 @@ class FlatnessMonitor:
         None is the module's.
     dtype : {"float32", "float64"}, default=None
         None is the module's.
+    distributed : bool, default=False
+        Whether the processes of the default group of ``torch.distributed``, each of
+        which calls the monitor with the same parameters, share the examples; see
+        :class:`~flatmin.EmpiricalRisk`.
     random_state : int, RandomState instance or None, default=0
         Draws the subset, and what the quantities draw: the same at every step.
 
@@ -161,6 +165,7 @@ class FlatnessMonitor:
         compile: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        distributed: bool = False,
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.every = check_count("every", every)
@@ -191,6 +196,7 @@ class FlatnessMonitor:
             "compile": check_flag("compile", compile),
             "device": device,
             "dtype": dtype,
+            "distributed": distributed,
         }
         self._risk: EmpiricalRisk | None = None
         self._parts: list[EmpiricalRisk] = []

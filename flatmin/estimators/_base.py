@@ -30,6 +30,7 @@ from flatmin.estimators._inputs import (
 )
 from flatmin.estimators._laws import resolve_law
 from flatmin.estimators._outputs import outputs_and_targets, try_first
+from flatmin.estimators._own_part import find_own_part
 from flatmin.estimators._parameters import CONSTRAINTS
 from flatmin.estimators._routing import RoutedParamsMixin
 from flatmin.noise import METHODS, NoiseLaw
@@ -38,7 +39,7 @@ from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.autodiff.surroundings import modes_put_back
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.network.module_copy import graphs_left_out
-from flatmin.risk.ranks.collectives import find_ranks
+from flatmin.risk.ranks.collectives import ALONE, Ranks, find_ranks
 
 __all__ = ["BaseNoisyDiffusion"]
 
@@ -97,14 +98,16 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             cross-validation wrap it, ``skorch.helper.SliceDict(**X)``. A map-style
             ``torch.utils.data.Dataset`` of pairs (x, y), or a ``DataLoader`` that keeps
             their order, is read a chunk at a time, for data larger than memory; one
-            pass before training checks it and collects its targets.
+            pass before training checks it and collects its targets. With
+            ``distributed=True`` a ``torch.utils.data.Subset`` is this process's own
+            part of the examples, after those of lower ranks.
         y : array-like of shape (n_samples,), default=None
             Targets; for a regressor also of shape (n_samples, n_targets), for a
             classifier (n_samples, T), as of sequences. None with a
             data set, or a mapping with a ``target``, which hold their own, and with a
             ``ModuleLoss`` that needs none.
         sample_weight : array-like of shape (n_samples,), default=None
-            wᵢ ≥ 0; only their ratios matter.
+            wᵢ ≥ 0; only their ratios matter. Of a process's own part where X is one.
         X_val : array-like or a data set, default=None
             Validation data: ``history_`` and the callbacks then have ``valid_loss``
             and ``valid_score``. They are not trained on. ``early_stopping`` looks at
@@ -295,12 +298,16 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         # What is learnt of the data alone is there before, and without, a training.
         return hasattr(self, "net_")
 
-    def _check_examples(self, X: Any, y: Any, names: str, *, reset: bool) -> Examples:
+    def _check_examples(
+        self, X: Any, y: Any, names: str, *, reset: bool, ranks: Ranks = ALONE
+    ) -> Examples:
         X, y = split_targets(X, y, self.target)
         source = as_source(X, y, self.target)
         if source is not None:
             y = read_targets(self, source, reset=reset)
-            return Examples(source, self._encode(y, reset=reset))
+            own = find_own_part(source, ranks, self.device)
+            y = y if own is None else own.of_all("y", y)
+            return Examples(source, self._encode(y, reset=reset), own=own)
         X = check_inputs(self, X, reset=reset)
         if y is None and self._takes_no_y():
             return Examples(X, np.zeros(len(X)), has_y=False)
@@ -324,7 +331,9 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             "l2": self.l2,
         }
 
-    def _check_validation(self, X_val: Any, y_val: Any) -> Examples | None:
+    def _check_validation(
+        self, X_val: Any, y_val: Any, ranks: Ranks
+    ) -> Examples | None:
         if X_val is None and y_val is None:
             return None
         if X_val is not None:
@@ -333,7 +342,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if X_val is None or (y_val is None and not has_y):
             missing = "X_val" if X_val is None else "y_val"
             raise ValueError(f"X_val and y_val come together. Got {missing}=None.")
-        return self._check_examples(X_val, y_val, "X_val and y_val", reset=False)
+        names = "X_val and y_val"
+        return self._check_examples(X_val, y_val, names, reset=False, ranks=ranks)
 
     def _probe_loss(
         self,

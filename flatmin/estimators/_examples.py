@@ -10,8 +10,10 @@ import torch
 from skorch.dataset import Dataset
 from torch import nn
 
-from flatmin._utils.trees import Inputs, Tree, map_inputs
+from flatmin._utils.arrays import to_array
+from flatmin._utils.trees import Inputs, Tree, leaves_of, map_inputs
 from flatmin.estimators._inputs import network_input
+from flatmin.estimators._own_part import OwnPart
 from flatmin.risk.data.source import Source
 
 __all__ = ["Examples", "NestedDataset"]
@@ -22,8 +24,10 @@ class Examples:
     """Checked inputs and encoded targets."""
 
     X: np.ndarray | Tree | Source  # (n, ...)
-    y: np.ndarray  # (n, ...)
+    y: np.ndarray  # (N, ...)
     has_y: bool = True  # False: y is 0, and the loss is given none
+    # Where X is a part of the examples, of which y is all the same.
+    own: OwnPart | None = None
 
     @property
     def streamed(self) -> bool:
@@ -53,13 +57,13 @@ class Examples:
     def for_risk(self) -> tuple[Any, Any]:
         """Return X and y as :class:`flatmin.EmpiricalRisk` takes them."""
         if isinstance(self.X, Source):
-            return self.X.with_targets(torch.as_tensor(self.y)), None
+            return self.X.with_targets(torch.as_tensor(self.of_own(self.y))), None
         return self.X, self.y if self.has_y else None
 
     def for_skorch(self, module: nn.Module, dtype: torch.dtype) -> Dataset:
         """Return the skorch data set, whose ``X`` and ``y`` callbacks see."""
         if isinstance(self.X, Source):
-            return _Streamed(self.X, self.y, module, dtype)
+            return _Streamed(self.X, self.of_own(self.y), module, dtype)
         X, y = network_input(self.X, module, dtype), self.y if self.has_y else None
         return NestedDataset(X, y) if isinstance(X, Tree) else Dataset(X, y)
 
@@ -71,11 +75,49 @@ class Examples:
 
     def identity(self) -> list[Any]:
         """Return what tells these data from others: for a data set, its checksums."""
-        streamed = isinstance(self.X, Source)
-        X = self.first_input() if streamed else self.X
         y = self.y if self.has_y else None
-        known = [X.unpacked() if isinstance(X, Tree) else X, y]
-        return [*known, self.X.checksums] if isinstance(self.X, Source) else known
+        if not isinstance(self.X, Source):
+            return [self.X.unpacked() if isinstance(self.X, Tree) else self.X, y]
+        X, checksums = self.first_input(), self.X.checksums
+        if self.own is None or checksums is None:
+            return [X.unpacked() if isinstance(X, Tree) else X, y, checksums]
+        # What all ranks say alike.
+        kinds = [(leaf.shape, leaf.dtype) for leaf in leaves_of(X)]
+        return [kinds, y, self.own.of_all("checksums", checksums)]
+
+    def weights_of_all(self, sample_weight: Any) -> Any:
+        """Return the weights of the N examples, where X has its part's alone.
+
+        Parameters
+        ----------
+        sample_weight : array-like of shape (n,) or None
+
+        Returns
+        -------
+        array-like of shape (N,) or None
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not n numbers.
+        """
+        if self.own is None or sample_weight is None:
+            return sample_weight
+        weights = to_array("sample_weight", sample_weight, (self.own.n,))
+        return self.own.of_all("sample_weight", weights)
+
+    def of_own(self, values: np.ndarray) -> np.ndarray:
+        """Return what belongs to the examples of X, of an array for all N.
+
+        Parameters
+        ----------
+        values : ndarray of shape (N, ...)
+
+        Returns
+        -------
+        ndarray of shape (n, ...)
+        """
+        return values if self.own is None else self.own.of_own(values)
 
 
 class NestedDataset(Dataset):

@@ -171,11 +171,12 @@ dtype : {"float32", "float64"}, default="float32"
 distributed : bool, default=False
     Whether the processes of the default group of ``torch.distributed`` share the
     examples of each iteration, see :class:`flatmin.EmpiricalRisk`. All of them call
-    ``fit`` with the same X and y, and end with the same θ bit for bit; the seeds are
-    those of the first, which alone shows progress and writes checkpoints, in a folder
-    that all can read. Callbacks and metrics run on each. ``risk_`` is shared: all ask
-    it alike. Predictions are each process's own. Refused with ``memory``,
-    ``batch_norm="batch"`` and a ``torch.utils.data.Subset``.
+    ``fit`` with the same X and y, or each with a ``torch.utils.data.Subset`` of its
+    own; classes, their weights and scores are of all. They end with the same θ bit for
+    bit; the seeds are those of the first, which alone shows progress and writes
+    checkpoints, in a folder that all can read. Callbacks and metrics run on each.
+    ``risk_`` is shared: all ask it alike. Predictions are each process's own. Refused
+    with ``memory`` and ``batch_norm="batch"``.
 callbacks : list of skorch callbacks, default=None
     Those that work on epochs; batch-level ones are refused. What they write into
     the module is followed: the θ that they leave when training begins is the

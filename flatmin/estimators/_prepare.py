@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from flatmin._utils.arrays import to_array
 from flatmin._utils.names import check_text
@@ -73,15 +72,16 @@ def prepare(
     device, dtype = resolve_device(estimator.device), resolve_dtype(estimator.dtype)
     _check_settings(estimator, dtype)
     if ranks.size > 1:
-        _check_shared(estimator, X, validation[0])
+        _check_shared(estimator)
     folder = read_folder(estimator.checkpoint_dir)
     check_seed(estimator.random_state, folder)
     law = estimator._make_law()
     warmup = read_warmup(estimator, dtype)
     training = read_training(estimator.training)
     warm = bool(estimator.warm_start) and hasattr(estimator, "net_")
-    examples = estimator._check_examples(X, y, "X and y", reset=not warm)
-    held_out = estimator._check_validation(*validation)
+    examples = estimator._check_examples(X, y, "X and y", reset=not warm, ranks=ranks)
+    sample_weight = examples.weights_of_all(sample_weight)
+    held_out = estimator._check_validation(*validation, ranks)
     fraction = _fraction(training.stopping, held_out)
     seeds = _seeds(estimator, ranks, splits=fraction is not None)
     if fraction is not None:
@@ -96,8 +96,9 @@ def prepare(
     options = estimator._risk_options() | placed
     options["batch_norm"] = estimator.batch_norm
     options["distributed"] = bool(estimator.distributed)
+    own_weights = None if weights is None else examples.of_own(weights)
     risk = EmpiricalRisk(
-        module, loss, *examples.for_risk(), sample_weight=weights, **options
+        module, loss, *examples.for_risk(), sample_weight=own_weights, **options
     )
     _check_statistics(module, risk)
     recorder = Recorder(risk, estimator._scorer(examples.y), metrics=estimator.metrics)
@@ -169,7 +170,7 @@ def _seeds(estimator: Any, ranks: Ranks, *, splits: bool) -> dict[str, int]:
     return dict(zip(seeds, told, strict=True))
 
 
-def _check_shared(estimator: Any, X: Any, X_val: Any) -> None:
+def _check_shared(estimator: Any) -> None:
     """Raise where ranks that share the examples could not end alike."""
     if estimator.memory is not None:
         raise ValueError(
@@ -177,18 +178,6 @@ def _check_shared(estimator: Any, X: Any, X_val: Any) -> None:
             f"not would end neither. Got memory={estimator.memory!r}; use "
             "checkpoint_dir, or leave memory at None."
         )
-    for part in (X, X_val):
-        if isinstance(part, Subset) or isinstance(_inside(part), Subset):
-            raise ValueError(
-                "With distributed=True every rank needs all examples in fit, whose "
-                "classes and scores are of all of them. Got a Subset, which a risk "
-                "takes as this rank's own part; pass the data set itself, of which "
-                "each rank reads its part in each iteration."
-            )
-
-
-def _inside(loader: Any) -> Any:
-    return loader.dataset if isinstance(loader, DataLoader) else None
 
 
 def _fraction(

@@ -222,10 +222,11 @@ def _iterate(
         net.measure_start()
         return
     # Only callbacks read these: without any, X need not be converted once more.
-    data: Any = run.examples
+    examples: dict[str, Any]
+    examples = {"X": run.examples.X, "y": run.examples.of_own(run.examples.y)}
     if estimator.callbacks:
         data = estimator._for_skorch(run.examples, net.module_, run.risk.dtype)
-    examples = {"X": data.X, "y": data.y}
+        examples = {"X": data.X, "y": data.y}
     with suppress(StopTraining):
         net.notify("on_train_begin", **examples)
         if saved is None or found is None:

@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import torch
 from sklearn.base import clone
+from skorch.callbacks import Callback
 from torch.utils.data import Subset, TensorDataset
 
 from flatmin import (
     CurvatureAnalyzer,
+    FlatnessMonitor,
     NoiseCovarianceAnalyzer,
     NoisyDiffusionClassifier,
     NoisyDiffusionRegressor,
@@ -78,6 +80,53 @@ def of_estimators():
     return found
 
 
+class _Seen(Callback):
+    """What a callback is given: this rank's own part."""
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        self.n = [len(X), len(y)]
+
+
+def of_own_parts(rank):
+    """Each rank has a Subset of its own; none has examples of all three classes."""
+    order = np.argsort(y, kind="stable")
+    whole = TensorDataset(*(part[order] for part in data(41)))
+    first = int((y < 2).sum())
+    own = range(first) if rank == 0 else range(first, len(y))
+    part, weights = Subset(whole, own), np.linspace(1, 2, len(y))
+    validation = data(9)
+    cases = {
+        "sgd": {"method": "sgd"},
+        "balanced": {"class_weight": "balanced", "method": "gld_full"},
+        "batches": {"gradient_batch_size": 10, "method": "gd"},
+        "a warm-up": {"method": "gld_diagonal", "warmup": {"max_iter": 3}},
+    }
+    found = {}
+    for name, settings in cases.items():
+        one, two = classifier(**settings), classifier(**settings, distributed=True)
+        one.fit(whole, None, weights, X_val=TensorDataset(*validation))
+        rows = range(3) if rank == 0 else range(3, 9)
+        held_out = Subset(TensorDataset(*validation), rows)
+        seen = _Seen()
+        two.set_params(callbacks=[seen]).fit(part, None, weights[own], X_val=held_out)
+        found[f"own parts: {name}, callbacks"] = [float(seen.n != [len(own)] * 2), ""]
+        off = float(np.abs(numbers(one) - numbers(two)).max())
+        found[f"own parts: {name}"] = [off, numbers(two).tobytes().hex()]
+    found["own parts: classes"] = [float(list(two.classes_) != [0, 1, 2]), ""]
+    targets = TensorDataset(*(torch.from_numpy(a) for a in (X, X[:, :1] * 2)))
+    settings = {"max_iter": 4, "random_state": 0, "dtype": "float64"}
+    one = NoisyDiffusionRegressor(**settings).fit(targets)
+    two = NoisyDiffusionRegressor(**settings, distributed=True)
+    two.fit(Subset(targets, own))
+    off = float(np.abs(numbers(one) - numbers(two)).max())
+    found["own parts: a regressor"] = [off, numbers(two).tobytes().hex()]
+    settings = {"distributed": True, "checkpoint_dir": folder() / "own parts"}
+    short, again = (classifier(**settings).fit(part) for _ in range(2))
+    off = float(np.abs(short.params_ - again.params_).max())
+    found["own parts: read back"] = [off, again.params_.tobytes().hex()]
+    return found
+
+
 def of_analyzers():
     found = {}
     calls = {
@@ -127,6 +176,26 @@ def of_analyzers():
     return found
 
 
+def of_monitor(rank):
+    """All examples, and a part of them; every rank has all, or a Subset of its own."""
+    own = Subset(TensorDataset(*data(400)), range(150) if rank else range(150, 400))
+    settings = {"loss": "cross_entropy", "quantities": ("loss", "max_eigenvalue")}
+    order = [*range(150, 400), *range(150)]
+    whole = tuple(part[order] for part in data(400))
+    found = {}
+    for budget in (100.0, 30.0):
+        one = FlatnessMonitor(*whole, **settings, budget=budget)(net(), 0)
+        for name, shared in (("all", whole), ("own parts", (own,))):
+            monitor = FlatnessMonitor(
+                *shared, **settings, budget=budget, distributed=True
+            )
+            two = monitor(net(), 0)
+            off = max(abs(one[name] - two[name]) for name in one)
+            told = json.dumps(two)
+            found[f"monitor: {name}, {one['n_examples']}"] = [off, told]
+    return found
+
+
 def of_checkpoints(rank):
     """A run that ends early, and goes on; files come from the first rank alone."""
     place = folder() / "run"
@@ -156,13 +225,30 @@ def of_checkpoints(rank):
 
 
 def of_refusals(rank):
-    subset = Subset(TensorDataset(*data(41)), range(20))
+    examples = TensorDataset(*data(41))
+    same = Subset(examples, range(20))
+    labels = torch.zeros(41) if rank else torch.zeros(41, dtype=torch.long)
+    kinds = Subset(TensorDataset(data(41)[0], labels), range(rank, 41, 2))
+    other = Subset(examples, range(rank, 41, 2) if rank == 0 else range(1, 31, 2))
+    place = {"checkpoint_dir": folder() / "own parts"}
     fitted = classifier(distributed=True).fit(X, y)
     bad = X.copy()
     bad[3] = np.nan if rank else bad[3]
     return {
         "memory": tell(lambda: classifier(distributed=True, memory="x").fit(X, y)),
-        "a Subset": tell(lambda: classifier(distributed=True).fit(subset)),
+        "the same Subset": tell(lambda: classifier(distributed=True).fit(same)),
+        "labels of two kinds": tell(lambda: classifier(distributed=True).fit(kinds)),
+        "another part": tell(
+            lambda: classifier(distributed=True, **place).fit(other),
+        ),
+        "weights of all": tell(
+            lambda: classifier(distributed=True).fit(other, None, np.ones(41))
+        ),
+        "nothing to hold out": tell(
+            lambda: classifier(distributed=True, training={"early_stopping": True}).fit(
+                other
+            )
+        ),
         "NaN on one rank": tell(lambda: classifier(distributed=True).fit(bad, y)),
         "an analyzer alone": tell(lambda: CurvatureAnalyzer(fitted).eigen(1)),
         "all is well": tell(lambda: classifier(distributed=True).fit(X, y)),
@@ -177,7 +263,8 @@ def shown(rank):
 
 if __name__ == "__main__":
     rank = join()
-    numbers_ = of_estimators() | of_analyzers() | of_checkpoints(rank)
+    numbers_ = of_estimators() | of_own_parts(rank)
+    numbers_ |= of_analyzers() | of_monitor(rank) | of_checkpoints(rank)
     refusals = of_refusals(rank)
     shown(rank)
     assert torch.distributed.is_initialized()

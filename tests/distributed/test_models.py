@@ -6,7 +6,11 @@ from ._launch import launch
 
 REFUSED = {
     "memory": ("ValueError", "Got memory='x'"),
-    "a Subset": ("ValueError", "Got a Subset"),
+    "the same Subset": ("ValueError", "Got the same one on all ranks"),
+    "labels of two kinds": ("ValueError", "y must be of one kind on all ranks"),
+    "another part": ("ValueError", "X and y"),
+    "weights of all": ("ValueError", "sample_weight must have shape"),
+    "nothing to hold out": ("ValueError", "X_val"),
     "NaN on one rank": ("ValueError", "NaN"),
     "an analyzer alone": ("ValueError", "distributed=True; pass that"),
     "all is well": ("nothing", ""),

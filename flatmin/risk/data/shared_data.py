@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import data
 
 from flatmin._utils.trees import leaves_of
 from flatmin.risk.data.example_data import ExampleData
@@ -14,7 +13,7 @@ from flatmin.risk.data.opened_data import OpenedData, trial_indices
 from flatmin.risk.ranks.collectives import Ranks
 from flatmin.risk.ranks.shard import Shard, of_rows
 
-__all__ = ["SharedData", "share_out"]
+__all__ = ["SharedData", "own_shard", "share_out"]
 
 
 class SharedData(NamedTuple):
@@ -61,26 +60,40 @@ def share_out(
     few = examples.select(trial_indices(len(examples)).to(device))
     held = (*leaves_of(few.X), few.y)
     source = opened.source
-    if source is None or not isinstance(source.dataset, data.Subset):
+    if source is None or not source.is_subset:
         ranks.agree("EmpiricalRisk", torch.tensor(len(examples)), *held)
         n = len(examples)
         rows = torch.arange(n, device=device)[ranks.rank :: ranks.size]
         part = rows if len(rows) else rows.new_zeros(1)
         return SharedData(of_rows(rows, n), examples.part(part), examples)
-    return SharedData(_own(len(examples), held, ranks, device), examples, examples)
-
-
-def _own(n: int, held: tuple[Tensor, ...], ranks: Ranks, device: torch.device) -> Shard:
-    """Return the shard of a rank with n examples of its own."""
-    ranks.agree("the shards")
-    counts = torch.zeros(ranks.size, dtype=torch.long, device=device)
-    counts[ranks.rank] = n
-    (counts,) = ranks.sum(counts)
+    shard = own_shard(len(examples), ranks, device)
     if not ranks.differ(*held):
         raise ValueError(
             "A Subset is this rank's own part of the examples. Got the same one on "
             "all ranks: give each rank indices of its own, or give all of them the "
             "data set itself, of which each reads its part."
         )
+    return SharedData(shard, examples, examples)
+
+
+def own_shard(n: int, ranks: Ranks, device: torch.device) -> Shard:
+    """Return the shard of a rank with examples of its own, after those of lower ranks.
+
+    Parameters
+    ----------
+    n : int
+        How many this rank has.
+    ranks : Ranks
+    device : torch.device
+        Where the ranks' collectives run.
+
+    Returns
+    -------
+    Shard
+    """
+    ranks.agree("the shards")
+    counts = torch.zeros(ranks.size, dtype=torch.long, device=device)
+    counts[ranks.rank] = n
+    (counts,) = ranks.sum(counts)
     before, total = int(counts[: ranks.rank].sum()), int(counts.sum())
     return of_rows(torch.arange(before, before + n, device=device), total)

@@ -87,6 +87,11 @@ class Source:
         return len(self._checksums)
 
     @property
+    def is_subset(self) -> bool:
+        """Whether it is a rank's own part, where several share the examples."""
+        return isinstance(self.dataset, data.Subset)
+
+    @property
     def checksums(self) -> np.ndarray | None:
         """One number an example, shape (N,), of what was read first.
 

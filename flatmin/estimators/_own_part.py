@@ -1,0 +1,105 @@
+"""What all ranks know of the examples, where each has a part of its own."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+from flatmin._utils.placement import resolve_device
+from flatmin.risk.data.shared_data import own_shard
+from flatmin.risk.data.source import Source
+from flatmin.risk.ranks.collectives import Ranks
+
+__all__ = ["OwnPart", "find_own_part"]
+
+
+class OwnPart:
+    """The n of the N examples that this rank has, after those of lower ranks.
+
+    Parameters
+    ----------
+    n : int
+    ranks : Ranks
+    device : torch.device
+        Where the ranks' collectives run.
+
+    Attributes
+    ----------
+    n : int
+    """
+
+    def __init__(self, n: int, ranks: Ranks, device: torch.device) -> None:
+        self.n = n
+        self._ranks = ranks
+        self._shard = own_shard(n, ranks, device)
+        self._device = device
+        self._rows = torch.as_tensor(self._shard.rows).cpu().numpy()
+
+    def of_all(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return one value, or row, of each of the N examples, the same on all ranks.
+
+        Parameters
+        ----------
+        name : str
+            What they are.
+        values : ndarray of shape (n, ...)
+            Of this rank's examples.
+
+        Returns
+        -------
+        ndarray of shape (N, ...)
+
+        Raises
+        ------
+        ValueError
+            If other ranks have other kinds of numbers.
+        """
+        values = np.ascontiguousarray(values)
+        kind = f"{values.dtype} of shape {('n', *values.shape[1:])}"
+        self._ranks.agree(name)
+        if self._ranks.differ(torch.tensor(zlib.crc32(kind.encode()))):
+            raise ValueError(
+                f"{name} must be of one kind on all ranks. Got {kind} on rank "
+                f"{self._ranks.rank}, and another on another rank."
+            )
+        # As bytes, which a sum with zeros keeps as they are.
+        rows = values.reshape(self.n, -1).view(np.uint8)
+        part = torch.from_numpy(rows.copy()).to(self._device)
+        (whole,) = self._ranks.sum(self._shard.spread(part))
+        found = whole.cpu().numpy().view(values.dtype)
+        return found.reshape(len(whole), *values.shape[1:])
+
+    def of_own(self, values: np.ndarray) -> np.ndarray:
+        """Return what is this rank's.
+
+        Parameters
+        ----------
+        values : ndarray of shape (N, ...)
+
+        Returns
+        -------
+        ndarray of shape (n, ...)
+        """
+        return values[self._rows]
+
+
+def find_own_part(
+    source: Source, ranks: Ranks, device: torch.device | str
+) -> OwnPart | None:
+    """Return this rank's part, or None where all ranks have all examples.
+
+    Parameters
+    ----------
+    source : Source
+    ranks : Ranks
+    device : torch.device or str
+
+    Returns
+    -------
+    OwnPart or None
+    """
+    if ranks.size == 1 or not source.is_subset:
+        return None
+    return OwnPart(len(source), ranks, resolve_device(device))
