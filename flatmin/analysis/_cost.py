@@ -16,6 +16,7 @@ import pandas as pd
 
 from flatmin._utils.results import HtmlTable
 from flatmin.curvature._eigenpairs import GRAM_LIMIT
+from flatmin.curvature._hessian import FEW_OUTPUTS
 from flatmin.linalg._basis_memory import basis_size
 from flatmin.linalg._density import _MAX_DENSE
 from flatmin.linalg._eigsh import is_dense
@@ -311,8 +312,8 @@ def _estimated(p: Problem, max_matvecs: int) -> Work:
 
 def _gauss_newton_trace(p: Problem) -> Work:
     prepared = _PREPARE if p.matrix == "fisher" else 0.0
-    if p.n_outputs <= 2:
-        return Work.of(prepared + _SWEEP)
+    if p.n_outputs <= FEW_OUTPUTS:
+        return Work.of(prepared + p.n_outputs * _SWEEP)
     # Two sweeps most often, and then up to one for each output.
     return Work(prepared + 2 * _SWEEP, prepared + 32 * _SWEEP, p.n_examples * _DOUBLE)
 

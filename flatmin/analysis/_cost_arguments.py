@@ -47,7 +47,7 @@ def all_arguments(
     for name, value in options.items():
         check_known(f"argument of {method.__name__}", name, known)
         if name not in (*_NO_COUNTS, "by_layer") and value is not None:
-            check_count(name, value)
+            check_count(name, value, at_least=2 if name == "n_probes" else 1)
     arguments = known | dict(options)
     if "rtol" in arguments:
         check_accuracy(arguments["rtol"], arguments["max_matvecs"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -164,7 +165,12 @@ def _alignment(point: MeasuredPoint) -> Mapping[str, Any]:
 
 
 def _sharpness(measure: Callable[..., Estimate], point: MeasuredPoint) -> Estimate:
-    return measure(point.risk, point.theta)
+    # A max_matvecs without rtol beside it bounds something else than a trace.
+    takes = inspect.signature(measure).parameters
+    given = {"tol": point.tol, "rng": point.rng()}
+    given |= point.accuracy if "rtol" in takes else {}
+    options = {name: value for name, value in given.items() if name in takes}
+    return measure(point.risk, point.theta, **options)
 
 
 #: What a monitor measures, by name; every sharpness measure besides.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import (
+    MIN_MATVECS,
     check_accuracy,
     check_count,
     check_flag,
@@ -20,7 +21,13 @@ from flatmin.curvature._risk_operator import LinearizedOperator
 from flatmin.linalg import Estimate, trace
 from flatmin.risk import Risk
 
-__all__ = ["GGNOperator", "HessianOperator", "ggn_trace", "hessian_trace"]
+__all__ = [
+    "FEW_OUTPUTS",
+    "GGNOperator",
+    "HessianOperator",
+    "ggn_trace",
+    "hessian_trace",
+]
 
 _SWEEPS_AT_ONCE = 8  # they share a run forward, and their cotangents are held
 _BEYOND = 1e9  # in place of an infinite ratio of errors
@@ -30,7 +37,7 @@ _BEYOND = 1e9  # in place of an infinite ratio of errors
 _LEAST_FREEDOM = 60
 # Up to this many outputs Tr(G) is exact, by a sweep for each: the signs of two sweeps
 # agree in one of 2ᶜ⁻¹ pairs, and then there is no spread.
-_FEW_OUTPUTS = 4
+FEW_OUTPUTS = 4
 
 
 class HessianOperator(LinearizedOperator):
@@ -152,7 +159,7 @@ def ggn_trace(
     allows it, Tr(G) is computed exactly, by a sweep for each output. Up to four
     outputs, and an analytic risk, are exact at once. Under ``batch_norm="batch"`` an
     example has no part of its own in G: the trace is then that of
-    :func:`flatmin.linalg.trace`, by ``max_sweeps`` products with G at most.
+    :func:`flatmin.linalg.trace`, by ``max_sweeps`` products with G at most, or six.
 
     Parameters
     ----------
@@ -199,11 +206,12 @@ def ggn_trace(
     prior = risk.l2 * risk.n_params
     added = prior if check_flag("penalty", penalty) else 0.0
     if getattr(risk, "batch_norm", None) == "batch":
-        operator = GGNOperator(risk, theta, n_products=max_sweeps)
-        found = trace(operator, rtol=rtol, max_matvecs=max_sweeps, rng=generator)
+        most = max(max_sweeps, MIN_MATVECS)
+        operator = GGNOperator(risk, theta, n_products=most)
+        found = trace(operator, rtol=rtol, max_matvecs=most, rng=generator)
         return Estimate(found.value - prior + added, found.stderr, found.n_matvecs)
     exact = risk.n_outputs
-    if exact <= _FEW_OUTPUTS:
+    if exact <= FEW_OUTPUTS:
         return _exact_ggn_trace(risk, theta, exact, added)
     # The signs of two sweeps are independent, the examples are the same ones: the
     # error is the spread between sweeps of one example, over N and over sweeps.

@@ -73,11 +73,20 @@ def make_net(estimator: Any, run: Run) -> Any:
     net.reader_ = make_reader(estimator)
     net.initialize()
     check_callbacks(net.callbacks_)
-    check_monitors(
-        net.callbacks_, estimator.metrics or (), validation=run.validation is not None
-    )
+    recorded = [*(estimator.metrics or ()), *_own_columns(run)]
+    check_monitors(net.callbacks_, recorded, validation=run.validation is not None)
     run.schedule = _make_schedule(estimator, run, net)
     return net
+
+
+def _own_columns(run: Run) -> list[str]:
+    """Return the columns of the history that this run has, and others have not."""
+    columns = {
+        "n_steps": run.law.n_substeps > 1,
+        "n_clipped": run.training.clip_norm is not None,
+        "lr": run.training.schedule is not None,
+    }
+    return [name for name, is_there in columns.items() if is_there]
 
 
 def _make_schedule(estimator: Any, run: Run, net: Any) -> Schedule | None:

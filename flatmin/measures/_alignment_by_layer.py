@@ -14,6 +14,7 @@ from flatmin.curvature._eigenpairs import GRAM_LIMIT
 from flatmin.curvature._point import Point, as_one_point
 from flatmin.measures._alignment import align, alignment_moments
 from flatmin.measures._alignment_result import Alignment
+from flatmin.measures._layers import check_layers
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["LayerAlignments", "alignment_by_layer"]
@@ -90,6 +91,8 @@ def alignment_by_layer(
 
     Raises
     ------
+    TypeError
+        If the risk is none of a module.
     ValueError
         If θ is not one vector, an argument does not fit, or no layer has both H and Σ.
     FloatingPointError
@@ -113,6 +116,7 @@ def alignment_by_layer(
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
     check_seed(rng)
+    check_layers(risk)
     theta = as_one_point(risk, theta, "alignment")
     generator = make_generator(rng, risk.device)
     moments = alignment_moments(risk, theta, None, None)

@@ -8,7 +8,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_seed
 from flatmin.curvature import HessianOperator
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point
 from flatmin.linalg import Estimate, SpectralDensity, spectral_density
 from flatmin.risk import Risk
 
@@ -70,7 +70,7 @@ def negative_mass(
     check_seed(rng)
     n_probes = check_count("n_probes", n_probes, at_least=2)
     n_steps = check_count("n_steps", n_steps)
-    theta = as_point(risk, theta)
+    theta = as_one_point(risk, theta, "negative_mass")
     operator = HessianOperator(risk, theta, select=select)
     density = spectral_density(operator, n_probes=n_probes, n_steps=n_steps, rng=rng)
     return density_negative_mass(density)

@@ -11,7 +11,7 @@ from flatmin._utils.numbers import check_accuracy, check_count, check_positive
 from flatmin._utils.random import check_seed, make_generator
 from flatmin._utils.results import ShortRepr
 from flatmin.curvature import GradientCovarianceOperator, covariance_eigenpairs
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point
 from flatmin.linalg import Estimate
 from flatmin.measures._deflation import deflated_norm
 from flatmin.measures._estimate import exact, quotient, square
@@ -136,7 +136,7 @@ def noise_spectrum(
     k = check_count("k", k)
     tol = check_positive("tol", tol)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    theta = as_point(risk, theta)
+    theta = as_one_point(risk, theta, "noise_spectrum")
     generator = make_generator(rng, risk.device)
     operator = GradientCovarianceOperator(risk, theta, select=select)
     moments = gradient_moments(risk, theta, operator.indices)

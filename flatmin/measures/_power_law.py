@@ -14,8 +14,9 @@ from flatmin._utils.random import check_seed
 from flatmin._utils.results import HtmlTable, ShortRepr
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import names_of
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point
 from flatmin.linalg import diagonal
+from flatmin.measures._layers import check_layers
 from flatmin.measures._rounding import CLEAR, gradient_moments, nearby
 from flatmin.risk import EmpiricalRisk, Risk
 
@@ -156,7 +157,7 @@ def covariance_exponent(
     """
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    theta = as_point(risk, theta)
+    theta = as_one_point(risk, theta, "covariance_exponent")
     points = _points(risk, theta, select, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     return _fit(points, risk)
 
@@ -192,8 +193,10 @@ def covariance_exponents(
 
     Raises
     ------
+    TypeError
+        If the risk is none of a module.
     ValueError
-        If ``rtol`` or ``max_matvecs`` is too small.
+        If ``rtol`` or ``max_matvecs`` is too small, or θ is not one vector.
     FloatingPointError
         If a number is not finite; the message names the parameters.
 
@@ -213,7 +216,8 @@ def covariance_exponents(
     """
     check_seed(rng)
     rtol, max_matvecs = check_accuracy(rtol, max_matvecs)
-    theta = as_point(risk, theta)
+    check_layers(risk)
+    theta = as_one_point(risk, theta, "covariance_exponents")
     points = _points(risk, theta, None, rtol=rtol, max_matvecs=max_matvecs, rng=rng)
     fits, left_out = {}, {}
     for name, part in risk.layout.layers().items():

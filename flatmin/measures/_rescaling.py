@@ -11,6 +11,7 @@ from torch import Tensor
 from flatmin._utils.numbers import check_positive
 from flatmin.curvature._finite import check_finite
 from flatmin.curvature._point import Point, as_one_point
+from flatmin.measures._layers import check_layers
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["rescale_layers"]
@@ -69,11 +70,7 @@ def rescale_layers(
     >>> rescale_layers(risk, theta, {"0": 2.0, "2": 0.5})
     tensor([6.0000, 2.0000, 0.2500, 2.0000])
     """
-    if not isinstance(risk, EmpiricalRisk):
-        raise TypeError(
-            "risk must be an EmpiricalRisk, whose module has layers. Got "
-            f"{type(risk).__name__}."
-        )
+    check_layers(risk)
     if not isinstance(factors, Mapping):
         raise TypeError(
             "factors must be a mapping of layer names to numbers, as {'0': 2.0, "

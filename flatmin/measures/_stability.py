@@ -14,7 +14,7 @@ from flatmin._utils.quiet import ignored
 from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature import HessianOperator
 from flatmin.curvature._finite import check_finite
-from flatmin.curvature._point import Point, as_point
+from flatmin.curvature._point import Point, as_one_point, as_point
 from flatmin.linalg import Estimate, FunctionOperator, eigsh
 from flatmin.measures._curvature_sharpness import max_eigenvalue
 from flatmin.measures._estimate import exact
@@ -142,7 +142,7 @@ def non_uniformity(
     """
     check_seed(rng)
     tol = check_positive("tol", tol)
-    theta = as_point(risk, theta)
+    theta = as_one_point(risk, theta, "non_uniformity")
     if risk.n_examples == 1:
         return exact(torch.zeros((), device=risk.device))
     hessian = HessianOperator(risk, theta)

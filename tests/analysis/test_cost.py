@@ -21,7 +21,7 @@ WEIGHTS = {
         **dict.fromkeys(("gradient", "value_and_gradient", "weighted_gradient"), 1),
         **dict.fromkeys(("gradient_variances", "value_gradient_and_variances"), 2),
         **dict.fromkeys(("per_example_gradients", "squared_gradient_sum"), 2),
-        **{"gauss_newton_traces": 2, "linearize": 1},
+        **{"gauss_newton_traces": None, "linearize": 1},
     },
     Linearization: {"hvp": 2, "ggn": 2, "fisher": 2, "directional_derivatives": 1},
 }
@@ -32,11 +32,14 @@ def passes(monkeypatch):
     """Return a list of the gradients that what is called adds up to."""
     done, inside = [], []
 
+    def sweeps(risk, theta, rng=None, *, n_sweeps=1):
+        return 2 * (risk.n_outputs if rng is None else n_sweeps)
+
     def counted(function, weight):
         @functools.wraps(function)
         def call(*args, **kwargs):
             if not inside:  # not what one of them calls
-                done.append(weight)
+                done.append(sweeps(*args, **kwargs) if weight is None else weight)
             inside.append(function)
             try:
                 return function(*args, **kwargs)
@@ -110,6 +113,17 @@ def test_it_is_what_the_call_does(passes, matrix, name, data):
         assert 1 / 3 < cost.gradients / done < 3
 
 
+@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+def test_few_outputs_are_a_sweep_each(passes, n_outputs):
+    X, y = torch.randn(20, 2), torch.randn(20, n_outputs)
+    net = nn.Linear(2, n_outputs)
+    model = CurvatureAnalyzer(net, matrix="ggn", loss="squared_error").fit(X, y)
+    cost = model.cost("trace")
+    passes.clear()
+    model.trace()
+    assert cost.gradients == cost.at_most == sum(passes) == 2 * n_outputs
+
+
 def test_seconds_and_memory():
     model = analyzer("hessian", SMALL)
     cost = model.cost("eigen", k=3)
@@ -156,6 +170,7 @@ def test_no_cost_of_eigenpairs_that_are_refused(options, reason):
     [
         ("hessian", "trace", {"max_matvecs": 5}, "max_matvecs must be .* 6"),
         ("hessian", "diagonal", {"rtol": -1}, "rtol must be"),
+        ("hessian", "density", {"n_probes": 1}, "n_probes must be .* 2"),
         ("covariance", "alignment", {"rtol": float("nan")}, "rtol must be"),
         ("covariance", "alignment", {"k": 40}, "k must be .* 39"),
     ],

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from flatmin.analysis import FlatnessMonitor
 from flatmin.analysis._counted_risk import WorkCounter, _CountedRisk, counted
 from flatmin.analysis._monitored import QUANTITIES, MeasuredPoint
-from flatmin.measures import max_eigenvalue
+from flatmin.measures import SHARPNESS_MEASURES, max_eigenvalue
 from flatmin.risk import EmpiricalRisk
 
 N = 64
@@ -234,6 +234,35 @@ def test_functions_of_a_user(net):
     top = torch.linalg.eigvalsh(dense(net)[2])[-1]
     assert row["mine_top"] == pytest.approx(float(top), rel=1e-6)
     assert row["flat_stderr"] > 0
+
+
+def test_a_sharpness_measure_gets_the_settings(net, monkeypatch):
+    seen = []
+
+    def own(risk, theta, *, tol=0.0, rtol=0.0, max_matvecs=0, rng=None):
+        seen.append((tol, rtol, max_matvecs, type(rng)))
+        return 1.0
+
+    def bounded(risk, theta, *, max_matvecs=0):  # of a search, not of a trace
+        seen.append(max_matvecs)
+        return 1.0
+
+    monkeypatch.setitem(SHARPNESS_MEASURES, "own", own)
+    monkeypatch.setitem(SHARPNESS_MEASURES, "bounded", bounded)
+    rows = [
+        FlatnessMonitor(
+            *(X, y),
+            loss="cross_entropy",
+            quantities=["own", "bounded", "expected"],
+            budget=EVERYTHING,
+            random_state=seed,
+            rtol=0.3,
+        )(net, 0)
+        for seed in (0, 1, 1)
+    ]
+    assert set(seen) == {(1e-2, 0.3, 30, torch.Generator), 0}
+    expected = [row["expected"] for row in rows]
+    assert expected[0] != expected[1] == expected[2]
 
 
 def test_of_a_subset_a_function_of_a_user_has_no_error_that_is_known(net):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatmin.curvature import ggn_trace
+from flatmin.curvature import GGNOperator, ggn_trace
 from flatmin.risk import EmpiricalRisk
 
 from .. import oracles
@@ -23,6 +23,17 @@ def problem():
     theta = risk.params()
     J = oracles.dense(module, oracles.squared_error, X, y, theta).jacobians
     return risk, theta, J @ J.mT
+
+
+def test_few_products_suffice_for_the_examples_of_a_batch():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5))
+    X, y = randn(N, 3), randn(N, 5, seed=1)
+    risk = EmpiricalRisk(module.double(), "squared_error", X, y, batch_norm="batch")
+    theta = risk.params()
+    G = GGNOperator(risk, theta).to_dense()
+    found = ggn_trace(risk, theta, max_sweeps=2, rng=rng())
+    assert found.n_matvecs <= 6
+    assert abs(float(found) - float(G.trace())) < 4 * float(found.stderr)
 
 
 @pytest.mark.parametrize("n_sweeps", [2, 3])

@@ -14,6 +14,11 @@ from flatmin.risk import EmpiricalRisk, LabelDraw, ModuleLoss
 from ._join import join, say
 
 DRAW = LabelDraw(0.1, 0.2)
+# Laws that move many copies of a network at once.
+CHAINED = (
+    *("gd", "gld_const", "gld_dynamic", "gld_diagonal", "gld_full", "gld_ggn"),
+    *("gradient_penalty", "label_noise", "sam", "sgd"),
+)
 
 
 def generator(seed=0):
@@ -60,6 +65,8 @@ def words(n, chains=(), *, labels=True):
         "gradient_variances": lambda r, t: r.gradient_variances(t),
         "value_gradient_and_variances": lambda r, t: r.value_gradient_and_variances(t),
         "squared_hessian_product": lambda r, t: r.squared_hessian_product(t, d),
+        "covariance_trace_gradient": lambda r, t: r.covariance_trace_gradient(t),
+        "value_gradient_and_product": lambda r, t: r.value_gradient_and_product(t),
         "value_and_gauss_newton_draw": lambda r, t: r.value_and_gauss_newton_draw(
             t, scale, generator(6)
         ),
@@ -223,6 +230,10 @@ def of_laws():
         if name != "alpha_stable":  # it has none
             chosen["covariance"] = covariance
         found |= compare(one, two, one.params(), chosen, f"law {name}")
+        if name in CHAINED:
+            thetas = torch.stack([one.params(), 1.3 * one.params()])
+            chosen = {"iterations": iterate}
+            found |= compare(one, two, thetas, chosen, f"law {name}, chains")
     return found
 
 

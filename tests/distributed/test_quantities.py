@@ -2,7 +2,10 @@
 
 import pytest
 
+from flatmin.analysis import _counted_risk
+
 from ._launch import launch
+from ._quantities import words
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +30,9 @@ def test_all_ranks_have_the_same_bits(ranks):
     assert list(first) == list(second)
     assert len(first) > 300
     assert [k for k in first if first[k][1] != second[k][1]] == []
+
+
+def test_every_word_is_asked_for():
+    known = {*_counted_risk._COSTS, *_counted_risk._PRODUCTS}
+    # Statistics of all examples in one chunk, which several processes do not share.
+    assert known - set(words(11)) == {"batch_statistics"}

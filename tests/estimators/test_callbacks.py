@@ -435,6 +435,20 @@ def test_every_name_in_the_history_may_be_monitored():
     classifier(callbacks=own, **settings).fit(X, y)
 
 
+def test_columns_of_the_training_may_be_monitored():
+    """Those that are there with a schedule, clipping, or several steps an iteration."""
+    training = {"clip_norm": 1e-3, "schedule": "linear"}
+    for name in ("n_clipped", "lr"):
+        stop = EarlyStopping(monitor=name, patience=9)
+        clf = classifier(callbacks=[stop], training=training).fit(X, y)
+        assert name in clf.history_
+        with pytest.raises(ValueError, match=f"monitors '{name}'"):
+            classifier(callbacks=[stop]).fit(X, y)
+    stop = EarlyStopping(monitor="n_steps", patience=9)
+    clf = classifier(callbacks=[stop], method="svag").fit(X, y)
+    assert "n_steps" in clf.history_
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
 def test_epoch_scoring_of_a_classifier(kind):
     data, other = X.astype(kind), X_val.astype(kind)

@@ -82,6 +82,59 @@ def test_an_array_is_the_same_point(name):
         np.testing.assert_array_equal(first, second)
 
 
+# Of one θ: several are refused by name.
+OF_ONE = {
+    *("alignment", "covariance_exponent", "loss_scaled_alignment"),
+    *("minibatch_gaussianity", "negative_mass", "noise_spectrum", "non_uniformity"),
+    "tic",
+}
+
+
+@pytest.mark.parametrize("name", takers())
+def test_of_several_points_each_is_its_own_or_all_are_refused(name):
+    function, parameters = takers()[name]
+    thetas = torch.stack([THETA, 2 * THETA])
+
+    def ask(theta):
+        options = dict(OWN.get(name, {}))
+        if "rng" in parameters:
+            options["rng"] = torch.Generator().manual_seed(0)
+        if "batches" in options and theta.ndim > 1:
+            options["batches"] = options["batches"].expand(2, -1, -1)
+        return function(RISK, theta, **options)
+
+    if name in OF_ONE:
+        with pytest.raises(ValueError, match=r"of one θ, of shape \(D,\)"):
+            ask(thetas)
+        return
+    found, apart = ask(thetas), [ask(theta) for theta in thetas]
+    if isinstance(found, linalg.LinearOperator):
+        v = torch.ones(2, 3, dtype=torch.float64)
+        right = [one @ row for one, row in zip(apart, v, strict=True)]
+        torch.testing.assert_close(found @ v, torch.stack(right))
+        return
+    both = [numbers(one) for one in apart]
+    for several, *each in zip(numbers(found), *both, strict=True):
+        if np.ndim(several) <= np.ndim(each[0]):
+            continue  # such as the number of products
+        assert np.shape(several)[0] == 2
+        if "n_draws" not in parameters:  # draws of their own
+            np.testing.assert_allclose(several, each, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (measures.alignment_by_layer, {}),
+        (measures.covariance_exponents, {}),
+        (measures.rescale_layers, {"factors": {}}),
+    ],
+)
+def test_what_is_of_layers_takes_a_network(function, options):
+    with pytest.raises(TypeError, match="risk must be an EmpiricalRisk, whose module"):
+        function(RISK, THETA, **options)
+
+
 def test_a_fitted_model_s_parameters():
     X = np.random.default_rng(0).normal(size=(30, 3))
     y = (X[:, 0] > 0).astype(int)

@@ -111,7 +111,7 @@ class ChainLinearization:
         if not bool(direction.isfinite().all()):
             raise FloatingPointError(f"{name} must be finite. Got NaN or infinity.")
         directions = direction.reshape(len(self._thetas), *shape[len(self.chains) :])
-        product = self.unchecked(quantity, directions)
+        product = self._unchecked(quantity, directions)
         if not bool(product.isfinite().all()):
             wild = (~product.isfinite()).flatten(1).any(1)
             raise FloatingPointError(
@@ -121,19 +121,14 @@ class ChainLinearization:
             )
         return product.view(*self.chains, *product.shape[1:])
 
-    def unchecked(self, quantity: str, directions: Tensor) -> Tensor:
-        """Return a product without waiting for the device to look for NaN.
+    @summed
+    @in_full_float32
+    def unchecked_hvp(self, v: Tensor) -> Tensor:
+        """Return H v without waiting for the device to look for NaN, as of ``hvp``."""
+        return self._unchecked("hvp", v.reshape(self._thetas.shape)).view(v.shape)
 
-        Parameters
-        ----------
-        quantity : str
-        directions : Tensor of shape (C, ...)
-            Of all chains in a row.
-
-        Returns
-        -------
-        Tensor of shape (C, ...)
-        """
+    def _unchecked(self, quantity: str, directions: Tensor) -> Tensor:
+        """Return a product; directions and result of shape (C, ...)."""
         n = min(self.risk.chunk_size, len(self.risk._data))
         return self._ways.compute(
             PRODUCTS,

@@ -164,11 +164,9 @@ class OverChains(ChainGradients):
         self, theta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`flatmin.EmpiricalRisk.value_gradient_and_product`."""
-        value, gradient = self.value_and_gradient(theta)
-        thetas, chains = self._flat(theta)
-        point = ChainLinearization(self.risk, thetas.clone(), chains)
-        product = point.unchecked("hvp", gradient.reshape(thetas.shape))
-        return value, gradient, product.view(*chains, -1)
+        # The risk's, which is of the examples of all ranks.
+        value, gradient = self.risk.value_and_gradient(theta)
+        return value, gradient, self.linearize(theta).unchecked_hvp(gradient)
 
     def _examples(
         self,
