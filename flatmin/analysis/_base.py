@@ -16,7 +16,7 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.validation import Interval, StrOptions
-from flatmin.analysis._coordinates import coordinates
+from flatmin.analysis._coordinates import check_clear, coordinates
 from flatmin.analysis._cost import (
     Cost,
     Problem,
@@ -341,6 +341,13 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     def _basis(self) -> Eigenpairs:
         return self._keep("basis", lambda: self._leading(None, "LA"))
+
+    def _clear_basis(self, call: str) -> Eigenpairs:
+        """Return the basis, or raise where some of its vectors are chance."""
+        basis = self._basis()
+        eps = float(np.finfo(basis.eigenvectors.dtype).eps)
+        check_clear(basis.eigenvalues, eps, matrix=basis.matrix, call=call)
+        return basis
 
     def _leading(self, k: int | None, which: str, **search: Any) -> Eigenpairs:
         sample = self._sample()

@@ -332,9 +332,15 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ndarray of shape (n_samples, n_components)
             ∇ℓᵢᵀuⱼ, not centred. Weights, of examples and of classes, are in the basis
             and not in these rows.
+
+        Raises
+        ------
+        ValueError
+            If the matrix has fewer than n_components eigenvalues that are more than
+            rounding: the other eigenvectors are chance.
         """
         self._whole_risk("transform")
-        return self._new_coordinates(X, y, self._basis().eigenvectors)
+        return self._new_coordinates(X, y, self._clear_basis("transform").eigenvectors)
 
     @one_at_a_time
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -357,10 +363,10 @@ class CurvatureAnalyzer(BaseAnalyzer):
         ------
         ValueError
             If there is one example, or all gradients are equal up to rounding: Σ = 0
-            has no shares.
+            has no shares; or as in :meth:`transform`.
         """
         self._whole_risk("score")
-        basis = self._basis()
+        basis = self._clear_basis("score")
         risk = self._new_risk(X, y, sample_weight)
         if risk.n_examples < 2:
             raise ValueError(

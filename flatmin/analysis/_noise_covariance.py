@@ -14,6 +14,7 @@ from flatmin._utils.numbers import check_count
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
 from flatmin.analysis._base import BaseAnalyzer
+from flatmin.analysis._coordinates import check_clear
 from flatmin.analysis._model_by_reference import with_risk_entries
 from flatmin.analysis._of_all import Found, alignment_of_all, mean_of_all
 from flatmin.analysis._results import (
@@ -308,9 +309,15 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             (∇ℓᵢ - ḡ)ᵀvⱼ with the mean ḡ of the gradients on the fixed data, which is
             g₀ but for a penalty. Weights, of examples and of classes, are in the basis
             and in ḡ, not in these rows.
+
+        Raises
+        ------
+        ValueError
+            If Σ has fewer than n_components eigenvalues that are more than rounding:
+            the other eigenvectors are chance.
         """
         self._whole_risk("transform")
-        basis = self._basis()
+        basis = self._clear_basis("transform")
         mean = self._keep("mean", lambda: self._mean_coordinates(basis))
         return self._new_coordinates(X, y, basis.eigenvectors) - mean
 
@@ -337,11 +344,11 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         ------
         ValueError
             If all gradients of the fixed data are equal up to rounding: Σ = 0 has no
-            directions.
+            directions; or if Σ, or H on (X, y), has too few, as in :meth:`transform`.
         """
         self._whole_risk("score")
-        basis = self._basis()
         self._keep("noise", self._check_noise)
+        basis = self._clear_basis("score")
         risk = self._new_risk(X, y, sample_weight)
         hessian = eigsh(
             HessianOperator(risk, risk.params(), select=self.select),
@@ -350,6 +357,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self._shown,
         )
+        eps = torch.finfo(risk.dtype).eps
+        values = hessian.eigenvalues.cpu().numpy()
+        check_clear(values, eps, matrix="hessian on these data", call="score")
         V = torch.tensor(basis.eigenvectors, device=risk.device)
         return float(overlap(hessian.eigenvectors, V))
 

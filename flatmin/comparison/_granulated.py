@@ -191,6 +191,11 @@ def _checked(
             f"{int((~np.isfinite(values)).any(1).sum())} rows that are not: leave them "
             "out, and say how many."
         )
+    if table[seed].isna().any():
+        raise ValueError(
+            f"The column {seed!r} must name the seed of each row. Got "
+            f"{int(table[seed].isna().sum())} rows without one."
+        )
     cells = list(dict.fromkeys([*factors, seed]))
     twice = table.duplicated(cells)
     if twice.any():
@@ -206,7 +211,8 @@ def _agreements(
 ) -> pd.DataFrame:
     """Return a row a pair: its stratum, its seeds, and ±1 or 0."""
     parts = []
-    for stratum, (_, rows) in enumerate(table.groupby(others, sort=True)):
+    strata = table.groupby(others, sort=True, dropna=False)
+    for stratum, (_, rows) in enumerate(strata):
         first, second = np.triu_indices(len(rows), 1)
         measure, error = (rows[name].to_numpy(dtype=float) for name in numbers)
         agrees = np.sign(measure[first] - measure[second])

@@ -34,7 +34,7 @@ class _DistanceFrom:
 
     def __call__(self, risk: Any, theta: torch.Tensor) -> torch.Tensor:
         start = torch.as_tensor(self.theta, dtype=theta.dtype, device=theta.device)
-        return torch.linalg.vector_norm(theta - start)
+        return torch.linalg.vector_norm((theta - start).double())
 
 
 def run_start(task: StartTask) -> Start | None:

@@ -102,7 +102,8 @@ class Recorder:
         dict
             iteration, phase, loss L(θ), train_score, valid_loss and valid_score if
             there are validation data, gradient_norm ‖g₀‖, noise_norm √Tr C of the law
-            in the same units (infinite where squares overflow), and the metrics. Where
+            in the same units, and the metrics. In float32 a noise_norm below 1e-19 is
+            rough, below 1e-22 it is 0, and beyond 1e19 infinite, as Tr C is. Where
             L(θ) is not finite, nothing behind it.
 
         Raises
@@ -120,7 +121,8 @@ class Recorder:
             noise = law.trace(seen, theta, state).clamp(min=0).sqrt()
         except FloatingPointError:  # on its way to divergence, the loss not yet
             noise = torch.full_like(loss, torch.inf)
-        numbers = torch.stack([loss, gradient.norm(), noise]).tolist()
+        # In float64, where squares neither overflow nor vanish.
+        numbers = torch.stack([loss, gradient.double().norm(), noise]).tolist()
         row = {
             "iteration": iteration,
             "phase": phase,

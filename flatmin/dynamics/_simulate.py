@@ -203,13 +203,18 @@ class _Exits:
         self.inside = reached(theta)
         self.censored = ~self.inside
         self.times = torch.where(self.inside, 0, n_iter)
+        self._there = torch.ones_like(self.inside)  # has been finite until now
 
     def update(self, theta: Tensor, t: int) -> None:
         # -∞ lies below everything.
-        self.inside = self.reached(theta) & theta.isfinite().all(-1)
+        finite = theta.isfinite().all(-1)
+        self.inside = self.reached(theta) & finite
         first = self.inside & self.censored
+        lost = self._there & ~finite
         self.times = torch.where(first, t, self.times)
+        self.times = torch.where(lost & self.censored, t - 1, self.times)
         self.censored = self.censored & ~first
+        self._there = self._there & finite
 
 
 def _refreshed(risk, law, theta, rng, *, previous, step) -> tuple[Any, Tensor]:

@@ -36,7 +36,8 @@ class Simulation:
     theta: Tensor  # (n_chains, D) after the last step
     n_iter: int
     success: Tensor | None  # (n_chains,) bool: the last point is in the target
-    exit_times: Tensor | None  # (n_chains,) first iterate in it; n_iter if censored
+    # (n_chains,) first iterate in it; where censored, the last one that was finite
+    exit_times: Tensor | None
     censored: Tensor | None  # (n_chains,) bool: no iterate was in it
     iterations: Tensor | None  # (n_records,) of the trajectory
     trajectory: Tensor | None  # (n_records, n_chains, D)
@@ -84,7 +85,9 @@ class Simulation:
         """Return the iterations spent outside the target, by all chains, per exit.
 
         The maximum-likelihood mean of exponential exit times with censoring; its
-        standard error is the mean over the root of the number of exits.
+        standard error is the mean over the root of the number of exits. A chain that
+        diverges is counted until its last finite iterate: the time is that of chains
+        that have not.
 
         Returns
         -------

@@ -59,9 +59,11 @@ class SAM(NoiseLaw):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`NoiseLaw.noisy_gradient`; the loss is L(θ)."""
         loss, gradient = risk.value_and_gradient(theta)
-        length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-        direction = torch.where(length > 0, gradient / length, 0)
-        return loss, risk.gradient(theta + float(self.rho) * direction)
+        # In float64: squares of single precision overflow at 1e19.
+        wide = gradient.double()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        direction = torch.where(length > 0, wide / length, 0)
+        return loss, risk.gradient(theta + (float(self.rho) * direction).to(theta))
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""
