@@ -30,7 +30,7 @@ from flatmin.comparison._inputs import (
 )
 from flatmin.comparison._machines import describe_mixture
 from flatmin.comparison._methods import check_estimator, resolve_methods
-from flatmin.comparison._plan import Plan, Source, check_metrics
+from flatmin.comparison._plan import Plan, RiskSource, check_metrics
 from flatmin.comparison._protocol import array_values, make_protocol
 from flatmin.comparison._provenance import origin, provenance
 from flatmin.comparison._result import ComparisonResult
@@ -219,7 +219,7 @@ def compare_dynamics(
     check_metrics("The metrics of the estimator", estimator.metrics)
     data = resolve_data(X, y, X_test, y_test, estimator=estimator)
     plan = Plan(
-        Source(data, estimator),
+        RiskSource(data, estimator),
         metrics=check_metrics("metrics", metrics),
         end_metrics=check_metrics("end_metrics", end_metrics),
         **quenches,
@@ -313,7 +313,7 @@ def _collect(
     units: list[Unit],
     protocol: dict[str, Any],
     origin: list[dict[str, Any]],
-    source: Source,
+    source: RiskSource,
 ) -> ComparisonResult:
     # An empty table, of a warm-up that raised, would change the types of columns.
     tables = [unit.rows for unit in units if len(unit.rows)] or [units[0].rows]

@@ -8,14 +8,14 @@ from typing import Any
 
 from flatmin._utils.names import check_text
 
-__all__ = ["Plan", "Source", "check_metrics"]
+__all__ = ["Plan", "RiskSource", "check_metrics"]
 
 # Columns of a comparison that the history of a fit does not have.
 _TAKEN = {"distance", "method", "seed", "test_loss", "test_score"}
 
 
 @dataclass(frozen=True)
-class Source:
+class RiskSource:
     """Data and estimator, of which a seed makes a risk; travels to the workers."""
 
     data: Callable[[int], tuple[Any, ...]] | tuple[Any, ...]
@@ -38,7 +38,7 @@ class Source:
 class Plan:
     """What is done with each unit; travels to the workers."""
 
-    source: Source
+    source: RiskSource
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     end_metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     quench: int = 0
