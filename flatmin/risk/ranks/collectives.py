@@ -22,7 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flatmin._utils.messages import NO_PROCESS_GROUP, TOLD_TO_RANKS, message
+from flatmin._utils.messages import message
+from flatmin._utils.process_group import NO_PROCESS_GROUP, TOLD_TO_RANKS
 
 __all__ = ["ALONE", "Ranks", "find_ranks", "is_first"]
 
