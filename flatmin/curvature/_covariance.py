@@ -208,7 +208,8 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
 
         Returns
         -------
-        Tensor of shape (\\*chains, D)
+        Tensor of shape (\\*chains, d)
+            d is the number of coordinates that are selected, or D.
         """
         return in_dtype("The diagonal of PΣP/m", self._variances(), self.dtype)
 

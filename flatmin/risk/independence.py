@@ -76,7 +76,7 @@ def check_independence(
         Learns whether it computes something else where gradients are switched off.
     loss : ExampleLoss
     chunk : Chunk
-        The examples of :func:`trial_indices`.
+        The examples of :func:`trial_examples`.
     chunks : iterator of Chunk
         The data. The first is read, and none is larger.
 
