@@ -98,7 +98,7 @@ class SGD(MatchedLaw):
         m = self._batch_size(risk)
         if self.sampling != "replacement" and m > risk.n_examples:
             raise ValueError(
-                f"batch_size must be at most the number of examples, "
+                "batch_size of sgd must be at most the number of examples, "
                 f"{risk.n_examples}, with sampling={self.sampling!r}. Got {m}; use "
                 "sampling='replacement' or a smaller batch."
             )
