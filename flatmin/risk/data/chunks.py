@@ -131,7 +131,7 @@ def check_whole_batch(
     n_examples: int,
     numbers_per_example: int,
     theta: Tensor,
-    n_ranks: int = 1,
+    n_ranks: int,
 ) -> None:
     """Raise unless all examples can be worked on at once.
 
@@ -145,7 +145,7 @@ def check_whole_batch(
         Of intermediate values that one example needs.
     theta : Tensor
         Of the dtype, and on the device, of the work.
-    n_ranks : int, default=1
+    n_ranks : int
         Processes that share the examples.
 
     Raises

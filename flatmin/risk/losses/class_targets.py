@@ -134,7 +134,7 @@ class ClassTargets:
         totals = self.totals(targets)
         return losses.reshape(len(losses), -1).sum(1) / _not_zero(totals, losses)
 
-    def shares(self, targets: Tensor, like: Tensor, smoothing: float = 0.0) -> Tensor:
+    def shares(self, targets: Tensor, like: Tensor, smoothing: float) -> Tensor:
         """Return what each target counts in its example's mean.
 
         Parameters
@@ -142,7 +142,7 @@ class ClassTargets:
         targets : Tensor of shape (n, \\*positions)
         like : Tensor
             Of the dtype that is wanted.
-        smoothing : float, default=0.0
+        smoothing : float
             The part that goes to all classes in equal parts, times their weights: then
             the shares of an example do not add up to one.
 
