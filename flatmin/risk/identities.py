@@ -27,6 +27,7 @@ from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.hessian_trial import losses_in
+from flatmin.risk.products.linearize import SYMBOLS
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.trials import asymmetry, difference, random_like, tolerance
@@ -355,14 +356,6 @@ _PENALISED = {
     ),
 }
 
-_TRACED = {
-    "hvp": "H v",
-    "ggn": "G v",
-    "jvp": "J v",
-    "vjp": "Jᵀu",
-    "directional_derivatives": "gᵢᵀv",
-}
-
 # Identity -> order of the derivative, None for differences in a step; what compares.
 _IDENTITIES: dict[str, tuple[int | None, Callable[[_Point], float | _Slope]]] = {
     "outputs together = outputs alone": (0, _Point.outputs_off),
@@ -387,6 +380,6 @@ _IDENTITIES: dict[str, tuple[int | None, Callable[[_Point], float | _Slope]]] = 
             2,
             partial(_Point.graph_product_off, quantity=quantity),
         )
-        for quantity, name in _TRACED.items()
+        for quantity, name in SYMBOLS.items()
     },
 }
