@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
 from flatmin._utils.messages import first_line
 from flatmin.risk.autodiff.differences import (
     DIFFERENCE_LIMITS,
@@ -340,8 +341,7 @@ class _Point:
             z = unit.view(outputs.shape[1:]).expand(outputs.shape)
             root = self.risk._loss.root_product(outputs, scalars.args[0], z)
             if len(scalars.args) > 1:
-                column = (-1, *(1 for _ in root.shape[1:]))
-                root = root * scalars.args[1].sqrt().view(column)
+                root = root * as_column(scalars.args[1].sqrt(), root)
             products = ExampleScalars(scalars.X, (root,), inner_products)
             rows = looped_rows(self.risk._model, products)[1]
             total += rows.double().square().sum(1)

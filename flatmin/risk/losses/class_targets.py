@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
+
 __all__ = ["ClassTargets", "as_integers"]
 
 _INTEGERS = (
@@ -154,8 +156,7 @@ class ClassTargets:
         if self.weight is not None and smoothing > 0:
             rest = self.weight.mean() * self.counted(targets)
             counts = (1 - smoothing) * counts + smoothing * rest
-        column = _not_zero(totals, like).view(-1, *(1 for _ in targets.shape[1:]))
-        return counts / column
+        return counts / as_column(_not_zero(totals, like), targets)
 
     def counted(self, targets: Tensor) -> Tensor:
         """Return which targets are not left out, in their shape."""
