@@ -20,7 +20,7 @@ from flatmin.comparison._protocol import describe_settings
 from flatmin.comparison._provenance import origin, place
 from flatmin.estimators._parameter_roles import parameters_for
 
-__all__ = ["measure_ends", "resolve_source"]
+__all__ = ["TOLERANCES", "measure_ends", "resolve_source"]
 
 Key = tuple[str, str, int]  # phase, method, seed
 
@@ -30,7 +30,7 @@ _FREE = parameters_for("device", "fit", "folder", "bookkeeping")
 
 # How far a loss that is computed again, on another device too, may be from the stored
 # one: relative to it, and to the largest of the seed.
-_TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-9, 1e-10)}
+TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-9, 1e-10)}
 
 
 def _check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
@@ -213,7 +213,7 @@ def _measure_seed(
     }
     X, y, _ = task.source.load(task.seed)
     risk = fit(task.source.estimator, task.seed, (X, y, {}), settings).risk_
-    relative, absolute = _TOLERANCES[risk.dtype]
+    relative, absolute = TOLERANCES[risk.dtype]
     found = {}
     for key, theta in task.points.items():
         risk.set_params(torch.as_tensor(theta.copy(), device=risk.device))

@@ -24,6 +24,7 @@ from flatmin.risk.data.inputs import as_input, as_inputs
 from flatmin.risk.data.source import Source, find_source, is_data_set, split_targets
 
 __all__ = [
+    "N_LOOKED_AT",
     "as_source",
     "check_inputs",
     "check_lengths",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 # Examples that are in memory at a time while a data set is looked through.
-_N_LOOKED_AT = 256
+N_LOOKED_AT = 256
 
 
 def without_targets(estimator: Any, X: Any) -> Any:
@@ -224,7 +225,7 @@ def read_targets(estimator: Any, source: Source, *, reset: bool) -> np.ndarray:
     ndarray of shape (n_samples, ...)
     """
     targets: list[Tensor] = []
-    for X, y in source.batches(_N_LOOKED_AT):
+    for X, y in source.batches(N_LOOKED_AT):
         check_inputs(estimator, X, reset=reset and not targets)
         targets.append(y)
     return to_numpy("y", torch.cat(targets))
