@@ -27,7 +27,6 @@ __all__ = [
     "N_LOOKED_AT",
     "as_source",
     "check_inputs",
-    "check_lengths",
     "iterate_inputs",
     "network_input",
     "read_targets",
@@ -256,27 +255,6 @@ def iterate_inputs(
     X = check_inputs(estimator, without_targets(estimator, X), reset=False)
     for start in range(0, len(X), size):
         yield X[start : start + size], None
-
-
-def check_lengths(X: np.ndarray | Tree, y: np.ndarray, names: str) -> None:
-    """Raise unless there are as many inputs as targets.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, ...) or Tree
-    y : ndarray of shape (n, ...)
-    names : str
-        What the message calls them.
-
-    Raises
-    ------
-    ValueError
-        With both numbers.
-    """
-    if len(X) != len(y):
-        raise ValueError(
-            f"{names} must have as many examples. Got {len(X)} and {len(y)}."
-        )
 
 
 def targets_like(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
