@@ -49,7 +49,7 @@ def check_metrics(
         check_text(f"a name in {title}", name)
         if name in taken:
             raise ValueError(
-                f"A metric needs a name that {table} does not use yet. Got {name!r}."
+                f"{title} need names that {table} does not use yet. Got {name!r}."
             )
         if not callable(metric):
             raise TypeError(
