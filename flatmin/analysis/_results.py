@@ -256,7 +256,11 @@ class Alignment(HtmlTable):
         return self.quantities.copy()
 
     def __getitem__(self, quantity: str) -> float:
-        return float(self.quantities["value"].to_dict()[quantity])
+        values = self.quantities["value"].to_dict()
+        if quantity not in values:
+            known = ", ".join(map(repr, values))
+            raise KeyError(f"Unknown quantity {quantity!r}. There are: {known}.")
+        return float(values[quantity])
 
     def __repr__(self) -> str:
         title = (

@@ -30,7 +30,7 @@ from flatmin.comparison._inputs import (
 )
 from flatmin.comparison._machines import describe_mixture
 from flatmin.comparison._methods import check_estimator, resolve_methods
-from flatmin.comparison._plan import Plan, Source, check_metrics
+from flatmin.comparison._plan import Plan, RiskSource, read_metrics
 from flatmin.comparison._protocol import array_values, make_protocol
 from flatmin.comparison._provenance import origin, provenance
 from flatmin.comparison._result import ComparisonResult
@@ -216,12 +216,12 @@ def compare_dynamics(
     estimators = resolve_methods(methods, estimator)
     resolve_random_state(random_state)
     seeds = resolve_seeds(n_seeds, random_state)
-    check_metrics("The metrics of the estimator", estimator.metrics)
+    read_metrics("The metrics of the estimator", estimator.metrics)
     data = resolve_data(X, y, X_test, y_test, estimator=estimator)
     plan = Plan(
-        Source(data, estimator),
-        metrics=check_metrics("metrics", metrics),
-        end_metrics=check_metrics("end_metrics", end_metrics),
+        RiskSource(data, estimator),
+        metrics=read_metrics("metrics", metrics),
+        end_metrics=read_metrics("end_metrics", end_metrics),
         **quenches,
         keep_params=check_flag("keep_params", keep_params),
         n_threads=n_threads,
@@ -313,7 +313,7 @@ def _collect(
     units: list[Unit],
     protocol: dict[str, Any],
     origin: list[dict[str, Any]],
-    source: Source,
+    source: RiskSource,
 ) -> ComparisonResult:
     # An empty table, of a warm-up that raised, would change the types of columns.
     tables = [unit.rows for unit in units if len(unit.rows)] or [units[0].rows]

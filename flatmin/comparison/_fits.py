@@ -88,7 +88,7 @@ def fit(estimator: Any, seed: int, data: Data, settings: Mapping[str, Any]) -> A
     estimator : estimator
     seed : int
     data : tuple
-        Of :meth:`Source.load`.
+        Of :meth:`RiskSource.load`.
     settings : mapping of str to object
 
     Returns

@@ -27,7 +27,7 @@ from flatmin._utils.numbers import (
 from flatmin._utils.random_state import spawn_seeds
 from flatmin._utils.trees import as_tree, check_one_length, is_nested
 from flatmin.comparison._cluster import fewest_cores, is_cluster
-from flatmin.estimators._inputs import as_source
+from flatmin.estimators._inputs import N_LOOKED_AT, as_source
 from flatmin.risk.data.source import Source, is_data_set, split_targets
 
 __all__ = [
@@ -38,9 +38,6 @@ __all__ = [
     "resolve_data",
     "resolve_seeds",
 ]
-
-# Examples that are in memory at a time while a data set is looked through.
-_N_LOOKED_AT = 256
 
 
 def read_quench(
@@ -113,7 +110,7 @@ def resolve_data(X: Any, y: Any, X_test: Any, y_test: Any, *, estimator: Any) ->
             found.append(_read(names[place], inputs))
             found.append(None if targets is None else _read(names[place + 1], targets))
         else:
-            for _ in source.batches(_N_LOOKED_AT):
+            for _ in source.batches(N_LOOKED_AT):
                 pass
             found += [source, None]
     return tuple(found)

@@ -15,12 +15,12 @@ from flatmin.comparison._cluster import is_cluster, work
 from flatmin.comparison._fits import fit, measure_at, plain_descent
 from flatmin.comparison._inputs import resolve_data
 from flatmin.comparison._methods import check_estimator
-from flatmin.comparison._plan import Source
+from flatmin.comparison._plan import RiskSource
 from flatmin.comparison._protocol import describe_settings
 from flatmin.comparison._provenance import origin, place
 from flatmin.estimators._parameter_roles import parameters_for
 
-__all__ = ["measure_ends", "resolve_source"]
+__all__ = ["TOLERANCES", "measure_ends", "resolve_source"]
 
 Key = tuple[str, str, int]  # phase, method, seed
 
@@ -30,7 +30,7 @@ _FREE = parameters_for("device", "fit", "folder", "bookkeeping")
 
 # How far a loss that is computed again, on another device too, may be from the stored
 # one: relative to it, and to the largest of the seed.
-_TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-9, 1e-10)}
+TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-9, 1e-10)}
 
 
 def _check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
@@ -61,18 +61,18 @@ def _check_settings(estimator: Any, stored: Mapping[str, Any]) -> None:
 
 
 def resolve_source(
-    stored: Source | None,
+    stored: RiskSource | None,
     settings: Mapping[str, Any],
     *,
     X: Any,
     y: Any,
     estimator: Any,
-) -> Source:
+) -> RiskSource:
     """Return data and estimator: those passed, or else those of the comparison.
 
     Parameters
     ----------
-    stored : Source or None
+    stored : RiskSource or None
         What the result holds; one that was read from a file holds none.
     settings : mapping of str to object
         Of the estimator, in the protocol.
@@ -81,7 +81,7 @@ def resolve_source(
 
     Returns
     -------
-    Source
+    RiskSource
 
     Raises
     ------
@@ -105,13 +105,13 @@ def resolve_source(
             "pass X and y, or the function of the seed, and estimator. "
             f"Got none for {missing}."
         )
-    return Source(data, estimator)
+    return RiskSource(data, estimator)
 
 
 def measure_ends(
     ends: Any,
     params: Callable[[str, int, str], np.ndarray],
-    source: Source,
+    source: RiskSource,
     *,
     largest_losses: Any,
     measures: Mapping[str, Callable[..., Any]],
@@ -126,7 +126,7 @@ def measure_ends(
         Losses, indexed by phase, method and seed.
     params : callable
         Gives θ of (method, seed, phase).
-    source : Source
+    source : RiskSource
     largest_losses : pandas.Series
         Of each seed.
     measures : mapping of str to callable
@@ -175,7 +175,7 @@ class _MeasureTask:
     """The end points of one seed, and what to measure there; travels to a worker."""
 
     seed: int
-    source: Source
+    source: RiskSource
     points: Mapping[Key, np.ndarray]  # (D,) each
     losses: Mapping[Key, float]  # L there: other data or another network have another
     largest_loss: float  # of the seed
@@ -213,7 +213,7 @@ def _measure_seed(
     }
     X, y, _ = task.source.load(task.seed)
     risk = fit(task.source.estimator, task.seed, (X, y, {}), settings).risk_
-    relative, absolute = _TOLERANCES[risk.dtype]
+    relative, absolute = TOLERANCES[risk.dtype]
     found = {}
     for key, theta in task.points.items():
         risk.set_params(torch.as_tensor(theta.copy(), device=risk.device))

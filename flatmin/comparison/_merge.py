@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from flatmin._utils.messages import naming
 from flatmin.comparison._machines import describe_mixture
+from flatmin.comparison._measure import TOLERANCES
 from flatmin.comparison._result import ComparisonResult
 
 __all__ = ["merge_comparisons"]
-
-# How far the first losses of a seed may be apart, on two devices; see measure, where
-# the bounds are those of float32.
-_RELATIVE, _ABSOLUTE = 1e-4, 1e-5
 
 
 def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
@@ -120,10 +118,11 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
 
 def _check_starts(table: pd.DataFrame) -> None:
     """Raise unless the units of a seed begin with one loss."""
+    relative, absolute = TOLERANCES[torch.float32]  # on two devices
     first = table.groupby(["seed", "method"], sort=False)["loss"].first()
     for seed, losses in first.groupby(level="seed"):
         low, high = losses.min(), losses.max()
-        if high - low > _RELATIVE * abs(high) + _ABSOLUTE:
+        if high - low > relative * abs(high) + absolute:
             raise ValueError(
                 "Results of one seed can be merged if they have the same data, network "
                 f"and start. Got first losses from {low:.6g} to {high:.6g} with seed "

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flatmin._utils.names import check_text
+from flatmin.dynamics import check_metrics
 
-__all__ = ["Plan", "Source", "check_metrics"]
+__all__ = ["Plan", "RiskSource", "read_metrics"]
 
 # Columns of a comparison that the history of a fit does not have.
 _TAKEN = {"distance", "method", "seed", "test_loss", "test_score"}
 
 
 @dataclass(frozen=True)
-class Source:
+class RiskSource:
     """Data and estimator, of which a seed makes a risk; travels to the workers."""
 
     data: Callable[[int], tuple[Any, ...]] | tuple[Any, ...]
@@ -38,7 +38,7 @@ class Source:
 class Plan:
     """What is done with each unit; travels to the workers."""
 
-    source: Source
+    source: RiskSource
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     end_metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     quench: int = 0
@@ -68,7 +68,7 @@ class Plan:
         return found
 
 
-def check_metrics(title: str, metrics: Any) -> dict[str, Any]:
+def read_metrics(title: str, metrics: Any) -> dict[str, Any]:
     """Return metrics as a dict.
 
     Parameters
@@ -95,15 +95,5 @@ def check_metrics(title: str, metrics: Any) -> dict[str, Any]:
             f"{title} must be a mapping from names to functions of (risk, theta). "
             f"Got {metrics!r}."
         )
-    for name, metric in metrics.items():
-        check_text(f"a name in {title}", name)
-        if name in _TAKEN:
-            raise ValueError(
-                f"{title} need names that the table does not use. Got {name!r}."
-            )
-        if not callable(metric):
-            raise TypeError(
-                f"{title}[{name!r}] must be a function of (risk, theta). "
-                f"Got {metric!r}."
-            )
+    check_metrics(metrics, table="the table", taken=_TAKEN, title=title)
     return dict(metrics)

@@ -19,7 +19,7 @@ from flatmin.comparison._ends import PHASES, end_rows, failed_units, is_after
 from flatmin.comparison._files import read_comparison, write_comparison
 from flatmin.comparison._inputs import check_backend
 from flatmin.comparison._measure import measure_ends, resolve_source
-from flatmin.comparison._plan import Source, check_metrics
+from flatmin.comparison._plan import RiskSource, read_metrics
 from flatmin.comparison._summary import summarize
 
 __all__ = ["ComparisonResult"]
@@ -74,7 +74,7 @@ class ComparisonResult:
     end_points: Mapping[tuple[str, int, str], np.ndarray | None] = field(
         default_factory=dict, repr=False
     )
-    source: Source | None = field(default=None, repr=False, compare=False)
+    source: RiskSource | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"source": None}  # the data stay behind
@@ -240,7 +240,7 @@ class ComparisonResult:
         >>> bool(np.isclose(by_hand, measured["norm"].iloc[0]))
         True
         """
-        measures = check_metrics("measures", measures)
+        measures = read_metrics("measures", measures)
         ends: Any = self.ends()["loss"]
         if phases is not None:
             if not isinstance(phases, Iterable):

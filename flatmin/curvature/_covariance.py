@@ -208,7 +208,8 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
 
         Returns
         -------
-        Tensor of shape (\\*chains, D)
+        Tensor of shape (\\*chains, d)
+            d is the number of coordinates that are selected, or D.
         """
         return in_dtype("The diagonal of PΣP/m", self._variances(), self.dtype)
 
@@ -227,8 +228,8 @@ class PreconditionedCovarianceOperator(GradientCovarianceOperator):
 def covariance_operator(
     risk: Risk,
     theta: Point,
-    preconditioner: Tensor | None = None,
-    select: str | list[str] | None = None,
+    preconditioner: Tensor | None,
+    select: str | list[str] | None,
 ) -> GradientCovarianceOperator:
     """Return Σ, or PΣP where there is a preconditioner.
 
@@ -236,8 +237,8 @@ def covariance_operator(
     ----------
     risk : Risk
     theta : Tensor or ndarray of shape (\\*chains, D)
-    preconditioner : Tensor of shape (D,), default=None
-    select : str or list of str, default=None
+    preconditioner : Tensor of shape (D,) or None
+    select : str, list of str or None
 
     Returns
     -------

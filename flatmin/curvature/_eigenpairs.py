@@ -124,8 +124,8 @@ def covariance_eigenpairs(
 ) -> Eigenpairs:
     """Return the k largest eigenpairs of Σ over examples, divisor N.
 
-    From the (N, N) Gram matrix of the centred gradients while the (N, D) matrix is
-    small enough to hold, else by Lanczos on products with Σ.
+    While the (N, D) matrix of the centred gradients is small enough to hold, from its
+    Gram matrix, (N, N) or, where D ≤ N, (D, D). Else by Lanczos on products with Σ.
 
     Parameters
     ----------

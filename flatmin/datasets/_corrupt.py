@@ -58,11 +58,12 @@ def corrupt_labels(
     Raises
     ------
     TypeError
-        If `n` is not an integer or `fraction` not a number.
+        If `allow_same` is not a bool.
 
     ValueError
-        If not exactly one of `n` and `fraction` is given, if it is out of range, or if
-        `y` does not hold the labels of at least two classes.
+        If not exactly one of `n` and `fraction` is given, if it is no integer, or no
+        number, or out of range, or if `y` does not hold the labels of at least two
+        classes.
 
     See Also
     --------

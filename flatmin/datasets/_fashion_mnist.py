@@ -93,7 +93,7 @@ def fetch_fashion_mnist(
             Names of the classes.
         DESCR : str
             Description of the data set.
-        origin : str
+        path : str
             The folder that the files were read from.
 
     (data, target) : tuple if `return_X_y` is True
@@ -151,5 +151,5 @@ def fetch_fashion_mnist(
         target=target,
         target_names=np.array(TARGET_NAMES),
         DESCR=FASHION_MNIST,
-        origin=str(folder),
+        path=str(folder),
     )

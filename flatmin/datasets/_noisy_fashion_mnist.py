@@ -94,11 +94,11 @@ def load_noisy_fashion_mnist(
         damaged or not the original.
 
     TypeError
-        If `n_clean` or `n_corrupt` is not an integer.
+        If `allow_same`, `return_X_y` or `download_if_missing` is not a bool.
 
     ValueError
-        If `n_clean` or `n_corrupt` is negative, or their sum is not between 1 and the
-        60,000 training images.
+        If `n_clean` or `n_corrupt` is negative or not an integer, or their sum is not
+        between 1 and the 60,000 training images.
 
     See Also
     --------

@@ -11,6 +11,7 @@ from flatmin.dynamics._optimizer_state import join_state, split_state
 from flatmin.risk import EmpiricalRisk, ParameterLayout, Risk
 from flatmin.risk.data.opened_data import trial_indices
 from flatmin.risk.network.batch_statistics import Statistics, write_statistics
+from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.prepared_module import settings
 from flatmin.risk.trials import difference, tolerance
 
@@ -62,7 +63,7 @@ class FlatBinding:
     def __init__(self, module: nn.Module, *, watch: bool = False) -> None:
         self.module = module
         self._layout = layout = ParameterLayout.of(module)
-        self.params = [p for p in module.parameters() if p.requires_grad]
+        self.params = trainable(module)
         self.theta = layout.flatten(dict(module.named_parameters()))
         self.gradient = self.theta.new_zeros(self.theta.shape)
         self._flat = nn.Parameter(self.theta)

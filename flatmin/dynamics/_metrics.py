@@ -20,7 +20,11 @@ Metric = Callable[[EmpiricalRisk, Tensor], Any]
 
 
 def check_metrics(
-    metrics: Mapping[str, Any], *, table: str, taken: Iterable[str]
+    metrics: Mapping[str, Any],
+    *,
+    table: str,
+    taken: Iterable[str],
+    title: str = "metrics",
 ) -> None:
     """Raise unless these are names, none of them taken, and functions.
 
@@ -31,6 +35,8 @@ def check_metrics(
         What they are written into, for the message.
     taken : iterable of str
         Columns that it has besides.
+    title : str, default="metrics"
+        What the argument is called, for the message.
 
     Raises
     ------
@@ -40,14 +46,14 @@ def check_metrics(
         If it cannot be called.
     """
     for name, metric in metrics.items():
-        check_text("a name in metrics", name)
+        check_text(f"a name in {title}", name)
         if name in taken:
             raise ValueError(
-                f"A metric needs a name that {table} does not use yet. Got {name!r}."
+                f"{title} need names that {table} does not use yet. Got {name!r}."
             )
         if not callable(metric):
             raise TypeError(
-                f"metrics[{name!r}] must be a function of (risk, theta). "
+                f"{title}[{name!r}] must be a function of (risk, theta). "
                 f"Got {metric!r}."
             )
 

@@ -25,7 +25,6 @@ from flatmin.estimators._fitted import set_fitted
 from flatmin.estimators._inputs import (
     as_source,
     check_inputs,
-    check_lengths,
     read_targets,
 )
 from flatmin.estimators._laws import resolve_law
@@ -37,6 +36,7 @@ from flatmin.noise import METHODS, NoiseLaw
 from flatmin.noise._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk, ModuleLoss
 from flatmin.risk.autodiff.surroundings import modes_put_back
+from flatmin.risk.data.inputs import check_lengths
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.network.module_copy import graphs_left_out
 from flatmin.risk.ranks.collectives import ALONE, Ranks, find_ranks

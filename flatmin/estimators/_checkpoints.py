@@ -28,7 +28,7 @@ from flatmin.noise import Step, step_for
 from flatmin.noise._registry import BUILT_IN
 from flatmin.risk.ranks.collectives import is_first
 
-__all__ = ["RunCheckpoints", "check_seed"]
+__all__ = ["RunCheckpoints", "check_can_resume"]
 
 # Parameters that a run does not depend on. Where it runs is its environment.
 _NOT_ITS_OWN = parameters_for("folder", "bookkeeping", "device")
@@ -228,7 +228,7 @@ def _check_found(found: Mapping[str, Any]) -> None:
         raise ValueError("It does not say how far the run has come.")
 
 
-def check_seed(random_state: Any, folder: FolderSettings | None) -> None:
+def check_can_resume(random_state: Any, folder: FolderSettings | None) -> None:
     """Raise if a run that is saved could not be found again.
 
     Parameters

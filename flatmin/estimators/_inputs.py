@@ -24,9 +24,9 @@ from flatmin.risk.data.inputs import as_input, as_inputs
 from flatmin.risk.data.source import Source, find_source, is_data_set, split_targets
 
 __all__ = [
+    "N_LOOKED_AT",
     "as_source",
     "check_inputs",
-    "check_lengths",
     "iterate_inputs",
     "network_input",
     "read_targets",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Examples that are in memory at a time while a data set is looked through.
-_N_LOOKED_AT = 256
+N_LOOKED_AT = 256
 
 
 def without_targets(estimator: Any, X: Any) -> Any:
@@ -224,7 +224,7 @@ def read_targets(estimator: Any, source: Source, *, reset: bool) -> np.ndarray:
     ndarray of shape (n_samples, ...)
     """
     targets: list[Tensor] = []
-    for X, y in source.batches(_N_LOOKED_AT):
+    for X, y in source.batches(N_LOOKED_AT):
         check_inputs(estimator, X, reset=reset and not targets)
         targets.append(y)
     return to_numpy("y", torch.cat(targets))
@@ -255,27 +255,6 @@ def iterate_inputs(
     X = check_inputs(estimator, without_targets(estimator, X), reset=False)
     for start in range(0, len(X), size):
         yield X[start : start + size], None
-
-
-def check_lengths(X: np.ndarray | Tree, y: np.ndarray, names: str) -> None:
-    """Raise unless there are as many inputs as targets.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, ...) or Tree
-    y : ndarray of shape (n, ...)
-    names : str
-        What the message calls them.
-
-    Raises
-    ------
-    ValueError
-        With both numbers.
-    """
-    if len(X) != len(y):
-        raise ValueError(
-            f"{names} must have as many examples. Got {len(X)} and {len(y)}."
-        )
 
 
 def targets_like(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:

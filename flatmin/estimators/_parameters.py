@@ -97,7 +97,7 @@ n_components : int or "full", default=None
     minibatches for "gld_leading". "full" is for "gld_hessian" alone.
 refresh_every : int, default=None
     Iterations between two evaluations of what a law measures, counted from the end
-    of the warm-up; None is 10 for laws that use H or G and else 1.
+    of the warm-up; None is 10 for laws that use H or G and for "label_noise", else 1.
 gradient_batch_size : int, default=None
     B, for many examples: each iteration, of the warm-up too, sees a fresh batch of
     B examples as if there were no others, and the law adds to the batch's gradient
@@ -159,11 +159,11 @@ batch_norm : {"error", "frozen", "batch"}, default="error"
     BatchNorm has no per-example gradients in train mode: refuse it, train with
     its running statistics as they are ("frozen"), or with those of the whole
     training set at each θ ("batch"). "batch" is for methods that need no
-    per-example gradient: "gd", "gld_const", "sam", and with ``match="none"``
-    "gld_hessian" and its kind, "gld_ggn", "anti_pgd" and "alpha_stable". All
-    examples are one chunk in memory. Running statistics are then those of the
-    training set at the θ of the moment, with divisor n: predictions and
-    ``valid_loss`` use them.
+    per-example gradient: "gd", "gld_const", "sam", "gradient_penalty" with
+    ``norm="full"``, and with ``match="none"`` "gld_hessian" and its kind, "gld_ggn",
+    "anti_pgd" and "alpha_stable". All examples are one chunk in memory. Running
+    statistics are then those of the training set at the θ of the moment, with
+    divisor n: predictions and ``valid_loss`` use them.
 device : str or torch.device, default="cpu"
     "auto" is CUDA where there is any.
 dtype : {"float32", "float64"}, default="float32"

@@ -24,7 +24,7 @@ from flatmin.dynamics import (
     count_kept,
     resolve_optimizer,
 )
-from flatmin.estimators._checkpoints import check_seed
+from flatmin.estimators._checkpoints import check_can_resume
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._held_out import hold_out
 from flatmin.estimators._module import build_module
@@ -74,7 +74,7 @@ def prepare(
     if ranks.size > 1:
         _check_shared(estimator)
     folder = read_folder(estimator.checkpoint_dir)
-    check_seed(estimator.random_state, folder)
+    check_can_resume(estimator.random_state, folder)
     law = estimator._make_law()
     warmup = read_warmup(estimator, dtype)
     training = read_training(estimator.training)

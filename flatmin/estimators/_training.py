@@ -56,9 +56,7 @@ def make_net(estimator: Any, run: Run) -> Any:
     net = estimator._net_class(
         run.module,
         criterion=MeanLoss(run.loss, estimator.output_transform),
-        optimizer=resolve_optimizer(
-            estimator.optimizer, estimator.optimizer_params or {}
-        ),
+        optimizer=resolve_optimizer(estimator.optimizer, settings),
         lr=float(estimator.lr),
         max_epochs=math.ceil(int(estimator.max_iter) / int(estimator.record_every)),
         batch_size=-1,

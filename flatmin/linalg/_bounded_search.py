@@ -11,7 +11,7 @@ from flatmin.linalg._basis_memory import BasisMemory
 from flatmin.linalg._bounded_basis import BoundedBasis
 from flatmin.linalg._bounded_lanczos import BoundedLanczos
 from flatmin.linalg._copies import differ, has_copies, n_search_steps, search_gaps
-from flatmin.linalg._dense import check_finite
+from flatmin.linalg._dense import check_finite_products
 from flatmin.linalg._distributed import VectorShards
 from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator
@@ -202,13 +202,13 @@ def _measured(basis: BoundedBasis, U: Tensor) -> tuple[Tensor, Tensor]:
     _orthonormalise(U, basis.ranks)
     found = [_measured_one(basis, u) for u in U]
     values, squares = (torch.stack(numbers) for numbers in zip(*found, strict=True))
-    check_finite(values)
+    check_finite_products(values)
     return values, squares.sqrt()
 
 
 def _orthonormalise(U: Tensor, ranks: VectorShards) -> None:
     gram = ranks.of_first(ranks.sum(dots(U, U.mT)))
-    check_finite(gram)
+    check_finite_products(gram)
     lower = torch.linalg.cholesky(gram)
     for block in column_blocks(U):
         part = torch.linalg.solve_triangular(lower, U[:, block].double(), upper=False)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-__all__ = ["check_finite", "eigh"]
+__all__ = ["check_finite_products", "eigh"]
 
 
-def check_finite(numbers: Tensor) -> None:
+def check_finite_products(numbers: Tensor) -> None:
     """Raise if numbers made of an operator's products are not finite.
 
     Parameters
@@ -49,6 +49,6 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         If an entry is not finite. LAPACK would blame the conditioning, if it
         returned at all.
     """
-    check_finite(matrix)
+    check_finite_products(matrix)
     values, vectors = torch.linalg.eigh(matrix)
     return values, vectors

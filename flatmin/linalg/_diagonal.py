@@ -10,7 +10,7 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
-from flatmin.linalg._dense import check_finite
+from flatmin.linalg._dense import check_finite_products
 from flatmin.linalg._estimate import Estimate
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._probed_estimate import probed_estimate
@@ -93,7 +93,7 @@ def diagonal(
     whole = method == "xdiag" and size <= SMALL
     if method == "exact" or whole or (method == "auto" and size <= max_matvecs):
         value = operator.to_dense().diagonal()
-        check_finite(value)
+        check_finite_products(value)
         exact = torch.zeros_like(value)
         return Estimate(value, exact, operator.n_matvecs - before)
 
@@ -111,7 +111,7 @@ def diagonal(
             rng=generator,
             bar=bar,
         )
-    check_finite(value)
+    check_finite_products(value)
     return Estimate(
         (unit.scale * value).to(operator.dtype),
         (unit.scale * stderr).to(operator.dtype),

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flatmin._utils.messages import NO_PROCESS_GROUP, TOLD_TO_RANKS
+from flatmin._utils.process_group import NO_PROCESS_GROUP, TOLD_TO_RANKS
 
 __all__ = ["VectorShards", "default_group"]
 

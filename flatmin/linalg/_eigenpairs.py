@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from flatmin._utils.results import ShortRepr
 
-__all__ = ["Eigenpairs", "Which", "order_eigenvalues"]
+__all__ = ["WHICH", "Eigenpairs", "Which", "order_eigenvalues"]
 
 Which = Literal["LM", "LA", "SA", "BE"]
+WHICH: tuple[Which, ...] = get_args(Which)
 
 
 @dataclass(frozen=True, repr=False)

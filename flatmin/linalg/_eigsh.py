@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_floating
+from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_positive
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
@@ -17,7 +18,7 @@ from flatmin.linalg._bounded_search import bounded_search
 from flatmin.linalg._convergence import warn_not_converged
 from flatmin.linalg._dense import eigh
 from flatmin.linalg._distributed import VectorShards
-from flatmin.linalg._eigenpairs import Eigenpairs, Which, order_eigenvalues
+from flatmin.linalg._eigenpairs import WHICH, Eigenpairs, Which, order_eigenvalues
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._orthogonal import random_direction
 from flatmin.linalg._thick_restart import thick_restart
@@ -167,8 +168,7 @@ def eigsh(
     check_one_matrix(operator, "eigsh")
     check_seed(rng)
     size = operator.shape[-1]
-    if not isinstance(which, str) or which not in ("LM", "LA", "SA", "BE"):
-        raise ValueError(f"which must be 'LM', 'LA', 'SA' or 'BE'. Got {which!r}.")
+    check_known("which", which, WHICH)
     k = check_count("k", k, at_most=size, limit="D")
     tol = check_positive("tol", tol, or_zero=True)
     memory = basis_memory(

@@ -11,7 +11,7 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
-from flatmin.linalg._dense import check_finite
+from flatmin.linalg._dense import check_finite_products
 from flatmin.linalg._estimate import Estimate
 from flatmin.linalg._operator import LinearOperator, check_one_matrix
 from flatmin.linalg._probes import rademacher
@@ -78,7 +78,7 @@ def frobenius_norm(
     unit = UnitScaled(operator)
     if method == "exact" or (method == "auto" and operator.shape[-1] <= max_matvecs):
         norm = torch.linalg.matrix_norm(unit.to_dense().double())
-        check_finite(norm)
+        check_finite_products(norm)
         value = (unit.scale * norm).to(operator.dtype)
         exact = torch.zeros_like(value)
         return Estimate(value, exact, operator.n_matvecs - before)
@@ -95,7 +95,7 @@ def frobenius_norm(
 
         squares.draw_until(draw, 2 * rtol, max_matvecs)
     value = squares.mean.sqrt()
-    check_finite(value)
+    check_finite_products(value)
     stderr = torch.where(value == 0, 0.0, squares.stderr / (2 * value))
     return Estimate(
         (unit.scale * value).to(operator.dtype),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatmin.linalg._operator import LinearOperator
 from flatmin.linalg._probes import rademacher
-from flatmin.linalg._running_mean import PILOT, RunningMean
+from flatmin.linalg._running_mean import PILOT_DRAWS, RunningMean
 from flatmin.linalg._sketch import Sketch, max_sketch
 
 __all__ = ["probed_estimate"]
@@ -64,7 +64,7 @@ def probed_estimate(
 
     mean = RunningMean()
     if method == "auto":
-        while mean.n < min(PILOT, max_matvecs):
+        while mean.n < min(PILOT_DRAWS, max_matvecs):
             mean.add(draw())
         k_max = max_sketch(operator, max_matvecs - mean.n)
         # Half of the budget: then a plain mean is sure to do, and on a flat spectrum a
@@ -76,7 +76,7 @@ def probed_estimate(
         return mean.mean, mean.stderr
 
     k_max = max_sketch(operator, max_matvecs - mean.n)
-    n_new = min(PILOT, k_max)
+    n_new = min(PILOT_DRAWS, k_max)
     while True:
         sketch.grow(n_new, rng)
         bar.update(2 * n_new)

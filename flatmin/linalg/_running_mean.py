@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["PILOT", "RunningMean"]
+__all__ = ["PILOT_DRAWS", "RunningMean"]
 
 # Draws before anything is decided. Their own error estimate is known to about a
 # quarter: stopping at the first moment at which it happens to be small would report
 # errors that are too small.
-PILOT = 10
+PILOT_DRAWS = 10
 
 
 class RunningMean:
@@ -92,15 +92,15 @@ class RunningMean:
         rtol : float
         max_draws : int
         """
-        goal = min(PILOT, max_draws)
+        goal = min(PILOT_DRAWS, max_draws)
         while True:
             while self.n < goal:
                 self.add(draw())
             if self.n >= max_draws:
                 return
             needed = self.n_needed(rtol)
-            pilot = self.n <= PILOT
+            pilot = self.n <= PILOT_DRAWS
             if needed <= (self.n / 100 if pilot else self.n):
                 return
-            least = 3 * self.n if pilot else self.n + PILOT // 2
+            least = 3 * self.n if pilot else self.n + PILOT_DRAWS // 2
             goal = min(max_draws, max(least, math.ceil(min(needed, max_draws))))

@@ -10,7 +10,7 @@ from torch import Tensor
 from flatmin.linalg._operator import LinearOperator
 from flatmin.linalg._orthogonal import dots
 
-__all__ = ["SMALL", "Sketch", "jackknife", "max_sketch"]
+__all__ = ["SMALL", "Sketch", "jackknife_error", "max_sketch"]
 
 # D up to which the first sketch of ten vectors would be the whole space, at twice the
 # price of the matrix itself.
@@ -152,7 +152,7 @@ class Sketch:
         self.S = torch.nn.functional.normalize(inverse.mT, dim=0)
 
 
-def jackknife(without: Tensor) -> Tensor:
+def jackknife_error(without: Tensor) -> Tensor:
     """Return the standard error of an estimate from those without one vector each.
 
     Parameters

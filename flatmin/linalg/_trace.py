@@ -10,7 +10,7 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import check_seed, make_generator
-from flatmin.linalg._dense import check_finite
+from flatmin.linalg._dense import check_finite_products
 from flatmin.linalg._estimate import Estimate
 from flatmin.linalg._operator import (
     LinearOperator,
@@ -107,7 +107,7 @@ def trace(
     cheap = batch or size <= max_matvecs or knows_its_trace(operator)
     if method == "exact" or whole or (method == "auto" and cheap):
         value = operator.trace()
-        check_finite(value)
+        check_finite_products(value)
         exact = torch.zeros_like(value)
         return Estimate(value, exact, operator.n_matvecs - before)
 
@@ -126,7 +126,7 @@ def trace(
             rng=generator,
             bar=bar,
         )
-    check_finite(value)
+    check_finite_products(value)
     return Estimate(
         (unit.scale * value).to(operator.dtype),
         (unit.scale * stderr).to(operator.dtype),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from flatmin.linalg._dense import check_finite
+from flatmin.linalg._dense import check_finite_products
 from flatmin.linalg._distributed import VectorShards
 from flatmin.linalg._operator import LinearOperator
 
@@ -67,7 +67,7 @@ class UnitScaled(LinearOperator):
             largest = torch.maximum(product.amax(), -product.amin()).double()
             if self.ranks is not None:
                 largest = self.ranks.largest(largest)
-            check_finite(largest)
+            check_finite_products(largest)
             if not bool(largest > 0):
                 return product
             widest = math.frexp(torch.finfo(self.dtype).max)[1] - 2

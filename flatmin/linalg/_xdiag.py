@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin.linalg._sketch import Sketch, jackknife
+from flatmin.linalg._sketch import Sketch, jackknife_error
 
 __all__ = ["xdiag"]
 
@@ -62,5 +62,5 @@ def xdiag(sketch: Sketch) -> tuple[Tensor, Tensor]:
         )
         draws = (Omega * a) @ steps - a * (Omega @ (cosine * steps))
         without = full.unsqueeze(1) - a * b + (draws - second) / (k - 1)
-        errors.append(jackknife(without))
+        errors.append(jackknife_error(without))
     return torch.cat(values), torch.cat(errors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatmin.linalg._sketch import Sketch, jackknife
+from flatmin.linalg._sketch import Sketch, jackknife_error
 
 __all__ = ["xtrace"]
 
@@ -50,7 +50,7 @@ def xtrace(sketch: Sketch) -> tuple[Tensor, Tensor]:
     G = W_i - S_j * (S_j * W_i).sum(0) - T * (T * W_i).sum(0)
     without = H.trace() - lost_both + _outside(sketch, G, size - k + 2)
     without = without.fill_diagonal_(0).sum(0) / (k - 1)
-    return value, jackknife(without)
+    return value, jackknife_error(without)
 
 
 def _outside(sketch: Sketch, G: Tensor, n_left: int) -> Tensor:

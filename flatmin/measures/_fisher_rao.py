@@ -68,7 +68,7 @@ def fisher_rao_norm(risk: Risk, theta: Point, *, empirical: bool = False) -> Est
         return exact(value, n_matvecs=1)
     operator: FisherOperator | GGNOperator
     if isinstance(risk, EmpiricalRisk):
-        operator = FisherOperator(risk, theta, n_products=1, rng=0)
+        operator = FisherOperator(risk, theta, n_products=1)
     else:
         operator = GGNOperator(risk, theta, n_products=1)
     value = (theta.double() * operator.matvec(theta).double()).sum(-1)

@@ -79,6 +79,7 @@ class AntiPGD(MatchedLaw):
     """
 
     name = "anti_pgd"
+    _state_class = AntiState
     _matched_by_refresh = ("trace", "none")
 
     def __init__(
@@ -167,14 +168,6 @@ class AntiPGD(MatchedLaw):
         self, risk: Risk, theta: Tensor, state: AntiState
     ) -> LinearOperator:
         return ScaledIdentityOperator(state.variance, risk.n_params)
-
-    def _store_state(self, state: AntiState | None) -> dict[str, Any] | None:
-        return None if state is None else dict(vars(state))
-
-    def _restore_state(
-        self, stored: dict[str, Any] | None, risk: Risk
-    ) -> AntiState | None:
-        return None if stored is None else AntiState(**stored)
 
 
 def _normal(risk: Risk, theta: Tensor, rng: torch.Generator) -> Tensor:

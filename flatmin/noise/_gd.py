@@ -11,7 +11,7 @@ from flatmin.linalg import LinearOperator, ScaledIdentityOperator
 from flatmin.noise._base import NoiseLaw
 from flatmin.risk import Risk
 
-__all__ = ["GD"]
+__all__ = ["GD", "zero_covariance"]
 
 
 class GD(NoiseLaw):
@@ -36,4 +36,19 @@ class GD(NoiseLaw):
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""
-        return ScaledIdentityOperator(theta.new_zeros(theta.shape[:-1]), risk.n_params)
+        return zero_covariance(risk, theta)
+
+
+def zero_covariance(risk: Risk, theta: Tensor) -> LinearOperator:
+    """Return the covariance of a law without noise.
+
+    Parameters
+    ----------
+    risk : Risk
+    theta : Tensor of shape (\\*chains, D)
+
+    Returns
+    -------
+    LinearOperator
+    """
+    return ScaledIdentityOperator(theta.new_zeros(theta.shape[:-1]), risk.n_params)

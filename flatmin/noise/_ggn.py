@@ -63,6 +63,7 @@ class GLDGGN(MatchedLaw):
     """
 
     name = "gld_ggn"
+    _state_class = GGNState
     _matched_by_refresh = ("trace", "none")
 
     def __init__(
@@ -119,11 +120,3 @@ class GLDGGN(MatchedLaw):
     def _trace(self, risk: Risk, theta: Tensor, state: GGNState) -> Tensor:
         # Both factors are those of the last refresh: it takes no product.
         return state.scale.square() * state.ggn_trace
-
-    def _store_state(self, state: GGNState | None) -> dict[str, Any] | None:
-        return None if state is None else dict(vars(state))
-
-    def _restore_state(
-        self, stored: dict[str, Any] | None, risk: Risk
-    ) -> GGNState | None:
-        return None if stored is None else GGNState(**stored)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flatmin._utils.numbers import is_number
+from flatmin._utils.numbers import check_flag, is_number
 from flatmin.linalg import LinearOperator
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
 from flatmin.risk import LabelDraw, Risk
@@ -109,10 +109,7 @@ class LabelNoise(MatchedLaw):
                 "flip_probability of label_noise must be a number from 0 to 1. "
                 f"Got {p!r}."
             )
-        if not isinstance(self.centred, bool):
-            raise ValueError(
-                f"centred of label_noise must be True or False. Got {self.centred!r}."
-            )
+        check_flag("centred of label_noise", self.centred)
         examine = getattr(risk, "check_label_noise", None)
         if examine is None:
             raise ValueError(

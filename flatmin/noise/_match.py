@@ -103,6 +103,7 @@ class MatchedLaw(NoiseLaw):
     _made_of_examples: ClassVar[bool] = False
     # Those for which ``_refresh`` returns a state of the right size already.
     _matched_by_refresh: ClassVar[tuple[str, ...]] = ("none",)
+    _state_class: ClassVar[type | None] = None  # of states stored as their attributes
 
     batch_size: int | None
     noise_scale: float
@@ -139,10 +140,13 @@ class MatchedLaw(NoiseLaw):
         return self._trace(risk, theta, state)
 
     def _store_state(self, state: Any) -> Any:
-        return NoiseLaw.store_state(self, state)
+        if state is None or self._state_class is None:
+            return NoiseLaw.store_state(self, state)
+        return dict(vars(state))
 
     def _restore_state(self, stored: Any, risk: Risk) -> Any:
-        return stored
+        kind = self._state_class
+        return stored if stored is None or kind is None else kind(**stored)
 
     def _unbiased_law(self) -> MatchedLaw:
         """Return a law of the same covariance whose draws have the mean g₀."""

@@ -303,7 +303,7 @@ class _ProjectedOperator(LinearOperator):
         self,
         operator: LinearOperator,
         project: Callable[[Tensor], Tensor],
-        kept_trace: Callable[[LinearOperator], Tensor],
+        projected_trace: Callable[[LinearOperator], Tensor],
     ) -> None:
         super().__init__(
             operator.shape[-1],
@@ -313,7 +313,7 @@ class _ProjectedOperator(LinearOperator):
         )
         self.operator = operator
         self._project = project
-        self._projected_trace = kept_trace
+        self._projected_trace = projected_trace
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._project(self.operator.matvec(self._project(v)))

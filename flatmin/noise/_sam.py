@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.numbers import check_positive
-from flatmin.linalg import LinearOperator, ScaledIdentityOperator
+from flatmin.linalg import LinearOperator
 from flatmin.noise._base import NoiseLaw
+from flatmin.noise._gd import zero_covariance
 from flatmin.risk import Risk
 
 __all__ = ["SAM"]
@@ -67,4 +68,4 @@ class SAM(NoiseLaw):
 
     def covariance(self, risk: Risk, theta: Tensor, state: Any) -> LinearOperator:
         """See :meth:`NoiseLaw.covariance`."""
-        return ScaledIdentityOperator(theta.new_zeros(theta.shape[:-1]), risk.n_params)
+        return zero_covariance(risk, theta)

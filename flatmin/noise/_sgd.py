@@ -72,6 +72,7 @@ class SGD(MatchedLaw):
     """
 
     name = "sgd"
+    _state_class = EpochState
     _made_of_examples = True
 
     def __init__(
@@ -98,7 +99,7 @@ class SGD(MatchedLaw):
         m = self._batch_size(risk)
         if self.sampling != "replacement" and m > risk.n_examples:
             raise ValueError(
-                f"batch_size must be at most the number of examples, "
+                "batch_size of sgd must be at most the number of examples, "
                 f"{risk.n_examples}, with sampling={self.sampling!r}. Got {m}; use "
                 "sampling='replacement' or a smaller batch."
             )
@@ -152,14 +153,6 @@ class SGD(MatchedLaw):
             return 1.0
         n = risk.n_examples
         return (n - self._batch_size(risk)) / max(1, n - 1)
-
-    def _store_state(self, state: EpochState | None) -> dict[str, Any] | None:
-        return None if state is None else dict(vars(state))
-
-    def _restore_state(
-        self, stored: dict[str, Any] | None, risk: Risk
-    ) -> EpochState | None:
-        return None if stored is None else EpochState(**stored)
 
     def _draw(
         self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator

@@ -12,6 +12,7 @@ from flatmin._utils.messages import naming
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_flag
 from flatmin.comparison import ComparisonResult
+from flatmin.comparison._ends import PHASES
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._comparison_drawing import draw_differences, draw_ends
 from flatmin.plotting._figure import check_axes, line_styles, make_axes
@@ -22,7 +23,7 @@ _KINDS = ("ends", "differences")
 # The first that there is, of what is drawn to the right and upwards.
 _SHARPNESS = ("end_sharpness", "sharpness", "max_eigenvalue", "trace_sharpness")
 _SCORES = ("test_score", "valid_score", "train_score")
-_PHASES = ("noise", "quench", "quench_loss")
+_PHASES = PHASES[1:]  # without the start
 
 
 class ComparisonDisplay(BaseDisplay):

@@ -218,7 +218,7 @@ def legend(ax: Any, *, title: str | None = None, inside: bool = False) -> Any:
     full = scaled(ax, _points("legend.fontsize"))
     for shrink in (1.0, 0.9, 0.8, 0.7, 0.6):
         size = full * shrink
-        lines, columns = _magnitudes_and_directions(labels, width * 72 / size)
+        lines, columns = _folded_labels(labels, width * 72 / size)
         columns = columns if above else 1
         rows = sum(1 + line.count("\n") for line in lines) / columns + bool(title)
         if rows * 1.5 * size / 72 <= room:
@@ -293,7 +293,7 @@ def scaled(ax: Any, points: float) -> float:
     return float(points * scale)
 
 
-def _magnitudes_and_directions(labels: list[str], room: float) -> tuple[list[str], int]:
+def _folded_labels(labels: list[str], room: float) -> tuple[list[str], int]:
     """Return folded labels and the columns that fit in, in ems."""
     # A character is about 0.55 wide; handle and gaps take 4.
     lines = [_fold(label, int((room - 3) / 0.55)) for label in labels]

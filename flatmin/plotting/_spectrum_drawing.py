@@ -1,4 +1,4 @@
-"""How a spectrum line_styles: the leading eigenvalues as stems, the density of all.
+"""How a spectrum looks: the leading eigenvalues as stems, the density of all.
 
 Each function draws one panel and returns its artists.
 """

@@ -88,9 +88,10 @@ class EmpiricalRisk(LabelNoiseRisk):
     Copies that are small go through the network together, by ``vmap``, in blocks that
     bound the memory. Where a chain takes more than half a million numbers, or where
     ``vmap`` cannot take the module or differs from a chain alone, they go one after
-    the other; ``paths`` tells. ``squared_hessian_product`` always takes them so.
-    ``accuracy``, ``batch_statistics``, ``set_params`` and ``audit`` take one θ, as does
-    ``linearize`` with ``select``.
+    the other; ``paths`` tells. ``squared_hessian_product`` and
+    ``covariance_trace_gradient`` always take them so. ``accuracy``,
+    ``batch_statistics``, ``set_params`` and ``audit`` take one θ, as does ``linearize``
+    with ``select``.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
 from flatmin._utils.messages import first_line
 from flatmin.risk.autodiff.differences import (
     DIFFERENCE_LIMITS,
@@ -27,6 +28,7 @@ from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.graphs import ProductGraphs
 from flatmin.risk.products.hessian_trial import losses_in
+from flatmin.risk.products.linearize import SYMBOLS
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.trials import asymmetry, difference, random_like, tolerance
@@ -339,8 +341,7 @@ class _Point:
             z = unit.view(outputs.shape[1:]).expand(outputs.shape)
             root = self.risk._loss.root_product(outputs, scalars.args[0], z)
             if len(scalars.args) > 1:
-                column = (-1, *(1 for _ in root.shape[1:]))
-                root = root * scalars.args[1].sqrt().view(column)
+                root = root * as_column(scalars.args[1].sqrt(), root)
             products = ExampleScalars(scalars.X, (root,), inner_products)
             rows = looped_rows(self.risk._model, products)[1]
             total += rows.double().square().sum(1)
@@ -353,14 +354,6 @@ _PENALISED = {
     "G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v, Hᵢ by differences": (
         "G v = (1/N) Σ Jᵢᵀ Hᵢ Jᵢ v + λv, Hᵢ by differences"
     ),
-}
-
-_TRACED = {
-    "hvp": "H v",
-    "ggn": "G v",
-    "jvp": "J v",
-    "vjp": "Jᵀu",
-    "directional_derivatives": "gᵢᵀv",
 }
 
 # Identity -> order of the derivative, None for differences in a step; what compares.
@@ -387,6 +380,6 @@ _IDENTITIES: dict[str, tuple[int | None, Callable[[_Point], float | _Slope]]] = 
             2,
             partial(_Point.graph_product_off, quantity=quantity),
         )
-        for quantity, name in _TRACED.items()
+        for quantity, name in SYMBOLS.items()
     },
 }

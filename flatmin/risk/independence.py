@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
 from flatmin._utils.messages import first_line
 from flatmin._utils.trees import map_inputs
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
@@ -76,7 +77,7 @@ def check_independence(
         Learns whether it computes something else where gradients are switched off.
     loss : ExampleLoss
     chunk : Chunk
-        The examples of :func:`trial_indices`.
+        The examples of :func:`trial_examples`.
     chunks : iterator of Chunk
         The data. The first is read, and none is larger.
 
@@ -174,12 +175,11 @@ def _alike_positions(leaf: Tensor) -> Tensor:
         value = leaf.flatten(1).amax(1)
         if not leaf.equal(leaf.round()):  # a mask has whole numbers
             shifts = random_like(leaf, 0)
-            return value.view(-1, *(1 for _ in leaf.shape[1:])) + (
-                leaf.abs().max() * _APART / shifts.abs().max() * shifts
-            )
+            apart = leaf.abs().max() * _APART / shifts.abs().max() * shifts
+            return as_column(value, leaf) + apart
     else:  # the smallest index is within every table
         value = leaf.flatten(1).amin(1)
-    return value.view(-1, *(1 for _ in leaf.shape[1:])).expand_as(leaf).clone()
+    return as_column(value, leaf).expand_as(leaf).clone()
 
 
 def _crowd_off(n: int, model: FlatModel, _loss: ExampleLoss, one: Chunk) -> float:

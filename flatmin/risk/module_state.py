@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ class _Reads(PlainMode):
 def _check_kept(model: FlatModel, theta: Tensor) -> None:
     """Raise if a pass has changed the parameters."""
     params = trainable(model.module)
-    if len(params) == len(model.params) and all(map(_is, params, model.params)):
+    if len(params) == len(model.params) and all(map(is_, params, model.params)):
         views = model.layout.views(theta)
         if all(map(torch.equal, (p.detach() for p in params), views)):
             return
@@ -179,10 +180,6 @@ def _assign(
             current.detach().fill_(values[part, name])
         else:
             setattr(part, name, type(current)(values[part, name]))
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
 
 
 def _agree(used: Tensor, unused: Tensor) -> bool:

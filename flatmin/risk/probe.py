@@ -387,13 +387,12 @@ def _warn_unused_parameters(names: list[str]) -> None:
     Warns
     -----
     UserWarning
-        If there are any.
+        With the names.
     """
-    if names:
-        warnings.warn(
-            f"The loss does not depend on the parameters {names}: their gᵢ are "
-            "zero. Freeze them (requires_grad=False) to leave them out of θ; or, where "
-            "the module returns several tensors, say by output_transform which it is.",
-            UserWarning,
-            stacklevel=7,
-        )
+    warnings.warn(
+        f"The loss does not depend on the parameters {names}: their gᵢ are zero. "
+        "Freeze them (requires_grad=False) to leave them out of θ; or, where the "
+        "module returns several tensors, say by output_transform which it is.",
+        UserWarning,
+        stacklevel=7,
+    )

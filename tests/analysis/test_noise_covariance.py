@@ -120,6 +120,8 @@ def test_alignment(select):
     printed = repr(result)
     assert "Tr(H)Tr(Σ)/D" in printed
     assert "covariance_normalised" in printed
+    with pytest.raises(KeyError, match=r"'gain'. There are: .*'overlap', .*, 'a'"):
+        result["gain"]
 
 
 def test_alignment_takes_the_basis_by_itself():

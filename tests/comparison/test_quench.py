@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatmin import compare_dynamics
-from flatmin.comparison._plan import Plan, Source
+from flatmin.comparison._plan import Plan, RiskSource
 from flatmin.comparison._quench import descend_to_loss
 from flatmin.risk import QuadraticRisk
 
@@ -313,6 +313,6 @@ def test_it_goes_on_after_a_kill(monkeypatch, tmp_path, result):
 
 def test_folders_of_versions_without_it_stay_usable():
     names = ["data", "metrics", "end_metrics", "quench", "quench_lr", "n_threads"]
-    assert list(Plan(Source((X, y), None), keep_params=True).identity()) == names
+    assert list(Plan(RiskSource((X, y), None), keep_params=True).identity()) == names
     protocol = compare(["gd"], n_seeds=[1], quench_loss=None, quench_loss_iter=None)
     assert protocol.protocol.keys() == {"estimator", "methods", "data_hash", *names}

@@ -16,7 +16,7 @@ from skorch.callbacks import Callback
 from flatmin import compare_dynamics
 from flatmin.comparison import _workers
 from flatmin.comparison._checkpoints import UnitFolder
-from flatmin.comparison._plan import Plan, Source
+from flatmin.comparison._plan import Plan, RiskSource
 from flatmin.comparison._tasks import StartTask, UnitTask
 from flatmin.comparison._unit import run_start, run_unit
 
@@ -41,7 +41,7 @@ DEVICES = [
 def test_no_tensor_crosses_a_border(device):
     estimator = classifier(method="gld_hessian", n_components=2, device=device)
     plan = Plan(
-        Source((X, y, X_test, y_test), estimator),
+        RiskSource((X, y, X_test, y_test), estimator),
         metrics={"norm": norm},
         end_metrics={"end": norm},
         quench=10,

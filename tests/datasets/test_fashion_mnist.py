@@ -61,7 +61,7 @@ def test_subsets(small, tmp_path, subset, splits):
     expected = images[:, np.newaxis].astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(bunch.data, expected, strict=True)
     np.testing.assert_array_equal(bunch.target, labels.astype(np.int64), strict=True)
-    assert bunch.origin == str(folder)
+    assert bunch.path == str(folder)
 
 
 def test_train_is_the_default(small, tmp_path):
@@ -109,10 +109,10 @@ def test_places_are_searched_in_the_order_of_the_docstring(
     given, named, default = (tmp_path / name for name in ["given", "named", "default"])
     folders = [small.write(home) for home in (given, named, default)]
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(default))
-    assert fetch_fashion_mnist().origin == str(folders[2])
+    assert fetch_fashion_mnist().path == str(folders[2])
     monkeypatch.setenv("FLATMIN_DATA", str(named))
-    assert fetch_fashion_mnist().origin == str(folders[1])
-    assert fetch_fashion_mnist(data_home=given).origin == str(folders[0])
+    assert fetch_fashion_mnist().path == str(folders[1])
+    assert fetch_fashion_mnist(data_home=given).path == str(folders[0])
 
 
 def test_an_empty_environment_variable_is_not_the_working_directory(
@@ -131,7 +131,7 @@ def test_the_environment_variable_may_name_a_folder_without_the_data(
     folder = small.write(tmp_path / "default")
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "default"))
     monkeypatch.setenv("FLATMIN_DATA", str(tmp_path / "named"))
-    assert fetch_fashion_mnist().origin == str(folder)
+    assert fetch_fashion_mnist().path == str(folder)
 
 
 def test_a_given_home_is_the_only_one_searched(small, tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_tilde_is_the_home_of_the_user(small, tmp_path, monkeypatch):
     folder = small.write(tmp_path / "data")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert fetch_fashion_mnist(data_home="~/data").origin == str(folder)
+    assert fetch_fashion_mnist(data_home="~/data").path == str(folder)
 
 
 def test_only_the_files_of_the_subset_are_needed(small, tmp_path):
@@ -221,7 +221,7 @@ def test_a_download_goes_to_scikit_learns_folder_by_default(
 ):
     monkeypatch.setenv("FLATMIN_DATA", str(tmp_path / "named"))
     bunch = fetch_fashion_mnist()
-    assert bunch.origin == str(tmp_path / "scikit-learn" / "fashion-mnist")
+    assert bunch.path == str(tmp_path / "scikit-learn" / "fashion-mnist")
     assert not (tmp_path / "named").exists()
 
 

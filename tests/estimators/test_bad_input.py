@@ -165,7 +165,7 @@ def raises(error, *words):
         (
             {"metrics": {"loss": lambda risk, theta: 0}},
             ValueError,
-            ["name that history_ does not use", "'loss'"],
+            ["names that history_ does not use", "'loss'"],
         ),
         (
             {"metrics": {"a": lambda risk, theta: "x"}},

@@ -428,7 +428,7 @@ def test_v0_has_the_size_also_where_a_dense_solver_needs_none():
         ({"k": 101}, "k must be an integer between 1 and D = 100. Got 101"),
         ({"k": 2.0}, "k must be an integer between 1 and D = 100. Got 2.0"),
         ({"tol": float("nan")}, "tol must be a finite number of at least 0. Got nan"),
-        ({"which": "SM"}, "which must be 'LM', 'LA', 'SA' or 'BE'. Got 'SM'"),
+        ({"which": "SM"}, "Unknown which 'SM'"),
         ({"max_matvecs": 1}, "max_matvecs must be an integer of at least 2. Got 1"),
         ({"v0": torch.zeros(100)}, "v0 must be a finite, nonzero vector"),
         ({"v0": torch.full((100,), torch.nan)}, "v0 must be a finite, nonzero vector"),

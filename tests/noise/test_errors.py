@@ -83,7 +83,7 @@ DO_NOT_FIT = [
             "sgd",
             {"batch_size": 13, "sampling": sampling},
             (12, 4),
-            "batch_size must be at most the number of examples, 12, with "
+            "batch_size of sgd must be at most the number of examples, 12, with "
             f"sampling='{sampling}'. Got 13; use sampling='replacement' or a smaller",
         )
         for sampling in ("without_replacement", "epoch")
@@ -159,7 +159,6 @@ NUMBERS = {
     "n_substeps": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
     "alpha": ([1.0, 0.5, 2.1, float("nan"), "1", None, True], "above 1"),
     "flip_probability": ([-0.1, 1.1, float("nan"), "1", None, True], "number from 0"),
-    "centred": ([0, 1, "yes", None], "True or False"),
     "rho": ([-1, float("nan"), float("inf"), "1", None, True], "finite number of at"),
     "match_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
     "refresh_every": ([0, -3, 2.5, "3", None, True], "integer of at least 1. "),
@@ -184,6 +183,14 @@ def test_numbers_out_of_range(method, setting):
         sentence = f"{setting} of {method} must be (an? )?{requirement}.*Got {value!r}"
         with pytest.raises(ValueError, match=sentence):
             law.check(small(12, 4))
+
+
+@pytest.mark.parametrize("value", [0, 1, "yes", None])
+def test_centred_is_a_flag(value):
+    law = make_noise_law("label_noise", centred=value)
+    sentence = f"centred of label_noise must be True or False. Got {value!r}."
+    with pytest.raises(TypeError, match=re.escape(sentence)):
+        law.check(small(12, 4))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -95,12 +95,11 @@ class FunctionRisk(AnalyticRisk):
         hessian: Tensor = rows.movedim(1, 0).reshape(*theta.shape, self.n_params)
         return hessian
 
-    def gauss_newton_roots(self, theta: Tensor) -> Tensor:
+    def gauss_newton_roots(self, theta: Tensor) -> NoReturn:
         """Raise ValueError, for there are no outputs."""
         self.check_gauss_newton()
-        return theta
 
-    def check_gauss_newton(self) -> None:
+    def check_gauss_newton(self) -> NoReturn:
         """Raise ValueError: f has no outputs."""
         raise ValueError(
             "The Gauss-Newton matrix splits a loss into outputs and what is made of "

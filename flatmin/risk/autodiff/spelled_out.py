@@ -196,14 +196,13 @@ def _embedding_bag(
 ) -> Tensor:
     # No second derivative, and none in forward mode.
     words = input.reshape(-1)
-    if input.ndim == 2:
+    if offsets is None:  # a row is a bag
         n_bags = len(input)
         bag = torch.arange(n_bags, device=input.device).repeat_interleave(
             input.shape[1]
         )
     else:
-        starts = torch.zeros(1, device=input.device) if offsets is None else offsets
-        starts = starts[:-1] if include_last_offset else starts
+        starts = offsets[:-1] if include_last_offset else offsets
         n_bags = len(starts)
         places = torch.arange(len(words), device=input.device, dtype=starts.dtype)
         bag = torch.searchsorted(starts.contiguous(), places, right=True) - 1

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor
+from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, check_lengths
 from flatmin.risk.data.source import find_source, is_data_set
 
 __all__ = ["beside_targets"]
@@ -54,8 +54,5 @@ def beside_targets(
     if y is None:
         return (X,), unused
     y = as_tensor(y, "y", like.device)
-    if len(inputs) != len(y):
-        raise ValueError(
-            f"X and y must have as many examples. Got {len(inputs)} and {len(y)}."
-        )
+    check_lengths(inputs, y)
     return (X, y), unused

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
 from flatmin._utils.memory import available_memory, in_gigabytes
 from flatmin._utils.trees import Inputs, leaves_of, map_inputs
 
@@ -45,7 +46,7 @@ class Chunk:
         """Multiply what belongs to each example, shape (n, ...), by its weight."""
         if self.weights is None:
             return values
-        return values * self.weights.view(-1, *(1 for _ in values.shape[1:]))
+        return values * as_column(self.weights, values)
 
     def first(self, n: int) -> Chunk:
         """Return the first n examples, or all where there are fewer."""
@@ -131,7 +132,7 @@ def check_whole_batch(
     n_examples: int,
     numbers_per_example: int,
     theta: Tensor,
-    n_ranks: int = 1,
+    n_ranks: int,
 ) -> None:
     """Raise unless all examples can be worked on at once.
 
@@ -145,7 +146,7 @@ def check_whole_batch(
         Of intermediate values that one example needs.
     theta : Tensor
         Of the dtype, and on the device, of the work.
-    n_ranks : int, default=1
+    n_ranks : int
         Processes that share the examples.
 
     Raises

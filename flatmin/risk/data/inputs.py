@@ -28,6 +28,7 @@ __all__ = [
     "as_tensor",
     "channels_last",
     "check_held",
+    "check_lengths",
 ]
 
 
@@ -239,3 +240,26 @@ def check_held(held: Inputs, given: Inputs, name: str) -> None:
                 f"{title} must fit into {leaf.dtype}. Got numbers up to "
                 f"{float(before.abs().max()):.1e}; scale them, or pass dtype='float64'."
             )
+
+
+def check_lengths(
+    X: Inputs | np.ndarray, y: Tensor | np.ndarray, names: str = "X and y"
+) -> None:
+    """Raise unless there are as many inputs as targets.
+
+    Parameters
+    ----------
+    X : Tensor or ndarray of shape (n, ...), or Tree
+    y : Tensor or ndarray of shape (n, ...)
+    names : str, default="X and y"
+        What the message calls them.
+
+    Raises
+    ------
+    ValueError
+        With both numbers.
+    """
+    if len(X) != len(y):
+        raise ValueError(
+            f"{names} must have as many examples. Got {len(X)} and {len(y)}."
+        )

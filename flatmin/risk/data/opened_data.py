@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from flatmin._utils.trees import Inputs
 from flatmin.risk.data.beside_targets import beside_targets
 from flatmin.risk.data.example_data import ArrayData, ExampleData
-from flatmin.risk.data.inputs import as_input, as_inputs, as_tensor, check_held
+from flatmin.risk.data.inputs import (
+    as_input,
+    as_inputs,
+    as_tensor,
+    check_held,
+    check_lengths,
+)
 from flatmin.risk.data.source import Source, find_source, split_targets
 from flatmin.risk.data.streamed_data import StreamedData
 from flatmin.risk.losses.example_loss import ExampleLoss
@@ -93,10 +99,7 @@ def open_data(
     if source is not None:
         X, y = source.read(trial_indices(len(source)).tolist())
     inputs, targets = as_inputs(X, first.device), as_tensor(y, "y", first.device)
-    if len(inputs) != len(targets):
-        raise ValueError(
-            f"X and y must have as many examples. Got {len(inputs)} and {len(targets)}."
-        )
+    check_lengths(inputs, targets)
     held = as_input(inputs, module, first.dtype)
     check_held(held, inputs, "X")
     return OpenedData(held, targets, source)

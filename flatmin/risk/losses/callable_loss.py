@@ -15,8 +15,8 @@ from flatmin._utils.messages import first_line
 from flatmin._utils.quiet import ignored
 from flatmin.risk.autodiff.compiler import load_compiler
 from flatmin.risk.losses.class_targets import ClassTargets, as_integers
-from flatmin.risk.losses.elementwise import elementwise_targets
-from flatmin.risk.losses.example_loss import ExampleLoss, unit_targets
+from flatmin.risk.losses.elementwise import elementwise_targets, unit_targets
+from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.losses.output_hessian import (
     OutputHessian,
     check_second_derivative,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
+
 __all__ = ["ClassTargets", "as_integers"]
 
 _INTEGERS = (
@@ -134,7 +136,7 @@ class ClassTargets:
         totals = self.totals(targets)
         return losses.reshape(len(losses), -1).sum(1) / _not_zero(totals, losses)
 
-    def shares(self, targets: Tensor, like: Tensor, smoothing: float = 0.0) -> Tensor:
+    def shares(self, targets: Tensor, like: Tensor, smoothing: float) -> Tensor:
         """Return what each target counts in its example's mean.
 
         Parameters
@@ -142,7 +144,7 @@ class ClassTargets:
         targets : Tensor of shape (n, \\*positions)
         like : Tensor
             Of the dtype that is wanted.
-        smoothing : float, default=0.0
+        smoothing : float
             The part that goes to all classes in equal parts, times their weights: then
             the shares of an example do not add up to one.
 
@@ -154,8 +156,7 @@ class ClassTargets:
         if self.weight is not None and smoothing > 0:
             rest = self.weight.mean() * self.counted(targets)
             counts = (1 - smoothing) * counts + smoothing * rest
-        column = _not_zero(totals, like).view(-1, *(1 for _ in targets.shape[1:]))
-        return counts / column
+        return counts / as_column(_not_zero(totals, like), targets)
 
     def counted(self, targets: Tensor) -> Tensor:
         """Return which targets are not left out, in their shape."""

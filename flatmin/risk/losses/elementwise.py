@@ -7,17 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from flatmin.risk.losses.example_loss import (
-    ExampleLoss,
-    mean_over_positions,
-    unit_targets,
-)
+from flatmin.risk.losses.example_loss import ExampleLoss, mean_over_positions
 from flatmin.risk.losses.saturated import (
     logistic_loss,
     sigmoid_variance,
 )
 
-__all__ = ["BinaryCrossEntropy", "SquaredError", "elementwise_targets"]
+__all__ = ["BinaryCrossEntropy", "SquaredError", "elementwise_targets", "unit_targets"]
 
 
 class _ElementwiseLoss(ExampleLoss):
@@ -121,3 +117,30 @@ def elementwise_targets(name: str, y: Tensor, outputs: Tensor) -> Tensor:
             f"shape {('n', *shape)} and targets of shape {('n', *y.shape[1:])}."
         )
     return y.to(outputs.dtype).reshape(-1, *shape)
+
+
+def unit_targets(name: str, targets: Tensor) -> Tensor:
+    """Return targets that lie between 0 and 1.
+
+    Parameters
+    ----------
+    name : str
+        Of the loss, for messages.
+    targets : Tensor
+
+    Returns
+    -------
+    Tensor
+        As they are.
+
+    Raises
+    ------
+    ValueError
+        If one does not.
+    """
+    low, high = float(targets.min()), float(targets.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{name} needs targets in [0, 1]. Got values from {low:g} to {high:g}."
+        )
+    return targets

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatmin.risk.losses.class_targets import ClassTargets
 
-__all__ = ["ExampleLoss", "mean_over_positions", "unit_targets"]
+__all__ = ["ExampleLoss", "mean_over_positions"]
 
 
 class ExampleLoss(ABC):
@@ -181,33 +181,6 @@ class ExampleLoss(ABC):
             f"squared_error, binary_cross_entropy. Got the loss {self.name}; use the "
             "Gauss-Newton matrix."
         )
-
-
-def unit_targets(name: str, targets: Tensor) -> Tensor:
-    """Return targets that lie between 0 and 1.
-
-    Parameters
-    ----------
-    name : str
-        Of the loss, for messages.
-    targets : Tensor
-
-    Returns
-    -------
-    Tensor
-        As they are.
-
-    Raises
-    ------
-    ValueError
-        If one does not.
-    """
-    low, high = float(targets.min()), float(targets.max())
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"{name} needs targets in [0, 1]. Got values from {low:g} to {high:g}."
-        )
-    return targets
 
 
 def mean_over_positions(losses: Tensor) -> Tensor:

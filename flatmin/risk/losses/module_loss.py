@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -73,17 +73,15 @@ class GivenLosses(ExampleLoss):
         """See :meth:`ExampleLoss.per_example`."""
         return outputs
 
-    def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+    def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> NoReturn:
         """Raise, for there are no outputs."""
         self.check_output_hessian()
-        return z
 
-    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> NoReturn:
         """Raise, for there are no outputs."""
         self.check_output_hessian()
-        return u
 
-    def check_output_hessian(self) -> None:
+    def check_output_hessian(self) -> NoReturn:
         """See :meth:`ExampleLoss.check_output_hessian`."""
         raise ValueError(
             "The Gauss-Newton matrix, and what is made of it, needs the Hessian of the "

@@ -59,17 +59,17 @@ class NextToken(ExampleLoss):
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S as for cross-entropy; 0 at the last token."""
-        shifted = outputs.transpose(1, 2), targets[:, 1:], z.transpose(1, 2)
+        shifted = _shifted(outputs, targets, z)
         return self._of_shifted.root_product(*shifted).transpose(1, 2)
 
     def sign_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """See :meth:`ExampleLoss.sign_product`; as for cross-entropy."""
-        shifted = outputs.transpose(1, 2), targets[:, 1:], z.transpose(1, 2)
+        shifted = _shifted(outputs, targets, z)
         return self._of_shifted.sign_product(*shifted).transpose(1, 2)
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         """H as for cross-entropy; 0 at the last token."""
-        shifted = outputs.transpose(1, 2), targets[:, 1:], u.transpose(1, 2)
+        shifted = _shifted(outputs, targets, u)
         return self._of_shifted.hessian_product(*shifted).transpose(1, 2)
 
     def model_slope(
@@ -78,6 +78,12 @@ class NextToken(ExampleLoss):
         """See :meth:`ExampleLoss.model_slope`; 0 at the last token."""
         shifted = outputs.transpose(1, 2), targets[:, 1:]
         return self._of_shifted.model_slope(*shifted, rng).transpose(1, 2)
+
+
+def _shifted(outputs: Tensor, targets: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    """Return what the cross-entropy takes a product of, z in the outputs' shape."""
+    # The last token's logits, which have no target, are left out there.
+    return outputs.transpose(1, 2), targets[:, 1:], z.transpose(1, 2)
 
 
 def _classes_second(logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from flatmin._utils.columns import as_column
 from flatmin._utils.messages import first_line
 from flatmin.risk.autodiff.differences import (
     DIFFERENCE_LIMITS,
@@ -131,7 +132,7 @@ def _differs(losses: Losses, outputs: Tensor, u: Tensor, found: Tensor) -> bool:
     size = _norms(outputs).where(_norms(outputs) > 0, 1) / _norms(u)
     off = []
     for step in STEPS[outputs.dtype]:
-        h = _column(step * size, u)
+        h = as_column(step * size, u)
         ahead, behind = (_slopes(losses, outputs + s * h * u)[0] for s in (1, -1))
         left = ((ahead - behind) / (2 * h) - found).abs()
         off.append(_norms((left - half_jump(ahead, slopes, behind, h)).clamp(min=0)))
@@ -306,10 +307,6 @@ def _not_there(name: str, reason: str) -> str:
 def _norms(rows: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1)
     return norms
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *(1 for _ in like.shape[1:]))
 
 
 _NO_LAYERS = nn.Identity()

@@ -99,11 +99,14 @@ class FlatModel:
     # Copies and pickles of views are no longer views: a copied model would ignore
     # bind(), and a pickle would hold θ once for every parameter.
     def __getstate__(self) -> dict[str, Any]:
+        return self._copied_state()
+
+    def _copied_state(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
         with self.lock:
             state = self.__dict__.copy()
             for derived in ("layout", "params", "_flat", "lock"):
                 del state[derived]
-            state["module"] = copy_module(self.module)
+            state["module"] = copy_module(self.module, dtype=dtype)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -113,10 +116,8 @@ class FlatModel:
 
     def to(self, dtype: torch.dtype) -> FlatModel:
         """Return a copy in another precision, bound to the same θ."""
-        twin = copy.copy(self)
-        twin.module = copy_module(self.module, dtype=dtype)
-        twin._make_views()
-        twin.lowest_dtype = dtype
+        twin = FlatModel.__new__(FlatModel)  # copy.copy would copy the module once more
+        twin.__setstate__(self._copied_state(dtype) | {"lowest_dtype": dtype})
         return twin
 
     def frozen_at(self, X: Inputs) -> FlatModel:
@@ -184,7 +185,7 @@ class FlatModel:
         for name, parameter in twin.module.named_parameters():
             parameter.requires_grad_(name in names)
         twin._make_views()
-        twin._updates, twin.lock = self._updates, self.lock
+        twin.lock = self.lock
         return twin
 
     def frozen_off(self, X: Inputs) -> float:

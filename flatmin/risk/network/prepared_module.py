@@ -40,8 +40,8 @@ BatchNorm = Literal["error", "frozen", "batch"]
 def prepare_module(
     module: nn.Module,
     batch_norm: BatchNorm,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | str | None,
 ) -> nn.Module:
     """Return a deep copy in eval mode; the caller's module is not touched.
 
@@ -54,9 +54,9 @@ def prepare_module(
         What to do with BatchNorm in train mode, where the loss of one example
         depends on the others and a per-example gradient is not defined. "batch" lets
         every BatchNorm, in any mode, take the statistics of its input.
-    device : torch.device or str, default=None
+    device : torch.device, str or None
         None is that of the first trainable parameter.
-    dtype : torch.dtype or str, default=None
+    dtype : torch.dtype, str or None
         Of real tensors; complex ones get as many digits. None is that of the first
         trainable parameter.
 

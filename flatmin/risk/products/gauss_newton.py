@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import (
     ExampleScalars,
@@ -114,4 +115,4 @@ def weighted_root(
     root = product(outputs, y, z)
     if weights is None:
         return root
-    return root * weights.sqrt().view(-1, *(1 for _ in root.shape[1:]))
+    return root * as_column(weights.sqrt(), root)

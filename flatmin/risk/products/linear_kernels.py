@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
 from flatmin._utils.trees import Inputs
 from flatmin.risk.autodiff.pullback import pull_back
 from flatmin.risk.autodiff.pushforward import push_forward
@@ -54,8 +55,7 @@ def _ggn(
     Jv = _jvp(model, loss, theta, v, X, y, weights)
 
     def slopes(outputs: Tensor) -> Tensor:
-        column = weights.view(-1, *(1 for _ in outputs.shape[1:]))
-        return loss.hessian_product(outputs, y, Jv) * column
+        return loss.hessian_product(outputs, y, Jv) * as_column(weights, outputs)
 
     return pull_back(lambda theta: model.functional(theta, X), theta, slopes)
 

@@ -27,9 +27,10 @@ from flatmin.risk.ranks.collectives import Ranks
 from flatmin.risk.ranks.shard import Shard
 from flatmin.risk.ranks.words import gathered, summed
 
-__all__ = ["Linearization"]
+__all__ = ["SYMBOLS", "Linearization"]
 
-_NAMES = {
+# Of the products, in messages and in an audit.
+SYMBOLS = {
     "hvp": "H v",
     "ggn": "G v",
     "jvp": "J v",
@@ -220,7 +221,7 @@ class Linearization:
         if not bool(direction.isfinite().all()):
             raise FloatingPointError(
                 f"{name} must be finite. Got NaN or infinity in a direction that "
-                f"{_NAMES[quantity]} is asked for."
+                f"{SYMBOLS[quantity]} is asked for."
             )
         return direction
 
@@ -292,7 +293,7 @@ class Linearization:
             names = [name for name, part in parts if part.any()]
             where = f"in the parameters {', '.join(names)}"
         return (
-            f"{_NAMES[quantity]} must be finite. Got NaN or infinity {where}. Either "
+            f"{SYMBOLS[quantity]} must be finite. Got NaN or infinity {where}. Either "
             "θ, the vector v (u) or the outputs are not finite, or the network has no "
             "such derivative at this θ, as a square root at 0."
         )

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
 from flatmin._utils.random import check_rng
 from flatmin.risk.arguments import within
 from flatmin.risk.autodiff.precision import full_float32, in_full_float32
@@ -255,4 +256,4 @@ class ChainGradients(ChainSums):
 def _over_examples(scales: Tensor, like: Tensor) -> Tensor:
     """Return a number of each chain, (C,), for each of its examples in a row."""
     n = len(like) // len(scales)
-    return scales.repeat_interleave(n).view(-1, *(1 for _ in like.shape[1:]))
+    return as_column(scales.repeat_interleave(n), like)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_scalar_tensor
+from flatmin._utils.columns import as_column
 from flatmin._utils.random import check_rng
 from flatmin.risk.autodiff.precision import in_full_float32
 from flatmin.risk.autodiff.surroundings import alone
@@ -126,7 +127,7 @@ class LabelNoiseRisk(SecondOrderRisk):
         product = label_kernel_product(self._loss, y, flat, draw).view(u.shape)
         if self._data.weights is not None:
             weights = self._every_weight().square()
-            product = product * weights.view(-1, *(1 for _ in self.output_shape))
+            product = product * as_column(weights, flat)
         return point.vjp(product) / self.n_examples**2
 
     @needs_examples

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.arrays import check_scalar_tensor
+from flatmin._utils.columns import as_column
 from flatmin._utils.numbers import check_count
 from flatmin._utils.random import check_rng
 from flatmin.risk.arguments import as_direction, check_no_sweeps
@@ -296,4 +297,4 @@ class SecondOrderRisk(PerExampleRisk):
         if self._data.weights is None:
             return slopes
         weights = self._every_weight()
-        return slopes * weights.sqrt().view(-1, *(1 for _ in self.output_shape))
+        return slopes * as_column(weights.sqrt(), flat)

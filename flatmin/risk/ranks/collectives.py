@@ -17,12 +17,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flatmin._utils.messages import NO_PROCESS_GROUP, TOLD_TO_RANKS, message
+from flatmin._utils.messages import message
+from flatmin._utils.numbers import check_flag
+from flatmin._utils.process_group import NO_PROCESS_GROUP, TOLD_TO_RANKS
 
 __all__ = ["ALONE", "Ranks", "find_ranks", "is_first"]
 
@@ -295,11 +296,7 @@ def find_ranks(distributed: bool) -> Ranks:
     RuntimeError
         If there is no process group.
     """
-    if not isinstance(distributed, bool | np.bool_):
-        raise TypeError(
-            f"distributed must be True or False. Got {type(distributed).__name__}."
-        )
-    if not distributed:
+    if not check_flag("distributed", distributed):
         return ALONE
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(NO_PROCESS_GROUP)
