@@ -16,7 +16,7 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.validation import Interval, StrOptions
-from flatmin.analysis._coordinates import check_clear, coordinates
+from flatmin.analysis._coordinates import are_clear, coordinates
 from flatmin.analysis._cost import (
     Cost,
     Problem,
@@ -25,13 +25,14 @@ from flatmin.analysis._cost import (
     seconds_of_a_gradient,
     work_of_parts,
 )
-from flatmin.analysis._cost_arguments import WHICH, all_arguments, check_pairs
+from flatmin.analysis._cost_arguments import all_arguments, check_pairs
 from flatmin.analysis._model_by_reference import ModelByReference
 from flatmin.analysis._of_all import eigen_of_all
 from flatmin.analysis._results import Eigenpairs
 from flatmin.analysis._sample import SUBSET_CONSTRAINTS, Sample, draw_sample
 from flatmin.linalg import LinearOperator
 from flatmin.linalg._basis_memory import search_arguments
+from flatmin.linalg._eigenpairs import WHICH
 from flatmin.risk import Audit, EmpiricalRisk
 
 __all__ = ["BaseAnalyzer"]
@@ -133,7 +134,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     @property
     def _n_features_out(self) -> int:
-        return self._basis_size(self.risk_)
+        return len(self._clear_basis().eigenvalues)
 
     @one_at_a_time
     def fit_transform(
@@ -150,7 +151,8 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
         Returns
         -------
-        ndarray of shape (n_samples, n_components)
+        ndarray of shape (n_samples, k)
+            k is n_components, or fewer, as of ``transform``.
         """
         return self.fit(X, y, sample_weight).transform(X, y)
 
@@ -342,12 +344,15 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
     def _basis(self) -> Eigenpairs:
         return self._keep("basis", lambda: self._leading(None, "LA"))
 
-    def _clear_basis(self, call: str) -> Eigenpairs:
-        """Return the basis, or raise where some of its vectors are chance."""
-        basis = self._basis()
-        eps = float(np.finfo(basis.eigenvectors.dtype).eps)
-        check_clear(basis.eigenvalues, eps, matrix=basis.matrix, call=call)
-        return basis
+    def _clear_basis(self) -> Eigenpairs:
+        """Return the basis without the vectors that are chance."""
+
+        def find() -> Eigenpairs:
+            basis = self._basis()
+            eps = float(np.finfo(basis.eigenvectors.dtype).eps)
+            return basis.some(are_clear(basis.eigenvalues, eps))
+
+        return self._keep("clear basis", find)
 
     def _leading(self, k: int | None, which: str, **search: Any) -> Eigenpairs:
         sample = self._sample()

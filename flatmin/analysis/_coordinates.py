@@ -12,7 +12,7 @@ from flatmin._utils.progress import progress_bar
 from flatmin.measures._rounding import CLEAR
 from flatmin.risk import EmpiricalRisk
 
-__all__ = ["check_clear", "coordinates"]
+__all__ = ["are_clear", "coordinates"]
 
 
 def coordinates(
@@ -50,28 +50,21 @@ def coordinates(
     return torch.stack(along, 1).double()
 
 
-def check_clear(eigenvalues: np.ndarray, eps: float, *, matrix: str, call: str) -> None:
-    """Raise if eigenvectors of a basis are chance, since their eigenvalues are.
+def are_clear(eigenvalues: np.ndarray, eps: float) -> np.ndarray:
+    """Return which eigenvalues are more than rounding.
+
+    The eigenvectors of the others are chance.
 
     Parameters
     ----------
     eigenvalues : ndarray of shape (k,)
     eps : float
         Of the numbers that the matrix is made of.
-    matrix, call : str
-        For the message.
 
-    Raises
-    ------
-    ValueError
-        With how many eigenvalues are more than rounding.
+    Returns
+    -------
+    ndarray of shape (k,), bool
     """
     sizes = np.abs(eigenvalues)
-    n_clear = int((sizes > CLEAR * eps * sizes.max(initial=0.0)).sum())
-    if n_clear < len(sizes):
-        raise ValueError(
-            f"{call} needs n_components eigenvectors that are more than chance. Got "
-            f"{n_clear} eigenvalues of the {matrix} that are more than rounding, of "
-            f"{len(sizes)}: set n_components={max(n_clear, 1)} or less, or use more "
-            "examples."
-        )
+    clear: np.ndarray = sizes > CLEAR * eps * sizes.max(initial=0.0)
+    return clear

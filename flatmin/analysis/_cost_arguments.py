@@ -10,10 +10,9 @@ from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_accuracy, check_count
 from flatmin.analysis._sample import Sample
 from flatmin.linalg._basis_memory import check_max_basis, search_arguments
+from flatmin.linalg._eigenpairs import WHICH
 
-__all__ = ["WHICH", "all_arguments", "check_pairs"]
-
-WHICH = ("LA", "LM", "SA", "BE")
+__all__ = ["all_arguments", "check_pairs"]
 
 _NO_COUNTS = ("which", "rtol", "basis_device", "basis_dtype")  # of arguments
 

@@ -69,7 +69,9 @@ class CurvatureAnalyzer(BaseAnalyzer):
         expectation over labels that the model draws, which equals it; the second moment
         (1/N) Σ gᵢgᵢᵀ of the gradients at the true labels.
     n_components : int, default=20
-        Size of the leading eigenbasis, or all eigenpairs where they are fewer.
+        Size of the leading eigenbasis, or all eigenpairs where they are fewer. Of its
+        k vectors ``transform`` and ``score`` leave out those whose eigenvalue is
+        rounding: they are chance.
     select : str or list of str, default=None
         Names of parameters or modules, with wildcards: the matrix is then the block of
         these. None takes all.
@@ -329,18 +331,12 @@ class CurvatureAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_components)
+        ndarray of shape (n_samples, k)
             ∇ℓᵢᵀuⱼ, not centred. Weights, of examples and of classes, are in the basis
             and not in these rows.
-
-        Raises
-        ------
-        ValueError
-            If the matrix has fewer than n_components eigenvalues that are more than
-            rounding: the other eigenvectors are chance.
         """
         self._whole_risk("transform")
-        return self._new_coordinates(X, y, self._clear_basis("transform").eigenvectors)
+        return self._new_coordinates(X, y, self._clear_basis().eigenvectors)
 
     @one_at_a_time
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -357,16 +353,16 @@ class CurvatureAnalyzer(BaseAnalyzer):
         Returns
         -------
         float
-            Between 0 and 1; n_components / n_params for a basis that knows nothing.
+            Between 0 and 1; k / n_params for a basis that knows nothing.
 
         Raises
         ------
         ValueError
             If there is one example, or all gradients are equal up to rounding: Σ = 0
-            has no shares; or as in :meth:`transform`.
+            has no shares.
         """
         self._whole_risk("score")
-        basis = self._clear_basis("score")
+        basis = self._clear_basis()
         risk = self._new_risk(X, y, sample_weight)
         if risk.n_examples < 2:
             raise ValueError(

@@ -14,7 +14,7 @@ from flatmin._utils.numbers import check_count
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
 from flatmin.analysis._base import BaseAnalyzer
-from flatmin.analysis._coordinates import check_clear
+from flatmin.analysis._coordinates import are_clear
 from flatmin.analysis._model_by_reference import with_risk_entries
 from flatmin.analysis._of_all import Found, alignment_of_all, mean_of_all
 from flatmin.analysis._results import (
@@ -53,7 +53,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     loss : str, loss module or callable, default=None
         As there: for a module, the loss it was trained with.
     n_components : int, default=20
-        Size of the leading eigenbasis, at most min(n_params, N - 1).
+        Size of the leading eigenbasis, at most min(n_params, N - 1). Of its k vectors
+        ``transform`` and ``score`` leave out those whose eigenvalue is rounding: they
+        are chance.
     select : str or list of str, default=None
         Names of parameters or modules, with wildcards: blocks of the matrices.
     tol : float, default=1e-4
@@ -305,19 +307,13 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_components)
+        ndarray of shape (n_samples, k)
             (∇ℓᵢ - ḡ)ᵀvⱼ with the mean ḡ of the gradients on the fixed data, which is
             g₀ but for a penalty. Weights, of examples and of classes, are in the basis
             and in ḡ, not in these rows.
-
-        Raises
-        ------
-        ValueError
-            If Σ has fewer than n_components eigenvalues that are more than rounding:
-            the other eigenvectors are chance.
         """
         self._whole_risk("transform")
-        basis = self._clear_basis("transform")
+        basis = self._clear_basis()
         mean = self._keep("mean", lambda: self._mean_coordinates(basis))
         return self._new_coordinates(X, y, basis.eigenvectors) - mean
 
@@ -344,11 +340,11 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         ------
         ValueError
             If all gradients of the fixed data are equal up to rounding: Σ = 0 has no
-            directions; or if Σ, or H on (X, y), has too few, as in :meth:`transform`.
+            directions; or if one of k eigenvalues of H on (X, y) is rounding.
         """
         self._whole_risk("score")
         self._keep("noise", self._check_noise)
-        basis = self._clear_basis("score")
+        basis = self._clear_basis()
         risk = self._new_risk(X, y, sample_weight)
         hessian = eigsh(
             HessianOperator(risk, risk.params(), select=self.select),
@@ -357,9 +353,16 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self._shown,
         )
-        eps = torch.finfo(risk.dtype).eps
-        values = hessian.eigenvalues.cpu().numpy()
-        check_clear(values, eps, matrix="hessian on these data", call="score")
+        clear = are_clear(
+            hessian.eigenvalues.cpu().numpy(), torch.finfo(risk.dtype).eps
+        )
+        if not clear.all():
+            raise ValueError(
+                "score compares as many eigenvectors of H as the basis has, "
+                f"{len(clear)}. Got {int(clear.sum())} on these data whose eigenvalues "
+                f"are more than rounding: set n_components={max(1, int(clear.sum()))} "
+                "or less, or use more examples."
+            )
         V = torch.tensor(basis.eigenvectors, device=risk.device)
         return float(overlap(hessian.eigenvectors, V))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,26 @@ class Eigenpairs(HtmlTable, Sampled):
             _numpy(result.residuals),
             _numpy(result.converged),
             result.n_matvecs,
+        )
+
+    def some(self, chosen: np.ndarray) -> Eigenpairs:
+        """Return some of the pairs.
+
+        Parameters
+        ----------
+        chosen : ndarray of shape (k,), bool
+
+        Returns
+        -------
+        Eigenpairs
+        """
+        return replace(
+            self,
+            eigenvalues=self.eigenvalues[chosen],
+            eigenvectors=self.eigenvectors[:, chosen],
+            residuals=self.residuals[chosen],
+            converged=self.converged[chosen],
+            stderr=None if self.stderr is None else self.stderr[chosen],
         )
 
     def to_frame(self) -> pd.DataFrame:

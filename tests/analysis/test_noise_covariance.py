@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from torch import nn
 
-from flatmin import NoiseCovarianceAnalyzer
+from flatmin import CurvatureAnalyzer, NoiseCovarianceAnalyzer
 
 from ._problems import N, blobs, network, truth
 
@@ -178,3 +179,31 @@ def test_the_layers_within_the_errors_of_estimates():
         value, stderr = frame.loc[("2", name)]
         assert abs(value - wanted) <= 4 * stderr + 1e-9 * abs(wanted)
     assert frame.loc[("2", "‖Σ‖_F"), "value"] == pytest.approx(np.linalg.norm(S))
+
+
+def test_what_is_chance_is_left_out():
+    """Four examples ten times: Σ has rank 3, and the rows have no order."""
+    rng = np.random.RandomState(0)
+    X, y = np.repeat(rng.randn(4, 4), 10, 0), np.repeat([0, 1, 2, 0], 10)
+    other, labels = rng.randn(20, 4), rng.randint(0, 3, 20)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    settings = {"loss": "cross_entropy", "random_state": 0}
+    scores, columns = [], []
+    for seed in range(3):
+        order = np.random.RandomState(seed).permutation(40)
+        model = NoiseCovarianceAnalyzer(net, n_components=10, **settings)
+        model.fit(X[order], y[order])
+        ggn = CurvatureAnalyzer(net, matrix="ggn", **settings).fit(X[order], y[order])
+        scores.append([model.score(other, labels), ggn.score(other, labels)])
+        columns.append(model.transform(other, labels))
+        assert columns[-1].shape == (20, 3)
+        assert model.get_feature_names_out().shape == (3,)
+        assert len(model.eigen().eigenvalues) == 10
+        assert ggn.transform(other, labels).shape == (20, 8)  # of 4 (C - 1)
+    np.testing.assert_allclose(scores, [scores[0]] * 3, rtol=1e-6)
+    np.testing.assert_allclose(columns, [columns[0]] * 3, atol=1e-9)
+    few = np.repeat(other[:1], 5, 0), np.repeat(labels[:1], 5)
+    with pytest.raises(ValueError, match="set n_components="):
+        NoiseCovarianceAnalyzer(net, **settings).fit(other, labels).score(*few)

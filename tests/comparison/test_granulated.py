@@ -122,6 +122,15 @@ def test_the_seed_of_the_resamples_decides():
     assert one.value == other.value
 
 
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_what_a_factor_has_not_is_a_value_of_its_own(missing):
+    rows = table().rename(columns={"width": "decay"})
+    named = granulated_tau(rows, "sharp", "gap", factors=["lr", "decay"])
+    rows["decay"] = rows["decay"].astype(object).where(rows["decay"] == 4, missing)
+    found = granulated_tau(rows, "sharp", "gap", factors=["lr", "decay"])
+    pd.testing.assert_frame_equal(found.to_frame(), named.to_frame())
+
+
 ROWS = table(n_seeds=2)
 
 
@@ -132,6 +141,7 @@ ROWS = table(n_seeds=2)
         (ROWS, {"factors": []}, "must name a column or more"),
         (ROWS, {"factors": ["depth"]}, "Got 'depth'; there are 'seed', 'lr'"),
         (ROWS.assign(gap=np.nan), {}, "must be finite. Got 12 rows"),
+        (ROWS.assign(seed=np.nan), {}, "name the seed of each row. Got 12 rows"),
         (ROWS, {"factors": ["lr"]}, "one row for each combination .* Got 6 more"),
         (ROWS[ROWS["seed"] == 0], {}, "needs two seeds or more .* Got 1"),
         (ROWS[ROWS["lr"] == 0.1], {}, "The factor 'lr' must vary"),

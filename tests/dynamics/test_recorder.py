@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from flatmin.dynamics import Recorder
 from flatmin.noise import make_noise_law
+from flatmin.risk import EmpiricalRisk
 
 from ._problems import risk
 
@@ -37,6 +39,19 @@ def test_a_row_is_measured_at_theta():
         "noise_norm": pytest.approx(0.5 * math.sqrt(26)),
         "two": 2.0,
     }
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_a_gradient_norm_has_no_square_of_single_precision(scale):
+    net = nn.Linear(2, 1, bias=False)
+    X, y = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.5]])
+    net.weight.data.zero_()
+
+    def loss(outputs, targets):
+        return scale * (outputs - targets).square().mean(1)
+
+    row = record(Recorder(EmpiricalRisk(net, loss, X, y), score))
+    assert row["gradient_norm"] == pytest.approx(5 * scale, rel=1e-6)  # 2 · 0.5 · 5
 
 
 def test_validation_data_add_two_columns():

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from flatmin.dynamics import DivergenceError, Proportion, Simulation, simulate
 from flatmin.noise import GD, METHODS, GLDConst, make_noise_law
-from flatmin.risk import QuadraticRisk, TwoBasinsRisk
+from flatmin.risk import FunctionRisk, QuadraticRisk, TwoBasinsRisk
 
 from . import _problems
 
@@ -149,6 +149,35 @@ def test_mean_exit_time_is_that_of_a_constant_rate(quadratic):
     assert 0.5 < reached.exit_rate().value < 0.95  # many are censored
     expected = 1 - (1 - p) ** 30
     assert reached.exit_rate().value == pytest.approx(expected, abs=4.5 / 5000**0.5 / 2)
+
+
+def test_a_chain_that_diverges_is_outside_no_longer():
+    """θ⁴/4 with steps of 1: what is not in the target soon overflows."""
+    risk = FunctionRisk(lambda t: t[..., 0] ** 4 / 4, torch.zeros(1).double())
+
+    def reached(theta):
+        return (theta[:, 0] > 1.2) & (theta[:, 0] < 1.5)
+
+    times = []
+    for n_iter in (200, 400):
+        run = simulate(
+            *(risk, make_noise_law("gld_const", sigma=1.5), torch.zeros(1).double()),
+            lr=1.0,
+            n_iter=n_iter,
+            n_chains=200,
+            reached=reached,
+            record_every=1,
+        )["gld_const"]
+        finite = run.trajectory[:, :, 0].isfinite()
+        assert not bool(finite[-1].any())
+        inside = reached(run.trajectory.flatten(0, 1)).view(finite.shape) & finite
+        last = finite.sum(0) - 1
+        first = torch.where(inside.any(0), inside.double().argmax(0), last)
+        assert run.exit_times.tolist() == first.tolist()
+        assert run.censored.tolist() == (~inside.any(0)).tolist()
+        times.append(float(run.mean_exit_time()))
+        assert times[-1] == pytest.approx(float(first.sum() / inside.any(0).sum()))
+    assert times[0] == times[1]
 
 
 def test_matched_basins_order_as_the_paper_says(basins):
