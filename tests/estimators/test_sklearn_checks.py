@@ -13,6 +13,7 @@ LIKE_OTHERS = {"projected", "bernoulli", "alpha_stable", "anti_pgd"}
 LIKE_OTHERS |= {"gradient_penalty", "gld_dynamic", "gld_first_eigenvector"}
 LIKE_OTHERS |= {"gld_random_subspace", "gld_shuffled", "gld_fisher"}
 LIKE_OTHERS |= {"gld_const", "gld_diagonal", "gld_leading", "gld_ggn"}
+LIKE_OTHERS |= {"label_noise", "sam", "svag"}
 
 # Checks fit a hundred times: few iterations of Adam, which takes any scale of y.
 QUICK = {

@@ -57,6 +57,7 @@ def run(script, path, capsys):
     return result, table
 
 
+@pytest.mark.slow
 def test_basins(load, tmp_path, capsys, monkeypatch):
     script = load("plot_basins_2d")
     monkeypatch.setattr(script, "N_RUNS", 40)

@@ -43,7 +43,7 @@ def ranks(D):
     return st.integers(1, D) | some([1, D]) if D <= 64 else some([1, 2, 5, D])
 
 
-@settings(max_examples=200 * EXAMPLES)
+@settings(max_examples=100 * EXAMPLES)
 @given(data=st.data(), matrix=matrices(), which=some(["LM", "LA", "SA", "BE"]))
 def test_eigsh(data, matrix, which):
     k = data.draw(ranks(len(matrix)), label="k")
@@ -87,7 +87,7 @@ ESTIMATES = {
 }
 
 
-@settings(max_examples=300 * EXAMPLES)
+@settings(max_examples=75 * EXAMPLES)
 @given(data=st.data(), matrix=matrices(), name=some(list(ESTIMATES)))
 def test_estimates(data, matrix, name):
     function, right, methods = ESTIMATES[name]
@@ -103,7 +103,7 @@ def test_estimates(data, matrix, name):
     assert off <= 30 * stderr + rounding, (name, off, stderr)
 
 
-@settings(max_examples=150 * EXAMPLES)
+@settings(max_examples=75 * EXAMPLES)
 @given(
     matrix=matrices(), seed=seeds, tol=some([0.05, 1e-3]), length=some([1.0, 1e-9, 1e9])
 )
@@ -124,7 +124,7 @@ def test_sqrt_matvec(matrix, seed, tol, length):
         assert off <= tol * norm(right) + rounding
 
 
-@settings(max_examples=150 * EXAMPLES)
+@settings(max_examples=75 * EXAMPLES)
 @given(matrix=matrices(), method=some(["auto", "exact", "lanczos"]), seed=seeds)
 def test_spectral_density(matrix, method, seed):
     D = len(matrix)
@@ -186,7 +186,7 @@ def bad(name, D):
     }[name]
 
 
-@settings(max_examples=200 * EXAMPLES)
+@settings(max_examples=100 * EXAMPLES)
 @given(data=st.data(), matrix=matrices(), name=some(list(TAKEN_BY)))
 def test_refused(data, matrix, name):
     function, D = data.draw(some(TAKEN_BY[name])), len(matrix)

@@ -114,7 +114,7 @@ plausible = problems().filter(lambda problem: not odd(problem))
 def test_right():
     outcomes = Counter()
 
-    @settings(max_examples=900 * EXAMPLES)
+    @settings(max_examples=300 * EXAMPLES)
     @given(data=st.data(), problem=problems())
     def run(data, problem):
         outcomes[right_or_refused(data, problem)] += 1
@@ -145,7 +145,7 @@ def right_or_refused(data, problem):
     return "right"
 
 
-@settings(max_examples=60 * EXAMPLES)
+@settings(max_examples=30 * EXAMPLES)
 @given(data=st.data(), problem=plausible)
 def test_right_when_traced(data, problem):
     with mock.patch.object(graphs, "_WORTH_A_GRAPH", 0):
@@ -156,7 +156,7 @@ def test_right_when_traced(data, problem):
             session.ask(name)
 
 
-@settings(max_examples=700 * EXAMPLES)
+@settings(max_examples=250 * EXAMPLES)
 @given(data=st.data(), problem=plausible)
 def test_refused_at_construction(data, problem):
     faults = at_construction(problem)
@@ -173,7 +173,7 @@ def test_refused_at_construction(data, problem):
         raise AssertionError(f"{name} was taken")
 
 
-@settings(max_examples=700 * EXAMPLES)
+@settings(max_examples=250 * EXAMPLES)
 @given(data=st.data(), problem=plausible)
 def test_right_or_refused_when_asked(data, problem):
     risk, n = make(problem), problem.n_examples
