@@ -9,7 +9,8 @@ of 64 tokens that are drawn at random; θ is where the module begins. Times are 
 CPU, in units of b, a bare gradient of the plain module in the same process: they say
 little of the wall's clock where several cores work. A first call holds what is tried
 before the first number, and the making of a graph. Memory is the high-water mark of
-the whole process, and how much of it the question took beyond a bare gradient. The
+the whole process, and how much of it the question took beyond a bare gradient. With
+adapters all but two narrow layers beside each linear one is frozen, and θ is theirs. The
 eigenpair is searched once, with a basis of four vectors; its residual is then taken
 anew from a double backward in float64 by plain PyTorch, a sequence at a time.
 """
@@ -55,6 +56,29 @@ class TiedDecoder(nn.Module):
         places = self.places(torch.arange(X.shape[1], device=X.device))
         H = self.norm(self.layers(self.tokens(X) + places))
         return nn.functional.linear(H, self.tokens.weight)
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer beside a trained product of two narrow ones (LoRA)."""
+
+    def __init__(self, layer, rank=4):
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Linear(layer.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, layer.out_features, bias=False)
+
+    def forward(self, X):
+        return self.layer(X) + self.up(self.down(X))
+
+
+def with_adapters(module):
+    """Return a module of which only the adapters of its linear layers are trained."""
+    module.requires_grad_(False)
+    for part in list(module.modules()):
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(part, name, Adapted(layer))
+    return module
 
 
 def gld_full(risk, theta):
@@ -110,6 +134,9 @@ ASKED = {
     "G v": ggn,
     "Tr(Σ)": trace,
     "eigenpair": eigenpair,
+    "gld_full, adapters": gld_full,
+    "H v, adapters": hvp,
+    "Tr(Σ), adapters": trace,
 }
 
 
@@ -155,15 +182,21 @@ def measure(ask, quick):
     torch.manual_seed(SEED)
     *sizes, n, length = SIZES[quick]
     module = TiedDecoder(*sizes)
+    if ask.endswith(", adapters"):
+        module = with_adapters(module)
+    parameters = [p for p in module.parameters() if p.requires_grad]
     X = torch.randint(0, sizes[1], (n, length))
 
     def gradient():
-        return torch.autograd.grad(mean_loss(module, X), list(module.parameters()))
+        return torch.autograd.grad(mean_loss(module, X), parameters)
 
     gradient()
     units, bare = [seconds(gradient) for _ in range(2)], high_water()
     print("bare", units, bare, file=sys.stderr, flush=True)
-    found = {"n_params": sum(p.numel() for p in module.parameters())}
+    found = {
+        "n_params": sum(p.numel() for p in parameters),
+        "n_frozen": sum(p.numel() for p in module.parameters() if not p.requires_grad),
+    }
     start = time.process_time()
     risk = EmpiricalRisk(module, "next_token", X, X)
     times = {"construction": time.process_time() - start}

@@ -33,10 +33,11 @@ Twelve quantities are asked for: the value, the gradient, the rows gᵢ, diag Σ
 H v, G v, J v, Jᵀu, gᵢᵀv, Tr Gᵢ and (1/N) Σ Hᵢ²v. They are asked for of all examples at
 once or of one after the other, in turn, and in chunks of three, but (1/N) Σ Hᵢ²v in one
 of these; by graphs, which larger problems take, H v and one of the other four products,
-in chunks of three (`--full` asks for all of them in every chunk size). "Right" is a relative error below
-1e-6 in float64, against plain autograd of one example after the other; for BatchNorm
-"of the batch", which is `batch_norm="batch"`, of all examples in one chunk. "Refused"
-is an error with the sentence that is quoted ("…" stands for a number). PyTorch {torch}.
+in chunks of three (`--full` asks for all of them in every chunk size). "Right" is a
+relative error below 1e-6 in float64, against plain autograd of one example after the
+other; for BatchNorm "of the batch", which is `batch_norm="batch"`, of all examples in
+one chunk. "Refused" is an error with the sentence that is quoted ("…" stands for a
+number). PyTorch {torch}.
 
 {counts}
 """
