@@ -263,11 +263,11 @@ def main():
         rows[ask] = found | {"revision": result["revision"]}
         write(arguments.json, result)
         if "error" in found:
-            print(f"{ask:18}{found['error']}", flush=True)
+            print(f"{ask:20}{found['error']}", flush=True)
             continue
         times = ", ".join(f"{k} {v:.1f} b" for k, v in found["in_b"].items())
         peak = found["peak_mib"]["later"] / 1024
-        print(f"{ask:18}{times}; {peak:.1f} GiB", flush=True)
+        print(f"{ask:20}{times}; {peak:.1f} GiB", flush=True)
 
 
 if __name__ == "__main__":
