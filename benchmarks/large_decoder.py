@@ -10,7 +10,7 @@ CPU, in units of b, a bare gradient of the plain module in the same process: the
 little of the wall's clock where several cores work. A first call holds what is tried
 before the first number, and the making of a graph. Memory is the high-water mark of
 the whole process, and how much of it the question took beyond a bare gradient. With
-adapters all but two narrow layers beside each linear one is frozen, and θ is theirs. The
+adapters all is frozen but two narrow layers beside each linear one, which are θ. The
 eigenpair is searched once, with a basis of four vectors; its residual is then taken
 anew from a double backward in float64 by plain PyTorch, a sequence at a time.
 """

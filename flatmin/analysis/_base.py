@@ -16,7 +16,7 @@ from flatmin._utils.locks import one_at_a_time
 from flatmin._utils.names import check_known
 from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.validation import Interval, StrOptions
-from flatmin.analysis._coordinates import are_clear, coordinates
+from flatmin.analysis._coordinates import coordinates
 from flatmin.analysis._cost import (
     Cost,
     Problem,
@@ -33,6 +33,7 @@ from flatmin.analysis._sample import SUBSET_CONSTRAINTS, Sample, draw_sample
 from flatmin.linalg import LinearOperator
 from flatmin.linalg._basis_memory import search_arguments
 from flatmin.linalg._eigenpairs import WHICH
+from flatmin.measures._rounding import CLEAR
 from flatmin.risk import Audit, EmpiricalRisk
 
 __all__ = ["BaseAnalyzer"]
@@ -133,6 +134,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         return self
 
     @property
+    @one_at_a_time
     def _n_features_out(self) -> int:
         return len(self._clear_basis().eigenvalues)
 
@@ -345,14 +347,28 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         return self._keep("basis", lambda: self._leading(None, "LA"))
 
     def _clear_basis(self) -> Eigenpairs:
-        """Return the basis without the vectors that are chance."""
+        """Return the basis without the vectors whose eigenvalues may be rounding."""
 
         def find() -> Eigenpairs:
             basis = self._basis()
-            eps = float(np.finfo(basis.eigenvectors.dtype).eps)
-            return basis.some(are_clear(basis.eigenvalues, eps))
+            clear = np.abs(basis.eigenvalues) > self._rounding_of(basis)
+            if not clear.any():
+                raise ValueError(
+                    f"A basis needs an eigenvalue of the {basis.matrix} that is more "
+                    "than rounding. Got none: use another θ, or other examples."
+                )
+            return basis._some(clear)
 
         return self._keep("clear basis", find)
+
+    def _rounding_of(self, basis: Eigenpairs) -> float:
+        """Return the eigenvalue below which a vector may be chance."""
+        # Products are off by a rounding of the matrix, and what comes from a sweep of
+        # gradients, in float64, by the square of a rounding of these.
+        eps, fine = np.finfo(basis.eigenvectors.dtype).eps, np.finfo(np.float64).eps
+        if not basis.n_matvecs:
+            eps = max(fine, CLEAR * eps**2)
+        return float(CLEAR * eps * np.abs(basis.eigenvalues).max(initial=0.0))
 
     def _leading(self, k: int | None, which: str, **search: Any) -> Eigenpairs:
         sample = self._sample()

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.progress import progress_bar
-from flatmin.measures._rounding import CLEAR
 from flatmin.risk import EmpiricalRisk
 
-__all__ = ["are_clear", "coordinates"]
+__all__ = ["coordinates"]
 
 
 def coordinates(
@@ -48,23 +47,3 @@ def coordinates(
             along.append(point.directional_derivatives(u))
             bar.update()
     return torch.stack(along, 1).double()
-
-
-def are_clear(eigenvalues: np.ndarray, eps: float) -> np.ndarray:
-    """Return which eigenvalues are more than rounding.
-
-    The eigenvectors of the others are chance.
-
-    Parameters
-    ----------
-    eigenvalues : ndarray of shape (k,)
-    eps : float
-        Of the numbers that the matrix is made of.
-
-    Returns
-    -------
-    ndarray of shape (k,), bool
-    """
-    sizes = np.abs(eigenvalues)
-    clear: np.ndarray = sizes > CLEAR * eps * sizes.max(initial=0.0)
-    return clear

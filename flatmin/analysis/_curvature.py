@@ -70,8 +70,8 @@ class CurvatureAnalyzer(BaseAnalyzer):
         (1/N) Σ gᵢgᵢᵀ of the gradients at the true labels.
     n_components : int, default=20
         Size of the leading eigenbasis, or all eigenpairs where they are fewer. Of its
-        k vectors ``transform`` and ``score`` leave out those whose eigenvalue is
-        rounding: they are chance.
+        k vectors ``transform`` and ``score`` leave out those whose eigenvalue
+        may be rounding: such vectors are chance.
     select : str or list of str, default=None
         Names of parameters or modules, with wildcards: the matrix is then the block of
         these. None takes all.
@@ -362,7 +362,6 @@ class CurvatureAnalyzer(BaseAnalyzer):
             has no shares.
         """
         self._whole_risk("score")
-        basis = self._clear_basis()
         risk = self._new_risk(X, y, sample_weight)
         if risk.n_examples < 2:
             raise ValueError(
@@ -371,7 +370,7 @@ class CurvatureAnalyzer(BaseAnalyzer):
             )
         moments = gradient_moments(risk, risk.params(), self._indices(risk))
         moments.check_noise("score, the share of the gradient noise in the basis,")
-        total = float(moments.variances.sum())
+        total, basis = float(moments.variances.sum()), self._clear_basis()
         along = self._coordinates(risk, basis.eigenvectors).var(0, correction=0)
         return float(along.sum() / total)
 

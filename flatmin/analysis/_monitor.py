@@ -37,6 +37,7 @@ from flatmin.measures import SHARPNESS_MEASURES
 from flatmin.measures._registry import BUILT_IN
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.losses.resolve_loss import LossLike
+from flatmin.risk.ranks.collectives import find_ranks
 
 __all__ = ["FlatnessMonitor"]
 
@@ -111,7 +112,7 @@ class FlatnessMonitor:
     distributed : bool, default=False
         Whether the processes of the default group of ``torch.distributed``, each of
         which calls the monitor with the same parameters, share the examples; see
-        :class:`~flatmin.EmpiricalRisk`.
+        :class:`~flatmin.EmpiricalRisk`. What is drawn is drawn by the first.
     random_state : int, RandomState instance or None, default=0
         Draws the subset, and what the quantities draw: the same at every step.
 
@@ -196,7 +197,7 @@ class FlatnessMonitor:
             "compile": check_flag("compile", compile),
             "device": device,
             "dtype": dtype,
-            "distributed": distributed,
+            "distributed": check_flag("distributed", distributed),
         }
         self._risk: EmpiricalRisk | None = None
         self._parts: list[EmpiricalRisk] = []
@@ -270,6 +271,9 @@ class FlatnessMonitor:
     def _begin(self, module: nn.Module, lr: float | None) -> EmpiricalRisk:
         """Count what the quantities cost, and return the risk of the subset."""
         loss, X, y = self._arguments
+        ranks = find_ranks(self._options["distributed"])
+        told = ranks.of_first(torch.tensor(list(self._seeds.values()))).tolist()
+        self._seeds = dict(zip(self._seeds, told, strict=True))
         risk = EmpiricalRisk(module, loss, X, y, **self._options)
         n_all = self._n_examples = risk.n_examples
         rng = make_generator(self._seeds["subset"])

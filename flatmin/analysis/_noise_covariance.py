@@ -14,7 +14,6 @@ from flatmin._utils.numbers import check_count
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
 from flatmin.analysis._base import BaseAnalyzer
-from flatmin.analysis._coordinates import are_clear
 from flatmin.analysis._model_by_reference import with_risk_entries
 from flatmin.analysis._of_all import Found, alignment_of_all, mean_of_all
 from flatmin.analysis._results import (
@@ -31,7 +30,7 @@ from flatmin.curvature import (
 from flatmin.curvature._finite import check_finite
 from flatmin.linalg import eigsh
 from flatmin.measures import LayerAlignments, alignment_by_layer, overlap
-from flatmin.measures._rounding import gradient_moments
+from flatmin.measures._rounding import CLEAR, GradientMoments, gradient_moments
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["NoiseCovarianceAnalyzer"]
@@ -54,8 +53,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         As there: for a module, the loss it was trained with.
     n_components : int, default=20
         Size of the leading eigenbasis, at most min(n_params, N - 1). Of its k vectors
-        ``transform`` and ``score`` leave out those whose eigenvalue is rounding: they
-        are chance.
+        ``transform`` and ``score`` leave out those whose eigenvalue may be rounding:
+        such vectors are chance.
     select : str or list of str, default=None
         Names of parameters or modules, with wildcards: blocks of the matrices.
     tol : float, default=1e-4
@@ -343,7 +342,8 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             directions; or if one of k eigenvalues of H on (X, y) is rounding.
         """
         self._whole_risk("score")
-        self._keep("noise", self._check_noise)
+        what = "score, which compares directions of the gradient noise,"
+        self._moments().check_noise(what)
         basis = self._clear_basis()
         risk = self._new_risk(X, y, sample_weight)
         hessian = eigsh(
@@ -353,23 +353,25 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self._shown,
         )
-        clear = are_clear(
-            hessian.eigenvalues.cpu().numpy(), torch.finfo(risk.dtype).eps
-        )
-        if not clear.all():
+        eps, values = torch.finfo(risk.dtype).eps, hessian.eigenvalues.abs()
+        n_clear = int((values > CLEAR * eps * values.max()).sum())
+        if n_clear < len(values):
             raise ValueError(
                 "score compares as many eigenvectors of H as the basis has, "
-                f"{len(clear)}. Got {int(clear.sum())} on these data whose eigenvalues "
-                f"are more than rounding: set n_components={max(1, int(clear.sum()))} "
-                "or less, or use more examples."
+                f"{len(values)}. Got {n_clear} on these data whose eigenvalues are "
+                "more than rounding: use more examples, or a smaller n_components."
             )
         V = torch.tensor(basis.eigenvectors, device=risk.device)
         return float(overlap(hessian.eigenvectors, V))
 
-    def _check_noise(self) -> None:
+    def _moments(self) -> GradientMoments:
         risk = self._risk()
-        moments = gradient_moments(risk, risk.params(), self._indices(risk))
-        moments.check_noise("score, which compares directions of the gradient noise,")
+        theta, indices = risk.params(), self._indices(risk)
+        return self._keep("moments", lambda: gradient_moments(risk, theta, indices))
+
+    def _rounding_of(self, basis: Eigenpairs) -> float:
+        in_gradients = float(self._moments().noise_rounding.sum())
+        return max(super()._rounding_of(basis), in_gradients)
 
     def _mean_coordinates(self, basis: Eigenpairs) -> np.ndarray:
         risk = self._risk()

@@ -83,17 +83,8 @@ class Eigenpairs(HtmlTable, Sampled):
             result.n_matvecs,
         )
 
-    def some(self, chosen: np.ndarray) -> Eigenpairs:
-        """Return some of the pairs.
-
-        Parameters
-        ----------
-        chosen : ndarray of shape (k,), bool
-
-        Returns
-        -------
-        Eigenpairs
-        """
+    def _some(self, chosen: np.ndarray) -> Eigenpairs:
+        """Return the pairs at which a mask, (k,), is true."""
         return replace(
             self,
             eigenvalues=self.eigenvalues[chosen],

@@ -277,7 +277,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         -------
         EmpiricalRisk
         """
-        examples = self._check_examples(X, y, "X and y", reset=False)
+        ranks = find_ranks(distributed)
+        with ranks.announced("make_risk"):
+            examples = self._check_examples(X, y, "X and y", reset=False, ranks=ranks)
+            sample_weight = examples.weights_of_all(sample_weight)
         first = next(module.parameters())
         if check_flag("use_class_weight", use_class_weight):
             weights = self._combine_weights(sample_weight, examples.y, reset=False)
@@ -287,7 +290,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             module,
             self._probe_loss(module, examples, first.dtype, first.device),
             *examples.for_risk(),
-            sample_weight=weights,
+            sample_weight=None if weights is None else examples.of_own(weights),
             **self._risk_options(),
             device=device,
             dtype=dtype,
@@ -307,6 +310,8 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             y = read_targets(self, source, reset=reset)
             own = find_own_part(source, ranks, self.device)
             y = y if own is None else own.of_all("y", y)
+            if reset and len(y) < 2:
+                raise ValueError(f"X must hold two examples or more. Got {len(y)}.")
             return Examples(source, self._encode(y, reset=reset), own=own)
         X = check_inputs(self, X, reset=reset)
         if y is None and self._takes_no_y():

@@ -26,7 +26,7 @@ class Examples:
     X: np.ndarray | Tree | Source  # (n, ...)
     y: np.ndarray  # (N, ...)
     has_y: bool = True  # False: y is 0, and the loss is given none
-    # Where X is a part of the examples, of which y is all the same.
+    # This rank's part, where X holds that alone; y is of all ranks.
     own: OwnPart | None = None
 
     @property

@@ -80,7 +80,9 @@ def as_source(X: Any, y: Any = None, target: str | None = None) -> Source | None
     return find_source(X, y, target) if is_data_set(X) else None
 
 
-def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray | Tree:
+def check_inputs(
+    estimator: Any, X: Any, *, reset: bool, at_least: int | None = None
+) -> np.ndarray | Tree:
     """Check X, and learn from it what later ones must look like if ``reset``.
 
     Parameters
@@ -92,6 +94,8 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray | Tree:
     X : array-like of shape (n_samples, n_features, ...), or a mapping or tuple of them
     reset : bool
         Whether X is to be trained on.
+    at_least : int, default=None
+        How many examples it must hold; None is two if ``reset``, else one.
 
     Returns
     -------
@@ -104,8 +108,9 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray | Tree:
     ValueError
         If its shape, its names or its values do not fit.
     """
+    at_least = at_least or (2 if reset else 1)
     if is_nested(X):
-        return _check_tree(estimator, X, reset=reset)
+        return _check_tree(estimator, X, reset=reset, at_least=at_least)
     check_one_shape("X", X)
     X = to_numpy("X", X)
     if not reset and isinstance(estimator._input_shape, dict):
@@ -126,7 +131,7 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray | Tree:
             X,
             reset=reset,
             allow_nd=True,
-            ensure_min_samples=2 if reset else 1,
+            ensure_min_samples=at_least,
             dtype="numeric",
         )
     if reset:
@@ -139,7 +144,7 @@ def check_inputs(estimator: Any, X: Any, *, reset: bool) -> np.ndarray | Tree:
     return X
 
 
-def _check_tree(estimator: Any, X: Any, *, reset: bool) -> Tree:
+def _check_tree(estimator: Any, X: Any, *, reset: bool, at_least: int) -> Tree:
     """Check a mapping or a tuple, leaf by leaf; see :func:`check_inputs`."""
     tree, leaves = as_tree(X), []
     for name, leaf in tree.named():
@@ -150,7 +155,7 @@ def _check_tree(estimator: Any, X: Any, *, reset: bool) -> Tree:
                     to_numpy(name, leaf),
                     allow_nd=True,
                     ensure_2d=False,
-                    ensure_min_samples=2 if reset else 1,
+                    ensure_min_samples=at_least,
                     dtype="numeric",
                     input_name=name,
                 )
@@ -225,7 +230,8 @@ def read_targets(estimator: Any, source: Source, *, reset: bool) -> np.ndarray:
     """
     targets: list[Tensor] = []
     for X, y in source.batches(N_LOOKED_AT):
-        check_inputs(estimator, X, reset=reset and not targets)
+        # A part of them: how many there are is another question.
+        check_inputs(estimator, X, reset=reset and not targets, at_least=1)
         targets.append(y)
     return to_numpy("y", torch.cat(targets))
 

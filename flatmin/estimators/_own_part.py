@@ -11,6 +11,7 @@ from flatmin._utils.placement import resolve_device
 from flatmin.risk.data.shared_data import own_shard
 from flatmin.risk.data.source import Source
 from flatmin.risk.ranks.collectives import Ranks
+from flatmin.risk.ranks.shard import Shard
 
 __all__ = ["OwnPart", "find_own_part"]
 
@@ -20,7 +21,7 @@ class OwnPart:
 
     Parameters
     ----------
-    n : int
+    shard : Shard
     ranks : Ranks
     device : torch.device
         Where the ranks' collectives run.
@@ -30,12 +31,11 @@ class OwnPart:
     n : int
     """
 
-    def __init__(self, n: int, ranks: Ranks, device: torch.device) -> None:
-        self.n = n
+    def __init__(self, shard: Shard, ranks: Ranks, device: torch.device) -> None:
+        self.n = shard.n_own
+        self._shard = shard
         self._ranks = ranks
-        self._shard = own_shard(n, ranks, device)
         self._device = device
-        self._rows = torch.as_tensor(self._shard.rows).cpu().numpy()
 
     def of_all(self, name: str, values: np.ndarray) -> np.ndarray:
         """Return one value, or row, of each of the N examples, the same on all ranks.
@@ -82,7 +82,8 @@ class OwnPart:
         -------
         ndarray of shape (n, ...)
         """
-        return values[self._rows]
+        here = torch.as_tensor(self._shard.rows)
+        return values[here.cpu().numpy()]
 
 
 def find_own_part(
@@ -102,4 +103,5 @@ def find_own_part(
     """
     if ranks.size == 1 or not source.is_subset:
         return None
-    return OwnPart(len(source), ranks, resolve_device(device))
+    place = resolve_device(device)
+    return OwnPart(own_shard(len(source), ranks, place), ranks, place)

@@ -229,11 +229,12 @@ def _iterate(
         net.measure_start()
         return
     # Only callbacks read these: without any, X need not be converted once more.
-    examples: dict[str, Any]
-    examples = {"X": run.examples.X, "y": run.examples.of_own(run.examples.y)}
+    data: Any = run.examples
     if estimator.callbacks:
-        data = estimator._for_skorch(run.examples, net.module_, run.risk.dtype)
+        data = estimator._for_skorch(data, net.module_, run.risk.dtype)
         examples = {"X": data.X, "y": data.y}
+    else:
+        examples = {"X": data.X, "y": data.of_own(data.y)}
     with suppress(StopTraining):
         net.notify("on_train_begin", **examples)
         if saved is None or found is None:

@@ -205,5 +205,35 @@ def test_what_is_chance_is_left_out():
     np.testing.assert_allclose(scores, [scores[0]] * 3, rtol=1e-6)
     np.testing.assert_allclose(columns, [columns[0]] * 3, atol=1e-9)
     few = np.repeat(other[:1], 5, 0), np.repeat(labels[:1], 5)
-    with pytest.raises(ValueError, match="set n_components="):
+    with pytest.raises(ValueError, match="Got 8 on these data"):
         NoiseCovarianceAnalyzer(net, **settings).fit(other, labels).score(*few)
+
+
+def test_small_eigenvalues_are_known_in_single_precision():
+    """Σ comes from gradients by a Gram matrix in float64: λ far below eps λ₁."""
+    rng = np.random.RandomState(1)
+    X, y = rng.randn(30, 4), rng.randint(0, 3, 30)
+    X *= np.array([1.0, 1e-1, 1e-2, 3e-3])
+    net = nn.Linear(4, 3)
+    columns = []
+    for dtype in ("float32", "float64"):
+        model = NoiseCovarianceAnalyzer(
+            net, loss="cross_entropy", n_components=29, dtype=dtype, random_state=0
+        ).fit(X, y)
+        columns.append(np.abs(model.transform(X, y)))
+    found = model.eigen().eigenvalues
+    assert columns[0].shape == columns[1].shape == (30, 10)  # (4 + 1)(3 - 1)
+    assert found[9] < 1e-5 * found[0]
+    ours, right = (found / columns[1].max(0) for found in columns)
+    np.testing.assert_allclose(ours, right, atol=1e-3)
+
+
+def test_without_noise_there_are_no_directions():
+    X, y = np.repeat([[1.0, 2.0, 3.0, 4.0]], 10, 0), np.zeros(10, int)
+    net = nn.Linear(4, 3).double()
+    model = NoiseCovarianceAnalyzer(net, loss="cross_entropy").fit(X, y)
+    with pytest.raises(ValueError, match="eigenvalue of the gradient covariance that"):
+        model.transform(X, y)
+    flat = CurvatureAnalyzer(net, loss=lambda outputs, targets: outputs.sum(1))
+    with pytest.raises(ValueError, match="eigenvalue of the hessian that is more than"):
+        flat.fit(X, y).transform(X, y)

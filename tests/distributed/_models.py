@@ -113,6 +113,31 @@ def of_own_parts(rank):
         off = float(np.abs(numbers(one) - numbers(two)).max())
         found[f"own parts: {name}"] = [off, numbers(two).tobytes().hex()]
     found["own parts: classes"] = [float(list(two.classes_) != [0, 1, 2]), ""]
+    both = {"class_weight": {0: 1, 1: 100, 2: 1000}}
+    one = classifier(**both).fit(whole, None, weights)
+    two = classifier(**both, distributed=True).fit(part, None, weights[own])
+    risks = [one.make_risk(whole, None, weights)]
+    risks.append(two.make_risk(part, None, weights[own], distributed=True))
+    right, got = (np.append(r.gradient(r.params()), r.value(r.params())) for r in risks)
+    found["own parts: both weights"] = [float(np.abs(right - got).max()), ""]
+    shapes = {"n_components": 2, "random_state": 0}
+    one = CurvatureAnalyzer(one, **shapes).fit(whole, None, weights)
+    two = CurvatureAnalyzer(two, **shapes, distributed=True)
+    two.fit(part, None, weights[own])
+    off = np.abs(one.eigen().eigenvalues - two.eigen().eigenvalues).max()
+    found["own parts: both weights, eigen"] = [float(off), ""]
+    none = {"class_weight": {0: 0.0, 1: 1.0, 2: 1.0}}
+    zeros = weights.copy()
+    zeros[:first] = 0.0
+    one = classifier(**none).fit(whole, None, zeros)
+    two = classifier(**none, distributed=True).fit(part, None, zeros[own])
+    off = float(np.abs(numbers(one) - numbers(two)).max())
+    found["own parts: nothing of one rank counts"] = [off, numbers(two).tobytes().hex()]
+    single = range(1) if rank == 0 else range(1, len(y))
+    one = classifier().fit(whole)
+    two = classifier(distributed=True).fit(Subset(whole, single))
+    off = float(np.abs(numbers(one) - numbers(two)).max())
+    found["own parts: one example"] = [off, numbers(two).tobytes().hex()]
     targets = TensorDataset(*(torch.from_numpy(a) for a in (X, X[:, :1] * 2)))
     settings = {"max_iter": 4, "random_state": 0, "dtype": "float64"}
     one = NoisyDiffusionRegressor(**settings).fit(targets)

@@ -43,7 +43,7 @@ def as_weights(
     Raises
     ------
     ValueError
-        If the shape does not fit, a weight is negative or not finite, or all are 0.
+        If the shape does not fit, or a weight is negative or not finite.
     """
     if sample_weight is None:
         return None
@@ -57,8 +57,6 @@ def as_weights(
         raise ValueError(
             f"sample_weight must not be negative. Got {float(weights.min()):g}."
         )
-    if not bool(weights.any()):
-        raise ValueError("sample_weight must have a positive sum. Got zeros only.")
     return weights
 
 
@@ -93,6 +91,11 @@ def example_weights(
     -------
     Tensor of shape (N,) or None
         Known ones as they are.
+
+    Raises
+    ------
+    ValueError
+        If the sample weights of all ranks are 0.
     """
     if isinstance(sample_weight, KnownWeights):
         weights = sample_weight.values
@@ -104,6 +107,8 @@ def example_weights(
             (counts,) = ranks.sum(shared.shard.spread(counts))
         if sample_weight is not None and shared.tried is shared.own:
             (sample_weight,) = ranks.sum(shared.shard.spread(sample_weight))
+        if sample_weight is not None and not bool(sample_weight.any()):
+            raise ValueError("sample_weight must have a positive sum. Got zeros only.")
         if counts is not None and positions == "example":
             counts = counts > 0
         weights = normalised_weights(sample_weight, counts, like.dtype)

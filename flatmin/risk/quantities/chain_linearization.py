@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,7 +112,9 @@ class ChainLinearization:
         if not bool(direction.isfinite().all()):
             raise FloatingPointError(f"{name} must be finite. Got NaN or infinity.")
         directions = direction.reshape(len(self._thetas), *shape[len(self.chains) :])
-        product = self._unchecked(quantity, directions)
+        product = self._unchecked(
+            quantity, directions, lambda: self._apart(quantity, directions)
+        )
         if not bool(product.isfinite().all()):
             wild = (~product.isfinite()).flatten(1).any(1)
             raise FloatingPointError(
@@ -124,10 +127,18 @@ class ChainLinearization:
     @summed
     @in_full_float32
     def unchecked_hvp(self, v: Tensor) -> Tensor:
-        """Return H v without waiting for the device to look for NaN, as of ``hvp``."""
-        return self._unchecked("hvp", v.reshape(self._thetas.shape)).view(v.shape)
+        """Return H v without a look for NaN, which waits for the device; as ``hvp``."""
+        rows = v.flatten(0, -2)
 
-    def _unchecked(self, quantity: str, directions: Tensor) -> Tensor:
+        def apart() -> Tensor:
+            pairs = zip(self._thetas, rows, strict=True)
+            return torch.stack([self.risk._unchecked_hvp(*pair) for pair in pairs])
+
+        return self._unchecked("hvp", rows, apart).view(v.shape)
+
+    def _unchecked(
+        self, quantity: str, directions: Tensor, apart: Callable[[], Tensor]
+    ) -> Tensor:
         """Return a product; directions and result of shape (C, ...)."""
         n = min(self.risk.chunk_size, len(self.risk._data))
         return self._ways.compute(
@@ -135,7 +146,7 @@ class ChainLinearization:
             n,
             self._thetas,
             together=lambda: self._together(quantity, n, directions),
-            apart=lambda: self._apart(quantity, directions),
+            apart=apart,
         )
 
     def _together(self, quantity: str, n: int, directions: Tensor) -> Tensor:

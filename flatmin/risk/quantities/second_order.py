@@ -120,10 +120,14 @@ class SecondOrderRisk(PerExampleRisk):
         product : Tensor of shape (\\*chains, D)
         """
         value, gradient = self.value_and_gradient(theta)
+        return value, gradient, self._unchecked_hvp(theta, gradient)
+
+    def _unchecked_hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Return H v; of several ranks at work, this one's part."""
         self._model.bind(theta)
         theta = self._model.theta()
-        product = self._reference_products(theta, gradient) / self.n_examples
-        return value, gradient, product.add(gradient, alpha=self.l2)
+        product = self._reference_products(theta, v) / self.n_examples
+        return product.add(v, alpha=self._ranks.once(self.l2))
 
     @summed
     def _reference_products(self, theta: Tensor, v: Tensor) -> Tensor:
