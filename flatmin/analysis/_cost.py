@@ -234,8 +234,9 @@ def work_of(quantity: str, problem: Problem, options: Mapping[str, Any]) -> Work
             return _basis(p, k, options)
         return _lanczos(p, k, options)
     if quantity == "transform":
-        mean = Work.of(1.0 if p.matrix == "covariance" else 0.0)
-        return basis + mean + coordinates
+        if p.matrix != "covariance":
+            return basis + coordinates
+        return basis + _moments(p) + Work.of(1.0) + coordinates
     if quantity == "score":
         if p.matrix != "covariance":
             return basis + _moments(p) + coordinates

@@ -320,8 +320,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the overlap of the basis V of Σ with the basis U of H.
 
-        V is that of the fixed data, U holds as many leading eigenvectors of H on
-        (X, y).
+        V is that of the fixed data, U is on (X, y). Each holds the k leading
+        eigenvectors, of n_components as many as both have before an eigenvalue that
+        may be rounding.
 
         Parameters
         ----------
@@ -339,7 +340,7 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
         ------
         ValueError
             If all gradients of the fixed data are equal up to rounding: Σ = 0 has no
-            directions; or if one of k eigenvalues of H on (X, y) is rounding.
+            directions. Or if k is 0, since H on (X, y) has none.
         """
         self._whole_risk("score")
         what = "score, which compares directions of the gradient noise,"
@@ -353,16 +354,16 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self._shown,
         )
-        eps, values = torch.finfo(risk.dtype).eps, hessian.eigenvalues.abs()
-        n_clear = int((values > CLEAR * eps * values.max()).sum())
-        if n_clear < len(values):
+        values, eps = hessian.eigenvalues.abs(), torch.finfo(risk.dtype).eps
+        k = int((values > CLEAR * eps * values.max()).cumprod(0).sum())
+        if not k:
             raise ValueError(
-                "score compares as many eigenvectors of H as the basis has, "
-                f"{len(values)}. Got {n_clear} on these data whose eigenvalues are "
-                "more than rounding: use more examples, or a smaller n_components."
+                "score compares with the leading eigenvectors of H. Got H of these "
+                "data whose largest eigenvalue is rounding: use other examples, or "
+                "another θ."
             )
-        V = torch.tensor(basis.eigenvectors, device=risk.device)
-        return float(overlap(hessian.eigenvectors, V))
+        V = torch.tensor(basis.eigenvectors[:, :k], device=risk.device)
+        return float(overlap(hessian.eigenvectors[:, :k], V))
 
     def _moments(self) -> GradientMoments:
         risk = self._risk()

@@ -204,9 +204,16 @@ def test_what_is_chance_is_left_out():
         assert ggn.transform(other, labels).shape == (20, 8)  # of 4 (C - 1)
     np.testing.assert_allclose(scores, [scores[0]] * 3, rtol=1e-6)
     np.testing.assert_allclose(columns, [columns[0]] * 3, atol=1e-9)
+    # H of the same example five times has rank 8, as V's first vectors have.
     few = np.repeat(other[:1], 5, 0), np.repeat(labels[:1], 5)
-    with pytest.raises(ValueError, match="Got 8 on these data"):
-        NoiseCovarianceAnalyzer(net, **settings).fit(other, labels).score(*few)
+    model = NoiseCovarianceAnalyzer(net, **settings).fit(other, labels)
+    found, right = (truth(net, *part) for part in ((other, labels), few))
+    V = torch.linalg.eigh(found.covariance)[1].flip(1)
+    values, U = torch.linalg.eigh(right.hessian)
+    k = int((values > 1e-10).sum())
+    inner = U.flip(1)[:, :k].mT @ V[:, :k]
+    assert 0 < k < 20
+    assert model.score(*few) == pytest.approx(float(inner.square().sum() / k))
 
 
 def test_small_eigenvalues_are_known_in_single_precision():
