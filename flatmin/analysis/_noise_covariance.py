@@ -30,7 +30,7 @@ from flatmin.curvature import (
 from flatmin.curvature._finite import check_finite
 from flatmin.linalg import eigsh
 from flatmin.measures import LayerAlignments, alignment_by_layer, overlap
-from flatmin.measures._rounding import CLEAR, GradientMoments, gradient_moments
+from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import EmpiricalRisk
 
 __all__ = ["NoiseCovarianceAnalyzer"]
@@ -354,8 +354,9 @@ class NoiseCovarianceAnalyzer(BaseAnalyzer):
             rng=self._generator(risk.device),
             verbose=self._shown,
         )
-        values, eps = hessian.eigenvalues.abs(), torch.finfo(risk.dtype).eps
-        k = int((values > CLEAR * eps * values.max()).cumprod(0).sum())
+        pairs = Eigenpairs.wrap("hessian", hessian)
+        clear = np.abs(pairs.eigenvalues) > super()._rounding_of(pairs)
+        k = int(np.cumprod(clear).sum())
         if not k:
             raise ValueError(
                 "score compares with the leading eigenvectors of H. Got H of these "

@@ -161,7 +161,7 @@ def _run(
     risk, law, theta, rng, *, lr, n_iter, reached, record_every, bar
 ) -> Simulation:
     kept = []
-    exits = None if reached is None else _Exits(reached, theta, n_iter)
+    exits = None if reached is None else _Exits(reached, theta)
     state = None
     for t in range(n_iter + 1):
         if record_every is not None and t % record_every == 0:
@@ -198,23 +198,18 @@ def _run(
 class _Exits:
     """When each chain was in the target for the first time."""
 
-    def __init__(self, reached, theta: Tensor, n_iter: int) -> None:
+    def __init__(self, reached, theta: Tensor) -> None:
         self.reached = reached
         self.inside = reached(theta)
         self.censored = ~self.inside
-        self.times = torch.where(self.inside, 0, n_iter)
-        self._there = torch.ones_like(self.inside)  # has been finite until now
+        self.times = torch.zeros_like(self.inside, dtype=torch.long)
 
     def update(self, theta: Tensor, t: int) -> None:
         # -∞ lies below everything.
         finite = theta.isfinite().all(-1)
         self.inside = self.reached(theta) & finite
-        first = self.inside & self.censored
-        lost = self._there & ~finite
-        self.times = torch.where(first, t, self.times)
-        self.times = torch.where(lost & self.censored, t - 1, self.times)
-        self.censored = self.censored & ~first
-        self._there = self._there & finite
+        self.times = torch.where(self.censored & finite, t, self.times)
+        self.censored = self.censored & ~self.inside
 
 
 def _refreshed(risk, law, theta, rng, *, previous, step) -> tuple[Any, Tensor]:

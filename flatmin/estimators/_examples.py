@@ -103,7 +103,7 @@ class Examples:
         """
         if self.own is None or sample_weight is None:
             return sample_weight
-        weights = to_array("sample_weight", sample_weight, (self.own.n,))
+        weights = to_array("sample_weight", sample_weight, (len(self.own.rows),))
         return self.own.of_all("sample_weight", weights)
 
     def of_own(self, values: np.ndarray) -> np.ndarray:
@@ -117,7 +117,7 @@ class Examples:
         -------
         ndarray of shape (n, ...)
         """
-        return values if self.own is None else self.own.of_own(values)
+        return values if self.own is None else values[self.own.rows]
 
 
 class NestedDataset(Dataset):

@@ -28,11 +28,12 @@ class OwnPart:
 
     Attributes
     ----------
-    n : int
+    rows : ndarray of shape (n,), int
+        Their places among the N.
     """
 
     def __init__(self, shard: Shard, ranks: Ranks, device: torch.device) -> None:
-        self.n = shard.n_own
+        self.rows: np.ndarray = torch.as_tensor(shard.rows).cpu().numpy()
         self._shard = shard
         self._ranks = ranks
         self._device = device
@@ -65,25 +66,11 @@ class OwnPart:
                 f"{self._ranks.rank}, and another on another rank."
             )
         # As bytes, which a sum with zeros keeps as they are.
-        rows = values.reshape(self.n, -1).view(np.uint8)
-        part = torch.from_numpy(rows.copy()).to(self._device)
+        part = torch.from_numpy(values.reshape(len(values), -1).view(np.uint8).copy())
+        part = part.to(self._device)
         (whole,) = self._ranks.sum(self._shard.spread(part))
         found = whole.cpu().numpy().view(values.dtype)
         return found.reshape(len(whole), *values.shape[1:])
-
-    def of_own(self, values: np.ndarray) -> np.ndarray:
-        """Return what is this rank's.
-
-        Parameters
-        ----------
-        values : ndarray of shape (N, ...)
-
-        Returns
-        -------
-        ndarray of shape (n, ...)
-        """
-        here = torch.as_tensor(self._shard.rows)
-        return values[here.cpu().numpy()]
 
 
 def find_own_part(
