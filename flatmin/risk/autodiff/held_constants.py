@@ -8,7 +8,8 @@ gradient at two other θ tells the same only if it is held there, too.
 from __future__ import annotations
 
 import sys
-from types import FrameType
+from collections.abc import Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -104,13 +105,21 @@ def _has_graph(value: Any) -> bool:
 
 
 def _within_function() -> bool:
-    """Return whether the caller is inside of an autograd.Function."""
+    """Return whether the caller is inside of an autograd.Function.
+
+    Its class says so: the ``apply`` that calls it is C from PyTorch 2.14 on, and
+    leaves no frame.
+    """
+    running = set()
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code is _APPLY:
-            return True
+        running.add(frame.f_code)
         frame = frame.f_back
-    return False
+    return any(code in running for code in _forward_codes(torch.autograd.Function))
 
 
-_APPLY = torch.autograd.Function.apply.__code__
+def _forward_codes(base: type) -> Iterator[CodeType | None]:
+    for function in base.__subclasses__():
+        for name in ("forward", "setup_context", "vmap", "jvp"):
+            yield getattr(getattr(function, name), "__code__", None)
+        yield from _forward_codes(function)
