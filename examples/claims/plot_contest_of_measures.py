@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from _claim import Claim, Inequality, Source
 from _descent import descend_to_loss
-from _digits import errors_on_test, make_digits, make_risk, starts
+from _problems import PROBLEMS
 from _trial import Trial, main
 
 from flatmin.comparison import granulated_tau
@@ -97,21 +97,21 @@ SHORT = {"seeds": list(CLAIM.tuned_on[:2]), "time": 1.5, "loss": 1.0, "quench": 
 
 
 @lru_cache
-def ends_of_all(label, seeds, time, loss, quench):
+def ends_of_all(label, seeds, time, loss, quench, data="digits"):
     """Return the measures and the test error of each seed at the loss."""
     lr, m, width = CELLS[label]
-    data = make_digits()
-    risk = make_risk(data, width)
+    problem = PROBLEMS[data]
+    risk = problem.make_risk(width)
     run = simulate(
         risk,
         SGD(batch_size=m),
-        starts(seeds, width),
+        problem.starts(seeds, width),
         lr=lr,
         n_iter=round(time / lr),
         n_chains=len(seeds),
     )["sgd"]
     theta, reached = descend_to_loss(risk, run.theta, loss, lr=0.3, max_iter=quench)
-    errors = errors_on_test(theta, data, width)
+    errors = problem.errors_on_test(theta, width)
     rows = []
     for point, error, ok in zip(theta, errors, reached.tolist(), strict=True):
         row = {"err": error, "reached": ok, "norm of θ": float(point.norm())}

@@ -13,13 +13,14 @@ about the claim.
 """
 
 # %%
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
 from _descent import descend_to_loss
-from _digits import errors_on_test, make_digits, make_risk, starts
+from _problems import PROBLEMS
 from _trial import Trial, main
 
 from flatmin.dynamics import simulate
@@ -115,22 +116,23 @@ SHORT = {"seeds": list(CLAIM.tuned_on[:2]), "n_iter": 10, "loss": 0.7, "quench":
 
 
 @lru_cache
-def ends_of_all(label, seeds, n_iter, loss, quench):
+def ends_of_all(label, seeds, n_iter, loss, quench, data="digits", lr=LR):
     """Return λ₁ and the test error of each seed at the loss, and L before."""
-    data = make_digits()
-    risk = make_risk(data)
+    problem = PROBLEMS[data]
+    risk, starts = problem.make_risk(), problem.starts(seeds)
     name, params = LAWS[label]
     law = make_noise_law(name, **params | ({} if name == "gd" else {"batch_size": M}))
     run = simulate(
-        risk, {label: law}, starts(seeds), lr=LR, n_iter=n_iter, n_chains=len(seeds)
+        risk, {label: law}, starts, lr=lr, n_iter=n_iter, n_chains=len(seeds)
     )
     noisy = run[label].theta
-    theta, reached = descend_to_loss(risk, noisy, loss, lr=LR, max_iter=quench)
+    theta, reached = descend_to_loss(risk, noisy, loss, lr=lr, max_iter=quench)
     sharpness = [
         float(max_eigenvalue(risk, point, tol=1e-2)) if ok else np.nan
         for point, ok in zip(theta, reached, strict=True)
     ]
-    errors = torch.where(reached, torch.tensor(errors_on_test(theta, data)), torch.nan)
+    errors = torch.tensor(problem.errors_on_test(theta))
+    errors = torch.where(reached, errors, torch.nan)
     return risk.value(noisy).tolist(), sharpness, errors.tolist()
 
 
@@ -195,5 +197,30 @@ def draw(axes, units, outcomes):
 
 TRIAL = Trial(CLAIM, tuple(LAWS), run_unit, outcomes, draw, FULL, SHORT)
 
+
+# %%
+# On a second data set and network
+# --------------------------------
+# The same inequalities. At η = 0.3 gradient descent of the pilot's seeds is below
+# L = 0.01 before it is compared.
+
+ELSEWHERE = {"data": "fashion_mnist", "lr": 0.2}
+SECOND_SEEDS = tuple(range(28, 36))
+SECOND = Trial(
+    replace(
+        CLAIM,
+        title="Shape, size and class of the noise, on Fashion-MNIST",
+        seeds=SECOND_SEEDS,
+        protocol="As before, with 300 images of Fashion-MNIST of 14 x 14 pixels, tanh "
+        "196-32-32-10, η = 0.2, and 10,000 test images.",
+    ),
+    tuple(LAWS),
+    run_unit,
+    outcomes,
+    draw,
+    FULL | ELSEWHERE | {"seeds": list(SECOND_SEEDS)},
+    SHORT | ELSEWHERE,
+)
+
 if __name__ == "__main__":
-    main(TRIAL)
+    main(TRIAL, SECOND)

@@ -14,7 +14,7 @@ before their numbers, and an interval over seeds decides.
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
-from _digits import digits_of_seed
+from _problems import digits_of_seed
 from _trial import Trial, main
 
 from flatmin import NoisyDiffusionClassifier

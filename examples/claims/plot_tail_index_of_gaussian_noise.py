@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
-from _digits import digits_of_seed
+from _problems import digits_of_seed
 from _trial import Trial, main
 
 from flatmin import NoisyDiffusionClassifier, make_noise_law

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
 from _descent import descend_to_loss
-from _digits import digits_of_seed
+from _problems import digits_of_seed
 from _trial import Trial, main
 
 from flatmin import EmpiricalRisk

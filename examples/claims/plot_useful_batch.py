@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
-from _digits import make_digits, make_risk, starts
+from _problems import PROBLEMS
 from _trial import Trial, main
 
 from flatmin.measures import gradient_noise
@@ -76,16 +76,19 @@ FINDINGS = (
     "for the other two. B_crit grows by 1.8 (1.6 to 1.9) as the loss halves, and the "
     "largest miss of the curve is 15 % on average.",
 )
-# m -> the fastest η to each target, of neighbours by factors of 2.
+# By data, m -> the fastest η to each target, of neighbours by factors of 2.
 RATES = {
-    8: (0.2, 0.2, 0.2),
-    16: (0.4, 0.4, 0.4),
-    32: (0.4, 0.4, 0.4),
-    64: (0.4, 0.8, 0.8),
-    128: (0.8, 0.8, 0.8),
-    256: (0.8, 0.8, 0.8),
+    "digits": {
+        8: (0.2, 0.2, 0.2),
+        16: (0.4, 0.4, 0.4),
+        32: (0.4, 0.4, 0.4),
+        64: (0.4, 0.8, 0.8),
+        128: (0.8, 0.8, 0.8),
+        256: (0.8, 0.8, 0.8),
+    },
 }
-LABELS = tuple(f"m = {m}" for m in RATES)
+SIZES = tuple(RATES["digits"])
+LABELS = tuple(f"m = {m}" for m in SIZES)
 FULL = {"seeds": list(CLAIM.seeds), "targets": list(TARGETS), "max_iter": 1500}
 SHORT = {"seeds": list(CLAIM.tuned_on[:2]), "targets": [2.2, 2.0, 1.8], "max_iter": 60}
 
@@ -96,10 +99,10 @@ SHORT = {"seeds": list(CLAIM.tuned_on[:2]), "targets": [2.2, 2.0, 1.8], "max_ite
 
 
 @lru_cache
-def steps_of_all(m, lr, seeds, targets, max_iter):
+def steps_of_all(m, lr, seeds, targets, max_iter, data):
     """Return S of each seed at each target, and the noise scale until then."""
-    risk, law = make_risk(make_digits()), SGD(batch_size=m)
-    theta, rng = starts(seeds), torch.Generator().manual_seed(0)
+    risk, law = PROBLEMS[data].make_risk(), SGD(batch_size=m)
+    theta, rng = PROBLEMS[data].starts(seeds), torch.Generator().manual_seed(0)
     steps = np.full((len(targets), len(seeds)), np.nan)
     scales, medians = [], np.full_like(steps, np.nan)
     for t in range(0, max_iter, 2):
@@ -121,7 +124,8 @@ def run_unit(label, seed, settings):
     """Return a seed's part of the runs of all seeds, by target."""
     m, place = int(label.removeprefix("m = ")), settings["seeds"].index(seed)
     shared = tuple(settings["seeds"]), tuple(settings["targets"]), settings["max_iter"]
-    runs = [steps_of_all(m, lr, *shared) for lr in RATES[m]]
+    data = settings.get("data", "digits")
+    runs = [steps_of_all(m, lr, *shared, data) for lr in RATES[data][m]]
     return {
         "steps": [steps[row][place] for row, (steps, _) in enumerate(runs)],
         "noise scale": [scales[row][place] for row, (_, scales) in enumerate(runs)],
@@ -136,10 +140,10 @@ def run_unit(label, seed, settings):
 def fitted(steps):
     """Return B_crit of S(m) = S_min (1 + B_crit/m), S_min and the largest miss."""
     steps = np.array(steps, dtype=float)
-    columns = np.stack([np.ones(len(RATES)), 1 / np.array(list(RATES))], 1)
+    columns = np.stack([np.ones(len(SIZES)), 1 / np.array(SIZES)], 1)
     if not np.isfinite(steps).all():
         return np.nan, np.nan, np.nan
-    (least, slope), *_ = np.linalg.lstsq(columns / steps[:, None], np.ones(len(RATES)))
+    (least, slope), *_ = np.linalg.lstsq(columns / steps[:, None], np.ones(len(SIZES)))
     miss = np.abs(columns @ [least, slope] / steps - 1).max()
     return (slope / least if min(least, slope) > 0 else np.nan), least, float(miss)
 
@@ -157,7 +161,7 @@ def outcomes(units):
 
 
 def draw(axes, units, outcomes):
-    sizes = np.array(list(RATES))
+    sizes = np.array(SIZES)
     fine = np.geomspace(sizes[0], sizes[-1])
     seeds = sorted({seed for _, seed in units})
     for row, target in enumerate(TARGETS):
