@@ -75,7 +75,7 @@ def trials():
     for script in SCRIPTS:
         module = importlib.import_module(script)
         name = script.removeprefix("plot_")
-        findings = getattr(module, "FINDINGS", ("", ""))
+        findings = *getattr(module, "FINDINGS", ()), "", ""
         found.append((script, name, module.TRIAL, findings[0]))
         if hasattr(module, "SECOND"):
             found.append((script, f"{name}_second", module.SECOND, findings[1]))

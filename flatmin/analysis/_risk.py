@@ -108,7 +108,7 @@ def risk_of_model(
             l2=l2,
             batch_norm=batch_norm,
         )
-        target = getattr(model, "reader_", model).target  # of a net, its reader's
+        target = _reader(model).target
     X, y = split_targets(X, y, target)
     _check_targets(model, loss, X, y)
     if _is_flatmin(model):
@@ -295,13 +295,19 @@ def _is_flatmin(model: Any) -> bool:
     return hasattr(model, "make_risk")
 
 
+def _reader(model: Any) -> Any:
+    """Return what knows the loss and the target that a model was fitted with."""
+    # The model's own may have been set since.
+    return getattr(getattr(model, "net_", model), "reader_", model)
+
+
 def _is_skorch(model: Any) -> bool:
     return hasattr(model, "module") and hasattr(model, "criterion")
 
 
 def _check_targets(model: Any, loss: LossLike | None, X: Any, y: Any) -> None:
     """Raise if there are no targets, and the loss needs some."""
-    trained = getattr(getattr(model, "reader_", model), "loss", None)
+    trained = getattr(_reader(model), "loss", None)
     needs_y = not isinstance(trained if loss is None else loss, ModuleLoss)
     if y is None and needs_y and not is_data_set(X):
         raise ValueError(

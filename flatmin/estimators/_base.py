@@ -21,7 +21,7 @@ from flatmin._utils.quiet import ignored
 from flatmin._utils.registry import pack, unpack
 from flatmin.estimators._examples import Examples
 from flatmin.estimators._fit import run_fit
-from flatmin.estimators._fitted import set_fitted
+from flatmin.estimators._fitted import as_fitted, set_fitted
 from flatmin.estimators._inputs import (
     as_source,
     check_inputs,
@@ -198,6 +198,7 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
             self._risk = risk
         return risk
 
+    @as_fitted
     def make_risk(
         self,
         X: Any,

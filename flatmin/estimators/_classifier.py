@@ -21,6 +21,7 @@ from flatmin._utils.weights import relative_weights
 from flatmin.estimators._averages import mean_over
 from flatmin.estimators._base import BaseNoisyDiffusion
 from flatmin.estimators._examples import Examples
+from flatmin.estimators._fitted import as_fitted
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._labels import (
     accuracy,
@@ -193,6 +194,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         self.warm_start = warm_start
         self.verbose = verbose
 
+    @as_fitted
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of the classes.
 
@@ -207,6 +209,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
         """
         return self._scores(self._outputs(X))
 
+    @as_fitted
     def predict_proba(self, X: Any, params: Any = None) -> np.ndarray:
         """Return the probabilities of the classes: softmax or sigmoid of the logits.
 
@@ -228,6 +231,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
             return mean_over(self, X, params, self._probabilities)
         return self._probabilities(self._outputs(X))
 
+    @as_fitted
     def predict(self, X: Any, params: Any = None) -> np.ndarray:
         """Return the most probable class of each example, or of each position.
 
@@ -246,6 +250,7 @@ class NoisyDiffusionClassifier(ClassifierMixin, BaseNoisyDiffusion):
             return self.classes_[self.predict_proba(X, params).argmax(axis=1)]
         return self._labels(self._outputs(X))
 
+    @as_fitted
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the accuracy, over all labels that count.
 

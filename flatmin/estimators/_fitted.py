@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
+from flatmin._utils.fitted_attributes import scratch_copy
 from flatmin.dynamics import FlatBinding
+from flatmin.estimators._net import HELD
 from flatmin.estimators._run import Run
 from flatmin.estimators._trajectory import read_kept
 from flatmin.risk.network.prepared_module import evaluation_mode
 
-__all__ = ["set_fitted"]
+__all__ = ["as_fitted", "set_fitted"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def as_fitted(
+    method: Callable[Concatenate[Any, _P], _R],
+) -> Callable[Concatenate[Any, _P], _R]:
+    """Let a method of a fitted estimator see the loss and the like of its fit.
+
+    What ``set_params`` changes afterwards counts from the next fit on.
+
+    Parameters
+    ----------
+    method : callable
+        Sets no attribute.
+
+    Returns
+    -------
+    callable
+    """
+
+    @wraps(method)
+    def of_the_fit(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if hasattr(self, "net_"):
+            reader, self = self.net_.reader_, scratch_copy(self)
+            vars(self).update({name: getattr(reader, name) for name in HELD})
+        return method(self, *args, **kwargs)
+
+    return of_the_fit
 
 
 def set_fitted(estimator: Any, run: Run, net: Any, binding: FlatBinding) -> None:

@@ -134,6 +134,7 @@ def check_inputs(
             ensure_min_samples=at_least,
             dtype="numeric",
         )
+    X = _native(X)
     if reset:
         estimator._input_shape = X.shape[1:]
     elif X.shape[1:] != estimator._input_shape:
@@ -144,22 +145,26 @@ def check_inputs(
     return X
 
 
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return an array in this machine's byte order, which PyTorch asks for."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def _check_tree(estimator: Any, X: Any, *, reset: bool, at_least: int) -> Tree:
     """Check a mapping or a tuple, leaf by leaf; see :func:`check_inputs`."""
     tree, leaves = as_tree(X), []
     for name, leaf in tree.named():
         check_one_shape(name, leaf)
         with naming(name):
-            leaves.append(
-                check_array(
-                    to_numpy(name, leaf),
-                    allow_nd=True,
-                    ensure_2d=False,
-                    ensure_min_samples=at_least,
-                    dtype="numeric",
-                    input_name=name,
-                )
+            leaf = check_array(
+                to_numpy(name, leaf),
+                allow_nd=True,
+                ensure_2d=False,
+                ensure_min_samples=at_least,
+                dtype="numeric",
+                input_name=name,
             )
+            leaves.append(_native(leaf))
     tree = tree.with_leaves(leaves)
     check_one_length(tree)
     shapes = {name: leaf.shape[1:] for name, leaf in tree.named()}

@@ -18,11 +18,14 @@ from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.outputs import read_output
 from flatmin.risk.network.prepared_module import evaluation_mode
 
-__all__ = ["EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
+__all__ = ["HELD", "EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
 
-# What an estimator has learnt of the data besides θ, and the loss.
+# Parameters that say what is compared with y.
+HELD = ("loss", "output_transform", "target", "positions", "l2")
+
+# These, and what an estimator has learnt of the data besides θ.
 _READS = {
-    *("loss", "output_transform", "target", "positions", "l2"),
+    *HELD,
     *("classes_", "n_features_in_", "feature_names_in_"),
     *("_encoder", "_by_class", "_input_shape", "_input_kinds", "_target_shape"),
 }

@@ -17,6 +17,7 @@ from flatmin._utils.arrays import to_numpy
 from flatmin._utils.messages import naming
 from flatmin.estimators._averages import mean_over
 from flatmin.estimators._base import BaseNoisyDiffusion
+from flatmin.estimators._fitted import as_fitted
 from flatmin.estimators._inputs import as_source, targets_like
 from flatmin.estimators._net import EstimatorNetRegressor
 from flatmin.estimators._outputs import outputs_and_targets
@@ -144,6 +145,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
         self.warm_start = warm_start
         self.verbose = verbose
 
+    @as_fitted
     def predict(self, X: Any, params: Any = None) -> np.ndarray:
         """Return the predicted targets.
 
@@ -171,6 +173,7 @@ class NoisyDiffusionRegressor(RegressorMixin, BaseNoisyDiffusion):
             return predicted
         return predicted.astype(np.float64, copy=False)  # as scikit-learn's
 
+    @as_fitted
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R².
 

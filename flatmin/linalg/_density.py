@@ -292,7 +292,7 @@ def spectral_density(
 
     generator = make_generator(rng, operator.device)
     process = LanczosProcess(unit, min(n_steps, size))
-    matrices = []
+    found = []
     total = n_probes * process.max_steps
     with progress_bar(total, "spectral density", verbose=verbose) as bar:
         for _ in range(n_probes):
@@ -301,8 +301,18 @@ def spectral_density(
                 taken = process.n_steps
                 process.advance(_STEPS)
                 bar.update(process.n_steps - taken)
-            matrices.append(process.tridiagonal())
-    nodes, S = eigh(torch.stack(matrices))
-    weights = S[:, 0].square()
+            found.append(_quadrature(process))
+    nodes, weights = map(torch.stack, zip(*found, strict=True))
     n_matvecs = operator.n_matvecs - before
     return SpectralDensity(unit.scale * nodes, weights, False, n_matvecs, size)
+
+
+def _quadrature(process: LanczosProcess) -> tuple[Tensor, Tensor]:
+    """Return nodes and weights, shape (max_steps,) each."""
+    # Where the Krylov space ended early the largest node is there again, with weight 0:
+    # at another number, such as 0, A may have no eigenvalue, and f no value.
+    n = process.n_vectors
+    nodes, S = eigh(process.tridiagonal()[:n, :n])
+    weights = nodes.new_zeros(process.max_steps)
+    weights[:n] = S[0].square()
+    return torch.cat([nodes, nodes[-1:].expand(process.max_steps - n)]), weights

@@ -82,11 +82,17 @@ class LanczosProcess:
             self.n_steps = n + 1
 
     @property
+    def n_vectors(self) -> int:
+        """How many of the basis are not 0, as far as it is filled."""
+        ends = torch.nonzero(self._beta[: self.n_steps] == 0)
+        return int(ends[0]) + 1 if len(ends) else self.n_steps
+
+    @property
     def exhausted(self) -> bool:
         """Whether the steps so far span the whole Krylov space."""
         if self.n_steps in (0, self.operator.shape[-1]):
             return self.n_steps > 0
-        return bool((self._beta[: self.n_steps] == 0).any())
+        return self.n_vectors < self.n_steps or bool(self._beta[self.n_steps - 1] == 0)
 
     def tridiagonal(self) -> Tensor:
         """Return T, padded with zeros.

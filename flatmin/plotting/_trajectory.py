@@ -232,7 +232,7 @@ class TrajectoryDisplay(BaseDisplay):
             self._draw(one, name, curves[name], styles)
         self.axes_[-1].set_xlabel("iteration")
         self.figure_.align_ylabels(self.axes_)
-        title = self._title(spread)
+        title = self._title(spread, names)
         if len(methods) > 1 or title is not None or self.switches():
             legend(self.axes_[0], title=title)
         for one in self.axes_:
@@ -282,8 +282,10 @@ class TrajectoryDisplay(BaseDisplay):
     def _runs(self) -> pd.Series:
         return self._methods() + " " + self._seeds().astype(str)
 
-    def _title(self, spread: str) -> str | None:
-        seeds = self._seeds().groupby(self._methods()).nunique()
+    def _title(self, spread: str, names: list[str]) -> str | None:
+        """Return what a band shows, with the seeds that have a value to draw."""
+        known = [self._seeds().where(np.isfinite(self.history[name])) for name in names]
+        seeds = pd.concat([one.groupby(self._methods()).nunique() for one in known])
         few, many = int(seeds.min()), int(seeds.max())
         if many == 1:
             return None

@@ -81,3 +81,13 @@ def test_holm_by_hand():
 def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         paired_difference(*arguments, **options)
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0, 50_000.0])
+def test_patterns_that_tie_are_counted_whatever_the_values_are(offset):
+    """Rounding of the differences is that of the values: 0.3 is 0.29999999999563443."""
+    draws = np.random.default_rng(1)
+    for n in [5, 6, 8] * 10:
+        steps, start = draws.integers(-5, 6, n), draws.integers(0, 50, n)
+        found = paired_difference(offset + (start + steps) / 10, offset + start / 10)
+        assert found.p_value == all_signs(steps)

@@ -250,3 +250,14 @@ def test_a_factory_may_return_anything_that_is_a_module():
         module_params={"width": 5},
     ).fit(X, y)
     assert clf.module_[0].out_features == 5
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i2"])
+def test_another_byte_order_is_the_same_data(dtype):
+    swapped = (10 * X).astype(dtype)
+    native = swapped.astype(swapped.dtype.newbyteorder("="))
+    one, other = classifier().fit(swapped, y), classifier().fit(native, y)
+    np.testing.assert_array_equal(one.params_, other.params_)
+    np.testing.assert_array_equal(
+        one.predict_proba(swapped), other.predict_proba(native)
+    )

@@ -1,9 +1,13 @@
 """The risk of a fitted network: of the training, and of other data."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
+
+from flatmin import CurvatureAnalyzer, SharpnessScorer
 
 from ._problems import blobs, classifier, plane, regressor
 
@@ -67,3 +71,43 @@ def test_it_needs_a_network_and_data_like_the_training():
         clf.make_risk(X, y + 1)
     with pytest.raises(ValueError, match="as many examples"):
         clf.make_risk(X, y[1:])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"l2": 1.0},
+        {"loss": torch.nn.CrossEntropyLoss(label_smoothing=0.3)},
+        {"loss": "squared_error"},
+        {"output_transform": torch.neg},
+        {"target": "labels"},
+    ],
+    ids=str,
+)
+def test_what_is_set_after_the_fit_counts_from_the_next(changed):
+    clf = classifier(l2=0.01).fit(X, y)
+    scorer = SharpnessScorer(measure="max_eigenvalue", random_state=0)
+
+    def told():
+        probabilities, score = clf.predict_proba(X), clf.score(X, y)
+        gradient = clf.make_risk(X, y).gradient(clf.risk_.params())
+        eigenvalues = CurvatureAnalyzer(clf, random_state=0).fit(X, y).eigen(k=1)
+        numbers = score, scorer(clf, X, y), float(eigenvalues.eigenvalues[0])
+        return probabilities.tolist(), gradient.tolist(), numbers
+
+    before = told()
+    assert told() == before
+    clf.set_params(**changed)
+    assert told() == before
+    assert pickle.loads(pickle.dumps(clf.set_params(l2=2.0))).make_risk(X, y).l2 == 0.01
+    if "l2" in changed:
+        assert clf.fit(X, y).make_risk(X, y).l2 == 2.0
+
+
+def test_a_regressor_predicts_as_it_was_fitted():
+    X, y = plane()
+    reg = regressor().fit(X, y)
+    before, score = reg.predict(X), reg.score(X, y)
+    reg.set_params(output_transform=torch.zeros_like, loss="huber")
+    np.testing.assert_array_equal(reg.predict(X), before)
+    assert reg.score(X, y) == score

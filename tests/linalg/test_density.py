@@ -295,3 +295,15 @@ def test_auto_is_exact_up_to_as_many_products_as_the_estimate_takes():
     fewer = spectral_density(Bare(values), n_probes=2, n_steps=n // 2 - 1, rng=0)
     assert not fewer.exact
     assert fewer.n_matvecs == n - 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_krylov_space_ends_no_eigenvalue_is_made_up(dtype):
+    values = torch.tensor([100.0] * 1500 + [101.0] * 1500, dtype=dtype)
+    result = quadrature(DiagonalOperator(values), n_steps=20)
+    assert 99.9 < result.nodes.min() <= result.nodes.max() < 101.1
+    assert result.default_width == pytest.approx(0.01, rel=1e-2)
+    for function in (torch.log, torch.reciprocal):
+        value, stderr = result.mean(function)
+        expected = function(values.double()).mean()
+        assert abs(value - expected) < 4 * stderr + 1e-6 * abs(expected)

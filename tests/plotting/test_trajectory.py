@@ -221,3 +221,23 @@ def test_bad_input():
     empty = runs()[["method", "seed", "iteration"]]
     with pytest.raises(ValueError, match="nothing to draw"):
         TrajectoryDisplay.from_results(empty).plot()
+
+
+def test_the_legend_counts_the_seeds_that_are_drawn():
+    frame = pd.DataFrame(
+        {
+            "seed": np.repeat(range(4), 3),
+            "iteration": np.tile(range(3), 4),
+            "test_score": np.repeat([0.1, 0.2, np.nan, 0.4], 3),
+            "loss": np.arange(12.0),
+        }
+    )
+    display = TrajectoryDisplay.from_results(frame)
+
+    def told(*names):
+        display.plot(quantities=names, spread="ci")
+        return display.axes_[0].get_legend().get_title().get_text()
+
+    assert told("test_score").endswith("of 3 seeds")
+    assert told("loss").endswith("of 4 seeds")
+    assert told("loss", "test_score").endswith("of 3 to 4 seeds")

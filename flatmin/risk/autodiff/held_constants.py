@@ -105,11 +105,9 @@ def _has_graph(value: Any) -> bool:
 
 
 def _within_function() -> bool:
-    """Return whether the caller is inside of an autograd.Function.
-
-    Its class says so: the ``apply`` that calls it is C from PyTorch 2.14 on, and
-    leaves no frame.
-    """
+    """Return whether the caller is inside of an autograd.Function."""
+    # Its own code says so: the `apply` that calls it is C from PyTorch 2.14 on, and
+    # leaves no frame.
     running = set()
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -118,7 +116,7 @@ def _within_function() -> bool:
     return any(code in running for code in _forward_codes(torch.autograd.Function))
 
 
-def _forward_codes(base: type) -> Iterator[CodeType | None]:
+def _forward_codes(base: Any) -> Iterator[CodeType | None]:
     for function in base.__subclasses__():
         for name in ("forward", "setup_context", "vmap", "jvp"):
             yield getattr(getattr(function, name), "__code__", None)
