@@ -13,6 +13,7 @@ about the claim.
 """
 
 # %%
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -85,6 +86,14 @@ RATES = {
         64: (0.4, 0.8, 0.8),
         128: (0.8, 0.8, 0.8),
         256: (0.8, 0.8, 0.8),
+    },
+    "fashion_mnist": {
+        8: (0.2, 0.2, 0.2),
+        16: (0.4, 0.4, 0.4),
+        32: (0.4, 0.4, 0.4),
+        64: (0.8, 0.8, 0.8),
+        128: (0.8, 0.8, 1.6),
+        256: (0.8, 1.6, 0.8),
     },
 }
 SIZES = tuple(RATES["digits"])
@@ -192,5 +201,29 @@ def draw(axes, units, outcomes):
 
 TRIAL = Trial(CLAIM, LABELS, run_unit, outcomes, draw, FULL, SHORT)
 
+
+# %%
+# On a second data set and network
+# --------------------------------
+# The same inequalities.
+
+ELSEWHERE = {"data": "fashion_mnist"}
+SECOND_SEEDS = tuple(range(28, 36))
+SECOND = Trial(
+    replace(
+        CLAIM,
+        title="Does the noise scale predict the useful batch on Fashion-MNIST?",
+        seeds=SECOND_SEEDS,
+        protocol="As before, with 300 images of Fashion-MNIST of 14 x 14 pixels, tanh "
+        "196-32-32-10, and the fastest of five or six η on seeds 0 and 1.",
+    ),
+    LABELS,
+    run_unit,
+    outcomes,
+    draw,
+    FULL | ELSEWHERE | {"seeds": list(SECOND_SEEDS)},
+    SHORT | ELSEWHERE,
+)
+
 if __name__ == "__main__":
-    main(TRIAL)
+    main(TRIAL, SECOND)
