@@ -13,6 +13,7 @@ about the claim.
 """
 
 # %%
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 
@@ -25,7 +26,7 @@ from _trial import Trial, main
 
 from flatmin.dynamics import simulate
 from flatmin.measures import max_eigenvalue
-from flatmin.noise import make_noise_law
+from flatmin.noise import UndefinedNoiseError, make_noise_law
 
 LOG_1_2 = float(np.log(1.2))
 CLAIM = Claim(
@@ -115,6 +116,22 @@ SHORT = {"seeds": list(CLAIM.tuned_on[:2]), "n_iter": 10, "loss": 0.7, "quench":
 # All seeds are chains of one simulation.
 
 
+def noisy_ends(risk, law, starts, **settings):
+    """Return θ of each chain after the noise; NaN where its size is not defined."""
+
+    def run(theta):
+        found = simulate(risk, {"law": law}, theta, n_chains=len(theta), **settings)
+        return found["law"].theta
+
+    with suppress(UndefinedNoiseError):
+        return run(starts)
+    ends = torch.full_like(starts, torch.nan)  # of one chain: all are run alone
+    for place in range(len(starts)):
+        with suppress(UndefinedNoiseError):
+            ends[place] = run(starts[place : place + 1])[0]
+    return ends
+
+
 @lru_cache
 def ends_of_all(label, seeds, n_iter, loss, quench, data="digits", lr=LR):
     """Return λ₁ and the test error of each seed at the loss, and L before."""
@@ -122,18 +139,22 @@ def ends_of_all(label, seeds, n_iter, loss, quench, data="digits", lr=LR):
     risk, starts = problem.make_risk(), problem.starts(seeds)
     name, params = LAWS[label]
     law = make_noise_law(name, **params | ({} if name == "gd" else {"batch_size": M}))
-    run = simulate(
-        risk, {label: law}, starts, lr=lr, n_iter=n_iter, n_chains=len(seeds)
-    )
-    noisy = run[label].theta
-    theta, reached = descend_to_loss(risk, noisy, loss, lr=lr, max_iter=quench)
+    noisy = noisy_ends(risk, law, starts, lr=lr, n_iter=n_iter)
+    whole = noisy.isfinite().all(1)
+    before, theta, reached = torch.full(whole.shape, torch.nan), noisy.clone(), ~whole
+    if whole.any():
+        before[whole] = risk.value(noisy[whole])
+        theta[whole], reached[whole] = descend_to_loss(
+            risk, noisy[whole], loss, lr=lr, max_iter=quench
+        )
+    reached &= whole
     sharpness = [
         float(max_eigenvalue(risk, point, tol=1e-2)) if ok else np.nan
         for point, ok in zip(theta, reached, strict=True)
     ]
     errors = torch.tensor(problem.errors_on_test(theta))
     errors = torch.where(reached, errors, torch.nan)
-    return risk.value(noisy).tolist(), sharpness, errors.tolist()
+    return before.tolist(), sharpness, errors.tolist()
 
 
 def run_unit(label, seed, settings):

@@ -89,6 +89,10 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
     ) -> Self:
         """Train.
 
+        Predictions, scores and :meth:`make_risk` keep the loss, ``output_transform``,
+        ``positions``, ``target`` and ``l2`` of the fit: what ``set_params`` changes
+        afterwards counts from the next fit on.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features, ...), or what holds several
