@@ -13,6 +13,12 @@ from flatmin import EmpiricalRisk
 from flatmin.datasets import corrupt_labels, fetch_fashion_mnist
 
 N_TRAIN, N_WRONG = 300, 45
+# Of what is tried on digits and then on Fashion-MNIST, as its protocol says.
+FASHION = (
+    "300 images of Fashion-MNIST of 14 x 14 pixels, 45 of them with labels drawn anew, "
+    "10,000 test images"
+)
+SECOND_SEEDS = tuple(range(28, 36))
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Problem:
     width: int
 
     def make_risk(self, width=None):
+        """Return the risk of a network on the training images."""
         network = self.make_network(width or self.width)
         return EmpiricalRisk(network, "cross_entropy", *self.data()[:2])
 
@@ -49,7 +56,7 @@ class Problem:
 
 
 def redrawn(y, rng):
-    """Return labels of which the first are drawn anew."""
+    """Return labels, the first N_WRONG of them drawn anew."""
     y = y.copy()
     y[:N_WRONG] = rng.integers(10, size=N_WRONG)
     return y
@@ -57,6 +64,7 @@ def redrawn(y, rng):
 
 @lru_cache
 def digits():
+    """Return X, y, X_test and y_test of the digits."""
     X, y = load_digits(return_X_y=True)
     X = ((X / 16 - 0.3) / 0.37).astype(np.float32)
     rng = np.random.default_rng(0)
@@ -88,6 +96,7 @@ def fashion(subset="train"):
 
 @lru_cache
 def small_fashion():
+    """Return X, y, X_test and y_test of Fashion-MNIST."""
     X, y = fashion()
     rng = np.random.default_rng(0)
     train = rng.permutation(len(X))[:N_TRAIN]

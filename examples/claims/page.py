@@ -75,10 +75,11 @@ def trials():
     for script in SCRIPTS:
         module = importlib.import_module(script)
         name = script.removeprefix("plot_")
-        findings = *getattr(module, "FINDINGS", ()), "", ""
-        found.append((script, name, module.TRIAL, findings[0]))
+        # A trial that has not been run has no text.
+        first, second = (*getattr(module, "FINDINGS", ()), "", "")[:2]
+        found.append((script, name, module.TRIAL, first))
         if hasattr(module, "SECOND"):
-            found.append((script, f"{name}_second", module.SECOND, findings[1]))
+            found.append((script, f"{name}_second", module.SECOND, second))
     return found
 
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
-from _problems import PROBLEMS
+from _problems import FASHION, PROBLEMS, SECOND_SEEDS
 from _trial import Trial, main
 
 from flatmin.measures import gradient_noise
@@ -212,14 +212,13 @@ TRIAL = Trial(CLAIM, LABELS, run_unit, outcomes, draw, FULL, SHORT)
 # The same inequalities.
 
 ELSEWHERE = {"data": "fashion_mnist"}
-SECOND_SEEDS = tuple(range(28, 36))
 SECOND = Trial(
     replace(
         CLAIM,
         title="Does the noise scale predict the useful batch on Fashion-MNIST?",
         seeds=SECOND_SEEDS,
-        protocol="As before, with 300 images of Fashion-MNIST of 14 x 14 pixels, tanh "
-        "196-32-32-10, and the fastest of five or six η on seeds 0 and 1.",
+        protocol=f"As before, with {FASHION}, tanh 196-32-32-10, and for each m the "
+        "fastest of η = 0.05, 0.1, 0.2, 0.4, 0.8 and 1.6 on seeds 0 and 1.",
     ),
     LABELS,
     run_unit,

@@ -296,8 +296,8 @@ def _is_flatmin(model: Any) -> bool:
 
 
 def _reader(model: Any) -> Any:
-    """Return what knows the loss and the target that a model was fitted with."""
-    # The model's own may have been set since.
+    """Return what holds the loss and the target of the fit."""
+    # set_params may have changed those of the model.
     return getattr(getattr(model, "net_", model), "reader_", model)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from flatmin._utils.arrays import to_array
+from flatmin._utils.arrays import to_array, to_numpy
 from flatmin._utils.numbers import is_number
 
 __all__ = ["PairedDifference", "holm", "paired_difference"]
@@ -90,7 +90,10 @@ def paired_difference(
         return PairedDifference(mean, math.nan, math.nan, math.nan, n)
     error = float(np.std(first - second, ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
-    p_value = _sign_flip_p_value(first, second)
+    eps = max(
+        _unit_of_rounding("values", values), _unit_of_rounding("baseline", baseline)
+    )
+    p_value = _sign_flip_p_value(first, second, eps)
     return PairedDifference(mean, mean - half, mean + half, p_value, n)
 
 
@@ -128,20 +131,35 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def _sign_flip_p_value(first: NDArray[Any], second: NDArray[Any]) -> float:
+def _sign_flip_p_value(first: NDArray[Any], second: NDArray[Any], eps: float) -> float:
     """Return twice the smaller tail of the sum of differences over signs."""
-    # scipy.stats.permutation_test takes sums for equal that agree to the rounding of
-    # their mean. That of the differences is as large as the values.
-    n = len(first)
+    # scipy.stats.permutation_test takes sums for equal if they differ by the rounding
+    # of the sum. But each difference carries the rounding of its two values, which may
+    # be far larger.
+    moved = first != second
+    size = max(
+        np.abs(first[moved]).max(initial=0), np.abs(second[moved]).max(initial=0)
+    )
+    if size == 0:
+        return 1.0
+    first, second = first[moved] / size, second[moved] / size
+    differences, n = first - second, len(moved)
+    # Half a unit for each value, in either sum; and what is lost here.
+    rounding = (eps + 4 * np.finfo(float).eps) * (np.abs(first) + np.abs(second)).sum()
     if 2**n <= _N_SIGN_PATTERNS:
-        flips = np.arange(2**n)[:, None] >> np.arange(n) & 1
-        itself = 0  # among the patterns
+        n_observed = 0  # the observed signs are among the patterns
+        blocks = [1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)[:, moved]]
     else:
-        shape = _N_SIGN_PATTERNS, n
-        flips = np.random.default_rng(0).integers(2, size=shape, dtype=np.int8)
-        itself = 1
-    sums = (1 - 2 * flips) @ (first - second)
-    rounding = 8 * np.finfo(float).eps * (np.abs(first) + np.abs(second)).sum()
-    observed = (first - second).sum()
+        n_observed, rng = 1, np.random.default_rng(0)
+        shape = _N_SIGN_PATTERNS // 16, len(differences)
+        blocks = (rng.choice((-1.0, 1.0), shape) for _ in range(16))
+    sums = np.concatenate([signs @ differences for signs in blocks])
+    observed = differences.sum()
     tails = (sums >= observed - rounding).sum(), (sums <= observed + rounding).sum()
-    return float(min(1, 2 * (min(tails) + itself) / (len(flips) + itself)))
+    return float(min(1, 2 * (min(tails) + n_observed) / (len(sums) + n_observed)))
+
+
+def _unit_of_rounding(name: str, data: ArrayLike) -> float:
+    dtype = getattr(to_numpy(name, data), "dtype", None)
+    is_short = isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize < 8
+    return float(np.finfo(dtype if is_short else float).eps)

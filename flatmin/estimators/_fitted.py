@@ -10,7 +10,7 @@ import pandas as pd
 
 from flatmin._utils.fitted_attributes import scratch_copy
 from flatmin.dynamics import FlatBinding
-from flatmin.estimators._net import HELD
+from flatmin.estimators._net import FITTED_PARAMS
 from flatmin.estimators._run import Run
 from flatmin.estimators._trajectory import read_kept
 from flatmin.risk.network.prepared_module import evaluation_mode
@@ -24,14 +24,13 @@ _R = TypeVar("_R")
 def as_fitted(
     method: Callable[Concatenate[Any, _P], _R],
 ) -> Callable[Concatenate[Any, _P], _R]:
-    """Let a method of a fitted estimator see the loss and the like of its fit.
-
-    What ``set_params`` changes afterwards counts from the next fit on.
+    """Run a method with the parameters of the fit in place of those set since.
 
     Parameters
     ----------
     method : callable
-        Sets no attribute.
+        Where parameters differ it gets a copy of the estimator, so that what it sets
+        is lost.
 
     Returns
     -------
@@ -39,13 +38,16 @@ def as_fitted(
     """
 
     @wraps(method)
-    def of_the_fit(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if hasattr(self, "net_"):
-            reader, self = self.net_.reader_, scratch_copy(self)
-            vars(self).update({name: getattr(reader, name) for name in HELD})
-        return method(self, *args, **kwargs)
+    def with_fitted_params(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        fitted = scratch_copy(self)  # of one fit, whatever other threads do
+        reader = getattr(getattr(fitted, "net_", None), "reader_", fitted)
+        params = {name: getattr(reader, name) for name in FITTED_PARAMS}
+        if all(vars(fitted)[name] is value for name, value in params.items()):
+            return method(self, *args, **kwargs)
+        vars(fitted).update(params)
+        return method(fitted, *args, **kwargs)
 
-    return of_the_fit
+    return with_fitted_params
 
 
 def set_fitted(estimator: Any, run: Run, net: Any, binding: FlatBinding) -> None:

@@ -156,7 +156,7 @@ def _check_tree(estimator: Any, X: Any, *, reset: bool, at_least: int) -> Tree:
     for name, leaf in tree.named():
         check_one_shape(name, leaf)
         with naming(name):
-            leaf = check_array(
+            array = check_array(
                 to_numpy(name, leaf),
                 allow_nd=True,
                 ensure_2d=False,
@@ -164,7 +164,7 @@ def _check_tree(estimator: Any, X: Any, *, reset: bool, at_least: int) -> Tree:
                 dtype="numeric",
                 input_name=name,
             )
-            leaves.append(_native(leaf))
+            leaves.append(_native(array))
     tree = tree.with_leaves(leaves)
     check_one_length(tree)
     shapes = {name: leaf.shape[1:] for name, leaf in tree.named()}

@@ -18,14 +18,19 @@ from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.outputs import read_output
 from flatmin.risk.network.prepared_module import evaluation_mode
 
-__all__ = ["HELD", "EstimatorNetClassifier", "EstimatorNetRegressor", "make_reader"]
+__all__ = [
+    "FITTED_PARAMS",
+    "EstimatorNetClassifier",
+    "EstimatorNetRegressor",
+    "make_reader",
+]
 
-# Parameters that say what is compared with y.
-HELD = ("loss", "output_transform", "target", "positions", "l2")
+# Parameters of which a fitted estimator keeps the values of its fit.
+FITTED_PARAMS = ("loss", "output_transform", "target", "positions", "l2")
 
 # These, and what an estimator has learnt of the data besides θ.
 _READS = {
-    *HELD,
+    *FITTED_PARAMS,
     *("classes_", "n_features_in_", "feature_names_in_"),
     *("_encoder", "_by_class", "_input_shape", "_input_kinds", "_target_shape"),
 }

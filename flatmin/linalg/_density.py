@@ -309,8 +309,8 @@ def spectral_density(
 
 def _quadrature(process: LanczosProcess) -> tuple[Tensor, Tensor]:
     """Return nodes and weights, shape (max_steps,) each."""
-    # Where the Krylov space ended early the largest node is there again, with weight 0:
-    # at another number, such as 0, A may have no eigenvalue, and f no value.
+    # If the Krylov space ended early, the largest node fills the rest, with weight 0.
+    # Another number, such as 0, need not be an eigenvalue, and f may have no value.
     n = process.n_vectors
     nodes, S = eigh(process.tridiagonal()[:n, :n])
     weights = nodes.new_zeros(process.max_steps)

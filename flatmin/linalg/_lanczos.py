@@ -83,7 +83,7 @@ class LanczosProcess:
 
     @property
     def n_vectors(self) -> int:
-        """How many of the basis are not 0, as far as it is filled."""
+        """How many basis vectors are not 0, of those filled."""
         ends = torch.nonzero(self._beta[: self.n_steps] == 0)
         return int(ends[0]) + 1 if len(ends) else self.n_steps
 
@@ -92,7 +92,7 @@ class LanczosProcess:
         """Whether the steps so far span the whole Krylov space."""
         if self.n_steps in (0, self.operator.shape[-1]):
             return self.n_steps > 0
-        return self.n_vectors < self.n_steps or bool(self._beta[self.n_steps - 1] == 0)
+        return bool((self._beta[: self.n_steps] == 0).any())
 
     def tridiagonal(self) -> Tensor:
         """Return T, padded with zeros.

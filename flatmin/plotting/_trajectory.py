@@ -286,9 +286,10 @@ class TrajectoryDisplay(BaseDisplay):
         """Return what a band shows, with the seeds that have a value to draw."""
         known = [self._seeds().where(np.isfinite(self.history[name])) for name in names]
         seeds = pd.concat([one.groupby(self._methods()).nunique() for one in known])
-        few, many = int(seeds.min()), int(seeds.max())
-        if many == 1:
+        seeds = seeds[seeds > 0]  # a method without values has no curve
+        if not seeds.max() > 1:
             return None
+        few, many = int(seeds.min()), int(seeds.max())
         counts = str(many) if few == many else f"{few} to {many}"
         return f"mean and {SPREADS[spread]} of {counts} seeds"
 

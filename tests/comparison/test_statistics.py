@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from flatmin.comparison import holm, paired_difference
@@ -83,11 +84,26 @@ def test_bad_input(arguments, options, message):
         paired_difference(*arguments, **options)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, torch.float32])
 @pytest.mark.parametrize("offset", [0.0, 300.0, 50_000.0])
-def test_patterns_that_tie_are_counted_whatever_the_values_are(offset):
+def test_patterns_that_tie_are_counted_whatever_the_values_are(offset, dtype):
     """Rounding of the differences is that of the values: 0.3 is 0.29999999999563443."""
     draws = np.random.default_rng(1)
+    short = dtype is not np.float64
     for n in [5, 6, 8] * 10:
         steps, start = draws.integers(-5, 6, n), draws.integers(0, 50, n)
-        found = paired_difference(offset + (start + steps) / 10, offset + start / 10)
-        assert found.p_value == all_signs(steps)
+        values, baseline = offset + (start + steps) / 10, offset + start / 10
+        if short:
+            values, baseline = np.float32(values), np.float32(baseline)
+        if dtype is torch.float32:
+            values, baseline = torch.tensor(values), torch.tensor(baseline)
+        assert paired_difference(values, baseline).p_value == all_signs(steps)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1.0, 1e20, 1e150])
+def test_a_pair_without_a_difference_hides_no_other(size):
+    values = [size, *(size * np.arange(3.0, 9))]
+    found = paired_difference(values, [size] * 7)
+    assert found.p_value == 2 * 2 / 2**7
+    hidden = paired_difference([1e20, 3, 4, 5, 6, 7, 8], [1e20, 1, 1, 1, 1, 1, 1])
+    assert hidden.p_value == 2 * 2 / 2**7

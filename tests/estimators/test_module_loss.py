@@ -59,6 +59,18 @@ def test_an_autoencoder_finds_the_principal_axis(autoencoder):
     assert autoencoder.score(X[:5]) == pytest.approx(right, abs=1e-6)
 
 
+def test_another_loss_counts_from_the_next_fit_on():
+    estimator = fit(reconstruction, X, max_iter=5)
+    score = estimator.score(X)
+    (value,) = (
+        CurvatureAnalyzer(estimator, random_state=0).fit(X).eigen(k=1).eigenvalues
+    )
+    estimator.set_params(loss="huber")
+    assert estimator.score(X) == score
+    again = CurvatureAnalyzer(estimator, random_state=0).fit(X).eigen(k=1)
+    assert again.eigenvalues.tolist() == [value]
+
+
 def test_its_validation_needs_no_y_either():
     estimator = NoisyDiffusionRegressor(
         Auto, loss=ModuleLoss(reconstruction), max_iter=5, l2=0.5, random_state=0

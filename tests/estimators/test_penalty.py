@@ -128,6 +128,7 @@ def test_positions_decide_what_examples_count():
             module, positions=positions, random_state=0, **settings
         ).fit(X, labels)
         found[positions] = clf.history_["loss"].iloc[-1]
+        clf.set_params(positions="all")  # counts from the next fit on
         outputs = clf.module_(torch.as_tensor(X)).detach()
         assert clf.make_risk(X, labels).value(
             torch.as_tensor(clf.params_)

@@ -174,6 +174,9 @@ def test_a_data_set_of_mappings():
         assert clf.predict(X).tolist() == expected.predict(X).tolist()
         scorer = SharpnessScorer(measure="trace")
         assert scorer(clf, given) == pytest.approx(scorer(expected, X, targets))
+        before = clf.score(given), scorer(clf, given)
+        clf.set_params(target=None)  # counts from the next fit on
+        assert (clf.score(given), scorer(clf, given)) == before
 
 
 def test_data_sets_feed_callbacks():

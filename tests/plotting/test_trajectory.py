@@ -241,3 +241,8 @@ def test_the_legend_counts_the_seeds_that_are_drawn():
     assert told("test_score").endswith("of 3 seeds")
     assert told("loss").endswith("of 4 seeds")
     assert told("loss", "test_score").endswith("of 3 to 4 seeds")
+    none = frame.assign(test_score=np.nan, method="no test")
+    display = TrajectoryDisplay.from_results(
+        pd.concat([frame.assign(method="gd"), none], ignore_index=True)
+    )
+    assert told("test_score").endswith("of 3 seeds")

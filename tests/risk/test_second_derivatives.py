@@ -382,6 +382,29 @@ def several_without_grad(parts, h):
     return ((h - least) / (most - least)).tanh()
 
 
+class Cubed(torch.autograd.Function):
+    """Its forward pass has the code of PyTorch's decorator, as what follows has."""
+
+    @staticmethod
+    @torch.no_grad()
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * g * ctx.saved_tensors[0] ** 2
+
+
+@torch.no_grad()
+def _size_of(h):
+    return h.norm(dim=1, keepdim=True)
+
+
+def beside_a_decorated_function(parts, h):
+    return Cubed.apply(h / _size_of(h))
+
+
 def into_a_buffer(parts, h):
     filled = torch.empty_like(h)  # is no constant, once filled
     filled[:] = h / h.detach().norm(dim=1, keepdim=True)
@@ -398,7 +421,7 @@ class Cut(Net):
     "function",
     [
         *(detached, by_torch_detach, by_data, by_item, without_grad),
-        *(several_without_grad, into_a_buffer),
+        *(several_without_grad, into_a_buffer, beside_a_decorated_function),
     ],
 )
 def test_a_constant_by_decree_is_held(function, hvp):

@@ -7,6 +7,7 @@ gradient at two other θ tells the same only if it is held there, too.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from types import CodeType, FrameType
@@ -38,6 +39,7 @@ class HeldConstants(TorchFunctionMode):
         self._values: list[Any] = []
         self._next = 0
         self._n_passes = 0
+        self._of_functions: dict[int, CodeType] = {}
 
     @property
     def n_held(self) -> int:
@@ -47,6 +49,8 @@ class HeldConstants(TorchFunctionMode):
     def __enter__(self) -> HeldConstants:
         """Begin a pass."""
         self._n_passes, self._next = self._n_passes + 1, 0
+        codes = _forward_codes(torch.autograd.Function)
+        self._of_functions = {id(code): code for code in codes}
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -62,7 +66,18 @@ class HeldConstants(TorchFunctionMode):
             args, kwargs = self._without_padding(*args, **kwargs)
         result = func(*args, **kwargs)
         goes_on = torch.is_grad_enabled() and not any(map(_has_graph, args))
-        return result if goes_on or _within_function() else self._cut(result)
+        return result if goes_on or self._within_function() else self._cut(result)
+
+    def _within_function(self) -> bool:
+        """Return whether the caller is inside of an autograd.Function."""
+        # PyTorch 2.14 made `apply` a C function, which leaves no frame. So the frame of
+        # the Function's own code is looked for.
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if id(frame.f_code) in self._of_functions:
+                return True
+            frame = frame.f_back
+        return False
 
     def _cut(self, result: Any) -> Any:
         """Return a result. Its numbers that have no graph are held constant."""
@@ -104,20 +119,12 @@ def _has_graph(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _within_function() -> bool:
-    """Return whether the caller is inside of an autograd.Function."""
-    # Its own code says so: the `apply` that calls it is C from PyTorch 2.14 on, and
-    # leaves no frame.
-    running = set()
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        running.add(frame.f_code)
-        frame = frame.f_back
-    return any(code in running for code in _forward_codes(torch.autograd.Function))
-
-
-def _forward_codes(base: Any) -> Iterator[CodeType | None]:
+def _forward_codes(base: Any) -> Iterator[CodeType]:
+    """Yield the codes that run inside of the subclasses of a Function."""
     for function in base.__subclasses__():
         for name in ("forward", "setup_context", "vmap", "jvp"):
-            yield getattr(getattr(function, name), "__code__", None)
+            # The code of a decorator, such as no_grad(), is that of others too.
+            code = getattr(inspect.unwrap(getattr(function, name)), "__code__", None)
+            if code is not None:
+                yield code
         yield from _forward_codes(function)
