@@ -81,7 +81,7 @@ def test_it_needs_a_network_and_data_like_the_training():
         {"loss": "squared_error"},
         {"output_transform": torch.neg},
     ],
-    ids=str,
+    ids=["penalty", "smoothed", "squared", "negated"],
 )
 def test_what_is_set_after_the_fit_counts_from_the_next(changed):
     clf = classifier(l2=0.01).fit(X, y)
