@@ -183,7 +183,9 @@ def test_start_vector():
     close(start, eigsh(A, 1, tol=1e-10, rng=0).eigenvectors[:, 0])
 
 
-def test_progress_tells_the_residual(capsys):
+def test_progress_tells_the_residual(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # the rate takes more or less room
+    monkeypatch.setenv("LINES", "20")
     A = operator(SPECTRA["outliers"])
     for options in ({}, {"max_basis": 8}):
         result = eigsh(A, 3, rng=0, verbose=True, **options)
