@@ -56,7 +56,7 @@ def load_formulas() -> None:
     compiles them by TorchScript, which takes more time and memory than the products
     with a small network (.3 s and 25 MiB, torch 2.13).
     """
-    with ignored(DeprecationWarning):
+    with ignored():  # TorchScript's deprecation: a FutureWarning from 2.14 on
         import_module("torch._decomp.decompositions_for_jvp")
 
 
