@@ -236,7 +236,7 @@ def load(tmp_path, monkeypatch):
 
 
 # PyTorch finds TorchScript out of date.
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edit_counts(load, name):
     text, before, after = EDITS[name]

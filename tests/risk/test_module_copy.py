@@ -18,7 +18,7 @@ from .. import oracles
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*weight_norm.*is deprecated:FutureWarning",
-    "ignore:.*torch.jit:DeprecationWarning",
+    "ignore:.*torch.jit",
 )
 
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
