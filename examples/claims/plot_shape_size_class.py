@@ -149,13 +149,13 @@ def ends_of_all(label, seeds, n_iter, loss, quench, data="digits", lr=LR):
     law = make_noise_law(name, **params | ({} if name == "gd" else {"batch_size": M}))
     noisy = noisy_ends(risk, law, starts, lr=lr, n_iter=n_iter)
     whole = noisy.isfinite().all(1)
-    before, theta, reached = torch.full(whole.shape, torch.nan), noisy.clone(), ~whole
+    before, theta = torch.full(whole.shape, torch.nan), noisy.clone()
+    reached = torch.zeros_like(whole)
     if whole.any():
         before[whole] = risk.value(noisy[whole])
         theta[whole], reached[whole] = descend_to_loss(
             risk, noisy[whole], loss, lr=lr, max_iter=quench
         )
-    reached &= whole
     sharpness = [
         float(max_eigenvalue(risk, point, tol=1e-2)) if ok else np.nan
         for point, ok in zip(theta, reached, strict=True)

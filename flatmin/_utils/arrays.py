@@ -14,6 +14,7 @@ __all__ = [
     "check_readable",
     "check_scalar_tensor",
     "check_tensor",
+    "in_native_order",
     "to_array",
     "to_numpy",
 ]
@@ -142,6 +143,26 @@ def to_numpy(name: str, data: Any) -> Any:
     if tensor.is_floating_point() and tensor.dtype not in _OF_NUMPY:
         tensor = tensor.float()
     return tensor.numpy()
+
+
+def in_native_order(array: np.ndarray) -> np.ndarray:
+    """Return an array in this machine's byte order, which PyTorch asks for.
+
+    Parameters
+    ----------
+    array : ndarray
+
+    Returns
+    -------
+    ndarray
+        Of the same shape; itself where nothing is to be done.
+
+    Examples
+    --------
+    >>> in_native_order(np.array([1.0], dtype=">f8")).dtype.isnative
+    True
+    """
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def to_array(

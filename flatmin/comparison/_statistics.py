@@ -46,6 +46,7 @@ def paired_difference(
     The interval is d̄ ± t s/√n with n - 1 degrees of freedom. The p value is the share
     of the 2ⁿ patterns of signs whose mean difference is at least as extreme, twice the
     smaller tail: exact if each difference is symmetric about 0, and never below 2/2ⁿ.
+    Patterns are as extreme where they agree to the rounding of the values.
     With more than 14 pairs it is estimated from 16,384 patterns.
 
     Parameters

@@ -11,7 +11,12 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
-from flatmin._utils.arrays import check_one_shape, to_array, to_numpy
+from flatmin._utils.arrays import (
+    check_one_shape,
+    in_native_order,
+    to_array,
+    to_numpy,
+)
 from flatmin._utils.messages import naming
 from flatmin._utils.trees import (
     Tree,
@@ -134,7 +139,7 @@ def check_inputs(
             ensure_min_samples=at_least,
             dtype="numeric",
         )
-    X = _native(X)
+    X = in_native_order(X)
     if reset:
         estimator._input_shape = X.shape[1:]
     elif X.shape[1:] != estimator._input_shape:
@@ -143,11 +148,6 @@ def check_inputs(
             f"{('n', *estimator._input_shape)}. Got {('n', *X.shape[1:])}."
         )
     return X
-
-
-def _native(array: np.ndarray) -> np.ndarray:
-    """Return an array in this machine's byte order, which PyTorch asks for."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_tree(estimator: Any, X: Any, *, reset: bool, at_least: int) -> Tree:
@@ -164,7 +164,7 @@ def _check_tree(estimator: Any, X: Any, *, reset: bool, at_least: int) -> Tree:
                 dtype="numeric",
                 input_name=name,
             )
-            leaves.append(_native(array))
+            leaves.append(in_native_order(array))
     tree = tree.with_leaves(leaves)
     check_one_length(tree)
     shapes = {name: leaf.shape[1:] for name, leaf in tree.named()}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatmin._utils.arrays import check_one_shape, check_readable
+from flatmin._utils.arrays import check_one_shape, check_readable, in_native_order
 from flatmin._utils.trees import (
     Inputs,
     Tree,
@@ -74,7 +74,7 @@ def as_tensor(
             )
         if array.dtype.kind == "f" and array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        array = in_native_order(array)
         if not array.flags.writeable or any(step < 0 for step in array.strides):
             array = array.copy()
         try:
