@@ -103,6 +103,14 @@ def small_fashion():
     return X[train], redrawn(y[train], rng), *fashion("test")
 
 
+def fashion_of_seed(seed, n_train):
+    """Return X, wrong labels among y, and the test images, as a seed draws."""
+    X, y = fashion()
+    chosen = np.random.RandomState(seed).permutation(len(X))[:n_train]
+    noisy, _ = corrupt_labels(y[chosen], fraction=0.15, random_state=seed)
+    return X[chosen], noisy, *fashion("test")
+
+
 def fashion_network(width):
     """Return a network of two hidden layers of tanh."""
     return nn.Sequential(

@@ -11,10 +11,12 @@ before their numbers, and an interval over seeds decides.
 """
 
 # %%
+from dataclasses import replace
+
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
-from _problems import digits_of_seed
+from _problems import SECOND_SEEDS, digits_of_seed, fashion_of_seed
 from _trial import Trial, main
 
 from flatmin import NoisyDiffusionClassifier
@@ -72,6 +74,8 @@ CLAIM = Claim(
 )
 LR, M = 0.2, 20
 LAWS = ("gd", "sgd")
+# Images and labels as a seed draws them, and the sizes of the hidden layers.
+DATA = {"digits": (digits_of_seed, 24), "fashion_mnist": (fashion_of_seed, (32, 32))}
 FULL = {"n_train": 600, "n_iter": 2000, "n_c": 17, "n_draws": 30}
 SHORT = {"n_train": 100, "n_iter": 100, "n_c": 5, "n_draws": 5}
 # Label -> the measure, and whether it is said to stay.
@@ -93,12 +97,14 @@ MEASURES = {
 
 def run_unit(label, seed, settings):
     """Return every measure at every c, for the end point of a law."""
-    X, y, _, _ = digits_of_seed(seed, settings["n_train"])
+    load, hidden = DATA[settings.get("data", "digits")]
+    X, y, _, _ = load(seed, settings["n_train"])
+    sizes = {"n_features": X.shape[1], "n_outputs": 10, "hidden_layer_sizes": hidden}
     model = NoisyDiffusionClassifier(
         MLP,
-        module_params={"n_features": 64, "n_outputs": 10, "hidden_layer_sizes": 24},
+        module_params=sizes,
         method=label,
-        lr=LR,
+        lr=settings.get("lr", LR),
         batch_size=M,
         max_iter=settings["n_iter"],
         record_every=settings["n_iter"],
@@ -185,5 +191,29 @@ FINDINGS = (
 )
 TRIAL = Trial(CLAIM, LAWS, run_unit, outcomes, draw, FULL, SHORT)
 
+
+# %%
+# On a second data set and network
+# --------------------------------
+# The same inequalities. The first layer and the second of three are rescaled. At
+# η = 0.2 SGD's seed 0 ended at a loss of 0.45; at 0.1 it was 0.22.
+
+ELSEWHERE = {"data": "fashion_mnist"}
+SECOND = Trial(
+    replace(
+        CLAIM,
+        title="Sharpness made to order, on Fashion-MNIST",
+        seeds=SECOND_SEEDS,
+        protocol="As before, with 600 images of Fashion-MNIST of 14 x 14 pixels, 90 of "
+        "them with wrong labels, ReLU 196-32-32-10, and η = 0.1.",
+    ),
+    LAWS,
+    run_unit,
+    outcomes,
+    draw,
+    FULL | ELSEWHERE | {"lr": 0.1},
+    SHORT | ELSEWHERE,
+)
+
 if __name__ == "__main__":
-    main(TRIAL)
+    main(TRIAL, SECOND)

@@ -12,11 +12,13 @@ before their numbers, and an interval over seeds decides.
 """
 
 # %%
+from dataclasses import replace
+
 import numpy as np
 import torch
 from _claim import Claim, Inequality, Source
 from _descent import descend_to_loss
-from _problems import digits_of_seed
+from _problems import SECOND_SEEDS, digits_of_seed, fashion_network, fashion_of_seed
 from _trial import Trial, main
 
 from flatmin import EmpiricalRisk
@@ -69,13 +71,25 @@ SHORT = {"n_train": 100, "n_iter": 20, "loss": 1.0, "n_descent": 200}
 # ------
 
 
+def digits(seed, n_train):
+    X, y, X_test, y_test = digits_of_seed(seed, n_train)
+    return (X - 0.3) / 0.37, y, (X_test - 0.3) / 0.37, y_test
+
+
+# Images and labels as a seed draws them, and the network for them.
+DATA = {
+    "digits": (digits, lambda: MLP(64, 10, hidden_layer_sizes=16)),
+    "fashion_mnist": (fashion_of_seed, lambda: fashion_network(32)),
+}
+
+
 def run_unit(label, seed, settings):
     """Return losses and test errors after the law, and at the one loss."""
-    X, y, X_test, y_test = digits_of_seed(seed, settings["n_train"])
-    X, X_test = ((part - 0.3) / 0.37 for part in (X, X_test))
+    load, make_network = DATA[settings.get("data", "digits")]
+    X, y, X_test, y_test = load(seed, settings["n_train"])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = MLP(64, 10, hidden_layer_sizes=16)
+        network = make_network()
     risk = EmpiricalRisk(network, "cross_entropy", X, y, dtype="float32")
     others = EmpiricalRisk(network, "cross_entropy", X_test, y_test, dtype="float32")
 
@@ -94,8 +108,11 @@ def run_unit(label, seed, settings):
     )
     theta = run[label].theta[0]
     to = {"lr": LR, "max_iter": settings["n_descent"]}
-    below, _ = descend_to_loss(risk, theta, settings["loss"], **to)
-    return {"after the law": told(theta), "at one loss": told(below)}
+    below, reached = descend_to_loss(risk, theta, settings["loss"], **to)
+    at_loss = told(below)
+    if not reached:  # it began below, or the bound on the steps came first
+        at_loss["error"] = np.nan
+    return {"after the law": told(theta), "at one loss": at_loss}
 
 
 # %%
@@ -104,7 +121,8 @@ def run_unit(label, seed, settings):
 
 
 def outcomes(units):
-    found = {label: unit["at one loss"]["error"] for label, unit in units.items()}
+    errors = {label: unit["at one loss"]["error"] for label, unit in units.items()}
+    found = {label: float(np.array(x, dtype=float)) for label, x in errors.items()}
     return found | {"half-way": (found["gd"] + found["sgd"]) / 2}
 
 
@@ -131,5 +149,30 @@ FINDINGS = (
 )
 TRIAL = Trial(CLAIM, tuple(LAWS), run_unit, outcomes, draw, FULL, SHORT)
 
+
+# %%
+# On a second data set and network
+# --------------------------------
+# The same inequalities. Seeds 0 and 1 were between 0.0095 and 0.0146 after 2000
+# iterations: the loss at which errors are compared lies below.
+
+SECOND = Trial(
+    replace(
+        CLAIM,
+        title="The gradient penalty with its predicted weight, on Fashion-MNIST",
+        seeds=SECOND_SEEDS,
+        protocol="As before, with 300 images of Fashion-MNIST of 14 x 14 pixels, 45 of "
+        "them with wrong labels, tanh 196-32-32-10, a training loss of 0.005, and the "
+        "errors on 10,000 test images.",
+        would_change="Another η or m; larger networks.",
+    ),
+    tuple(LAWS),
+    run_unit,
+    outcomes,
+    draw,
+    FULL | {"data": "fashion_mnist", "loss": 0.005},
+    SHORT | {"data": "fashion_mnist"},
+)
+
 if __name__ == "__main__":
-    main(TRIAL)
+    main(TRIAL, SECOND)
