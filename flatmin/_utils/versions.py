@@ -25,6 +25,7 @@ def list_versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:  # a source tree that is not installed
             found[package] = "not installed"
+    found["torch"] = str(torch.__version__)  # with the build, as +cu130
     return found
 
 

@@ -55,13 +55,13 @@ from flatmin.risk.probe import (
     enough_examples,
     probe_example,
     trial_examples,
-    trial_scalars,
 )
 from flatmin.risk.products.example_hessians import ExampleHessians
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.quantities.over_chains import OverChains
 from flatmin.risk.ranks.words import made_on_all_ranks
+from flatmin.risk.trial_points import trial_scalars
 
 __all__ = ["EmpiricalRisk"]
 
@@ -265,7 +265,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         weigh = partial(example_weights, sample_weight, positions, shared, self._ranks)
         shared.set_weights(weigh(loss=self._loss, size=size, like=first))
         self._try(shared.tried, original, size)
-        self._make_kernels(probe.n_numbers, size)
+        self._make_kernels(probe.n_numbers, size, len(shared.own))
         self._hold(shared.own, size, shared.shard)
         check_dependence(self._model, self._loss, shared.tried, size)
         self._theta = self._model.theta()
@@ -278,7 +278,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         check_state(self._model, self._loss, self._few, original)
         check_independence(self._model, self._loss, self._few, examples.iterate(size))
 
-    def _make_kernels(self, n_numbers: int, chunk_size: int) -> None:
+    def _make_kernels(self, n_numbers: int, chunk_size: int, n_examples: int) -> None:
         """Make what computes sums over examples and products; nothing is tried yet."""
         self._work_per_example = work = n_numbers + self.n_params
         self._all_graphs = {}
@@ -286,7 +286,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         # No method of the risk's own: it would be held by what it holds, and its memory
         # would wait for a collection.
         scalars = partial(trial_scalars, self._model, self._loss, self._few)
-        self._sums = ExampleSums(self._model, self._row_chunk_size, scalars)
+        self._sums = ExampleSums(self._model, self._row_chunk_size, scalars, n_examples)
         self._ways = ProductWays(
             *(self._model, self._loss, self._sums),
             enough_examples(self._few, self._model, n_numbers),

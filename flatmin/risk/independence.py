@@ -16,6 +16,7 @@ from flatmin.risk.data.chunks import Chunk, iterate_chunks
 from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
+from flatmin.risk.trial_points import bound, trial_points, trial_scalars
 from flatmin.risk.trials import difference, random_like, tells, tolerance
 
 __all__ = ["check_independence", "check_shapes"]
@@ -65,6 +66,8 @@ def check_independence(
 ) -> None:
     """Check that examples are computed by themselves, and one function throughout.
 
+    It is tried at the bound θ, and beside it where that hides a part of the network.
+
     Outputs of the examples together, of two of them, and of each alone are compared;
     so are the losses, and the gradient of all with the sum of those alone. Outputs
     with a graph are compared with those without one. A BatchNorm that takes the
@@ -86,6 +89,16 @@ def check_independence(
     ValueError
         If the output, the loss or the gradient of an example depends on the others.
     """
+    whole = next(chunks)
+    for theta in trial_points(model, trial_scalars(model, loss, chunk)):
+        with bound(model, theta):
+            _check_bound(model, loss, chunk, whole)
+
+
+def _check_bound(
+    model: FlatModel, loss: ExampleLoss, chunk: Chunk, whole: Chunk
+) -> None:
+    """Check independence at the bound θ."""
     limit = tolerance(model.precision, 0)
     outputs = model.evaluate(chunk.X)
     with torch.enable_grad():
@@ -107,7 +120,7 @@ def check_independence(
     # A deep network in float32 can lose more digits than that.
     if off > limit and _in_float64(model, loss, chunk, _outputs_off) > limit / 10:
         raise ValueError(_seeing_each_other(outputs, single, off))
-    _check_crowds(model, loss, chunk, next(chunks))
+    _check_crowds(model, loss, chunk, whole)
     with torch.no_grad():
         losses = loss.per_example(outputs, chunk.y)
         apart = [

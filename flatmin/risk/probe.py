@@ -19,15 +19,11 @@ from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.data.example_data import ExampleData
 from flatmin.risk.data.inputs import channels_last
 from flatmin.risk.data.opened_data import N_TRIED, trial_indices
-from flatmin.risk.example_sums.scalars import (
-    ExampleScalars,
-    example_losses,
-    inner_products,
-)
+from flatmin.risk.example_sums.scalars import example_losses
 from flatmin.risk.independence import check_shapes
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trials import difference, random_like, tolerance
+from flatmin.risk.trials import difference, tolerance
 
 __all__ = [
     "ProbeResult",
@@ -37,7 +33,6 @@ __all__ = [
     "probe_example",
     "share_of_activations",
     "trial_examples",
-    "trial_scalars",
 ]
 
 _ENOUGH_NUMBERS = 1 << 20
@@ -263,28 +258,6 @@ def enough_examples(few: Chunk, model: FlatModel, n_numbers: int) -> Chunk:
     if model.normalises_batch:
         return few
     return few.first(max(2, -(-_ENOUGH_NUMBERS // n_numbers)))
-
-
-def trial_scalars(model: FlatModel, loss: ExampleLoss, few: Chunk) -> ExampleScalars:
-    """Return losses and products of outputs with random numbers, to try rows on.
-
-    Parameters
-    ----------
-    model : FlatModel
-    loss : ExampleLoss
-    few : Chunk
-
-    Returns
-    -------
-    ExampleScalars
-    """
-    outputs = model.evaluate(few.X)
-
-    def scalar(outputs: Tensor, y: Tensor, u: Tensor) -> Tensor:
-        # The loss alone can have slopes of zero.
-        return loss.per_example(outputs, y) + inner_products(outputs, u)
-
-    return ExampleScalars(few.X, (few.y, random_like(outputs, 0)), scalar)
 
 
 def check_dependence(

@@ -8,7 +8,7 @@ exception, and how the choice is told, stand here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "random_like",
     "tells",
     "tolerance",
+    "worst",
     "worst_difference",
 ]
 
@@ -156,6 +157,25 @@ def worst_difference(parts: Sequence[tuple[float, float]]) -> tuple[float, float
     rest, size = joined(parts)
     part = max(_ratio(r, p + 3e-4 * size) for r, p in parts)
     return _ratio(rest, size), part / 10
+
+
+def worst(differences: Iterable[float]) -> float:
+    """Return the largest difference; NaN is larger than any.
+
+    Parameters
+    ----------
+    differences : iterable of float
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> worst([1.0, float("nan"), 2.0])
+    nan
+    """
+    return max(differences, key=lambda off: (off != off, off))
 
 
 def joined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -194,9 +194,11 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
     # the gradient together, with two weights, and alone, and which parameters are used;
     # whether a fresh copy does the same, and what a pass reads and counts.
     # One example twice, in a crowd of copies; and a chunk, with some of it alone.
-    crowds = Counter({1: 2 + 64, n: 1 + 1})
-    assert sizes == Counter({1: 1 + 16 + 16 + 1, 2: 2, 16: 2 + 2 + 2 + 6}) + crowds
-    assert passes["backward"] == 16 + 2 + 1
+    # Whether θ hides a part of the network: outputs, and a gradient.
+    crowds, hidden = Counter({1: 2 + 64, n: 1 + 1}), Counter({16: 1 + 1})
+    expected = Counter({1: 1 + 16 + 16 + 1, 2: 2, 16: 2 + 2 + 2 + 6}) + crowds + hidden
+    assert sizes == expected
+    assert passes["backward"] == 16 + 2 + 1 + 1
     theta = risk.params()
 
     def first(ask):
@@ -207,16 +209,17 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
         ask()
         return tried[0], tried[1] - passes["backward"]
 
-    # Rows alone, layer by layer together and half of them.
+    # Rows alone, layer by layer together and half of them; whether θ hides a part; and
+    # all examples, in another order, with two weights.
     tried, backward = first(lambda: risk.gradient_variances(theta))
-    assert tried == {16: 1 + 1, 1: 16, 8: 1, n: 1}
-    assert backward == 16 + 1 + 1
-    # Outputs, J v by the pullback, and Jᵀu, together and alone.
+    assert tried == {16: 1 + 1 + 1, 1: 16, 8: 1, n: 1 + 1}
+    assert backward == 16 + 1 + 1 + 1 + 2
+    # Outputs, J v by the pullback, and Jᵀu, together and alone; whether θ hides a part.
     tried, backward = first(lambda: risk.linearize(theta).jvp(theta))
-    assert tried == {16: 1, 1: 1, n: 1}
-    assert backward == 2 * 4
+    assert tried == {16: 1 + 2, 1: 1, n: 1}
+    assert backward == 2 * 4 + 1
     # In float64: whether it can be had; H v for two directions, and two gradients, in
     # two sizes. (A call of autograd is counted twice where a function mode watches it.)
     tried, backward = first(lambda: risk.linearize(theta).hvp(theta))
-    assert tried == {16: 1 + 1 + 2, 1: 1 + 2, n: 1}
-    assert backward == 1 + 2 * (2 + 2 + 2)
+    assert tried == {16: 1 + 1 + 2 + 2, 1: 1 + 2, n: 1}
+    assert backward == 1 + 2 * (2 + 2 + 2) + 1

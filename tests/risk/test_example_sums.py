@@ -858,3 +858,90 @@ def test_examples_that_are_written_into_a_constant(write):
         (module(X[i : i + 1]) - y[i : i + 1]).square().mean().backward()
         right.append(sum(p.grad.square().sum() for p in module.parameters()))
     torch.testing.assert_close(risk.squared_norms(theta), torch.stack(right))
+
+
+class ByLength(nn.Module):
+    """Sorts sequences by length in Python, as some do before they are packed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x, lengths):
+        order = sorted(range(len(x)), key=lambda i: -int(lengths[i]))
+        back = sorted(range(len(x)), key=order.__getitem__)
+        in_order, mask = self.sorted(x, lengths, order)
+        hidden = (self.layer(in_order).tanh() * mask[..., None]).sum(1)
+        return self.restored(self.head(hidden), back)
+
+    def sorted(self, x, lengths, order):
+        return x[order], (torch.arange(x.shape[1]) < lengths[:, None])[order]
+
+    def restored(self, outputs, back):
+        return outputs[back]
+
+
+class ByStack(ByLength):
+    """The same, one example after the other."""
+
+    def sorted(self, x, lengths, order):
+        mask = torch.arange(x.shape[1]) < lengths[:, None]
+        return torch.stack([x[i] for i in order]), mask[order]
+
+    def restored(self, outputs, back):
+        rows = outputs.unbind()
+        return torch.stack([rows[i] for i in back])
+
+
+class ByMatrix(ByLength):
+    """The same by a matrix of zeros and ones."""
+
+    def sorted(self, x, lengths, order):
+        permutation = torch.eye(len(x), dtype=x.dtype)[order]
+        mask = (torch.arange(x.shape[1]) < lengths[:, None])[order]
+        return torch.einsum("ij,jtk->itk", permutation, x), mask
+
+    def restored(self, outputs, back):
+        return torch.eye(len(outputs), dtype=outputs.dtype)[back] @ outputs
+
+
+@pytest.mark.parametrize("kind", [ByLength, ByStack, ByMatrix])
+@pytest.mark.parametrize("chunk_size", [60, 20])
+def test_examples_out_of_order_that_no_trial_has_seen(kind, chunk_size):
+    rng = torch.Generator().manual_seed(0)
+    n = 60
+    X = torch.randn(n, 5, 3, generator=rng, dtype=torch.float64)
+    y = torch.randint(2, (n,), generator=rng)
+    lengths = torch.full((n,), 5)
+    short = [30, 41, 57]
+    assert not set(short) & set(trial_indices(n).tolist())
+    lengths[short] = torch.tensor([2, 3, 1])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = kind().double()
+    inputs = {"x": X, "lengths": lengths}
+    risk = EmpiricalRisk(network, "cross_entropy", inputs, y, chunk_size=chunk_size)
+    theta = risk.params()
+    parameters = list(network.parameters())
+    rows = []
+    for i in range(n):
+        outputs = network(X[i : i + 1], lengths[i : i + 1])
+        slopes = torch.autograd.grad(F.cross_entropy(outputs, y[i : i + 1]), parameters)
+        rows.append(torch.cat([slope.flatten() for slope in slopes]))
+    rows = torch.stack(rows)
+    torch.testing.assert_close(torch.cat([*risk.per_example_gradients(theta)]), rows)
+    torch.testing.assert_close(risk.squared_norms(theta), rows.square().sum(1))
+    assert "another order" in risk.paths["per-example sums"]
+
+
+def test_examples_are_tried_once(monkeypatch):
+    X, y = torch.randn(N, 4), torch.zeros(N, dtype=torch.long)
+    risk = EmpiricalRisk(mlp(), "cross_entropy", X, y)
+    theta, counted = risk.params(), []
+    off = sums.slopes_off
+    monkeypatch.setattr(
+        sums, "slopes_off", lambda *given: counted.append(len(given[1])) or off(*given)
+    )
+    for _ in range(3):
+        risk.squared_norms(theta)
+    assert sum(counted) == N

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatmin._utils.columns import as_column
 from flatmin.risk.example_sums.factors import Factors
 from flatmin.risk.example_sums.parameter_watch import ParameterWatch
 from flatmin.risk.example_sums.row_rule import RowRule
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.failures import UnsupportedLayers
 from flatmin.risk.network.model import FlatModel
+from flatmin.risk.trials import difference_and_size, worst_difference
 
-__all__ = ["ParameterUse", "Recording", "record_uses"]
+__all__ = ["ParameterUse", "Recording", "record_uses", "slopes_off"]
 
 _MOST_SOURCES = 8  # each is pulled back on its own
 
@@ -96,9 +98,7 @@ def record_uses(
         tensor with the examples first.
     """
     with torch.enable_grad():
-        watch = ParameterWatch(model, len(several[0]))
-        with watch:
-            outputs = model(several[0].X)
+        watch, outputs = _watched(model, several[0])
         sources = _Sources(model.params)
         parts = [
             [found for part in call.rules for found in sources.of(*part)]
@@ -114,6 +114,53 @@ def record_uses(
             value.sum(), inputs, allow_unused=True, retain_graph=i < len(values) - 1
         )
         yield _recording(watch, parts, slopes, value.detach())
+
+
+@torch.enable_grad()
+def slopes_off(model: FlatModel, examples: ExampleScalars) -> float:
+    """Return how far a slope at an example's place is from that of its own scalar.
+
+    With weights on the scalars each place must have its own example's. So it is seen
+    when a network works on the examples in another order than theirs, by whatever
+    means it found that.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Bound to θ.
+    examples : ExampleScalars
+
+    Returns
+    -------
+    float
+        Relative, as :func:`flatmin.risk.trials.difference` is.
+    """
+    watch, outputs = _watched(model, examples)
+    values = examples.of(outputs)
+    edges = [call.edge for call in watch.calls]
+    if not (edges and values.requires_grad):
+        return 0.0
+    weights = torch.rand(len(values), generator=torch.Generator().manual_seed(0)) + 1
+    weights = weights.to(values)
+    options: dict[str, Any] = {"allow_unused": True}
+    plain = torch.autograd.grad(values.sum(), edges, retain_graph=True, **options)
+    weighted = torch.autograd.grad(values, edges, weights, **options)
+    parts = []
+    for call, found, slope in zip(watch.calls, weighted, plain, strict=True):
+        if found is not None and slope is not None:
+            right = slope.reshape(call.shape) * as_column(weights, call.input)
+            parts.append(difference_and_size(found.reshape(call.shape), right))
+    return max(worst_difference(parts)) if parts else 0.0
+
+
+def _watched(
+    model: FlatModel, examples: ExampleScalars
+) -> tuple[ParameterWatch, Tensor]:
+    """Return what a run of the network showed, and the outputs."""
+    watch = ParameterWatch(model, len(examples))
+    with watch:
+        outputs = model(examples.X)
+    return watch, outputs
 
 
 def _recording(

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from flatmin.risk.example_sums.moments import Moments, mean_and_squares, merge_moments
 from flatmin.risk.example_sums.parameter_sums import COLUMNS, ParameterSums
+from flatmin.risk.example_sums.parameter_uses import slopes_off
 from flatmin.risk.example_sums.per_example import looped_rows, vectorised_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.example_sums.sums_by_layer import SumsByLayer
 from flatmin.risk.failures import UnsupportedLayers, explain
 from flatmin.risk.network.model import FlatModel
+from flatmin.risk.trial_points import bound, trial_points
 from flatmin.risk.trials import (
     Choice,
     difference,
@@ -28,6 +30,7 @@ from flatmin.risk.trials import (
     joined,
     tells,
     tolerance,
+    worst,
     worst_difference,
 )
 
@@ -49,6 +52,10 @@ class ExampleSums:
         Examples whose rows are held at a time on the slower paths.
     examples : callable
         Returns the few examples to try on.
+    n_examples : int
+        Of the data. Until as many have been worked on by layer, it is tried whether
+        each has its own slopes: a network may put some into another order, and the few
+        need not be among them.
 
     Attributes
     ----------
@@ -61,10 +68,12 @@ class ExampleSums:
         model: FlatModel,
         row_chunk_size: int,
         examples: Callable[[], ExampleScalars],
+        n_examples: int,
     ) -> None:
         self.model = model
         self.row_chunk_size = row_chunk_size
         self.examples = examples
+        self.n_examples = self._n_untried = n_examples
         self.choice = Choice()
         self._signature: list[str] = []
 
@@ -181,6 +190,7 @@ class ExampleSums:
             several = [examples[[0, 0]] for examples in several]
         found = []
         try:
+            self._try_order(several[0])
             for sums in SumsByLayer.of(self.model, *several):
                 # On other examples than the trial's; one has a first dimension of one.
                 if sums.n > 1 and sums.signature != self._signature:
@@ -193,17 +203,39 @@ class ExampleSums:
             self.choice.give_up("by layer", explain(error))
         return None
 
+    def _try_order(self, examples: ExampleScalars) -> None:
+        """Raise where examples do not have their own slopes."""
+        n = len(examples)
+        if n == 1 or self._n_untried <= 0:
+            return
+        # They may lie in the order that the network wants.
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        if slopes_off(self.model, examples[order]) > tolerance(self.model.precision, 1):
+            raise UnsupportedLayers("examples in another order than their own")
+        self._n_untried -= n
+
     def _settle(self) -> str | None:
         """Choose on a few examples; None where their gradients tell nothing."""
         examples, n_params = self.examples(), self.model.layout.n_params
         examples = examples[: max(3, _TRIAL_BUDGET // n_params)]
-        _, rows = looped_rows(self.model, examples)
-        if not tells(rows):
+        rows_at: list[tuple[Tensor, Tensor]] = []
+        for theta in trial_points(self.model, examples):
+            with bound(self.model, theta):
+                rows_at.append((theta, looped_rows(self.model, examples)[1]))
+        if not any(tells(rows) for _, rows in rows_at):
             return None
+
+        def off(way: Callable[[ExampleScalars, Tensor], float]) -> float:
+            found = []
+            for theta, rows in rows_at:
+                with bound(self.model, theta):
+                    found.append(way(examples, rows))
+            return worst(found)
+
         return self.choice.settle(
             {
-                "by layer": partial(self._layers_off, examples, rows),
-                "vmap": partial(self._vmap_off, examples, rows),
+                "by layer": partial(off, self._layers_off),
+                "vmap": partial(off, self._vmap_off),
                 "one by one": None,
             },
             tolerance(self.model.precision, 1),
@@ -214,7 +246,7 @@ class ExampleSums:
         every = torch.arange(len(rows))
         half = every[len(rows) // 2 :].flip(0)
         found = [self._difference(examples, rows, some) for some in (half, every)]
-        return max(found, key=lambda off: (off != off, off))
+        return worst(found)
 
     def _difference(
         self, examples: ExampleScalars, rows: Tensor, some: Tensor

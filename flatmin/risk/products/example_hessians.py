@@ -22,7 +22,7 @@ from flatmin.risk.data.chunks import Chunk, iterate_chunks
 from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
-from flatmin.risk.trials import Choice, difference, tells, tolerance
+from flatmin.risk.trials import Choice, difference, tells, tolerance, worst
 
 __all__ = ["ExampleHessians"]
 
@@ -111,15 +111,22 @@ class ExampleHessians:
 
     def _settle(self, of: str, theta: Tensor, v: Tensor) -> str | None:
         few = self.ways.examples.first(_N_TRIED)
-        expected = self._one_by_one(of, theta, few, v)
-        if not tells(expected):
+        expected = [
+            (point, self._one_by_one(of, point, few, v))
+            for point in self.ways.trial_points(theta)
+        ]
+        if not any(tells(right) for _, right in expected):
             return None
 
         def off() -> float:
             if self.ways.finite_difference:
                 raise NotTaken("hvp='finite_difference'")
-            found = self._vectorised(of, theta, few, v)
-            return difference(found, expected, self.model.layout.sizes)
+            return worst(
+                difference(
+                    self._vectorised(of, point, few, v), right, self.model.layout.sizes
+                )
+                for point, right in expected
+            )
 
         trials = {"vmap": off, "one by one": None}
         return self.choices[of].settle(trials, tolerance(self.model.precision, 2))

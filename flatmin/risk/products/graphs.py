@@ -28,7 +28,7 @@ from flatmin.risk.products.linear_kernels import LINEAR_KERNELS
 from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.products.reference_products import ReferenceProducts
 from flatmin.risk.products.two_stage import TwoStage, two_stage_graph
-from flatmin.risk.trials import attempt, difference, random_like, tolerance
+from flatmin.risk.trials import attempt, difference, random_like, tolerance, worst
 
 __all__ = ["ProductGraphs", "pad_direction", "repays", "unpad"]
 
@@ -221,7 +221,13 @@ class ProductGraphs:
                 "the module reads its parameters past θ, as a checkpoint does; a "
                 "product keeps what checkpoints let go"
             )
-        off = self._distance(graph, quantity, theta, trial)
+        trials = [(theta, trial)]
+        for other in self.ways.trial_points(theta)[1:]:
+            trials.append((other, self._trial(quantity, other, trial.chunk)))
+        # At θ last: what is prepared there is kept.
+        off = worst(
+            self._distance(graph, quantity, *at_point) for at_point in trials[::-1]
+        )
         self.graphs[quantity] = graph  # not before: the trial may run out of memory
         return off
 

@@ -7,6 +7,7 @@ float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -21,7 +22,8 @@ from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.hessian_trial import PROJECTION, hessian_off, is_fitted
 from flatmin.risk.products.ways import HESSIANS, JACOBIANS
 from flatmin.risk.rounding import leave_out_casts
-from flatmin.risk.trials import Choice, difference, random_like, tolerance
+from flatmin.risk.trial_points import trial_points
+from flatmin.risk.trials import Choice, difference, random_like, tolerance, worst
 
 __all__ = ["ProductWays"]
 
@@ -77,7 +79,9 @@ class ProductWays:
 
     def of(self, model: FlatModel) -> ProductWays:
         """Return those of another model with the same outputs, such as a block."""
-        sums = ExampleSums(model, self.sums.row_chunk_size, self.sums.examples)
+        sums = ExampleSums(
+            model, self.sums.row_chunk_size, self.sums.examples, self.sums.n_examples
+        )
         differs = self.finite_difference
         return ProductWays(
             model, self.loss, sums, self.examples, finite_difference=differs
@@ -126,9 +130,8 @@ class ProductWays:
         if choice.taken is None:
             _check_finite("θ", point.theta)
         while True:
-            name = choice.taken or choice.settle(
-                {way: partial(self._off, way, point.theta) for way in JACOBIANS},
-                tolerance(self.model.precision, 1),
+            name = choice.taken or self._settle(
+                choice, JACOBIANS, self._off, point.theta, order=1
             )
             if name is None:
                 if choice.reasons.get("pullback") == _NOT_FINITE:
@@ -202,10 +205,44 @@ class ProductWays:
         choice = self.hessian
         if choice.taken is None:
             _check_finite("θ", theta)
-        return choice.taken or choice.settle(
-            {way: partial(self._hessian_off, way, theta) for way in HESSIANS},
-            tolerance(self.model.precision, 2),
+        return choice.taken or self._settle(
+            choice, HESSIANS, self._hessian_off, theta, order=2
         )
+
+    def trial_points(self, theta: Tensor) -> list[Tensor]:
+        """Return where a product is tried: at θ, and where θ hides nothing.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+
+        Returns
+        -------
+        list of Tensor of shape (D,)
+        """
+        self.model.bind(theta)
+        return trial_points(self.model, self.sums.examples())
+
+    def _settle(
+        self,
+        choice: Choice,
+        ways: Iterable[str],
+        off: Callable[[str, Tensor], float],
+        theta: Tensor,
+        *,
+        order: int,
+    ) -> str | None:
+        points = self.trial_points(theta)
+
+        def worst_off(way: str) -> float:
+            return worst(off(way, point) for point in points)
+
+        found = choice.settle(
+            {way: partial(worst_off, way) for way in ways},
+            tolerance(self.model.precision, order),
+        )
+        self.model.bind(theta)
+        return found
 
     @torch.no_grad()
     def _check_outputs(self, choice: Choice, theta: Tensor) -> None:
@@ -238,7 +275,7 @@ class ProductWays:
             back = point.vjp(u).double() @ v.double()
             off, size = float((along.sum() - back).abs()), float(along.norm())
             found.append(off / size if size else off)
-        return max(found, key=lambda off: (off != off, off))  # NaN is the worst
+        return worst(found)
 
     def _hessian_off(self, name: str, theta: Tensor) -> float:
         """Return how far H v is from symmetric; raise where it is no derivative."""
