@@ -154,8 +154,10 @@ def outcomes(units):
     sgd, found = units["sgd"], {}
     place = int(np.argmin(np.abs(np.log(sgd["c"]) - np.log(0.1))))
     middle = len(sgd["c"]) // 2
-    growth = [sgd["curves"][n][place] / sgd["curves"][n][middle] for n in GROW]
-    found["least growth"] = float(np.log10(min(growth)))
+    ends = np.array([[sgd["curves"][n][at] for at in (place, middle)] for n in GROW])
+    # On a slope the expected sharpness can be negative: then there is no factor.
+    ends = np.where(ends > 0, ends, np.nan)
+    found["least growth"] = float(np.log10((ends[:, 0] / ends[:, 1]).min()))
     for name in ("greatest change", "change of outputs"):
         found[name] = sgd[name]
     for label, unit in units.items():
@@ -170,6 +172,7 @@ def draw(axes, units, outcomes):
     middle = len(ends[0]["c"]) // 2
     for name in MEASURES:
         curves = np.array([unit["curves"][name] for unit in ends])
+        curves = curves[(curves > 0).all(1) | (name in STAY)]
         curve = np.exp(np.log(curves / curves[:, [middle]]).mean(0))
         style = {"ls": "--", "color": "0.4"} if name in STAY else {}
         told = "ASAM, adaptive expected, Fisher-Rao" if name == STAY[0] else None
@@ -188,6 +191,11 @@ FINDINGS = (
     "there: λ₁ of SGD's end point is 1.44 times (1.29 to 1.60) that of its flattest c, "
     "of GD's 1.33 times (1.18 to 1.49). SGD's ratio of layers is 1.25 times GD's (1.23 "
     "to 1.26).",
+    "The same: at c = 0.1 the least of four measures has grown 21 times (16 to 26) in "
+    "seven seeds. In the eighth SGD ended on a slope, at a loss of 0.77, where the "
+    "expected sharpness is negative and has no factor. λ₁ of SGD's end point is 1.18 "
+    "times (1.03 to 1.35) that of its flattest c, of GD's 1.16 times (1.07 to 1.25), "
+    "and SGD's ratio of layers 1.29 times GD's (1.26 to 1.32).",
 )
 TRIAL = Trial(CLAIM, LAWS, run_unit, outcomes, draw, FULL, SHORT)
 

@@ -170,7 +170,7 @@ def draw(axes, units, outcomes):
         ylabel="training loss, relative to that at the switch",
         title="Mean over seeds",
     )
-    axes.set_ylim(bottom=0.3)  # free for the legend
+    axes.set_ylim(bottom=0)  # free for the legend
     axes.legend(fontsize=8, loc="lower left")
 
 
@@ -180,6 +180,11 @@ FINDINGS = (
     "2 % of the work (-3 to 8), and none with squared error (-1 to 1). Steps outside "
     "do all of it with squared error (98 to 101 %) and 81 % with cross-entropy (75 to "
     "88), where both together do more than each alone.",
+    "With cross-entropy 91 % of g₀ is inside (89 to 92) and 62 % of a minibatch's "
+    "gradient; with squared error 77 and 50 %. Steps outside do all of the work with "
+    "squared error (98 to 105 %). With cross-entropy they do 1.5 times that of whole "
+    "steps (1.1 to 1.9), where on digits it was 0.8: here the part inside is in the "
+    "way. Alone it does nothing on average, but differs by seed (-14 to 15 %).",
 )
 TRIAL = Trial(CLAIM, tuple(LOSSES), run_unit, outcomes, draw, FULL, SHORT)
 
