@@ -26,6 +26,7 @@ from flatmin.analysis._cost import (
     work_of_parts,
 )
 from flatmin.analysis._cost_arguments import all_arguments, check_pairs
+from flatmin.analysis._held_model import HeldModel
 from flatmin.analysis._model_by_reference import ModelByReference
 from flatmin.analysis._of_all import eigen_of_all
 from flatmin.analysis._results import Eigenpairs
@@ -91,10 +92,12 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
 
     @one_at_a_time
     def fit(self, X: Any = None, y: Any = None, sample_weight: Any = None) -> Self:
-        """Fix the data to analyse on.
+        """Fix the model and the data to analyse on.
 
         It costs one pass over the data: what is asked for is computed when it is, and
-        the basis of ``transform`` and ``score`` once.
+        the basis of ``transform`` and ``score`` once. These two stay with the model,
+        and with the settings of its risk, as they are now, whatever is trained, fitted
+        or set later: fit the analyzer again to analyse a new state.
 
         Parameters
         ----------
@@ -128,6 +131,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         self._check_risk(risk)
         learner._drawn = draw_sample(risk, self.subset, self.random_state)
         learner.risk_ = learner._drawn.risk
+        learner._held = HeldModel(self.estimator, self._settings())
         learner._kept = {}
         self._basis_size(learner.risk_)  # a name in ``select`` that fits nothing
         adopt_attributes(self, learner)
@@ -320,12 +324,7 @@ class BaseAnalyzer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ModelByRef
         if not hasattr(self, "risk_"):
             return self._risk_on(self.estimator, X, y, sample_weight, **options)
         self._check_features(X, reset=False)
-        risk = self._risk_on(
-            self.estimator, X, y, sample_weight, warns=False, **options
-        )
-        # The model may have been trained since fit.
-        risk.set_params(self.risk_.params())
-        return risk
+        return self._held.risk_on(self.risk_, X, y, sample_weight, **options)
 
     def _keep(self, name: str, compute: Any) -> Any:
         """Return what is computed once for the data that fit has fixed."""

@@ -141,11 +141,9 @@ class ModelByReference(BaseEstimator):
         X: Any,
         y: Any,
         sample_weight: Any = None,
-        *,
-        warns: bool = True,
         **options: Any,
     ) -> EmpiricalRisk:
-        if warns and self.batch_norm is None:
+        if self.batch_norm is None:
             warn_of_batch_norm(estimator)
         return risk_of_model(
             estimator, X, y, sample_weight, **options, **self._settings()

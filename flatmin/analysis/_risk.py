@@ -17,7 +17,7 @@ from flatmin._utils.arrays import check_readable
 from flatmin._utils.messages import naming
 from flatmin._utils.trees import is_nested
 from flatmin.analysis._skorch_loss import skorch_loss
-from flatmin.risk import EmpiricalRisk, ModuleLoss
+from flatmin.risk import EmpiricalRisk, ExampleLoss, ModuleLoss, resolve_loss
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.losses.resolve_loss import LossLike
 from flatmin.risk.network.batch_statistics import trains_batch_norm
@@ -26,7 +26,15 @@ from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.outputs import OutputTransform
 from flatmin.risk.network.prepared_module import BatchNorm, evaluation_mode
 
-__all__ = ["risk_of_model", "training_risk", "warn_of_batch_norm"]
+__all__ = [
+    "is_flatmin",
+    "loss_of",
+    "reader_of",
+    "risk_of_model",
+    "training_risk",
+    "unwrap",
+    "warn_of_batch_norm",
+]
 
 
 def risk_of_model(
@@ -97,8 +105,11 @@ def risk_of_model(
     ValueError
         If loss and data do not fit the model, or y is missing.
     """
-    model, X = _unwrap(estimator, X)
-    if _is_flatmin(model):
+    model, before = unwrap(estimator)
+    if X is not None:
+        for steps in before:
+            X = steps.transform(X)
+    if is_flatmin(model):
         _refuse_own(
             model,
             loss,
@@ -108,10 +119,10 @@ def risk_of_model(
             l2=l2,
             batch_norm=batch_norm,
         )
-        target = _reader(model).target
+        target = reader_of(model).target
     X, y = split_targets(X, y, target)
     _check_targets(model, loss, X, y)
-    if _is_flatmin(model):
+    if is_flatmin(model):
         return model.make_risk(
             X,
             y,
@@ -201,11 +212,11 @@ def training_risk(
     ValueError
         If one of what it has is given.
     """
-    model, _ = _unwrap(estimator, None)
-    if not (_is_flatmin(model) or _is_skorch(model) or isinstance(model, nn.Module)):
+    model, _ = unwrap(estimator)
+    if not (is_flatmin(model) or _is_skorch(model) or isinstance(model, nn.Module)):
         raise TypeError(_NO_MODEL.format(model))
     why = f"a {type(model).__name__} holds no training data"
-    if _is_flatmin(model):
+    if is_flatmin(model):
         _refuse_own(
             model,
             loss,
@@ -257,7 +268,7 @@ def warn_of_batch_norm(estimator: Any) -> None:
     UserWarning
         If there is one.
     """
-    model, _ = _unwrap(estimator, None)
+    model, _ = unwrap(estimator)
     if isinstance(model, nn.Module) and trains_batch_norm(model):
         warnings.warn(
             "The module has BatchNorm in train mode. It is analysed with its running "
@@ -268,20 +279,32 @@ def warn_of_batch_norm(estimator: Any) -> None:
         )
 
 
-def _unwrap(estimator: Any, X: Any) -> tuple[Any, Any]:
-    """Return the model inside, and X as it arrives there."""
+def unwrap(estimator: Any) -> tuple[Any, list[Any]]:
+    """Return the model inside, and the transformers that X goes through before.
+
+    Parameters
+    ----------
+    estimator : object
+        A model, also wrapped as in :func:`risk_of_model`.
+
+    Returns
+    -------
+    model : object
+    before : list of transformer
+    """
+    before = []
     while not isinstance(estimator, nn.Module):
         if isinstance(estimator, FrozenEstimator):
             estimator = estimator.estimator
         elif isinstance(estimator, Pipeline):
-            if X is not None and len(estimator) > 1:
-                X = estimator[:-1].transform(X)
+            if len(estimator) > 1:
+                before.append(estimator[:-1])
             estimator = estimator[-1]
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
         else:
             break
-    return estimator, X
+    return estimator, before
 
 
 _NO_MODEL = (
@@ -291,12 +314,13 @@ _NO_MODEL = (
 
 
 # Floors on one level do not import each other, so a model is known by what it has.
-def _is_flatmin(model: Any) -> bool:
+def is_flatmin(model: Any) -> bool:
+    """Say whether a model is a flatmin estimator, or the net of one."""
     return hasattr(model, "make_risk")
 
 
-def _reader(model: Any) -> Any:
-    """Return what holds the loss and the target of the fit."""
+def reader_of(model: Any) -> Any:
+    """Return what a flatmin estimator reads data with, as of its fit."""
     # set_params may have changed those of the model.
     return getattr(getattr(model, "net_", model), "reader_", model)
 
@@ -307,13 +331,31 @@ def _is_skorch(model: Any) -> bool:
 
 def _check_targets(model: Any, loss: LossLike | None, X: Any, y: Any) -> None:
     """Raise if there are no targets, and the loss needs some."""
-    trained = getattr(_reader(model), "loss", None)
+    trained = getattr(reader_of(model), "loss", None)
     needs_y = not isinstance(trained if loss is None else loss, ModuleLoss)
     if y is None and needs_y and not is_data_set(X):
         raise ValueError(
             "A gradient requires y to be passed, but the target y is None: the loss "
             "compares outputs with targets."
         )
+
+
+def loss_of(model: Any, loss: LossLike | None) -> ExampleLoss | ModuleLoss:
+    """Return the loss of a module or a skorch net, as it is now.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or skorch net
+    loss : str, loss module or callable; None
+        None is that of the net.
+
+    Returns
+    -------
+    ExampleLoss or ModuleLoss
+    """
+    if loss is None:
+        loss = _module_and_loss(model, loss)[1]
+    return loss if isinstance(loss, ModuleLoss) else resolve_loss(loss)
 
 
 def _module_and_loss(model: Any, loss: LossLike | None) -> tuple[nn.Module, LossLike]:

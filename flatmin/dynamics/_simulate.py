@@ -87,9 +87,11 @@ def simulate(
     Raises
     ------
     TypeError
-        If θ of the risk cannot be many chains.
+        If θ of the risk cannot be many chains, or ``reached`` returns no boolean
+        Tensor.
     ValueError
-        If an argument, or a law's setting, does not fit.
+        If an argument, or a law's setting, does not fit, or ``reached`` does not return
+        one truth value for each chain.
     DivergenceError
         If a law that needs eigenpairs, or Tr(G), meets a θ that is not finite.
 
@@ -200,16 +202,40 @@ class _Exits:
 
     def __init__(self, reached, theta: Tensor) -> None:
         self.reached = reached
-        self.inside = reached(theta)
+        self.inside = self._look(theta)
         self.censored = ~self.inside
         self.times = torch.zeros_like(self.inside, dtype=torch.long)
 
     def update(self, theta: Tensor, t: int) -> None:
         # -∞ lies below everything.
         finite = theta.isfinite().all(-1)
-        self.inside = self.reached(theta) & finite
+        self.inside = self._look(theta) & finite
         self.times = torch.where(self.censored & finite, t, self.times)
         self.censored = self.censored & ~self.inside
+
+    def _look(self, theta: Tensor) -> Tensor:
+        """Return which chains are in the target; what is no answer is refused."""
+        inside = self.reached(theta)
+        # What broadcasts, and the ~ of integers, would count chains wrongly.
+        if not isinstance(inside, Tensor) or inside.dtype != torch.bool:
+            kind = type(inside).__name__
+            raise TypeError(
+                "reached must return a boolean Tensor. Got "
+                f"{inside.dtype if isinstance(inside, Tensor) else kind}; return a "
+                "comparison, such as theta[:, 0] > 1."
+            )
+        if inside.shape != theta.shape[:1]:
+            raise ValueError(
+                "reached must return one truth value for each chain, shape "
+                f"{tuple(theta.shape[:1])}. Got shape {tuple(inside.shape)}; compare a "
+                "column, theta[:, 0] > 1, or take .all(-1) of a comparison of all."
+            )
+        if inside.device != theta.device:
+            raise ValueError(
+                f"reached must return a Tensor on the device of θ, {theta.device}. Got "
+                f"one on {inside.device}; make it of theta alone."
+            )
+        return inside
 
 
 def _refreshed(risk, law, theta, rng, *, previous, step) -> tuple[Any, Tensor]:

@@ -383,8 +383,11 @@ class BaseNoisyDiffusion(RoutedParamsMixin):
         if "_risk" in state:
             state["_risk"] = None  # the data stay behind
         if isinstance(state.get("module"), nn.Module):
+            module = state["module"]
             with graphs_left_out():
-                state["module"] = copy.deepcopy(state["module"])
+                state["module"] = copy.deepcopy(module)
+            if "_start" in state and state["_start"]["module"] is module:
+                state["_start"] = state["_start"] | {"module": state["module"]}
         laws = pack(METHODS, BUILT_IN)
         return state | ({"_registered_laws": laws} if laws else {})
 

@@ -12,6 +12,7 @@ from flatmin._utils.fitted_attributes import scratch_copy
 from flatmin.dynamics import FlatBinding
 from flatmin.estimators._net import FITTED_PARAMS
 from flatmin.estimators._run import Run
+from flatmin.estimators._start import read_start
 from flatmin.estimators._trajectory import read_kept
 from flatmin.risk.network.prepared_module import evaluation_mode
 
@@ -75,6 +76,8 @@ def set_fitted(estimator: Any, run: Run, net: Any, binding: FlatBinding) -> None
     net.detach()
     evaluation_mode(net.module_)
     estimator.net_ = net
+    if not run.continues:
+        estimator._start = read_start(estimator)
     estimator._names = run.risk.layout.names
     estimator._keeps_graph = run.risk.keeps_graph
     estimator.noise_ = run.law

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelEncoder
@@ -50,9 +51,11 @@ def as_labels(y: Any, *, warn: bool = True) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, one is missing, or integers have become floats that are not
+        these numbers.
     """
-    y = to_numpy("y", y)
+    given = to_numpy("y", y)
+    y = _plain(given)
     if y is None:
         raise ValueError(
             "This NoisyDiffusionClassifier estimator requires y to be passed, but "
@@ -60,9 +63,39 @@ def as_labels(y: Any, *, warn: bool = True) -> np.ndarray:
         )
     with naming("y"):
         labels = np.asarray(y)
+        if not hasattr(given, "dtype") and labels.dtype.kind == "f":
+            _check_exact(labels)
         if labels.ndim < 2 or labels.shape[1:] == (1,):
             return column_or_1d(y, warn=warn)
         return labels
+
+
+def _plain(y: Any) -> Any:
+    """Return integers and truth values of pandas' own dtypes as those of NumPy."""
+    # scikit-learn makes them floats, in which 2**53 and 2**53 + 1 are one number.
+    if isinstance(y, pd.DataFrame) and y.shape[1]:
+        return np.stack([np.asarray(_plain(column)) for _, column in y.items()], axis=1)
+    dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
+    if dtype is None or dtype.kind not in "iub":
+        return y
+    n_missing = int(y.isna().sum())
+    if n_missing:
+        raise ValueError(
+            f"y contains NaN: each example needs a label. Got {n_missing} missing in y "
+            f"of dtype {y.dtype}; leave those examples out of X and y."
+        )
+    return y.to_numpy(dtype)
+
+
+def _check_exact(labels: np.ndarray) -> None:
+    """Raise if labels from a list, or from columns, may be rounded integers."""
+    large = labels[np.abs(labels) >= 2**53]  # False where one is NaN
+    if len(large):
+        raise ValueError(
+            "y must keep its labels apart. Got numbers of several kinds, which become "
+            f"floats, and one near {large[0]:.0f}: beyond 2**53 these are not all "
+            "integers. Pass an array of one integer dtype, or strings."
+        )
 
 
 def check_positions(y: np.ndarray, loss: Any, module: Any) -> None:

@@ -205,7 +205,8 @@ random_state : int, RandomState instance or None, default=None
     Seeds initialisation, batches and noise through generators of their own.
 warm_start : bool, default=False
     Go on from where the last fit ended: θ, generator, history and iterations, with
-    a new optimizer and without a warm-up.
+    a new optimizer and without a warm-up. Another ``module``, ``module_params`` or
+    ``params_init`` than that fit's is refused; ``params_init=None`` is not.
 verbose : bool or int, default=False
     Show progress bars.
 """

@@ -35,6 +35,7 @@ from flatmin.estimators._settings import (
     read_training,
     read_warmup,
 )
+from flatmin.estimators._start import check_start
 from flatmin.estimators._trajectory import rows_before
 from flatmin.risk import EmpiricalRisk
 from flatmin.risk.data.inputs import check_held
@@ -220,6 +221,7 @@ def _make_module(
 ) -> nn.Module:
     """Return a new module, or a copy of the fitted one if ``warm``."""
     if warm:
+        check_start(estimator)
         return copy_module(estimator.module_, device=device, dtype=dtype)
     n_features = 1
     if not isinstance(estimator._input_shape, dict):

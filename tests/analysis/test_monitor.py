@@ -197,7 +197,13 @@ def test_what_is_counted(net):
 
 def test_every_word_that_looks_at_examples_is_counted():
     free = {"audit", "check_gauss_newton", "check_label_noise", "check_likelihood"}
-    free |= {"keeps_graph", "layout", "batch_norm", "set_batch_statistics"}
+    free |= {
+        "frozen_module",
+        "keeps_graph",
+        "layout",
+        "batch_norm",
+        "set_batch_statistics",
+    }
     free |= {"check_examples", "check_running_statistics"}
     free |= {"n_examples", "n_outputs", "n_params", "params", "paths", "set_params"}
     free |= {"distributed"}

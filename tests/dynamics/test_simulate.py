@@ -295,6 +295,40 @@ def test_bad_input(quadratic, arguments, message):
         simulate(quadratic, **(good | arguments))
 
 
+@pytest.mark.parametrize(
+    ("answer", "error", "got"),
+    [
+        (lambda theta: theta[:, :1] > 0, ValueError, r"shape \(5,\). Got shape \(5, 1"),
+        (lambda theta: theta > 0, ValueError, r"Got shape \(5, 2\); .*all\(-1\)"),
+        (lambda theta: (theta > 0).any(), ValueError, r"Got shape \(\)"),
+        (lambda theta: theta[:1, 0] > 0, ValueError, r"Got shape \(1,\)"),
+        (lambda theta: (theta[:, 0] > 0).to(torch.uint8), TypeError, "uint8"),
+        (lambda theta: (theta[:, 0] > 0).long(), TypeError, r"torch\.int64"),
+        (lambda theta: theta[:, 0], TypeError, r"Got torch\.float64; return a comp"),
+        (lambda theta: (theta[:, 0] > 0).numpy(), TypeError, "Got ndarray"),
+        (lambda theta: True, TypeError, "Got bool"),
+        (lambda theta: None, TypeError, "Got NoneType"),
+    ],
+)
+def test_a_target_answers_for_each_chain(quadratic, answer, error, got):
+    asked = []
+
+    def reached(theta):
+        asked.append(theta)
+        return answer(theta)
+
+    options = {"lr": 0.1, "n_iter": 3, "n_chains": 5}
+    with pytest.raises(error, match=f"reached must return .*{got}"):
+        simulate(quadratic, ["gd", "sgd"], START, **options, reached=reached)
+    assert len(asked) == 1  # before any step
+
+    def later(theta):
+        return theta[:, 0] > 0 if torch.equal(theta[0], START) else answer(theta)
+
+    with pytest.raises(error, match=f"reached must return .*{got}"):
+        simulate(quadratic, "gd", START, **options, reached=later)
+
+
 def test_what_is_no_risk_of_chains_is_refused():
     with pytest.raises(TypeError, match=r"or an EmpiricalRisk.*Got Sequential"):
         simulate(_problems.network(), "gd", torch.zeros(2), lr=0.1, n_iter=1)

@@ -1,6 +1,7 @@
 """What fit does, against a loop written by hand, and what it leaves behind."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -258,6 +259,86 @@ def test_a_warm_start_is_not_taken_back_to_params_init():
     second = clf.fit(X, y).history_["loss"]
     np.testing.assert_array_equal(second[:4], first)
     assert second.iloc[-1] < first.iloc[-1]
+
+
+def narrow(n_hidden=4):
+    return nn.Sequential(nn.Linear(4, n_hidden), nn.Tanh(), nn.Linear(n_hidden, 3))
+
+
+def other_bias(module):
+    module = copy.deepcopy(module)
+    with torch.no_grad():
+        module[0].bias[0] += 1
+    return module
+
+
+def pickled(clf):
+    return pickle.loads(pickle.dumps(clf))
+
+
+NET = narrow()
+NARROW = {"module": narrow}
+BRIEF = {"max_iter": 2, "module_params": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({}, {"module": narrow}),
+        (NARROW, {"module": None}),
+        (NARROW, {"module": NET}),
+        ({"module": NET}, {"module": other_bias(NET)}),
+        ({}, {"module_params": {"hidden_layer_sizes": (3,)}}),
+        ({}, {"module_params": {"nonsense": 1}}),
+        ({"module_params": {"hidden_layer_sizes": (3,)}}, {"module_params": None}),
+        (NARROW, {"params_init": np.zeros(35)}),
+        (NARROW | {"params_init": np.ones(35)}, {"params_init": np.zeros(35)}),
+        (
+            {"module": narrow, "module_params": {"n_hidden": 3}},
+            {"module_params": {"n_hidden": 2}, "params_init": np.zeros(19)},
+        ),
+    ],
+)
+@pytest.mark.parametrize("copied", [lambda clf: clf, copy.deepcopy, pickled])
+def test_a_warm_start_has_one_start(copied, given, changed):
+    given = BRIEF | given
+    clf = copied(classifier(**given).fit(X, y)).set_params(warm_start=True)
+    before = clf.params_
+    match = f"as they were then. Got another {', another '.join(changed)}; pass"
+    with pytest.raises(ValueError, match=match):
+        clf.set_params(**changed).fit(X, y)
+    np.testing.assert_array_equal(clf.params_, before)
+    clf.set_params(**{name: given.get(name) for name in changed}).fit(X, y)
+    assert clf.n_iter_ == 4
+    if "nonsense" not in str(changed):
+        assert clf.set_params(warm_start=False, **changed).fit(X, y).n_iter_ == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "equal"),
+    [
+        ({"module": NET}, {"module": copy.deepcopy(NET)}),
+        (
+            {"module_params": {"hidden_layer_sizes": (3,)}},
+            {"module__hidden_layer_sizes": (3,)},
+        ),
+        ({"module_params": {}}, {"module_params": None}),
+        (NARROW | {"params_init": np.ones(35)}, {"params_init": [1.0] * 35}),
+        (NARROW | {"params_init": np.ones(35)}, {"params_init": None}),
+    ],
+)
+def test_a_warm_start_takes_equal_values(given, equal):
+    clf = classifier(**BRIEF | given).fit(X, y)
+    clf.set_params(warm_start=True, **equal).fit(X, y)
+    assert clf.set_params(**given).fit(X, y).n_iter_ == 6
+
+
+def test_a_dict_of_module_params_that_is_changed_in_place():
+    params = {"hidden_layer_sizes": (3,)}
+    clf = classifier(max_iter=2, module_params=params, warm_start=True).fit(X, y)
+    params["hidden_layer_sizes"] = (4,)
+    with pytest.raises(ValueError, match="Got another module_params"):
+        clf.fit(X, y)
 
 
 def test_a_warm_start_can_change_the_method():

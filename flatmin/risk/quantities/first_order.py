@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatmin._utils.arrays import check_tensor
 from flatmin.risk.arguments import as_direction, as_indices, within
@@ -21,7 +21,10 @@ from flatmin.risk.network.batch_statistics import (
     Statistics,
     needs_examples,
     recorded_statistics,
+    write_statistics,
 )
+from flatmin.risk.network.loss_module import LossModule
+from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.quantities.examples_risk import ExamplesRisk
 from flatmin.risk.quantities.penalty import value_with_penalty
 from flatmin.risk.ranks.words import gathered, summed
@@ -174,6 +177,33 @@ class FirstOrderRisk(ExamplesRisk):
             name: (mean.clone(), variance.clone())
             for name, (mean, variance) in kept[2].items()
         }
+
+    @alone
+    def frozen_module(self) -> nn.Module:
+        """Return a copy of the network at :meth:`params`, in eval mode.
+
+        Returns
+        -------
+        torch.nn.Module
+            With the buffers, and the parameters that are not trained, as the risk holds
+            them. After ``batch_norm="batch"`` the statistics of the examples are the
+            running ones.
+
+        Examples
+        --------
+        >>> from flatmin import EmpiricalRisk
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> risk = EmpiricalRisk(net, "squared_error", [[1.0]], [2.0])
+        >>> risk.set_params(torch.tensor([3.0]))
+        >>> risk.frozen_module().weight.item()
+        3.0
+        """
+        theta = self.params()
+        statistics = self.batch_statistics(theta) if self.batch_norm == "batch" else {}
+        self._model.bind(theta)
+        module = copy_module(self._model.module)
+        write_statistics(module, statistics)
+        return module.module if isinstance(module, LossModule) else module
 
     @summed
     @over_chains
