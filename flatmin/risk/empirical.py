@@ -268,6 +268,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         self._make_kernels(probe.n_numbers, size)
         self._hold(shared.own, size, shared.shard)
         check_dependence(self._model, self._loss, shared.tried, size)
+        self._model.trust_input()
         self._theta = self._model.theta()
 
     def _try(self, examples: ExampleData, original: nn.Module, size: int) -> None:
