@@ -137,3 +137,89 @@ def test_integers_that_are_tried_as_indices_stay():
     before = X.clone()
     EmpiricalRisk(Table(), "cross_entropy", X, torch.tensor([0, 1, 0]))
     assert torch.equal(X, before)
+
+
+def smooth_labels(outputs, targets):
+    targets = targets.mul_(0.9).add_(0.05)
+    return F.binary_cross_entropy_with_logits(outputs[:, 0], targets, reduction="none")
+
+
+def clip_targets(outputs, targets):
+    targets.clamp_(0, 1)
+    return (outputs[:, 0] - targets) ** 2
+
+
+def halve_negative_targets(outputs, targets):
+    if (targets < 0).any():
+        targets[targets < 0] *= 0.5
+    return (outputs[:, 0] - targets) ** 2
+
+
+def clip_outputs(outputs, targets):
+    return (outputs.clamp_(-0.5, 0.5)[:, 0] - targets) ** 2
+
+
+class Squared(nn.MSELoss):
+    """A loss module of one's own, whose mean is compared, too."""
+
+    def forward(self, outputs, targets):
+        return super().forward(outputs[:, 0], targets.mul_(0.5))
+
+
+def targets():
+    y = torch.linspace(0, 1, N, dtype=torch.float64)
+    y[30] = -4.0
+    return y
+
+
+LOSSES = [smooth_labels, clip_targets, halve_negative_targets, clip_outputs, Squared()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_a_loss_may_write_into_outputs_and_targets(loss, dtype):
+    X, y = data()[0].to(dtype), targets().to(dtype)
+    before, module = y.clone(), nn.Linear(3, 1).to(dtype)
+    risk = EmpiricalRisk(module, loss, X, y)
+    value = loss(module(X), before.clone()).mean()
+    gradient = torch.autograd.grad(value, list(module.parameters()), create_graph=True)
+    flat = nn.utils.parameters_to_vector(gradient)
+    rows = [
+        torch.autograd.grad(g, list(module.parameters()), retain_graph=True)
+        for g in flat
+    ]
+    hessian = torch.stack([nn.utils.parameters_to_vector(row) for row in rows])
+    theta = risk.params()
+    close = torch.testing.assert_close
+    for _ in range(3):
+        close(risk.value(theta), value.detach())
+        close(risk.gradient(theta), flat.detach())
+        two = risk.gradient(torch.stack([theta, theta]))
+        close(two, torch.stack([flat, flat]).detach())
+        close(risk.linearize(theta).hvp(theta), hessian @ theta)
+        close(risk.linearize(theta).ggn(theta), hessian @ theta)  # a linear module
+    assert torch.equal(y, before)
+    assert not risk.audit().fails
+
+
+def test_a_loss_that_writes_into_a_later_chunk_is_refused_and_y_stays():
+    y = targets()
+    before = y.clone()
+    module = nn.Linear(3, 1).double()
+    risk = EmpiricalRisk(module, halve_negative_targets, data()[0], y, chunk_size=13)
+    for ask in (risk.value, risk.gradient, risk.squared_norms):
+        with pytest.raises(ValueError, match="halve_negative_targets must leave"):
+            ask(risk.params())
+    assert torch.equal(y, before)
+
+
+def test_another_risk_of_a_loss_tries_it_anew():
+    module, X = nn.Linear(3, 1).double(), data()[0]
+    first = EmpiricalRisk(module, halve_negative_targets, X, targets().abs())
+    y = targets()
+    before = y.clone()
+    risk = EmpiricalRisk(module, first._loss, X, y)
+    expected = halve_negative_targets(module(X), before.clone()).mean()
+    for _ in range(2):
+        torch.testing.assert_close(risk.value(risk.params()), expected.detach())
+    assert torch.equal(y, before)

@@ -73,9 +73,10 @@ class ArrayData:
         """See :meth:`ExampleData.iterate`."""
         for chunk in iterate_chunks(self.X, self.y, self.weights, chunk_size):
             n_shown = cast(slice, chunk.rows).stop
-            # A module may write into rows that the trials did not show: once, a copy.
+            # Module and loss may write where the trials did not show it: once, copies.
             if self._n_shown < n_shown and len(chunk.X) < len(self):
-                chunk = replace(chunk, X=map_inputs(Tensor.clone, chunk.X))
+                X = map_inputs(Tensor.clone, chunk.X)
+                chunk = replace(chunk, X=X, y=chunk.y.clone())
             self._n_shown = max(self._n_shown, n_shown)
             yield chunk
 

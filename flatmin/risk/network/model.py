@@ -30,6 +30,7 @@ from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.module_update import check_form, copy_tensors, reads_alike
 from flatmin.risk.network.outputs import OutputTransform, read_output
 from flatmin.risk.trials import difference, tolerance
+from flatmin.risk.write_guard import WriteGuard
 
 __all__ = ["FlatModel"]
 
@@ -51,9 +52,8 @@ class FlatModel:
         Order and shapes.
     params : list of torch.nn.Parameter
         The trainable ones; :meth:`bind` sets their values.
-    copies_input : bool
-        Whether the module is given copies of its input: until :meth:`trust_input`, and
-        for one that has written into it by then.
+    guard : WriteGuard
+        Of its input, for the module and its copies.
     normalises_batch : bool
         True if BatchNorm takes the statistics of its input, so that the outputs for one
         example depend on all that it comes with.
@@ -80,8 +80,7 @@ class FlatModel:
     ) -> None:
         self.module = module
         self.output_transform = output_transform
-        self.copies_input = True
-        self._writes_input = False
+        self.guard = WriteGuard(_WRITES)
         self.normalises_batch = normalises_batch(module)
         self.pairs_single = not self.normalises_batch and any(
             isinstance(part, _BatchNorm) for part in module.modules()
@@ -89,7 +88,6 @@ class FlatModel:
         self.keeps_graph = False
         self.in_float64 = False
         self._updates = [0]  # shared with blocks
-        self._has_spoilt = [False]  # whether data were written into; shared, too
         self.lock = Lock("A risk")
         self._attends = attends(module)
         self._make_views()
@@ -140,7 +138,7 @@ class FlatModel:
         module = copy_module(self.module)
         write_statistics(module, statistics)
         twin = FlatModel(module, self.output_transform)
-        twin.keeps_graph = self.keeps_graph
+        twin.guard, twin.keeps_graph = self.guard, self.keeps_graph
         twin.lowest_dtype, twin.in_float64 = self.lowest_dtype, self.in_float64
         return twin
 
@@ -305,42 +303,19 @@ class FlatModel:
         with torch.set_grad_enabled(self.keeps_graph):
             return self(X).detach()
 
-    def trust_input(self) -> None:
-        """Hand out no more copies, unless one of them has been written into."""
-        self.copies_input = self._writes_input
-
     def _run(self, module: Callable[..., Any], X: Inputs) -> Tensor:
-        if self._has_spoilt[0]:
-            raise ValueError(_SPOILT)
-        given = X
         # Under vmap a tensor of one example stands for many.
         pairs = self.pairs_single and len(X) == 1 and not _is_batched(X)
         if pairs:
             X = map_inputs(lambda leaf: torch.cat([leaf, leaf]), X)
-        elif self.copies_input:
-            X = map_inputs(Tensor.clone, X)
-        before = _versions(X)
         with (
             one_attention() if self._attends else nullcontext(),
             InFloat64() if self.in_float64 else nullcontext(),
         ):
-            outputs = self.read_output(call_with(module, X))
-        if pairs:
-            return outputs[:1]
-        self._note_writing(given, X, before)
-        return outputs
-
-    def _note_writing(self, given: Inputs, X: Inputs, before: list[int]) -> None:
-        """Raise if the input was written into that is not a copy."""
-        if _versions(X) != before:
-            self._writes_input = True
-            if X is given:
-                self._has_spoilt[0] = True
-                raise ValueError(_SPOILT)
-        elif self.copies_input and not self._writes_input:
-            # What writes past PyTorch, by x.data or x.numpy(), counts no version.
-            pairs = zip(leaves_of(X), leaves_of(given), strict=True)
-            self._writes_input = not all(torch.equal(*pair) for pair in pairs)
+            outputs = self.guard.call(
+                lambda X: self.read_output(call_with(module, X)), X, are_copies=pairs
+            )
+        return outputs[:1] if pairs else outputs
 
     def functional(self, theta: Tensor, X: Inputs) -> Tensor:
         """Return the outputs at θ as a function of θ, for higher derivatives.
@@ -408,18 +383,13 @@ class FlatModel:
         return read_output(outputs, self.output_transform)
 
 
-_SPOILT = (
+_WRITES = (
     "The module must leave its input as it is. Got one that writes into it, for some "
     "examples or at some θ only; the trials when the risk was made did not show it. X "
     "may be changed now, and this risk cannot be used any more. Begin forward with "
     "x = x.clone(), or write nothing into x (x.masked_fill in place of x.masked_fill_, "
     "torch.where in place of x[mask] = ...), and make a new risk of X as it was."
 )
-
-
-def _versions(X: Inputs) -> list[int]:
-    """Return how often each leaf was written into; PyTorch counts on the host."""
-    return [0 if leaf.is_inference() else leaf._version for leaf in leaves_of(X)]
 
 
 def _is_batched(X: Inputs) -> bool:
