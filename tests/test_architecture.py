@@ -44,6 +44,7 @@ ROOMS = (
     "interface",
     "failures",
     "trials",
+    "write_guard",
     "ranks",
     "autodiff",
     "network",

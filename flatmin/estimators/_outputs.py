@@ -87,7 +87,10 @@ def try_first(
     -------
     Tensor of shape (1, ...)
     """
-    first = map_inputs(lambda leaf: leaf.to(device), examples.first_input())
+    first = map_inputs(
+        lambda leaf: leaf.to(device, copy=True),  # the module may write into it
+        examples.first_input(),
+    )
     first = as_input(first, module, dtype)
     with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
         returned = call_with(evaluation_mode(copy_module(module)), first)

@@ -80,6 +80,13 @@ def rescale_layers(
     layers = list(dict.fromkeys(n.rpartition(".")[0] for n in risk.layout.names))
     scales = {}
     for name, factor in factors.items():
+        for alias, shared in risk.layout.aliases:
+            if alias.rpartition(".")[0] == name:
+                raise ValueError(
+                    "factors must name layers with parameters of their own. Got "
+                    f"{name!r}, whose {alias} is {shared}; a layer that shares its "
+                    "weight has no factor of its own."
+                )
         if name not in layers:
             raise ValueError(
                 f"factors must name layers that have parameters. Got {name!r}; there "

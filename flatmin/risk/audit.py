@@ -22,7 +22,7 @@ from flatmin.risk.data.opened_data import trial_indices
 from flatmin.risk.identities import REFUSALS, Check, check_identities
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.rounding import leave_out_casts
-from flatmin.risk.trials import random_like
+from flatmin.risk.trials import difference, random_like, tolerance
 
 __all__ = ["Audit", "Check", "audit"]
 
@@ -118,16 +118,18 @@ def audit(risk: Any, theta: Tensor) -> Audit:
     -------
     Audit
     """
-    few = _in_float64(risk)
+    few = own = _in_float64(risk)
     start = time.perf_counter()
     lowest = few._model.lowest_dtype
     if few.dtype == torch.float64 and lowest != few.dtype:
         # What the module casts to less is taken for float64 where that can be.
-        few = copy.deepcopy(few)  # a subset shares the network of the risk
+        few = copy.deepcopy(own)  # a subset shares the network of the risk
         few._model.bind(theta.to(few.dtype))
         leave_out_casts(few._model, few._loss, next(few._chunks(few.n_examples)))
     gradient = _seconds(lambda: risk.gradient(theta))
     checks = tuple(check_identities(few, theta.to(few.dtype)))
+    if few is not own:
+        checks += (_check_casts(own, few, theta.to(few.dtype)),)
     costs = tuple(_costs(risk, theta, gradient))
     took = (time.perf_counter() - start) / gradient
     module = type(risk._model.module).__name__
@@ -159,6 +161,17 @@ def _in_float64(risk: Any) -> Any:
     with suppress(RuntimeError, ValueError):
         few = few.to(dtype=torch.float64)
     return few
+
+
+def _check_casts(own: Any, exact: Any, theta: Tensor) -> Check:
+    """Compare H v with that of the casts taken for float64."""
+    identity = "H v of the module's casts, and without them"
+    limit, v = tolerance(own._model.precision, 2), random_like(theta, 0)
+    try:
+        found = [risk.linearize(theta).hvp(v) for risk in (own, exact)]
+    except REFUSALS as error:
+        return Check(identity, float("nan"), limit, first_line(error))
+    return Check(identity, difference(*found), limit)
 
 
 def _costs(risk: LabelNoiseRisk, theta: Tensor, gradient: float) -> Iterator[Cost]:

@@ -243,7 +243,7 @@ class EmpiricalRisk(LabelNoiseRisk):
         data = open_data(X, y, target, module=module, joins=joins)
         if not isinstance(sample_weight, KnownWeights):  # before any trial
             sample_weight = as_weights(sample_weight, len(data), self.device)
-        self._loss = resolve_loss(loss).to(self.device, self.dtype)
+        self._loss = resolve_loss(loss).to(self.device, self.dtype).guarded()
         self._model = FlatModel(module, output_transform)
         if isinstance(module, LossModule) and isinstance(original, LossModule):
             check_losses(module, data.X)
@@ -268,6 +268,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         self._make_kernels(probe.n_numbers, size, len(shared.own))
         self._hold(shared.own, size, shared.shard)
         check_dependence(self._model, self._loss, shared.tried, size)
+        self._model.guard.trust()
+        self._loss.trust()
         self._theta = self._model.theta()
 
     def _try(self, examples: ExampleData, original: nn.Module, size: int) -> None:

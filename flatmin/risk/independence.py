@@ -204,11 +204,14 @@ def _crowd_off(n: int, model: FlatModel, _loss: ExampleLoss, one: Chunk) -> floa
     return difference(crowd, alone.expand_as(crowd))
 
 
-def _spots_off(model: FlatModel, _loss: ExampleLoss, chunk: Chunk) -> float:
+def _spots_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
     """Return how far outputs of some examples among all are from those alone."""
     n = len(chunk.X)
     spots = torch.linspace(0, n - 1, min(n, _N_SPOTS), device="cpu").long().tolist()
-    together = model.evaluate(chunk.X)[spots]
+    outputs = model.evaluate(chunk.X)
+    with torch.no_grad():  # for its guard: it may write into few targets alone
+        loss.per_example(outputs, chunk.y)
+    together = outputs[spots]
     alone = [model.evaluate(chunk.X[i : i + 1]) for i in spots]
     return difference(together, torch.cat(alone))
 

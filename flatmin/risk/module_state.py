@@ -64,7 +64,6 @@ def check_state(
     )
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     fresh = FlatModel(module, model.output_transform)
-    fresh.copies_input = model.copies_input
     _check_counters(model, chunk)
     try:
         model.bind(other)

@@ -68,7 +68,7 @@ def choose_strides(model: FlatModel, X: Inputs) -> tuple[Inputs, bool]:
     if fast is X and all(leaf.is_contiguous() for leaf in leaves_of(X)):
         return X, False
     try:
-        model.evaluate(map_inputs(Tensor.clone, fast[:2]))
+        model.evaluate(fast[:2])
     except RuntimeError:  # many a module calls view() behind a convolution
         return map_inputs(Tensor.contiguous, X), True
     except (TypeError, ValueError):  # comes again when one example is looked at
@@ -84,7 +84,6 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
     Parameters
     ----------
     model : FlatModel
-        Learns whether its module writes into its input.
     X : Tensor of shape (N, ...) or Tree
 
     Returns
@@ -103,9 +102,8 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
     UserWarning
         If it takes a name of X among any others, and does nothing with it.
     """
-    first = map_inputs(Tensor.clone, X[: N_TRIED if model.normalises_batch else 1])
+    first = X[: N_TRIED if model.normalises_batch else 1]
     n = len(first)
-    versions = [leaf._version for leaf in leaves_of(first)]
     try:
         outputs, n_activations = _count_activations(model, first)
     except TypeError as error:
@@ -119,7 +117,6 @@ def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
             f"The module cannot take {describe_inputs(X)}: {message(error)}"
             f"{_INTEGERS if isinstance(X, Tree) and 'dtype' in str(error) else ''}"
         ) from error
-    model.copies_input = versions != [leaf._version for leaf in leaves_of(first)]
     if outputs.ndim == 0 or outputs.shape[0] != n:
         remedy = "; use squeeze(-1) in place of squeeze()" if outputs.ndim == 0 else ""
         some = "one example" if n == 1 else f"{n} examples"

@@ -105,6 +105,14 @@ def test_what_is_refused(build, factors, sentence):
         rescale_layers(problem, problem.params(), factors)
 
 
+def test_a_layer_that_shares_its_weight_has_no_factor():
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    module[2].weight = module[0].weight
+    risk = EmpiricalRisk(module, "cross_entropy", randn(6, 3).float(), [0, 1, 2] * 2)
+    with pytest.raises(ValueError, match=r"Got '2', whose 2.weight is 0.weight"):
+        rescale_layers(risk, risk.params(), {"0": 0.5, "2": 2.0})
+
+
 def test_what_has_no_layers():
     quadratic = QuadraticRisk(torch.eye(2), torch.zeros(1, 2))
     with pytest.raises(TypeError, match=r"must be an EmpiricalRisk.*Got QuadraticRisk"):

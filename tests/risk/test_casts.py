@@ -5,10 +5,13 @@ The reference is float64 autograd of the same network without the cast.
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from flatmin.risk import EmpiricalRisk, rounding
 from flatmin.risk.autodiff.casts import LowestDtype
+from flatmin.risk.trials import random_like
 
 from .test_second_derivatives import WrongSecond, data, make, reference
 
@@ -94,10 +97,10 @@ def test_what_is_right_has_the_digits_of_the_lower(cast, dtype):
         off = (found.double() - wanted.view(found.shape)).norm() / wanted.norm()
         assert off < 2e-6
     told = "the module computes in float32 inside"
-    precision, _, change = risk.paths.get("precision", "").partition(", which changes ")
+    precision, _, change = risk.paths.get("precision", "").partition(", which changed ")
     assert precision == (told if dtype == DOUBLE else "")
     if dtype == DOUBLE:
-        assert float(change.removeprefix("H v by ")) < 2e-6
+        assert float(change.removeprefix("H v by ").split()[0]) < 2e-6
     assert told in str(risk.audit())
     assert risk.audit().fails == ()
     assert risk._model.in_float64 is False  # the audit had a copy
@@ -178,9 +181,43 @@ def test_how_much_float16_changes_a_product_that_passes_is_told(dtype):
     found = risk.linearize(theta).hvp(v).double()
     right = reference(make(torch.tanh), X, Y)[2] @ v.double()
     off = float((found - right).norm() / right.norm())
-    told = float(risk.paths["precision"].partition(", which changes H v by ")[2])
+    told = risk.paths["precision"].partition(", which changed H v by ")[2]
+    assert told.endswith(" at the θ of the trial")
+    told = float(told.split()[0])
     assert 1e-5 < told <= 1e-3
     assert told / 5 < off < 5 * told  # of another vector
+
+
+class HalfLayer(nn.Module):
+    """Three layers, the second in another precision; the last begins at zero."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.middle, self.lower = nn.Linear(6, 6), dtype
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x)).to(self.lower)
+        weight, bias = (p.to(self.lower) for p in self.middle.parameters())
+        return self.outer(torch.tanh(F.linear(h, weight, bias)).to(x.dtype))
+
+
+def test_the_audit_tells_what_float16_changes_at_another_theta():
+    torch.manual_seed(0)
+    module, identity = HalfLayer(torch.float16).double(), "H v of the module's casts"
+    risk, plain = EmpiricalRisk(module, "cross_entropy", X, Y), HalfLayer(DOUBLE)
+    rng = torch.Generator().manual_seed(0)
+    step = 2 * torch.randn(risk.n_params, generator=rng, dtype=DOUBLE)
+    for theta, verdict in [(risk.params(), "holds"), (risk.params() + step, "fails")]:
+        audit, v = risk.audit(theta), random_like(theta, 0)
+        (check,) = [c for c in audit.checks if c.identity.startswith(identity)]
+        nn.utils.vector_to_parameters(theta, plain.double().parameters())
+        right = reference(plain, X, Y)[2] @ v
+        off = float((risk.linearize(theta).hvp(v) - right).norm() / right.norm())
+        assert check.verdict == verdict
+        assert check.difference == pytest.approx(off, rel=0.2)
 
 
 @pytest.mark.parametrize(

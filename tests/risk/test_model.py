@@ -36,6 +36,56 @@ def test_layout_lists_a_shared_layer_once():
     assert names == ("0.weight", "0.bias", "4.weight", "4.bias")
 
 
+class Tied(nn.Module):
+    """One weight under three names, and two biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.v = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.u = nn.Linear(3, 3, bias=False)
+        self.v.weight = self.u.weight = self.w.weight
+
+    def forward(self, x):
+        return self.u(torch.tanh(self.v(torch.tanh(self.w(x)))))
+
+
+@pytest.mark.parametrize(
+    ("select", "names"),
+    [
+        ("v", ("w.weight", "v.bias")),
+        (["v"], ("w.weight", "v.bias")),
+        ("u", ("w.weight",)),
+        ("v.weight", ("w.weight",)),
+        ("u.*", ("w.weight",)),
+        ("*.bias", ("w.bias", "v.bias")),
+        ("w", ("w.weight", "w.bias")),
+    ],
+)
+def test_a_shared_parameter_goes_by_each_of_its_names(select, names):
+    module = Tied().double()
+    X, y = torch.randn(9, 3, dtype=torch.float64), torch.arange(9) % 3
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    assert risk.layout.names == ("w.weight", "w.bias", "v.bias")
+    assert risk.layout.chosen(select) == names
+    assert risk.layout.slice("v.weight") == risk.layout.slice("w.weight")
+    parts = [dict(module.named_parameters())[name] for name in names]
+    loss = F.cross_entropy(module(X), y)
+    gradients = torch.autograd.grad(loss, parts, create_graph=True)
+    flat = nn.utils.parameters_to_vector(gradients)
+    v = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
+    Hv = nn.utils.parameters_to_vector(torch.autograd.grad(flat @ v, parts))
+    found = risk.linearize(risk.params(), select=select).hvp(v)
+    torch.testing.assert_close(found, Hv)
+
+
+def test_what_has_no_parameters_is_refused_as_before():
+    layout = ParameterLayout.of(Tied())
+    with pytest.raises(ValueError, match="Got 'x'"):
+        layout.chosen("x")
+    with pytest.raises(KeyError, match=r"Got 'u.bias'"):
+        layout.slice("u.bias")
+
+
 def test_params_are_where_the_risk_began_or_was_set_to():
     p = problem("mlp")
     risk, start = p.risk(), oracles.flat_parameters(p.module)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -63,13 +64,21 @@ class ArrayData:
         self.X = X
         self.y = y
         self.weights = weights
+        self._n_shown = 0  # how many a module has been given
 
     def __len__(self) -> int:
         return len(self.X)
 
     def iterate(self, chunk_size: int) -> Iterator[Chunk]:
         """See :meth:`ExampleData.iterate`."""
-        return iterate_chunks(self.X, self.y, self.weights, chunk_size)
+        for chunk in iterate_chunks(self.X, self.y, self.weights, chunk_size):
+            n_shown = cast(slice, chunk.rows).stop
+            # Module and loss may write where the trials did not show it: once, copies.
+            if self._n_shown < n_shown and len(chunk.X) < len(self):
+                X = map_inputs(Tensor.clone, chunk.X)
+                chunk = replace(chunk, X=X, y=chunk.y.clone())
+            self._n_shown = max(self._n_shown, n_shown)
+            yield chunk
 
     def select(self, indices: Tensor) -> Chunk:
         """See :meth:`ExampleData.select`; in the strides of X."""

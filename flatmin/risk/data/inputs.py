@@ -174,7 +174,7 @@ def _integer_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> torch.dt
     for candidate in candidates:
         copied = copy_module(module).eval()
         with torch.no_grad(), suppress(Exception):
-            copied(X.to(candidate))
+            copied(X.to(candidate, copy=True))  # it may write into them
             return candidate
     return candidates[0]
 

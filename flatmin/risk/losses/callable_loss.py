@@ -13,6 +13,7 @@ from torch.func import grad, vjp
 
 from flatmin._utils.messages import first_line
 from flatmin._utils.quiet import ignored
+from flatmin._utils.trees import Inputs, Tree, leaves_of
 from flatmin.risk.autodiff.compiler import load_compiler
 from flatmin.risk.losses.class_targets import ClassTargets, as_integers
 from flatmin.risk.losses.elementwise import elementwise_targets, unit_targets
@@ -24,6 +25,7 @@ from flatmin.risk.losses.output_hessian import (
 )
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.trials import tolerance
+from flatmin.risk.write_guard import WriteGuard
 
 __all__ = ["CallableLoss"]
 
@@ -79,6 +81,7 @@ class CallableLoss(ExampleLoss):
         self.unit_targets = unit_targets
         self.sums = sums
         self.whole = whole
+        self.guard = WriteGuard(_WRITES.format(name=name))
         self._is_checked = False
         self._twin: CallableLoss | None = None  # the same in float64, once tried
         self._has_tried = False
@@ -96,6 +99,17 @@ class CallableLoss(ExampleLoss):
         if self.classes is not None:
             moved.classes = self.classes.to(device, dtype)
         return moved
+
+    def guarded(self) -> CallableLoss:
+        """See :meth:`ExampleLoss.guarded`."""
+        fresh = copy.copy(self)
+        fresh.guard = WriteGuard(self.guard.message)
+        fresh._twin, fresh._has_tried = None, False  # it would share the other guard
+        return fresh
+
+    def trust(self) -> None:
+        """See :meth:`ExampleLoss.trust`."""
+        self.guard.trust()
 
     def prepare_targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Give targets their form, and try one example."""
@@ -126,12 +140,27 @@ class CallableLoss(ExampleLoss):
         if self._twin is not None and outputs.dtype != torch.float64:
             exact = self._twin.per_example(outputs.double(), _in_float64(targets))
             return exact.to(outputs.dtype)
-        losses = self.function(outputs, targets)
+        losses = self._call(self.function, outputs, targets)
         if self.classes is not None:
             return self.classes.mean(losses, targets)
         if losses.ndim == 1:
             return losses
         return losses.flatten(1).sum(1) if self.sums else losses.flatten(1).mean(1)
+
+    def _call(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        outputs: Tensor,
+        targets: Tensor,
+        **options: bool,
+    ) -> Tensor:
+        """Call a function that may write into outputs and targets."""
+
+        def unpacked(both: Inputs) -> Tensor:
+            return function(*leaves_of(both))
+
+        both = Tree((outputs, targets), (), ())
+        return self.guard.call(unpacked, both, **options)
 
     def root_product(self, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
         """S = V √Λ of Hᵢ = VΛVᵀ."""
@@ -195,7 +224,7 @@ class CallableLoss(ExampleLoss):
             return
         outputs = outputs[:1].repeat_interleave(len(targets), 0)
         with ignored():  # KLDivLoss warns about what it divides by
-            own = self.whole(outputs, targets)
+            own = self._call(self.whole, outputs, targets)
         losses = self.per_example(outputs, targets)
         weights = self.target_weights(targets)
         if weights is not None:
@@ -224,7 +253,7 @@ class CallableLoss(ExampleLoss):
         """Return the shape of the losses, or say why there are none."""
         shapes = [("n", *t.shape[1:]) for t in (outputs, targets)]
         try:
-            losses: Any = self.function(outputs, targets)
+            losses: Any = self._call(self.function, outputs, targets, are_copies=True)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -241,6 +270,15 @@ class CallableLoss(ExampleLoss):
                 f"example. Got {type(losses).__name__}; pass a function that picks it."
             )
         return tuple(losses.shape)
+
+
+_WRITES = (
+    "The loss {name} must leave outputs and targets as they are. Got one that writes "
+    "into them, for some examples or at some θ only; the trials when the risk was made "
+    "did not show it. y may be changed now, and this risk cannot be used any more. "
+    "Begin the loss with targets = targets.clone(), and so for the outputs, or write "
+    "nothing into them (clamp in place of clamp_), and make a new risk of y as it was."
+)
 
 
 def _in_float64(targets: Tensor) -> Tensor:

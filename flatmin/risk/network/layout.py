@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from math import prod
@@ -28,6 +28,8 @@ class ParameterLayout:
         In ``module.named_parameters()`` order; a shared parameter appears once.
     shapes : tuple of tuple of int
         One for each name.
+    aliases : tuple of (str, str), default=()
+        Each further name of a shared parameter, and its name in ``names``.
 
     Examples
     --------
@@ -38,6 +40,7 @@ class ParameterLayout:
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    aliases: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def of(cls, module: nn.Module) -> ParameterLayout:
@@ -62,8 +65,13 @@ class ParameterLayout:
                 f"module must be a torch.nn.Module. Got {type(module).__name__}."
             )
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        names = {id(p): name for name, p in named}
+        every = module.named_parameters(remove_duplicate=False)
+        known = [(name, names[id(p)]) for name, p in every if id(p) in names]
         return cls(
-            tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named)
+            tuple(names.values()),
+            tuple(tuple(p.shape) for _, p in named),
+            tuple(pair for pair in known if pair[0] != pair[1]),
         )
 
     @property
@@ -82,7 +90,7 @@ class ParameterLayout:
         Parameters
         ----------
         name : str
-            One of ``names``.
+            One of ``names``, or another name of a shared parameter.
 
         Returns
         -------
@@ -93,12 +101,13 @@ class ParameterLayout:
         KeyError
             If there is no trainable parameter of that name.
         """
-        if not isinstance(name, str) or name not in self.names:
+        known = {**dict(self.aliases), **{name: name for name in self.names}}
+        if not isinstance(name, str) or name not in known:
             raise KeyError(
                 f"name must be a trainable parameter. Got {name!r}; there are "
                 f"{self.names}."
             )
-        i = self.names.index(name)
+        i = self.names.index(known[name])
         stops = list(accumulate(self.sizes))
         return slice(stops[i] - self.sizes[i], stops[i])
 
@@ -109,7 +118,7 @@ class ParameterLayout:
         ----------
         patterns : str or list of str
             Names of parameters, or of modules for all that is below them; with the
-            wildcards of :mod:`fnmatch`.
+            wildcards of :mod:`fnmatch`. A shared parameter goes by each of its names.
 
         Returns
         -------
@@ -162,11 +171,12 @@ class ParameterLayout:
                 "select must name at least one parameter; None takes all. Got none."
             )
         wanted: set[str] = set()
+        known = [*((name, name) for name in self.names), *self.aliases]
         for pattern in several:
             found = {
                 name
-                for name in self.names
-                if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+                for called, name in known
+                if fnmatchcase(called, pattern) or fnmatchcase(called, f"{pattern}.*")
             }
             if not found:
                 raise ValueError(
@@ -178,6 +188,8 @@ class ParameterLayout:
 
     def layers(self) -> dict[str, _Slice]:
         """Return where the parameters of each module lie in θ.
+
+        A shared parameter is that of the first module.
 
         Returns
         -------

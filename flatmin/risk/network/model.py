@@ -30,6 +30,7 @@ from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.network.module_update import check_form, copy_tensors, reads_alike
 from flatmin.risk.network.outputs import OutputTransform, read_output
 from flatmin.risk.trials import difference, tolerance
+from flatmin.risk.write_guard import WriteGuard
 
 __all__ = ["FlatModel"]
 
@@ -51,8 +52,8 @@ class FlatModel:
         Order and shapes.
     params : list of torch.nn.Parameter
         The trainable ones; :meth:`bind` sets their values.
-    copies_input : bool
-        True if the module writes into its input: then it is given copies.
+    guard : WriteGuard
+        Of its input, for the module and its copies.
     normalises_batch : bool
         True if BatchNorm takes the statistics of its input, so that the outputs for one
         example depend on all that it comes with.
@@ -79,7 +80,7 @@ class FlatModel:
     ) -> None:
         self.module = module
         self.output_transform = output_transform
-        self.copies_input = False
+        self.guard = WriteGuard(_WRITES)
         self.normalises_batch = normalises_batch(module)
         self.pairs_single = not self.normalises_batch and any(
             isinstance(part, _BatchNorm) for part in module.modules()
@@ -137,7 +138,7 @@ class FlatModel:
         module = copy_module(self.module)
         write_statistics(module, statistics)
         twin = FlatModel(module, self.output_transform)
-        twin.copies_input, twin.keeps_graph = self.copies_input, self.keeps_graph
+        twin.guard, twin.keeps_graph = self.guard, self.keeps_graph
         twin.lowest_dtype, twin.in_float64 = self.lowest_dtype, self.in_float64
         return twin
 
@@ -279,7 +280,6 @@ class FlatModel:
             copy_module(module, device=theta.device, dtype=theta.dtype),
             self.output_transform,
         )
-        twin.copies_input = self.copies_input
         twin.keeps_graph = self.keeps_graph
         ours, theirs = self.evaluate(few), twin.evaluate(few)
         if exactly or ours.shape != theirs.shape:
@@ -308,13 +308,13 @@ class FlatModel:
         pairs = self.pairs_single and len(X) == 1 and not _is_batched(X)
         if pairs:
             X = map_inputs(lambda leaf: torch.cat([leaf, leaf]), X)
-        elif self.copies_input:
-            X = map_inputs(Tensor.clone, X)
         with (
             one_attention() if self._attends else nullcontext(),
             InFloat64() if self.in_float64 else nullcontext(),
         ):
-            outputs = self.read_output(call_with(module, X))
+            outputs = self.guard.call(
+                lambda X: self.read_output(call_with(module, X)), X, are_copies=pairs
+            )
         return outputs[:1] if pairs else outputs
 
     def functional(self, theta: Tensor, X: Inputs) -> Tensor:
@@ -381,6 +381,15 @@ class FlatModel:
     def read_output(self, outputs: Any) -> Tensor:
         """Return the one tensor of what ``forward`` returned."""
         return read_output(outputs, self.output_transform)
+
+
+_WRITES = (
+    "The module must leave its input as it is. Got one that writes into it, for some "
+    "examples or at some θ only; the trials when the risk was made did not show it. X "
+    "may be changed now, and this risk cannot be used any more. Begin forward with "
+    "x = x.clone(), or write nothing into x (x.masked_fill in place of x.masked_fill_, "
+    "torch.where in place of x[mask] = ...), and make a new risk of X as it was."
+)
 
 
 def _is_batched(X: Inputs) -> bool:

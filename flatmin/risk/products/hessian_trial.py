@@ -83,6 +83,7 @@ def _projections(outputs: Tensor, _targets: Tensor) -> Tensor:
 
 
 PROJECTION = CallableLoss(_projections, name="projections")
+PROJECTION.trust()
 
 
 def _gradient_off(point: DoubleBackward, product: Tensor, v: Tensor) -> float:

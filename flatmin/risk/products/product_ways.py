@@ -102,7 +102,7 @@ class ProductWays:
         """Return by how much casts change H v, where that is known."""
         if self.cast_error is None:
             return ""
-        return f", which changes H v by {self.cast_error:.0e}"
+        return f", which changed H v by {self.cast_error:.0e} at the θ of the trial"
 
     def jvp(self, point: DoubleBackward, v: Tensor) -> Tensor:
         """Return J v of a chunk by the first way that is right, and finite there.

@@ -79,7 +79,7 @@ class ExamplesRisk(NetworkRisk):
 
         "precision" is there where the module computes in less than θ's, as a norm in
         float32: its numbers have the digits of that. It tells by how much this changed
-        H v on a few examples.
+        H v on a few examples at the θ of the trial; at another θ the audit tells.
         """
         with self._lock:
             tried = {
