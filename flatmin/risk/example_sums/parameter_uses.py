@@ -117,7 +117,7 @@ def record_uses(
 
 
 @torch.enable_grad()
-def slopes_off(model: FlatModel, examples: ExampleScalars) -> float:
+def slopes_off(model: FlatModel, examples: ExampleScalars) -> tuple[float, list[str]]:
     """Return how far a slope at an example's place is from that of its own scalar.
 
     With weights on the scalars each place must have its own example's. So it is seen
@@ -132,14 +132,16 @@ def slopes_off(model: FlatModel, examples: ExampleScalars) -> float:
 
     Returns
     -------
-    float
+    off : float
         Relative, as :func:`flatmin.risk.trials.difference` is.
+    signature : list of str
+        See :class:`ParameterWatch`.
     """
     watch, outputs = _watched(model, examples)
     values = examples.of(outputs)
     edges = [call.edge for call in watch.calls]
     if not (edges and values.requires_grad):
-        return 0.0
+        return 0.0, watch.signature
     weights = torch.rand(len(values), generator=torch.Generator().manual_seed(0)) + 1
     weights = weights.to(values)
     options: dict[str, Any] = {"allow_unused": True}
@@ -148,9 +150,10 @@ def slopes_off(model: FlatModel, examples: ExampleScalars) -> float:
     parts = []
     for call, found, slope in zip(watch.calls, weighted, plain, strict=True):
         if found is not None and slope is not None:
-            right = slope.reshape(call.shape) * as_column(weights, call.input)
+            slope = slope.reshape(call.shape)
+            right = slope * as_column(weights, slope)
             parts.append(difference_and_size(found.reshape(call.shape), right))
-    return max(worst_difference(parts)) if parts else 0.0
+    return max(worst_difference(parts)) if parts else 0.0, watch.signature
 
 
 def _watched(

@@ -192,9 +192,8 @@ class ExampleSums:
         try:
             self._try_order(several[0])
             for sums in SumsByLayer.of(self.model, *several):
-                # On other examples than the trial's; one has a first dimension of one.
-                if sums.n > 1 and sums.signature != self._signature:
-                    raise UnsupportedLayers("a path that depends on the examples")
+                if sums.n > 1:  # one has a first dimension of one
+                    self._check_signature(sums.signature)
                 found.append(quantity(sums))
             return found
         except torch.OutOfMemoryError:
@@ -203,6 +202,11 @@ class ExampleSums:
             self.choice.give_up("by layer", explain(error))
         return None
 
+    def _check_signature(self, signature: list[str]) -> None:
+        """Raise where other examples than the trial's take another path."""
+        if signature != self._signature:
+            raise UnsupportedLayers("a path that depends on the examples")
+
     def _try_order(self, examples: ExampleScalars) -> None:
         """Raise where examples do not have their own slopes."""
         n = len(examples)
@@ -210,7 +214,9 @@ class ExampleSums:
             return
         # They may lie in the order that the network wants.
         order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-        if slopes_off(self.model, examples[order]) > tolerance(self.model.precision, 1):
+        off, signature = slopes_off(self.model, examples[order])
+        self._check_signature(signature)
+        if not off <= tolerance(self.model.precision, 1):
             raise UnsupportedLayers("examples in another order than their own")
         self._n_untried -= n
 
