@@ -52,6 +52,14 @@ def call_order(examples, i, x, y):
     return x + examples.reads % 2 * 0.5, y  # an even number of reads repeats
 
 
+def float_label(_, i, x, y):
+    return x, (1.7 if i == 33 else y)
+
+
+def double_input(_, i, x, y):
+    return (x.double() if i == 33 else x), y
+
+
 def begins_again(examples, i, x, y):
     if i == 0:  # a generator that is seeded whenever the first example is read
         examples.seen = torch.Generator().manual_seed(0)
@@ -224,3 +232,21 @@ def test_every_bit_counts(dtype):
             assert len(sums.changed(rows, x, torch.zeros(1)))
             bits[i] ^= 1 << bit
     assert not len(sums.changed(rows, x, torch.zeros(1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (float_label, "Got y of torch.int64 in one batch and of torch.float"),
+        (double_input, "Got X of torch.float32 in one batch and of torch.float64"),
+    ],
+)
+@pytest.mark.parametrize("chunk_size", [1, 3, N])
+def test_items_of_several_dtypes_are_refused_as_such(change, sentence, chunk_size):
+    def loss(outputs, y):
+        return (outputs[:, 0] - y) ** 2
+
+    with pytest.raises(ValueError, match=rf"{sentence}.* return one type from"):
+        EmpiricalRisk(
+            *(nn.Linear(4, 1), loss, Examples(change)), chunk_size=chunk_size
+        ).value(torch.zeros(5))

@@ -71,6 +71,7 @@ class Source:
         self.targets: Tensor | None = None  # (N, ...) in place of the data set's
         self.joins = False
         self._like: Tree | None = None  # what came first, with the order of its names
+        self._dtypes: dict[str, torch.dtype] = {}  # of what came first
         n = len(dataset)
         if n == 0:
             raise ValueError("The data set must hold at least one example. Got none.")
@@ -235,7 +236,22 @@ class Source:
             if self._like is None:
                 self._like = X.map(lambda leaf: leaf[:0])
             X = X.in_order_of(self._like)
+        self._check_dtypes(X, y)
         return X, y
+
+    def _check_dtypes(self, X: Inputs, y: Tensor) -> None:
+        """Raise if a batch has another dtype than the first: collate goes by items."""
+        named = X.named() if isinstance(X, Tree) else [("X", X)]
+        for name, leaf in [*named, ("y", y)]:
+            first = self._dtypes.setdefault(name, leaf.dtype)
+            if leaf.dtype != first:
+                raise ValueError(
+                    "Examples must have one dtype, whichever are read together. Got "
+                    f"{name} of {first} in one batch and of {leaf.dtype} in another, "
+                    f"from {type(self.dataset).__name__}; return one type from "
+                    "__getitem__, as float(y) where some y are Python ints and some "
+                    "floats, or convert in a collate_fn."
+                )
 
     def _compare(self, indices: np.ndarray, X: Inputs, y: Tensor, when: str) -> None:
         """Raise if these are not the examples that were asked for, or not as before."""
