@@ -73,9 +73,10 @@ positions : {"all", "example"}, default="all"
     examples of each one's mean; see :class:`flatmin.EmpiricalRisk`.
 l2 : float, default=0.0
     λ of a penalty (λ/2)‖θ‖², which is a part of L, of g₀ and of H: so it is in
-    ``loss``, ``valid_loss`` and ``risk_``, and not in the noise, nor in what
-    ``net_.get_loss`` returns. A ``weight_decay`` of the optimizer is a part of the step
-    alone.
+    ``loss``, ``valid_loss`` and ``risk_``. It is not in Σ, the noise of minibatches,
+    nor in what ``net_.get_loss`` returns; a law that takes its shape from H or G, such
+    as "gld_hessian" or "gld_ggn", has λI in that shape. A ``weight_decay`` of the
+    optimizer is a part of the step alone.
 method : str, NoiseLaw or subclass of NoiseLaw, default="sgd"
     A name from :data:`flatmin.noise.METHODS`, which
     :func:`flatmin.noise.register_law` adds to, an instance, or a class.
@@ -97,7 +98,8 @@ n_components : int or "full", default=None
     minibatches for "gld_leading". "full" is for "gld_hessian" alone.
 refresh_every : int, default=None
     Iterations between two evaluations of what a law measures, counted from the end
-    of the warm-up; None is 10 for laws that use H or G and for "label_noise", else 1.
+    of the warm-up, or from where a warm start begins; None is 10 for laws that use
+    H or G and for "label_noise", else 1.
 gradient_batch_size : int, default=None
     B, for many examples: each iteration, of the warm-up too, sees a fresh batch of
     B examples as if there were no others, and the law adds to the batch's gradient
@@ -180,7 +182,8 @@ distributed : bool, default=False
 callbacks : list of skorch callbacks, default=None
     Those that work on epochs; batch-level ones are refused. What they write into
     the module is followed: the θ that they leave when training begins is the
-    first row of ``history_``, and one that they set later is measured anew.
+    first row of ``history_``, and one that they set later is measured anew; but what
+    they set in the last ``on_epoch_end``, or after it, is in ``params_`` and in no row.
 on_divergence : {"raise", "stop"}, default="raise"
     When the loss stops being finite: raise :class:`flatmin.DivergenceError`, or
     keep the last θ with a finite loss and warn.

@@ -20,6 +20,7 @@ class GLDRandomSubspace(HessianSpectrumLaw):
     Like ``gld_hessian`` in spectrum and trace, unlike it in alignment. The directions
     are the Q of one ``torch.randn(D, k)`` in float64, the first thing that the first
     refresh draws: the same seed gives the same ones whatever solver finds the spectrum.
+    Each fit of an estimator is a run, so a warm start draws others.
 
     Parameters
     ----------
