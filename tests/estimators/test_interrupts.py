@@ -150,7 +150,7 @@ def test_an_error_leaves_the_earlier_fit():
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (CurvatureAnalyzer, {"risk_", "_drawn", "_kept", "n_features_in_"}),
+        (CurvatureAnalyzer, {"risk_", "_drawn", "_held", "_kept", "n_features_in_"}),
         (
             SharpnessScorer,
             {"sharpness_", "stderr_", "sampling_", "n_matvecs_", "n_features_in_"},

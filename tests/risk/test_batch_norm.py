@@ -219,7 +219,8 @@ OF_THE_WHOLE = {
     ),
     *("linearize", "value_and_gauss_newton_draw", "model_slopes"),
     "value_gradient_and_product",
-    *("batch_statistics", "update_from", "with_module", "to", "audit"),
+    *("batch_statistics", "frozen_module", "update_from", "with_module", "to"),
+    "audit",
     # What they return is of the network, or of the data.
     *("params", "set_params", "layout", "n_params", "n_examples", "n_outputs"),
     "distributed",
@@ -346,6 +347,19 @@ def test_the_statistics_give_the_same_outputs_in_evaluation_mode(net):
         before.hvp(theta)
     # The module itself has not been touched.
     assert float(tracked.norm.num_batches_tracked) == 0
+
+
+def test_the_frozen_module_predicts_as_it_trains(net):
+    risk = make_risk(net)
+    theta = risk.params() + 0.1
+    risk.set_params(theta)
+    risk.value(2 * theta)  # bound since
+    module = risk.frozen_module()
+    assert not any(part.training for part in module.modules())
+    with torch.no_grad():
+        close(module(X), Dense(net).outputs(theta))
+        module.last.running_mean += 1
+    close(risk.outputs(theta), Dense(net).outputs(theta))
 
 
 def test_the_statistics_take_one_pass_a_point(net, monkeypatch):

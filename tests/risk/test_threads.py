@@ -110,6 +110,7 @@ def calls(risk, theta, seed=0):
         "check_label_noise": risk.check_label_noise,
         "check_gauss_newton": risk.check_gauss_newton,
         "check_likelihood": risk.check_likelihood,
+        "frozen_module": lambda: list(risk.frozen_module().parameters()),
         "gauss_newton_traces": lambda: [
             risk.gauss_newton_traces(theta),
             risk.gauss_newton_traces(theta, rng()),
