@@ -157,11 +157,11 @@ FINDINGS = (
     "the last 0.05 needs more. Noise along u₁ alone comes to 0.78, 0.16 (0.14 to "
     "0.19) above SGD, and noise outside of u₁ to 0.80: neither part is enough. "
     "Batch sharpness × η/2 is 0.40 under SGD and does not come near 1.",
-    "The same, and more so: S is 1.04 under gradient descent, 1.03 with isotropic noise "
-    "of SGD's size, 0.64 under SGD and 0.64 with Gaussian noise of its covariance (an "
-    "interval of 0.05 each way). Noise along u₁ alone comes to 0.93, 0.29 (0.26 to "
-    "0.31) above SGD, and noise outside of u₁ to 0.95: each alone holds hardly "
-    "anything. Batch sharpness × η/2 is 0.52 under SGD.",
+    "The same, and more so: S is 1.04 under gradient descent, 1.03 with isotropic "
+    "noise of SGD's size, 0.64 under SGD and 0.64 with Gaussian noise of its "
+    "covariance (an interval of 0.05 each way). Noise along u₁ alone comes to 0.93, "
+    "0.29 (0.265 to 0.31) above SGD, and noise outside of u₁ to 0.95: each alone holds "
+    "hardly anything. Batch sharpness × η/2 is 0.52 under SGD.",
 )
 TRIAL = Trial(CLAIM, tuple(LAWS), run_unit, outcomes, draw, FULL, SHORT)
 
