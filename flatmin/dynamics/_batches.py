@@ -62,6 +62,9 @@ class GradientBatches:
     def check(self, law: NoiseLaw) -> None:
         """Raise if a law's settings cannot work on B examples; draws nothing.
 
+        Where a law asks for the examples' own gradients, all of them are tried now, and
+        no iteration waits for a trial.
+
         Parameters
         ----------
         law : NoiseLaw
@@ -78,3 +81,5 @@ class GradientBatches:
             raise ValueError(
                 f"{error} An iteration sees gradient_batch_size={self.size} examples."
             ) from error
+        if law.needs_example_gradients:
+            self.risk.squared_norms(self.risk.params())

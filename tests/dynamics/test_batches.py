@@ -163,7 +163,8 @@ def test_an_iteration_costs_what_b_examples_cost(law, monkeypatch):
     """Examples that go through the network, and copies of it that are made."""
     whole = risk()
     run = descent(law, whole, batch_size=M) if law != "gd" else descent(law, whole)
-    run.run(1)  # trials are made once
+    batches(whole).check(run.law)  # trials are made once
+    run.run(1)
     lengths = []
     whole._model.module.register_forward_hook(
         lambda module, inputs, outputs: lengths.append(len(outputs))
@@ -190,7 +191,8 @@ def test_a_law_with_products_is_traced_once(monkeypatch):
 def test_a_batch_is_drawn_on_the_device_and_without_waiting_for_it(law):
     law, fresh, rng = make_noise_law(law), batches(), torch.Generator().manual_seed(0)
     theta = fresh.risk.params()
-    law.refresh(fresh.draw(), theta, rng)  # trials are made once
+    fresh.check(law)  # trials are made once
+    law.refresh(fresh.draw(), theta, rng)
     # Where a device is not named, a tensor comes to lie on the default one.
     with NoHostReads(), torch.device("meta"):
         part = fresh.draw()
