@@ -57,14 +57,24 @@ def trial_points(model: FlatModel, examples: ExampleScalars) -> list[Tensor]:
     list of Tensor of shape (D,)
         θ first. The other has no zeros; it is left out where the scalars or their
         gradient are not finite there.
+
+    Raises
+    ------
+    OutOfMemoryError
+        As it comes.
     """
     theta = model.theta()
-    gradient = _gradient(model, examples)
-    if all(bool(part.any()) for part in gradient.split(model.layout.sizes)):
+    try:
+        gradient = _gradient(model, examples)
+        if all(bool(part.any()) for part in gradient.split(model.layout.sizes)):
+            return [theta]
+        other = torch.cat([part.reshape(-1) for part in beside(model.params)])
+        with bound(model, other):
+            found = _gradient(model, examples)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # there is no gradient, which the check of it says better
         return [theta]
-    other = torch.cat([part.reshape(-1) for part in beside(model.params)])
-    with bound(model, other):
-        found = _gradient(model, examples)
     return [theta, other] if bool(found.isfinite().all()) else [theta]
 
 
