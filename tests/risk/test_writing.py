@@ -176,7 +176,9 @@ LOSSES = [smooth_labels, clip_targets, halve_negative_targets, clip_outputs, Squ
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize(
+    "loss", LOSSES, ids=lambda loss: getattr(loss, "__name__", type(loss).__name__)
+)
 def test_a_loss_may_write_into_outputs_and_targets(loss, dtype):
     X, y = data()[0].to(dtype), targets().to(dtype)
     before, module = y.clone(), nn.Linear(3, 1).to(dtype)
