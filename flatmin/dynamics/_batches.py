@@ -62,8 +62,8 @@ class GradientBatches:
     def check(self, law: NoiseLaw) -> None:
         """Raise if a law's settings cannot work on B examples; draws nothing.
 
-        Where a law asks for the examples' own gradients, all of them are tried now, and
-        no iteration waits for a trial.
+        Where a law asks for the examples' own gradients and they come by layer, all of
+        them are tried now, and no iteration waits for a trial.
 
         Parameters
         ----------
@@ -82,4 +82,7 @@ class GradientBatches:
                 f"{error} An iteration sees gradient_batch_size={self.size} examples."
             ) from error
         if law.needs_example_gradients:
-            self.risk.squared_norms(self.risk.params())
+            theta = self.risk.params()
+            self.risk.subset(first).squared_norms(theta)
+            if self.risk.paths.get("per-example sums") == "by layer":
+                self.risk.squared_norms(theta)

@@ -218,10 +218,9 @@ class _Exits:
         inside = self.reached(theta)
         # What broadcasts, and the ~ of integers, would count chains wrongly.
         if not isinstance(inside, Tensor) or inside.dtype != torch.bool:
-            kind = type(inside).__name__
+            got = inside.dtype if isinstance(inside, Tensor) else type(inside).__name__
             raise TypeError(
-                "reached must return a boolean Tensor. Got "
-                f"{inside.dtype if isinstance(inside, Tensor) else kind}; return a "
+                f"reached must return a boolean Tensor. Got {got}; return a "
                 "comparison, such as theta[:, 0] > 1."
             )
         if inside.shape != theta.shape[:1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def as_labels(y: Any, *, warn: bool = True) -> np.ndarray:
         )
     with naming("y"):
         labels = np.asarray(y)
-        if not hasattr(given, "dtype") and labels.dtype.kind == "f":
+        if labels.dtype.kind == "f" and _has_integers(given):
             _check_exact(labels)
         if labels.ndim < 2 or labels.shape[1:] == (1,):
             return column_or_1d(y, warn=warn)
@@ -87,9 +88,18 @@ def _plain(y: Any) -> Any:
     return y.to_numpy(dtype)
 
 
+def _has_integers(y: Any) -> bool:
+    """Say whether some of the labels in a list, or in columns, are integers."""
+    if isinstance(y, pd.DataFrame):
+        return any(dtype.kind in "iu" for dtype in y.dtypes)
+    if hasattr(y, "dtype"):
+        return False
+    return any(isinstance(label, Integral) for label in np.ravel(np.array(y, object)))
+
+
 def _check_exact(labels: np.ndarray) -> None:
-    """Raise if labels from a list, or from columns, may be rounded integers."""
-    large = labels[np.abs(labels) >= 2**53]  # False where one is NaN
+    """Raise if floats that some integers have become may not be these integers."""
+    large = labels[np.isfinite(labels) & (np.abs(labels) >= 2**53)]
     if len(large):
         raise ValueError(
             "y must keep its labels apart. Got numbers of several kinds, which become "

@@ -46,7 +46,9 @@ def check_start(estimator: Any) -> None:
     ValueError
         With the names of those that differ.
     """
-    before, now = estimator._start, read_start(estimator)
+    before, now = getattr(estimator, "_start", None), read_start(estimator)
+    if before is None:  # unpickled from a version that did not keep it
+        return
     if now["params_init"] is None:  # which asks for nothing
         now["params_init"] = before["params_init"]
     different = [name for name in now if not _are_equal(before[name], now[name])]

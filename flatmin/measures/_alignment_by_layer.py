@@ -68,10 +68,10 @@ def alignment_by_layer(
 ) -> LayerAlignments:
     """Return :func:`alignment` of each layer.
 
-    A layer's parameters are those that one module holds; what several share is of the
-    first. One sweep gives all that is
-    asked of Σ. Products with H are taken layer by layer, since one with the whole H
-    mixes them; one with a layer's block computes nothing that lies below the layer.
+    A layer's parameters are those that one module holds; what several share belongs to
+    the first. One sweep gives all that is asked of Σ. Products with H are taken layer
+    by layer, since one with the whole H mixes them; one with a layer's block computes
+    nothing that lies below the layer.
 
     Parameters
     ----------

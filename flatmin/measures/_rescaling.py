@@ -81,7 +81,7 @@ def rescale_layers(
     scales = {}
     for name, factor in factors.items():
         for alias, shared in risk.layout.aliases:
-            if alias.rpartition(".")[0] == name:
+            if alias.rpartition(".")[0] == name != shared.rpartition(".")[0]:
                 raise ValueError(
                     "factors must name layers with parameters of their own. Got "
                     f"{name!r}, whose {alias} is {shared}; a layer that shares its "

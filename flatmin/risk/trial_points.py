@@ -73,7 +73,7 @@ def trial_points(model: FlatModel, examples: ExampleScalars) -> list[Tensor]:
             found = _gradient(model, examples)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # there is no gradient, which the check of it says better
+    except RuntimeError:  # there is no gradient: the check of independence says so
         return [theta]
     return [theta, other] if bool(found.isfinite().all()) else [theta]
 

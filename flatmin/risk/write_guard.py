@@ -26,10 +26,14 @@ class WriteGuard:
     ----------
     message : str
         What is said of it.
+    looks : bool, default=True
+        Whether copies are compared with what they were made of. Outside of a risk
+        nobody does, and the function gets copies for good.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, looks: bool = True) -> None:
         self.message = message
+        self._looks = looks
         self._is_trusted = False
         self._writes = False
         self._has_spoilt = False
@@ -75,7 +79,7 @@ class WriteGuard:
             if X is given and not are_copies:
                 self._has_spoilt = True
                 raise ValueError(self.message)
-        elif X is not given and not self._writes:
+        elif self._looks and X is not given and not self._writes:
             # What writes past PyTorch, by x.data or x.numpy(), counts no version.
             pairs = zip(leaves_of(X), leaves_of(given), strict=True)
             self._writes = not all(torch.equal(*pair) for pair in pairs)

@@ -250,3 +250,25 @@ def test_settings_that_a_batch_is_large_enough_for():
     for settings in ({"batch_size": 5, "sampling": "epoch"}, {"batch_size": 6}):
         batches().check(make_noise_law("sgd", **settings))
     assert isinstance(batches().draw(), EmpiricalRisk)
+
+
+class ByRow(torch.nn.Module):
+    """A layer that works on one example after the other: no rows by layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, 2))
+
+    def forward(self, x):
+        return torch.stack([torch.mv(self.weight, row) for row in x])
+
+
+def test_all_examples_are_tried_where_rows_come_by_layer_alone():
+    for module, n_whole in ((ByRow(), 0), (torch.nn.Linear(2, 1), 2)):
+        X, y = torch.rand(40, 2), torch.rand(40, 1)
+        whole, lengths = EmpiricalRisk(module, "squared_error", X, y), []
+        whole._model.module.register_forward_hook(
+            lambda module, inputs, outputs, kept=lengths: kept.append(len(outputs))
+        )
+        batches(whole).check(make_noise_law("gld_diagonal", batch_size=M))
+        assert lengths.count(40) == n_whole  # the trial of their order, and the sums

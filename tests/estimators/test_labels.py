@@ -55,3 +55,12 @@ def test_classes_that_are_one_float(dtype):
     assert clf.classes_.tolist() == IDS.tolist()
     np.testing.assert_array_equal(clf.predict(X), IDS[plain.predict(X)])
     assert clf.score(X, labels) == clf.score(X, IDS[y]) == plain.score(X, y)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [[0.0, 1e16, 2e16], pd.DataFrame({"a": [0.0, 1e16, 2e16]})],
+    ids=["list", "frame"],
+)
+def test_large_labels_that_are_all_floats(y):
+    assert as_labels(y, warn=False).ravel().tolist() == [0.0, 1e16, 2e16]

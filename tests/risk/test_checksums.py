@@ -1,6 +1,7 @@
 """Data sets that give other examples later, at random or not, and what is refused."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -242,11 +243,31 @@ def test_every_bit_counts(dtype):
     ],
 )
 @pytest.mark.parametrize("chunk_size", [1, 3, N])
-def test_items_of_several_dtypes_are_refused_as_such(change, sentence, chunk_size):
+def test_items_of_several_dtypes_are_right_or_refused(change, sentence, chunk_size):
     def loss(outputs, y):
         return (outputs[:, 0] - y) ** 2
 
-    with pytest.raises(ValueError, match=rf"{sentence}.* return one type from"):
+    examples = Examples(change)
+    right = np.mean([float(examples[i][1]) ** 2 for i in range(N)])
+    try:
+        risk = EmpiricalRisk(nn.Linear(4, 1), loss, examples, chunk_size=chunk_size)
+        value = float(risk.value(torch.zeros(5)))
+    except ValueError as error:
+        assert re.search(rf"{sentence}.* return one type from", str(error))  # noqa: PT017
+    else:
+        assert value == pytest.approx(right)
+
+
+class Rounded(Examples):
+    """A label that is read with more digits alone than among integers."""
+
+    def __getitem__(self, i):
+        x, _ = super().__getitem__(i)
+        return x, 1.7 if i % 10 == 3 else 1
+
+
+def test_dtypes_that_change_numbers_are_refused_as_such():
+    with pytest.raises(ValueError, match=r"Got y of .* return one type from"):
         EmpiricalRisk(
-            *(nn.Linear(4, 1), loss, Examples(change)), chunk_size=chunk_size
+            *(nn.Linear(4, 1), "squared_error", Rounded(None)), chunk_size=1
         ).value(torch.zeros(5))

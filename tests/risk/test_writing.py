@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flatmin.dynamics._criterion import MeanLoss
 from flatmin.risk import EmpiricalRisk
 
 N = 60
@@ -225,3 +226,12 @@ def test_another_risk_of_a_loss_tries_it_anew():
     for _ in range(2):
         torch.testing.assert_close(risk.value(risk.params()), expected.detach())
     assert torch.equal(y, before)
+
+
+def test_outside_of_a_risk_a_loss_is_called_under_vmap_and_gets_copies():
+    criterion = MeanLoss(clip_targets)
+    outputs, y = torch.rand(4, N, 1, dtype=torch.float64), targets()
+    found = torch.func.vmap(criterion, in_dims=(0, None))(outputs, y)
+    right = (outputs[..., 0] - y.clamp(0, 1)).square().mean(1)
+    torch.testing.assert_close(found, right)
+    assert torch.equal(y, targets())

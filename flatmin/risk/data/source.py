@@ -72,6 +72,7 @@ class Source:
         self.joins = False
         self._like: Tree | None = None  # what came first, with the order of its names
         self._dtypes: dict[str, torch.dtype] = {}  # of what came first
+        self._other_dtypes = ""  # what is said where a later batch has others
         n = len(dataset)
         if n == 0:
             raise ValueError("The data set must hold at least one example. Got none.")
@@ -236,16 +237,16 @@ class Source:
             if self._like is None:
                 self._like = X.map(lambda leaf: leaf[:0])
             X = X.in_order_of(self._like)
-        self._check_dtypes(X, y)
+        self._note_dtypes(X, y)
         return X, y
 
-    def _check_dtypes(self, X: Inputs, y: Tensor) -> None:
-        """Raise if a batch has another dtype than the first: collate goes by items."""
+    def _note_dtypes(self, X: Inputs, y: Tensor) -> None:
+        """Note if a batch has another dtype than the first: collate goes by items."""
         named = X.named() if isinstance(X, Tree) else [("X", X)]
         for name, leaf in [*named, ("y", y)]:
             first = self._dtypes.setdefault(name, leaf.dtype)
             if leaf.dtype != first:
-                raise ValueError(
+                self._other_dtypes = (
                     "Examples must have one dtype, whichever are read together. Got "
                     f"{name} of {first} in one batch and of {leaf.dtype} in another, "
                     f"from {type(self.dataset).__name__}; return one type from "
@@ -263,6 +264,8 @@ class Source:
                 f"{when}."
             )
         changed = np.unique(self._checksums.changed(indices, X, y))
+        if len(changed) and self._other_dtypes:
+            raise ValueError(self._other_dtypes)
         if len(changed):
             raise ValueError(
                 f"A risk sees the same examples at every pass. Got {name}, which gives "

@@ -121,8 +121,7 @@ def slopes_off(model: FlatModel, examples: ExampleScalars) -> tuple[float, list[
     """Return how far a slope at an example's place is from that of its own scalar.
 
     With weights on the scalars each place must have its own example's. So it is seen
-    when a network works on the examples in another order than theirs, by whatever
-    means it found that.
+    when a network works on the examples in another order than theirs.
 
     Parameters
     ----------

@@ -231,17 +231,17 @@ class ExampleSums:
         if not any(tells(rows) for _, rows in rows_at):
             return None
 
-        def off(way: Callable[[ExampleScalars, Tensor], float]) -> float:
+        def worst_off(off: Callable[[ExampleScalars, Tensor], float]) -> float:
             found = []
             for theta, rows in rows_at:
                 with bound(self.model, theta):
-                    found.append(way(examples, rows))
+                    found.append(off(examples, rows))
             return worst(found)
 
         return self.choice.settle(
             {
-                "by layer": partial(off, self._layers_off),
-                "vmap": partial(off, self._vmap_off),
+                "by layer": partial(worst_off, self._layers_off),
+                "vmap": partial(worst_off, self._vmap_off),
                 "one by one": None,
             },
             tolerance(self.model.precision, 1),

@@ -81,7 +81,7 @@ class CallableLoss(ExampleLoss):
         self.unit_targets = unit_targets
         self.sums = sums
         self.whole = whole
-        self.guard = WriteGuard(_WRITES.format(name=name))
+        self.guard = WriteGuard(_WRITES.format(name=name), looks=False)
         self._is_checked = False
         self._twin: CallableLoss | None = None  # the same in float64, once tried
         self._has_tried = False

@@ -143,11 +143,11 @@ class ExampleLoss(ABC):
         return self
 
     def guarded(self) -> ExampleLoss:
-        """Return the same loss, before any trial: see :class:`WriteGuard`."""
+        """Return the same loss with a guard of its own, see :class:`WriteGuard`."""
         return self
 
     def trust(self) -> None:
-        """Say that the trials are over."""
+        """Make no more copies of what the loss is given, see :class:`WriteGuard`."""
         return
 
     def model_slope(
