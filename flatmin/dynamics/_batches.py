@@ -75,14 +75,15 @@ class GradientBatches:
             The law's own, and where its examples come from.
         """
         first = torch.arange(self.size, device=self.risk.device)
+        part = self.risk.subset(first)
         try:
-            law.check(self.risk.subset(first))
+            law.check(part)
         except ValueError as error:
             raise ValueError(
                 f"{error} An iteration sees gradient_batch_size={self.size} examples."
             ) from error
         if law.needs_example_gradients:
             theta = self.risk.params()
-            self.risk.subset(first).squared_norms(theta)
+            part.squared_norms(theta)
             if self.risk.paths.get("per-example sums") == "by layer":
                 self.risk.squared_norms(theta)

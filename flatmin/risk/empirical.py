@@ -29,6 +29,7 @@ from flatmin.risk.data.shared_data import share_out
 from flatmin.risk.data.weights import KnownWeights, as_weights, example_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
 from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.example_sums.trial_points import trial_scalars
 from flatmin.risk.independence import check_independence
 from flatmin.risk.losses.module_loss import GivenLosses, ModuleLoss
 from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
@@ -61,7 +62,6 @@ from flatmin.risk.products.product_ways import ProductWays
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.quantities.over_chains import OverChains
 from flatmin.risk.ranks.words import made_on_all_ranks
-from flatmin.risk.trial_points import trial_scalars
 
 __all__ = ["EmpiricalRisk"]
 

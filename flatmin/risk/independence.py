@@ -14,9 +14,9 @@ from flatmin._utils.messages import first_line
 from flatmin._utils.trees import map_inputs
 from flatmin.risk.data.chunks import Chunk, iterate_chunks
 from flatmin.risk.example_sums.scalars import example_losses
+from flatmin.risk.example_sums.trial_points import bound, trial_points, trial_scalars
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trial_points import bound, trial_points, trial_scalars
 from flatmin.risk.trials import difference, random_like, tells, tolerance
 
 __all__ = ["check_independence", "check_shapes"]

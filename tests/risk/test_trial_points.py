@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatmin import EmpiricalRisk
-from flatmin.risk.trial_points import trial_points, trial_scalars
+from flatmin.risk.example_sums.trial_points import trial_points, trial_scalars
 from tests.oracles import cross_entropy, dense
 
 

@@ -20,9 +20,9 @@ from flatmin.risk.example_sums.parameter_uses import slopes_off
 from flatmin.risk.example_sums.per_example import looped_rows, vectorised_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars
 from flatmin.risk.example_sums.sums_by_layer import SumsByLayer
+from flatmin.risk.example_sums.trial_points import bound, trial_points
 from flatmin.risk.failures import UnsupportedLayers, explain
 from flatmin.risk.network.model import FlatModel
-from flatmin.risk.trial_points import bound, trial_points
 from flatmin.risk.trials import (
     Choice,
     difference,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.sums import ExampleSums
+from flatmin.risk.example_sums.trial_points import trial_points
 from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
@@ -22,7 +23,6 @@ from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.hessian_trial import PROJECTION, hessian_off, is_fitted
 from flatmin.risk.products.ways import HESSIANS, JACOBIANS
 from flatmin.risk.rounding import leave_out_casts
-from flatmin.risk.trial_points import trial_points
 from flatmin.risk.trials import Choice, difference, random_like, tolerance, worst
 
 __all__ = ["ProductWays"]
