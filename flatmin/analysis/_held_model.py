@@ -20,7 +20,7 @@ __all__ = ["HeldModel"]
 
 
 class HeldModel:
-    """All that makes a risk, without the network: that is in the risk of the fit.
+    """What a risk needs besides its network, which the risk of the fit holds.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ class HeldModel:
     """
 
     def __init__(self, estimator: Any, settings: dict[str, Any]) -> None:
-        model, before = unwrap(estimator)
+        model, transformers = unwrap(estimator)
         # A pipeline that is fitted again fits the same objects.
-        self._before = copy.deepcopy(before)
+        self._transformers = copy.deepcopy(transformers)
         self._reader = reader_of(model) if is_flatmin(model) else None
         self._settings = dict(settings)
         if self._reader is None:
@@ -55,8 +55,8 @@ class HeldModel:
         -------
         EmpiricalRisk
         """
-        for steps in self._before:
-            X = steps.transform(X)
+        for transformer in self._transformers:
+            X = transformer.transform(X)
         model: Any = risk.frozen_module()
         if self._reader is not None:
             model = _Predictor(self._reader, model)

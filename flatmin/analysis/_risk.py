@@ -353,8 +353,7 @@ def loss_of(model: Any, loss: LossLike | None) -> ExampleLoss | ModuleLoss:
     -------
     ExampleLoss or ModuleLoss
     """
-    if loss is None:
-        loss = _module_and_loss(model, loss)[1]
+    _, loss = _module_and_loss(model, loss)
     return loss if isinstance(loss, ModuleLoss) else resolve_loss(loss)
 
 

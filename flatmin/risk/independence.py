@@ -209,11 +209,16 @@ def _spots_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
     n = len(chunk.X)
     spots = torch.linspace(0, n - 1, min(n, _N_SPOTS), device="cpu").long().tolist()
     outputs = model.evaluate(chunk.X)
-    with torch.no_grad():  # for its guard: it may write into few targets alone
-        loss.per_example(outputs, chunk.y)
+    _show_targets(loss, outputs, chunk.y)
     together = outputs[spots]
     alone = [model.evaluate(chunk.X[i : i + 1]) for i in spots]
     return difference(together, torch.cat(alone))
+
+
+@torch.no_grad()
+def _show_targets(loss: ExampleLoss, outputs: Tensor, y: Tensor) -> None:
+    """Let the loss's guard see whether it writes into some of many targets."""
+    loss.per_example(outputs, y)
 
 
 def _check_gradient(

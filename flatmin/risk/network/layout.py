@@ -84,6 +84,11 @@ class ParameterLayout:
         """D."""
         return sum(self.sizes)
 
+    @property
+    def _called(self) -> list[tuple[str, str]]:
+        """Each name that a parameter goes by, and its name in ``names``."""
+        return [*((name, name) for name in self.names), *self.aliases]
+
     def slice(self, name: str) -> slice:
         """Return where a parameter lies in θ.
 
@@ -101,7 +106,7 @@ class ParameterLayout:
         KeyError
             If there is no trainable parameter of that name.
         """
-        known = {**dict(self.aliases), **{name: name for name in self.names}}
+        known = dict(self._called)
         if not isinstance(name, str) or name not in known:
             raise KeyError(
                 f"name must be a trainable parameter. Got {name!r}; there are "
@@ -171,11 +176,10 @@ class ParameterLayout:
                 "select must name at least one parameter; None takes all. Got none."
             )
         wanted: set[str] = set()
-        known = [*((name, name) for name in self.names), *self.aliases]
         for pattern in several:
             found = {
                 name
-                for called, name in known
+                for called, name in self._called
                 if fnmatchcase(called, pattern) or fnmatchcase(called, f"{pattern}.*")
             }
             if not found:
@@ -189,7 +193,7 @@ class ParameterLayout:
     def layers(self) -> dict[str, _Slice]:
         """Return where the parameters of each module lie in θ.
 
-        A shared parameter is that of the first module.
+        A shared parameter belongs to the first module.
 
         Returns
         -------
