@@ -24,6 +24,8 @@ class AbsoluteOperator(LinearOperator):
     trace : Tensor of shape ()
         Tr|A|, which is not cheap: for example D times the mean of ``torch.abs`` over a
         :func:`flatmin.linalg.spectral_density`.
+    trace_stderr : Tensor of shape (), default=None
+        Its standard error; None is 0.
     tol : float, default=0.05
         Relative error of |A|^(1/2) z, as in :func:`flatmin.linalg.sqrt_matvec`.
 
@@ -36,10 +38,18 @@ class AbsoluteOperator(LinearOperator):
     """
 
     def __init__(
-        self, operator: LinearOperator, trace: Tensor, *, tol: float = 0.05
+        self,
+        operator: LinearOperator,
+        trace: Tensor,
+        *,
+        trace_stderr: Tensor | None = None,
+        tol: float = 0.05,
     ) -> None:
         check_one_matrix(operator, "AbsoluteOperator")
         check_tensor("trace", trace)
+        if trace_stderr is None:
+            trace_stderr = torch.zeros_like(trace)
+        check_tensor("trace_stderr", trace_stderr)
         tol = check_positive("tol", tol)
         super().__init__(
             operator.shape[-1], dtype=operator.dtype, device=operator.device
@@ -47,6 +57,7 @@ class AbsoluteOperator(LinearOperator):
         self.operator = operator
         self.tol = tol
         self._trace = trace.to(operator.dtype)
+        self._trace_stderr = trace_stderr.to(operator.dtype)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._root(self._root(v))
@@ -54,6 +65,10 @@ class AbsoluteOperator(LinearOperator):
     def trace(self) -> Tensor:
         """See :meth:`LinearOperator.trace`; as it was given."""
         return self._trace
+
+    def trace_stderr(self) -> Tensor:
+        """See :meth:`LinearOperator.trace_stderr`; as it was given."""
+        return self._trace_stderr
 
     def sample(self, rng: torch.Generator | int | None = None) -> Tensor:
         """Draw from N(0, |A|): |A|^(1/2) z.

@@ -165,6 +165,15 @@ class LinearOperator(ABC):
         """
         return self.to_dense().diagonal(dim1=-2, dim2=-1).sum(-1)
 
+    def trace_stderr(self) -> Tensor:
+        """Return the standard error of :meth:`trace`: 0, unless it was handed in.
+
+        Returns
+        -------
+        Tensor of shape (\\*chains)
+        """
+        return torch.zeros(self.shape[:-2], dtype=self.dtype, device=self.device)
+
     def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
         """Return the operator for SciPy's solvers, on NumPy arrays.
 
@@ -317,6 +326,11 @@ class _Combination(LinearOperator):
 
     def trace(self) -> Tensor:
         return self._sum(self._each("trace"), 0)
+
+    def trace_stderr(self) -> Tensor:
+        pairs = zip(self.coefficients, self.terms, strict=True)
+        errors = [c * term.trace_stderr() for c, term in pairs]
+        return torch.linalg.vector_norm(torch.stack(errors), dim=0)
 
     def _each(self, name: str) -> list[Tensor]:
         """Ask every term; a product with the sum is one with each of them."""

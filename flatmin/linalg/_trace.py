@@ -108,8 +108,8 @@ def trace(
     if method == "exact" or whole or (method == "auto" and cheap):
         value = operator.trace()
         check_finite_products(value)
-        exact = torch.zeros_like(value)
-        return Estimate(value, exact, operator.n_matvecs - before)
+        stderr = operator.trace_stderr()
+        return Estimate(value, stderr, operator.n_matvecs - before)
 
     check_one_matrix(operator, f"trace with method={method!r}")
     generator = make_generator(rng, operator.device)

@@ -17,7 +17,12 @@ from flatmin._utils.numbers import (
     check_positive,
     is_count,
 )
-from flatmin.linalg import LinearOperator, operator_from_storable, operator_to_storable
+from flatmin.linalg import (
+    Estimate,
+    LinearOperator,
+    operator_from_storable,
+    operator_to_storable,
+)
 from flatmin.noise._step import Step, declares_step, step_for
 from flatmin.risk import Risk
 from flatmin.risk.arguments import check_risk
@@ -222,6 +227,27 @@ class NoiseLaw(BaseEstimator, ABC):
         Tensor of shape (\\*chains)
         """
         return self.covariance(risk, theta, state).trace()
+
+    def trace_estimate(self, risk: Risk, theta: Tensor, state: Any) -> Estimate:
+        """Return E‖ε‖² = Tr C(θ) with its standard error.
+
+        Parameters
+        ----------
+        risk : Risk
+        theta : Tensor of shape (\\*chains, D)
+        state : object
+            From :meth:`refresh`.
+
+        Returns
+        -------
+        Estimate
+            0 is the standard error of a law that overrides :meth:`trace` alone.
+        """
+        if type(self).trace is NoiseLaw.trace:
+            operator = self.covariance(risk, theta, state)
+            return Estimate(operator.trace(), operator.trace_stderr())
+        value = self.trace(risk, theta, state)
+        return Estimate(value, torch.zeros_like(value))
 
     def store_state(self, state: Any) -> Any:
         """Return a state as storable values: for a checkpoint, and to take back a draw.

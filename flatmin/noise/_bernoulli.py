@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature import GradientCovarianceOperator
-from flatmin.linalg import LinearOperator
+from flatmin.linalg import Estimate, LinearOperator
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
 from flatmin.risk import Risk
 
@@ -112,9 +112,12 @@ class Bernoulli(MatchedLaw):
             risk, theta, centered=False
         )
 
-    def _unchecked_trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
+    def _unchecked_trace(
+        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    ) -> Estimate:
         squares = risk.squared_gradient_sum(theta).sum(-1) / risk.n_examples
-        return (self._scale(risk) * squares).to(risk.dtype)
+        value = (self._scale(risk) * squares).to(risk.dtype)
+        return Estimate(value, torch.zeros_like(value))
 
     def _scale(self, risk: Risk) -> float:
         m = self._batch_size(risk)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature import GradientCovarianceOperator
-from flatmin.linalg import LinearOperator
+from flatmin.linalg import Estimate, LinearOperator
 from flatmin.noise._full import standard_normal_weights
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
 from flatmin.risk import Risk
@@ -91,7 +91,10 @@ class GLDFisher(MatchedLaw):
         factor = float(self.noise_scale) ** 2 / self._batch_size(risk)
         return factor * GradientCovarianceOperator(risk, theta, centered=False)
 
-    def _unchecked_trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
+    def _unchecked_trace(
+        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    ) -> Estimate:
         squares = risk.squared_gradient_sum(theta).sum(-1) / risk.n_examples
         factor = float(self.noise_scale) ** 2 / self._batch_size(risk)
-        return (factor * squares).to(risk.dtype)
+        value = (factor * squares).to(risk.dtype)
+        return Estimate(value, torch.zeros_like(value))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature import GGNOperator, covariance_trace, ggn_trace
-from flatmin.linalg import LinearOperator
+from flatmin.linalg import Estimate, LinearOperator
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
 from flatmin.risk import Risk
 
@@ -21,7 +21,7 @@ class GGNState:
     """The size of the noise, and how well the trace behind it is known."""
 
     scale: Tensor  # (*chains) σ_G times noise_scale
-    ggn_trace: Tensor  # (*chains) Tr(G)
+    ggn_trace: Tensor  # (*chains) Tr(G) where σ_G was measured
     ggn_trace_stderr: Tensor  # (*chains) 0 where it is exact
 
 
@@ -117,6 +117,12 @@ class GLDGGN(MatchedLaw):
         # G at θ, σ_G of the last refresh.
         return state.scale.square() * GGNOperator(risk, theta)
 
-    def _trace(self, risk: Risk, theta: Tensor, state: GGNState) -> Tensor:
-        # Both factors are those of the last refresh: it takes no product.
-        return state.scale.square() * state.ggn_trace
+    def _trace(
+        self,
+        risk: Risk,
+        theta: Tensor,
+        state: GGNState,
+        rng: torch.Generator | int = 0,
+    ) -> Estimate:
+        squared, ggn = state.scale.square(), ggn_trace(risk, theta, rng=rng)
+        return Estimate(squared * ggn.value, squared * ggn.stderr)

@@ -9,7 +9,12 @@ from sklearn.base import clone
 from torch import Tensor
 
 from flatmin.curvature import HessianOperator, covariance_trace, hessian_trace
-from flatmin.linalg import AbsoluteOperator, LinearOperator, spectral_density
+from flatmin.linalg import (
+    AbsoluteOperator,
+    Estimate,
+    LinearOperator,
+    spectral_density,
+)
 from flatmin.noise._match import DEFAULT_MATCH_EVERY
 from flatmin.noise._spectral import HessianSpectrumLaw
 from flatmin.risk import AnalyticRisk, Risk
@@ -104,22 +109,28 @@ class GLDHessian(HessianSpectrumLaw):
             self.check_chains(risk)
         hessian = HessianOperator(risk, theta)
         density = spectral_density(hessian, n_probes=_N_PROBES, n_steps=60, rng=rng)
-        trace = density.mean(torch.abs)[0] * risk.n_params
+        trace, stderr = (risk.n_params * x for x in density.mean(torch.abs))
         variance = self._variance(risk, theta, trace.unsqueeze(-1), rng)
         factor = variance * float(self.noise_scale) ** 2
-        return _ScaledMagnitude(hessian, factor.to(risk.dtype), factor * trace)
+        found = Estimate(factor * trace, factor * stderr)
+        return _ScaledMagnitude(hessian, factor.to(risk.dtype), found)
 
     def _store_state(self, state: Any) -> Any:
         if not isinstance(state, _ScaledMagnitude):
             return super()._store_state(state)
-        theta = state.hessian.theta
-        return {"theta": theta, "factor": state.factor, "trace": state.trace()}
+        return {
+            "theta": state.hessian.theta,
+            "factor": state.factor,
+            "trace": state.trace(),
+            "trace_stderr": state.trace_stderr(),
+        }
 
     def _restore_state(self, stored: Any, risk: Risk) -> Any:
         if stored is None or "theta" not in stored:
             return super()._restore_state(stored, risk)
         hessian = HessianOperator(risk, stored["theta"])
-        return _ScaledMagnitude(hessian, stored["factor"], stored["trace"])
+        trace = Estimate(stored["trace"], stored["trace_stderr"])
+        return _ScaledMagnitude(hessian, stored["factor"], trace)
 
     @property
     def _full(self) -> bool:
@@ -170,7 +181,9 @@ def _is_dense(risk: Risk) -> bool:
 class _ScaledMagnitude(AbsoluteOperator):
     """|c H|, and what it is made of."""
 
-    def __init__(self, hessian: HessianOperator, factor: Tensor, trace: Tensor) -> None:
-        super().__init__(hessian * factor, trace)
+    def __init__(
+        self, hessian: HessianOperator, factor: Tensor, trace: Estimate
+    ) -> None:
+        super().__init__(hessian * factor, trace.value, trace_stderr=trace.stderr)
         self.hessian = hessian
         self.factor = factor

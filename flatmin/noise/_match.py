@@ -16,7 +16,7 @@ from flatmin.curvature import (
     HessianOperator,
     covariance_trace,
 )
-from flatmin.linalg import LinearOperator
+from flatmin.linalg import Estimate, LinearOperator
 from flatmin.noise._base import GaussianLaw, NoiseLaw
 from flatmin.noise._match_frobenius import frobenius_norms
 from flatmin.noise._step import Step, declares_step, step_for
@@ -132,12 +132,18 @@ class MatchedLaw(NoiseLaw):
         """Return the law's own state."""
         return None
 
-    def _trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
-        return self._covariance(risk, theta, state).trace()
+    def _trace(
+        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator | int = 0
+    ) -> Estimate:
+        """Return Tr C₀; the generator is for what is estimated."""
+        operator = self._covariance(risk, theta, state)
+        return Estimate(operator.trace(), operator.trace_stderr())
 
-    def _unchecked_trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
+    def _unchecked_trace(
+        self, risk: Risk, theta: Tensor, state: Any, rng: torch.Generator
+    ) -> Estimate:
         """Return the trace without waiting for the device to look for NaN."""
-        return self._trace(risk, theta, state)
+        return self._trace(risk, theta, state, rng)
 
     def _store_state(self, state: Any) -> Any:
         if state is None or self._state_class is None:
@@ -202,10 +208,10 @@ class MatchedLaw(NoiseLaw):
             return MatchedState(inner, zero + share**-0.5, zero, 0)
         if self.match == "trace":
             target = covariance_trace(risk, theta, check=False)
-            own = self._unchecked_trace(risk, theta, inner) * self._batch_size(risk)
-            squared = torch.where(own > 0, int(self.n_substeps) * target / own, 0)
-            factor = (float(self.noise_scale) * squared.sqrt()).to(risk.dtype)
-            return MatchedState(inner, factor, zero, 0)
+            own = self._unchecked_trace(risk, theta, inner, rng)
+            per_step = int(self.n_substeps) / self._batch_size(risk)
+            exact = (target * per_step, torch.zeros_like(target))
+            return self._scaled(risk, inner, exact, (own.value, own.stderr))
         if isinstance(previous, MatchedState):
             age = previous.age + int(self.refresh_every)
             if age < int(self.match_every):
@@ -243,8 +249,13 @@ class MatchedLaw(NoiseLaw):
 
     def trace(self, risk: Risk, theta: Tensor, state: Any) -> Tensor:
         """See :meth:`NoiseLaw.trace`."""
+        return self.trace_estimate(risk, theta, state).value
+
+    def trace_estimate(self, risk: Risk, theta: Tensor, state: Any) -> Estimate:
+        """See :meth:`NoiseLaw.trace_estimate`."""
         if isinstance(state, MatchedState):
-            return state.factor.square() * self._trace(risk, theta, state.inner)
+            own, squared = self._trace(risk, theta, state.inner), state.factor.square()
+            return Estimate(squared * own.value, squared * own.stderr)
         return self._trace(risk, theta, state)
 
     def store_state(self, state: Any) -> Any:

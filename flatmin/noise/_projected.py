@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flatmin.curvature import hessian_eigenpairs
-from flatmin.linalg import LinearOperator
+from flatmin.linalg import Estimate, LinearOperator, trace
+from flatmin.linalg._operator import knows_its_trace
 from flatmin.noise._base import NoiseLaw
 from flatmin.noise._full import GLDFull
 from flatmin.noise._match import DEFAULT_MATCH_EVERY, MatchedLaw
@@ -221,39 +221,31 @@ class Projected(MatchedLaw):
     def _covariance(
         self, risk: Risk, theta: Tensor, state: ProjectedState
     ) -> LinearOperator:
-        law = self._inner_law()
-        projected = _ProjectedOperator(
-            law.covariance(risk, theta, state.inner),
-            lambda v: self._project(v, state),
-            lambda operator: self._projected_trace(risk, theta, state, operator),
+        inner = self._inner_law().covariance(risk, theta, state.inner)
+        # What is left of an estimated trace can be all error.
+        is_traced = self.keep == "top" or (
+            knows_its_trace(inner) and not bool(inner.trace_stderr().any())
         )
+        kind = _TracedProjection if is_traced else _Projection
+        projected = kind(inner, state.eigenvectors, self.keep)
         return float(self.noise_scale) ** 2 * projected
 
-    def _trace(self, risk: Risk, theta: Tensor, state: ProjectedState) -> Tensor:
-        law = self._inner_law()
-        if law.has_covariance:
-            return super()._trace(risk, theta, state)
-        # The inner trace is infinite. So is that of the projection, because a sum of
-        # independent numbers with heavy tails has heavy tails.
-        return law.trace(risk, theta, state.inner)
-
-    def _projected_trace(
+    def _trace(
         self,
         risk: Risk,
         theta: Tensor,
         state: ProjectedState,
-        operator: LinearOperator,
-    ) -> Tensor:
-        """Return Tr(P C₁ P) from k products with C₁ and its own trace."""
-        columns = state.eigenvectors.unbind(-1)
-        parts = [(u.double() * operator.matvec(u).double()).sum(-1) for u in columns]
-        top = torch.stack(parts).sum(0)
-        if self.keep == "bulk":
-            total = self._inner_law().trace(risk, theta, state.inner).double()
-            # What rounding leaves of nothing must not be scaled up by a match.
-            rest, rounding = total - top, 1e3 * torch.finfo(risk.dtype).eps
-            top = torch.where(rest > rounding * total, rest, 0)
-        return top.to(risk.dtype)
+        rng: torch.Generator | int = 0,
+    ) -> Estimate:
+        law = self._inner_law()
+        if not law.has_covariance:
+            # The inner trace is infinite. So is that of the projection, because a sum
+            # of independent numbers with heavy tails has heavy tails.
+            return law.trace_estimate(risk, theta, state.inner)
+        covariance = self._covariance(risk, theta, state)
+        if knows_its_trace(covariance):
+            return Estimate(covariance.trace(), covariance.trace_stderr())
+        return trace(covariance, rng=rng)
 
     def _store_state(self, state: ProjectedState | None) -> Any:
         if state is None:
@@ -291,20 +283,18 @@ class Projected(MatchedLaw):
         return int(self.n_components)
 
     def _project(self, v: Tensor, state: ProjectedState) -> Tensor:
-        U = state.eigenvectors
-        top: Tensor = (U @ (U.mT @ v.unsqueeze(-1))).squeeze(-1)
-        return top if self.keep == "top" else v - top
+        return _project(v, state.eigenvectors, self.keep)
 
 
-class _ProjectedOperator(LinearOperator):
+def _project(v: Tensor, U: Tensor, keep: str) -> Tensor:
+    top: Tensor = (U @ (U.mT @ v.unsqueeze(-1))).squeeze(-1)
+    return top if keep == "top" else v - top
+
+
+class _Projection(LinearOperator):
     """P A P."""
 
-    def __init__(
-        self,
-        operator: LinearOperator,
-        project: Callable[[Tensor], Tensor],
-        projected_trace: Callable[[LinearOperator], Tensor],
-    ) -> None:
+    def __init__(self, operator: LinearOperator, U: Tensor, keep: str) -> None:
         super().__init__(
             operator.shape[-1],
             chains=tuple(operator.shape[:-2]),
@@ -312,8 +302,7 @@ class _ProjectedOperator(LinearOperator):
             device=operator.device,
         )
         self.operator = operator
-        self._project = project
-        self._projected_trace = projected_trace
+        self.U, self.keep = U, keep
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._project(self.operator.matvec(self._project(v)))
@@ -325,6 +314,23 @@ class _ProjectedOperator(LinearOperator):
         rows = half.unbind(-1)
         return torch.stack([self._project(row) for row in rows], dim=-1)
 
+    def _project(self, v: Tensor) -> Tensor:
+        return _project(v, self.U, self.keep)
+
+
+class _TracedProjection(_Projection):
+    """P A P on the top, or of an A that knows its trace."""
+
     def trace(self) -> Tensor:
         """See :meth:`LinearOperator.trace`; k products."""
-        return self._projected_trace(self.operator)
+        columns = self.U.unbind(-1)
+        parts = [
+            (u.double() * self.operator.matvec(u).double()).sum(-1) for u in columns
+        ]
+        kept = torch.stack(parts).sum(0)
+        if self.keep == "bulk":
+            total = self.operator.trace().double()
+            # What rounding leaves of nothing must not be scaled up by a match.
+            rest, rounding = total - kept, 1e3 * torch.finfo(self.dtype).eps
+            kept = torch.where(rest > rounding * total, rest, 0)
+        return kept.to(self.dtype)

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from flatmin.linalg import DenseOperator, DiagonalOperator, FunctionOperator, trace
+from flatmin.linalg import (
+    AbsoluteOperator,
+    DenseOperator,
+    DiagonalOperator,
+    FunctionOperator,
+    trace,
+)
 
 from ._matrices import SPECTRA, Bare, N, operator, randn, rng, wishart
 
@@ -69,6 +75,23 @@ def test_an_operator_that_knows_its_trace_takes_no_products():
         assert (result.stderr, result.n_matvecs) == (0, 0)
     # In a sum, one term that does not know is enough.
     assert trace(dense + Bare(SPECTRA["zero"]), rng=0).n_matvecs > 0
+
+
+def test_a_trace_that_was_handed_in_keeps_its_error():
+    A = DiagonalOperator(torch.tensor([2.0, -3.0]))
+    known = AbsoluteOperator(
+        A, torch.tensor(5.2), trace_stderr=torch.tensor(0.3), tol=1e-6
+    )
+    other = AbsoluteOperator(A, torch.tensor(4.9), trace_stderr=torch.tensor(0.4))
+    for operator, value, stderr in (
+        (known, 5.2, 0.3),
+        (-2 * known, -10.4, 0.6),
+        (known + other + A, 9.1, 0.5),
+        (A, -1.0, 0.0),
+    ):
+        found = trace(operator)
+        assert float(found) == pytest.approx(value)
+        assert float(found.stderr) == pytest.approx(stderr)
 
 
 def test_a_diagonal_matrix_has_no_variance():

@@ -304,6 +304,20 @@ def test_covariance_and_trace_are_the_formula(law, name):
     assert is_that_of_sgd == has_the_trace_of_sgd(law)
 
 
+@some_problems
+@every_size
+def test_trace_is_that_of_the_covariance_between_two_refreshes(law, name):
+    risk, theta, state, rng = prepare(law, name)
+    if not law.has_covariance:
+        pytest.skip("there is none")
+    away = theta + 0.3 * torch.randn(theta.shape, generator=rng, dtype=theta.dtype)
+    found = law.trace_estimate(risk, away, state)
+    dense = law.covariance(risk, away, state).to_dense()
+    exact = dense.diagonal(dim1=-2, dim2=-1).sum(-1)
+    assert torch.equal(law.trace(risk, away, state), found.value)
+    assert ((found.value - exact).abs() <= 5 * found.stderr + 1e-9 * exact).all()
+
+
 class OneGradient:
     """A risk at one θ, which takes the gradient there once: many draws for less."""
 

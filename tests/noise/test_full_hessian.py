@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flatmin.linalg import AbsoluteOperator
+from flatmin.linalg import AbsoluteOperator, _density, trace
 from flatmin.noise import _hessian, make_noise_law
 
 from ._problems import generator, problem
@@ -47,3 +47,19 @@ def test_the_noise_has_the_covariance_of_the_dense_one(match):
     error = (draws.mT @ draws / n - expected).norm() / expected.norm()
     effective_rank = float(expected.trace() / torch.linalg.matrix_norm(expected, 2))
     assert error < 0.05 + 3 * (effective_rank / n) ** 0.5
+
+
+def test_the_trace_tells_its_error(monkeypatch):
+    monkeypatch.setattr(_density, "_MAX_DENSE", 0)  # or Tr|H| were exact
+    case = problem("mlp")
+    law = make_noise_law("gld_hessian", n_components="full", match="none")
+    exact = torch.linalg.eigvalsh(case.point.hessian).abs().sum()
+    for seed in range(5):
+        state = law.refresh(case.risk, case.theta, generator(seed))
+        found = law.trace_estimate(case.risk, case.theta, state)
+        assert 0 < found.stderr < 0.3 * exact
+        assert (found.value - exact).abs() <= 4 * found.stderr
+        told = trace(law.covariance(case.risk, case.theta, state))
+        assert (told.value, told.stderr) == (found.value, found.stderr)
+        stored = law.restore_state(law.store_state(state), case.risk)
+        assert stored.trace_stderr() == found.stderr
