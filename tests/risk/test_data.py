@@ -42,6 +42,16 @@ class Augmented(Numbered):
         return X[i] + torch.randn(()), int(LABELS[i])
 
 
+class EveryOther(data.SequentialSampler):
+    def __iter__(self):
+        return iter(range(0, len(self.data_source), 2))
+
+
+class Doubling(data.DataLoader):
+    def __iter__(self):
+        return ((2 * X, y) for X, y in super().__iter__())
+
+
 class Stream(data.IterableDataset):
     def __iter__(self):
         return iter(zip(X, LABELS, strict=True))
@@ -179,6 +189,35 @@ def test_it_pickles():
             ),
             ValueError,
             r"all examples.*drop_last=True",
+        ),
+        (
+            lambda: risk(
+                data.DataLoader(Numbered(), sampler=data.SequentialSampler(range(3)))
+            ),
+            ValueError,
+            r"whole data set.*3 examples of \d+; pass torch.utils.data.Subset",
+        ),
+        (
+            lambda: risk(
+                data.DataLoader(
+                    Numbered(),
+                    batch_sampler=data.BatchSampler(
+                        data.SequentialSampler(range(3)), 2, drop_last=False
+                    ),
+                )
+            ),
+            ValueError,
+            r"whole data set.*3 examples of \d+; pass torch.utils.data.Subset",
+        ),
+        (
+            lambda: risk(data.DataLoader(Numbered(), sampler=EveryOther(Numbered()))),
+            ValueError,
+            r"one order.*EveryOther",
+        ),
+        (
+            lambda: risk(Doubling(Numbered())),
+            ValueError,
+            r"a Doubling, which yields batches in a way of its own; pass its data set",
         ),
         (lambda: risk(Stream()), TypeError, r"length and an order.*iterable Stream"),
         (lambda: risk(data.DataLoader(Stream())), TypeError, "iterable Stream"),

@@ -26,6 +26,9 @@ __all__ = ["Source", "find_source", "is_data_set", "split_targets"]
 # 300,000 times.
 _N_TRIED, _AT_A_TIME = 64, 4
 
+# How a loader iterates that gives what its data set and its collate_fn give.
+_READS_ITS_DATA_SET = (data.DataLoader.__iter__, data.DataLoader._get_iterator)
+
 # The locks by the id of the data set. Several risks may read one data set, and what it
 # reads from, such as an open file, is at one position at a time.
 _READING: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
@@ -360,8 +363,8 @@ def find_source(X: Any, y: Any, target: str | None = None) -> Source | None:
     TypeError
         If it can only be iterated over.
     ValueError
-        If a loader shuffles or leaves examples out, or targets come twice or not at
-        all.
+        If a loader shuffles, leaves examples out or changes them, or targets come twice
+        or not at all.
     """
     if isinstance(X, data.IterableDataset):
         raise TypeError(
@@ -385,16 +388,30 @@ def find_source(X: Any, y: Any, target: str | None = None) -> Source | None:
         return Source(X, data.default_collate, 0, target)
     if isinstance(X.dataset, data.IterableDataset):
         return find_source(X.dataset, None, target)
+    kind = type(X)
+    if (kind.__iter__, kind._get_iterator) != _READS_ITS_DATA_SET:
+        raise ValueError(
+            "A risk reads the data set of a DataLoader by its collate_fn. Got a "
+            f"{kind.__name__}, which yields batches in a way of its own; pass its data "
+            "set, or a data set that gives what it yields."
+        )
     # With a batch_sampler of one's own the other two say nothing.
     sampler: Any = X.sampler if X.batch_sampler is None else X.batch_sampler
     drop_last = X.drop_last
     if type(sampler) is data.BatchSampler:
         sampler, drop_last = sampler.sampler, sampler.drop_last
-    if not isinstance(sampler, data.SequentialSampler):
+    # A subclass of the sampler may leave some out.
+    if type(sampler) is not data.SequentialSampler:
         raise ValueError(
             "A risk reads its examples in one order, again and again. Got a DataLoader "
             f"with a {type(sampler).__name__}; make it with shuffle=False, or pass "
-            "its data set."
+            "its data set, of some examples as torch.utils.data.Subset."
+        )
+    if len(sampler) != len(X.dataset):
+        raise ValueError(
+            "A risk reads a loader's whole data set. Got a DataLoader whose sampler "
+            f"has {len(sampler)} examples of {len(X.dataset)}; pass "
+            "torch.utils.data.Subset(dataset, indices) for some of them."
         )
     if drop_last:
         raise ValueError(
