@@ -83,13 +83,13 @@ def test_a_trace_that_was_handed_in_keeps_its_error():
         A, torch.tensor(5.2), trace_stderr=torch.tensor(0.3), tol=1e-6
     )
     other = AbsoluteOperator(A, torch.tensor(4.9), trace_stderr=torch.tensor(0.4))
-    for operator, value, stderr in (
+    for matrix, value, stderr in (
         (known, 5.2, 0.3),
         (-2 * known, -10.4, 0.6),
         (known + other + A, 9.1, 0.5),
         (A, -1.0, 0.0),
     ):
-        found = trace(operator)
+        found = trace(matrix)
         assert float(found) == pytest.approx(value)
         assert float(found.stderr) == pytest.approx(stderr)
 
