@@ -229,7 +229,8 @@ history_ : pandas.DataFrame
     phase, loss L(θ), train_score, valid_loss, valid_score, gradient_norm ‖g₀‖,
     noise_norm √E‖ε‖² in the same units, and the metrics. All are of the whole
     data, but with ``gradient_batch_size`` the law's noise is that in a batch, and that
-    of ``svag`` is of one of its l steps. Weights count in the losses, not in the scores.
+    of ``svag`` is of one of its l steps. Weights count in the losses alone, not in the
+    scores.
 trajectory_ : Trajectory or None
     The points that ``keep_params_every`` has kept: ``iterations``, counted as in
     ``history_``, and ``params`` of shape (n_points, n_params). It stands for that array

@@ -59,7 +59,7 @@ def test_the_exact_fisher_matrix_is_gauss_newton(risk):
 def test_the_sampled_fisher_matrix_has_it_as_its_mean(risk):
     theta = risk.params()
     draws = torch.stack(
-        [FisherOperator(risk, theta, n_samples=8, rng=s).to_dense() for s in range(60)]
+        [FisherOperator(risk, theta, n_samples=8, rng=s).to_dense() for s in range(30)]
     )
     error = draws.mean(0) - FisherOperator(risk, theta).to_dense()
     stderr = draws.std(0) / len(draws) ** 0.5

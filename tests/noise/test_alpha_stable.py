@@ -1,5 +1,7 @@
 """A law without covariance: its characteristic function, quartile and refusals."""
 
+from functools import cache
+
 import pytest
 import torch
 from scipy import stats
@@ -7,8 +9,13 @@ from scipy import stats
 from flatmin.noise import make_noise_law
 from flatmin.risk import QuadraticRisk
 
-from ._problems import cast, generator, problem
+from ._problems import OneGradient, cast, generator, problem
 from ._statistics import assert_mean
+
+
+@cache
+def upper_quartile(alpha):
+    return stats.levy_stable.ppf(0.75, alpha, 0)
 
 
 @pytest.mark.parametrize("name", ["mlp", "quadratic_chains"])
@@ -21,16 +28,15 @@ def test_characteristic_function(match, alpha, name):
     law.check(case.risk)
     state = law.refresh(case.risk, case.theta, rng)
     means = torch.stack([p.mean for p in case.points]).view(case.theta.shape)
-    draws = [
-        law.noisy_gradient(case.risk, case.theta, state, rng)[1] for _ in range(2000)
-    ]
+    once = OneGradient(case.risk, case.theta)
+    draws = [law.noisy_gradient(once, case.theta, state, rng)[1] for _ in range(2000)]
     noise = torch.stack(draws) - means
 
     # γ from scipy's quartile of the standard law, S(α, 0; 1, 0).
     size = torch.stack([p.sgd_trace / (3 * len(p.mean)) for p in case.points]).sqrt()
     size = torch.full_like(size, 0.2) if match == "none" else size
     size = size.view(case.theta.shape[:-1])
-    ratio = stats.norm.ppf(0.75) / stats.levy_stable.ppf(0.75, alpha, 0)
+    ratio = stats.norm.ppf(0.75) / upper_quartile(alpha)
     gamma = 1.5 * ratio * size
     for scale in (0.3, 1.0):
         u = torch.randn(case.theta.shape, generator=generator(1), dtype=torch.float64)

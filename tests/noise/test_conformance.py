@@ -31,6 +31,7 @@ from ._dense import DRAWS, FORMULAS, RATE, dense_covariance
 from ._problems import (
     CHAINS,
     PROBLEMS,
+    OneGradient,
     cast,
     empirical_risk,
     generator,
@@ -316,19 +317,6 @@ def test_trace_is_that_of_the_covariance_between_two_refreshes(law, name):
     exact = dense.diagonal(dim1=-2, dim2=-1).sum(-1)
     assert torch.equal(law.trace(risk, away, state), found.value)
     assert ((found.value - exact).abs() <= 5 * found.stderr + 1e-9 * exact).all()
-
-
-class OneGradient:
-    """A risk at one θ, which takes the gradient there once: many draws for less."""
-
-    def __init__(self, risk, theta):
-        self._risk, self._gradient = risk, risk.value_and_gradient(theta)
-
-    def __getattr__(self, name):
-        return getattr(self._risk, name)
-
-    def value_and_gradient(self, theta):
-        return self._gradient
 
 
 # Whose noise and g₀ come from one pass; a penalty must not be noise there.

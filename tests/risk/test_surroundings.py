@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from functools import cache
 
 import pytest
 import torch
@@ -55,13 +56,19 @@ def switched(name):
     return SWITCHES[name](True) if name.startswith("anomaly") else SWITCHES[name]()
 
 
+@cache
+def undisturbed(case):
+    p = problem(case)
+    return {name: ask(p.risk(), p.theta) for name, ask in QUANTITIES.items()}
+
+
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("case", ["mlp", "LSTM", "transformer", "weight norm"])
 def test_switches(switch, case):
     assert case in CASES
     p = problem(case)
-    before = {name: ask(p.risk(), p.theta) for name, ask in QUANTITIES.items()}
+    before = undisturbed(case)
     with switched(switch):
         risk = p.risk()
         theta = p.theta + 0  # an inference tensor, in inference mode

@@ -99,7 +99,7 @@ def build(builder):
     return kind
 
 
-def examine(kind, name, *, full=False):
+def examine(kind, name, *, full=False, brief=False):
     """Return a cell for each path, chunk size and quantity.
 
     Parameters
@@ -109,6 +109,8 @@ def examine(kind, name, *, full=False):
         Decides which traced product is asked for besides H v, and where Σ Hᵢ² v is.
     full : bool, default=False
         Whether everything is asked for in every chunk size.
+    brief : bool, default=False
+        Whether the reference path is asked in one chunk size only.
 
     Returns
     -------
@@ -134,6 +136,8 @@ def examine(kind, name, *, full=False):
                 if path == "graph":
                     is_asked = kind.together or chunk_size == 3
                     asked = TRACED if full else _in_turn(name) if is_asked else ()
+                elif brief and chunk_size != costly_at:
+                    continue
                 for quantity, cell in _ask(kind, right, path, chunk_size, asked):
                     cells[path, chunk_size, quantity] = cell
     return cells

@@ -45,8 +45,18 @@ def _quick_collections():
 
 @pytest.mark.parametrize(("family", "name"), NAMES)
 def test_kind(family, name, page):
+    check_kind(family, name, page, brief=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), NAMES)
+def test_kind_as_the_page_says(family, name, page):
+    check_kind(family, name, page)
+
+
+def check_kind(family, name, page, **options):
     kind = _harness.build(FAMILIES[family][name])
-    cells = _harness.examine(kind, name)
+    cells = _harness.examine(kind, name, **options)
     bad = _harness.failures(kind, cells)
     assert not bad, "\n".join(bad)
     assert row(family, name, cells) == page[family, name], "write the page anew"
