@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flatmin._utils.random import make_generator
+from flatmin.analysis._carried import reciprocal, root
 from flatmin.curvature import hessian_eigenpairs, hessian_trace
 from flatmin.linalg import Eigenpairs, Estimate
 from flatmin.measures import (
@@ -23,7 +24,14 @@ from flatmin.measures import (
 from flatmin.measures._rounding import GradientMoments, gradient_moments
 from flatmin.risk import EmpiricalRisk
 
-__all__ = ["OF_ALL_ONLY", "QUANTITIES", "MeasuredPoint", "Quantity", "find_quantity"]
+__all__ = [
+    "FOLLOWING",
+    "OF_ALL_ONLY",
+    "QUANTITIES",
+    "MeasuredPoint",
+    "Quantity",
+    "find_quantity",
+]
 
 
 @dataclass
@@ -132,16 +140,14 @@ def _squared_gradient_norm(point: MeasuredPoint) -> float:
     return squared - (1 / n - 1 / n_all) * trace
 
 
-def _gradient_norm(point: MeasuredPoint) -> float:
-    return math.sqrt(max(_squared_gradient_norm(point), 0.0))
-
-
-def _simple_noise_scale(point: MeasuredPoint) -> float:
-    squared = _squared_gradient_norm(point)
-    # These examples cannot tell the gradient from 0.
-    if squared <= 0 or not bool(point.moments.has_gradient):
-        return math.inf
-    return _covariance_trace(point) / squared
+def _inverse_noise_scale(point: MeasuredPoint) -> float:
+    """Return ‖g₀‖² / Tr(Σ), whose sign is that of the estimate of ‖g₀‖²."""
+    squared, trace = _squared_gradient_norm(point), _covariance_trace(point)
+    if not bool(point.moments.has_gradient):
+        squared = min(squared, 0.0)
+    if not trace:
+        return math.inf if squared > 0 else 0.0
+    return squared / trace
 
 
 def _hessian_trace(point: MeasuredPoint) -> Estimate:
@@ -176,14 +182,21 @@ def _sharpness(measure: Callable[..., Estimate], point: MeasuredPoint) -> Estima
 #: What a monitor measures, by name; every sharpness measure besides.
 QUANTITIES: dict[str, Quantity] = {
     "loss": _loss,
-    "gradient_norm": _gradient_norm,
+    "gradient_norm": _squared_gradient_norm,
     "max_eigenvalue": _max_eigenvalue,
     "edge_of_stability": _edge_of_stability,
     "hessian_trace": _hessian_trace,
     "covariance_trace": _covariance_trace,
-    "simple_noise_scale": _simple_noise_scale,
+    "simple_noise_scale": _inverse_noise_scale,
     "curvature_noise_scale": _curvature_noise_scale,
     "alignment": _alignment,
+}
+
+# What is told of a quantity, where that is a function of the number that is measured.
+# The root of an estimate without bias has one, and 0 cuts it off: both come last.
+FOLLOWING: dict[str | None, Callable[[float], float]] = {
+    "gradient_norm": root,
+    "simple_noise_scale": reciprocal,
 }
 
 # Of a subset their bias is none of 1/n: g₀, along which they go or by which they

@@ -104,8 +104,9 @@ def granulated_tau(
     TypeError
         If ``table`` is no data frame.
     ValueError
-        If a column is missing or not finite, two rows are of one combination, there are
-        less than two seeds, or a factor varies in no stratum.
+        If a column is missing or not finite, a factor is named twice, two rows are of
+        one combination, there are less than two seeds, or a factor varies in no
+        stratum.
 
     References
     ----------
@@ -184,6 +185,12 @@ def _checked(
 ) -> pd.DataFrame:
     if not factors:
         raise ValueError("factors must name a column or more. Got none.")
+    twice = next((name for name in factors if factors.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"Every factor counts once in the mean over factors. Got {twice!r} "
+            f"{factors.count(twice)} times; leave the others out."
+        )
     values = table[numbers].to_numpy(dtype=float)
     if not np.isfinite(values).all():
         raise ValueError(

@@ -284,7 +284,8 @@ class ComparisonResult:
         TypeError
             If it is no data frame.
         ValueError
-            If the table has a column of that name, or no such end.
+            If the table has a column of that name, or no such end, or an end or a name
+            comes twice.
         """
         if not isinstance(measured, pd.DataFrame):
             raise TypeError(
@@ -305,6 +306,12 @@ class ComparisonResult:
             raise ValueError(
                 "measured must be of ends of this result. Got the end of "
                 f"{phase!r} of {method!r} with seed {seed}, which is none."
+            )
+        if measured.index.has_duplicates or measured.columns.has_duplicates:
+            raise ValueError(
+                "measured must have one row for each end, and one column for each "
+                "name. Got several; pass one after the other to with_measures, or "
+                "choose one."
             )
         place = pd.Series(rows.index, keys)[measured.index].to_numpy()
         # Where the noise has no iterations its end is its start.

@@ -23,6 +23,7 @@ from flatmin.plotting._figure import (
     tidy_axes,
 )
 from flatmin.plotting._models import fit_analyzer
+from flatmin.plotting._undefined import check_drawable
 
 __all__ = ["AlignmentDisplay"]
 
@@ -32,7 +33,8 @@ class AlignmentDisplay(BaseDisplay):
 
     It is recommended to use :meth:`from_estimator` or :meth:`from_results`. The
     projection residual is e = ‖U - VVᵀU‖²_F = k - ‖UᵀV‖²_F. Two random subspaces have
-    about k(1 - k/D), which is drawn beside it.
+    about k(1 - k/D), which is drawn beside it. Inner products of vectors that are
+    chance are not defined: they are grey.
 
     Parameters
     ----------
@@ -168,7 +170,8 @@ class AlignmentDisplay(BaseDisplay):
         TypeError
             If something else was given.
         ValueError
-            If the tables, iterations and seeds do not fit together.
+            If the tables, iterations and seeds do not fit together, or what should be
+            drawn is not defined, as for a subset.
         """
         several = [tables] if isinstance(tables, Alignment) else tables
         if not isinstance(several, Sequence) or isinstance(several, str):
@@ -190,6 +193,7 @@ class AlignmentDisplay(BaseDisplay):
             )
         ((k, n_params),) = sizes
         last = several[-1].inner_products
+        check_drawable(several[-1], last, "Inner products")
         if iterations is None:
             if seeds is not None:
                 raise ValueError("seeds come with iterations. Got iterations=None.")
@@ -215,7 +219,10 @@ class AlignmentDisplay(BaseDisplay):
             | {"residual": table["projection residual"]}
             for table, iteration, seed in zip(several, iterations, seeds, strict=True)
         ]
-        return cls(last, history=pd.DataFrame(rows), k=k, n_params=n_params)
+        history = pd.DataFrame(rows)
+        for name in ("cosine_1", "residual"):
+            check_drawable(several[-1], history[name], f"The column {name!r}")
+        return cls(last, history=history, k=k, n_params=n_params)
 
     def baseline(self) -> float:
         """Return k(1 - k/D), the residual of random subspaces.
@@ -275,6 +282,8 @@ class AlignmentDisplay(BaseDisplay):
         if kind == "heatmap":
             if self.inner_products is None:
                 raise ValueError("The heat map needs inner_products. Got None.")
+            if not np.isfinite(np.asarray(self.inner_products, float)).any():
+                raise ValueError("The heat map needs numbers. Got NaN alone.")
             self.axes_ = make_axes(ax, 1)
             self.figure_ = self.axes_[0].figure
             self._draw_heatmap(self.axes_[0])
@@ -301,16 +310,19 @@ class AlignmentDisplay(BaseDisplay):
                 "history must have the columns iteration, residual and cosine_1. Got "
                 f"{', '.join(map(str, self.history))}."
             )
+        for name in (*names, "residual"):
+            if not np.isfinite(self.history[name]).any():
+                raise ValueError(f"{name!r} must have a number. Got NaN alone.")
         return names
 
     def _draw_heatmap(self, ax: Any) -> None:
         import seaborn as sns
 
-        values = np.asarray(self.inner_products)
+        values = np.asarray(self.inner_products, float)
         rows, columns = values.shape
         self.image_ = ax.imshow(
             values,
-            cmap=sns.color_palette("mako_r", as_cmap=True),
+            cmap=sns.color_palette("mako_r", as_cmap=True).with_extremes(bad="0.85"),
             vmin=0,
             vmax=1,
             extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
@@ -319,7 +331,8 @@ class AlignmentDisplay(BaseDisplay):
             axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.set(xlabel=r"$v_j$ of $\Sigma$, rank $j$", ylabel=r"$u_i$ of $H$, rank $i$")
         self.colorbar_ = ax.figure.colorbar(self.image_, ax=ax)
-        self.colorbar_.set_label(r"$|u_i^\top v_j|$")
+        unknown = "" if np.isfinite(values).all() else ", grey: not defined"
+        self.colorbar_.set_label(rf"$|u_i^\top v_j|${unknown}")
         tidy_axes(ax, spines=True, colorbar=self.colorbar_)
 
     def _draw_curves(self, names: list[str], baseline: float, spread: str) -> None:

@@ -196,7 +196,7 @@ class SharpnessDisplay(BaseDisplay):
         Raises
         ------
         ValueError
-            If the arrays do not fit together.
+            If the arrays do not fit together, or a loss is not finite.
         """
         log = check_flag("log", log)
         n_sizes = len(self.sizes)
@@ -205,6 +205,11 @@ class SharpnessDisplay(BaseDisplay):
                 raise ValueError(
                     f"rises[{name!r}] must have the shape (n_draws, {n_sizes}), one "
                     f"column for each size. Got {np.shape(rise)}."
+                )
+            if not np.isfinite(np.asarray(rise, float)).all():
+                raise ValueError(
+                    f"rises[{name!r}] must be finite. Got a loss that is not, beside "
+                    f"sizes up to {np.max(self.sizes):.3g}; take smaller sizes."
                 )
         means = {name: self.mean(name) for name in self.rises}
         styles = line_styles(len(means))

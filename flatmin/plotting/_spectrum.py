@@ -18,7 +18,12 @@ from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._figure import check_axes, make_axes
 from flatmin.plotting._models import fit_analyzer
 from flatmin.plotting._spectrum_drawing import draw_density, draw_eigenvalues
-from flatmin.plotting._spectrum_numbers import bulk_of, density_of_one, display_numbers
+from flatmin.plotting._spectrum_numbers import (
+    bulk_of,
+    count_of_outliers,
+    density_of_one,
+    display_numbers,
+)
 
 __all__ = ["SpectrumDisplay"]
 
@@ -36,7 +41,8 @@ class SpectrumDisplay(BaseDisplay):
     The density (1/D) Σ δ(λ - λᵢ), smoothed by a normal density of standard deviation
     ``width``, stands on a log scale. Its bulk is the interval around the mode where it
     is above what one eigenvalue alone gives, 1/(D · width · √(2π)). Leading eigenvalues
-    to the right of the bulk are outliers, and marked.
+    to the right of the bulk are outliers, and marked. Where all that are known are
+    outliers, there may be more, and the legend says "at least".
 
     Parameters
     ----------
@@ -238,8 +244,9 @@ class SpectrumDisplay(BaseDisplay):
         TypeError
             If these are not such results.
         ValueError
-            If there is none, or a table comes with the density of another matrix than
-            H, whose outliers its eigenvalues are not.
+            If there is none, the table is of a subset and has no eigenvalues, or it
+            comes with the density of another matrix than H, whose outliers its
+            eigenvalues are not.
         """
         return cls(**display_numbers(table, spectrum, width))
 
@@ -253,17 +260,19 @@ class SpectrumDisplay(BaseDisplay):
         Raises
         ------
         ValueError
-            If a norm is missing.
+            If a norm is missing or not positive, or an eigenvalue is not finite.
         """
         self._check_eigenvalues()
         pairs = [(self.hessian_eigenvalues, self.hessian_norm)]
         if self.covariance_eigenvalues is not None:
             pairs.append((self.covariance_eigenvalues, self.covariance_norm))
-        if any(norm is None for _, norm in pairs):
-            raise ValueError(
-                "Normalised eigenvalues need the Frobenius norms. Got None; pass "
-                "hessian_norm and covariance_norm, or plot(normalised=False)."
-            )
+        for _, norm in pairs:
+            if norm is None or not 0 < norm < np.inf:
+                raise ValueError(
+                    "Normalised eigenvalues need the Frobenius norms, above 0. Got "
+                    f"{norm}; pass hessian_norm and covariance_norm, or "
+                    "plot(normalised=False)."
+                )
         return [np.asarray(values, float) / norm for values, norm in pairs]
 
     def bulk(self) -> tuple[float, float]:
@@ -277,13 +286,15 @@ class SpectrumDisplay(BaseDisplay):
         Raises
         ------
         ValueError
-            If there is no density.
+            If there is no density, or it is not finite.
         """
         if any(v is None for v in (self.grid, self.density, self.width, self.n_params)):
             raise ValueError(
                 "The bulk is read off the density. Got none; pass grid, density, width "
                 "and n_params, or a SpectralDensity to from_results."
             )
+        if not np.isfinite(np.asarray(self.density, float)).all():
+            raise ValueError("density must be finite numbers. Got one that is not.")
         return bulk_of(self.grid, self.density, self._density_of_one())
 
     def _density_of_one(self) -> float:
@@ -299,7 +310,7 @@ class SpectrumDisplay(BaseDisplay):
         Raises
         ------
         ValueError
-            If there are no eigenvalues, or no density.
+            If there are no eigenvalues, one is not finite, or there is no density.
         """
         self._check_eigenvalues()
         values = np.asarray(self.hessian_eigenvalues, float)
@@ -327,7 +338,7 @@ class SpectrumDisplay(BaseDisplay):
         Raises
         ------
         ValueError
-            If what should be drawn is missing.
+            If what should be drawn is missing or not finite.
         """
         if kind is None:
             there = self.hessian_eigenvalues is not None, self.density is not None
@@ -341,11 +352,13 @@ class SpectrumDisplay(BaseDisplay):
             normalised = self.hessian_norm is not None
         # Asked for before anything is drawn: they may raise.
         series = [] if kind == "density" else self._series(normalised)
-        outliers = np.empty(0)
+        outliers, count = np.empty(0), None
         if kind != "eigenvalues":
             self.bulk()
             if self.hessian_eigenvalues is not None:
                 outliers = self.outliers()
+                n_known = len(self.hessian_eigenvalues)
+                count = count_of_outliers(len(outliers), n_known, self.n_params)
         self.axes_ = make_axes(ax, 2 if kind == "both" else 1)
         self.figure_ = self.axes_[0].figure
         if kind != "density":
@@ -356,6 +369,7 @@ class SpectrumDisplay(BaseDisplay):
                 np.asarray(self.grid),
                 np.asarray(self.density),
                 outliers,
+                count,
                 one=self._density_of_one(),
                 matrix=self.matrix,
             )
@@ -367,6 +381,13 @@ class SpectrumDisplay(BaseDisplay):
                 "This display has a density alone. Got no eigenvalues; pass "
                 "hessian_eigenvalues, or an Alignment to from_results."
             )
+        for name in ("hessian_eigenvalues", "covariance_eigenvalues"):
+            values = getattr(self, name)
+            if values is not None and not np.isfinite(np.asarray(values, float)).all():
+                raise ValueError(
+                    f"{name} must be finite numbers. Got {np.asarray(values)}; leave "
+                    "out what is not known."
+                )
 
     def _series(self, normalised: bool) -> list[np.ndarray]:
         """Return what is drawn as stems."""

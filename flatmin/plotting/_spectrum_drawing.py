@@ -70,6 +70,7 @@ def draw_density(
     grid: np.ndarray,
     density: np.ndarray,
     outliers: np.ndarray,
+    count: str | None,
     *,
     one: float,
     matrix: str,
@@ -83,6 +84,8 @@ def draw_density(
     density : ndarray of shape (n,)
     outliers : ndarray of shape (n_outliers,)
         Eigenvalues.
+    count : str or None
+        How many there are; None where no eigenvalues are known.
     one : float
         The largest density that one eigenvalue alone gives.
     matrix : str
@@ -104,7 +107,7 @@ def draw_density(
         "v",
         color=mark,
         markersize=scaled(ax, 5),
-        label=f"{len(outliers)} outliers",
+        label=count,
     )
     ax.set_yscale("log")
     ax.set(

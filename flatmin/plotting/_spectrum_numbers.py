@@ -8,8 +8,9 @@ import numpy as np
 
 from flatmin._utils.numbers import check_positive
 from flatmin.analysis import Alignment, SpectralDensity
+from flatmin.plotting._undefined import check_drawable
 
-__all__ = ["bulk_of", "density_of_one", "display_numbers"]
+__all__ = ["bulk_of", "count_of_outliers", "density_of_one", "display_numbers"]
 
 
 def display_numbers(table: Any, spectrum: Any, width: float | None) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def display_numbers(table: Any, spectrum: Any, width: float | None) -> dict[str,
     TypeError
         If these are not such results.
     ValueError
-        If there is none, or a table comes with the density of another matrix than H.
+        If there is none, the table has no eigenvalues, or it comes with the density of
+        another matrix than H.
     """
     if table is None and spectrum is None:
         raise ValueError(
@@ -45,6 +47,7 @@ def display_numbers(table: Any, spectrum: Any, width: float | None) -> dict[str,
         width = check_positive("width", width)
     numbers: dict[str, Any] = {}
     if table is not None:
+        check_drawable(table, table.pairs[["hessian", "covariance"]], "Eigenvalues")
         numbers |= {
             "hessian_eigenvalues": table.pairs["hessian"].to_numpy(copy=True),
             "covariance_eigenvalues": table.pairs["covariance"].to_numpy(copy=True),
@@ -90,3 +93,29 @@ def bulk_of(grid: Any, density: Any, one: float) -> tuple[float, float]:
     left, right = below[below < mode], below[below > mode]
     low = grid[left[-1]] if len(left) else grid[0]
     return float(low), float(grid[right[0]] if len(right) else grid[-1])
+
+
+def count_of_outliers(n_outliers: int, n_known: int, n_params: int) -> str:
+    """Return how many outliers there are, as a legend says it.
+
+    Parameters
+    ----------
+    n_outliers : int
+        Of the eigenvalues that are known.
+    n_known : int
+        The largest ones.
+    n_params : int
+        How many there are.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> count_of_outliers(2, 3, 100), count_of_outliers(3, 3, 100)
+    ('2 outliers', 'at least 3 outliers')
+    """
+    # Those after an eigenvalue inside the bulk are no outliers.
+    beyond = n_outliers == n_known < n_params
+    return f"at least {n_outliers} outliers" if beyond else f"{n_outliers} outliers"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from flatmin._utils.names import check_known
 from flatmin.plotting._bands import SPREADS, band, check_band
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._figure import LABELS, legend, line_styles, make_axes, tidy_axes
+from flatmin.plotting._histories import read_histories
 
 __all__ = ["TrajectoryDisplay"]
 
@@ -77,9 +77,10 @@ class TrajectoryDisplay(BaseDisplay):
 
         Parameters
         ----------
-        estimators : flatmin estimator or sequence of them
-            Fitted. The method is ``estimator.method``, the seed its ``random_state``,
-            or without one its place.
+        estimators : flatmin estimator, sequence of them, or dict of str to either
+            Fitted. A dict has labels as keys; else the label is ``estimator.method``.
+            The runs of a label are seeds of one method, whose mean is drawn: the seed
+            is ``random_state``, or without one the place.
         quantities : sequence of str, default=None
             See :meth:`plot`.
         ax : matplotlib Axes or sequence of them, default=None
@@ -96,26 +97,10 @@ class TrajectoryDisplay(BaseDisplay):
         TypeError
             If one keeps no history.
         ValueError
-            If there is none.
+            If there is none, or the runs of a label differ in more than the seed and
+            the start, or not in the seed.
         """
-        several = estimators if isinstance(estimators, list | tuple) else [estimators]
-        if not several:
-            raise ValueError("estimators must hold at least one. Got none.")
-        histories = []
-        for place, estimator in enumerate(several):
-            if not hasattr(estimator, "history_"):
-                raise TypeError(
-                    "estimators must be fitted flatmin estimators, which have a "
-                    f"history_. Got {estimator!r}; other runs go through from_results, "
-                    "as a DataFrame."
-                )
-            law = estimator.method
-            name = law if isinstance(law, str) else type(law).__name__
-            # Runs without a number are told apart by their place.
-            seed = estimator.random_state
-            seed = str(seed) if isinstance(seed, Integral) else f"run {place}"
-            histories.append(estimator.history_.assign(method=name, seed=seed))
-        display = cls.from_results(pd.concat(histories, ignore_index=True))
+        display = cls.from_results(read_histories(estimators))
         return display.plot(ax, quantities=quantities, **plot_options)
 
     @classmethod

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from flatmin.analysis import FlatnessMonitor
 from flatmin.analysis._counted_risk import WorkCounter, _CountedRisk, counted
-from flatmin.analysis._monitored import QUANTITIES, MeasuredPoint
+from flatmin.analysis._monitored import OF_ALL_ONLY, QUANTITIES, MeasuredPoint
 from flatmin.measures import SHARPNESS_MEASURES, max_eigenvalue
 from flatmin.risk import EmpiricalRisk
 
@@ -134,6 +134,90 @@ def test_the_error_that_is_told_is_the_error_that_is_made(net):
         assert 0.6 < told / made < 1.7, name
     assert {row["n_examples"] for row in rows} == {rows[0]["n_examples"]}
     assert max(row["cost"] for row in rows) <= 8.5
+
+
+def many():
+    """Return 600 examples whose labels no network of three units fits."""
+    rng = torch.Generator().manual_seed(1)
+    inputs = torch.randn(600, 4, generator=rng).double()
+    noise = torch.randn(600, generator=rng)
+    return inputs, (inputs[:, 0] + 0.5 * noise > 0).long()
+
+
+def test_of_a_subset_near_a_minimum_the_gradient_norm_has_an_error(net):
+    """The estimate of its square is then below 0 in every second draw."""
+    inputs, labels = many()
+    for _at in range(300):
+        loss = F.cross_entropy(net(inputs), labels)
+        slopes = torch.autograd.grad(loss, list(net.parameters()))
+        with torch.no_grad():
+            for p, g in zip(net.parameters(), slopes, strict=True):
+                p -= 0.5 * g
+    _, gradients, _ = dense(net, inputs, labels)
+    norm = float(gradients.mean(0).norm())
+    scale = float(gradients.var(0, correction=0).sum()) / norm**2
+    names = ["gradient_norm", "simple_noise_scale"]
+    options = {"loss": "cross_entropy", "quantities": names, "budget": 2.0}
+    rows = [
+        FlatnessMonitor(inputs, labels, random_state=seed, **options)(net, 0)
+        for seed in range(16, 40)
+    ]
+    assert rows[0]["n_examples"] < 600
+    assert 3 < sum(row["gradient_norm"] == 0 for row in rows) < 21
+    for name, truth in zip(names, [norm, scale], strict=True):
+        errors = np.array([row[f"{name}_stderr"] for row in rows])
+        found = np.array([row[name] for row in rows])
+        assert (errors > 0).all(), name
+        with np.errstate(invalid="ignore"):
+            missed = np.abs(found - truth) > 2 * errors
+        assert missed.mean() < 0.14 + 2 * np.sqrt(0.14 * 0.86 / 24), name
+    # An error of any size would cover: it is that of 86 draws of 600.
+    trace = float(gradients.var(0, correction=0).sum())
+    spread = math.sqrt(trace / rows[0]["n_examples"])
+    assert max(row["gradient_norm_stderr"] for row in rows) < 2 * spread
+
+
+def test_the_noise_scale_of_a_subset_where_the_gradient_is_clear(net):
+    inputs, labels = many()
+    _, gradients, _ = dense(net, inputs, labels)
+    scale = float(gradients.var(0, correction=0).sum() / gradients.mean(0).norm() ** 2)
+    options = {"loss": "cross_entropy", "quantities": ["simple_noise_scale"]}
+    rows = [
+        FlatnessMonitor(inputs, labels, budget=5, random_state=seed, **options)(net, 0)
+        for seed in range(24)
+    ]
+    found = np.array([row["simple_noise_scale"] for row in rows])
+    errors = np.array([row["simple_noise_scale_stderr"] for row in rows])
+    assert rows[0]["n_examples"] < 600
+    made, told = np.sqrt(np.mean((found - scale) ** 2)), np.median(errors)
+    assert 0.5 < told / made < 2
+
+
+def test_every_quantity_of_a_subset_has_an_error(net):
+    inputs, labels = many()
+    names = [n for n in (*QUANTITIES, *SHARPNESS_MEASURES) if n not in OF_ALL_ONLY]
+    names = list(dict.fromkeys(names))
+    options = {"loss": "cross_entropy", "quantities": names, "budget": 100.0}
+    row = FlatnessMonitor(inputs, labels, **options)(net, 0, lr=0.1)
+    assert row["n_examples"] < 600
+    errors = {name: row[name] for name in row if name.endswith("_stderr")}
+    assert len(errors) == len(names) + 2
+    # Of an alignment some numbers have none that is known.
+    without = {name for name, error in errors.items() if math.isnan(error)}
+    assert without <= {name for name in errors if name.startswith("alignment_")}
+    assert all(errors[name] > 0 for name in errors.keys() - without)
+
+
+def test_of_equal_examples_a_subset_is_all(net):
+    equal, labels = X[:1].expand(400, 4), y[:1].expand(400)
+    names = ["gradient_norm", "simple_noise_scale"]
+    options = {"loss": "cross_entropy", "quantities": names, "budget": 2.0}
+    row = FlatnessMonitor(equal, labels, **options)(net, 0)
+    _, gradients, _ = dense(net, X[:1], y[:1])
+    assert row["n_examples"] < 400
+    assert row["gradient_norm"] == pytest.approx(float(gradients.norm()), rel=1e-9)
+    assert row["gradient_norm_stderr"] == pytest.approx(0, abs=1e-9)
+    assert row["simple_noise_scale"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_module_and_the_generators_are_as_before(net):

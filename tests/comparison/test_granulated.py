@@ -139,6 +139,11 @@ ROWS = table(n_seeds=2)
     [
         (ROWS.to_dict(), {}, "table must be a DataFrame. Got dict"),
         (ROWS, {"factors": []}, "must name a column or more"),
+        (
+            ROWS,
+            {"factors": ["lr", "lr", "width"]},
+            "Got 'lr' 2 times; leave the others",
+        ),
         (ROWS, {"factors": ["depth"]}, "Got 'depth'; there are 'seed', 'lr'"),
         (ROWS.assign(gap=np.nan), {}, "must be finite. Got 12 rows"),
         (ROWS.assign(seed=np.nan), {}, "name the seed of each row. Got 12 rows"),

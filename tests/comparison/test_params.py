@@ -4,6 +4,7 @@ import json
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
@@ -333,6 +334,10 @@ def test_what_was_measured_is_summed_up_and_stored(tmp_path):
         ValueError, match="'noise' of 'adam' with seed 1, which is none"
     ):
         later.with_measures(other)
+    twice = pd.concat([measured, 2 * measured]), pd.concat([measured] * 2, axis=1)
+    for table in twice:
+        with pytest.raises(ValueError, match="must have one row for each end, and one"):
+            later.with_measures(table)
 
 
 def test_bad_measures(result):

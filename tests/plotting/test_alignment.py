@@ -46,6 +46,37 @@ def test_seeds_become_mean_and_band():
     assert len(display.cosine_lines_) == 1
 
 
+def test_a_table_of_a_subset_is_not_drawn(of_a_subset):
+    why = r"pairs: of a subset it has no sampling error"
+    with pytest.raises(ValueError, match=why):
+        AlignmentDisplay.from_results(of_a_subset)
+    with pytest.raises(ValueError, match=why):
+        AlignmentDisplay.from_results([of_a_subset], iterations=[0])
+    with pytest.raises(ValueError, match=r"needs numbers\. Got NaN alone"):
+        AlignmentDisplay(np.full((2, 2), np.nan)).plot()
+
+
+def test_inner_products_that_are_chance_are_grey():
+    known = table(2)
+    known.inner_products[:, 1] = np.nan
+    display = AlignmentDisplay.from_results(known).plot()
+    colours = display.image_.to_rgba(display.image_.get_array())
+    np.testing.assert_allclose(colours[:, 1], [[0.85, 0.85, 0.85, 1]] * 2)
+    assert display.colorbar_.ax.get_ylabel().endswith(", grey: not defined")
+    whole = AlignmentDisplay.from_results(table(2)).plot()
+    assert "grey" not in whole.colorbar_.ax.get_ylabel()
+
+
+def test_curves_without_a_number_are_not_drawn():
+    tables = [table(2, np.nan), table(2, np.nan)]
+    with pytest.raises(ValueError, match="The column 'residual' of this Alignment"):
+        AlignmentDisplay.from_results(tables, iterations=[0, 10])
+    display = AlignmentDisplay.from_results([table(2)], iterations=[0])
+    display.history["cosine_2"] = np.nan
+    with pytest.raises(ValueError, match="'cosine_2' must have a number"):
+        display.plot()
+
+
 def test_bad_input():
     with pytest.raises(TypeError, match="must be Alignments"):
         AlignmentDisplay.from_results([np.eye(2)])

@@ -68,6 +68,14 @@ def test_sizes_come_sorted():
     assert display.traces is None
 
 
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+@pytest.mark.parametrize("log", [True, False])
+def test_a_loss_that_is_not_finite_is_not_drawn(loss, log):
+    display = SharpnessDisplay(SIZES[:2], {"net": [[1.0, 2.0], [1.0, loss]]})
+    with pytest.raises(ValueError, match=r"rises\['net'\] must be finite.* up to 0.2;"):
+        display.plot(log=log)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="a list of positive numbers"):
         SharpnessDisplay.from_estimator(line(), **ON, sizes=[0.0, 1.0])

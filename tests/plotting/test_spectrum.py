@@ -60,11 +60,49 @@ def test_outliers_lie_outside_the_bulk():
     np.testing.assert_array_equal(display.outliers(), [3, 2, 1])
     display.plot(kind="density")
     np.testing.assert_array_equal(display.outlier_marks_.get_xdata(), [3, 2, 1])
-    (text,) = display.ax_.get_legend().get_texts()
-    assert text.get_text() == "3 outliers"
     display.hessian_eigenvalues = [0.1, 0.0]
     assert len(display.outliers()) == 0
     assert display.plot(kind="density").ax_.get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("known", "n_params", "told"),
+    [
+        ([3.0, 2.0], 100, "at least 2 outliers"),  # and 1 is one, too
+        ([3.0, 2.0, 1.0], 100, "at least 3 outliers"),  # the next may be
+        ([3.0, 2.0, 1.0, 0.0], 100, "3 outliers"),
+        ([3.0, 2.0, 1.0], 3, "3 outliers"),  # there are no more
+    ],
+)
+def test_outliers_are_counted_as_far_as_they_are_known(known, n_params, told):
+    display = displays()["spectrum"]
+    display.hessian_eigenvalues, display.n_params = known, n_params
+    display.density = np.where(np.abs(display.grid) < 0.5, 10.0, 0.0)
+    display.plot(kind="density")
+    (text,) = display.ax_.get_legend().get_texts()
+    assert text.get_text() == told
+
+
+def test_eigenvalues_of_a_subset_are_not_drawn(of_a_subset):
+    analyzer = CurvatureAnalyzer(line(), loss="squared_error").fit(X, Y)
+    for density in (None, analyzer.density()):
+        with pytest.raises(ValueError, match=r"pairs: of a subset it has no sampling"):
+            SpectrumDisplay.from_results(of_a_subset, density)
+
+
+@pytest.mark.parametrize("kind", ["eigenvalues", "density"])
+def test_numbers_that_are_not_known_are_not_drawn(kind):
+    display = displays()["spectrum"]
+    display.hessian_eigenvalues = [3.0, np.nan, 1.0]
+    with pytest.raises(ValueError, match="hessian_eigenvalues must be finite"):
+        display.plot(kind=kind)
+    display = displays()["spectrum"]
+    display.covariance_norm = 0.0
+    with pytest.raises(ValueError, match=r"norms, above 0\. Got 0\.0; pass"):
+        display.plot(kind="eigenvalues")
+    display.density = np.full_like(display.density, np.nan)
+    with pytest.raises(ValueError, match="density must be finite"):
+        display.plot(kind="density")
 
 
 def test_the_density_has_a_log_scale_and_its_numbers():

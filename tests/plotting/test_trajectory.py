@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.datasets import make_blobs
+from torch import nn
 
 from flatmin import NoisyDiffusionClassifier
 from flatmin.plotting import TrajectoryDisplay
@@ -188,6 +189,74 @@ def test_from_estimator_reads_histories():
     assert {method for _, method in one.lines_} == {"gd"}
     with pytest.raises(TypeError, match=r"have a history_\. Got"):
         TrajectoryDisplay.from_estimator(object())
+
+
+@pytest.fixture(scope="module")
+def fits():
+    """Return runs of one method by step size and seed."""
+    X, y = make_blobs(30, random_state=0)
+    return {
+        (lr, seed): NoisyDiffusionClassifier(
+            method="sgd", lr=lr, max_iter=3, random_state=seed
+        ).fit(X, y)
+        for lr in (0.5, 0.001)
+        for seed in (0, 1, None)
+    }
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_runs_of_different_settings_are_no_seeds(fits, seed):
+    runs = [fits[0.5, seed], fits[0.001, seed]]
+    with pytest.raises(ValueError, match=r"runs of 'sgd' with different lr; pass a "):
+        TrajectoryDisplay.from_estimator(runs)
+    with pytest.raises(ValueError, match=r"runs of 'all' with different lr; pass a "):
+        TrajectoryDisplay.from_estimator({"all": runs})
+    labels = ["sgd, a", "sgd, b"]
+    display = TrajectoryDisplay.from_estimator(
+        dict(zip(labels, runs, strict=True)), ["loss"]
+    )
+    for label, run in zip(labels, runs, strict=True):
+        drawn = display.lines_["loss", label].get_ydata()
+        np.testing.assert_array_equal(drawn, run.history_["loss"])
+    assert display.axes_[0].get_legend().get_title().get_text() == ""
+
+
+def test_a_label_may_have_several_seeds(fits):
+    display = TrajectoryDisplay.from_estimator(
+        {"large": [fits[0.5, 0], fits[0.5, 1]], "small": fits[0.001, 0]}, ["loss"]
+    )
+    losses = [fits[0.5, seed].history_["loss"] for seed in (0, 1)]
+    drawn = display.lines_["loss", "large"].get_ydata()
+    np.testing.assert_allclose(drawn, np.mean(losses, axis=0))
+    title = display.axes_[0].get_legend().get_title().get_text()
+    assert title == "mean and range of 1 to 2 seeds"
+
+
+def test_one_seed_twice_is_one_run(fits):
+    with pytest.raises(ValueError, match=r"'sgd' with random_state=0 twice; leave one"):
+        TrajectoryDisplay.from_estimator([fits[0.5, 0], fits[0.5, 0]])
+    with pytest.raises(ValueError, match="must hold at least one"):
+        TrajectoryDisplay.from_estimator({"sgd": []})
+    with pytest.raises(TypeError, match="Labels of estimators must be a string"):
+        TrajectoryDisplay.from_estimator({1: fits[0.5, 0]})
+
+
+def test_seeds_may_differ_in_what_no_law_depends_on():
+    X, y = make_blobs(30, random_state=0)
+    common = {"method": "sgd", "max_iter": 3, "lr": 0.1}
+    own = [
+        {"module": nn.Linear(2, 3), "record_every": 1},
+        {"module": nn.Linear(2, 3), "record_every": 3, "device": "cpu"},
+        {"module": nn.Linear(2, 3), "params_init": np.zeros(9)},
+    ]
+    several = [NoisyDiffusionClassifier(**common, **one).fit(X, y) for one in own]
+    display = TrajectoryDisplay.from_estimator(several, ["loss"])
+    title = display.axes_[0].get_legend().get_title().get_text()
+    assert title == "mean and range of 3 seeds"
+    other = nn.Sequential(nn.Linear(2, 3))
+    several.append(NoisyDiffusionClassifier(**common, module=other).fit(X, y))
+    with pytest.raises(ValueError, match="'sgd' with different module; pass"):
+        TrajectoryDisplay.from_estimator(several)
 
 
 def test_methods_have_different_colours():
