@@ -330,7 +330,8 @@ class _Combination(LinearOperator):
     def trace_stderr(self) -> Tensor:
         pairs = zip(self.coefficients, self.terms, strict=True)
         errors = [c * term.trace_stderr() for c, term in pairs]
-        return torch.linalg.vector_norm(torch.stack(errors), dim=0)
+        total: Tensor = torch.linalg.vector_norm(torch.stack(errors), dim=0)
+        return total
 
     def _each(self, name: str) -> list[Tensor]:
         """Ask every term; a product with the sum is one with each of them."""

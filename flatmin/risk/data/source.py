@@ -407,10 +407,11 @@ def find_source(X: Any, y: Any, target: str | None = None) -> Source | None:
             f"with a {type(sampler).__name__}; make it with shuffle=False, or pass "
             "its data set, of some examples as torch.utils.data.Subset."
         )
-    if len(sampler) != len(X.dataset):
+    dataset: Any = X.dataset
+    if len(sampler) != len(dataset):
         raise ValueError(
             "A risk reads a loader's whole data set. Got a DataLoader whose sampler "
-            f"has {len(sampler)} examples of {len(X.dataset)}; pass "
+            f"has {len(sampler)} examples of {len(dataset)}; pass "
             "torch.utils.data.Subset(dataset, indices) for some of them."
         )
     if drop_last:
@@ -418,7 +419,7 @@ def find_source(X: Any, y: Any, target: str | None = None) -> Source | None:
             "A risk is a mean over all examples. Got a DataLoader with drop_last=True; "
             "make it with drop_last=False, or pass its data set."
         )
-    return Source(X.dataset, X.collate_fn, X.num_workers, target)
+    return Source(dataset, X.collate_fn, X.num_workers, target)
 
 
 def _one_reader(dataset: Any) -> Lock:
