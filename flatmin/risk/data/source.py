@@ -392,8 +392,9 @@ def find_source(X: Any, y: Any, target: str | None = None) -> Source | None:
     if (kind.__iter__, kind._get_iterator) != _READS_ITS_DATA_SET:
         raise ValueError(
             "A risk reads the data set of a DataLoader by its collate_fn. Got a "
-            f"{kind.__name__}, which yields batches in a way of its own; pass its data "
-            "set, or a data set that gives what it yields."
+            f"{kind.__name__}, which yields batches in a way of its own; if its "
+            "examples are those of its data set, pass "
+            "DataLoader(loader.dataset, collate_fn=loader.collate_fn)."
         )
     # With a batch_sampler of one's own the other two say nothing.
     sampler: Any = X.sampler if X.batch_sampler is None else X.batch_sampler

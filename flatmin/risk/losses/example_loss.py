@@ -143,11 +143,11 @@ class ExampleLoss(ABC):
         return self
 
     def guarded(self) -> ExampleLoss:
-        """Return the same loss with a guard of its own, see :class:`WriteGuard`."""
+        """Return the same loss with a guard of its own against writes into inputs."""
         return self
 
     def trust(self) -> None:
-        """Make no more copies of what the loss is given, see :class:`WriteGuard`."""
+        """Make no more copies of what the loss is given: it writes into nothing."""
         return
 
     def model_slope(
