@@ -103,6 +103,7 @@ def test_every_product_of_every_operator_in_two_threads():
                 "matmat": lambda A=A: A.matmat(v),
                 "to_dense": lambda A=A: A.to_dense(),
                 "trace": lambda A=A: A.trace(),
+                "trace_stderr": lambda A=A: A.trace_stderr(),
                 "to_scipy": lambda A=A: A.to_scipy() @ v[:, 0].numpy(),
                 "n_matvecs": lambda A=A: type(A.n_matvecs),
                 "counted": lambda A=A: [
