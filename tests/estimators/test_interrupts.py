@@ -55,6 +55,8 @@ def interrupted(fit, n, stores_only):
     """Call fit; return how many places there were, and whether it was interrupted."""
     before = sys.gettrace()
     trace = Interrupter(n, stores_only)
+    # Python 3.12 looks for instructions only if a frame has asked before.
+    sys._getframe().f_trace_opcodes = stores_only
     sys.settrace(trace)
     try:
         fit()
