@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from flatmin._runs.digest import hash_description
 from flatmin._runs.fingerprint import fingerprint
@@ -106,9 +109,19 @@ def _are_alike(one: Any, other: Any) -> bool:
 
 
 def _described(value: Any) -> Any:
-    if isinstance(value, nn.Module):
-        return repr(value)  # its tensors are where a run starts
     try:
+        if isinstance(value, nn.Module):
+            value = _without_start(value)
         return hash_description(fingerprint(value))
     except TypeError:
         return value
+
+
+@torch.no_grad()
+def _without_start(module: nn.Module) -> nn.Module:
+    """Return a copy whose parameters are 0: they are where a run starts."""
+    module = copy.deepcopy(module)
+    for parameter in module.parameters():
+        if not is_lazy(parameter):
+            parameter.zero_()
+    return module

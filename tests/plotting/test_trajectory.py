@@ -241,6 +241,17 @@ def test_one_seed_twice_is_one_run(fits):
         TrajectoryDisplay.from_estimator({1: fits[0.5, 0]})
 
 
+class Louder(nn.Linear):
+    """Its repr does not tell by how much."""
+
+    def __init__(self, n_inputs, n_outputs, by=2.0):
+        super().__init__(n_inputs, n_outputs)
+        self.by = by
+
+    def forward(self, x):
+        return self.by * super().forward(x)
+
+
 def test_seeds_may_differ_in_what_no_law_depends_on():
     X, y = make_blobs(30, random_state=0)
     common = {"method": "sgd", "max_iter": 3, "lr": 0.1}
@@ -253,10 +264,17 @@ def test_seeds_may_differ_in_what_no_law_depends_on():
     display = TrajectoryDisplay.from_estimator(several, ["loss"])
     title = display.axes_[0].get_legend().get_title().get_text()
     assert title == "mean and range of 3 seeds"
-    other = nn.Sequential(nn.Linear(2, 3))
-    several.append(NoisyDiffusionClassifier(**common, module=other).fit(X, y))
+    for other in (nn.Sequential(nn.Linear(2, 3)), Louder(2, 3)):
+        fit = NoisyDiffusionClassifier(**common, module=other).fit(X, y)
+        with pytest.raises(ValueError, match="'sgd' with different module; pass"):
+            TrajectoryDisplay.from_estimator([*several, fit])
+    alike = [
+        NoisyDiffusionClassifier(**common, module=Louder(2, 3, by)).fit(X, y)
+        for by in (2.0, 2.0, 50.0)
+    ]
+    TrajectoryDisplay.from_estimator(alike[:2])
     with pytest.raises(ValueError, match="'sgd' with different module; pass"):
-        TrajectoryDisplay.from_estimator(several)
+        TrajectoryDisplay.from_estimator(alike)
 
 
 def test_methods_have_different_colours():
