@@ -245,7 +245,16 @@ class Projected(MatchedLaw):
         covariance = self._covariance(risk, theta, state)
         if knows_its_trace(covariance):
             return Estimate(covariance.trace(), covariance.trace_stderr())
-        return trace(covariance, rng=rng)
+        inner = law.covariance(risk, theta, state.inner)
+        top = _TracedProjection(inner, state.eigenvectors, "top").trace()
+        found = trace(covariance, rng=rng)
+        beside = float(self.noise_scale) ** 2 * top
+        is_there = _is_no_rounding(found.value, beside + found.value)
+        return Estimate(
+            torch.where(is_there, found.value, 0),
+            torch.where(is_there, found.stderr, 0),
+            found.n_matvecs,
+        )
 
     def _store_state(self, state: ProjectedState | None) -> Any:
         if state is None:
@@ -329,8 +338,22 @@ class _TracedProjection(_Projection):
         ]
         kept = torch.stack(parts).sum(0)
         if self.keep == "bulk":
-            total = self.operator.trace().double()
-            # What rounding leaves of nothing must not be scaled up by a match.
-            rest, rounding = total - kept, 1e3 * torch.finfo(self.dtype).eps
-            kept = torch.where(rest > rounding * total, rest, 0)
+            total = self.operator.trace()
+            rest = total.double() - kept
+            kept = torch.where(_is_no_rounding(rest, total), rest, 0)
         return kept.to(self.dtype)
+
+
+def _is_no_rounding(rest: Tensor, total: Tensor) -> Tensor:
+    """Return where a part is more than what rounding leaves of nothing.
+
+    Parameters
+    ----------
+    rest, total : Tensor of shape (\\*chains)
+        The part, which a match would scale up, and the whole.
+
+    Returns
+    -------
+    Tensor of bool of shape (\\*chains)
+    """
+    return rest > 1e3 * torch.finfo(total.dtype).eps * total

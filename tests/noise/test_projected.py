@@ -88,6 +88,23 @@ def test_a_small_bulk_of_an_estimated_trace(match):
     assert abs(sum(offs)) <= 6 * 0.03
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_inputs", [5, 40])  # D of 30 and of 205
+def test_what_rounding_leaves_of_a_bulk_is_not_scaled_up(n_inputs, dtype):
+    """G has rank 15 at most, for three examples of five outputs."""
+    torch.manual_seed(0)
+    X, y = torch.randn(3, n_inputs, dtype=dtype), torch.tensor([0, 1, 2])
+    net = nn.Linear(n_inputs, 5).to(dtype)
+    risk = EmpiricalRisk(net, "cross_entropy", X, y)
+    theta, inner = risk.params(), make_noise_law("gld_ggn")
+    law = Projected(inner, n_components=16, keep="bulk", match="trace", tol=1e-6)
+    state = law.refresh(risk, theta, generator())
+    assert state.factor == 0
+    assert law.trace(risk, theta, state) == 0
+    gradient = law.noisy_gradient(risk, theta, state, generator())[1]
+    torch.testing.assert_close(gradient, risk.gradient(theta))
+
+
 def test_a_projected_step_has_a_projected_mean():
     case = problem("mlp")
     step, noise = make("gd", on="step"), make("gld_full", on="step")
