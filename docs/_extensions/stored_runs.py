@@ -5,6 +5,8 @@ import shutil
 from os.path import relpath
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 DOCS = Path(__file__).parents[1]
 EXAMPLES = DOCS.parent / "examples"
 GALLERY = DOCS / "gallery"
@@ -37,11 +39,36 @@ def is_run(app, script: Path) -> bool:
 def copy(app) -> None:
     """Put a first picture where sphinx-gallery looks for what makes a thumbnail."""
     for script in EXAMPLES.rglob("plot_*.py"):
-        found = [] if is_run(app, script) else pictures(script)
-        if found:
-            images = GALLERY / script.parent.relative_to(EXAMPLES) / "images"
-            images.mkdir(parents=True, exist_ok=True)
-            shutil.copy(found[0], images / f"sphx_glr_{script.stem}_001.png")
+        if is_run(app, script):
+            continue
+        images = GALLERY / script.parent.relative_to(EXAMPLES) / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        thumbnail = images / f"sphx_glr_{script.stem}_001.png"
+        if found := pictures(script):
+            shutil.copy(found[0], thumbnail)
+        else:
+            draw_text(printed(script), thumbnail)
+
+
+def printed(script: Path) -> str:
+    """Return what a script without a picture has printed, below the lines on how."""
+    stored = text_of(script)
+    if not stored.exists():
+        return "\n\n\n  not run\n  to its end yet"
+    return stored.read_text().partition("\n\n")[2]
+
+
+def text_of(script: Path) -> Path:
+    """Return where what a script has printed lies, if it is stored."""
+    return RESULTS / f"{script.stem.removeprefix('plot_')}.txt"
+
+
+def draw_text(text: str, path: Path, width: int = 47) -> None:
+    """Draw the upper left corner of a text, as large as it can be read small."""
+    figure = Figure(figsize=(4, 2.8), dpi=100)
+    corner = "\n".join(line[:width] for line in text.splitlines()[:15])
+    figure.text(0.04, 0.94, corner, family="monospace", size=9, va="top")
+    figure.savefig(path)
 
 
 def show(app, docname: str, source: list[str]) -> None:
@@ -55,7 +82,7 @@ def show(app, docname: str, source: list[str]) -> None:
             f".. image:: {relpath(path, page.parent)}\n   :alt: {path.stem}\n\n"
             for path in pictures(script)
         ]
-        stored = RESULTS / f"{script.stem.removeprefix('plot_')}.txt"
+        stored = text_of(script)
         if stored.exists():
             path = relpath(stored, page.parent)
             shown.append(f".. literalinclude:: {path}\n   :language: text\n\n")
