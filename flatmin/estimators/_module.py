@@ -58,7 +58,8 @@ def build_module(
     Raises
     ------
     ValueError
-        If a parameter does not exist, or parameters come with an instance.
+        If a parameter does not exist, parameters come with an instance, or a hook waits
+        for the gradient of one of the network's.
     TypeError
         If it is nothing that gives a module.
     """
@@ -90,7 +91,20 @@ def build_module(
                 ) from error
         if not isinstance(built, nn.Module):
             raise TypeError(f"module must give a torch.nn.Module. Got {built!r}.")
+    _check_hooks(built)
     return keep_own_statistics(copy_module(built, device=device, dtype=dtype))
+
+
+def _check_hooks(module: nn.Module) -> None:
+    """Refuse what would be called with a parameter's gradient, and change the steps."""
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise ValueError(
+                "Steps are made with one flat gradient, of which no hook of a single "
+                f"parameter would be told. Got a hook on {name!r}; freeze parameters "
+                "by requires_grad_(False), hold entries constant by a parametrization "
+                "that multiplies with a mask, and look at gradients in a callback."
+            )
 
 
 @contextmanager

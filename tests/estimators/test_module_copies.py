@@ -113,3 +113,23 @@ def test_instance_norm_is_as_it_was_handed_over(train):
     )
     assert module.training is train
     assert bool((module[1].running_mean == 0.5).all())
+
+
+@pytest.mark.parametrize(
+    "register", ["register_hook", "register_post_accumulate_grad_hook"]
+)
+@pytest.mark.parametrize("as_instance", [False, True])
+def test_a_hook_that_masks_a_parameters_gradient_is_refused(as_instance, register):
+    handles = []
+
+    def make():
+        module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        handles.append(getattr(module[2].weight, register)(torch.zeros_like))
+        return module
+
+    classifier = NoisyDiffusionClassifier(make() if as_instance else make, max_iter=2)
+    with pytest.raises(ValueError, match=r"Got a hook on '2\.weight'; freeze"):
+        classifier.fit(X, y)
+    if as_instance:
+        handles.pop().remove()
+        classifier.fit(X, y)
