@@ -42,8 +42,9 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
         If one is something else.
     ValueError
         If there are none, their protocols or data differ, or a unit is in two of them.
-        Data and metrics that are functions count by name; of a seed that is in two
-        results the first losses tell other data.
+        Networks, losses and other settings count by their content, data and metrics
+        that are functions by name; of a seed that is in two results the first losses
+        tell other data.
 
     Examples
     --------
@@ -69,8 +70,10 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
     end_points: dict[tuple[str, int, str], np.ndarray | None] = {}
     machines: list[dict[str, Any]] = []
     common: dict[str, Any] = {}
+    hashes: dict[str, dict[str, str]] = {"": {}}
     for result in results:
         shared = {**result.protocol, "methods": None}
+        shared.pop("hashes", None)
         own = result.protocol["methods"]
         common = common or shared
         # Results of earlier versions have no hash of their data.
@@ -85,6 +88,7 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
             )
         common = shared | common
         methods |= own
+        _add_hashes(hashes, result.protocol)
         end_points |= result.end_points
         machines += [found for found in result.provenance if found not in machines]
     units = pd.concat([result.units for result in results], ignore_index=True)
@@ -105,15 +109,40 @@ def merge_comparisons(results: Sequence[ComparisonResult]) -> ComparisonResult:
     )
     if mixed is not None:
         warnings.warn(f"{mixed}: its methods are not paired.", stacklevel=2)
+    protocol = {**common, "methods": methods}
+    if any("hashes" in result.protocol for result in results):
+        protocol["hashes"] = {"estimator": hashes.pop(""), "methods": hashes}
     return ComparisonResult(
         table,
         units,
-        {**common, "methods": methods},
+        protocol,
         machines,
         end_points,
         # Other data of another result are told by the losses.
         next((result.source for result in results if result.source is not None), None),
     )
+
+
+def _add_hashes(known: dict[str, dict[str, str]], protocol: dict[str, Any]) -> None:
+    """Add what a result tells of its settings' contents; earlier versions tell nothing.
+
+    Raises
+    ------
+    ValueError
+        If a setting has another content in an earlier result.
+    """
+    told = protocol.get("hashes", {"estimator": {}, "methods": {}})
+    for label, hashes in {"": told["estimator"], **told["methods"]}.items():
+        before = known.setdefault(label, {})
+        other = [name for name, own in hashes.items() if before.get(name, own) != own]
+        if other:
+            raise ValueError(
+                "Results can be merged if their protocols differ in methods and seeds "
+                f"alone. Got {', '.join(other)} with another content under one "
+                "description, as of a function, an array, a loss or a network that was "
+                "changed; run all with one, or give the methods different labels."
+            )
+        before.update(hashes)
 
 
 def _check_starts(table: pd.DataFrame) -> None:

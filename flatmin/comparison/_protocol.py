@@ -11,11 +11,12 @@ from typing import Any
 import joblib
 import numpy as np
 
+from flatmin._runs.digest import hash_description
 from flatmin._runs.fingerprint import fingerprint
 from flatmin._utils.messages import shown
 from flatmin._utils.trees import as_tree, is_nested
 from flatmin.comparison._plan import Plan
-from flatmin.estimators._parameter_roles import PARAMETERS
+from flatmin.estimators._parameter_roles import PARAMETERS, parameters_for
 from flatmin.risk.data.source import Source
 
 # Parameters that results of earlier versions do not have, and what those did.
@@ -61,6 +62,10 @@ def make_protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         "quench": plan.quench,
         "quench_lr": describe(plan.quench_lr),
         "n_threads": plan.n_threads,
+        "hashes": {
+            "estimator": _hashes(plan.source.estimator),
+            "methods": {label: _hashes(unit) for label, unit in estimators.items()},
+        },
     }
     if not callable(data):
         with suppress(TypeError):  # of what cannot be described it is not known
@@ -70,6 +75,25 @@ def make_protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         protocol["quench_loss"] = plan.quench_loss
         protocol["quench_loss_iter"] = plan.quench_loss_iter
     return protocol
+
+
+def _hashes(estimator: Any) -> dict[str, str]:
+    """Return hashes of settings that a name or a ``repr`` does not tell whole."""
+    found = {}
+    for name, value in estimator.get_params(deep=False).items():
+        if name in parameters_for("start", "run") and not _is_plain(value):
+            with suppress(TypeError):  # of what cannot be described it is not known
+                found[name] = hash_description(fingerprint(value))
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a description says all about a setting."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str | type(None) | np.generic)
 
 
 def array_values(data: Any) -> Any:

@@ -315,7 +315,13 @@ class ComparisonResult:
             )
         place = pd.Series(rows.index, keys)[measured.index].to_numpy()
         # Where the noise has no iterations its end is its start.
-        once = measured.set_axis(place).groupby(level=0).first()
+        values = measured.set_axis(place).groupby(level=0)
+        if (values.nunique() > 1).any(axis=None):
+            raise ValueError(
+                "measured must have one value for one θ. Got two for the start and the "
+                "end of a run without iterations; give one of them."
+            )
+        once = values.first()
         origin = list(self.provenance)
         here = measured.attrs.get("provenance")
         if here is not None and here not in origin:

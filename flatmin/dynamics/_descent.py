@@ -127,8 +127,8 @@ class NoisyDescent:
 
     @property
     def has_noise(self) -> bool:
-        """Whether the law's noise has a size at θ; False after a stop without."""
-        return self._guard.has_noise
+        """Whether the law's noise has a size at θ, and its state is that of θ."""
+        return self._guard.has_noise and self._draws.is_current(self.iteration)
 
     @property
     def n_clipped(self) -> Tensor:
@@ -164,6 +164,16 @@ class NoisyDescent:
             with self._judging_errors():
                 self._draws.look_ahead(self.theta, self.iteration)
         return self.diverged is None
+
+    def refresh_for_row(self) -> None:
+        """Renew the law's state, if that is due, where no step follows.
+
+        Nothing that a later fit draws from moves on. A law that fails, or whose noise
+        has no size here, ends nothing: :attr:`has_noise` tells.
+        """
+        if self._draws.is_due(self.iteration):
+            with contextlib.suppress(RuntimeError, ArithmeticError):
+                self._draws.look_where_it_ends(self.theta, self.iteration)
 
     def follow(self) -> None:
         """Go on from what others, such as callbacks, have written into the module.

@@ -73,6 +73,10 @@ class LawDraws:
         due = iteration % int(self.law.refresh_every) == 0
         return self.stale or (due and self._refreshed_at != iteration)
 
+    def is_current(self, iteration: int) -> bool:
+        """Return whether the law's state is that of the iteration."""
+        return self._refreshed_at <= iteration and not self.is_due(iteration)
+
     def draw_batch(self, iteration: int) -> None:
         """Draw the iteration's batch, unless that has been done."""
         if self.batches is not None and self._drawn_at != iteration:
@@ -97,6 +101,23 @@ class LawDraws:
         finally:
             # A run that is interrupted before the step draws the same in its next fit.
             self.rng.set_state(before)
+
+    def look_where_it_ends(self, theta: Tensor, iteration: int) -> None:
+        """Renew the law's state where no step follows; no generator moves on.
+
+        Parameters
+        ----------
+        theta : Tensor of shape (D,)
+        iteration : int
+        """
+        batches = self.batches
+        before = None if batches is None else batches.rng.get_state()
+        try:
+            self.draw_batch(iteration)
+            self.look_ahead(theta, iteration)
+        finally:
+            if batches is not None and before is not None:
+                batches.rng.set_state(before)
 
     def noisy_gradient(self, theta: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
         """Return the loss and g₀ + ε of a step.

@@ -161,8 +161,11 @@ class _NoisyNet(AttachedNet):
         left = plan.record_every - descent.iteration % plan.record_every
         block = min(left, plan.max_iter - descent.iteration)
         plan.checkpoints.run(descent, block, plan.progress, self.state_to_save)
-        if descent.diverged is None and descent.iteration < plan.max_iter:
-            descent.refresh()  # due now rather than after the row
+        if descent.diverged is None:
+            if descent.iteration < plan.max_iter:
+                descent.refresh()  # due now rather than after the row
+            else:
+                descent.refresh_for_row()
         if descent.diverged is None:
             row = self.record_row()
             if not descent.accepts(row["loss"]):

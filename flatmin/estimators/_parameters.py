@@ -230,7 +230,7 @@ history_ : pandas.DataFrame
     noise_norm √E‖ε‖² in the same units, and the metrics. All are of the whole
     data, but with ``gradient_batch_size`` the law's noise is that in a batch, and that
     of ``svag`` is of one of its l steps. Weights count in the losses alone, not in the
-    scores.
+    scores; in valid_loss those of the classes, as in ``make_risk(X_val, y_val)``.
 trajectory_ : Trajectory or None
     The points that ``keep_params_every`` has kept: ``iterations``, counted as in
     ``history_``, and ``params`` of shape (n_points, n_params). It stands for that array

@@ -104,9 +104,14 @@ def prepare(
     _check_statistics(module, risk)
     recorder = Recorder(risk, estimator._scorer(examples.y), metrics=estimator.metrics)
     if held_out is not None:
+        by_class = estimator._combine_weights(None, held_out.y, reset=False)
         with ignored(UserWarning):  # said by the risk above
             recorder.validation_risk = EmpiricalRisk(
-                module, loss, *held_out.for_risk(), **_for_validation(options)
+                module,
+                loss,
+                *held_out.for_risk(),
+                sample_weight=None if by_class is None else held_out.of_own(by_class),
+                **_for_validation(options),
             )
         recorder.validation_score = estimator._scorer(held_out.y)
     before = _read_before(estimator) if warm else {}

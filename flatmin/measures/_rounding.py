@@ -11,7 +11,7 @@ from torch import Tensor
 from flatmin.curvature._finite import check_finite, check_loss
 from flatmin.risk import Risk
 
-__all__ = ["CLEAR", "GradientMoments", "gradient_moments", "nearby"]
+__all__ = ["CLEAR", "GradientMoments", "check_shift", "gradient_moments", "nearby"]
 
 # What stands this many times clear of its rounding is known to some percent.
 CLEAR = 30.0
@@ -202,3 +202,30 @@ def _change(
         if n >= _PROBED:
             break
     return total / n
+
+
+def check_shift(theta: Tensor, size: float, scale: Tensor | None = None) -> None:
+    """Check that θ + size · ξ is there after rounding, ξ ~ N(0, I) or N(0, scale²).
+
+    Parameters
+    ----------
+    theta : Tensor of shape (\\*chains, D)
+    size : float
+        Of the shift.
+    scale : Tensor of shape (\\*chains, D), default=None
+        None is 1.
+
+    Raises
+    ------
+    ValueError
+        If the spacing of numbers as large as θ is more than a third of the shift.
+    """
+    ones = torch.ones_like(theta) if scale is None else scale
+    spacing = torch.finfo(theta.dtype).eps * theta.double().norm(dim=-1)
+    if bool((spacing > 0.3 * size * ones.double().norm(dim=-1)).any()):
+        raise ValueError(
+            f"A perturbation must be larger than the rounding of θ in {theta.dtype}. "
+            f"Got sigma={size:g} and a rounding of about {float(spacing.max()):.1e} in "
+            f"all of θ, whose largest entry is {float(theta.abs().max()):.1e}; take a "
+            "larger sigma, or dtype='float64'."
+        )

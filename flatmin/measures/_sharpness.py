@@ -11,6 +11,7 @@ from flatmin._utils.random import check_seed, make_generator
 from flatmin.curvature._finite import check_loss
 from flatmin.curvature._point import Point, as_point
 from flatmin.linalg import Estimate
+from flatmin.measures._rounding import check_shift
 from flatmin.risk import Risk
 
 __all__ = ["adaptive_expected_sharpness", "expected_sharpness"]
@@ -54,7 +55,7 @@ def expected_sharpness(
     Raises
     ------
     ValueError
-        If ``sigma`` or ``n_draws`` is too small.
+        If ``n_draws`` is too small, or ``sigma`` is, also beside the rounding of θ.
     FloatingPointError
         If the loss is not finite at θ or at a draw.
 
@@ -117,7 +118,7 @@ def adaptive_expected_sharpness(
     Raises
     ------
     ValueError
-        If ``sigma`` or ``n_draws`` is too small.
+        If ``n_draws`` is too small, or ``sigma`` is, also beside the rounding of θ.
     FloatingPointError
         If the loss is not finite at θ or at a draw.
 
@@ -159,6 +160,7 @@ def _mean_rise(
     theta = as_point(risk, theta)
     generator = make_generator(rng, risk.device)
     scale = theta.abs() if adaptive else None
+    check_shift(theta, sigma, scale)
     base = check_loss("The loss L(θ)", risk.value(theta), "look at θ and the data")
     values = []
     for _ in range(n_draws):

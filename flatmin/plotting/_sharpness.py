@@ -14,6 +14,7 @@ from flatmin._utils.numbers import check_count, check_flag
 from flatmin._utils.progress import progress_bar
 from flatmin._utils.random import make_generator, make_seed
 from flatmin.analysis import CurvatureAnalyzer
+from flatmin.measures._rounding import check_shift
 from flatmin.plotting._base import BaseDisplay
 from flatmin.plotting._figure import (
     check_axes,
@@ -280,6 +281,7 @@ def _rises(
     """Return L(θ + sξ) - L(θ), (n_draws, n_sizes), in float64."""
     generator = make_generator(seed, risk.device)
     theta = risk.params()
+    check_shift(theta, float(sizes.min()))
     base = risk.value(theta).double()
     rows = []
     with progress_bar(n_draws, "perturbations", verbose=verbose) as bar:

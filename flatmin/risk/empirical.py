@@ -103,7 +103,8 @@ class EmpiricalRisk(LabelNoiseRisk):
         anything that gives one loss an example; see :func:`flatmin.risk.resolve_loss`.
         A :class:`~flatmin.risk.ModuleLoss` is given the module, X and y.
     X : array-like or Tensor of shape (N, ...), a mapping, a tuple, or a data set
-        Not copied if it is a tensor of the right dtype, device and strides. A mapping
+        An array is copied. A tensor of the right dtype, device and strides is not, and
+        so must not be written into as long as the risk is used. A mapping
         from names to arrays gives the module's keywords, as ``{"input_ids": ...,
         "attention_mask": ...}``, a tuple of arrays its arguments in order; both may be
         nested. Each array in it has the examples first, and keeps its dtype unless that

@@ -3,6 +3,7 @@
 Each runs in a fork of this process: importing PyTorch takes longer than a comparison.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -44,10 +45,11 @@ def compare(folder, backend="sequential"):
         )
 
 
-def killed(folder, backend, out, is_time):
+def killed(folder, backend, out, is_time, groups):
     """Say whether a comparison in a fork was killed, when it was time to."""
     child = os.fork()
     if child == 0:
+        os.setsid()  # the group of its workers, see clear
         status = 1
         try:
             compare(folder, backend).to_json(out)
@@ -56,6 +58,7 @@ def killed(folder, backend, out, is_time):
             traceback.print_exc()
         finally:
             os._exit(status)
+    groups.append(child)
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -66,6 +69,14 @@ def killed(folder, backend, out, is_time):
     if not os.WIFSIGNALED(status) and status != 0:
         raise RuntimeError("The comparison failed.")
     return os.WIFSIGNALED(status)
+
+
+def clear(groups):
+    """End the workers of who was killed: some wait for a lock of its for good."""
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    groups.clear()
 
 
 def moment(folder, phase, usual):
@@ -81,17 +92,19 @@ def main():
     out, backend, phases, n_rounds = sys.argv[1:]
     torch.set_num_threads(1)
     compare(None).to_json(Path(out) / "whole.json")
-    n_kills, usual = 0, 0.0
+    n_kills, usual, groups = 0, 0.0, []
     if "anytime" in phases:
         start = time.monotonic()
-        killed(Path(out) / "timed", backend, Path(out) / "timed.json", lambda: False)
+        timed = Path(out) / "timed"
+        killed(timed, backend, timed.with_suffix(".json"), lambda: False, groups)
         usual = time.monotonic() - start
     for i in range(int(n_rounds)):
         with tempfile.TemporaryDirectory() as folder:
             for phase in [*phases.split(), None]:
                 resumed = Path(out) / f"resumed-{i}.json"
                 is_time = moment(folder, phase, usual)
-                n_kills += killed(folder, backend, resumed, is_time)
+                n_kills += killed(folder, backend, resumed, is_time, groups)
+            clear(groups)
     print(json.dumps(n_kills))
 
 

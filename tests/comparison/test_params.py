@@ -340,6 +340,15 @@ def test_what_was_measured_is_summed_up_and_stored(tmp_path):
             later.with_measures(table)
 
 
+def test_two_numbers_for_one_theta_are_refused():
+    still = compare({"gd": {}}, estimator=classifier(max_iter=0), quench=0)
+    measured = still.measure({"flat": norm})
+    still.with_measures(measured)
+    measured.loc["noise", "flat"] = 7.0
+    with pytest.raises(ValueError, match="one value for one θ"):
+        still.with_measures(measured)
+
+
 def test_bad_measures(result):
     with pytest.raises(TypeError, match="measures must be a mapping"):
         result.measure([norm])

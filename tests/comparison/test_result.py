@@ -1,5 +1,6 @@
 """The result: summaries, files, merging."""
 
+import copy
 import json
 import runpy
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 
 from flatmin import compare_dynamics
@@ -166,6 +168,51 @@ def test_what_cannot_be_merged():
     other = compare({"gd": {"lr": 0.2}}, [1])
     with pytest.raises(ValueError, match="methods and seeds alone"):
         merge_comparisons([one, other])
+
+
+def _weighted(weight):
+    return torch.nn.CrossEntropyLoss(weight=torch.tensor([weight] + 9 * [1.0]))
+
+
+def _constant(factor):
+    def schedule(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: factor)
+
+    return {"schedule": schedule}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("loss", (_weighted(1.0), _weighted(9.0))),
+        ("training", (_constant(1.0), _constant(0.1))),
+        ("params_init", (0.0, 1.0)),
+    ],
+)
+def test_settings_that_are_described_alike_are_told_apart(name, values, tmp_path):
+    few = {"max_iter": 2, "warmup": None, "module_params": {"hidden_layer_sizes": 16}}
+
+    def run(method, seed, value):
+        settings = {"estimator": classifier(**few, **{name: value})}
+        return compare_dynamics([method], X, y, n_seeds=[seed], **settings)
+
+    n_params = X.shape[1] * 16 + 16 + 16 * 10 + 10
+    if name == "params_init":
+        values = [np.full(n_params, 0.01) for _ in values]
+        values[1][n_params // 2] = 1
+    one, other = run("gd", 0, values[0]), run("sgd", 1, values[1])
+    with pytest.raises(ValueError, match=f"Got {name} with another content under one"):
+        merge_comparisons([one, other])
+    # Files keep what tells them apart, and alike ones are one comparison.
+    one.to_json(tmp_path / "one.json")
+    stored = ComparisonResult.from_json(tmp_path / "one.json")
+    alike = run("sgd", 1, copy.deepcopy(values[0]) if name != "training" else values[0])
+    merged = merge_comparisons([stored, alike])
+    with pytest.raises(ValueError, match=f"Got {name} with another content under one"):
+        merge_comparisons([merged, run("gd", 2, values[1])])
+    # Results of earlier versions tell nothing of it.
+    del stored.protocol["hashes"]
+    assert "hashes" in merge_comparisons([stored, other]).protocol
 
 
 class Data:

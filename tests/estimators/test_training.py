@@ -376,3 +376,58 @@ def test_verbose_shows_two_bars(capsys):
     assert "sgd: 100%" in shown.err
     classifier(warmup={"max_iter": 10}).fit(X, y)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("gld_hessian", {"refresh_every": 10, "n_components": 3}),
+        ("gld_ggn", {"refresh_every": 10}),
+        ("gld_dynamic", {"refresh_every": 1}),
+        ("gld_diagonal", {"refresh_every": 1}),
+        ("anti_pgd", {}),
+    ],
+)
+@pytest.mark.parametrize("batch", [None, 7])
+def test_a_last_row_has_the_noise_of_its_own_theta(method, settings, batch):
+    settings |= {"record_every": 10, "lr": 0.3, "batch_size": 2}
+    settings |= {"gradient_batch_size": batch}
+    shorter, longer = (
+        classifier(method=method, max_iter=n, **settings).fit(X, y) for n in (20, 30)
+    )
+    rows = [clf.history_["noise_norm"].iloc[2] for clf in (shorter, longer)]
+    assert rows[0] == rows[1] > 0
+    # What was measured at the end moves no later draw.
+    twice = classifier(method=method, max_iter=20, warm_start=True, **settings)
+    if method != "anti_pgd":  # whose draws begin anew
+        twice.fit(X, y).set_params(max_iter=10).fit(X, y)
+        np.testing.assert_array_equal(twice.params_, longer.params_)
+
+
+def test_a_law_that_fails_where_the_run_ends_costs_the_last_rows_noise(monkeypatch):
+    law, calls = METHODS["gld_hessian"], []
+    refreshed = law.refreshed_gradient
+
+    def third_fails(self, *arguments, **told):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("no convergence")
+        return refreshed(self, *arguments, **told)
+
+    monkeypatch.setattr(law, "refreshed_gradient", third_fails)
+    settings = {"refresh_every": 10, "record_every": 10, "n_components": 3}
+    clf = classifier(method="gld_hessian", max_iter=20, **settings).fit(X, y)
+    assert len(calls) == 3
+    assert np.isnan(clf.history_["noise_norm"]).tolist() == [False, False, True]
+    assert np.isfinite(clf.history_["loss"]).all()
+
+
+def test_the_validation_loss_has_the_weights_of_the_classes():
+    weights = np.array([1.0, 5.0, 0.2])[: len(np.unique(y))]
+    clf = classifier(method="gd", max_iter=20, class_weight=dict(enumerate(weights)))
+    clf.fit(X, y, X_val=X[:9], y_val=y[:9])
+    losses = -np.log(clf.predict_proba(X[:9])[np.arange(9), y[:9]])
+    own = weights[y[:9]]
+    assert np.isclose(
+        clf.history_["valid_loss"].iloc[-1], (own * losses).sum() / own.sum()
+    )

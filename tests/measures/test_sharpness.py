@@ -181,3 +181,18 @@ def test_a_standard_error_needs_two_draws(n_draws):
         ValueError, match=f"n_draws must be an integer of at least 2. Got {n_draws}"
     ):
         expected_sharpness(quadratic(), THETA, n_draws=n_draws)
+
+
+@pytest.mark.parametrize(("size", "refused"), [(1e5, True), (1e3, False)])
+def test_perturbations_that_rounding_changes_are_refused(size, refused):
+    centre = size * (1 + torch.arange(8) / 8)
+    risk = QuadraticRisk(0.25 * torch.eye(8), torch.zeros(1, 8), centre)
+    if refused:
+        with pytest.raises(ValueError, match=r"larger than the rounding of θ in .*32"):
+            expected_sharpness(risk, centre, sigma=0.01)
+        centre = centre.double()
+        risk = QuadraticRisk(0.25 * torch.eye(8).double(), 0 * centre[None], centre)
+    found = expected_sharpness(risk, centre, sigma=0.01, n_draws=2000)
+    assert abs(found.value - 1e-4) < 4 * found.stderr < 1e-5
+    with pytest.raises(ValueError, match="larger than the rounding"):
+        adaptive_expected_sharpness(risk, centre, sigma=1e-17)

@@ -392,3 +392,34 @@ def test_only_ratios_of_weights_matter(scale):
     risk = make(net := mlp(), sample_weight=weights)
     same, theta = make(net, sample_weight=scale * weights), risk.params()
     torch.testing.assert_close(same.value(theta), risk.value(theta))
+
+
+@pytest.mark.parametrize(
+    ("X", "refused"),
+    [
+        (1.7e9 + np.arange(200.0), True),  # seconds of a clock
+        (2**24 + np.arange(200) % 50, True),
+        (2**24 + 2 * np.arange(200), False),  # float32 holds them
+        (1e8 + np.arange(200.0), True),
+        (1e8 + 1e5 * np.arange(200.0), False),
+        (1 + 1e-16 * np.arange(200), False),  # a constant, but for rounding
+        (np.full(200, 1e9), False),
+        (np.array([0.0, 1e9] * 100), False),
+    ],
+)
+def test_numbers_that_float32_does_not_tell_apart(X, refused):
+    X, y = np.stack([np.linspace(0, 1, 200), X], 1), np.zeros((200, 1))
+
+    def risks(**options):
+        yield EmpiricalRisk(nn.Linear(2, 1), "squared_error", X, y, **options)
+        targets = X[:, 1:].astype(float)
+        yield EmpiricalRisk(nn.Linear(1, 1), "squared_error", y, targets, **options)
+
+    if refused:
+        with pytest.raises(ValueError, match=r"X must be told apart in torch\.float32"):
+            next(risks())
+        with pytest.raises(ValueError, match=r"y must be told apart .* centre them"):
+            EmpiricalRisk(nn.Linear(1, 1), "squared_error", y, X[:, 1:].astype(float))
+    else:
+        assert len(list(risks())) == 2
+    assert len(list(risks(dtype="float64"))) == 2

@@ -1,5 +1,6 @@
 """Modules and losses that write, in place, into the data that they are given."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -235,3 +236,27 @@ def test_outside_of_a_risk_a_loss_is_called_under_vmap_and_gets_copies():
     right = (outputs[..., 0] - y.clamp(0, 1)).square().mean(1)
     torch.testing.assert_close(found, right)
     assert torch.equal(y, targets())
+
+
+@pytest.mark.parametrize("form", ["array", "mapping", "float64 array", "list of one"])
+def test_what_the_caller_later_writes_into_arrays_is_not_seen(form):
+    dtype = np.float64 if form == "float64 array" else np.float32
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(8, 3)).astype(dtype)
+    targets = rng.normal(size=(8, 1)).astype(dtype)
+    weights = rng.uniform(1, 2, size=8)
+    X = {"input": inputs} if form == "mapping" else inputs
+    X = [*inputs] if form == "list of one" else X
+    risk = EmpiricalRisk(
+        nn.Linear(3, 1), "squared_error", X, targets, sample_weight=weights
+    )
+    theta = risk.params()
+    before = risk.value(theta)
+    for array in (inputs, targets, weights):
+        array *= 3
+    assert torch.equal(risk.value(theta), before)
+    labels = np.arange(8) % 2
+    risk = EmpiricalRisk(nn.Linear(3, 2), "cross_entropy", X, labels)
+    before = risk.value(risk.params())
+    labels[:] = 0
+    assert torch.equal(risk.value(risk.params()), before)

@@ -48,11 +48,12 @@ def beside_targets(
     if is_data_set(X):
         source = find_source(X, y, target)
         return (X if source is None else source.joined()), None
-    inputs = as_input(as_inputs(X, like.device), module, like.dtype)
+    inputs = as_inputs(X, like.device, held_in=like.dtype)
+    inputs = as_input(inputs, module, like.dtype)
     unused = torch.zeros(len(inputs), device=like.device)
     X = inputs if isinstance(inputs, Tensor) else inputs.unpacked()
     if y is None:
         return (X,), unused
-    y = as_tensor(y, "y", like.device)
+    y = as_tensor(y, "y", like.device, held_in=like.dtype)
     check_lengths(inputs, y)
     return (X, y), unused

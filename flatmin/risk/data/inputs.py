@@ -27,13 +27,19 @@ __all__ = [
     "as_inputs",
     "as_tensor",
     "channels_last",
+    "check_apart",
     "check_held",
     "check_lengths",
 ]
 
 
 def as_tensor(
-    data: Any, name: str, device: torch.device, *, real: bool = True
+    data: Any,
+    name: str,
+    device: torch.device,
+    *,
+    real: bool = True,
+    held_in: torch.dtype | None = None,
 ) -> Tensor:
     """Return data as a tensor without NaN or infinity, with at least one example.
 
@@ -47,6 +53,9 @@ def as_tensor(
         Where it goes.
     real : bool, default=True
         Whether a complex tensor is refused.
+    held_in : torch.dtype, default=None
+        The dtype in which floating numbers will be held. No memory is then shared with
+        an array, whose owner may write into it, but where that dtype makes a copy.
 
     Returns
     -------
@@ -74,7 +83,7 @@ def as_tensor(
             )
         if array.dtype.kind == "f" and array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        array = in_native_order(array)
+        as_given, array = array, in_native_order(array)
         if not array.flags.writeable or any(step < 0 for step in array.strides):
             array = array.copy()
         try:
@@ -83,6 +92,9 @@ def as_tensor(
             raise TypeError(
                 f"{name} must have a dtype of PyTorch. Got {array.dtype}."
             ) from error
+        is_cast = data.is_floating_point() and data.dtype != held_in
+        if held_in is not None and array is as_given and not is_cast:
+            data = data.clone()
     tensor: Tensor = data.detach().to(device)
     if tensor.ndim == 0 or tensor.shape[0] == 0:
         raise ValueError(
@@ -96,7 +108,9 @@ def as_tensor(
     return tensor
 
 
-def as_inputs(X: Any, device: torch.device) -> Inputs:
+def as_inputs(
+    X: Any, device: torch.device, *, held_in: torch.dtype | None = None
+) -> Inputs:
     """Return X as a tensor, or as a tree of tensors of one length; see the next.
 
     Parameters
@@ -104,6 +118,8 @@ def as_inputs(X: Any, device: torch.device) -> Inputs:
     X : array-like or Tensor of shape (N, ...), or a mapping or a tuple of them
     device : torch.device
         Where they go.
+    held_in : torch.dtype, default=None
+        As in :func:`as_tensor`.
 
     Returns
     -------
@@ -116,9 +132,12 @@ def as_inputs(X: Any, device: torch.device) -> Inputs:
         length.
     """
     if not is_nested(X):
-        return as_tensor(X, "X", device, real=False)
+        return as_tensor(X, "X", device, real=False, held_in=held_in)
     tree = as_tree(X)
-    leaves = [as_tensor(leaf, name, device, real=False) for name, leaf in tree.named()]
+    leaves = [
+        as_tensor(leaf, name, device, real=False, held_in=held_in)
+        for name, leaf in tree.named()
+    ]
     tree = tree.with_leaves(leaves)
     check_one_length(tree)
     return tree
@@ -240,6 +259,45 @@ def check_held(held: Inputs, given: Inputs, name: str) -> None:
                 f"{title} must fit into {leaf.dtype}. Got numbers up to "
                 f"{float(before.abs().max()):.1e}; scale them, or pass dtype='float64'."
             )
+
+
+def check_apart(given: Inputs, dtype: torch.dtype, name: str) -> None:
+    """Check that rounding to the risk's dtype leaves the examples apart.
+
+    Parameters
+    ----------
+    given : Tensor of shape (n, ...) or Tree
+        Before it is converted.
+    dtype : torch.dtype
+    name : str
+        For messages.
+
+    Raises
+    ------
+    ValueError
+        If rounding moves numbers of a column by more than a hundredth of their range.
+        Columns whose range is itself rounding in float64 are let pass.
+    """
+    named = given.named(name) if isinstance(given, Tree) else [(name, given)]
+    for title, leaf in named:
+        wide = leaf.dtype in (torch.float64, torch.int64, torch.int32)
+        if not wide or leaf.dtype == dtype or len(leaf) < 2:
+            continue
+        columns = leaf.reshape(len(leaf), -1)
+        low, high = (end.double() for end in columns.aminmax(dim=0))
+        size, spread = torch.maximum(low.abs(), high.abs()), high - low
+        doubted = spread * 0.01 < size * torch.finfo(dtype).eps
+        doubted &= spread > 1e-9 * size
+        for j in doubted.nonzero().flatten().tolist():
+            exact = columns[:, j].double()
+            off = float((exact.to(dtype).double() - exact).abs().max())
+            if off > 0.01 * float(spread[j]):
+                raise ValueError(
+                    f"{title} must be told apart in {dtype}. Got numbers up to "
+                    f"{float(size[j]):.3g} that differ by {float(spread[j]):.3g} at "
+                    f"most, and are rounded by {off:.2g}; centre them, or pass "
+                    "dtype='float64'."
+                )
 
 
 def check_lengths(

@@ -15,6 +15,7 @@ from flatmin.risk.data.inputs import (
     as_input,
     as_inputs,
     as_tensor,
+    check_apart,
     check_held,
     check_lengths,
 )
@@ -98,10 +99,15 @@ def open_data(
     source = find_source(X, y, target)
     if source is not None:
         X, y = source.read(trial_indices(len(source)).tolist())
-    inputs, targets = as_inputs(X, first.device), as_tensor(y, "y", first.device)
+    inputs = as_inputs(X, first.device, held_in=first.dtype)
+    targets = as_tensor(y, "y", first.device, held_in=first.dtype)
     check_lengths(inputs, targets)
     held = as_input(inputs, module, first.dtype)
     check_held(held, inputs, "X")
+    if not (isinstance(held, Tensor) and held.dtype == torch.long):  # indices
+        check_apart(inputs, first.dtype, "X")
+    if targets.is_floating_point():
+        check_apart(targets, first.dtype, "y")
     return OpenedData(held, targets, source)
 
 
