@@ -31,7 +31,11 @@ from flatmin.comparison._inputs import (
 from flatmin.comparison._machines import describe_mixture
 from flatmin.comparison._methods import check_estimator, resolve_methods
 from flatmin.comparison._plan import Plan, RiskSource, read_metrics
-from flatmin.comparison._protocol import array_values, make_protocol
+from flatmin.comparison._protocol import (
+    array_values,
+    make_protocol,
+    protocol_of_one,
+)
 from flatmin.comparison._provenance import origin, provenance
 from flatmin.comparison._result import ComparisonResult
 from flatmin.comparison._schedule import run_units
@@ -261,7 +265,7 @@ def _run(
                 if place not in origin:
                     origin.append(place)
                 if on_unit is not None:
-                    own = {**protocol, "methods": {label: protocol["methods"][label]}}
+                    own = protocol_of_one(protocol, label)
                     on_unit(_collect([unit], own, [place], plan.source))
     finally:
         torch.set_num_threads(before)

@@ -30,7 +30,13 @@ _LATER = {
     "training": None,
 }
 
-__all__ = ["array_values", "describe", "describe_settings", "make_protocol"]
+__all__ = [
+    "array_values",
+    "describe",
+    "describe_settings",
+    "make_protocol",
+    "protocol_of_one",
+]
 
 
 def make_protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
@@ -75,6 +81,28 @@ def make_protocol(estimators: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         protocol["quench_loss"] = plan.quench_loss
         protocol["quench_loss_iter"] = plan.quench_loss_iter
     return protocol
+
+
+def protocol_of_one(protocol: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Return a protocol without the other methods.
+
+    Parameters
+    ----------
+    protocol : mapping
+        That :func:`make_protocol` returned.
+    label : str
+
+    Returns
+    -------
+    dict
+    """
+    hashes = protocol["hashes"]
+    own = {**hashes, "methods": {label: hashes["methods"][label]}}
+    return {
+        **protocol,
+        "methods": {label: protocol["methods"][label]},
+        "hashes": own,
+    }
 
 
 def _hashes(estimator: Any) -> dict[str, str]:

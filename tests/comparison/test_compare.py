@@ -278,6 +278,7 @@ def test_units_are_handed_over_as_they_end():
     assert len(seen) == 4
     for unit in seen:
         (method,), (seed,) = unit.methods, unit.seeds
+        assert list(unit.protocol["hashes"]["methods"]) == [method]
         is_same = (found.table["method"] == method) & (found.table["seed"] == seed)
         same = found.table[is_same].reset_index(drop=True)
         assert_frame_equal(unit.table, same, check_exact=True)
