@@ -36,7 +36,7 @@ def drawn(monkeypatch):
 
 def batches_of(drawn, n):
     """Return the batches that the last n iterations saw."""
-    return np.array(drawn[-n:])
+    return np.array(drawn[-n - 1 : -1])  # behind them that of the last row's noise
 
 
 def test_gd_is_the_loop_over_the_batches_by_hand(drawn):
@@ -145,10 +145,11 @@ def test_the_warmup_sees_batches_too_and_is_remembered(tmp_path, drawn):
         "method": "gld_full",
     }
     plain = classifier(**settings).fit(X, y)
-    assert len(drawn) == 2 + 10 + 30  # two laws are checked
-    assert len(np.unique(np.sort(drawn[2:]), axis=0)) == 40
+    # Two laws are checked, and the last row has the noise in a batch of its own.
+    assert len(drawn) == 2 + 10 + 30 + 1
+    assert len(np.unique(np.sort(drawn[2:]), axis=0)) == 41
     memory = Memory(tmp_path, verbose=0)
-    for n_drawn in (42, 32):
+    for n_drawn in (43, 33):
         drawn.clear()
         clf = classifier(memory=memory, **settings).fit(X, y)
         np.testing.assert_array_equal(clf.params_, plain.params_)
