@@ -245,3 +245,41 @@ def test_it_pickles():
 def test_what_cannot_be_streamed(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+class Scaling(nn.Module):
+    """The first line of many vision models, and of what tells masks from numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.outer = nn.Linear(6, 2)
+
+    def forward(self, x):
+        if x.dtype == torch.uint8:
+            x = x / 255
+        elif x.dtype == torch.bool:
+            x = torch.where(x, 1.0, -1.0)
+        elif x.dtype == torch.long:
+            x = x % 50 / 50
+        return self.outer(x)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.long])
+def test_integers_reach_a_module_that_takes_them(dtype, streamed):
+    rng = torch.Generator().manual_seed(0)
+    X = torch.randint(0, 256, (20, 6), generator=rng)
+    X = X > 127 if dtype == torch.bool else X.to(dtype)
+    if dtype == torch.long:
+        X += 2**24
+    y = torch.arange(20) % 2
+    module = Scaling()
+    right = nn.functional.cross_entropy(module(X), y)
+    given = (data.TensorDataset(X, y),) if streamed else (X, y)
+    risk = EmpiricalRisk(module, "cross_entropy", *given)
+    torch.testing.assert_close(risk.value(risk.params()), right)
+    # One that takes floating numbers alone gets those.
+    layer = nn.Linear(6, 2)
+    risk = EmpiricalRisk(layer, "cross_entropy", *given)
+    right = nn.functional.cross_entropy(layer(X.float()), y)
+    torch.testing.assert_close(risk.value(risk.params()), right)

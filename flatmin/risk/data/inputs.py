@@ -144,10 +144,10 @@ def as_inputs(
 
 
 def as_input(X: Inputs, module: nn.Module, dtype: torch.dtype) -> Any:
-    """Give X the module's dtype; integers stay integers where they are indices.
+    """Give X the module's dtype; integers stay integers where the module takes them.
 
-    A single X of integers becomes floating if the module takes that, but for one with
-    an Embedding, which is given integers if it takes them. In a tree integers and masks
+    A single X of integers becomes floating if the module takes that alone, and long if
+    it has an Embedding that takes them so. In a tree integers and masks
     stay what they are.
 
     Parameters
@@ -190,7 +190,8 @@ def _integer_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> torch.dt
         isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()
     )
     candidates = [torch.long, dtype] if has_embedding else [dtype, torch.long]
-    for candidate in candidates:
+    # A module that takes integers as they are decides itself what they are.
+    for candidate in (X.dtype, *candidates):
         copied = copy_module(module).eval()
         with torch.no_grad(), suppress(Exception):
             copied(X.to(candidate, copy=True))  # it may write into them
