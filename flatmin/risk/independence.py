@@ -191,7 +191,8 @@ def _alike_positions(leaf: Tensor) -> Tensor:
             apart = leaf.abs().max() * _APART / shifts.abs().max() * shifts
             return as_column(value, leaf) + apart
     else:  # the smallest index is within every table
-        value = leaf.flatten(1).amin(1)
+        # PyTorch stores uint16, uint32 and uint64, and finds no minimum of them.
+        value = leaf.flatten(1).long().amin(1).to(leaf.dtype)
     return as_column(value, leaf).expand_as(leaf).clone()
 
 

@@ -283,3 +283,23 @@ def test_integers_reach_a_module_that_takes_them(dtype, streamed):
     risk = EmpiricalRisk(layer, "cross_entropy", *given)
     right = nn.functional.cross_entropy(layer(X.float()), y)
     torch.testing.assert_close(risk.value(risk.params()), right)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_integers_that_pytorch_only_stores(dtype):
+    X, y = torch.arange(40).view(20, 2), torch.arange(20) % 2
+    module = nn.Linear(2, 2)
+    right = nn.functional.cross_entropy(module(X.float()), y)
+    for given in (X.to(dtype), (X.to(dtype),)):
+        layer = module if torch.is_tensor(given) else Floating(module)
+        risk = EmpiricalRisk(layer, "cross_entropy", given, y)
+        torch.testing.assert_close(risk.value(risk.params()), right)
+
+
+class Floating(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.float())

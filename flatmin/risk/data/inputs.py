@@ -184,6 +184,9 @@ _INPUT_DTYPES: weakref.WeakKeyDictionary[nn.Module, dict[Any, torch.dtype]] = (
     weakref.WeakKeyDictionary()
 )
 
+# PyTorch stores these, and has hardly an operation for them.
+_HARDLY_COMPUTED = (torch.uint16, torch.uint32, torch.uint64)
+
 
 def _integer_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> torch.dtype:
     has_embedding = any(
@@ -191,7 +194,8 @@ def _integer_input(X: Tensor, module: nn.Module, dtype: torch.dtype) -> torch.dt
     )
     candidates = [torch.long, dtype] if has_embedding else [dtype, torch.long]
     # A module that takes integers as they are decides itself what they are.
-    for candidate in (X.dtype, *candidates):
+    as_given = [] if X.dtype in _HARDLY_COMPUTED else [X.dtype]
+    for candidate in (*as_given, *candidates):
         copied = copy_module(module).eval()
         with torch.no_grad(), suppress(Exception):
             copied(X.to(candidate, copy=True))  # it may write into them
