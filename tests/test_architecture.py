@@ -53,6 +53,7 @@ ROOMS = (
     "example_sums",
     "label_noise",
     "rounding",
+    "hidden",
     "module_state",
     "independence",
     "probe",

@@ -22,7 +22,7 @@ from flatmin.risk.audit import Audit, audit
 from flatmin.risk.autodiff.surroundings import alone, undisturbed
 from flatmin.risk.chains.ways import ChainWays
 from flatmin.risk.data.chunks import find_chunk_size
-from flatmin.risk.data.example_data import ExampleData
+from flatmin.risk.data.example_data import ArrayData, ExampleData
 from flatmin.risk.data.inputs import check_held
 from flatmin.risk.data.opened_data import open_data
 from flatmin.risk.data.shared_data import share_out
@@ -30,7 +30,7 @@ from flatmin.risk.data.weights import KnownWeights, as_weights, example_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.example_sums.trial_points import trial_scalars
-from flatmin.risk.independence import check_independence
+from flatmin.risk.independence import check_independence, check_padding
 from flatmin.risk.losses.module_loss import GivenLosses, ModuleLoss
 from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.module_state import check_state
@@ -55,6 +55,7 @@ from flatmin.risk.probe import (
     choose_strides,
     enough_examples,
     probe_example,
+    trial_chunk,
     trial_examples,
 )
 from flatmin.risk.products.example_hessians import ExampleHessians
@@ -279,7 +280,11 @@ class EmpiricalRisk(LabelNoiseRisk):
         # A weight of 0 would hide an example.
         self._few = replace(examples.select(indices), weights=None)
         check_state(self._model, self._loss, self._few, original)
-        check_independence(self._model, self._loss, self._few, examples.iterate(size))
+        whole = trial_chunk(examples, size)
+        check_independence(self._model, self._loss, self._few, whole)
+        if not isinstance(examples, ArrayData) and not self._model.normalises_batch:
+            apart = (examples.select(index[None]) for index in indices)
+            check_padding(self._model, self._loss, self._few, apart)
 
     def _make_kernels(self, n_numbers: int, chunk_size: int, n_examples: int) -> None:
         """Make what computes sums over examples and products; nothing is tried yet."""

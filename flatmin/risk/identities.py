@@ -16,7 +16,6 @@ from flatmin._utils.messages import first_line
 from flatmin.risk.autodiff.differences import (
     DIFFERENCE_LIMITS,
     STEPS,
-    central_difference,
     difference_step,
     half_jump,
     same_at_both,
@@ -324,8 +323,11 @@ class _Point:
             return torch.autograd.grad(total, leaf)[0].flatten()
 
         along = self.products.jvp(self.a).double().flatten()
-        step = STEPS[torch.float64][0]
-        curved = central_difference(slopes, outputs.flatten(), along, step)
+        # Not relative to outputs that do not move, as those that a mask sets to -1e9.
+        moving = outputs.flatten() * (along != 0)
+        h = difference_step(moving, along, STEPS[torch.float64][0])
+        ahead, behind = (slopes(outputs.flatten() + s * h * along) for s in (1, -1))
+        curved = (ahead - behind) / (2 * h)
         weighed = chunk.weigh(curved.view(outputs.shape)).to(self.outputs)
         mean = self.products.vjp(weighed) / self.risk.n_examples
         return mean + self.risk.l2 * self.a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -11,15 +11,17 @@ from torch import Tensor
 
 from flatmin._utils.columns import as_column
 from flatmin._utils.messages import first_line
-from flatmin._utils.trees import map_inputs
-from flatmin.risk.data.chunks import Chunk, iterate_chunks
-from flatmin.risk.example_sums.scalars import example_losses
+from flatmin._utils.trees import Inputs, leaves_of, map_inputs
+from flatmin.risk.data.chunks import Chunk
+from flatmin.risk.data.extremes import unlike_others
+from flatmin.risk.example_sums.scalars import evaluate_losses, example_losses
 from flatmin.risk.example_sums.trial_points import bound, trial_points, trial_scalars
+from flatmin.risk.hidden import outputs_off
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.trials import difference, random_like, tells, tolerance
 
-__all__ = ["check_independence", "check_shapes"]
+__all__ = ["check_independence", "check_padding", "check_shapes"]
 
 # Examples of a whole chunk that are compared with themselves alone.
 _N_SPOTS = 64
@@ -62,7 +64,7 @@ def check_shapes(several: Tensor, single: Tensor) -> None:
 
 
 def check_independence(
-    model: FlatModel, loss: ExampleLoss, chunk: Chunk, chunks: Iterator[Chunk]
+    model: FlatModel, loss: ExampleLoss, chunk: Chunk, whole: Chunk
 ) -> None:
     """Check that examples are computed by themselves, and one function throughout.
 
@@ -71,8 +73,8 @@ def check_independence(
     Outputs of the examples together, of two of them, and of each alone are compared;
     so are the losses, and the gradient of all with the sum of those alone. Outputs
     with a graph are compared with those without one. A BatchNorm that takes the
-    statistics of its input is given those of the chunk, once for all. Outputs among as
-    many examples as are ever worked on at a time are compared, too.
+    statistics of its input is given those of the chunk, once for all. Outputs and
+    losses among as many examples as are ever worked on at a time are compared, too.
 
     Parameters
     ----------
@@ -81,18 +83,55 @@ def check_independence(
     loss : ExampleLoss
     chunk : Chunk
         The examples of :func:`trial_examples`.
-    chunks : iterator of Chunk
-        The data. The first is read, and none is larger.
+    whole : Chunk
+        As many as are ever worked on at a time.
 
     Raises
     ------
     ValueError
         If the output, the loss or the gradient of an example depends on the others.
     """
-    whole = next(chunks)
     for theta in trial_points(model, trial_scalars(model, loss, chunk)):
         with bound(model, theta):
             _check_bound(model, loss, chunk, whole)
+
+
+def check_padding(
+    model: FlatModel, loss: ExampleLoss, few: Chunk, alone: Iterable[Chunk]
+) -> None:
+    """Check that an example has the same loss however long its batch is padded.
+
+    Parameters
+    ----------
+    model : FlatModel
+    loss : ExampleLoss
+    few : Chunk
+        Examples that were read together.
+    alone : iterable of Chunk
+        Each of them, read by itself.
+
+    Raises
+    ------
+    ValueError
+        If the loss of one is another.
+    """
+    shapes = [leaf.shape[1:] for leaf in leaves_of(few.X)]
+    losses = evaluate_losses(model, loss, few)
+    for i, one in enumerate(alone):
+        if [leaf.shape[1:] for leaf in leaves_of(one.X)] == shapes:
+            continue
+        off = difference(evaluate_losses(model, loss, one), losses[i : i + 1])
+        if not off <= tolerance(model.precision, 1):
+            raise ValueError(
+                "The loss of one example must not depend on what it is read with. Got "
+                "a collate_fn that pads: an example of shape "
+                f"{tuple(leaves_of(one.X)[0].shape[1:])} becomes one of "
+                f"{tuple(shapes[0])} among others, and its loss changes by {off:.1e}, "
+                "relative to its size. Return the lengths or a mask beside x, as a "
+                "mapping or a tuple, and let the module leave the padding out "
+                "(attention masks, pack_padded_sequence with enforce_sorted=False); or "
+                "pad all examples to one length, if padding is a part of the data."
+            )
 
 
 def _check_bound(
@@ -103,7 +142,7 @@ def _check_bound(
     outputs = model.evaluate(chunk.X)
     with torch.enable_grad():
         with_graph = model(chunk.X).detach()
-    if difference(outputs, with_graph) > limit:
+    if outputs_off(outputs, with_graph, loss, chunk.y) > limit:
         model.keeps_graph, outputs = True, with_graph
     if model.normalises_batch:  # and nothing else may let examples see each other
         model = model.frozen_at(chunk.X)
@@ -114,28 +153,32 @@ def _check_bound(
     for output in alone:
         check_shapes(outputs, output)
     single = torch.cat(alone)
-    off = max(
-        difference(outputs, single), difference(model.evaluate(chunk.X[:2]), single[:2])
-    )
+    two = outputs_off(model.evaluate(chunk.X[:2]), single[:2], loss, chunk.y[:2])
+    off = max(outputs_off(outputs, single, loss, chunk.y), two)
     # A deep network in float32 can lose more digits than that.
     if off > limit and _in_float64(model, loss, chunk, _outputs_off) > limit / 10:
         raise ValueError(_seeing_each_other(outputs, single, off))
+    _check_losses(loss, outputs, chunk.y)
     _check_crowds(model, loss, chunk, whole)
-    with torch.no_grad():
-        losses = loss.per_example(outputs, chunk.y)
-        apart = [
-            loss.per_example(outputs[i : i + 1], chunk.y[i : i + 1])
-            for i in range(len(outputs))
-        ]
-    off = difference(losses, torch.cat(apart))
-    if off > limit:
+    _check_gradient(model, loss, chunk, 10 * limit)
+
+
+@torch.no_grad()
+def _check_losses(loss: ExampleLoss, outputs: Tensor, y: Tensor) -> None:
+    """Check that the loss of an example does not depend on those that it comes with."""
+    spots = _spots(outputs, y)
+    together = loss.per_example(outputs, y)
+    alone = [loss.per_example(outputs[i : i + 1], y[i : i + 1]) for i in spots]
+    off = difference(together[spots], torch.cat(alone))
+    if off > tolerance(outputs.dtype, 0):
         raise ValueError(
             "The loss of one example must not depend on the others: a risk is a sum "
             f"over examples. Got losses by {loss.name} that change by {off:.1e}, "
-            "relative to their size, when each example comes alone. Contrastive "
-            "losses and losses that normalise over the batch are none of a risk's."
+            "relative to their size, when each example comes alone and not among "
+            f"{len(outputs)}. Contrastive losses, losses that normalise over the batch "
+            "(as by the number of its positives), and those that choose in it (the "
+            "hardest examples) are none of a risk's."
         )
-    _check_gradient(model, loss, chunk, 10 * limit)
 
 
 def _check_crowds(
@@ -196,30 +239,32 @@ def _alike_positions(leaf: Tensor) -> Tensor:
     return as_column(value, leaf).expand_as(leaf).clone()
 
 
-def _crowd_off(n: int, model: FlatModel, _loss: ExampleLoss, one: Chunk) -> float:
+def _crowd_off(n: int, model: FlatModel, loss: ExampleLoss, one: Chunk) -> float:
     """Return how far outputs of n copies of an example are from those of it alone."""
     alone = model.evaluate(one.X)
     copies = torch.zeros(n, dtype=torch.long, device=alone.device)
     crowd = model.evaluate(one.X[copies])
     check_shapes(crowd, alone)
-    return difference(crowd, alone.expand_as(crowd))
+    y = one.y[copies.to(one.y.device)]
+    return outputs_off(crowd, alone.expand_as(crowd), loss, y)
 
 
 def _spots_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
     """Return how far outputs of some examples among all are from those alone."""
-    n = len(chunk.X)
-    spots = torch.linspace(0, n - 1, min(n, _N_SPOTS), device="cpu").long().tolist()
+    spots = _spots(chunk.X, chunk.y)
     outputs = model.evaluate(chunk.X)
-    _show_targets(loss, outputs, chunk.y)
-    together = outputs[spots]
+    _check_losses(loss, outputs, chunk.y)
     alone = [model.evaluate(chunk.X[i : i + 1]) for i in spots]
-    return difference(together, torch.cat(alone))
+    return outputs_off(outputs[spots], torch.cat(alone), loss, chunk.y[spots])
 
 
-@torch.no_grad()
-def _show_targets(loss: ExampleLoss, outputs: Tensor, y: Tensor) -> None:
-    """Let the loss's guard see whether it writes into some of many targets."""
-    loss.per_example(outputs, y)
+def _spots(X: Inputs, y: Tensor) -> list[int]:
+    """Return examples to look at alone: some spread ones, and those unlike the rest."""
+    n = len(y)
+    if n <= _N_SPOTS:
+        return list(range(n))
+    spread = torch.linspace(0, n - 1, _N_SPOTS, device="cpu").long().tolist()
+    return sorted({*spread, *unlike_others(X), *unlike_others(y)})
 
 
 def _check_gradient(
@@ -248,33 +293,36 @@ def _check_gradient(
 def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
     """Return how far the gradient of several is from the sum of theirs, at worst."""
     # The examples get random weights, because at a minimum their plain sum is rounding.
-    weights = 1 + random_like(model.theta().new_empty(len(chunk.X)), 0)
+    n = len(chunk.X)
+    weights = 1 + random_like(model.theta().new_empty(n), 0)
 
     @torch.enable_grad()
-    def gradient(part: Chunk, factor: float = 1.0) -> Tensor:
-        losses = example_losses(model, loss, part)
+    def gradient(spots: Tensor, factor: float = 1.0) -> Tensor:
+        X, y = chunk.X[spots], chunk.y[spots]
+        losses = example_losses(model, loss, Chunk(X, y, None, spots))
         if not losses.requires_grad:
             return torch.zeros_like(model.theta())
-        slopes = (factor * weights[part.rows]).to(losses)
+        slopes = (factor * weights[spots]).to(losses)
         return model.gradient(losses, slopes) / factor
 
+    spots, sizes = torch.arange(n, device=weights.device), model.layout.sizes
+    half = spots[: -(-n // 2)]
     alone = torch.zeros_like(model.theta())
-    for one in iterate_chunks(chunk.X, chunk.y, None, 1):
-        alone += gradient(one)
-    whole = replace(chunk, rows=slice(0, len(chunk.X)))
-    sizes = model.layout.sizes
-    # With slopes 1024 times as large a hook that clips the gradient is seen.
-    return max(
-        difference(gradient(whole), alone, sizes),
-        difference(gradient(whole, 1024.0), alone, sizes),
-    )
+    for i in half:
+        alone += gradient(i[None])
+    # With slopes 1024 times as large a hook that clips the gradient is seen; where
+    # examples come twice, so is what goes by how often it meets an index.
+    twice = difference(gradient(half.repeat(2), 1024.0), 2 * alone, sizes)
+    for i in spots[len(half) :]:
+        alone += gradient(i[None])
+    return max(difference(gradient(spots), alone, sizes), twice)
 
 
 def _outputs_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
     """Return how far outputs together are from those alone."""
     X = chunk.X
     alone = [model.evaluate(X[i : i + 1]) for i in range(len(X))]
-    return difference(model.evaluate(X), torch.cat(alone))
+    return outputs_off(model.evaluate(X), torch.cat(alone), loss, chunk.y)
 
 
 def _in_float64(

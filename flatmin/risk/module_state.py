@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -9,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from flatmin._utils.trees import map_inputs
 from flatmin.risk.autodiff.casts import LowestDtype, storage_address
 from flatmin.risk.autodiff.plain_mode import PlainMode
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.scalars import example_losses
+from flatmin.risk.hidden import hidden_difference
 from flatmin.risk.losses.example_loss import ExampleLoss
+from flatmin.risk.network.holders import holders
+from flatmin.risk.network.loss_module import LossModule
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.network.module_checks import trainable
 from flatmin.risk.network.module_copy import sources
@@ -47,8 +53,8 @@ def check_state(
     Raises
     ------
     ValueError
-        If the two differ, if a pass writes or replaces parameters, or if it reads those
-        of the original.
+        If the two differ, if a pass writes or replaces parameters, if it reads those
+        of the original, or if module or loss go by how often they were called.
     """
     theta = model.theta()
     _check_reach(model, loss, chunk, original)
@@ -64,17 +70,25 @@ def check_state(
     )
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     fresh = FlatModel(module, model.output_transform)
-    _check_counters(model, chunk)
+    called = [model.module, model.output_transform]
+    if isinstance(model.module, LossModule):
+        called.append(model.module.f)
+    parts = [part for function in called for part in holders(function)]
+    _check_counters(parts, partial(model, chunk.X), _MODULE)
+    outputs = model.evaluate(chunk.X)
+    _check_counters(loss.parts(), partial(loss.per_example, outputs, chunk.y), _LOSS)
     try:
         model.bind(other)
         for enabled in (False, True):
             with torch.set_grad_enabled(enabled):
                 used, unused = model(chunk.X).detach(), fresh(chunk.X).detach()
             _check_kept(model, other)
-            if not _agree(used, unused):
+            hidden = hidden_difference(used, unused, loss, chunk.y)
+            if not _agree(used, unused) or hidden > _half_of_the_digits(used):
                 raise ValueError(_memory(model.module, buffers))
     finally:
         model.bind(theta)
+    _check_far(fresh, chunk)
 
 
 def _check_reach(
@@ -134,51 +148,74 @@ def _check_kept(model: FlatModel, theta: Tensor) -> None:
     )
 
 
-def _check_counters(model: FlatModel, chunk: Chunk) -> None:
-    """Raise if the outputs will change when something has been counted far enough."""
-    before = _numbers(model.module)
+def _check_far(model: FlatModel, chunk: Chunk) -> None:
+    """Raise if a pass changes parameters that are large, small or of the other sign."""
+    # A bound on them (of a norm, or by clamp_) may not be reached at the first θ.
+    theta = model.theta()
+    for factor in (-100.0, 0.01):
+        model.bind(factor * theta)
+        try:
+            model.evaluate(map_inputs(Tensor.clone, chunk.X))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # there may be no outputs so far away
+            continue
+        _check_kept(model, factor * theta)
+
+
+def _check_counters(
+    parts: Sequence[object], run: Callable[[], Tensor], subject: str
+) -> None:
+    """Raise if results will change when something has been counted far enough."""
+    before = _numbers(parts)
     with torch.no_grad():
-        once = model(chunk.X)
-    after = _numbers(model.module)
+        once = run()
+    after = _numbers(parts)
     changed = [key for key in after if key in before and after[key] != before[key]]
     if not changed:
         return
-    _assign(changed, {key: after[key] + _FAR for key in changed})
+    _assign(parts, changed, {key: after[key] + _FAR for key in changed})
     try:
         with torch.no_grad():
-            agree = _agree(once, model(chunk.X))
+            agree = _agree(once, run())
     except Exception:
         agree = False
-    _assign(changed, before)
+    _assign(parts, changed, before)
     if not agree:
         names = sorted({name for _, name in changed})
         raise ValueError(
-            "The module must be a function of θ and its input alone. Got one that "
-            f"counts its passes and goes by the count ({', '.join(names)}); switch "
-            "that off in eval mode."
+            f"{subject} alone. Got one that counts its passes and goes by the count "
+            f"({', '.join(names)}); switch that off in eval mode, or pass one that "
+            "stays as it is."
         )
 
 
-def _numbers(module: nn.Module) -> dict[tuple[nn.Module, str], float]:
+_MODULE = "The module must be a function of θ and its input"
+_LOSS = "The loss must be a function of outputs and targets"
+
+
+def _numbers(parts: Sequence[object]) -> dict[tuple[int, str], float]:
     """Return what may be a counter: attributes and buffers that are one number."""
     return {
-        (part, name): float(value)
-        for part in module.modules()
-        for name, value in (vars(part) | part._buffers).items()
+        (i, name): float(value)
+        for i, part in enumerate(parts)
+        for name, value in (vars(part) | getattr(part, "_buffers", {})).items()
         if (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())
         or (isinstance(value, int | float) and not isinstance(value, bool))
     }
 
 
 def _assign(
-    keys: list[tuple[nn.Module, str]], values: dict[tuple[nn.Module, str], float]
+    parts: Sequence[object],
+    keys: list[tuple[int, str]],
+    values: dict[tuple[int, str], float],
 ) -> None:
-    for part, name in keys:
-        current = getattr(part, name)
+    for i, name in keys:
+        current = getattr(parts[i], name)
         if isinstance(current, Tensor):
-            current.detach().fill_(values[part, name])
+            current.detach().fill_(values[i, name])
         else:
-            setattr(part, name, type(current)(values[part, name]))
+            setattr(parts[i], name, type(current)(values[i, name]))
 
 
 def _agree(used: Tensor, unused: Tensor) -> bool:
@@ -186,8 +223,14 @@ def _agree(used: Tensor, unused: Tensor) -> bool:
         return False
     # Half of the digits must agree. All of them need not, because one of the two may
     # have its layers merged, which rounds differently.
-    close = torch.finfo(used.dtype).eps ** 0.5 * used.abs().nan_to_num().max()
-    return torch.allclose(used, unused, rtol=0.0, atol=float(close), equal_nan=True)
+    close = _half_of_the_digits(used) * float(
+        used.abs().nan_to_num(0.0, 0.0, 0.0).max()
+    )
+    return torch.allclose(used, unused, rtol=0.0, atol=close, equal_nan=True)
+
+
+def _half_of_the_digits(tensor: Tensor) -> float:
+    return float(torch.finfo(tensor.dtype).eps ** 0.5)
 
 
 def _memory(module: nn.Module, before: dict[str, Tensor]) -> str:

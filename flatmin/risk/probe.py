@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from flatmin._utils.messages import message
 from flatmin._utils.trees import Inputs, Tree, describe_inputs, leaves_of, map_inputs
+from flatmin.risk.autodiff.plain_mode import PlainMode
 from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.data.example_data import ExampleData
+from flatmin.risk.data.example_data import ArrayData, ExampleData
+from flatmin.risk.data.extremes import unlike_others
 from flatmin.risk.data.inputs import channels_last
 from flatmin.risk.data.opened_data import N_TRIED, trial_indices
 from flatmin.risk.example_sums.scalars import example_losses
@@ -32,6 +34,7 @@ __all__ = [
     "enough_examples",
     "probe_example",
     "share_of_activations",
+    "trial_chunk",
     "trial_examples",
 ]
 
@@ -67,13 +70,43 @@ def choose_strides(model: FlatModel, X: Inputs) -> tuple[Inputs, bool]:
     fast = channels_last(X, model.module)
     if fast is X and all(leaf.is_contiguous() for leaf in leaves_of(X)):
         return X, False
+    by_rows = map_inputs(Tensor.contiguous, X[:N_TRIED])
+    norms = _NormsOfImages()
     try:
-        model.evaluate(fast[:2])
+        right = model.evaluate(by_rows)
+        with torch.enable_grad(), norms:
+            found = model(fast[:N_TRIED]).detach()
     except RuntimeError:  # many a module calls view() behind a convolution
         return map_inputs(Tensor.contiguous, X), True
     except (TypeError, ValueError):  # comes again when one example is looked at
         return X, False
+    # Half of the digits, since convolutions round otherwise there.
+    limit = torch.finfo(model.dtype).eps ** 0.5
+    if norms.any_crashes or difference(found, right) > limit:
+        return map_inputs(Tensor.contiguous, X), True
     return fast, False
+
+
+class _NormsOfImages(PlainMode):
+    """Sees a GroupNorm whose derivative ends Python.
+
+    Of an input that lies channels-last and needs no gradient itself (torch 2.13).
+    """
+
+    any_crashes = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.ops.aten.native_group_norm.default:
+            images = args[0]
+            if not images.requires_grad and not images.is_contiguous():
+                self.any_crashes = True
+        return func(*args, **(kwargs or {}))
 
 
 def probe_example(model: FlatModel, X: Inputs) -> ProbeResult:
@@ -231,6 +264,29 @@ def trial_examples(examples: ExampleData, model: FlatModel) -> Tensor:
         return trial_indices(len(examples))
     counting = weights.cpu().nonzero().flatten()
     return counting[trial_indices(len(counting))]
+
+
+def trial_chunk(examples: ExampleData, size: int) -> Chunk:
+    """Return as many examples as are ever worked on at a time.
+
+    Parameters
+    ----------
+    examples : ExampleData
+    size : int
+
+    Returns
+    -------
+    Chunk
+        Of what is held in memory those unlike the others, and spread ones; of a data
+        set that is read the first.
+    """
+    n = len(examples)
+    if size >= n or not isinstance(examples, ArrayData):
+        return next(examples.iterate(size))
+    odd = torch.tensor(unlike_others(examples.X))
+    spread = torch.linspace(0, n - 1, size, device="cpu").long()
+    some = torch.cat([odd, spread])[:size]
+    return replace(examples.select(some.to(examples.y.device)), weights=None)
 
 
 def enough_examples(few: Chunk, model: FlatModel, n_numbers: int) -> Chunk:

@@ -303,3 +303,62 @@ class Floating(nn.Module):
 
     def forward(self, x):
         return self.layer(x.float())
+
+
+class Ragged(data.Dataset):
+    """Sequences of several lengths."""
+
+    def __init__(self, n=40):
+        rng = torch.Generator().manual_seed(0)
+        self.sequences = [torch.randn(3 + i % 9, 3, generator=rng) for i in range(n)]
+
+    def __len__(self):
+        return len(self.sequences)
+
+    def __getitem__(self, i):
+        return self.sequences[i], i % 2
+
+
+class Last(nn.Module):
+    """A recurrent classifier, by the last step or by the last one that counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRU(3, 4, batch_first=True)
+        self.outer = nn.Linear(4, 2)
+
+    def forward(self, x, lengths=None):
+        steps = self.cell(x)[0]
+        last = len(x[0]) - 1 if lengths is None else lengths.long() - 1
+        return self.outer(steps[torch.arange(len(x)), last])
+
+
+def padded(items):
+    x, y = zip(*items, strict=True)
+    return nn.utils.rnn.pad_sequence(list(x), batch_first=True), torch.tensor(y)
+
+
+def padded_with_lengths(items):
+    x, y = padded(items)
+    return (x, torch.tensor([len(one) for one, _ in items])), y
+
+
+def test_padding_that_changes_a_loss_is_refused():
+    loader = data.DataLoader(Ragged(), 8, collate_fn=padded)
+    with pytest.raises(ValueError, match=r"collate_fn that pads.*lengths or a mask"):
+        EmpiricalRisk(Last(), "cross_entropy", loader)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_padding_that_the_module_leaves_out(chunk_size, dtype):
+    module, examples = Last(), Ragged()
+    losses = [
+        nn.functional.cross_entropy(module(x[None]), torch.tensor([y]))
+        for x, y in map(examples.__getitem__, range(len(examples)))
+    ]
+    loader = data.DataLoader(examples, 8, collate_fn=padded_with_lengths)
+    options = {"chunk_size": chunk_size, "dtype": dtype}
+    risk = EmpiricalRisk(module, "cross_entropy", loader, **options)
+    right = torch.stack(losses).mean().to(risk.dtype)
+    torch.testing.assert_close(risk.value(risk.params()), right, rtol=1e-5, atol=0)

@@ -254,3 +254,74 @@ def test_one_example_has_nobody_to_see():
     X = torch.randn(1, 4)
     risk = make(net(lambda p, x: p["b"]((x := p["a"](x)) - x.mean(0))), X)
     assert risk.n_examples == 1
+
+
+def over_positives(outputs, y):
+    """RetinaNet divides its losses by the number of positives in the batch."""
+    losses = F.binary_cross_entropy_with_logits(outputs, y, reduction="none").sum(1)
+    return losses / y.sum().clamp(min=1)
+
+
+def hardest(outputs, y):
+    """The 64 largest losses of a batch count."""
+    losses = F.binary_cross_entropy_with_logits(outputs, y, reduction="none").sum(1)
+    kept = torch.zeros_like(losses)
+    kept[losses.topk(min(64, len(losses))).indices] = 1
+    return losses * kept
+
+
+@pytest.mark.parametrize("loss", [over_positives, hardest])
+def test_losses_that_see_more_than_a_few_others(loss):
+    torch.manual_seed(0)
+    X, y = torch.randn(200, 4), torch.zeros(200, 3)
+    y[7::20, 0] = 1
+    with pytest.raises(ValueError, match=r"normalise over the batch.*hardest"):
+        EmpiricalRisk(nn.Linear(4, 3), loss, X, y)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 100])
+@pytest.mark.parametrize("spot", [1234, 1999])
+def test_one_example_that_is_unlike_the_others(chunk_size, spot):
+    # A dark image among light ones: by itself it is taken for one of numbers below 1.
+    torch.manual_seed(0)
+    X, y = 255 * torch.rand(2000, 4).clamp(min=0.1), torch.arange(2000) % 3
+    X[spot] = 1.0
+    module = net(lambda p, x: p["b"](p["a"](x / 255 if x.max() > 1 else x)))
+    with pytest.raises(ValueError, match=SEE_EACH_OTHER):
+        EmpiricalRisk(module, "cross_entropy", X, y, chunk_size=chunk_size)
+    X[spot] = 2.0
+    EmpiricalRisk(module, "cross_entropy", X, y, chunk_size=chunk_size)
+
+
+class Scaled(torch.autograd.Function):
+    """A weight whose derivative is divided by how often an index is met."""
+
+    @staticmethod
+    def forward(ctx, weight, indices):
+        ctx.save_for_backward(weight, indices)
+        return weight[indices]
+
+    @staticmethod
+    def backward(ctx, slopes):
+        weight, indices = ctx.saved_tensors
+        counts = indices.bincount(minlength=len(weight)).to(weight)
+        gradient = torch.zeros_like(weight).index_add(0, indices, slopes)
+        return gradient / counts.clamp(min=1)[:, None], None
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda p, x: p["words"](x),
+        lambda p, x: F.embedding(x, p["words"].weight, scale_grad_by_freq=True),
+        lambda p, x: Scaled.apply(p["words"].weight, x),
+    ],
+)
+def test_gradients_divided_by_how_often_an_index_is_met(read):
+    # In the few examples of the trials every index comes once.
+    X = torch.arange(200)
+    X[1::2] = X[::2]
+    words = nn.Embedding(200, 4, scale_grad_by_freq=True)
+    module = net(lambda p, x: p["b"](p["a"](read(p, x)).tanh()), words=words)
+    with pytest.raises(ValueError, match="gradient over several examples must be the"):
+        EmpiricalRisk(module, "cross_entropy", X, torch.arange(200) % 3)

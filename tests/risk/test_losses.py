@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatmin.risk import EmpiricalRisk, resolve_loss
+from flatmin.risk import EmpiricalRisk, ModuleLoss, resolve_loss
 from tests.oracles import dense, flat_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:The loss does not depend")
@@ -832,3 +832,66 @@ def test_next_token_is_the_loss_of_a_hugging_face_model():
     close(risk.value(theta), right.detach(), 1e-6)
     gradient = torch.autograd.grad(right, list(model.parameters()))
     close(risk.gradient(theta), torch.cat([g.flatten() for g in gradient]), 1e-5)
+
+
+class WarmingUp(nn.Module):
+    """A penalty that comes in after some calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_calls = 0
+
+    def forward(self, outputs, y):
+        self.n_calls += 1
+        losses = F.cross_entropy(outputs, y, reduction="none")
+        return losses + (self.n_calls > 500) * outputs.square().sum(1)
+
+
+class Annealed(WarmingUp):
+    """A penalty that grows by a millionth of itself with each call."""
+
+    def forward(self, outputs, y):
+        self.n_calls += 1
+        losses = F.cross_entropy(outputs, y, reduction="none")
+        return losses + self.n_calls / 1e6 * outputs.square().sum(1)
+
+
+class CallsItself:
+    """The same by an object that is no module."""
+
+    def __init__(self):
+        self.inner = Annealed()
+        self.n_calls = 0
+
+    def __call__(self, outputs, y):
+        self.inner.n_calls = self.n_calls = self.n_calls + 1
+        return self.inner(outputs, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "make",
+    [
+        WarmingUp,
+        Annealed,
+        CallsItself,
+        lambda: Annealed().forward,
+        lambda: ModuleLoss(in_module(WarmingUp())),
+    ],
+)
+def test_a_loss_that_counts_its_calls(make, dtype):
+    X, y = torch.randn(20, 4, dtype=dtype), torch.arange(20) % 3
+    with pytest.raises(ValueError, match=r"function of .* alone.*counts.*n_calls"):
+        EmpiricalRisk(nn.Linear(4, 3, dtype=dtype), make(), X, y)
+
+
+def in_module(loss):
+    class OfModule:
+        n_calls = 0
+
+        def __call__(self, module, X, y):
+            self.n_calls += 1
+            loss.n_calls = self.n_calls
+            return loss(module(X), y)
+
+    return OfModule()

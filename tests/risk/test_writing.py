@@ -260,3 +260,32 @@ def test_what_the_caller_later_writes_into_arrays_is_not_seen(form):
     before = risk.value(risk.params())
     labels[:] = 0
     assert torch.equal(risk.value(risk.params()), before)
+
+
+class Bounded(nn.Linear):
+    """A layer that keeps its weight within bounds, which it does not reach at first."""
+
+    def __init__(self, bound):
+        super().__init__(3, 2)
+        nn.init.uniform_(self.weight, 0.1, 0.5)
+        self.bound = bound
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.bound(self.weight)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        lambda w: w.copy_(w.renorm(2, 0, 5.0)),  # EEGNet
+        lambda w: w.data.clamp_(-2, 2),  # the critic of a Wasserstein GAN
+        lambda w: w.clamp_(min=0),  # weights that are not negative
+        lambda w: w.copy_(torch.where(w.abs() < 0.05, 0.0, w)),  # pruned
+    ],
+)
+def test_bounds_on_parameters_that_are_not_reached_at_first(bound):
+    X, y = torch.randn(20, 3), torch.arange(20) % 2
+    with pytest.raises(ValueError, match=r"writes, replaces or freezes them"):
+        EmpiricalRisk(Bounded(bound), "cross_entropy", X, y)

@@ -23,6 +23,7 @@ from flatmin.risk.losses.output_hessian import (
     check_second_derivative,
     root_product,
 )
+from flatmin.risk.network.holders import holders
 from flatmin.risk.network.module_copy import copy_module
 from flatmin.risk.trials import tolerance
 from flatmin.risk.write_guard import WriteGuard
@@ -99,6 +100,11 @@ class CallableLoss(ExampleLoss):
         if self.classes is not None:
             moved.classes = self.classes.to(device, dtype)
         return moved
+
+    def parts(self) -> list[object]:
+        """See :meth:`ExampleLoss.parts`."""
+        of_twin = [] if self._twin is None else self._twin.parts()
+        return holders(self.function) + of_twin
 
     def guarded(self) -> CallableLoss:
         """See :meth:`ExampleLoss.guarded`."""

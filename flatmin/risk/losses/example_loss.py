@@ -142,6 +142,10 @@ class ExampleLoss(ABC):
         """
         return self
 
+    def parts(self) -> list[object]:
+        """Return the objects with attributes that it is computed by."""
+        return []
+
     def guarded(self) -> ExampleLoss:
         """Return the same loss with a guard of its own against writes into inputs."""
         return self
