@@ -300,6 +300,7 @@ class EmpiricalRisk(LabelNoiseRisk):
             enough_examples(self._few, self._model, n_numbers),
             finite_difference=self._hvp == "finite_difference",
         )
+        self._ways.try_gradient()
         self._hessians = ExampleHessians(self._ways)
         self._chain_ways = ChainWays(self._ways, n_numbers)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +15,16 @@ from flatmin.risk.autodiff.differences import (
     DIFFERENCE_LIMITS,
     STEPS,
     difference_step,
-    half_jump,
-    same_at_both,
 )
-from flatmin.risk.autodiff.held_constants import HeldConstants
 from flatmin.risk.data.chunks import Chunk
 from flatmin.risk.example_sums.per_example import looped_rows
 from flatmin.risk.example_sums.scalars import ExampleScalars, inner_products
 from flatmin.risk.products.double_backward import DoubleBackward
 from flatmin.risk.products.graphs import ProductGraphs
-from flatmin.risk.products.hessian_trial import losses_in
+from flatmin.risk.products.hessian_trial import AWAY
 from flatmin.risk.products.linearize import SYMBOLS
 from flatmin.risk.products.reference_products import ReferenceProducts
+from flatmin.risk.products.slopes import Slope, compare_slope
 from flatmin.risk.quantities.label_noise import LabelNoiseRisk
 from flatmin.risk.trials import asymmetry, difference, random_like, tolerance
 
@@ -36,9 +32,6 @@ __all__ = ["REFUSALS", "Check", "check_identities"]
 
 # An output larger than that is not taken apart number by number.
 _MOST_OUTPUTS = 64
-
-# How far from θ a derivative is tried again where θ is at a kink, relative to θ.
-_AWAY = 1e-2
 
 # What a quantity that is not there raises.
 REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError)
@@ -88,7 +81,7 @@ def check_identities(risk: LabelNoiseRisk, theta: Tensor) -> Iterator[Check]:
             identity = _PENALISED.get(identity, identity)
         try:
             found = compare(at)
-            if isinstance(found, _Slope):
+            if isinstance(found, Slope):
                 if found.at_kink:
                     found = _away_from_kink(
                         risk, theta, compare, found=found, limit=limit
@@ -104,26 +97,19 @@ def check_identities(risk: LabelNoiseRisk, theta: Tensor) -> Iterator[Check]:
 def _away_from_kink(
     risk: LabelNoiseRisk,
     theta: Tensor,
-    compare: Callable[[_Point], float | _Slope],
+    compare: Callable[[_Point], float | Slope],
     *,
-    found: _Slope,
+    found: Slope,
     limit: float,
-) -> _Slope:
+) -> Slope:
     """Return what is found nearby where that fails: a wrong rule is wrong there too."""
     for seed in (4, 5, 6):
         v = random_like(theta, seed)
-        nearby = theta + difference_step(theta, v, _AWAY) * v
+        nearby = theta + difference_step(theta, v, AWAY) * v
         beside = compare(_Point(risk, nearby))
-        if isinstance(beside, _Slope) and not beside.at_kink:
+        if isinstance(beside, Slope) and not beside.at_kink:
             return beside if beside.off > limit else found
     return found
-
-
-class _Slope(NamedTuple):
-    """A derivative against differences."""
-
-    off: float  # at the better of two steps
-    at_kink: bool  # they differ because there is none
 
 
 class _Point:
@@ -179,7 +165,7 @@ class _Point:
         differentiated = self.risk.value_and_gradient(self.theta)[0]
         return difference(self.risk.value(self.theta), differentiated)
 
-    def gradient_slope(self) -> _Slope:
+    def gradient_slope(self) -> Slope:
         slope = (self.risk.gradient(self.theta) @ self.a).reshape(1)
 
         def value(losses: Tensor, theta: Tensor) -> Tensor:
@@ -235,7 +221,7 @@ class _Point:
     def hvp_asymmetry(self) -> float:
         return self._asymmetry(self.products.hvp)
 
-    def hvp_slope(self) -> _Slope:
+    def hvp_slope(self) -> Slope:
         def gradient(losses: Tensor, theta: Tensor) -> Tensor:
             weights = torch.ones_like(losses) / len(losses)
             mean = self.risk._model.gradient(losses, weights)
@@ -273,42 +259,11 @@ class _Point:
 
     def _slope(
         self, product: Tensor, function: Callable[[Tensor, Tensor], Tensor]
-    ) -> _Slope:
+    ) -> Slope:
         """Compare a derivative along a with differences, of a function of ℓ̃ and θ."""
-        # At two steps, and with constants by decree held where that makes a difference.
-        risk, theta = self.risk, self.theta
-        precision = risk._model.precision
-        limit = DIFFERENCE_LIMITS[precision]
-        point = DoubleBackward(risk._model, risk._loss, theta, self.chunk)
-
-        def off(context: AbstractContextManager[Any]) -> _Slope:
-            losses = losses_in(point, context)
-
-            def at(theta: Tensor) -> Tensor:
-                return function(losses(theta), theta).detach()
-
-            here = at(theta)  # what is held is held here
-            # Not relative to a difference: across a kink it can be of any size.
-            size = product.norm() or 1.0
-            offs, jumps = [], []
-            for step in STEPS[precision]:
-                h = difference_step(theta, self.a, step)
-                ahead, behind = at(theta + h * self.a), at(theta - h * self.a)
-                offs.append(((ahead - behind) / (2 * h) - product).norm() / size)
-                jumps.append(half_jump(ahead, here, behind, h).norm() / size)
-            off = float(min(offs))
-            # Of a smooth function a jump falls with the step. One that does not is of a
-            # kink at θ itself: a difference is then about the same at any step.
-            jumps_here = bool(jumps[1] > limit) and bool(jumps[1] > jumps[0] / 10)
-            at_kink = jumps_here or not bool(same_at_both(*offs))
-            return _Slope(off, off > limit and at_kink)
-
-        constants = HeldConstants()
-        found = off(nullcontext())
-        if found.off > limit:
-            held = off(constants)
-            found = held if constants.n_held else found
-        return found
+        risk = self.risk
+        point = DoubleBackward(risk._model, risk._loss, self.theta, self.chunk)
+        return compare_slope(point, function, product, self.a)
 
     def _ggn_by_differences(self) -> Tensor:
         """Return G a with Hᵢ (J a)ᵢ as a difference of the slopes of the loss."""
@@ -359,7 +314,7 @@ _PENALISED = {
 }
 
 # Identity -> order of the derivative, None for differences in a step; what compares.
-_IDENTITIES: dict[str, tuple[int | None, Callable[[_Point], float | _Slope]]] = {
+_IDENTITIES: dict[str, tuple[int | None, Callable[[_Point], float | Slope]]] = {
     "outputs together = outputs alone": (0, _Point.outputs_off),
     "L = mean of the losses alone": (0, _Point.losses_off),
     "L without a graph = L that is differentiated": (0, _Point.graph_off),

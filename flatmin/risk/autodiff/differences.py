@@ -130,8 +130,8 @@ def disagreement(
     *,
     sizes: tuple[int, ...],
     precision: torch.dtype,
-) -> float:
-    """Return by how much H v is wrong; 0 where differences of the gradient cannot tell.
+) -> float | None:
+    """Return by how much H v is wrong; None where differences cannot tell.
 
     See :func:`same_at_both`.
 
@@ -150,7 +150,8 @@ def disagreement(
 
     Returns
     -------
-    float
+    float or None
+        0 where it is right.
     """
     limit = DIFFERENCE_LIMITS[precision]
     narrow = central_difference(gradient, theta, v, STEPS[precision][1])
@@ -161,7 +162,7 @@ def disagreement(
     # large as its error.
     far, near = ((product - found).norm() for found in (wide, narrow))
     if not bool(same_at_both(far, near)):
-        return 0.0
+        return None
     h = difference_step(theta, v, STEPS[precision][1])
     ahead, here, behind = (gradient(theta + s * h * v) for s in (1, 0, -1))
     left = (product - narrow).abs() - half_jump(ahead, here, behind, h)
