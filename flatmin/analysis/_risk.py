@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flatmin._utils.arrays import check_readable
 from flatmin._utils.messages import naming
 from flatmin._utils.trees import is_nested
-from flatmin.analysis._skorch_loss import skorch_loss
+from flatmin.analysis._skorch_loss import is_of_skorch, skorch_loss
 from flatmin.risk import EmpiricalRisk, ExampleLoss, ModuleLoss, resolve_loss
 from flatmin.risk.data.source import is_data_set, split_targets
 from flatmin.risk.losses.resolve_loss import LossLike
@@ -372,6 +372,12 @@ def _module_and_loss(model: Any, loss: LossLike | None) -> tuple[nn.Module, Loss
             raise NotFittedError(
                 f"This {type(model).__name__} is not fitted yet. Call its fit first, "
                 "or initialize to analyse it untrained."
+            )
+        if not is_of_skorch(model, "infer"):
+            raise ValueError(
+                f"{type(model).__name__} has an infer of its own, so what its module "
+                "is given is not known. Pass module_, with the loss and the inputs "
+                "that it takes."
             )
         return model.module_, skorch_loss(model) if loss is None else loss
     raise TypeError(_NO_MODEL.format(model))

@@ -11,7 +11,7 @@ from flatmin.risk import ExampleLoss, resolve_loss
 from flatmin.risk.losses.callable_loss import CallableLoss
 from flatmin.risk.losses.class_targets import ClassTargets
 
-__all__ = ["skorch_loss"]
+__all__ = ["is_of_skorch", "skorch_loss"]
 
 _PLAIN = {
     nn.CrossEntropyLoss: "cross_entropy",
@@ -23,9 +23,9 @@ _PLAIN = {
 def skorch_loss(net: Any) -> ExampleLoss:
     """Return the training loss of a skorch net, example by example.
 
-    ``CrossEntropyLoss``, ``MSELoss`` and plain ``BCEWithLogitsLoss`` are what they are
-    for PyTorch on the whole of the data, also with class weights and an
-    ``ignore_index`` (a minibatch of skorch's is divided by its own weights). With
+    ``CrossEntropyLoss``, ``MSELoss`` and ``BCEWithLogitsLoss`` are what they are for
+    PyTorch on the whole of the data, also with class weights, an ``ignore_index`` (a
+    minibatch of skorch's is divided by its own weights) and a ``pos_weight``. With
     ``NLLLoss`` a ``NeuralNetClassifier`` takes the module's outputs p for probabilities
     and trains by -log(p_y + ε), ε the rounding of their dtype. That is a function of p:
     its Gauss-Newton matrix, split at p, is the empirical Fisher matrix, not the one of
@@ -53,13 +53,13 @@ def skorch_loss(net: Any) -> ExampleLoss:
     """
     criterion = net.criterion_
     name = type(criterion).__name__
-    get_loss = type(net).get_loss
-    if get_loss.__module__.partition(".")[0] != "skorch":
-        raise ValueError(
-            f"{type(net).__name__} has a get_loss of its own, so its training loss "
-            "cannot be told from its criterion. Pass it as loss=, a function of "
-            "(outputs, targets) that returns one loss an example."
-        )
+    for step in ("get_loss", "train_step_single", "train_step"):
+        if not is_of_skorch(net, step):
+            raise ValueError(
+                f"{type(net).__name__} has a {step} of its own, so its training loss "
+                "cannot be told from its criterion. Pass it as loss=, a function of "
+                "(outputs, targets) that returns one loss an example."
+            )
     if getattr(criterion, "reduction", "mean") != "mean":
         raise ValueError(
             f"The criterion {name} of this net has reduction={criterion.reduction!r}, "
@@ -67,7 +67,7 @@ def skorch_loss(net: Any) -> ExampleLoss:
             "loss that is meant as loss=, and scale what comes out."
         )
     if type(criterion) is nn.NLLLoss:
-        if get_loss.__qualname__.startswith("NeuralNetClassifier"):
+        if net.get_loss.__qualname__.startswith("NeuralNetClassifier"):
             return _log_of_probabilities(net)
         raise ValueError(
             "NLLLoss takes the outputs of this net for log-probabilities, in which it "
@@ -75,14 +75,30 @@ def skorch_loss(net: Any) -> ExampleLoss:
             "loss, with a Gauss-Newton matrix."
         )
     loss = resolve_loss(criterion)
-    if _PLAIN.get(type(criterion)) != loss.name:
+    if _PLAIN.get(type(criterion)) not in (loss.name, "binary_cross_entropy"):
         raise ValueError(
             f"The criterion {name} of this net is not one of CrossEntropyLoss, "
-            "NLLLoss, MSELoss and BCEWithLogitsLoss without weights. Pass the loss "
+            "NLLLoss, MSELoss and BCEWithLogitsLoss. Pass the loss "
             "that is meant as loss=: a name, a loss module, or a function of (outputs, "
             "targets) that returns one loss an example."
         )
     return loss
+
+
+def is_of_skorch(net: Any, method: str) -> bool:
+    """Return whether a method of a net is one that skorch has written.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+    method : str
+
+    Returns
+    -------
+    bool
+    """
+    module: str = getattr(net, method).__module__
+    return module.partition(".")[0] == "skorch"
 
 
 class _NegativeLog:

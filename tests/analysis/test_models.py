@@ -167,6 +167,19 @@ class OwnLoss(NeuralNetClassifier):
         return 2 * super().get_loss(y_pred, y_true, *args, **kwargs)
 
 
+class OwnStep(NeuralNetClassifier):
+    def train_step_single(self, batch, **fit_params):
+        step = super().train_step_single(batch, **fit_params)
+        penalty = sum(p.square().sum() for p in self.module_.parameters())
+        penalty.backward()
+        return {**step, "loss": step["loss"] + penalty}
+
+
+class OwnSteps(NeuralNetClassifier):
+    def train_step(self, batch, **fit_params):
+        return super().train_step(batch, **fit_params)
+
+
 @pytest.mark.parametrize(
     ("net", "message"),
     [
@@ -180,6 +193,14 @@ class OwnLoss(NeuralNetClassifier):
             skorch_net(OwnLoss, criterion=nn.CrossEntropyLoss),
             r"OwnLoss has a get_loss of its own.*loss=",
         ),
+        (
+            skorch_net(OwnStep, criterion=nn.CrossEntropyLoss),
+            r"OwnStep has a train_step_single of its own.*loss=",
+        ),
+        (
+            skorch_net(OwnSteps, criterion=nn.CrossEntropyLoss),
+            r"OwnSteps has a train_step of its own.*loss=",
+        ),
     ],
 )
 def test_what_a_skorch_net_does_not_tell_is_asked_for(net, message):
@@ -188,6 +209,33 @@ def test_what_a_skorch_net_does_not_tell_is_asked_for(net, message):
         trace(net, X, y)
     dense = truth(net.module_, X, y)
     close(trace(net, X, y, loss="cross_entropy"), dense.hessian.trace())
+
+
+class OwnInputs(NeuralNetClassifier):
+    def infer(self, x, **fit_params):
+        return super().infer(x / 255, **fit_params)
+
+
+@pytest.mark.parametrize("loss", [None, "cross_entropy"])
+def test_what_a_skorch_net_gives_its_module_must_be_known(loss):
+    net = skorch_net(OwnInputs, criterion=nn.CrossEntropyLoss).initialize()
+    with pytest.raises(ValueError, match=r"OwnInputs has an infer of its own.*module_"):
+        trace(net, X, y, loss=loss)
+
+
+def test_the_weights_of_a_binary_skorch_net():
+    weight = torch.tensor([3.0])
+    criterion = nn.BCEWithLogitsLoss(pos_weight=weight)
+    net = skorch_net(NeuralNetBinaryClassifier, network(1), criterion=criterion)
+    targets = np.minimum(y, 1).astype(np.float32)
+    net.fit(X, targets)
+
+    def losses(outputs, y):
+        p = outputs[:, 0].sigmoid()
+        return -(3 * y * p.log() + (1 - y) * (1 - p).log())
+
+    dense = truth(net.module_, X, targets, losses)
+    close(trace(net, X, targets), dense.hessian.trace(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", [classifier, skorch_classifier])
