@@ -103,7 +103,8 @@ class UnitFolder:
         Raises
         ------
         ValueError
-            If the folder is that of another comparison.
+            If the folder is that of another comparison, or the file that of another
+            unit.
         """
         if self.path is None:
             return None
@@ -112,6 +113,12 @@ class UnitFolder:
             return None
         check_identity(self.path, identity, self.identity)
         found: dict[str, Any] | None = _read(self.path / "end.flatmin")
+        of = self.path.name if found is None else found.pop("folder", self.path.name)
+        if of != self.path.name:
+            raise ValueError(
+                f"{self.path / 'end.flatmin'} must hold what came out of the unit in "
+                f"that folder. Got what came out in {of}; move it back, or delete it."
+            )
         return found
 
     def write(self, content: Mapping[str, Any]) -> None:
@@ -130,7 +137,8 @@ class UnitFolder:
         if self.path is None:
             return
         try:
-            write_file(self.path / "end.flatmin", dict(content))
+            of = {"folder": self.path.name}
+            write_file(self.path / "end.flatmin", {**content, **of})
         except OSError as error:
             warnings.warn(
                 f"A result could not be kept in {self.path}: {error} What is there is "

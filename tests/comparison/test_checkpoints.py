@@ -121,6 +121,16 @@ def test_what_is_damaged_is_run_again(tmp_path, whole):
         assert_alike(compare(tmp_path), whole)
 
 
+@pytest.mark.parametrize("other", ["sgd-*-1", "gd-*-3"])
+def test_what_came_out_of_another_unit_is_refused(monkeypatch, tmp_path, other):
+    compare(tmp_path)
+    unit, found = (next(tmp_path.glob(name)) for name in ("sgd-*-3", other))
+    (unit / "end.flatmin").write_bytes((found / "end.flatmin").read_bytes())
+    monkeypatch.setattr(NoisyDescent, "run", None)
+    with pytest.raises(ValueError, match=rf"came out of the unit.*Got.*{found.name}"):
+        compare(tmp_path)
+
+
 def test_a_divergence_is_kept(monkeypatch, tmp_path):
     settings = {"methods": {"gd": {}, "sgd": {"lr": 1e30}}, "n_seeds": [3]}
     first = compare(tmp_path, **settings)

@@ -549,3 +549,109 @@ def test_a_theta_without_a_derivative_refuses_no_other(quantity):
     found = getattr(risk.linearize(theta), quantity)(v)
     right = {"jvp": (J @ v).view(len(X), -1), "hvp": H @ v}[quantity]
     close(found, right, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_kink_hides_no_wrong_second_derivative(dtype):
+    """At a kink of an earlier layer differences tell nothing: it is tried beside θ."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = nn.Linear(6, 5), nn.ReLU(), Net(KeepsItsSlope.apply, 6, 6)
+        module = nn.Sequential(parts[0], parts[1], nn.Linear(5, 4), parts[2]).to(dtype)
+        X, y = torch.rand(9, 6, dtype=dtype), torch.randint(0, 3, (9,))
+    module[0].bias.data.zero_()
+    X[::2] = 0
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    with pytest.raises(ValueError, match=r"H v needs the second derivatives.*differs"):
+        risk.linearize(risk.params()).hvp(risk.params())
+
+
+class Multiplied(torch.autograd.Function):
+    """The gradient is multiplied, as in wav2vec 2.0, or reversed."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.factor * g, None
+
+
+class Rounded(torch.autograd.Function):
+    """A rounding with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def hooked(h):
+    """A hook that keeps a tenth of the gradient."""
+    if h.requires_grad:
+        h.register_hook(lambda g: 0.1 * g)
+    return h.tanh()
+
+
+class AtTheEnd(Net):
+    """The whole of the gradient is multiplied: its derivative is symmetric still."""
+
+    def forward(self, x):
+        return Multiplied.apply(super().forward(x), 0.1)
+
+
+@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Net(lambda h: Multiplied.apply(h.tanh(), 0.1)),
+        lambda: Net(lambda h: Multiplied.apply(h.tanh(), -1.0)),
+        lambda: Net(Rounded.apply),
+        lambda: Net(hooked),
+        lambda: AtTheEnd(torch.tanh),
+    ],
+)
+def test_a_gradient_that_is_not_the_derivative_is_told_of(make, dtype, hvp):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = make().to(dtype)
+    X, y = data()
+    with pytest.warns(UserWarning, match="gradient that PyTorch gives is not the deri"):
+        risk = EmpiricalRisk(module, "cross_entropy", X.to(dtype), y, hvp=hvp)
+    theta = risk.params()
+    # It is PyTorch's.
+    loss = F.cross_entropy(module(X.to(dtype)), y)
+    right = torch.autograd.grad(loss, list(module.parameters()))
+    close(risk.gradient(theta), torch.cat([g.flatten() for g in right]), 1e-5)
+    with pytest.raises(ValueError, match="H v needs a gradient that is the derivative"):
+        risk.linearize(theta).hvp(theta)
+    with pytest.raises(ValueError, match="H v needs a gradient that is the derivative"):
+        risk.squared_hessian_product(theta, theta)
+    with pytest.raises(ValueError, match="H v needs a gradient that is the derivative"):
+        risk.linearize(theta, select="last.weight").hvp(theta[-21:-3])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize(
+    "function",
+    [torch.tanh, torch.relu, F.gelu, torch.abs, F.hardtanh, torch.round],
+)
+def test_a_gradient_that_is_the_derivative_is_not(function, scale, dtype):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Net(function).to(dtype)
+    module.first.bias.data.zero_()
+    with torch.no_grad():
+        module.last.weight *= scale
+    X, y = data()
+    X = X.to(dtype)
+    X[::2] = 0  # at the kink
+    EmpiricalRisk(module, "cross_entropy", X, y)
