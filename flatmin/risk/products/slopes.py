@@ -134,7 +134,7 @@ def gradient_off(model: FlatModel, loss: ExampleLoss, few: Chunk) -> float:
                 v = random_like(at, seed)
                 at = theta.double() + difference_step(at, v, AWAY) * v
             point = DoubleBackward(exact, exact_loss, at, few)
-            # Where losses are rounding, the network shows in projections of its outputs.
+            # Where losses are rounding, projections of the outputs show the network.
             seen = PROJECTION if is_fitted(point) else exact_loss
             slope = _loss_slope(exact, seen, few, at)
             if not slope.at_kink:
