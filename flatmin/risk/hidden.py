@@ -72,11 +72,9 @@ def hidden_difference(
 def _groups(values: Tensor) -> Tensor | None:
     """Return the group of each number, the smallest ones first; None for one group."""
     # A few numbers at a time: outputs of a language model take gigabytes.
-    counts = sum(
-        _exponents(part).flatten().bincount(minlength=2 * _BIAS)
-        for part in values.flatten().split(1 << 18)
-    )
-    taken = torch.as_tensor(counts)[1:].nonzero().flatten() + 1  # without the zeros
+    parts = map(_exponents, values.flatten().split(1 << 18))
+    counts = torch.stack([part.bincount(minlength=2 * _BIAS) for part in parts]).sum(0)
+    taken = counts[1:].nonzero().flatten() + 1  # without the zeros
     starts = taken[1:][taken.diff() > _GAP]
     return (
         torch.bucketize(_exponents(values), starts, right=True) if len(starts) else None

@@ -306,7 +306,7 @@ def _gradient_off(model: FlatModel, loss: ExampleLoss, chunk: Chunk) -> float:
         return model.gradient(losses, slopes) / factor
 
     spots, sizes = torch.arange(n, device=weights.device), model.layout.sizes
-    half = spots[: -(-n // 2)]
+    half = spots[: n // 2]
     alone = torch.zeros_like(model.theta())
     for i in half:
         alone += gradient(i[None])

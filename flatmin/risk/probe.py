@@ -283,7 +283,7 @@ def trial_chunk(examples: ExampleData, size: int) -> Chunk:
     n = len(examples)
     if size >= n or not isinstance(examples, ArrayData):
         return next(examples.iterate(size))
-    odd = torch.tensor(unlike_others(examples.X))
+    odd = torch.tensor(unlike_others(examples.X), dtype=torch.long, device="cpu")
     spread = torch.linspace(0, n - 1, size, device="cpu").long()
     some = torch.cat([odd, spread])[:size]
     return replace(examples.select(some.to(examples.y.device)), weights=None)

@@ -191,14 +191,18 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
         X, y = torch.rand(n, 1, 28, 28), torch.randint(0, 10, (n,))
         risk = EmpiricalRisk(LeNet(), "cross_entropy", X, y)
     # Whether X fits, the same twice, with and without a graph, in two sizes and alone,
-    # the gradient together, with two weights, and alone, and which parameters are used;
+    # the gradient together, with each twice, and alone, and which parameters are used;
     # whether a fresh copy does the same, and what a pass reads and counts.
-    # One example twice, in a crowd of copies; and a chunk, with some of it alone.
+    # One example twice, in a crowd of copies; and a chunk, with some of it alone, and
+    # five that are unlike the rest.
     # Whether θ hides a part of the network: outputs, and a gradient.
-    crowds, hidden = Counter({1: 2 + 64, n: 1 + 1}), Counter({16: 1 + 1})
-    expected = Counter({1: 1 + 16 + 16 + 1, 2: 2, 16: 2 + 2 + 2 + 6}) + crowds + hidden
+    crowds, hidden = Counter({1: 2 + 64 + 5, n: 1 + 1}), Counter({16: 1 + 1})
+    expected = Counter({1: 1 + 16 + 16 + 1, 2: 1, 16: 2 + 2 + 2 + 6}) + crowds + hidden
+    # In both layouts; what the loss counts; with parameters far away; a gradient, and
+    # losses at θ and at two steps to either side.
+    expected += Counter({16: 2 + 1 + 2 + 1 + 5})
     assert sizes == expected
-    assert passes["backward"] == 16 + 2 + 1 + 1
+    assert passes["backward"] == 16 + 2 + 1 + 1 + 1
     theta = risk.params()
 
     def first(ask):
