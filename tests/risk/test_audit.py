@@ -147,8 +147,7 @@ def test_a_gradient_that_is_none_of_the_value_is_told():
             return g
 
     with pytest.warns(UserWarning, match="is not the derivative of L"):
-        risk = EmpiricalRisk(make(Backward.apply), "cross_entropy", *data())
-        report = risk.audit()
+        report = EmpiricalRisk(make(Backward.apply), "cross_entropy", *data()).audit()
     assert "vᵀ∇L = (L(θ + hv) - L(θ - hv)) / 2h" in failing(report)
 
 
