@@ -75,8 +75,9 @@ def check_state(
         called.append(model.module.f)
     parts = [part for function in called for part in holders(function)]
     _check_counters(parts, partial(model, chunk.X), _MODULE)
-    outputs = model.evaluate(chunk.X)
-    _check_counters(loss.parts(), partial(loss.per_example, outputs, chunk.y), _LOSS)
+    two = chunk.first(2)
+    outputs = model.evaluate(two.X)
+    _check_counters(loss.parts(), partial(loss.per_example, outputs, two.y), _LOSS)
     try:
         model.bind(other)
         for enabled in (False, True):
@@ -88,7 +89,7 @@ def check_state(
                 raise ValueError(_memory(model.module, buffers))
     finally:
         model.bind(theta)
-    _check_far(fresh, chunk)
+    _check_far(fresh, two)
 
 
 def _check_reach(

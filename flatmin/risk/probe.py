@@ -70,12 +70,12 @@ def choose_strides(model: FlatModel, X: Inputs) -> tuple[Inputs, bool]:
     fast = channels_last(X, model.module)
     if fast is X and all(leaf.is_contiguous() for leaf in leaves_of(X)):
         return X, False
-    by_rows = map_inputs(Tensor.contiguous, X[:N_TRIED])
+    by_rows = map_inputs(Tensor.contiguous, X[:2])
     norms = _NormsOfImages()
     try:
         right = model.evaluate(by_rows)
         with torch.enable_grad(), norms:
-            found = model(fast[:N_TRIED]).detach()
+            found = model(fast[:2]).detach()
     except RuntimeError:  # many a module calls view() behind a convolution
         return map_inputs(Tensor.contiguous, X), True
     except (TypeError, ValueError):  # comes again when one example is looked at

@@ -199,8 +199,8 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
     crowds, hidden = Counter({1: 2 + 64 + 5, n: 1 + 1}), Counter({16: 1 + 1})
     expected = Counter({1: 1 + 16 + 16 + 1, 2: 1, 16: 2 + 2 + 2 + 6}) + crowds + hidden
     # In both layouts; what the loss counts; with parameters far away; a gradient, and
-    # losses at θ and at two steps to either side.
-    expected += Counter({16: 2 + 1 + 2 + 1 + 5})
+    # losses at a step to either side.
+    expected += Counter({2: 2 + 1 + 2, 16: 1 + 2})
     assert sizes == expected
     assert passes["backward"] == 16 + 2 + 1 + 1 + 1
     theta = risk.params()

@@ -18,7 +18,7 @@ from flatmin.risk.autodiff.differences import (
 )
 from flatmin.risk.autodiff.held_constants import HeldConstants
 from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.example_sums.scalars import losses_and_gradient
+from flatmin.risk.example_sums.scalars import evaluate_losses, losses_and_gradient
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.double_backward import DoubleBackward
@@ -122,8 +122,7 @@ def gradient_off(model: FlatModel, loss: ExampleLoss, few: Chunk) -> float:
     """
     theta = model.theta()
     try:
-        seems = _loss_slope(model, loss, few, theta).off
-        if not seems > DIFFERENCE_LIMITS[model.precision]:
+        if not _seems_off(model, loss, few, theta):
             return 0.0
         exact, exact_loss = model.to(torch.float64), loss.to(dtype=torch.float64)
         few, at = few.double(), theta.double()
@@ -149,15 +148,34 @@ def gradient_off(model: FlatModel, loss: ExampleLoss, few: Chunk) -> float:
         model.bind(theta)
 
 
+def _seems_off(model: FlatModel, loss: ExampleLoss, few: Chunk, theta: Tensor) -> bool:
+    """Compare the slope with a difference at one step, without graphs."""
+    v, slope = _upwards(model, loss, few, theta)
+    h = difference_step(theta, v, _STEPS_OF_LOSSES[model.precision][0])
+    sums = []
+    for sign in (1, -1):
+        model.bind(theta + sign * h * v)
+        sums.append(evaluate_losses(model, loss, few).double().sum())
+    off = float((sums[0] - sums[1]) / (2 * h) - slope)
+    return abs(off) > DIFFERENCE_LIMITS[model.precision] * abs(float(slope))
+
+
 def _loss_slope(
     model: FlatModel, loss: ExampleLoss, few: Chunk, theta: Tensor
 ) -> Slope:
-    """Compare the slope of Σ ℓ̃ᵢ upwards, where each number moves by its own size."""
+    """Compare the slope with differences at two steps."""
     point = DoubleBackward(model, loss, theta, few)
+    v, slope = _upwards(model, loss, few, theta)
+    steps = _STEPS_OF_LOSSES[model.precision]
+    return compare_slope(point, lambda ell, _: ell.sum().reshape(1), slope, v, steps)
+
+
+def _upwards(
+    model: FlatModel, loss: ExampleLoss, few: Chunk, theta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return where Σ ℓ̃ᵢ rises, each number by its own size, and the slope there."""
     model.bind(theta)
     ones = theta.new_ones(len(few.X))
     gradient = losses_and_gradient(model, loss, few, ones)[1]
     v = theta.abs() * gradient.sign() if theta.any() else gradient
-    slope = (gradient.double() @ v.double()).reshape(1)
-    steps = _STEPS_OF_LOSSES[model.precision]
-    return compare_slope(point, lambda ell, _: ell.sum().reshape(1), slope, v, steps)
+    return v, (gradient.double() @ v.double()).reshape(1)
