@@ -12,11 +12,13 @@ about the claim.
 """
 
 # %%
+from dataclasses import replace
+
 import numpy as np
 from _claim import Claim, Inequality, Source
+from _problems import SECOND_SEEDS
 from _trial import Trial, main
-from plot_what_holds_the_edge import make_network
-from sklearn.datasets import load_digits
+from plot_what_holds_the_edge import DATA, make_network
 
 from flatmin import NoisyDiffusionRegressor
 from flatmin.measures import edge_of_stability
@@ -70,12 +72,13 @@ SHORT = {"n_train": 60, "share": 0.01, "n_records": 3}
 
 def run_unit(label, seed, settings):
     """Return S over training, and its late mean."""
-    X, y = load_digits(return_X_y=True)
-    X = ((X / 16 - 0.3) / 0.37)[: settings["n_train"]]
+    X, y = DATA[settings.get("data", "digits")]()
+    X = X[: settings["n_train"]]
     lr = LABELS[label]
     n_iter = int(N_ITER[lr] * settings["share"])
     model = NoisyDiffusionRegressor(
         make_network,
+        module_params={"n_features": X.shape[1]},
         method="gd",
         lr=lr,
         max_iter=n_iter,
@@ -133,5 +136,28 @@ def draw(axes, units, outcomes):
 
 TRIAL = Trial(CLAIM, tuple(LABELS), run_unit, outcomes, draw, FULL, SHORT)
 
+
+# %%
+# On a second data set and network
+# --------------------------------
+# The same inequalities, and the same settings.
+
+ELSEWHERE = {"data": "fashion_mnist"}
+SECOND = Trial(
+    replace(
+        CLAIM,
+        title="Does gradient descent sharpen until λ₁ = 2/η on Fashion-MNIST?",
+        seeds=SECOND_SEEDS,
+        protocol="As before, with 500 images of Fashion-MNIST of 14 x 14 pixels and "
+        "tanh 196-32-32-10.",
+    ),
+    tuple(LABELS),
+    run_unit,
+    outcomes,
+    draw,
+    FULL | ELSEWHERE,
+    SHORT | ELSEWHERE,
+)
+
 if __name__ == "__main__":
-    main(TRIAL)
+    main(TRIAL, SECOND)
