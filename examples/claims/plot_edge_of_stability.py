@@ -60,8 +60,8 @@ FINDINGS = (
     "falls slowly below the edge of η = 0.7 in the end.",
     "Here, too, and further above: S is 1.10, 1.06 and 1.04 late for η = 2, 1 and 0.7, "
     "between 1.03 and 1.11 in each of the 24 runs; at η = 2 the interval lies across "
-    "the bound. At η = 0.2 the same networks go beyond 2/0.7 by 3.7 times (3.68 to 3.77), "
-    "and come to an edge of their own: S is 0.97 to 1.02 late.",
+    "the bound. At η = 0.2 the same networks go beyond 2/0.7 by 3.7 times (3.68 to "
+    "3.77), and come to an edge of their own: S is 0.97 to 1.02 late.",
 )
 N_ITER = {2.0: 1500, 1.0: 2500, 0.7: 3500, 0.2: 6000}
 LABELS = {f"η = {lr:g}": lr for lr in N_ITER}
