@@ -56,6 +56,7 @@ ROOMS = (
     "hidden",
     "module_state",
     "independence",
+    "padding",
     "probe",
     "products",
     "chains",

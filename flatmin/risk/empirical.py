@@ -30,7 +30,7 @@ from flatmin.risk.data.weights import KnownWeights, as_weights, example_weights
 from flatmin.risk.example_sums.per_example import ROW_BUDGET
 from flatmin.risk.example_sums.sums import ExampleSums
 from flatmin.risk.example_sums.trial_points import trial_scalars
-from flatmin.risk.independence import check_independence, check_padding
+from flatmin.risk.independence import check_independence
 from flatmin.risk.losses.module_loss import GivenLosses, ModuleLoss
 from flatmin.risk.losses.resolve_loss import LossLike, resolve_loss
 from flatmin.risk.module_state import check_state
@@ -50,6 +50,7 @@ from flatmin.risk.network.prepared_module import (
     evaluation_mode,
     prepare_module,
 )
+from flatmin.risk.padding import check_padding
 from flatmin.risk.probe import (
     check_dependence,
     choose_strides,
@@ -300,7 +301,7 @@ class EmpiricalRisk(LabelNoiseRisk):
             enough_examples(self._few, self._model, n_numbers),
             finite_difference=self._hvp == "finite_difference",
         )
-        self._ways.try_gradient()
+        self._ways.gradient.warn()
         self._hessians = ExampleHessians(self._ways)
         self._chain_ways = ChainWays(self._ways, n_numbers)
 

@@ -152,16 +152,42 @@ def _check_kept(model: FlatModel, theta: Tensor) -> None:
 def _check_far(model: FlatModel, chunk: Chunk) -> None:
     """Raise if a pass changes parameters that are large, small or of the other sign."""
     # A bound on them (of a norm, or by clamp_) may not be reached at the first θ.
-    theta = model.theta()
+    theta, here = model.theta(), _Count(None)
+    with here:
+        model.evaluate(map_inputs(Tensor.clone, chunk.X))
     for factor in (-100.0, 0.01):
         model.bind(factor * theta)
         try:
-            model.evaluate(map_inputs(Tensor.clone, chunk.X))
+            with _Count(100 + 20 * here.n_calls):
+                model.evaluate(map_inputs(Tensor.clone, chunk.X))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # there may be no outputs so far away
             continue
         _check_kept(model, factor * theta)
+
+
+class _Count(PlainMode):
+    """Counts calls of kernels, and ends a pass that takes too many.
+
+    A module that iterates until something has converged may never end far away.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()
+        self.most, self.n_calls = most, 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self.n_calls += 1
+        if self.most is not None and self.n_calls > self.most:
+            raise RuntimeError("The pass takes much longer than elsewhere.")
+        return func(*args, **(kwargs or {}))
 
 
 def _check_counters(
@@ -175,13 +201,14 @@ def _check_counters(
     changed = [key for key in after if key in before and after[key] != before[key]]
     if not changed:
         return
-    _assign(parts, changed, {key: after[key] + _FAR for key in changed})
     try:
+        _assign(parts, changed, {key: after[key] + _FAR for key in changed})
         with torch.no_grad():
             agree = _agree(once, run())
     except Exception:
         agree = False
-    _assign(parts, changed, before)
+    finally:
+        _assign(parts, changed, before)
     if not agree:
         names = sorted({name for _, name in changed})
         raise ValueError(
@@ -214,7 +241,10 @@ def _assign(
     for i, name in keys:
         current = getattr(parts[i], name)
         if isinstance(current, Tensor):
-            current.detach().fill_(values[i, name])
+            value = values[i, name]
+            if not (current.is_floating_point() or current.dtype == torch.bool):
+                value = min(value, torch.iinfo(current.dtype).max)
+            current.detach().fill_(value)
         else:
             setattr(parts[i], name, type(current)(values[i, name]))
 

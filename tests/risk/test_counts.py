@@ -198,9 +198,9 @@ def test_what_is_tried_before_the_first_number(passes, monkeypatch):
     # Whether θ hides a part of the network: outputs, and a gradient.
     crowds, hidden = Counter({1: 2 + 64 + 5, n: 1 + 1}), Counter({16: 1 + 1})
     expected = Counter({1: 1 + 16 + 16 + 1, 2: 1, 16: 2 + 2 + 2 + 6}) + crowds + hidden
-    # In both layouts; what the loss counts; with parameters far away; a gradient, and
-    # losses at a step to either side.
-    expected += Counter({2: 2 + 1 + 2, 16: 1 + 2})
+    # In both layouts; what the loss counts; with parameters far away, and not so; a
+    # gradient, and losses at a step to either side; outputs, to weigh them.
+    expected += Counter({2: 2 + 1 + 3, 16: 1 + 2 + 1})
     assert sizes == expected
     assert passes["backward"] == 16 + 2 + 1 + 1 + 1
     theta = risk.params()

@@ -343,10 +343,49 @@ def padded_with_lengths(items):
     return (x, torch.tensor([len(one) for one, _ in items])), y
 
 
-def test_padding_that_changes_a_loss_is_refused():
-    loader = data.DataLoader(Ragged(), 8, collate_fn=padded)
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_padding_that_changes_a_loss_is_refused(scale):
+    loader, module = data.DataLoader(Ragged(), 8, collate_fn=padded), Last()
+    for parameter in module.outer.parameters():  # a head of zeros hides it
+        parameter.data *= scale
     with pytest.raises(ValueError, match=r"collate_fn that pads.*lengths or a mask"):
-        EmpiricalRisk(Last(), "cross_entropy", loader)
+        EmpiricalRisk(module, "cross_entropy", loader)
+
+
+class Energy(nn.Module):
+    """A sum over atoms: rounding of float32 is not small beside its residuals."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.inner[2].bias.data.fill_(-38.0)
+
+    def forward(self, x, lengths):
+        counts = torch.arange(x.shape[1]) < lengths.long()[:, None]
+        return (self.inner(x)[..., 0] * counts).sum(1, keepdim=True)
+
+
+def test_padding_that_changes_a_loss_by_rounding_is_taken():
+    torch.manual_seed(0)
+    module, atoms = Energy(), Ragged()
+    energies = [
+        module(x[None], torch.tensor([len(x)]))[0].detach() + 0.02 * torch.randn(1)
+        for x in atoms.sequences
+    ]
+
+    class Molecules(Ragged):
+        def __getitem__(self, i):
+            return self.sequences[i], energies[i]
+
+    def collate(items):
+        x, y = zip(*items, strict=True)
+        lengths = torch.tensor([len(one) for one in x])
+        x = nn.utils.rnn.pad_sequence(list(x), batch_first=True)
+        return (x, lengths), torch.stack(y)
+
+    loader = data.DataLoader(Molecules(), 8, collate_fn=collate)
+    risk = EmpiricalRisk(module, "squared_error", loader)
+    assert float(risk.value(risk.params())) < 1e-3
 
 
 @pytest.mark.parametrize("chunk_size", [None, 7, 1])

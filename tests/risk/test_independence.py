@@ -325,3 +325,30 @@ def test_gradients_divided_by_how_often_an_index_is_met(read):
     module = net(lambda p, x: p["b"](p["a"](read(p, x)).tanh()), words=words)
     with pytest.raises(ValueError, match="gradient over several examples must be the"):
         EmpiricalRisk(module, "cross_entropy", X, torch.arange(200) % 3)
+
+
+@pytest.mark.parametrize("has_outlier", [False, True])
+def test_fitted_examples_see_no_others(has_outlier):
+    # Their slopes are roundings, which add up to anything.
+    eps = torch.finfo(torch.float64).eps
+    for seed in range(12):
+        torch.manual_seed(seed)
+        X = torch.randn(12, 3).double()
+        module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+        y = module(X).detach() * (1 + 3 * eps * torch.randn(12, 1).double())
+        y[seed] += has_outlier
+        EmpiricalRisk(module, "squared_error", X, y)
+
+
+def test_losses_that_cancel_in_single_precision_are_taken():
+    torch.manual_seed(0)
+    X, prototypes = torch.randn(100, 64) + 10, torch.randn(10, 64) + 10
+
+    def distances(outputs, y):
+        right = prototypes.to(outputs)[y]
+        squares = outputs.square().sum(1), right.square().sum(1)
+        return squares[0] - 2 * (outputs * right).sum(1) + squares[1]
+
+    module = nn.Linear(64, 64, bias=False)
+    nn.init.eye_(module.weight)
+    EmpiricalRisk(module, distances, X, torch.arange(100) % 10)

@@ -895,3 +895,18 @@ def in_module(loss):
             return loss(module(X), y)
 
     return OfModule()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_a_loss_may_count_what_it_does_not_use(dtype):
+    class Counting:
+        def __init__(self):
+            self.n_calls = torch.tensor(0, dtype=dtype)
+
+        def __call__(self, outputs, y):
+            self.n_calls += 1
+            return F.cross_entropy(outputs, y, reduction="none")
+
+    loss, X, y = Counting(), torch.randn(9, 4), torch.arange(9) % 3
+    EmpiricalRisk(nn.Linear(4, 3), loss, X, y)
+    assert 0 < loss.n_calls < 200

@@ -289,3 +289,29 @@ def test_bounds_on_parameters_that_are_not_reached_at_first(bound):
     X, y = torch.randn(20, 3), torch.arange(20) % 2
     with pytest.raises(ValueError, match=r"writes, replaces or freezes them"):
         EmpiricalRisk(Bounded(bound), "cross_entropy", X, y)
+
+
+class FixedPoint(nn.Module):
+    """Iterates until it stands still, which it does for small weights only."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.inner.weight.data *= 0.5
+
+    def forward(self, x):
+        h = torch.zeros_like(x)
+        while True:
+            new = torch.tanh(self.inner(h) + x)
+            if (new - h).abs().max() < 1e-6:
+                return self.outer(new)
+            h = new
+
+
+def test_a_pass_that_never_ends_elsewhere_is_given_up():
+    torch.manual_seed(0)
+    X, y = torch.randn(20, 3), torch.arange(20) % 2
+    module = FixedPoint()
+    risk = EmpiricalRisk(module, "cross_entropy", X, y)
+    right = F.cross_entropy(module(X), y).detach()
+    torch.testing.assert_close(risk.value(risk.params()), right)

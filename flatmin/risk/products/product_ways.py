@@ -7,7 +7,6 @@ float64.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -21,8 +20,8 @@ from flatmin.risk.failures import NotTaken, explain
 from flatmin.risk.losses.example_loss import ExampleLoss
 from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.double_backward import DoubleBackward
+from flatmin.risk.products.gradient_trial import GradientTrial
 from flatmin.risk.products.hessian_trial import PROJECTION, hessian_off, is_fitted
-from flatmin.risk.products.slopes import gradient_off
 from flatmin.risk.products.ways import HESSIANS, JACOBIANS
 from flatmin.risk.rounding import leave_out_casts
 from flatmin.risk.trials import Choice, difference, random_like, tolerance, worst
@@ -58,8 +57,8 @@ class ProductWays:
     cast_error : float or None
         By how much the module's casts changed H v on the examples of the trial,
         relative to it; None where none passed.
-    gradient_error : float
-        How far the gradient is from the derivative of L; 0 where it is one.
+    gradient : GradientTrial
+        Whether the gradient is the derivative of L.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class ProductWays:
         self.hessian = Choice()
         self.difference_error = 0.0
         self.cast_error: float | None = None
-        self.gradient_error = 0.0
+        self.gradient = GradientTrial(model, loss, examples)
 
     def of(self, model: FlatModel) -> ProductWays:
         """Return those of another model with the same outputs, such as a block."""
@@ -91,41 +90,8 @@ class ProductWays:
         ways = ProductWays(
             model, self.loss, sums, self.examples, finite_difference=differs
         )
-        ways.gradient_error = self.gradient_error
+        ways.gradient.error = self.gradient.error
         return ways
-
-    def try_gradient(self) -> None:
-        """Compare the gradient with differences of L at the bound θ.
-
-        Warns
-        -----
-        UserWarning
-            If it is not its derivative.
-        """
-        self.gradient_error = gradient_off(self.model, self.loss, self.examples)
-        if self.gradient_error:
-            warnings.warn(
-                "The gradient that PyTorch gives is not the derivative of L: along a "
-                f"direction they differ by {self.gradient_error:.1e} of it. A function "
-                "in the module or a hook changes it, as gradient reversal, a "
-                "multiplier of the gradient, or a straight-through estimator. What is "
-                "made of it (∇L, gᵢ, Σ, G) is PyTorch's, as an optimizer sees it; H v "
-                "is refused.",
-                UserWarning,
-                stacklevel=7,
-            )
-
-    def check_gradient(self) -> None:
-        """Raise ValueError if the gradient is not the derivative of L."""
-        if self.gradient_error:
-            raise ValueError(
-                "H v needs a gradient that is the derivative of L. Got one that "
-                f"differs from it by {self.gradient_error:.1e} of its size: a function "
-                "in the module or a hook changes it, and no matrix is its derivative "
-                "and that of L. Take that out of the module (a multiplier of 1), or "
-                "take what needs first derivatives only, such as the Gauss-Newton "
-                "matrix and Σ."
-            )
 
     def describe(self, quantity: str) -> str:
         """Return what is to be known of a product besides that no graph serves."""
@@ -244,10 +210,10 @@ class ProductWays:
         ValueError
             If the gradient is not the derivative of L.
         """
-        self.check_gradient()
         choice = self.hessian
         if choice.taken is None:
             _check_finite("θ", theta)
+        self.gradient.check(theta)
         return choice.taken or self._settle(
             choice, HESSIANS, self._hessian_off, theta, order=2
         )

@@ -40,7 +40,7 @@ class ReferenceProducts:
     def hvp(self, v: Tensor) -> Tensor:
         """Return Σ ∇²ℓ̃ᵢ v over the chunk, shape (D,)."""
         if self.differences is not None:
-            self.ways.check_gradient()
+            self.ways.gradient.check(self._point.theta)
             product = self.differences.hvp(v)
             error = max(self.differences.error, self.ways.difference_error)
             self.ways.difference_error = error

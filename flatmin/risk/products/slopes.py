@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from flatmin.risk.autodiff.differences import (
@@ -17,19 +16,10 @@ from flatmin.risk.autodiff.differences import (
     same_at_both,
 )
 from flatmin.risk.autodiff.held_constants import HeldConstants
-from flatmin.risk.data.chunks import Chunk
-from flatmin.risk.example_sums.scalars import evaluate_losses, losses_and_gradient
-from flatmin.risk.losses.example_loss import ExampleLoss
-from flatmin.risk.network.model import FlatModel
 from flatmin.risk.products.double_backward import DoubleBackward
-from flatmin.risk.products.hessian_trial import AWAY, PROJECTION, is_fitted, losses_in
-from flatmin.risk.rounding import leave_out_casts
-from flatmin.risk.trials import random_like
+from flatmin.risk.products.hessian_trial import losses_in
 
-__all__ = ["Slope", "compare_slope", "gradient_off"]
-
-# Smaller ones than for a gradient: along the gradient a loss changes fast.
-_STEPS_OF_LOSSES = {torch.float64: (1e-5, 1e-7), torch.float32: (1e-3, 1e-4)}
+__all__ = ["Slope", "compare_slope"]
 
 
 class Slope(NamedTuple):
@@ -96,86 +86,3 @@ def compare_slope(
         held = off(constants)
         found = held if constants.n_held else found
     return found
-
-
-def gradient_off(model: FlatModel, loss: ExampleLoss, few: Chunk) -> float:
-    """Return how far PyTorch's gradient is from the derivative of L at the bound θ.
-
-    In the model's own precision first. What seems wrong there is tried in float64, and
-    beside θ where that is at a kink.
-
-    Parameters
-    ----------
-    model : FlatModel
-    loss : ExampleLoss
-    few : Chunk
-
-    Returns
-    -------
-    float
-        Relative to the gradient; 0 where it is right, or where differences cannot tell.
-
-    Raises
-    ------
-    OutOfMemoryError
-        As it comes.
-    """
-    theta = model.theta()
-    try:
-        if not _seems_off(model, loss, few, theta):
-            return 0.0
-        exact, exact_loss = model.to(torch.float64), loss.to(dtype=torch.float64)
-        few, at = few.double(), theta.double()
-        if not leave_out_casts(exact, exact_loss, few):
-            return 0.0
-        for seed in (None, 4, 5, 6):
-            if seed is not None:
-                v = random_like(at, seed)
-                at = theta.double() + difference_step(at, v, AWAY) * v
-            point = DoubleBackward(exact, exact_loss, at, few)
-            # Where losses are rounding, projections of the outputs show the network.
-            seen = PROJECTION if is_fitted(point) else exact_loss
-            slope = _loss_slope(exact, seen, few, at)
-            if not slope.at_kink:
-                wrong = slope.off > DIFFERENCE_LIMITS[exact.precision]
-                return slope.off if wrong else 0.0
-        return 0.0
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # there may be no loss at other parameters
-        return 0.0
-    finally:
-        model.bind(theta)
-
-
-def _seems_off(model: FlatModel, loss: ExampleLoss, few: Chunk, theta: Tensor) -> bool:
-    """Compare the slope with a difference at one step, without graphs."""
-    v, slope = _upwards(model, loss, few, theta)
-    h = difference_step(theta, v, _STEPS_OF_LOSSES[model.precision][0])
-    sums = []
-    for sign in (1, -1):
-        model.bind(theta + sign * h * v)
-        sums.append(evaluate_losses(model, loss, few).double().sum())
-    off = float((sums[0] - sums[1]) / (2 * h) - slope)
-    return abs(off) > DIFFERENCE_LIMITS[model.precision] * abs(float(slope))
-
-
-def _loss_slope(
-    model: FlatModel, loss: ExampleLoss, few: Chunk, theta: Tensor
-) -> Slope:
-    """Compare the slope with differences at two steps."""
-    point = DoubleBackward(model, loss, theta, few)
-    v, slope = _upwards(model, loss, few, theta)
-    steps = _STEPS_OF_LOSSES[model.precision]
-    return compare_slope(point, lambda ell, _: ell.sum().reshape(1), slope, v, steps)
-
-
-def _upwards(
-    model: FlatModel, loss: ExampleLoss, few: Chunk, theta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return where Σ ℓ̃ᵢ rises, each number by its own size, and the slope there."""
-    model.bind(theta)
-    ones = theta.new_ones(len(few.X))
-    gradient = losses_and_gradient(model, loss, few, ones)[1]
-    v = theta.abs() * gradient.sign() if theta.any() else gradient
-    return v, (gradient.double() @ v.double()).reshape(1)
