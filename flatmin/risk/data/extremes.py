@@ -27,6 +27,7 @@ def unlike_others(X: Inputs) -> list[int]:
 
     Examples
     --------
+    >>> import torch
     >>> unlike_others(torch.tensor([[1.0, 2.0], [0.0, 2.0], [1.0, 3.0], [2.0, 2.0]]))
     [0, 1, 2, 3]
     """
