@@ -54,6 +54,32 @@ what holds here need not hold on large ones, and what fails here need not fail t
 """
 
 CLOSING = """\
+## Not tried here, and why
+
+These belong to the same argument, and no verdict of theirs stands above.
+
+- *Large batches end in sharper minima and test worse* (arXiv 1609.04836, against it
+  1705.08741 and 1811.03600). The answer depends on what is held equal, epochs, updates
+  or the tuning of η: three claims, and the last needs every η for every batch size.
+- *Only the ratio η/m counts* (1711.04623, 1706.02677). [The report](reproduction.md)
+  has the paper's form of it.
+- *At fixed η there is a best batch* (1710.06451). In a pilot the test error had a
+  minimum inside the grid at one η of two: the grid decides.
+- *H has as many outliers as there are classes* (1706.04454, 1901.08244). "Outlier" has
+  no fixed meaning, and on networks this small the gaps are narrow: λ_C/λ_{C+1} was 1.1
+  to 1.5 in a pilot.
+- *SAM finds flatter minima, and by small ascent batches alone* (2010.01412,
+  2206.06232, against flatness as the reason 2206.10654 and 2307.11007).
+  [`sam`](guide/laws.md) ascends on the whole data only.
+- *SGD leaves sharp minima exponentially faster* (2002.03495, against it 2105.09557).
+  It is about wells; `DoubleWellRisk` and `simulate` measure such times, and networks
+  have no one barrier.
+- *Only minima that are flat enough for η and m hold SGD* (2207.02628, 2310.00692). The
+  bounds are in [the measures](measures.md); a pilot saw none violated, and the one of
+  ‖G‖_F a factor of four away.
+- *Σ = F = H, or a power law between them* (1906.07774, 1905.12558, 2602.05600). The
+  report has it, layer by layer.
+
 ## To add a claim
 
 A file `plot_*.py` in `examples/claims/` with a `CLAIM` (`_claim.py` says what belongs
