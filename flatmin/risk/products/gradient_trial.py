@@ -23,7 +23,7 @@ __all__ = ["GradientTrial"]
 # Smaller ones than for a gradient: along the gradient a loss changes fast.
 _STEPS = {torch.float64: (1e-5, 1e-7), torch.float32: (1e-3, 1e-4)}
 # What is tried first, and what is then tried in float64.
-_SEEMING_STEPS = {torch.float64: 1e-5, torch.float32: 3e-4}
+_SEEMING_STEPS = {torch.float64: (1e-5, 1e-6), torch.float32: (3e-4, 1e-4)}
 _SEEMING_LIMITS = {torch.float64: 1e-4, torch.float32: 1e-3}
 # Of a gradient in which the slopes of the outputs are of order one.
 _SMALL = 1e-4
@@ -156,15 +156,18 @@ def _seen(point: DoubleBackward) -> ExampleLoss:
 
 
 def _seems_off(model: FlatModel, loss: ExampleLoss, few: Chunk, theta: Tensor) -> bool:
-    """Compare the slope with a difference at one step, without graphs."""
+    """Compare the slope with differences at one step, or two, without graphs."""
     v, slope = _upwards(model, loss, few, theta)
-    h = difference_step(theta, v, _SEEMING_STEPS[model.precision])
-    sums = []
-    for sign in (1, -1):
-        model.bind(theta + sign * h * v)
-        sums.append(evaluate_losses(model, loss, few).double().sum())
-    off = float((sums[0] - sums[1]) / (2 * h) - slope)
-    return abs(off) > _SEEMING_LIMITS[model.precision] * abs(float(slope))
+    limit = _SEEMING_LIMITS[model.precision] * abs(float(slope))
+    for step in _SEEMING_STEPS[model.precision]:
+        h = difference_step(theta, v, step)
+        sums = []
+        for sign in (1, -1):
+            model.bind(theta + sign * h * v)
+            sums.append(evaluate_losses(model, loss, few).double().sum())
+        if not abs(float((sums[0] - sums[1]) / (2 * h) - slope)) > limit:
+            return False
+    return True
 
 
 def _loss_slope(
